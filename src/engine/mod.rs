@@ -1,0 +1,208 @@
+//! Socket engines: accept, receive, send, close. Nothing else.
+//!
+//! An engine is owned by one shard thread, from creation to drop, and never leaves it; only [`Waker`]
+//! may be used from other threads. It knows no frames, users or limits: bytes in, bytes out, by [`SocketKey`].
+//!
+//! One turn of the shard is: [`Engine::turn`] (submit everything, reap), then [`Engine::next_event`] until it
+//! returns `None`, then `send`/`receive_*`/`finish`/`close` calls, which are collected and leave with the next `turn`.
+//!
+//! Life of a socket:
+//!
+//! ```text
+//! accept ─┐
+//! adopt ──┴─> open ──(receive_once | receive_stream, send, finish)──> close ──> Event::Closed, slot is free
+//!               └──> detach: the descriptor leaves the engine, slot is free at once
+//! ```
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{OwnedFd, RawFd};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+/// Names one socket of one engine. The generation differs each time a slot is used again, so that
+/// a late completion or a late lane item never reaches the slot's next tenant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct SocketKey {
+    /// Index into the engine's slab, and into the shard's parallel table of connections.
+    pub slot: u32,
+    /// Use count of the slot; 24 bits are significant.
+    pub generation: u32,
+}
+
+/// Bytes on their way out. The engine keeps them alive until the kernel is done with them.
+#[derive(Debug)]
+pub enum Payload {
+    /// Bytes of this socket alone; given back through [`Event::Sent`] so that the buffer can be used again.
+    Own(Vec<u8>),
+    /// Bytes that many sockets share.
+    Shared(Bytes),
+}
+
+impl Payload {
+    /// The bytes themselves.
+    pub fn as_slice(&self) -> &[u8] {
+        match self {
+            Payload::Own(bytes) => bytes,
+            Payload::Shared(bytes) => bytes,
+        }
+    }
+}
+
+/// What came of [`Engine::send`].
+#[derive(Debug)]
+pub enum SendStatus {
+    /// In flight: an [`Event::Sent`] or [`Event::Ended`] follows, and no other send may start before it.
+    InFlight,
+    /// The kernel took everything at once; the socket is free for the next send.
+    Done(Payload),
+}
+
+/// Something that happened to a socket.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// A new connection; one `receive_once` is already armed for it.
+    Accepted {
+        /// The new socket.
+        key: SocketKey,
+    },
+    /// `accept` failed (out of descriptors, say) and stopped; [`Engine::resume_accept`] starts it again.
+    AcceptPaused {
+        /// Why.
+        error: io::Error,
+    },
+    /// Bytes arrived. The buffer may be written to (unmasked in place) and goes back to the engine with the next call.
+    Received {
+        /// Which socket.
+        key: SocketKey,
+        /// The bytes, at least one.
+        bytes: &'a mut [u8],
+    },
+    /// The send in flight is complete. Also reported for a socket being closed, if the send got through.
+    Sent {
+        /// Which socket.
+        key: SocketKey,
+        /// The buffer, for use again.
+        payload: Payload,
+    },
+    /// The peer ended its side (`error` is `None`), or the socket broke. Nothing more is received; the owner must `close`.
+    /// At most once per socket.
+    Ended {
+        /// Which socket.
+        key: SocketKey,
+        /// What broke, if it broke.
+        error: Option<io::Error>,
+    },
+    /// A socket that `close` was called for is gone; its slot is free.
+    Closed {
+        /// Which socket.
+        key: SocketKey,
+    },
+}
+
+/// Counters of one engine since its creation.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct EngineStats {
+    /// System calls made.
+    pub syscalls: u64,
+    /// Times that receiving ran out of buffers and had to be armed again.
+    pub buffers_exhausted: u64,
+    /// Sends that the kernel did not take whole at the first try.
+    pub short_sends: u64,
+}
+
+/// The contract of both engines. All calls come from the owning shard's thread.
+///
+/// Calls with a key whose generation is stale are ignored (`send` gives `Done`, `detach` gives `None`).
+pub trait Engine: Sized {
+    /// `ring` or `epoll`, for logs and `/stats`.
+    const NAME: &'static str;
+
+    /// Makes an engine that accepts from `listener` (bound, listening, non-blocking).
+    ///
+    /// # Errors
+    /// The kernel refuses something that the engine needs; `io::ErrorKind::Unsupported` means that another engine may do.
+    fn new(listener: OwnedFd) -> io::Result<Self>;
+
+    /// Submits what was collected and reaps what completed; waits up to `wait` if there is nothing (`None`: does not wait).
+    /// A wait also ends when [`Waker::wake`] is called.
+    ///
+    /// # Errors
+    /// Only for faults of the engine itself, after which the shard cannot go on.
+    fn turn(&mut self, wait: Option<Duration>) -> io::Result<()>;
+
+    /// The next event of this turn. At most a bounded number per turn: what is over stays for the next one.
+    fn next_event(&mut self) -> Option<Event<'_>>;
+
+    /// Takes over an accepted, non-blocking socket from another shard. Nothing is armed for it.
+    ///
+    /// # Errors
+    /// The socket could not be registered; it is closed.
+    fn adopt(&mut self, socket: OwnedFd) -> io::Result<SocketKey>;
+
+    /// Gives the descriptor away and frees the slot at once, without an [`Event::Closed`].
+    /// `None`, and nothing changes, while a receive is armed or a send is in flight.
+    fn detach(&mut self, key: SocketKey) -> Option<OwnedFd>;
+
+    /// Receives once: exactly one [`Event::Received`] or [`Event::Ended`] follows, then nothing is armed.
+    fn receive_once(&mut self, key: SocketKey);
+
+    /// Receives until the end of the socket. Survives lack of buffers by itself.
+    fn receive_stream(&mut self, key: SocketKey);
+
+    /// Sends all of `payload` (never empty). At most one send per socket may be in flight.
+    fn send(&mut self, key: SocketKey, payload: Payload) -> SendStatus;
+
+    /// Ends the sending side (FIN) after what was sent; receiving goes on. Call it with no send in flight.
+    fn finish(&mut self, key: SocketKey);
+
+    /// Ends both sides now, whatever is in flight, and frees the slot when the kernel has let go: then [`Event::Closed`].
+    fn close(&mut self, key: SocketKey);
+
+    /// Address of the peer; `None` if the socket is gone.
+    fn peer_addr(&self, key: SocketKey) -> Option<SocketAddr>;
+
+    /// Starts accepting again after [`Event::AcceptPaused`].
+    fn resume_accept(&mut self);
+
+    /// True when a `turn` without waiting would find or submit something.
+    fn has_work(&mut self) -> bool;
+
+    /// Makes [`Engine::park_fd`] report activity. Returns false, and parks nothing, when there is work already.
+    fn prepare_park(&mut self) -> bool;
+
+    /// Ends what `prepare_park` began, whether or not it fired.
+    fn unpark(&mut self);
+
+    /// A descriptor that is readable when there is something to do, between `prepare_park` and `unpark`.
+    fn park_fd(&self) -> RawFd;
+
+    /// The handle by which other threads wake this engine.
+    fn waker(&self) -> Waker;
+
+    /// Number of sockets in the slab, those being closed included.
+    fn sockets(&self) -> usize;
+
+    /// Counters so far.
+    fn stats(&self) -> EngineStats;
+}
+
+/// Wakes a shard from another thread.
+///
+/// The shard says what it is about to do (`set_waiting`, `set_parked`), *then* looks at its inbox once more, then waits;
+/// a sender first puts its item into the inbox, then calls [`Waker::wake`]. With sequentially consistent order on both
+/// sides, either the shard sees the item or the sender sees the state. A running shard costs a sender no system call.
+#[derive(Debug, Clone)]
+pub struct Waker {}
+
+impl Waker {
+    /// The shard is about to wait inside [`Engine::turn`].
+    pub fn set_waiting(&self) {}
+    /// The shard is about to park in the executor, on [`Engine::park_fd`].
+    pub fn set_parked(&self) {}
+    /// The shard runs and looks at its inbox every turn.
+    pub fn set_running(&self) {}
+    /// Any thread: makes the shard look at its inbox soon. At most one write per wait, however many callers.
+    pub fn wake(&self) {}
+}
