@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use super::error::Place;
 use super::keys::{Fallback, KEYS, Key, OTHER_FLAGS};
 use super::sources::Settings;
+use super::value::Kind;
 
 /// Columns of `--help`.
 const WIDTH: usize = 100;
@@ -51,12 +52,7 @@ pub(super) fn help() -> String {
         for key in group {
             let usage = format!("{} {}", key.flag(), key.kind.metavar());
             let mark = if applied_by_sighup(key) { '+' } else { ' ' };
-            push_entry(
-                &mut text,
-                mark,
-                usage.trim_end(),
-                &format!("{} [{}]", key.help_marked(), default_of(key)),
-            );
+            push_entry(&mut text, mark, usage.trim_end(), &describe(key));
         }
     }
     text.push('\n');
@@ -66,23 +62,37 @@ pub(super) fn help() -> String {
 
 /// One flag and its description, wrapped into the right column.
 fn push_entry(text: &mut String, mark: char, usage: &str, help: &str) {
-    let mut line = format!("{mark} {usage:<width$}", width = INDENT - 2);
-    let mut empty = true;
-    for word in help.split(' ') {
-        if !empty && line.chars().count() + 1 + word.chars().count() > WIDTH {
-            text.push_str(line.trim_end());
-            text.push('\n');
-            line = " ".repeat(INDENT);
-            empty = true;
-        }
-        if !empty {
-            line.push(' ');
-        }
-        line.push_str(word);
-        empty = false;
+    let mut left = format!("{mark} {usage}");
+    for line in wrap(help, WIDTH - INDENT) {
+        let _ = writeln!(text, "{left:<INDENT$}{line}");
+        left.clear();
     }
-    text.push_str(line.trim_end());
-    text.push('\n');
+}
+
+/// Lines of at most `width` characters, broken at spaces.
+fn wrap(text: &str, width: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in text.split(' ') {
+        let line = lines.last_mut().expect("there is one from the start");
+        if line.is_empty() {
+            line.push_str(word);
+        } else if line.chars().count() + 1 + word.chars().count() <= width {
+            line.push(' ');
+            line.push_str(word);
+        } else {
+            lines.push(word.to_owned());
+        }
+    }
+    lines
+}
+
+/// The description of `--help`: what it does, which words it takes, what holds without it.
+fn describe(key: &Key) -> String {
+    let words = match key.kind {
+        Kind::Choice(words) => format!(": {}", words.join(", ")),
+        _ => String::new(),
+    };
+    format!("{}{words} [{}]", key.help_marked(), default_of(key))
 }
 
 fn default_of(key: &Key) -> String {

@@ -208,6 +208,8 @@ impl Kind {
     pub(super) fn show(&self, text: &str) -> String {
         match self {
             Kind::Secret => MASK.to_owned(),
+            // Without a scheme there is no telling where a password begins.
+            Kind::Url(_) if text.contains('@') && !text.contains("://") => MASK.to_owned(),
             _ => show(text),
         }
     }
