@@ -1,0 +1,1 @@
+//! Waking and parking, for both engines.
