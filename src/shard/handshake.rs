@@ -100,9 +100,10 @@ impl Core {
         let progress = drive(http, &mut out);
         if !out.is_empty() {
             self.append_unlimited(slot, &out);
+            // An answer buys time for the next request; bytes that trickle in do not.
+            self.wheel.set(slot, due);
         }
         self.scratch = out;
-        self.wheel.set(slot, due);
         if self.conn(slot).outbox_bytes() > self.settings.limits.outbox_bytes {
             // Pipelines requests and does not read the answers.
             self.close_now(slot);
