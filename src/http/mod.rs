@@ -125,7 +125,9 @@ impl HttpConn {
         let waker = Waker::from(Arc::clone(&again));
         let mut context = Context::from_waker(&waker);
         let ended = loop {
-            let ended = Pin::new(&mut *connection).poll_without_shutdown(&mut context).is_ready();
+            let ended = Pin::new(&mut *connection)
+                .poll_without_shutdown(&mut context)
+                .is_ready();
             if ended || !again.0.swap(false, Ordering::Relaxed) {
                 break ended;
             }
