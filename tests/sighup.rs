@@ -32,9 +32,16 @@ impl Reloadable {
         }
     }
 
+    /// Replaces the file at once, so that nobody reads half of it.
+    fn write(&self, text: &str) {
+        let new = self.file.with_extension("new");
+        std::fs::write(&new, text).unwrap();
+        std::fs::rename(&new, &self.file).unwrap();
+    }
+
     /// Writes the file and has it read; waits until that is logged.
     fn reload(&self, text: &str, logged: &str) {
-        std::fs::write(&self.file, text).unwrap();
+        self.write(text);
         let lines = self.gateway.log_lines();
         self.gateway.signal(SIGHUP);
         self.gateway.wait_for_log_after(lines, logged);
@@ -146,10 +153,10 @@ fn what_needs_a_restart_is_said(engine: &str) {
 fn the_log_level_changes(engine: &str) {
     let it = Reloadable::start(engine, "log_level = \"info\"\n");
     // After the level is `error`, nothing tells of this reload, but the next one does what it says.
-    std::fs::write(&it.file, "log_level = \"error\"\n").unwrap();
+    it.write("log_level = \"error\"\n");
     it.gateway.signal(SIGHUP);
     let status = |origin: &str| it.gateway.try_upgrade("/ws", &format!("Origin: {origin}\r\n")).status;
-    std::fs::write(&it.file, "log_level = \"error\"\norigins = [\"https://b.example\"]\n").unwrap();
+    it.write("log_level = \"error\"\norigins = [\"https://b.example\"]\n");
     it.gateway.signal(SIGHUP);
     common::eventually("read", || status("https://b.example") == 101);
     assert!(!it.gateway.log().contains(READ));
