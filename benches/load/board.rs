@@ -32,6 +32,13 @@ const PHASES: [Phase; 6] = [
     Phase::Close,
 ];
 
+impl Phase {
+    /// The phase after this one.
+    pub(crate) fn next(self) -> Option<Self> {
+        PHASES.get(self as usize + 1).copied()
+    }
+}
+
 /// Written by the coordinator, read by all.
 #[derive(Debug, Default)]
 pub(crate) struct Board {
@@ -40,6 +47,7 @@ pub(crate) struct Board {
     goal: AtomicUsize,
     load_ns: AtomicU64,
     measure_ns: AtomicU64,
+    drain_ns: AtomicU64,
 }
 
 impl Board {
@@ -52,6 +60,7 @@ impl Board {
         match phase {
             Phase::Warmup => self.load_ns.store(now_ns, Ordering::Release),
             Phase::Measure => self.measure_ns.store(now_ns, Ordering::Release),
+            Phase::Drain => self.drain_ns.store(now_ns, Ordering::Release),
             _ => {}
         }
         self.phase.store(phase as u8, Ordering::Release);
@@ -68,6 +77,11 @@ impl Board {
     /// When load began: open loop schedules count from here.
     pub(crate) fn load_ns(&self) -> u64 {
         self.load_ns.load(Ordering::Acquire)
+    }
+
+    /// When load ended: what was due before is still sent.
+    pub(crate) fn drain_ns(&self) -> u64 {
+        self.drain_ns.load(Ordering::Acquire)
     }
 
     /// When measuring began.

@@ -159,14 +159,16 @@ impl Coordinator {
         let mut measured = (0, 0.0);
         let mut drained = true;
         if !self.all_gone() {
-            if options.kind != Kind::Idle {
-                self.enter(Phase::Warmup);
-                self.wait(
-                    self.clock.now_ns() + options.warmup.as_nanos() as u64,
-                    Self::all_gone,
-                );
+            self.enter(Phase::Warmup);
+            let warmup_ns = options.warmup.as_nanos() as u64;
+            if options.kind != Kind::Idle && warmup_ns > 0 {
+                self.wait(self.clock.now_ns() + warmup_ns, Self::all_gone);
+                self.enter(Phase::Measure);
+            } else {
+                // Nothing may fall between the two.
+                self.board.set_phase(Phase::Measure, self.board.load_ns());
+                self.wake();
             }
-            self.enter(Phase::Measure);
             (server.measure_begin, generator.measure_begin) = self.sample();
             let (begin, begin_ns) = (self.totals(), self.clock.now_ns());
             self.last = begin;

@@ -214,12 +214,15 @@ impl<S: Scenario> Driver<S> {
         }
     }
 
-    /// Acts on a new phase.
+    /// Acts on new phases, one after the other: the coordinator may be several ahead.
     fn follow_board(&mut self) {
-        let phase = self.post.board.phase();
-        if phase == self.phase {
-            return;
+        let target = self.post.board.phase();
+        while let Some(phase) = self.phase.next().filter(|phase| *phase <= target) {
+            self.enter(phase);
         }
+    }
+
+    fn enter(&mut self, phase: Phase) {
         if self.phase == Phase::Measure {
             let cpu_ns = sys::thread_cpu_ns() - self.cpu_ns;
             let wall_ns = self.post.clock.now_ns() - self.measure_ns;

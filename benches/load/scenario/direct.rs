@@ -53,8 +53,12 @@ pub(crate) struct Direct {
     offset: f64,
     load_ns: u64,
     measure_ns: u64,
-    /// Between the begin of the warm-up and the begin of the drain.
+    /// Nothing is due from here on.
+    end_ns: u64,
+    /// From the begin of the warm-up; closed loop until the drain, open loop until the end, to send what was due.
     running: bool,
+    /// Users whose pair is connected.
+    live: usize,
     /// Closed loop: the next connection to begin. Open loop: the next to send.
     turn: usize,
     /// Open loop: how many messages were due until now.
@@ -78,7 +82,9 @@ impl Direct {
             offset: thread as f64 / threads,
             load_ns: 0,
             measure_ns: u64::MAX,
+            end_ns: u64::MAX,
             running: false,
+            live: 0,
             turn: connections,
             due: 0,
             waiting: 0,
@@ -86,10 +92,11 @@ impl Direct {
         }
     }
 
-    /// When the next message of the open loop is due.
+    /// When the next message of the open loop is due; `None` after the last.
     fn next_due_ns(&self) -> Option<u64> {
-        let period_ns = self.period_ns?;
-        Some(self.load_ns + ((self.due as f64 + self.offset) * period_ns) as u64)
+        let period_ns = self.period_ns.filter(|_| self.running && self.live > 0)?;
+        let due_ns = self.load_ns + ((self.due as f64 + self.offset) * period_ns) as u64;
+        (due_ns < self.end_ns).then_some(due_ns)
     }
 
     /// Sends one message of `index` that was due at `intended_ns`, or remembers that it is owed.
@@ -240,12 +247,23 @@ impl Scenario for Direct {
                 for index in 0..self.users.len() {
                     self.users[index].live = net.is_ready(index) && net.is_ready(index ^ 1);
                 }
+                self.live = self.users.iter().filter(|user| user.live).count();
                 self.load_ns = board.load_ns();
                 self.running = true;
                 self.turn = 0;
             }
             Phase::Measure => self.measure_ns = board.measure_ns(),
-            Phase::Drain | Phase::Close => self.running = false,
+            Phase::Drain => {
+                self.end_ns = board.drain_ns();
+                self.running = self.period_ns.is_some();
+            }
+            Phase::Close => {
+                while self.next_due_ns().is_some() {
+                    self.due += 1;
+                    net.tally.unsent += 1;
+                }
+                self.running = false;
+            }
             Phase::Connect | Phase::Hold => {}
         }
     }
@@ -311,11 +329,12 @@ impl Scenario for Direct {
             self.waiting = self.waiting.saturating_sub(self.pair_waiting(index));
             self.users[index].live = false;
             self.users[index ^ 1].live = false;
+            self.live -= 2;
         }
     }
 
     fn is_drained(&self) -> bool {
-        self.waiting == 0
+        self.waiting == 0 && self.next_due_ns().is_none()
     }
 
     fn finish(&mut self, tally: &mut Tally, now_ns: u64) {
