@@ -1,8 +1,9 @@
 //! `direct`: users 2k and 2k+1 send messages to each other.
 //!
-//! Closed loop: each connection begins with N messages to its peer, and whoever receives a message sends the next
-//! one back, so 2N messages are under way per pair, N per connection, until the load ends. A message that is lost
-//! is not replaced: a server that loses all of them is seen standing still.
+//! Closed loop: each connection keeps N messages to its peer under way, and sends its next one when one of them has
+//! arrived there; both ends of a pair are on one thread, which sees the arrival. (Were the receiver to answer instead,
+//! the messages of a pair would soon travel in one bunch, and N = 1 would measure batches of two.) A message that is
+//! lost is not replaced: a server that loses all of them is seen standing still.
 //! Open loop: message k is due at `begin + k / rate`, the senders taking turns. A message is late from the moment
 //! when it was due, not from when it could be sent: while a socket takes no more, what is due for it waits in a
 //! queue with its due time.
@@ -174,7 +175,7 @@ impl Direct {
         }
         self.arrived(net, now_ns);
         if self.running && self.period_ns.is_none() {
-            self.send(net, index, now_ns, now_ns);
+            self.send(net, peer, now_ns, now_ns);
         }
     }
 
