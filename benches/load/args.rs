@@ -143,6 +143,7 @@ pub(crate) fn parse(words: impl IntoIterator<Item = String>) -> Result<Options, 
     })?;
     let mut url = None;
     let mut sources = None;
+    let mut in_flight = None;
     let mut options = Options {
         kind,
         target: Target {
@@ -201,10 +202,8 @@ pub(crate) fn parse(words: impl IntoIterator<Item = String>) -> Result<Options, 
                 options.rate = Some(rate(&value).ok_or_else(|| say("must be a number above 0"))?)
             }
             "--in-flight" => {
-                options.in_flight = count(&value)
-                    .filter(|n| *n <= 100_000)
-                    .ok_or_else(|| say("must be 1 to 100000"))?
-                    as u32;
+                let n = count(&value).filter(|n| *n <= 100_000);
+                in_flight = Some(n.ok_or_else(|| say("must be 1 to 100000"))? as u32);
             }
             "--payload" => {
                 options.payload_bytes = count(&value)
@@ -280,6 +279,12 @@ pub(crate) fn parse(words: impl IntoIterator<Item = String>) -> Result<Options, 
     }
     options.target =
         url.ok_or("--url is missing: where is the server? (--url ws://127.0.0.1:8080/ws)")?;
+    if in_flight.is_some() && options.rate.is_some() {
+        return Err(
+            "--in-flight is for closed loop and --rate makes it open: give one of them".to_owned(),
+        );
+    }
+    options.in_flight = in_flight.unwrap_or(options.in_flight);
     check(&mut options, sources)?;
     Ok(options)
 }
@@ -457,6 +462,10 @@ mod tests {
             (format!("direct {url} --rate"), "needs a value"),
             (format!("direct {url} --cpus 3-1"), "0-3,6"),
             (format!("idle {url} --rate 5"), "idle"),
+            (
+                format!("direct {url} --rate 5 --in-flight 2"),
+                "one of them",
+            ),
             (
                 format!("idle {url} --users 10 --warmup-connections 10"),
                 "less than",

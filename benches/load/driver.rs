@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc;
 
 use rustix::event::{Timespec, epoll};
+use rustix::net::RecvFlags;
 
 use crate::args::Options;
 use crate::board::{Board, Meter, Note, Phase};
@@ -291,9 +292,9 @@ impl<S: Scenario> Driver<S> {
         let Some(socket) = &self.net.conns[index].socket else {
             return;
         };
-        match rustix::io::read(socket.as_fd(), &mut self.buffer[..]) {
-            Ok(0) => self.net.end(index, "end of stream without a close frame"),
-            Ok(bytes) => {
+        match rustix::net::recv(socket.as_fd(), &mut self.buffer[..], RecvFlags::DONTWAIT) {
+            Ok((0, _)) => self.net.end(index, "end of stream without a close frame"),
+            Ok((bytes, _)) => {
                 let now_ns = self.post.clock.now_ns();
                 let buffer = std::mem::take(&mut self.buffer);
                 self.handle_bytes(index, &buffer[..bytes], now_ns);

@@ -32,6 +32,8 @@ mod sys;
 mod tally;
 mod wire;
 
+use std::fs::File;
+use std::io::Write;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -58,22 +60,25 @@ fn main() -> ExitCode {
 fn run(words: Vec<String>) -> Result<bool, String> {
     let options = args::parse(words)?;
     sys::make_room_for(options.users)?;
+    // A file that cannot be written is found out before the run, not after it.
+    let mut json: Option<Box<dyn Write>> = match options.json.as_deref() {
+        None => None,
+        Some("-") => Some(Box::new(std::io::stdout())),
+        Some(file) => Some(Box::new(
+            File::create(file).map_err(|error| format!("--json {file}: {error}"))?,
+        )),
+    };
     let report = report::Report::new(&options, coordinator::run(options.clone())?);
-    let to_stdout = options.json.as_deref() == Some("-");
     if !options.quiet {
-        if to_stdout {
+        if options.json.as_deref() == Some("-") {
             eprint!("{}", report.summary());
         } else {
             print!("{}", report.summary());
         }
     }
-    match options.json.as_deref() {
-        None => {}
-        Some("-") => print!("{}", report.json()),
-        Some(file) => {
-            std::fs::write(file, report.json())
-                .map_err(|error| format!("--json {file}: {error}"))?;
-        }
+    if let Some(out) = &mut json {
+        out.write_all(report.json().as_bytes())
+            .map_err(|error| format!("--json: {error}"))?;
     }
     Ok(report.is_ok())
 }
