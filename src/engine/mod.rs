@@ -195,6 +195,7 @@ pub trait Engine: Sized {
     fn has_work(&mut self) -> bool;
 
     /// Makes [`Engine::park_fd`] report activity. Returns false, and parks nothing, when there is work already.
+    /// Comes after [`Waker::set_parked`] and the last look at the inbox.
     fn prepare_park(&mut self) -> bool;
 
     /// Ends what `prepare_park` began, whether or not it fired.
