@@ -1,6 +1,7 @@
 //! Tests of the engines. Everything in `contract` and `limits` runs for both.
 
 mod contract;
+mod executor;
 mod limits;
 mod quirks;
 mod wakes;
