@@ -3,6 +3,7 @@
 mod contract;
 mod executor;
 mod limits;
+mod model;
 mod quirks;
 mod wakes;
 
