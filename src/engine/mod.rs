@@ -151,7 +151,8 @@ pub trait Engine: Sized {
     fn new(listener: OwnedFd) -> io::Result<Self>;
 
     /// Submits what was collected and reaps what completed; waits up to `wait` if there is nothing (`None`: does not wait).
-    /// A wait also ends when [`Waker::wake`] is called.
+    /// A wait also ends when [`Waker::wake`] is called, and may end early for no reason of the engine's: a signal, or a
+    /// completion of the executor's own ring.
     ///
     /// # Errors
     /// Only for faults of the engine itself, after which the shard cannot go on.
