@@ -68,11 +68,7 @@ fn text_frame(payload: &str) -> Vec<u8> {
 fn read_frame(stream: &mut impl Read) -> std::io::Result<(u8, Vec<u8>)> {
     let mut head = [0; 2];
     stream.read_exact(&mut head)?;
-    assert_eq!(
-        head[0] & 0xf0,
-        0x80,
-        "one whole frame without reserved bits"
-    );
+    assert_eq!(head[0] & 0xf0, 0x80, "one whole frame without reserved bits");
     assert_eq!(head[1] & 0x80, 0x80, "clients mask");
     let mut length = usize::from(head[1] & 0x7f);
     if length == 126 {
@@ -115,18 +111,13 @@ fn serve(stream: TcpStream, script: Script, inputs: mpsc::Sender<Input>) -> std:
     }
     let user = user.expect("a user");
     if script != Script::NeverWelcome {
-        inputs
-            .send(Input::Joined(user.clone(), writer.try_clone()?))
-            .ok();
+        inputs.send(Input::Joined(user.clone(), writer.try_clone()?)).ok();
     }
     loop {
         match read_frame(&mut reader)? {
             (1, payload) => {
                 inputs
-                    .send(Input::Frame(
-                        user.clone(),
-                        serde_json::from_slice(&payload)?,
-                    ))
+                    .send(Input::Frame(user.clone(), serde_json::from_slice(&payload)?))
                     .ok();
             }
             // The close frame of the generator, at its end: say the same and leave.
@@ -172,9 +163,8 @@ fn route(script: Script, inputs: mpsc::Receiver<Input>) -> Duration {
         };
         let to = frame["to"].as_str().expect("a receiver").to_owned();
         let content = &frame["content"];
-        let message = format!(
-            r#"{{"type":"message","id":"m","from":"{from}","to":"{to}","content":{content},"ts":1}}"#
-        );
+        let message =
+            format!(r#"{{"type":"message","id":"m","from":"{from}","to":"{to}","content":{content},"ts":1}}"#);
         let is_victim = from.ends_with('0') && {
             count += 1;
             count == VICTIM + 1
@@ -221,8 +211,7 @@ fn route(script: Script, inputs: mpsc::Receiver<Input>) -> Duration {
         if let Some(id) = frame["id"].as_str()
             && !(script == Script::ForgetAck && is_victim)
         {
-            let ack =
-                format!(r#"{{"type":"ack","id":"{id}","messageId":"m","status":"delivered"}}"#);
+            let ack = format!(r#"{{"type":"ack","id":"{id}","messageId":"m","status":"delivered"}}"#);
             deliveries.push((from.clone(), ack));
         }
         for (to, text) in deliveries {
@@ -289,8 +278,7 @@ fn run(script: Script, flags: &str) -> Ran {
     }
     let (json, text) = reader.join().unwrap();
     let code = child.wait().unwrap().code();
-    let report =
-        serde_json::from_str(&json).unwrap_or_else(|error| panic!("{error} in {json:?}, {text}"));
+    let report = serde_json::from_str(&json).unwrap_or_else(|error| panic!("{error} in {json:?}, {text}"));
     let held_micros = if code.is_some() {
         router.join().unwrap().as_secs_f64() * 1e6
     } else {
@@ -310,30 +298,13 @@ impl Ran {
     /// Asserts the exit status and the counts; all others of the counts must be 0.
     #[track_caller]
     fn expect(self, code: i32, counts: &[(&str, u64)]) -> Self {
-        for key in [
-            "lost",
-            "duplicates",
-            "reordered",
-            "corrupted",
-            "misrouted",
-            "unsent",
-        ] {
-            let expected = counts
-                .iter()
-                .find(|(name, _)| *name == key)
-                .map_or(0, |(_, n)| *n);
-            assert_eq!(
-                self.report[key], expected,
-                "{key}: {}\n{}",
-                self.report, self.text
-            );
+        for key in ["lost", "duplicates", "reordered", "corrupted", "misrouted", "unsent"] {
+            let expected = counts.iter().find(|(name, _)| *name == key).map_or(0, |(_, n)| *n);
+            assert_eq!(self.report[key], expected, "{key}: {}\n{}", self.report, self.text);
         }
         let number = |key: &str| self.report[key].as_u64().unwrap();
         assert!(number("sent") > 8, "{}", self.report);
-        assert_eq!(
-            number("sent"),
-            number("received") + number("lost") + number("unsent")
-        );
+        assert_eq!(number("sent"), number("received") + number("lost") + number("unsent"));
         assert_eq!(self.code, Some(code), "{}", self.text);
         self
     }
@@ -350,26 +321,15 @@ fn a_good_server_passes() {
 
 #[test]
 fn frames_in_pieces_are_put_together() {
-    run(
-        Script::Split,
-        "--in-flight 8 --payload 3000 --auth message --ack",
-    )
-    .expect(0, &[]);
+    run(Script::Split, "--in-flight 8 --payload 3000 --auth message --ack").expect(0, &[]);
 }
 
 #[test]
 fn an_open_loop_sends_what_was_asked() {
     let ran = run(Script::Behave, "--rate 500 --ack").expect(0, &[]);
     // 200 ms at 500/s, however late this machine let it run.
-    assert!(
-        ran.report["sent"].as_u64().unwrap() >= 100,
-        "{}",
-        ran.report
-    );
-    assert_eq!(
-        ran.report["acks"]["byStatus"]["delivered"],
-        ran.report["sent"]
-    );
+    assert!(ran.report["sent"].as_u64().unwrap() >= 100, "{}", ran.report);
+    assert_eq!(ran.report["acks"]["byStatus"]["delivered"], ran.report["sent"]);
 }
 
 #[test]
@@ -456,11 +416,7 @@ fn refused_connections_are_counted_by_reason() {
 #[test]
 fn a_server_without_a_welcome_is_given_up() {
     let ran = run(Script::NeverWelcome, "--connect-timeout 200ms");
-    assert_eq!(
-        ran.report["connections"]["failures"]["timed out"], 2,
-        "{}",
-        ran.report
-    );
+    assert_eq!(ran.report["connections"]["failures"]["timed out"], 2, "{}", ran.report);
     assert_eq!(ran.code, Some(1));
 }
 

@@ -168,8 +168,7 @@ impl Connection {
                 let id = new_id(ts);
                 let mut id_text = [0; uuid::fmt::Hyphenated::LENGTH];
                 let id_text: &str = id.hyphenated().encode_lower(&mut id_text);
-                let mut frame =
-                    String::with_capacity(128 + from.len() + to.len() + content.get().len());
+                let mut frame = String::with_capacity(128 + from.len() + to.len() + content.get().len());
                 frame.push_str(r#"{"type":"message","id":""#);
                 frame.push_str(id_text);
                 frame.push_str(r#"","from":"#);
@@ -185,19 +184,15 @@ impl Connection {
                 if let Some(client_id) = envelope.id {
                     let status = if taken { "delivered" } else { "offline" };
                     let client_id = json_string(&client_id);
-                    let ack = format!(
-                        r#"{{"type":"ack","id":{client_id},"messageId":"{id_text}","status":"{status}"}}"#
-                    );
+                    let ack =
+                        format!(r#"{{"type":"ack","id":{client_id},"messageId":"{id_text}","status":"{status}"}}"#);
                     self.feed(Message::text(ack)).await?;
                 }
                 Ok(())
             }
             ("heartbeat", Some(_)) => {
-                self.feed(Message::text(format!(
-                    r#"{{"type":"heartbeat","ts":{}}}"#,
-                    now_ms()
-                )))
-                .await
+                self.feed(Message::text(format!(r#"{{"type":"heartbeat","ts":{}}}"#, now_ms())))
+                    .await
             }
             ("auth", None) => match envelope.user_id {
                 Some(user) => self.welcome(&user).await,
@@ -283,31 +278,26 @@ async fn accept(socket: TcpStream) -> Result<(WebSocketStream<TcpStream>, Option
         .max_message_size(Some(64 * 1024))
         .max_frame_size(Some(64 * 1024));
     let mut user = None;
-    let check =
-        |request: &Request, response: Response| -> std::result::Result<Response, ErrorResponse> {
-            if request.uri().path() != "/ws" {
-                let mut refusal = ErrorResponse::new(Some("not found".to_owned()));
-                *refusal.status_mut() = StatusCode::NOT_FOUND;
-                return Err(refusal);
-            }
-            user = request
-                .uri()
-                .query()
-                .and_then(|query| query.split('&').find_map(|pair| pair.strip_prefix("user=")))
-                .map(str::to_owned);
-            Ok(response)
-        };
-    let stream =
-        tokio_tungstenite::accept_hdr_async_with_config(socket, check, Some(config)).await?;
+    let check = |request: &Request, response: Response| -> std::result::Result<Response, ErrorResponse> {
+        if request.uri().path() != "/ws" {
+            let mut refusal = ErrorResponse::new(Some("not found".to_owned()));
+            *refusal.status_mut() = StatusCode::NOT_FOUND;
+            return Err(refusal);
+        }
+        user = request
+            .uri()
+            .query()
+            .and_then(|query| query.split('&').find_map(|pair| pair.strip_prefix("user=")))
+            .map(str::to_owned);
+        Ok(response)
+    };
+    let stream = tokio_tungstenite::accept_hdr_async_with_config(socket, check, Some(config)).await?;
     Ok((stream, user))
 }
 
 async fn serve(hub: Rc<Hub>, socket: TcpStream) -> Result<()> {
     socket.set_nodelay(true)?;
-    let handshake = Box::pin(tokio::time::timeout(
-        Duration::from_secs(10),
-        accept(socket),
-    ));
+    let handshake = Box::pin(tokio::time::timeout(Duration::from_secs(10), accept(socket)));
     let (stream, user) = handshake.await??;
     let (queue, inbox) = mpsc::channel(QUEUE_FRAMES_MAX);
     let id = new_id(now_ms());
@@ -360,10 +350,7 @@ fn arguments() -> Result<(Option<SocketAddr>, Option<usize>)> {
             "--listen" => address = Some(words.next().ok_or("--listen needs ADDR")?.parse()?),
             "--cpu" => cpu = Some(words.next().ok_or("--cpu needs a number")?.parse()?),
             _ => {
-                return Err(format!(
-                    "unknown argument {word}; there are --listen ADDR and --cpu N"
-                )
-                .into());
+                return Err(format!("unknown argument {word}; there are --listen ADDR and --cpu N").into());
             }
         }
     }
@@ -388,9 +375,7 @@ fn main() -> Result<()> {
         maximum: limit.maximum,
     };
     rustix::process::setrlimit(rustix::process::Resource::Nofile, raised)?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let tasks = tokio::task::LocalSet::new();
     tasks.block_on(&runtime, async move {
         let socket = TcpSocket::new_v4()?;

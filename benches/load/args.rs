@@ -135,12 +135,8 @@ pub(crate) fn parse(words: impl IntoIterator<Item = String>) -> Result<Options, 
     let scenario = words
         .next()
         .ok_or_else(|| format!("which scenario? There are {}", Kind::names()))?;
-    let kind = Kind::from_name(&scenario).ok_or_else(|| {
-        format!(
-            "there is no scenario {scenario:?}; there are {}",
-            Kind::names()
-        )
-    })?;
+    let kind = Kind::from_name(&scenario)
+        .ok_or_else(|| format!("there is no scenario {scenario:?}; there are {}", Kind::names()))?;
     let mut url = None;
     let mut sources = None;
     let mut in_flight = None;
@@ -186,9 +182,7 @@ pub(crate) fn parse(words: impl IntoIterator<Item = String>) -> Result<Options, 
             (true, None) => String::new(),
             (true, Some(_)) => return Err(format!("{flag} takes no value")),
             (false, Some(value)) => value,
-            (false, None) => words
-                .next()
-                .ok_or_else(|| format!("{flag} needs a value"))?,
+            (false, None) => words.next().ok_or_else(|| format!("{flag} needs a value"))?,
         };
         let say = |what: &str| format!("{flag} {value}: {what}");
         match flag.as_str() {
@@ -198,9 +192,7 @@ pub(crate) fn parse(words: impl IntoIterator<Item = String>) -> Result<Options, 
                     .filter(|n| *n <= USERS_MAX)
                     .ok_or_else(|| say(&format!("must be 1 to {USERS_MAX}")))?;
             }
-            "--rate" => {
-                options.rate = Some(rate(&value).ok_or_else(|| say("must be a number above 0"))?)
-            }
+            "--rate" => options.rate = Some(rate(&value).ok_or_else(|| say("must be a number above 0"))?),
             "--in-flight" => {
                 let n = count(&value).filter(|n| *n <= 100_000);
                 in_flight = Some(n.ok_or_else(|| say("must be 1 to 100000"))? as u32);
@@ -208,20 +200,12 @@ pub(crate) fn parse(words: impl IntoIterator<Item = String>) -> Result<Options, 
             "--payload" => {
                 options.payload_bytes = count(&value)
                     .filter(|n| (PAYLOAD_BYTES_MIN..=16 << 20).contains(n))
-                    .ok_or_else(|| {
-                        say(&format!(
-                            "must be {PAYLOAD_BYTES_MIN} bytes (the numbers) to 16 MiB"
-                        ))
-                    })?;
+                    .ok_or_else(|| say(&format!("must be {PAYLOAD_BYTES_MIN} bytes (the numbers) to 16 MiB")))?;
             }
             "--duration" => options.duration = time(&value).ok_or_else(|| say(TIME_HELP))?,
             "--warmup" => options.warmup = time(&value).ok_or_else(|| say(TIME_HELP))?,
-            "--drain-timeout" => {
-                options.drain_timeout = time(&value).ok_or_else(|| say(TIME_HELP))?
-            }
-            "--connect-timeout" => {
-                options.connect_timeout = time(&value).ok_or_else(|| say(TIME_HELP))?
-            }
+            "--drain-timeout" => options.drain_timeout = time(&value).ok_or_else(|| say(TIME_HELP))?,
+            "--connect-timeout" => options.connect_timeout = time(&value).ok_or_else(|| say(TIME_HELP))?,
             "--auth" => {
                 options.auth = match value.as_str() {
                     "query" => Auth::Query,
@@ -237,16 +221,13 @@ pub(crate) fn parse(words: impl IntoIterator<Item = String>) -> Result<Options, 
                 options.user_prefix = value;
             }
             "--connect-rate" => {
-                options.connect_rate =
-                    Some(rate(&value).ok_or_else(|| say("must be a number above 0"))?);
+                options.connect_rate = Some(rate(&value).ok_or_else(|| say("must be a number above 0"))?);
             }
             "--connecting-max" => {
-                options.connecting_max =
-                    count(&value).ok_or_else(|| say("must be a whole number above 0"))?;
+                options.connecting_max = count(&value).ok_or_else(|| say("must be a whole number above 0"))?;
             }
             "--warmup-connections" => {
-                options.warmup_connections =
-                    value.parse().map_err(|_| say("must be a whole number"))?;
+                options.warmup_connections = value.parse().map_err(|_| say("must be a whole number"))?;
             }
             "--sources" => {
                 sources = Some(
@@ -260,16 +241,8 @@ pub(crate) fn parse(words: impl IntoIterator<Item = String>) -> Result<Options, 
                     .filter(|n| *n <= 256)
                     .ok_or_else(|| say("must be 1 to 256"))?;
             }
-            "--cpus" => {
-                options.cpus = cpu_list(&value).ok_or_else(|| say("must be like 1 or 0-3,6"))?
-            }
-            "--pid" => {
-                options.pid = Some(
-                    value
-                        .parse()
-                        .map_err(|_| say("must be the id of a process"))?,
-                )
-            }
+            "--cpus" => options.cpus = cpu_list(&value).ok_or_else(|| say("must be like 1 or 0-3,6"))?,
+            "--pid" => options.pid = Some(value.parse().map_err(|_| say("must be the id of a process"))?),
             "--json" => options.json = Some(value),
             "--ack" => options.ack = true,
             "--spin" => options.spin = true,
@@ -277,12 +250,9 @@ pub(crate) fn parse(words: impl IntoIterator<Item = String>) -> Result<Options, 
             _ => return Err(unknown(&flag)),
         }
     }
-    options.target =
-        url.ok_or("--url is missing: where is the server? (--url ws://127.0.0.1:8080/ws)")?;
+    options.target = url.ok_or("--url is missing: where is the server? (--url ws://127.0.0.1:8080/ws)")?;
     if in_flight.is_some() && options.rate.is_some() {
-        return Err(
-            "--in-flight is for closed loop and --rate makes it open: give one of them".to_owned(),
-        );
+        return Err("--in-flight is for closed loop and --rate makes it open: give one of them".to_owned());
     }
     options.in_flight = in_flight.unwrap_or(options.in_flight);
     check(&mut options, sources)?;
@@ -325,9 +295,7 @@ fn check(options: &mut Options, sources: Option<usize>) -> Result<(), String> {
             return Err(format!("--sources {n}: only for a target on 127.0.0.0/8"));
         }
         Some(n) => options.sources = n,
-        None if loopback => {
-            options.sources = options.users.div_ceil(CONNECTIONS_PER_SOURCE).min(250)
-        }
+        None if loopback => options.sources = options.users.div_ceil(CONNECTIONS_PER_SOURCE).min(250),
         None => {}
     }
     options.threads = options.threads.min(options.users / unit);
@@ -339,9 +307,7 @@ fn count(text: &str) -> Option<usize> {
 }
 
 fn rate(text: &str) -> Option<f64> {
-    text.parse()
-        .ok()
-        .filter(|r: &f64| r.is_finite() && *r > 0.0)
+    text.parse().ok().filter(|r: &f64| r.is_finite() && *r > 0.0)
 }
 
 fn time(text: &str) -> Option<Duration> {
@@ -394,11 +360,7 @@ fn parse_url(url: &str) -> Result<Target, String> {
     if !path.bytes().all(|b| b.is_ascii_graphic()) {
         return Err("the path has characters that need %-encoding".to_owned());
     }
-    let with_port = if host
-        .rsplit(']')
-        .next()
-        .is_some_and(|tail| tail.contains(':'))
-    {
+    let with_port = if host.rsplit(']').next().is_some_and(|tail| tail.contains(':')) {
         host.to_owned()
     } else {
         format!("{host}:80")
@@ -462,20 +424,11 @@ mod tests {
             (format!("direct {url} --rate"), "needs a value"),
             (format!("direct {url} --cpus 3-1"), "0-3,6"),
             (format!("idle {url} --rate 5"), "idle"),
-            (
-                format!("direct {url} --rate 5 --in-flight 2"),
-                "one of them",
-            ),
-            (
-                format!("idle {url} --users 10 --warmup-connections 10"),
-                "less than",
-            ),
+            (format!("direct {url} --rate 5 --in-flight 2"), "one of them"),
+            (format!("idle {url} --users 10 --warmup-connections 10"), "less than"),
             ("idle --url wss://127.0.0.1/ws".to_owned(), "TLS"),
             ("idle --url http://127.0.0.1/ws".to_owned(), "ws://"),
-            (
-                "idle --url ws://10.0.0.1:9/ws --sources 2".to_owned(),
-                "127.0.0.0/8",
-            ),
+            ("idle --url ws://10.0.0.1:9/ws --sources 2".to_owned(), "127.0.0.0/8"),
         ] {
             let why = parse_line(&line).err().unwrap_or_default();
             assert!(why.contains(part), "{line:?} -> {why:?}");
@@ -493,10 +446,6 @@ mod tests {
         ] {
             assert_eq!(time(text), Some(Duration::from_millis(ms)), "{text}");
         }
-        assert!(
-            ["", "s", "-1", "1y", "1e30"]
-                .iter()
-                .all(|text| time(text).is_none())
-        );
+        assert!(["", "s", "-1", "1y", "1e30"].iter().all(|text| time(text).is_none()));
     }
 }

@@ -54,10 +54,7 @@ impl State {
     ///
     /// # Errors
     /// The server refused us or broke the protocol.
-    pub(crate) fn handle_input<'a>(
-        &mut self,
-        input: &'a [u8],
-    ) -> Result<Option<(usize, Event<'a>)>, Failure> {
+    pub(crate) fn handle_input<'a>(&mut self, input: &'a [u8]) -> Result<Option<(usize, Event<'a>)>, Failure> {
         if *self == Self::Handshaking {
             return match wire::parse_response(input) {
                 Response::Incomplete => Ok(None),
@@ -121,32 +118,20 @@ mod tests {
         let welcome = frame(1, br#"{"type":"welcome","userId":"a"}"#);
         let mut state = State::Handshaking;
         let input = [&head[..], &welcome].concat();
-        assert_eq!(
-            state.handle_input(&input),
-            Ok(Some((head.len(), Event::Upgraded)))
-        );
+        assert_eq!(state.handle_input(&input), Ok(Some((head.len(), Event::Upgraded))));
         assert_eq!(
             state.handle_input(&input[head.len()..]),
             Ok(Some((welcome.len(), Event::Ready)))
         );
         assert_eq!(state, State::Ready);
         // A second one is a frame like any other: a server answers a refreshed token with it.
-        assert!(matches!(
-            state.handle_input(&welcome),
-            Ok(Some((_, Event::Text(_))))
-        ));
-        assert_eq!(
-            state.handle_input(&frame(9, b"p")),
-            Ok(Some((3, Event::Ping(b"p"))))
-        );
+        assert!(matches!(state.handle_input(&welcome), Ok(Some((_, Event::Text(_))))));
+        assert_eq!(state.handle_input(&frame(9, b"p")), Ok(Some((3, Event::Ping(b"p")))));
         assert_eq!(
             state.handle_input(&frame(8, &3001u16.to_be_bytes())),
             Ok(Some((4, Event::Close(3001))))
         );
-        assert_eq!(
-            state.handle_input(&frame(8, b"")),
-            Ok(Some((2, Event::Close(1005))))
-        );
+        assert_eq!(state.handle_input(&frame(8, b"")), Ok(Some((2, Event::Close(1005)))));
         assert!(state.handle_input(&frame(2, b"x")).is_err());
     }
 
@@ -163,10 +148,7 @@ mod tests {
     fn an_error_before_the_welcome_is_not_a_welcome() {
         let mut state = State::Authenticating;
         let error = frame(1, br#"{"type":"error","code":"badRequest"}"#);
-        assert!(matches!(
-            state.handle_input(&error),
-            Ok(Some((_, Event::Text(_))))
-        ));
+        assert!(matches!(state.handle_input(&error), Ok(Some((_, Event::Text(_))))));
         assert_eq!(state, State::Authenticating);
     }
 }

@@ -118,10 +118,7 @@ impl Coordinator {
         let count = self.options.threads;
         (0..count)
             .map(|thread| {
-                let (first, end) = (
-                    groups * thread / count * unit,
-                    groups * (thread + 1) / count * unit,
-                );
+                let (first, end) = (groups * thread / count * unit, groups * (thread + 1) / count * unit);
                 let meter = Arc::new(Meter::new()?);
                 self.meters.push(meter.clone());
                 let post = Post {
@@ -173,20 +170,14 @@ impl Coordinator {
             let (begin, begin_ns) = (self.totals(), self.clock.now_ns());
             self.last = begin;
             self.tick_ns = begin_ns + TICK_NS;
-            self.wait(
-                begin_ns + options.duration.as_nanos() as u64,
-                Self::all_gone,
-            );
+            self.wait(begin_ns + options.duration.as_nanos() as u64, Self::all_gone);
             (server.measure_end, generator.measure_end) = self.sample();
             let (end, end_ns) = (self.totals(), self.clock.now_ns());
             // The wait ends on the last tick or just before it.
             if end_ns + TICK_NS / 2 > self.tick_ns {
                 self.per_second.push(end.received - self.last.received);
             }
-            measured = (
-                end.received - begin.received,
-                (end_ns - begin_ns) as f64 / 1e9,
-            );
+            measured = (end.received - begin.received, (end_ns - begin_ns) as f64 / 1e9);
             self.enter(Phase::Drain);
             let deadline = self.clock.now_ns() + options.drain_timeout.as_nanos() as u64;
             drained = self.wait(deadline, |c| c.drained == c.meters.len());
@@ -222,9 +213,7 @@ impl Coordinator {
         let mut decided = u64::MAX;
         while decided != self.totals().ready + self.totals().failed {
             decided = self.totals().ready + self.totals().failed;
-            if self.wait(self.clock.now_ns() + patience_ns, |c| {
-                c.connected == c.meters.len()
-            }) {
+            if self.wait(self.clock.now_ns() + patience_ns, |c| c.connected == c.meters.len()) {
                 break;
             }
         }
@@ -257,9 +246,7 @@ impl Coordinator {
                 .notes
                 .recv_timeout(Duration::from_nanos(deadline_ns.min(self.tick_ns) - now_ns))
             {
-                Ok(Note::Connected(goal)) => {
-                    self.connected += usize::from(goal == self.board.goal())
-                }
+                Ok(Note::Connected(goal)) => self.connected += usize::from(goal == self.board.goal()),
                 Ok(Note::Drained) => self.drained += 1,
                 Ok(Note::Done) => self.done += 1,
                 Err(RecvTimeoutError::Timeout) => {}
@@ -279,10 +266,7 @@ impl Coordinator {
         if self.live_progress {
             let phase = format!("{:?}", self.board.phase()).to_lowercase();
             let made = now.ready - self.last.ready;
-            let mut line = format!(
-                "{phase}: {} of {} ready (+{made}/s)",
-                now.ready, self.options.users
-            );
+            let mut line = format!("{phase}: {} of {} ready (+{made}/s)", now.ready, self.options.users);
             if now.sent > 0 {
                 line += &format!(", sent {sent}/s, received {received}/s");
             }
@@ -304,12 +288,7 @@ impl Coordinator {
     }
 
     fn totals(&self) -> Totals {
-        let sum = |field: fn(&Meter) -> &AtomicU64| {
-            self.meters
-                .iter()
-                .map(|meter| field(meter).load(Relaxed))
-                .sum()
-        };
+        let sum = |field: fn(&Meter) -> &AtomicU64| self.meters.iter().map(|meter| field(meter).load(Relaxed)).sum();
         Totals {
             ready: sum(|m| &m.ready),
             failed: sum(|m| &m.failed),
@@ -321,14 +300,8 @@ impl Coordinator {
 
     /// The server, if we were told its process, and ourselves. A server that is gone has cost nothing more.
     fn sample(&self) -> (Sample, Sample) {
-        let server = self
-            .options
-            .pid
-            .and_then(|pid| procfs::sample(&pid.to_string()).ok());
-        (
-            server.unwrap_or_default(),
-            procfs::sample("self").unwrap_or_default(),
-        )
+        let server = self.options.pid.and_then(|pid| procfs::sample(&pid.to_string()).ok());
+        (server.unwrap_or_default(), procfs::sample("self").unwrap_or_default())
     }
 }
 

@@ -64,12 +64,7 @@ impl<S: Scenario> Driver<S> {
     ///
     /// # Errors
     /// The kernel gives no epoll set.
-    pub(crate) fn new(
-        post: Post,
-        scenario: S,
-        first_user: u32,
-        connections: usize,
-    ) -> std::io::Result<Self> {
+    pub(crate) fn new(post: Post, scenario: S, first_user: u32, connections: usize) -> std::io::Result<Self> {
         let net = Net::new(post.options.clone(), first_user, connections)?;
         epoll::add(
             &net.epoll,
@@ -105,9 +100,7 @@ impl<S: Scenario> Driver<S> {
             self.scenario.handle_timeout(&mut self.net, now_ns);
             self.net.flush();
             self.tell(now_ns);
-            if self.phase == Phase::Close
-                && (self.net.open == 0 || now_ns >= self.close_deadline_ns)
-            {
+            if self.phase == Phase::Close && (self.net.open == 0 || now_ns >= self.close_deadline_ns) {
                 break;
             }
             let timeout = self.timeout(now_ns);
@@ -135,8 +128,7 @@ impl<S: Scenario> Driver<S> {
             }
         }
         let _ = self.post.notes.send(Note::Done);
-        self.scenario
-            .finish(&mut self.net.tally, self.post.clock.now_ns());
+        self.scenario.finish(&mut self.net.tally, self.post.clock.now_ns());
         self.net.tally
     }
 
@@ -144,17 +136,13 @@ impl<S: Scenario> Driver<S> {
         let loaded = matches!(self.phase, Phase::Warmup | Phase::Measure | Phase::Drain);
         let wait_ns = if self.post.options.spin && loaded {
             0
-        } else if self.phase == Phase::Connect
-            && self.begun < self.share()
-            && self.post.options.connect_rate.is_some()
+        } else if self.phase == Phase::Connect && self.begun < self.share() && self.post.options.connect_rate.is_some()
         {
             1_000_000
         } else {
             self.scenario
                 .poll_timeout(&self.net)
-                .map_or(TURN_NS_MAX, |due| {
-                    due.saturating_sub(now_ns).min(TURN_NS_MAX)
-                })
+                .map_or(TURN_NS_MAX, |due| due.saturating_sub(now_ns).min(TURN_NS_MAX))
         };
         Timespec {
             tv_sec: 0,
@@ -165,9 +153,7 @@ impl<S: Scenario> Driver<S> {
     /// This thread's part of the goal.
     fn share(&self) -> usize {
         let (goal, users) = (self.post.board.goal(), self.post.options.users);
-        (self.net.conns.len() * goal)
-            .div_ceil(users)
-            .min(self.net.conns.len())
+        (self.net.conns.len() * goal).div_ceil(users).min(self.net.conns.len())
     }
 
     fn begin_connections(&mut self, now_ns: u64) {
@@ -255,8 +241,7 @@ impl<S: Scenario> Driver<S> {
             }
             _ => {}
         }
-        self.scenario
-            .handle_phase(&mut self.net, phase, &self.post.board);
+        self.scenario.handle_phase(&mut self.net, phase, &self.post.board);
     }
 
     /// What is not ready by now counts as failed.
@@ -281,8 +266,7 @@ impl<S: Scenario> Driver<S> {
             self.scenario
                 .handle_writable(&mut self.net, index, self.post.clock.now_ns());
         }
-        if flags.intersects(epoll::EventFlags::IN | epoll::EventFlags::HUP | epoll::EventFlags::ERR)
-        {
+        if flags.intersects(epoll::EventFlags::IN | epoll::EventFlags::HUP | epoll::EventFlags::ERR) {
             self.read(index);
         }
         self.net.flush();
@@ -301,9 +285,7 @@ impl<S: Scenario> Driver<S> {
                 self.buffer = buffer;
             }
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
-            Err(error) => self
-                .net
-                .end(index, &std::io::Error::from(error).to_string()),
+            Err(error) => self.net.end(index, &std::io::Error::from(error).to_string()),
         }
     }
 
@@ -336,9 +318,7 @@ impl<S: Scenario> Driver<S> {
 
     fn handle(&mut self, index: usize, event: Event<'_>, now_ns: u64) {
         match event {
-            Event::Text(text) => self
-                .scenario
-                .handle_text(&mut self.net, index, text, now_ns),
+            Event::Text(text) => self.scenario.handle_text(&mut self.net, index, text, now_ns),
             Event::Upgraded => self.net.upgraded(index),
             Event::Ready => self.net.ready(index, now_ns),
             Event::Ping(payload) => {

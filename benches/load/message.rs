@@ -55,11 +55,7 @@ impl Template {
         let padding: Vec<u8> = (0..payload_bytes.saturating_sub(PAYLOAD_BYTES_MIN))
             .map(|i| b'a' + (i % 26) as u8)
             .collect();
-        let mut json = format!(
-            r#"{{"type":"message","to":{}"#,
-            quoted(&user_name(prefix, 0))
-        )
-        .into_bytes();
+        let mut json = format!(r#"{{"type":"message","to":{}"#, quoted(&user_name(prefix, 0))).into_bytes();
         let to_at = json.len() - 1 - NAME_DIGITS;
         let id_at = with_id.then(|| {
             json.extend_from_slice(br#","id":""#);
@@ -123,19 +119,12 @@ impl Template {
     /// The content is not one that this generator wrote.
     pub(crate) fn read(&mut self, text: &[u8]) -> Result<Numbers, &'static str> {
         // A quote inside a JSON string is escaped, so these bytes can only be the key itself.
-        let is_here = |at: usize| {
-            text.get(at..)
-                .is_some_and(|rest| rest.starts_with(CONTENT_KEY))
-        };
+        let is_here = |at: usize| text.get(at..).is_some_and(|rest| rest.starts_with(CONTENT_KEY));
         if !is_here(self.hint) {
-            self.hint = (0..text.len())
-                .find(|at| is_here(*at))
-                .ok_or("no content")?;
+            self.hint = (0..text.len()).find(|at| is_here(*at)).ok_or("no content")?;
         }
         let content = &text[self.hint + CONTENT_KEY.len()..];
-        let (numbers, rest) = content
-            .split_at_checked(PAYLOAD_BYTES_MIN)
-            .ok_or("content too short")?;
+        let (numbers, rest) = content.split_at_checked(PAYLOAD_BYTES_MIN).ok_or("content too short")?;
         if rest
             .strip_prefix(&*self.padding)
             .is_none_or(|rest| rest.first() != Some(&b'"'))
@@ -193,13 +182,7 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_back() {
-        for (payload, with_id) in [
-            (28, false),
-            (64, true),
-            (64, false),
-            (200, true),
-            (70_000, false),
-        ] {
+        for (payload, with_id) in [(28, false), (64, true), (64, false), (200, true), (70_000, false)] {
             let mut template = Template::new("l-", payload, with_id);
             let numbers = Numbers {
                 sequence: 0xdead_beef,
@@ -213,16 +196,10 @@ mod tests {
             assert_eq!(json["type"], "message");
             assert_eq!(json["to"], user_name("l-", 12_345_678));
             assert_eq!(json["content"].as_str().unwrap().len(), payload);
-            assert_eq!(
-                json.get("id").and_then(|id| id.as_str()),
-                with_id.then_some("deadbeef")
-            );
+            assert_eq!(json.get("id").and_then(|id| id.as_str()), with_id.then_some("deadbeef"));
             assert_eq!(template.read(text.as_bytes()), Ok(numbers));
             // Another key order, another place.
-            let moved = format!(
-                r#"{{"type":"message","content":{},"ts":1}}"#,
-                json["content"]
-            );
+            let moved = format!(r#"{{"type":"message","content":{},"ts":1}}"#, json["content"]);
             assert_eq!(template.read(moved.as_bytes()), Ok(numbers));
         }
     }

@@ -52,11 +52,7 @@ pub(crate) struct Net {
 }
 
 impl Net {
-    pub(crate) fn new(
-        options: Arc<Options>,
-        first_user: u32,
-        connections: usize,
-    ) -> std::io::Result<Self> {
+    pub(crate) fn new(options: Arc<Options>, first_user: u32, connections: usize) -> std::io::Result<Self> {
         Ok(Self {
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             conns: (0..connections).map(|_| Conn::default()).collect(),
@@ -209,12 +205,7 @@ impl Net {
         let mut flags = epoll::EventFlags::IN;
         flags.set(epoll::EventFlags::OUT, out);
         // Cannot fail: the socket is open and in the set.
-        let _ = epoll::modify(
-            &self.epoll,
-            socket,
-            epoll::EventData::new_u64(index as u64),
-            flags,
-        );
+        let _ = epoll::modify(&self.epoll, socket, epoll::EventData::new_u64(index as u64), flags);
     }
 
     /// The server sent a close frame.
@@ -227,11 +218,7 @@ impl Net {
             *self.tally.closes.entry(code).or_default() += 1;
             self.gone.push(index);
         } else {
-            *self
-                .tally
-                .failures
-                .entry(format!("closed {code}"))
-                .or_default() += 1;
+            *self.tally.failures.entry(format!("closed {code}")).or_default() += 1;
         }
         self.conns[index].close_counted = true;
         self.say_close(index);

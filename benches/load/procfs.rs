@@ -24,13 +24,10 @@ pub(crate) struct Sample {
 impl Sample {
     /// CPU time since `before`: by `schedstat` where possible, since ticks are coarse.
     pub(crate) fn cpu_ns_since(&self, before: &Self) -> u64 {
-        let ticks =
-            (self.user_ns + self.system_ns).saturating_sub(before.user_ns + before.system_ns);
+        let ticks = (self.user_ns + self.system_ns).saturating_sub(before.user_ns + before.system_ns);
         match self.sched_ns.checked_sub(before.sched_ns) {
             // Fewer than the ticks by more than their rounding: a thread ended and took its count along.
-            Some(sched) if sched > 0 && sched + 2 * NS_PER_TICK * self.threads.max(1) >= ticks => {
-                sched
-            }
+            Some(sched) if sched > 0 && sched + 2 * NS_PER_TICK * self.threads.max(1) >= ticks => sched,
             _ => ticks,
         }
     }
@@ -45,8 +42,7 @@ pub(crate) fn sample(pid: &str) -> Result<Sample, String> {
         let path = format!("/proc/{pid}/{file}");
         fs::read_to_string(&path).map_err(|error| format!("--pid: cannot read {path}: {error}"))
     };
-    let (user_ticks, system_ticks, threads) =
-        parse_stat(&read("stat")?).ok_or("--pid: stat is not as expected")?;
+    let (user_ticks, system_ticks, threads) = parse_stat(&read("stat")?).ok_or("--pid: stat is not as expected")?;
     // smaps_rollup is exact; the counters of status lag by up to some hundred KiB per CPU.
     let memory = read("smaps_rollup").or_else(|_| read("status"))?;
     let field = |names: [&str; 2]| {
@@ -99,9 +95,7 @@ mod tests {
     #[test]
     fn we_can_look_at_ourselves() {
         let before = sample("self").unwrap();
-        assert!(
-            before.rss_bytes >= before.anon_bytes && before.anon_bytes > 0 && before.threads > 0
-        );
+        assert!(before.rss_bytes >= before.anon_bytes && before.anon_bytes > 0 && before.threads > 0);
         assert!(sample("self").unwrap().cpu_ns_since(&before) < 60_000_000_000);
         assert!(sample("0").is_err());
     }
@@ -114,14 +108,8 @@ mod tests {
             threads: 1,
             ..Default::default()
         };
-        assert_eq!(
-            sample(10, 105_000_000).cpu_ns_since(&sample(0, 0)),
-            105_000_000
-        );
-        assert_eq!(
-            sample(100, 5_000_000).cpu_ns_since(&sample(0, 0)),
-            1_000_000_000
-        );
+        assert_eq!(sample(10, 105_000_000).cpu_ns_since(&sample(0, 0)), 105_000_000);
+        assert_eq!(sample(100, 5_000_000).cpu_ns_since(&sample(0, 0)), 1_000_000_000);
         assert_eq!(sample(10, 0).cpu_ns_since(&sample(0, 0)), 100_000_000);
     }
 }

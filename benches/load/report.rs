@@ -183,23 +183,15 @@ impl Quantiles {
 impl Server {
     fn new(samples: &Samples, outcome: &Outcome) -> Self {
         let connected = outcome.connected as f64;
-        let per_connection =
-            |amount: f64| (outcome.connected > 0).then(|| round(amount / connected, 1));
+        let per_connection = |amount: f64| (outcome.connected > 0).then(|| round(amount / connected, 1));
         let connect_ns = samples.connected.cpu_ns_since(&samples.base) as f64;
         let measured_ns = samples.measure_end.cpu_ns_since(&samples.measure_begin) as f64;
         let received = outcome.measured_received;
         let growth = |after: u64, before: u64| after as f64 - before as f64;
         Self {
-            cpu_seconds_per_million: (received > 0)
-                .then(|| round(measured_ns / 1e3 / received as f64, 4)),
-            rss_bytes_per_connection: per_connection(growth(
-                samples.settled.rss_bytes,
-                samples.base.rss_bytes,
-            )),
-            anon_bytes_per_connection: per_connection(growth(
-                samples.settled.anon_bytes,
-                samples.base.anon_bytes,
-            )),
+            cpu_seconds_per_million: (received > 0).then(|| round(measured_ns / 1e3 / received as f64, 4)),
+            rss_bytes_per_connection: per_connection(growth(samples.settled.rss_bytes, samples.base.rss_bytes)),
+            anon_bytes_per_connection: per_connection(growth(samples.settled.anon_bytes, samples.base.anon_bytes)),
             rss_bytes: Some(samples.settled.rss_bytes),
             anon_bytes: Some(samples.settled.anon_bytes),
             connect_cpu_micros_per_connection: per_connection(connect_ns / 1e3),
@@ -225,8 +217,7 @@ impl Report {
             measured_seconds: seconds,
             ..
         } = outcome;
-        let per_message =
-            |ns: u64| (received > 0).then(|| round(ns as f64 / 1e3 / received as f64, 3));
+        let per_message = |ns: u64| (received > 0).then(|| round(ns as f64 / 1e3 / received as f64, 3));
         let user_ns = generator.measure_end.user_ns - generator.measure_begin.user_ns;
         Self {
             scenario: options.kind.name(),
@@ -237,10 +228,7 @@ impl Report {
                 attempted: tally.attempted,
                 ready: tally.ready,
                 failed: tally.failed(),
-                per_second: round(
-                    outcome.connected as f64 / outcome.connect_seconds.max(1e-9),
-                    1,
-                ),
+                per_second: round(outcome.connected as f64 / outcome.connect_seconds.max(1e-9), 1),
                 dropped: tally.dropped(),
                 ready_micros: Quantiles::new(&tally.connect),
                 failures: tally.failures,
@@ -292,17 +280,13 @@ impl Report {
 
     /// The report as JSON with a final newline.
     pub(crate) fn json(&self) -> String {
-        serde_json::to_string_pretty(self).map_or_else(
-            |error| format!("{{\"error\":\"{error}\"}}"),
-            |json| json + "\n",
-        )
+        serde_json::to_string_pretty(self).map_or_else(|error| format!("{{\"error\":\"{error}\"}}"), |json| json + "\n")
     }
 
     /// The report in a dozen lines.
     pub(crate) fn summary(&self) -> String {
         let mut text = String::new();
-        self.write_summary(&mut text)
-            .expect("a String takes everything");
+        self.write_summary(&mut text).expect("a String takes everything");
         text
     }
 

@@ -34,11 +34,7 @@ impl Sequence {
             self.next = number.saturating_add(1);
             return Arrival::InOrder;
         }
-        let Some(i) = self
-            .missing
-            .iter()
-            .position(|range| range.contains(&number))
-        else {
+        let Some(i) = self.missing.iter().position(|range| range.contains(&number)) else {
             return Arrival::Duplicate;
         };
         let range = self.missing.swap_remove(i);
@@ -68,10 +64,7 @@ mod tests {
 
     fn play(numbers: &[u32]) -> (Vec<Arrival>, Sequence) {
         let mut sequence = Sequence::default();
-        (
-            numbers.iter().map(|n| sequence.arrive(*n)).collect(),
-            sequence,
-        )
+        (numbers.iter().map(|n| sequence.arrive(*n)).collect(), sequence)
     }
 
     #[test]

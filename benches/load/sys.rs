@@ -85,8 +85,7 @@ pub(crate) fn pin(cpus: &[usize]) -> Result<(), String> {
     for cpu in cpus {
         set.set(*cpu);
     }
-    rustix::thread::sched_setaffinity(None, &set)
-        .map_err(|error| format!("--cpus: cannot run on {cpus:?}: {error}"))
+    rustix::thread::sched_setaffinity(None, &set).map_err(|error| format!("--cpus: cannot run on {cpus:?}: {error}"))
 }
 
 /// Wakes timers of this thread when they are due, not up to 50 µs later as is the default.

@@ -122,10 +122,7 @@ impl Tally {
     pub(crate) fn note_other(&mut self, text: &[u8]) {
         let envelope = crate::conn::envelope(text);
         if envelope.kind == "error" {
-            *self
-                .errors
-                .entry(envelope.code.unwrap_or_default())
-                .or_default() += 1;
+            *self.errors.entry(envelope.code.unwrap_or_default()).or_default() += 1;
             if self.error_samples.len() < SAMPLES_MAX {
                 self.error_samples
                     .push(String::from_utf8_lossy(&text[..text.len().min(300)]).into_owned());

@@ -58,9 +58,10 @@ pub(crate) fn parse_response(input: &[u8]) -> Response {
     if status != 101 {
         return Response::Refused(status);
     }
-    let accepted = response.headers.iter().any(|h| {
-        h.name.eq_ignore_ascii_case("sec-websocket-accept") && h.value == ACCEPT.as_bytes()
-    });
+    let accepted = response
+        .headers
+        .iter()
+        .any(|h| h.name.eq_ignore_ascii_case("sec-websocket-accept") && h.value == ACCEPT.as_bytes());
     if accepted {
         Response::Upgraded(head_bytes)
     } else {
@@ -103,9 +104,7 @@ pub(crate) fn parse_frame(input: &[u8]) -> Result<Option<Frame<'_>>, &'static st
         (126 | 127, _) => return Ok(None),
         (length, _) => (2, usize::from(length)),
     };
-    let bytes = payload_bytes
-        .checked_add(header_bytes)
-        .ok_or("frame too long")?;
+    let bytes = payload_bytes.checked_add(header_bytes).ok_or("frame too long")?;
     Ok(input.get(header_bytes..bytes).map(|payload| Frame {
         opcode: first & 0x0f,
         payload,
@@ -128,12 +127,7 @@ pub(crate) fn write_frame(out: &mut Vec<u8>, opcode: u8, payload: &[u8]) -> usiz
     }
     out.extend_from_slice(&MASK);
     let start = out.len();
-    out.extend(
-        payload
-            .iter()
-            .zip(MASK.iter().cycle())
-            .map(|(byte, mask)| byte ^ mask),
-    );
+    out.extend(payload.iter().zip(MASK.iter().cycle()).map(|(byte, mask)| byte ^ mask));
     start
 }
 
@@ -151,24 +145,13 @@ mod tests {
 
     #[test]
     fn a_response_is_found_at_every_split_point() {
-        let head =
-            format!("HTTP/1.1 101 Switching Protocols\r\nSec-WebSocket-Accept: {ACCEPT}\r\n\r\n");
+        let head = format!("HTTP/1.1 101 Switching Protocols\r\nSec-WebSocket-Accept: {ACCEPT}\r\n\r\n");
         for end in 0..head.len() {
-            assert_eq!(
-                parse_response(&head.as_bytes()[..end]),
-                Response::Incomplete,
-                "{end}"
-            );
+            assert_eq!(parse_response(&head.as_bytes()[..end]), Response::Incomplete, "{end}");
         }
         let more = format!("{head}\u{1}\u{2}");
-        assert_eq!(
-            parse_response(more.as_bytes()),
-            Response::Upgraded(head.len())
-        );
-        assert_eq!(
-            parse_response(b"HTTP/1.1 503 Busy\r\n\r\n"),
-            Response::Refused(503)
-        );
+        assert_eq!(parse_response(more.as_bytes()), Response::Upgraded(head.len()));
+        assert_eq!(parse_response(b"HTTP/1.1 503 Busy\r\n\r\n"), Response::Refused(503));
         assert!(matches!(
             parse_response(b"HTTP/1.1 101 X\r\n\r\n"),
             Response::Invalid(_)

@@ -124,9 +124,7 @@ impl Direct {
         user.sent += 1;
         net.tally.sent += 1;
         if self.period_ns.is_some() && intended_ns >= self.measure_ns {
-            net.tally
-                .lag
-                .saturating_record(now_ns.saturating_sub(intended_ns));
+            net.tally.lag.saturating_record(now_ns.saturating_sub(intended_ns));
         }
         self.template.write(net.out(index), to, numbers);
     }
@@ -134,10 +132,7 @@ impl Direct {
     /// Something that was waited for arrived.
     fn arrived(&mut self, net: &mut Net, now_ns: u64) {
         self.waiting = self.waiting.saturating_sub(1);
-        net.tally.silence_ns = net
-            .tally
-            .silence_ns
-            .max(now_ns.saturating_sub(self.waiting_since_ns));
+        net.tally.silence_ns = net.tally.silence_ns.max(now_ns.saturating_sub(self.waiting_since_ns));
         self.waiting_since_ns = now_ns;
     }
 
@@ -340,9 +335,7 @@ impl Scenario for Direct {
 
     fn finish(&mut self, tally: &mut Tally, now_ns: u64) {
         if self.waiting > 0 {
-            tally.silence_ns = tally
-                .silence_ns
-                .max(now_ns.saturating_sub(self.waiting_since_ns));
+            tally.silence_ns = tally.silence_ns.max(now_ns.saturating_sub(self.waiting_since_ns));
         }
         for index in 0..self.users.len() {
             let user = &self.users[index];

@@ -25,10 +25,7 @@ const NAMES: [(&str, Kind); 2] = [("idle", Kind::Idle), ("direct", Kind::Direct)
 
 impl Kind {
     pub(crate) fn from_name(name: &str) -> Option<Self> {
-        NAMES
-            .iter()
-            .find(|(known, _)| *known == name)
-            .map(|(_, kind)| *kind)
+        NAMES.iter().find(|(known, _)| *known == name).map(|(_, kind)| *kind)
     }
 
     pub(crate) fn name(self) -> &'static str {
