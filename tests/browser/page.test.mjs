@@ -7,6 +7,7 @@ import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join as path } from "node:path";
 import { after, before, it } from "node:test";
+import axe from "axe-core";
 import { chromium } from "playwright-core";
 import { startGateway } from "../clients/gateway.mjs";
 import { withCurrentHashes } from "./csp.mjs";
@@ -82,6 +83,25 @@ for (const colorScheme of ["light", "dark"]) {
   });
 }
 
+for (const colorScheme of ["light", "dark"]) {
+  it(`has nothing that axe objects to (${colorScheme})`, async () => {
+    const { context, page, alice } = await open({ colorScheme, reducedMotion: "reduce" });
+    // Through the debugger, which no policy of the page holds back.
+    const violations = async () => (await page.evaluate(`${axe.source}; axe.run()`)).violations
+      .flatMap((violation) => violation.nodes.map((node) => `${violation.id}: ${node.target.join(" ")}: ${node.failureSummary}`));
+    assert.deepEqual(await violations(), []);
+    await alice.connect();
+    await alice.is("open");
+    await alice.say("is anybody there?");
+    await alice.bubble("is anybody there?").locator(".tick.offline").waitFor();
+    await alice.root.getByText("Raw frames").click();
+    await alice.root.getByRole("button", { name: "Burst 100 messages from alice" }).click();
+    await alice.bubble("100 of 100 acknowledged").waitFor();
+    assert.deepEqual(await violations(), []);
+    await context.close();
+  });
+}
+
 it("shows presence as it changes", async () => {
   const { context, complaints, alice, bob } = await open();
   await alice.connect();
@@ -100,10 +120,10 @@ it("sends a burst in order, to every device", async () => {
   const { context, page, complaints, alice, bob } = await open();
   await page.getByRole("button", { name: "Connect all" }).click();
   await Promise.all([alice.is("open"), bob.is("open")]);
-  await bob.root.getByRole("button", { name: "Add a device of bob" }).click();
+  await bob.root.getByRole("button", { name: "Add device of bob" }).click();
   const second = panel(page, "bob, device 2");
   await second.is("open");
-  await alice.root.getByRole("button", { name: "Send 100 messages from alice at once" }).click();
+  await alice.root.getByRole("button", { name: "Burst 100 messages from alice" }).click();
   for (const device of [bob, second]) await device.bubble("100 of 100 received").filter({ hasText: "in order" }).waitFor();
   await alice.bubble("100 of 100 acknowledged").filter({ hasText: "100 delivered" }).waitFor();
   await second.root.getByRole("button", { name: "Remove bob, device 2" }).click();
@@ -172,7 +192,7 @@ it("can be photographed in the middle of a conversation", async () => {
     await to.bubble(text).waitFor();
     await from.bubble(text).locator(".tick.delivered").waitFor();
   }
-  await alice.root.getByRole("button", { name: "Send 100 messages from alice at once" }).click();
+  await alice.root.getByRole("button", { name: "Burst 100 messages from alice" }).click();
   await bob.bubble("100 of 100 received").filter({ hasText: "one way" }).waitFor();
   await bob.say("All of them, and in order.");
   await alice.bubble("All of them, and in order.").waitFor();
