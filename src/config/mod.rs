@@ -1,10 +1,129 @@
 //! Configuration: flags over environment over TOML file over defaults, checked before anything is opened.
+//!
+//! Owns names, defaults and meaning of every key, and the text about them. Pure, except that [`load`] reads the TOML
+//! file, files that an `@` names, the host name and a random suffix; no sockets, no global state.
+//!
+//! | file | duty |
+//! | --- | --- |
+//! | `keys` | the one table of keys, which drives all else |
+//! | `value` | kinds: text or TOML to a checked value and back |
+//! | `sources` | flags, variables and TOML to one setting per key |
+//! | `checks` | settings to a [`Config`]; contradictions |
+//! | `text` | `--help`, `--check-config`, documentation |
+//! | `error` | [`ConfigError`] |
+//! | [`origins`] | which web pages may connect |
+//!
+//! Invariants: a value that nobody can honour is refused, never dropped; what is printed holds no secret; what
+//! `--check-config` prints loads to the same [`Config`].
 
+mod checks;
+mod error;
+mod keys;
+pub mod origins;
+mod sources;
+mod text;
+mod value;
+
+#[cfg(test)]
+mod tests;
+
+use std::ffi::OsString;
+use std::fs;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+pub use error::{ConfigError, Place};
+pub use origins::{OriginError, OriginPolicy};
+use sources::{Request, Settings};
+
+/// What the command line asked for.
+#[derive(Debug)]
+pub enum Outcome {
+    /// Start with this.
+    Run(Box<Config>),
+    /// Print this and exit 0: `--help`.
+    Help(String),
+    /// Print this and exit 0: `--version`.
+    Version(String),
+    /// Print this and exit 0: the configuration is good, `--check-config`.
+    Checked(String),
+}
+
+/// Reads the configuration from arguments (without the program's name) and environment variables.
+///
+/// ```no_run
+/// let outcome = shardgate::config::load(std::env::args_os().skip(1), std::env::vars_os());
+/// ```
+///
+/// # Errors
+/// A [`ConfigError`] names the first thing that is wrong, strongest source last; print it and exit with
+/// [`ConfigError::EXIT_CODE`].
+pub fn load<A, E, K, V>(args: A, env: E) -> Result<Outcome, ConfigError>
+where
+    A: IntoIterator<Item: Into<OsString>>,
+    E: IntoIterator<Item = (K, V)>,
+    K: Into<OsString>,
+    V: Into<OsString>,
+{
+    let invocation = match sources::read_args(args.into_iter().map(Into::into).collect())? {
+        Request::Help => return Ok(Outcome::Help(text::help())),
+        Request::Version => return Ok(Outcome::Version(text::version())),
+        Request::Run(invocation) => invocation,
+    };
+    let env = env
+        .into_iter()
+        .map(|(name, value)| (name.into(), value.into()))
+        .collect();
+    let settings = Settings::gather(&invocation, env)?;
+    let config = settings.build(default_gateway_id)?;
+    if invocation.check {
+        return Ok(Outcome::Checked(text::effective(&settings)));
+    }
+    Ok(Outcome::Run(Box::new(config)))
+}
+
+/// Reads the configuration again, for SIGHUP, from the arguments and variables that the program was started with.
+///
+/// Gives what to run with from now on, and the keys that were changed but need a restart. A gateway without a
+/// configured id keeps the one it has.
+///
+/// # Errors
+/// As [`load`]; the running configuration then stays.
+pub fn reload<A, E, K, V>(running: &Config, args: A, env: E) -> Result<(Config, Vec<&'static str>), ConfigError>
+where
+    A: IntoIterator<Item: Into<OsString>>,
+    E: IntoIterator<Item = (K, V)>,
+    K: Into<OsString>,
+    V: Into<OsString>,
+{
+    let Request::Run(invocation) = sources::read_args(args.into_iter().map(Into::into).collect())? else {
+        // A program that was asked for its help text does not run long enough to be asked to reload.
+        return Ok((running.clone(), Vec::new()));
+    };
+    let env = env
+        .into_iter()
+        .map(|(name, value)| (name.into(), value.into()))
+        .collect();
+    let new = Settings::gather(&invocation, env)?.build(|| Ok(running.gateway_id.clone()))?;
+    Ok(running.reloadable_changes(&new))
+}
+
+/// Host name and a random suffix: unique without anybody's care, and a person can tell where it runs.
+fn default_gateway_id() -> Result<String, ConfigError> {
+    const ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
+    let random = getrandom::u32().map_err(|cause| ConfigError::NoRandom { cause })?;
+    let suffix: String = (0..6)
+        .map(|at| char::from(ALPHABET[(random >> (5 * at)) as usize % ALPHABET.len()]))
+        .collect();
+    // The kernel limits it to 64 bytes; without /proc the suffix alone has to tell gateways apart.
+    let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host: String = host.trim().chars().filter(|c| !c.is_control()).take(64).collect();
+    let host = if host.is_empty() { "shardgate" } else { &host };
+    Ok(format!("{host}-{suffix}"))
+}
+
 /// Everything that the gateway was told, checked and with defaults filled in.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     /// Address of the public listener; port 0 lets the kernel choose.
     pub listen: SocketAddr,
@@ -16,7 +135,7 @@ pub struct Config {
     pub insecure: bool,
     /// Unique name of this gateway in the cluster.
     pub gateway_id: String,
-    /// Number of shards, at least 1; `None`: one per allowed CPU.
+    /// Number of shards, at least 1 and at most as many as `cpus` lists; `None`: one per allowed CPU.
     pub shards: Option<usize>,
     /// Where shards are pinned.
     pub cpus: Placement,
@@ -24,9 +143,9 @@ pub struct Config {
     pub control_cpu: Option<usize>,
     /// Accept queue length of each listener, connections.
     pub listen_backlog: u32,
-    /// Log level: `error`, `warn`, `info`, `debug`, `trace`.
+    /// Log level: `off`, `error`, `warn`, `info`, `debug`, `trace`.
     pub log_level: log::LevelFilter,
-    /// Allowed `Origin` values; empty: same origin only.
+    /// Allowed `Origin` values, good for [`OriginPolicy::parse`]; empty: same origin only.
     pub origins: Vec<String>,
     /// Limits on what one client, one user and all of them may take.
     pub limits: Limits,
@@ -36,6 +155,30 @@ pub struct Config {
     pub auth_timeout: Duration,
     /// How long a drain may last.
     pub drain_timeout: Duration,
+}
+
+impl Config {
+    /// This configuration with what can change while running taken from `new` (log level, limits, origins), and the
+    /// names of the keys that differ and need a restart.
+    #[must_use]
+    pub fn reloadable_changes(&self, new: &Config) -> (Config, Vec<&'static str>) {
+        let changed = Config {
+            log_level: new.log_level,
+            limits: new.limits,
+            origins: new.origins.clone(),
+            ..self.clone()
+        };
+        (changed, checks::restart_keys(self, new))
+    }
+}
+
+impl Default for Config {
+    /// Every key at its default, and the gateway id `shardgate`: reproducible, for tests and tools.
+    fn default() -> Self {
+        Settings::defaults()
+            .build(|| Ok("shardgate".to_owned()))
+            .expect("a test loads the defaults")
+    }
 }
 
 /// Which socket engine to use.

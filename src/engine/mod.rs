@@ -14,12 +14,36 @@
 //!               └──> detach: the descriptor leaves the engine, slot is free at once
 //! ```
 
+//!
+//! | file | duty |
+//! | --- | --- |
+//! | `ring` | the engine of choice: an io_uring of its own per shard |
+//! | `epoll` | the engine for kernels that refuse the other |
+//! | [`park`] | waiting for a descriptor inside glommio |
+//! | `waker` | waking a shard from another thread |
+//! | `slab`, `sends` | sockets, and bytes in flight, by index; used by both engines |
+//! | `sys` | the system calls that std does not have |
+
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{OwnedFd, RawFd};
 use std::time::Duration;
 
 use bytes::Bytes;
+
+mod epoll;
+pub mod park;
+mod ring;
+mod sends;
+mod slab;
+mod sys;
+#[cfg(test)]
+mod tests;
+mod waker;
+
+pub use epoll::EpollEngine;
+pub use ring::RingEngine;
+pub use waker::Waker;
 
 /// Names one socket of one engine. The generation differs each time a slot is used again, so that
 /// a late completion or a late lane item never reaches the slot's next tenant.
@@ -54,6 +78,7 @@ impl Payload {
 #[derive(Debug)]
 pub enum SendStatus {
     /// In flight: an [`Event::Sent`] or [`Event::Ended`] follows, and no other send may start before it.
+    /// Once `Ended` was reported, a send that fails comes back as `Sent`, as `Ended` comes at most once.
     InFlight,
     /// The kernel took everything at once; the socket is free for the next send.
     Done(Payload),
@@ -186,23 +211,4 @@ pub trait Engine: Sized {
 
     /// Counters so far.
     fn stats(&self) -> EngineStats;
-}
-
-/// Wakes a shard from another thread.
-///
-/// The shard says what it is about to do (`set_waiting`, `set_parked`), *then* looks at its inbox once more, then waits;
-/// a sender first puts its item into the inbox, then calls [`Waker::wake`]. With sequentially consistent order on both
-/// sides, either the shard sees the item or the sender sees the state. A running shard costs a sender no system call.
-#[derive(Debug, Clone)]
-pub struct Waker {}
-
-impl Waker {
-    /// The shard is about to wait inside [`Engine::turn`].
-    pub fn set_waiting(&self) {}
-    /// The shard is about to park in the executor, on [`Engine::park_fd`].
-    pub fn set_parked(&self) {}
-    /// The shard runs and looks at its inbox every turn.
-    pub fn set_running(&self) {}
-    /// Any thread: makes the shard look at its inbox soon. At most one write per wait, however many callers.
-    pub fn wake(&self) {}
 }

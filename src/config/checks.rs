@@ -1,0 +1,260 @@
+//! From settings to a [`Config`]: types, what this release has, and contradictions between keys.
+//!
+//! Pure. Owns every rule that needs more than one key.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use log::LevelFilter;
+
+use super::error::ConfigError;
+use super::keys::{self, KEYS};
+use super::sources::Settings;
+use super::value::Value;
+use super::{Config, EngineChoice, Heartbeat, Limits, Placement};
+
+impl Settings {
+    /// The checked configuration; `gateway_id` is what to use where none is set.
+    pub(super) fn build(
+        &self,
+        gateway_id: impl FnOnce() -> Result<String, ConfigError>,
+    ) -> Result<Config, ConfigError> {
+        self.check_available()?;
+        let config = self.read(gateway_id)?;
+        self.check_together(&config)?;
+        Ok(config)
+    }
+
+    fn read(&self, gateway_id: impl FnOnce() -> Result<String, ConfigError>) -> Result<Config, ConfigError> {
+        let cpus = self.get("cpus");
+        let shards = match &cpus {
+            // Listing CPUs says how many shards there are, unless `shards` says fewer.
+            Placement::Cpus(cpus) => self.get::<Option<usize>>("shards").or(Some(cpus.len())),
+            _ => self.get("shards"),
+        };
+        Ok(Config {
+            listen: self.get("listen"),
+            engine: self.get("engine"),
+            echo: self.get("echo"),
+            insecure: self.get("insecure"),
+            gateway_id: self.get::<Option<String>>("gateway_id").map_or_else(gateway_id, Ok)?,
+            shards,
+            cpus,
+            control_cpu: self.get("control_cpu"),
+            listen_backlog: self.get("listen_backlog"),
+            log_level: self.get("log_level"),
+            origins: self.get("origins"),
+            limits: Limits {
+                connections: self.get("limits.connections"),
+                message_bytes: self.get("limits.message_bytes"),
+                outbox_bytes: self.get("limits.outbox_bytes"),
+                channels_per_connection: self.get("limits.channels_per_connection"),
+                messages_per_second: self.get("limits.messages_per_second"),
+                burst: self.get("limits.burst"),
+                connections_per_user: self.get("limits.connections_per_user"),
+                handshakes_per_second: self.get("limits.handshakes_per_second"),
+                handshake_timeout: self.get("limits.handshake_timeout"),
+                header_bytes: self.get("limits.header_bytes"),
+            },
+            heartbeat: Heartbeat {
+                interval: self.get("heartbeat.interval"),
+                timeout: self.get("heartbeat.timeout"),
+            },
+            auth_timeout: self.get("auth.timeout"),
+            drain_timeout: self.get("drain.timeout"),
+        })
+    }
+
+    /// Refuses what this release would silently not do.
+    fn check_available(&self) -> Result<(), ConfigError> {
+        let defaults = Settings::defaults();
+        for ((key, setting), (_, default)) in self.iter().zip(defaults.iter()) {
+            if !key.available && setting.value != default.value {
+                return Err(ConfigError::NotInThisRelease {
+                    key: key.name,
+                    place: setting.place.clone(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn check_together(&self, config: &Config) -> Result<(), ConfigError> {
+        let contradiction = |first: &str, second: &str, rule: &'static str| {
+            Err(ConfigError::Contradiction {
+                first: self.describe(first),
+                second: self.describe(second),
+                rule,
+            })
+        };
+        if config.heartbeat.timeout <= config.heartbeat.interval {
+            return contradiction(
+                "heartbeat.timeout",
+                "heartbeat.interval",
+                "the timeout must be longer, or a silent connection is closed before it was ever asked",
+            );
+        }
+        if config.limits.outbox_bytes < config.limits.message_bytes {
+            return contradiction(
+                "limits.outbox_bytes",
+                "limits.message_bytes",
+                "an outbox must hold at least one message of the largest size, or its receiver is closed as slow",
+            );
+        }
+        if let (Some(shards), Placement::Cpus(cpus)) = (config.shards, &config.cpus)
+            && shards > cpus.len()
+        {
+            return contradiction(
+                "shards",
+                "cpus",
+                "every shard needs a CPU of its own in the list; list more, or use none",
+            );
+        }
+        if !config.listen.ip().to_canonical().is_loopback() && !config.insecure {
+            let place = self.setting("listen").place.clone();
+            return Err(ConfigError::OpenDevelopmentMode {
+                listen: config.listen,
+                place,
+                how: how_to_configure_a_key(),
+            });
+        }
+        Ok(())
+    }
+
+    /// `key = value (place)`, secrets masked.
+    fn describe(&self, name: &str) -> String {
+        let setting = self.setting(name);
+        let row = keys::find(name).expect("setting() found it");
+        format!(
+            "{name} = {} ({})",
+            KEYS[row].kind.write_toml(&setting.value).0,
+            setting.place
+        )
+    }
+
+    fn get<T: FromValue>(&self, name: &str) -> T {
+        T::from_value(&self.setting(name).value)
+            .unwrap_or_else(|| panic!("{name} is read as a type that its kind is not"))
+    }
+}
+
+fn how_to_configure_a_key() -> String {
+    let available = keys::find("auth.key").is_some_and(|row| KEYS[row].available);
+    let later = if available {
+        ""
+    } else {
+        "; this release does not have them yet"
+    };
+    format!("auth.key with auth.algorithm, or auth.jwks_url{later}")
+}
+
+/// Compares what can only be changed by a restart; the names of the keys that differ.
+pub(super) fn restart_keys(old: &Config, new: &Config) -> Vec<&'static str> {
+    // Taken apart without `..`, so that a new field does not compile until somebody decided where it belongs.
+    let Config {
+        listen,
+        engine,
+        echo,
+        insecure,
+        gateway_id,
+        shards,
+        cpus,
+        control_cpu,
+        listen_backlog,
+        log_level: _,
+        origins: _,
+        limits: _,
+        heartbeat: Heartbeat { interval, timeout },
+        auth_timeout,
+        drain_timeout,
+    } = old;
+    let changes = [
+        ("listen", *listen != new.listen),
+        ("engine", *engine != new.engine),
+        ("echo", *echo != new.echo),
+        ("insecure", *insecure != new.insecure),
+        ("gateway_id", *gateway_id != new.gateway_id),
+        ("shards", *shards != new.shards),
+        ("cpus", *cpus != new.cpus),
+        ("control_cpu", *control_cpu != new.control_cpu),
+        ("listen_backlog", *listen_backlog != new.listen_backlog),
+        ("heartbeat.interval", *interval != new.heartbeat.interval),
+        ("heartbeat.timeout", *timeout != new.heartbeat.timeout),
+        ("auth.timeout", *auth_timeout != new.auth_timeout),
+        ("drain.timeout", *drain_timeout != new.drain_timeout),
+    ];
+    changes
+        .into_iter()
+        .filter(|(_, changed)| *changed)
+        .map(|(name, _)| name)
+        .collect()
+}
+
+/// A field's type from a value; `None` if the kind of the key is another, which is a bug of ours.
+trait FromValue: Sized {
+    fn from_value(value: &Value) -> Option<Self>;
+}
+
+/// Each arm: type, pattern, result.
+macro_rules! from_value {
+    ($($type:ty: $pattern:pat => $result:expr;)*) => {$(
+        impl FromValue for $type {
+            fn from_value(value: &Value) -> Option<Self> {
+                match value {
+                    $pattern => $result,
+                    _ => None,
+                }
+            }
+        }
+    )*};
+}
+
+from_value! {
+    bool: Value::Bool(yes) => Some(*yes);
+    u32: Value::Integer(n) => u32::try_from(*n).ok();
+    usize: Value::Integer(n) => usize::try_from(*n).ok();
+    Duration: Value::Duration(time) => Some(*time);
+    SocketAddr: Value::Address(address) => Some(*address);
+    String: Value::Text(text) => Some(text.clone());
+    LevelFilter: Value::Text(text) => text.parse().ok();
+}
+
+impl FromValue for EngineChoice {
+    fn from_value(value: &Value) -> Option<Self> {
+        match value {
+            Value::Text(text) if text == "auto" => Some(EngineChoice::Auto),
+            Value::Text(text) if text == "ring" => Some(EngineChoice::Ring),
+            Value::Text(text) if text == "epoll" => Some(EngineChoice::Epoll),
+            _ => None,
+        }
+    }
+}
+
+impl FromValue for Placement {
+    fn from_value(value: &Value) -> Option<Self> {
+        match value {
+            Value::Unset => Some(Placement::FirstAllowed),
+            Value::Cpus(placement) => Some(placement.clone()),
+            _ => None,
+        }
+    }
+}
+
+impl FromValue for Vec<String> {
+    fn from_value(value: &Value) -> Option<Self> {
+        match value {
+            Value::Unset => Some(Vec::new()),
+            Value::List(items) => Some(items.clone()),
+            _ => None,
+        }
+    }
+}
+
+impl<T: FromValue> FromValue for Option<T> {
+    fn from_value(value: &Value) -> Option<Self> {
+        match value {
+            Value::Unset => Some(None),
+            value => T::from_value(value).map(Some),
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! Why a configuration was refused: one line with the key, where it was given, its value and what is allowed.
+//!
+//! Values are kept as they may be shown, so that an error never carries a secret.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+/// Where a value was given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// Nowhere.
+    Default,
+    /// By this flag, `--listen`.
+    Flag(String),
+    /// By this environment variable, `SHARDGATE_LISTEN`.
+    Variable(String),
+    /// On this line of the TOML file, counted from 1.
+    File {
+        /// Path as it was given.
+        path: PathBuf,
+        /// Line of the key.
+        line: usize,
+    },
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Place::Default => write!(f, "default"),
+            Place::Flag(flag) => write!(f, "flag {flag}"),
+            Place::Variable(variable) => write!(f, "variable {variable}"),
+            // Debug of a path quotes and escapes: a line break must not get out of a TOML comment.
+            Place::File { path, line } => write!(f, "file {path:?} line {line}"),
+        }
+    }
+}
+
+/// A configuration that must not start; the program prints it and exits with [`ConfigError::EXIT_CODE`].
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A flag, variable or TOML key that is not in the table.
+    #[error("unknown {name}{}: {}", shown(.value), advice(.nearest))]
+    UnknownKey {
+        /// With its place: `flag --listn`, `variable SHARDGATE_LISTN`, `key listn (file "a.toml" line 2)`.
+        name: String,
+        /// As it may be shown; none where nothing was given with the name.
+        value: Option<String>,
+        /// Valid name in the same spelling, if one is near.
+        nearest: Option<String>,
+    },
+    /// An argument that is no flag.
+    #[error("unexpected argument {argument}: every argument is a --flag or its value; see shardgate --help")]
+    UnexpectedArgument {
+        /// As it may be shown.
+        argument: String,
+    },
+    /// A flag or variable whose bytes are not UTF-8.
+    #[error("{name} is not valid UTF-8")]
+    NotUtf8 {
+        /// `argument 3`, `flag --listen` or `variable SHARDGATE_LISTEN`.
+        name: String,
+    },
+    /// A flag or variable without a value.
+    #[error("{place} has no value: {allowed}; leave it out for the default")]
+    MissingValue {
+        /// Which.
+        place: Place,
+        /// What would be a value.
+        allowed: String,
+    },
+    /// `--help=x` and the like.
+    #[error("flag {flag} takes no value")]
+    NeedlessValue {
+        /// The flag.
+        flag: String,
+    },
+    /// The same key twice in one source.
+    #[error("{name} is given twice: {first} and {second}; give it once")]
+    GivenTwice {
+        /// Dotted name, or a flag that is no key.
+        name: String,
+        /// First place.
+        first: Place,
+        /// Second place.
+        second: Place,
+    },
+    /// A value that its key does not take.
+    #[error("{key} = {value} ({place}) is not allowed: {allowed}")]
+    BadValue {
+        /// Dotted name.
+        key: String,
+        /// Where it was given.
+        place: Place,
+        /// As it may be shown.
+        value: String,
+        /// What is allowed.
+        allowed: String,
+    },
+    /// Two values that are each fine, but not together.
+    #[error("{first} contradicts {second}: {rule}")]
+    Contradiction {
+        /// `key = value (place)`
+        first: String,
+        /// `key = value (place)`
+        second: String,
+        /// What must hold, and why.
+        rule: &'static str,
+    },
+    /// A key of the contract that this release cannot honour: better no start than one without it.
+    #[error("{key} ({place}) is not in this release yet: remove it, or use a release that has it")]
+    NotInThisRelease {
+        /// Dotted name.
+        key: &'static str,
+        /// Where it was given.
+        place: Place,
+    },
+    /// Anyone could be anyone, from anywhere.
+    #[error(
+        "listen = {listen} ({place}) is not a loopback address, and without a key the gateway runs in development mode, \
+         where anyone may be any user: configure a key ({how}), listen on 127.0.0.1, or say --insecure if you mean it"
+    )]
+    OpenDevelopmentMode {
+        /// The address.
+        listen: std::net::SocketAddr,
+        /// Where it was given.
+        place: Place,
+        /// How a key is configured.
+        how: String,
+    },
+    /// The TOML file, or a file that an `@` names, cannot be read.
+    #[error("cannot read {path:?} ({place}): {cause}")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Who named it.
+        place: Place,
+        /// What the system said.
+        cause: io::Error,
+    },
+    /// The file is not TOML.
+    #[error("file {path:?} line {line} is not valid TOML: {message}")]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// Counted from 1.
+        line: usize,
+        /// What the parser expected; never the line itself, which may hold a secret.
+        message: String,
+    },
+    /// The system has no random numbers for the default gateway id.
+    #[error("no random suffix for the gateway id ({cause}): set gateway_id")]
+    NoRandom {
+        /// What the system said.
+        cause: getrandom::Error,
+    },
+}
+
+impl ConfigError {
+    /// Exit code of a refused configuration.
+    pub const EXIT_CODE: u8 = 2;
+}
+
+fn shown(value: &Option<String>) -> String {
+    value.as_ref().map_or_else(String::new, |value| format!(" = {value}"))
+}
+
+fn advice(nearest: &Option<String>) -> String {
+    let all = "shardgate --help lists all keys";
+    nearest
+        .as_ref()
+        .map_or_else(|| all.to_owned(), |nearest| format!("did you mean {nearest}? {all}"))
+}

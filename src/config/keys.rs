@@ -1,0 +1,288 @@
+//! The one table of keys: its rows drive flags, variables, TOML, `--help`, `--check-config` and the documentation.
+//!
+//! Owns names, kinds, defaults and help lines; knows nothing of where a value comes from. A new key is one row here,
+//! one field in [`Config`](super::Config) and one line in `checks.rs`.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use super::value::Kind;
+
+/// What every variable of ours begins with.
+pub(super) const VARIABLE_PREFIX: &str = "SHARDGATE_";
+/// The variable that names the TOML file.
+pub(super) const CONFIG_VARIABLE: &str = "SHARDGATE_CONFIG";
+/// Flags that are no keys, with what `--help` says about them.
+pub(super) const OTHER_FLAGS: &[(&str, &str)] = &[
+    ("--config FILE", "Read this TOML file; also SHARDGATE_CONFIG"),
+    (
+        "--check-config",
+        "Validate, print the effective configuration as TOML (secrets masked), exit",
+    ),
+    ("--help, -h", "Print this text, exit"),
+    ("--version, -V", "Print the version, exit"),
+];
+
+/// One row of the table.
+#[derive(Debug)]
+pub(super) struct Key {
+    /// Chapter of `--help`.
+    pub(super) group: &'static str,
+    /// Dotted name, as in TOML.
+    pub(super) name: &'static str,
+    /// What values it takes.
+    pub(super) kind: Kind,
+    /// What holds when nobody sets it.
+    pub(super) default: Fallback,
+    /// Whether this release has it; one that it does not have may be set to its default only.
+    pub(super) available: bool,
+    /// Whether SIGHUP applies a change.
+    pub(super) reloadable: bool,
+    /// One line for people.
+    pub(super) help: &'static str,
+}
+
+/// What holds when nobody sets a key.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Fallback {
+    /// This value, written as in a flag.
+    Value(&'static str),
+    /// No value; these words say what happens then.
+    Unset(&'static str),
+}
+
+impl Key {
+    /// `--limits-message-bytes`
+    pub(super) fn flag(&self) -> String {
+        format!("--{}", self.name.replace(['.', '_'], "-"))
+    }
+
+    /// `SHARDGATE_LIMITS_MESSAGE_BYTES`
+    pub(super) fn variable(&self) -> String {
+        format!("{VARIABLE_PREFIX}{}", self.name.replace('.', "_").to_ascii_uppercase())
+    }
+
+    /// `("limits", "message_bytes")`; a key without a table has an empty first part.
+    pub(super) fn table_and_leaf(&self) -> (&'static str, &'static str) {
+        self.name.rsplit_once('.').unwrap_or(("", self.name))
+    }
+
+    /// Help line with the mark of a key that this release does not have.
+    pub(super) fn help_marked(&self) -> String {
+        let mut help = self.help.to_owned();
+        if !self.available {
+            let _ = write!(help, " (not in this release)");
+        }
+        help
+    }
+}
+
+/// The row of that dotted name, with the second spelling that the wire uses for `gateway_id`.
+pub(super) fn find(name: &str) -> Option<usize> {
+    let name = if name == "gatewayId" { "gateway_id" } else { name };
+    KEYS.iter().position(|key| key.name == name)
+}
+
+/// The candidate that somebody who wrote `wrong` most likely meant, if any is near.
+///
+/// Case and separators do not count, and neither does a forgotten table (`message_bytes` for `limits.message_bytes`).
+pub(super) fn nearest(wrong: &str, candidates: impl Iterator<Item = String>) -> Option<String> {
+    let squash = |text: &str| -> String {
+        let text = text.trim_start_matches(VARIABLE_PREFIX);
+        text.chars()
+            .filter(char::is_ascii_alphanumeric)
+            .map(|c| c.to_ascii_lowercase())
+            .collect()
+    };
+    let wrong = squash(wrong);
+    let near = (wrong.len() / 3).clamp(1, 3);
+    let distance = |candidate: &str| {
+        let whole = strsim::osa_distance(&wrong, &squash(candidate));
+        let leaf = candidate.trim_start_matches(VARIABLE_PREFIX).trim_start_matches('-');
+        let leaf = leaf.split_once(['.', '-', '_']).map_or(leaf, |(_, leaf)| leaf);
+        // A hit without its table is a little farther than one with it.
+        whole.min(strsim::osa_distance(&wrong, &squash(leaf)) + 1)
+    };
+    let scored = candidates.map(|candidate| (distance(&candidate), candidate));
+    scored
+        .filter(|(distance, _)| *distance <= near)
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, name)| name)
+}
+
+const LISTENER: &str = "Listener";
+const PLACE: &str = "Identity and placement";
+const LOG: &str = "Logging";
+const LIMITS: &str = "Limits";
+const TIMES: &str = "Heartbeat and drain";
+const AUTH: &str = "Credentials";
+const CHANNELS: &str = "Channels";
+const ADMIN: &str = "Administration";
+const TLS: &str = "TLS";
+const CLUSTER: &str = "Cluster";
+
+/// Largest message that can be allowed, bytes: what a receiver must be able to hold in memory per connection.
+const MESSAGE_BYTES_MAX: u64 = 64 << 20;
+/// Most shards of one gateway; lanes grow with the square of it.
+pub(super) const SHARDS_MAX: u64 = 256;
+/// Highest CPU number: `cpu_set_t` of glibc has 1024 bits.
+pub(super) const CPU_MAX: u64 = 1023;
+/// JWT algorithms of the contract.
+const ALGORITHMS: &[&str] = &[
+    "HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA",
+];
+/// URL schemes of a Redis server, cluster and sentinel, each also over TLS.
+const REDIS_SCHEMES: &[&str] = &[
+    "redis",
+    "rediss",
+    "redis-cluster",
+    "rediss-cluster",
+    "redis-sentinel",
+    "rediss-sentinel",
+];
+
+const fn number(min: u64, max: u64, unit: &'static str) -> Kind {
+    Kind::Integer { min, max, unit }
+}
+
+/// Any time above zero, up to a day.
+const TIME: Kind = Kind::Duration {
+    min: Duration::from_millis(1),
+    max: DAY,
+};
+/// Any time, zero included.
+const TIME_OR_ZERO: Kind = Kind::Duration {
+    min: Duration::ZERO,
+    max: DAY,
+};
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+// Short words for the columns `available` and `reloadable`.
+const HERE: bool = true;
+const LATER: bool = false;
+const LIVE: bool = true;
+const RESTART: bool = false;
+
+const fn row(
+    group: &'static str,
+    name: &'static str,
+    kind: Kind,
+    default: Fallback,
+    available: bool,
+    reloadable: bool,
+    help: &'static str,
+) -> Key {
+    Key {
+        group,
+        name,
+        kind,
+        default,
+        available,
+        reloadable,
+        help,
+    }
+}
+
+use Fallback::{Unset, Value};
+
+/// Every key. Rows of one group stand together, and so do rows of one TOML table.
+#[rustfmt::skip] // A table is read by row: one row, two lines, the second for people.
+pub(super) static KEYS: &[Key] = &[
+    row(LISTENER, "listen", Kind::Address, Value("127.0.0.1:8080"), HERE, RESTART,
+        "Address of the public listener; port 0 lets the kernel choose"),
+    row(LISTENER, "listen_backlog", number(1, 65_535, "connections"), Value("4096"), HERE, RESTART,
+        "Accept queue of each shard's listener; the kernel caps it at net.core.somaxconn"),
+    row(LISTENER, "engine", Kind::Choice(&["auto", "ring", "epoll"]), Value("auto"), HERE, RESTART,
+        "Socket engine; auto is io_uring where the kernel can, else epoll"),
+    row(LISTENER, "echo", Kind::Bool, Value("false"), HERE, RESTART,
+        "Serve /echo, a WebSocket that sends back what it gets"),
+    row(LISTENER, "origins", Kind::Origins, Unset("same origin only"), HERE, LIVE,
+        "Allowed Origin values: https://app.example.com, https://*.example.com, null or *"),
+    row(LISTENER, "insecure", Kind::Bool, Value("false"), HERE, RESTART,
+        "Allow development mode (anyone may be any user) away from loopback"),
+
+    row(PLACE, "gateway_id", Kind::Text { max: 128 }, Unset("host name and a random suffix"), HERE, RESTART,
+        "Unique name of this gateway in the cluster"),
+    row(PLACE, "shards", number(1, SHARDS_MAX, "shards"), Unset("one per CPU of cpus, else per allowed CPU"), HERE, RESTART,
+        "Number of shards"),
+    row(PLACE, "cpus", Kind::Cpus, Unset("the first allowed CPUs"), HERE, RESTART,
+        "CPU of each shard in turn, such as 0-3,8-11; none for no pinning"),
+    row(PLACE, "control_cpu", number(0, CPU_MAX, ""), Unset("not pinned"), HERE, RESTART,
+        "CPU of the control thread"),
+
+    row(LOG, "log_level", Kind::Choice(&["off", "error", "warn", "info", "debug", "trace"]), Value("info"), HERE, LIVE,
+        "How much is logged"),
+
+    row(LIMITS, "limits.connections", number(1, 100_000_000, "connections"), Unset("what nofile permits, less a reserve"), HERE, LIVE,
+        "WebSocket connections of this gateway; over it /ws answers 503"),
+    row(LIMITS, "limits.message_bytes", number(125, MESSAGE_BYTES_MAX, "bytes"), Value("65536"), HERE, LIVE,
+        "Size of one client message; a larger one closes with 1009"),
+    row(LIMITS, "limits.outbox_bytes", number(125, 1 << 30, "bytes"), Value("1048576"), HERE, LIVE,
+        "What may wait for one slow consumer before it is closed with 3008; at least message_bytes"),
+    row(LIMITS, "limits.channels_per_connection", number(1, 1_000_000, "channels"), Value("128"), LATER, LIVE,
+        "Channels that one connection may subscribe to"),
+    row(LIMITS, "limits.messages_per_second", number(0, 1_000_000, "frames"), Value("100"), HERE, LIVE,
+        "Frames per second that one connection may send; 0 for no limit"),
+    row(LIMITS, "limits.burst", number(1, 1_000_000, "frames"), Value("200"), HERE, LIVE,
+        "Frames that one connection may send at once"),
+    row(LIMITS, "limits.connections_per_user", number(0, 1_000_000, "connections"), Value("16"), HERE, LIVE,
+        "Connections of one user on this gateway; the oldest is closed with 3504; 0 for no limit"),
+    row(LIMITS, "limits.handshakes_per_second", number(0, 10_000_000, "handshakes"), Value("0"), HERE, LIVE,
+        "Admission rate of this gateway; over it 503; 0 for no limit"),
+    row(LIMITS, "limits.handshake_timeout", TIME, Value("10s"), HERE, LIVE,
+        "Time to finish a request head"),
+    row(LIMITS, "limits.header_bytes", number(512, 1 << 20, "bytes"), Value("16384"), HERE, LIVE,
+        "Size of one request head; a longer one gets 431"),
+
+    row(TIMES, "heartbeat.interval", TIME, Value("25s"), HERE, RESTART,
+        "The server pings a silent connection this often"),
+    row(TIMES, "heartbeat.timeout", TIME, Value("90s"), HERE, RESTART,
+        "A connection from which nothing came for this long is closed with 3012; above interval"),
+    row(TIMES, "drain.timeout", TIME_OR_ZERO, Value("30s"), HERE, RESTART,
+        "How long a drain may last; 0s to close everyone at once"),
+
+    row(AUTH, "auth.timeout", TIME, Value("5s"), HERE, RESTART,
+        "Time to show a credential after the handshake, else close 3502"),
+    row(AUTH, "auth.algorithm", Kind::Choices(ALGORITHMS), Unset("none"), LATER, RESTART,
+        "JWT algorithms that are accepted, one or a list"),
+    row(AUTH, "auth.key", Kind::Secret, Unset("none: development mode"), LATER, RESTART,
+        "Shared secret or public key in PEM, or @FILE"),
+    row(AUTH, "auth.jwks_url", Kind::Url(&["https", "http"]), Unset("none"), LATER, RESTART,
+        "Where to fetch keys that rotate"),
+    row(AUTH, "auth.issuer", Kind::Text { max: 1024 }, Unset("not checked"), LATER, RESTART,
+        "The iss that a token must have"),
+    row(AUTH, "auth.audience", Kind::Text { max: 1024 }, Unset("not checked"), LATER, RESTART,
+        "The aud that a token must have"),
+    row(AUTH, "auth.leeway", TIME_OR_ZERO, Value("0s"), LATER, RESTART,
+        "Tolerated clock difference when exp and nbf are checked"),
+    row(AUTH, "auth.cookie", Kind::Text { max: 256 }, Value("shardgate_token"), LATER, RESTART,
+        "Name of the cookie that carries a token"),
+    row(AUTH, "auth.required_at_handshake", Kind::Bool, Value("false"), LATER, RESTART,
+        "Refuse a handshake without a credential with 401"),
+    row(AUTH, "auth.require_exp", Kind::Bool, Value("false"), LATER, RESTART,
+        "Refuse a token without exp"),
+
+    row(CHANNELS, "channels.subscribe", Kind::List, Unset("* in development mode, else none"), LATER, RESTART,
+        "Patterns of channels that every user may subscribe to; {user} is the user id"),
+    row(CHANNELS, "channels.publish", Kind::List, Unset("* in development mode, else none"), LATER, RESTART,
+        "Patterns of channels that every user may publish to"),
+
+    row(ADMIN, "admin.token", Kind::Secret, Unset("none: no /admin"), LATER, RESTART,
+        "Bearer token of /admin, or @FILE"),
+    row(ADMIN, "admin.listen", Kind::Address, Unset("none: the public listener"), LATER, RESTART,
+        "Serve /admin, /metrics and /debug only on this address"),
+
+    row(TLS, "tls.cert", Kind::File, Unset("none: plain text"), LATER, RESTART,
+        "Certificate chain in PEM"),
+    row(TLS, "tls.key", Kind::File, Unset("none"), LATER, RESTART,
+        "Private key in PEM"),
+
+    row(CLUSTER, "redis.url", Kind::Url(REDIS_SCHEMES), Unset("none: one gateway, embedded presence"), LATER, RESTART,
+        "Redis server, cluster or sentinel that joins gateways"),
+    row(CLUSTER, "redis.start_timeout", TIME, Value("5s"), LATER, RESTART,
+        "How long to wait for Redis at start before giving up with exit 1"),
+    row(CLUSTER, "redis.prefix", Kind::Text { max: 128 }, Value("shardgate:"), LATER, RESTART,
+        "Prefix of every key and channel in Redis"),
+    row(CLUSTER, "presence.ttl", TIME, Value("90s"), LATER, RESTART,
+        "The longest that a user can still look online after their gateway died"),
+];

@@ -1,0 +1,429 @@
+//! From arguments, variables and the TOML file to one [`Setting`] per key: flag over variable over file over default.
+//!
+//! Owns precedence and the refusal of everything unknown. A value is checked by its kind even where a stronger source
+//! overrides it. Reads the file, and files that an `@` names; nothing else of the world.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use toml::de::{DeTable, DeValue};
+
+use super::error::{ConfigError, Place};
+use super::keys::{self, CONFIG_VARIABLE, Fallback, KEYS, Key, OTHER_FLAGS, VARIABLE_PREFIX};
+use super::value::{Kind, MASK, Value, show};
+
+/// Prefixes of what Kubernetes injects for a Service named shardgate; a key may not begin like this.
+const KUBERNETES: [&str; 2] = ["SHARDGATE_PORT", "SHARDGATE_SERVICE_"];
+
+/// The value of one key and who gave it.
+#[derive(Clone)]
+pub(super) struct Setting {
+    pub(super) value: Value,
+    pub(super) place: Place,
+}
+
+/// What the command line asks for.
+pub(super) enum Request {
+    Help,
+    Version,
+    Run(Invocation),
+}
+
+/// The command line, split but not yet checked by kind.
+#[derive(Default)]
+pub(super) struct Invocation {
+    /// Print the effective configuration instead of running.
+    pub(super) check: bool,
+    file: Option<String>,
+    /// Row and text of each flag, in the order given.
+    flags: Vec<(usize, String)>,
+}
+
+/// One setting per row of [`KEYS`].
+pub(super) struct Settings(Vec<Setting>);
+
+impl Settings {
+    /// What holds when nothing is given.
+    pub(super) fn defaults() -> Settings {
+        let default = |key: &Key| match key.default {
+            Fallback::Value(text) => key.kind.parse_text(text).expect("a test parses every default"),
+            Fallback::Unset(_) => Value::Unset,
+        };
+        Settings(
+            KEYS.iter()
+                .map(|key| Setting {
+                    value: default(key),
+                    place: Place::Default,
+                })
+                .collect(),
+        )
+    }
+
+    /// The setting of a key that is in the table; asking for another is a bug of ours.
+    pub(super) fn setting(&self, name: &str) -> &Setting {
+        &self.0[keys::find(name).unwrap_or_else(|| panic!("{name} is not in the table of keys"))]
+    }
+
+    /// Keys with their settings, in the order of the table.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&'static Key, &Setting)> {
+        KEYS.iter().zip(&self.0)
+    }
+
+    /// Everything that was given, the strongest source last.
+    pub(super) fn gather(invocation: &Invocation, env: Vec<(OsString, OsString)>) -> Result<Settings, ConfigError> {
+        let (config, variables) = variables(env)?;
+        let file = match (&invocation.file, &config) {
+            (Some(file), _) => Some((file, Place::Flag("--config".to_owned()))),
+            (None, Some(file)) => Some((file, Place::Variable(CONFIG_VARIABLE.to_owned()))),
+            (None, None) => None,
+        };
+        let mut settings = Settings::defaults();
+        if let Some((path, place)) = file {
+            let path = PathBuf::from(path);
+            let text = fs::read_to_string(&path).map_err(|cause| ConfigError::Unreadable {
+                path: path.clone(),
+                place,
+                cause,
+            })?;
+            settings.set_from_toml(&path, &text)?;
+        }
+        for (row, variable, text) in variables {
+            settings.set_from_text(row, Place::Variable(variable), &text)?;
+        }
+        for (row, text) in &invocation.flags {
+            settings.set_from_text(*row, Place::Flag(KEYS[*row].flag()), text)?;
+        }
+        Ok(settings)
+    }
+
+    fn set_from_text(&mut self, row: usize, place: Place, text: &str) -> Result<(), ConfigError> {
+        let key = &KEYS[row];
+        if text.is_empty() {
+            return Err(ConfigError::MissingValue {
+                place,
+                allowed: key.kind.allowed(),
+            });
+        }
+        let value = key.kind.parse_text(text).map_err(|allowed| ConfigError::BadValue {
+            key: key.name.to_owned(),
+            place: place.clone(),
+            value: key.kind.show(text),
+            allowed,
+        })?;
+        self.set(row, place, value)
+    }
+
+    fn set(&mut self, row: usize, place: Place, value: Value) -> Result<(), ConfigError> {
+        let value = match (&KEYS[row].kind, value) {
+            (Kind::Secret, Value::Text(text)) => Value::Text(secret(text, KEYS[row].name, &place)?),
+            (_, value) => value,
+        };
+        self.0[row] = Setting { value, place };
+        Ok(())
+    }
+
+    /// Sets what a TOML document says.
+    pub(super) fn set_from_toml(&mut self, path: &Path, text: &str) -> Result<(), ConfigError> {
+        let line = |at: usize| text[..at.min(text.len())].matches('\n').count() + 1;
+        let document = DeTable::parse(text).map_err(|error| ConfigError::Syntax {
+            path: path.to_owned(),
+            line: line(error.span().map_or(text.len(), |span| span.start)),
+            message: error.message().to_owned(),
+        })?;
+        let mut leaves = Vec::new();
+        flatten("", document.get_ref(), &mut leaves);
+        // In the order of the file, so that the first mistake is the one that is told.
+        leaves.sort_by_key(|leaf| leaf.at);
+        let mut seen = BTreeMap::new();
+        for leaf in leaves {
+            let place = Place::File {
+                path: path.to_owned(),
+                line: line(leaf.at),
+            };
+            let written = &text[leaf.span.clone()];
+            let Some(row) = keys::find(&leaf.name) else {
+                return Err(unknown_toml_key(&leaf, &place, written));
+            };
+            let key = &KEYS[row];
+            if let Some(first) = seen.insert(row, place.clone()) {
+                return Err(ConfigError::GivenTwice {
+                    name: key.name.to_owned(),
+                    first,
+                    second: place,
+                });
+            }
+            let value = key
+                .kind
+                .parse_toml(leaf.value)
+                .map_err(|allowed| ConfigError::BadValue {
+                    key: key.name.to_owned(),
+                    place: place.clone(),
+                    value: leaf
+                        .value
+                        .as_str()
+                        .map_or_else(|| show_toml(&key.kind, written), |text| key.kind.show(text)),
+                    allowed,
+                })?;
+            // An empty list says the default aloud.
+            self.set(row, if value == Value::Unset { Place::Default } else { place }, value)?;
+        }
+        Ok(())
+    }
+}
+
+/// Splits the command line. `--help` and `--version` win over everything else.
+pub(super) fn read_args(args: Vec<OsString>) -> Result<Request, ConfigError> {
+    if args.iter().any(|arg| arg == "--help" || arg == "-h") {
+        return Ok(Request::Help);
+    }
+    if args.iter().any(|arg| arg == "--version" || arg == "-V") {
+        return Ok(Request::Version);
+    }
+    let mut invocation = Invocation::default();
+    let mut args = utf8(args)?.into_iter().peekable();
+    let mut after_secret = false;
+    while let Some(arg) = args.next() {
+        if !arg.starts_with('-') || arg.len() == 1 {
+            // Part of a secret that was not quoted for the shell must not end up in a log.
+            let argument = if after_secret { MASK.to_owned() } else { show(&arg) };
+            return Err(ConfigError::UnexpectedArgument { argument });
+        }
+        let (flag, inline) = match arg.split_once('=') {
+            Some((flag, text)) => (flag, Some(text.to_owned())),
+            None => (arg.as_str(), None),
+        };
+        let place = || Place::Flag(flag.to_owned());
+        match flag {
+            "--check-config" if inline.is_some() => {
+                return Err(ConfigError::NeedlessValue { flag: flag.to_owned() });
+            }
+            "--check-config" => invocation.check = true,
+            "--config" => {
+                let file = inline
+                    .or_else(|| args.next_if(|next| !next.starts_with("--")))
+                    .unwrap_or_default();
+                if file.is_empty() {
+                    return Err(ConfigError::MissingValue {
+                        place: place(),
+                        allowed: Kind::File.allowed(),
+                    });
+                }
+                if invocation.file.replace(file).is_some() {
+                    return Err(ConfigError::GivenTwice {
+                        name: "--config".into(),
+                        first: place(),
+                        second: place(),
+                    });
+                }
+            }
+            _ => {
+                let row = KEYS.iter().position(|key| key.flag() == flag);
+                let row = row.ok_or_else(|| unknown_flag(flag, inline.as_deref()))?;
+                let key = &KEYS[row];
+                let is_value = |next: &String| match key.kind {
+                    Kind::Bool => key.kind.parse_text(next).is_ok(),
+                    _ => !next.starts_with("--"),
+                };
+                let bare = if matches!(key.kind, Kind::Bool) { "true" } else { "" };
+                let text = inline
+                    .or_else(|| args.next_if(is_value))
+                    .unwrap_or_else(|| bare.to_owned());
+                if invocation.flags.iter().any(|(other, _)| *other == row) {
+                    return Err(ConfigError::GivenTwice {
+                        name: key.name.into(),
+                        first: place(),
+                        second: place(),
+                    });
+                }
+                after_secret = matches!(key.kind, Kind::Secret);
+                invocation.flags.push((row, text));
+            }
+        }
+    }
+    Ok(Request::Run(invocation))
+}
+
+fn utf8(args: Vec<OsString>) -> Result<Vec<String>, ConfigError> {
+    let text = |(at, arg): (usize, OsString)| {
+        arg.into_string().map_err(|arg| {
+            let arg = arg.to_string_lossy();
+            // The name of a flag may be shown, its value may be a secret.
+            let name = match arg.split_once('=') {
+                Some((flag, _)) if flag.starts_with("--") => format!("the value of flag {}", flag.escape_debug()),
+                _ => format!("argument {}", at + 1),
+            };
+            ConfigError::NotUtf8 { name }
+        })
+    };
+    args.into_iter().enumerate().map(text).collect()
+}
+
+/// Row, name and text of our variables, and the file that `SHARDGATE_CONFIG` names.
+type Variables = (Option<String>, Vec<(usize, String, String)>);
+
+fn variables(env: Vec<(OsString, OsString)>) -> Result<Variables, ConfigError> {
+    // Sorted, so that the same environment always gets the same error.
+    let ours: BTreeMap<String, OsString> = env
+        .into_iter()
+        .map(|(name, value)| (name.to_string_lossy().into_owned(), value))
+        .filter(|(name, _)| name.starts_with(VARIABLE_PREFIX))
+        .filter(|(name, _)| !KUBERNETES.iter().any(|prefix| name.starts_with(prefix)))
+        .collect();
+    let mut config = None;
+    let mut known = Vec::new();
+    for (name, value) in ours {
+        let value = value.into_string().map_err(|_| ConfigError::NotUtf8 {
+            name: format!("variable {name}"),
+        })?;
+        if name == CONFIG_VARIABLE {
+            if value.is_empty() {
+                let allowed = Kind::File.allowed();
+                return Err(ConfigError::MissingValue {
+                    place: Place::Variable(name),
+                    allowed,
+                });
+            }
+            config = Some(value);
+        } else if let Some(row) = KEYS.iter().position(|key| key.variable() == name) {
+            known.push((row, name, value));
+        } else {
+            let names = KEYS.iter().map(Key::variable).chain([CONFIG_VARIABLE.to_owned()]);
+            let nearest = keys::nearest(&name, names);
+            let value = Some(show_unknown(&name, nearest.as_deref(), &value));
+            return Err(ConfigError::UnknownKey {
+                name: format!("variable {}", name.escape_debug()),
+                value,
+                nearest,
+            });
+        }
+    }
+    Ok((config, known))
+}
+
+fn unknown_flag(flag: &str, value: Option<&str>) -> ConfigError {
+    let others = OTHER_FLAGS
+        .iter()
+        .filter_map(|(usage, _)| usage.split([' ', ',']).next())
+        .map(str::to_owned);
+    let nearest = keys::nearest(flag, KEYS.iter().map(Key::flag).chain(others));
+    let value = value.map(|value| show_unknown(flag, nearest.as_deref(), value));
+    ConfigError::UnknownKey {
+        name: format!("flag {}", flag.escape_debug()),
+        value,
+        nearest,
+    }
+}
+
+fn unknown_toml_key(leaf: &Leaf<'_>, place: &Place, written: &str) -> ConfigError {
+    let tables = KEYS
+        .iter()
+        .map(|key| key.table_and_leaf().0)
+        .filter(|table| !table.is_empty());
+    let is_table = matches!(leaf.value, DeValue::Table(_));
+    if !is_table && tables.clone().any(|table| table == leaf.name) {
+        let allowed = format!("a table, [{}]", leaf.name);
+        let value = MASK.to_owned();
+        return ConfigError::BadValue {
+            key: leaf.name.clone(),
+            place: place.clone(),
+            value,
+            allowed,
+        };
+    }
+    let nearest = if is_table {
+        keys::nearest(&leaf.name, tables.map(str::to_owned))
+    } else {
+        keys::nearest(&leaf.name, KEYS.iter().map(|key| key.name.to_owned()))
+    };
+    let text = leaf.value.as_str().unwrap_or(written);
+    let value = (!is_table).then(|| show_unknown(&leaf.name, nearest.as_deref(), text));
+    let what = if is_table { "table" } else { "key" };
+    ConfigError::UnknownKey {
+        name: format!("{what} {} ({place})", leaf.name.escape_debug()),
+        value,
+        nearest,
+    }
+}
+
+/// The value of a misspelt key, which may be a secret all the same.
+fn show_unknown(name: &str, nearest: Option<&str>, value: &str) -> String {
+    let secret = |name: &str, words: &[&str]| words.iter().any(|word| name.to_ascii_lowercase().contains(word));
+    let masked = match nearest {
+        _ if secret(name, &["token", "key", "secret", "pass", "cred"]) => true,
+        Some(nearest) => secret(
+            nearest,
+            &[
+                "admin-token",
+                "admin_token",
+                "admin.token",
+                "auth-key",
+                "auth_key",
+                "auth.key",
+            ],
+        ),
+        None => secret(name, &["auth", "admin"]),
+    };
+    if masked { MASK.to_owned() } else { show(value) }
+}
+
+/// A TOML value that is not a string, as written in the file.
+fn show_toml(kind: &Kind, written: &str) -> String {
+    if matches!(kind, Kind::Secret) || written.contains("://") {
+        MASK.to_owned()
+    } else {
+        show(written)
+    }
+}
+
+/// A value of a TOML document under its dotted name.
+struct Leaf<'a> {
+    name: String,
+    value: &'a DeValue<'a>,
+    /// Bytes of the document where the name and the value stand.
+    at: usize,
+    span: std::ops::Range<usize>,
+}
+
+/// Collects all values; a table is one only if no key lives in it.
+fn flatten<'a>(prefix: &str, table: &'a DeTable<'a>, leaves: &mut Vec<Leaf<'a>>) {
+    for (key, value) in table {
+        let name = if prefix.is_empty() {
+            key.get_ref().to_string()
+        } else {
+            format!("{prefix}.{}", key.get_ref())
+        };
+        let holds_keys = KEYS.iter().any(|key| key.table_and_leaf().0 == name);
+        match value.get_ref() {
+            DeValue::Table(table) if holds_keys => flatten(&name, table, leaves),
+            value_ref => leaves.push(Leaf {
+                name,
+                value: value_ref,
+                at: key.span().start,
+                span: value.span(),
+            }),
+        }
+    }
+}
+
+/// The secret itself, or what the file after an `@` holds.
+fn secret(text: String, key: &str, place: &Place) -> Result<String, ConfigError> {
+    let Some(path) = text.strip_prefix('@') else {
+        return Ok(text);
+    };
+    let unreadable = |cause| ConfigError::Unreadable {
+        path: path.into(),
+        place: place.clone(),
+        cause,
+    };
+    let content = fs::read_to_string(path).map_err(unreadable)?;
+    // Editors and `echo` end a file with a line break that nobody means.
+    let content = content.trim_end_matches(['\r', '\n']);
+    if content.is_empty() {
+        let why = format!("the file that {key} names is empty");
+        return Err(unreadable(io::Error::new(io::ErrorKind::InvalidData, why)));
+    }
+    Ok(content.to_owned())
+}

@@ -1,0 +1,330 @@
+//! Values, contradictions, what this release has, and what a reload may change.
+
+use log::LevelFilter;
+
+use super::*;
+use crate::config::keys::{self, Fallback, KEYS};
+
+#[test]
+fn without_anything_the_defaults_of_the_contract_hold() {
+    let config = run(&[], &[]);
+    assert_eq!(config.listen, "127.0.0.1:8080".parse().unwrap());
+    assert_eq!(config.engine, EngineChoice::Auto);
+    assert!(!config.echo && !config.insecure);
+    assert_eq!(
+        (config.shards, config.cpus, config.control_cpu),
+        (None, Placement::FirstAllowed, None)
+    );
+    assert_eq!((config.listen_backlog, config.log_level), (4096, LevelFilter::Info));
+    assert!(config.origins.is_empty());
+    let limits = Limits {
+        connections: None,
+        message_bytes: 65_536,
+        outbox_bytes: 1_048_576,
+        channels_per_connection: 128,
+        messages_per_second: 100,
+        burst: 200,
+        connections_per_user: 16,
+        handshakes_per_second: 0,
+        handshake_timeout: Duration::from_secs(10),
+        header_bytes: 16_384,
+    };
+    assert_eq!(config.limits, limits);
+    let heartbeat = Heartbeat {
+        interval: Duration::from_secs(25),
+        timeout: Duration::from_secs(90),
+    };
+    assert_eq!(config.heartbeat, heartbeat);
+    assert_eq!(
+        (config.auth_timeout, config.drain_timeout),
+        (Duration::from_secs(5), Duration::from_secs(30))
+    );
+    assert_eq!(
+        Config {
+            gateway_id: config.gateway_id,
+            ..Config::default()
+        }
+        .limits,
+        limits
+    );
+}
+
+#[test]
+fn the_default_gateway_id_is_the_host_and_six_random_characters() {
+    let (one, two) = (run(&[], &[]).gateway_id, run(&[], &[]).gateway_id);
+    assert_ne!(one, two);
+    let (host, suffix) = one.rsplit_once('-').unwrap();
+    assert!(!host.is_empty());
+    assert!(
+        suffix.len() == 6 && suffix.bytes().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit()),
+        "{one}"
+    );
+    assert!(one.len() <= 128);
+}
+
+#[test]
+fn cpus_and_shards() {
+    let config = run(&["--cpus", "0-1,4"], &[]);
+    assert_eq!((config.cpus, config.shards), (Placement::Cpus(vec![0, 1, 4]), Some(3)));
+    assert_eq!(run(&["--cpus", "0-3", "--shards=2"], &[]).shards, Some(2));
+    assert_eq!(run(&["--cpus=none", "--shards=9"], &[]).cpus, Placement::Unpinned);
+    assert_eq!(run_toml("cpus = [0, 2]").cpus, Placement::Cpus(vec![0, 2]));
+    assert_says(
+        &refused(&["--cpus=0-1", "--shards=3"], &[]),
+        &["shards = 3", "contradicts", "cpus = \"0-1\"", "--cpus"],
+    );
+    assert_says(&refused(&["--cpus=0,0"], &[]), &["cpus", "CPU 0 is listed twice"]);
+    assert_says(&refused(&["--shards=0"], &[]), &["shards", "from 1 to 256"]);
+}
+
+#[test]
+fn log_levels_are_words_in_any_case() {
+    assert_eq!(run(&["--log-level", "DEBUG"], &[]).log_level, LevelFilter::Debug);
+    assert_eq!(run(&[], &[("SHARDGATE_LOG_LEVEL", "off")]).log_level, LevelFilter::Off);
+    assert_says(
+        &refused(&["--log-level=loud"], &[]),
+        &["log_level", "\"loud\"", "off, error, warn, info, debug, trace"],
+    );
+}
+
+#[test]
+fn a_bare_number_is_no_duration() {
+    let said = refused(&["--heartbeat-interval", "25"], &[]);
+    assert_says(
+        &said,
+        &[
+            "heartbeat.interval",
+            "\"25\"",
+            "flag --heartbeat-interval",
+            "bare number",
+            "25s",
+        ],
+    );
+    assert_says(
+        &refused_toml("[heartbeat]\ninterval = 25"),
+        &["heartbeat.interval", "line 2", "bare number"],
+    );
+    for key in [
+        "--heartbeat-interval",
+        "--heartbeat-timeout",
+        "--auth-timeout",
+        "--limits-handshake-timeout",
+    ] {
+        assert_says(&refused(&[key, "0s"], &[]), &["from 1ms to 24h"]);
+    }
+    assert_eq!(run(&["--drain-timeout=0s"], &[]).drain_timeout, Duration::ZERO);
+}
+
+#[test]
+fn numbers_have_ranges() {
+    for (flag, bad) in [
+        ("--limits-message-bytes", "124"),
+        ("--limits-message-bytes", "67108865"),
+        ("--limits-header-bytes", "511"),
+        ("--limits-header-bytes", "1048577"),
+        ("--limits-burst", "0"),
+        ("--limits-connections", "0"),
+        ("--shards", "257"),
+        ("--listen-backlog", "0"),
+        ("--listen-backlog", "65536"),
+        ("--control-cpu", "-1"),
+        ("--limits-messages-per-second", "64k"),
+    ] {
+        assert_says(
+            &refused(&[flag, bad], &[]),
+            &[flag, &format!("{bad:?}"), "a whole number"],
+        );
+    }
+    assert_says(&refused_toml("shards = \"2\""), &["shards", "\"2\"", "without quotes"]);
+    assert_says(&refused_toml("shards = 2.0"), &["shards", "\"2.0\""]);
+    assert_says(&refused_toml("shards = -2"), &["shards", "\"-2\""]);
+}
+
+#[test]
+fn addresses() {
+    assert_eq!(run(&["--listen=[::1]:0"], &[]).listen, "[::1]:0".parse().unwrap());
+    for wrong in [
+        "8080",
+        ":8080",
+        "localhost:8080",
+        "127.0.0.1",
+        "127.0.0.1:65536",
+        "::1:80",
+    ] {
+        assert_says(
+            &refused(&["--listen", wrong], &[]),
+            &["listen", wrong, "IP address and port"],
+        );
+    }
+}
+
+#[test]
+fn gateway_ids_are_short_and_printable() {
+    assert_eq!(run(&["--gateway-id", "gw-ü 1"], &[]).gateway_id, "gw-ü 1");
+    assert_eq!(run(&["--gateway-id", &"x".repeat(128)], &[]).gateway_id.len(), 128);
+    for wrong in ["x".repeat(129), "a\nb".into(), "a\u{7f}".into(), "ü".repeat(65)] {
+        assert_says(
+            &refused(&["--gateway-id", &wrong], &[]),
+            &["gateway_id", "1 to 128 bytes"],
+        );
+    }
+    assert_says(
+        &refused_toml("gateway_id = \"\""),
+        &["gateway_id = \"\"", "1 to 128 bytes"],
+    );
+}
+
+#[test]
+fn contradictions_name_both_keys_and_say_why() {
+    let said = refused(&["--heartbeat-interval=90s"], &[]);
+    assert_says(
+        &said,
+        &[
+            "heartbeat.timeout = \"90s\" (default)",
+            "heartbeat.interval = \"90s\" (flag",
+            "longer",
+        ],
+    );
+    let said = refused(
+        &["--limits-outbox-bytes=1000"],
+        &[("SHARDGATE_LIMITS_MESSAGE_BYTES", "1001")],
+    );
+    assert_says(
+        &said,
+        &[
+            "limits.outbox_bytes = 1000 (flag",
+            "limits.message_bytes = 1001 (variable",
+            "largest size",
+        ],
+    );
+    run(&["--limits-outbox-bytes=1000", "--limits-message-bytes=1000"], &[]);
+}
+
+#[test]
+fn development_mode_stays_on_loopback() {
+    for listen in ["0.0.0.0:8080", "[::]:8080", "10.0.0.1:80", "[::ffff:10.0.0.1]:80"] {
+        let said = refused(&["--listen", listen], &[]);
+        assert_says(
+            &said,
+            &[
+                listen,
+                "flag --listen",
+                "development mode",
+                "auth.key",
+                "auth.jwks_url",
+                "--insecure",
+            ],
+        );
+        assert!(run(&["--listen", listen, "--insecure"], &[]).insecure);
+    }
+    for listen in ["127.0.0.1:80", "127.1.2.3:80", "[::1]:80", "[::ffff:127.0.0.1]:80"] {
+        run(&["--listen", listen], &[]);
+    }
+}
+
+#[test]
+fn a_key_that_this_release_does_not_have_is_refused_unless_it_says_the_default() {
+    for key in KEYS.iter().filter(|key| !key.available) {
+        let said = refused(&[&key.flag(), other_value(key)], &[]);
+        assert_says(&said, &[key.name, &key.flag(), "not in this release"]);
+        assert!(!said.contains("s3cret"), "{said}");
+        assert_says(
+            &refused(&[], &[(&key.variable(), other_value(key))]),
+            &[key.name, &key.variable()],
+        );
+        if let Fallback::Value(default) = key.default {
+            run(&[&key.flag(), default], &[]);
+        }
+    }
+    for name in [
+        "admin.token",
+        "admin.listen",
+        "tls.cert",
+        "tls.key",
+        "redis.url",
+        "redis.start_timeout",
+        "redis.prefix",
+        "presence.ttl",
+        "auth.algorithm",
+        "auth.key",
+        "auth.jwks_url",
+        "auth.issuer",
+        "auth.audience",
+        "auth.leeway",
+        "auth.cookie",
+        "auth.required_at_handshake",
+        "auth.require_exp",
+        "channels.subscribe",
+        "channels.publish",
+        "limits.channels_per_connection",
+    ] {
+        assert!(
+            !KEYS[keys::find(name).unwrap()].available,
+            "{name} is implemented: take it off this list"
+        );
+    }
+    // By kind first: a bad value is told as such.
+    assert_says(
+        &refused(&["--auth-algorithm=none"], &[]),
+        &["auth.algorithm", "\"none\"", "HS256"],
+    );
+    assert_says(&refused(&["--presence-ttl=90"], &[]), &["presence.ttl", "bare number"]);
+}
+
+/// What makes another value than [`other_value`] good, where it contradicts a default.
+fn company(key: &Key) -> &'static [&'static str] {
+    match key.name {
+        "heartbeat.interval" => &["--heartbeat-timeout=2m"],
+        "limits.outbox_bytes" => &["--limits-message-bytes=250"],
+        "shards" => &["--cpus=none"],
+        _ => &[],
+    }
+}
+
+#[test]
+fn sighup_applies_what_the_table_says_and_names_the_rest() {
+    for key in KEYS.iter().filter(|key| key.available) {
+        let company = company(key);
+        let old = run(&[company, &["--gateway-id=a"]].concat(), &[]);
+        let value = if key.name == "gateway_id" {
+            "b"
+        } else {
+            other_value(key)
+        };
+        let flag = key.flag();
+        let mut args = [company, &[&flag, value]].concat();
+        if key.name != "gateway_id" {
+            args.push("--gateway-id=a");
+        }
+        let new = run(&args, &[]);
+        assert_ne!(old, new, "{} has no field, or other_value() is its default", key.name);
+        let (applied, restart) = old.reloadable_changes(&new);
+        if key.reloadable {
+            assert_eq!((applied, restart), (new, vec![]), "{}", key.name);
+        } else {
+            assert_eq!(applied, old, "{}", key.name);
+            assert!(restart.contains(&key.name), "{}: {restart:?}", key.name);
+        }
+    }
+}
+
+#[test]
+fn a_reload_keeps_the_id_and_refuses_as_a_start_does() {
+    let file = file("[limits]\nburst = 1\n");
+    let args = ["--config", file.path().to_str().unwrap()];
+    let no_env: [(&str, &str); 0] = [];
+    let running = run(&args, &[]);
+    fs::write(&file, "log_level = \"debug\"\nshards = 2\n[limits]\nburst = 2\n").unwrap();
+    let (next, restart) = reload(&running, args, no_env).unwrap();
+    assert_eq!(
+        (next.limits.burst, next.log_level, next.shards),
+        (2, LevelFilter::Debug, None)
+    );
+    assert_eq!(next.gateway_id, running.gateway_id);
+    assert_eq!(restart, ["shards"]);
+    fs::write(&file, "[limits]\nburst = 0\n").unwrap();
+    assert_says(
+        &reload(&running, args, no_env).unwrap_err().to_string(),
+        &["limits.burst", "line 2"],
+    );
+}

@@ -1,0 +1,103 @@
+//! Any good configuration survives printing and reading; no input panics.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::config::keys::KEYS;
+
+/// Good flags of any size, without contradictions.
+fn any_flags() -> impl Strategy<Value = Vec<String>> {
+    let keys: Vec<&'static Key> = KEYS
+        .iter()
+        .filter(|key| key.available && !["shards", "cpus", "insecure"].contains(&key.name))
+        .collect();
+    let flag = |key: &'static Key| -> BoxedStrategy<String> {
+        let value: BoxedStrategy<String> = match key.kind {
+            Kind::Bool => any::<bool>().prop_map(|yes| yes.to_string()).boxed(),
+            Kind::Integer { .. } if key.name == "limits.outbox_bytes" => {
+                (67_108_864..=1u64 << 30).prop_map(|n| n.to_string()).boxed()
+            }
+            Kind::Integer { min, max, .. } => (min..=max).prop_map(|n| n.to_string()).boxed(),
+            Kind::Duration { .. } if key.name == "heartbeat.timeout" => {
+                (26_000u64..86_400_000).prop_map(|ms| format!("{ms}ms")).boxed()
+            }
+            Kind::Duration { .. } if key.name == "heartbeat.interval" => {
+                (1u64..26_000).prop_map(|ms| format!("{ms}ms")).boxed()
+            }
+            Kind::Duration { .. } => (1u64..=1440).prop_map(|minutes| format!("{minutes}m")).boxed(),
+            Kind::Address => any::<(u8, u16)>()
+                .prop_map(|(host, port)| format!("127.0.0.{host}:{port}"))
+                .boxed(),
+            Kind::Choice(words) => proptest::sample::select(words).prop_map(str::to_owned).boxed(),
+            Kind::Origins => "https://[a-z]{1,9}\\.example(,http://\\*\\.[a-z]{1,9}\\.test:80)?(,null)?".boxed(),
+            Kind::Text { .. } => "[ !-~ä-ü]{1,60}".boxed(),
+            _ => unreachable!("{} is not in this release", key.name),
+        };
+        let flag = key.flag();
+        value.prop_map(move |value| format!("{flag}={value}")).boxed()
+    };
+    let cpus = prop_oneof![
+        Just(vec![]),
+        (1usize..9, 0usize..900)
+            .prop_map(|(shards, cpu)| vec![format!("--shards={shards}"), format!("--cpus={cpu}-{}", cpu + 9)]),
+        (1usize..=256).prop_map(|shards| vec![format!("--shards={shards}"), "--cpus=none".to_owned()]),
+        Just(vec!["--cpus=7,3-4,0".to_owned()]),
+    ];
+    // Its own default is too small for the largest message, so an outbox is always given.
+    let always = keys
+        .iter()
+        .filter(|key| key.name == "limits.outbox_bytes")
+        .map(|key| flag(key))
+        .collect::<Vec<_>>();
+    let rest: Vec<_> = keys
+        .into_iter()
+        .filter(|key| key.name != "limits.outbox_bytes")
+        .collect();
+    let count = rest.len();
+    let rest = proptest::sample::subsequence(rest, 0..=count);
+    let rest = rest.prop_flat_map(move |keys| keys.into_iter().map(flag).collect::<Vec<_>>());
+    (always, rest, cpus, any::<bool>()).prop_map(|(always, rest, cpus, insecure)| {
+        let insecure = insecure.then(|| "--insecure".to_owned());
+        always.into_iter().chain(rest).chain(cpus).chain(insecure).collect()
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    #[test]
+    fn what_check_config_prints_gives_the_same_configuration(flags in any_flags()) {
+        let mut args: Vec<&str> = flags.iter().map(String::as_str).collect();
+        if !flags.iter().any(|flag| flag.starts_with("--gateway-id")) {
+            args.push("--gateway-id=fixed");
+        }
+        let printed = file(&checked(&args, &[]));
+        let path = printed.path().to_str().unwrap();
+        prop_assert_eq!(run(&args, &[]), run(&["--config", path], &[]));
+    }
+
+    #[test]
+    fn flags_and_variables_mean_the_same(flags in any_flags()) {
+        let mut env: Vec<(String, String)> = flags
+            .iter()
+            .map(|flag| {
+                let (name, value) = flag.trim_start_matches("--").split_once('=').unwrap_or(("insecure", "true"));
+                (format!("SHARDGATE_{}", name.replace('-', "_").to_ascii_uppercase()), value.to_owned())
+            })
+            .collect();
+        let mut flags = flags;
+        if !flags.iter().any(|flag| flag.starts_with("--gateway-id")) {
+            flags.push("--gateway-id=fixed".to_owned());
+            env.push(("SHARDGATE_GATEWAY_ID".to_owned(), "fixed".to_owned()));
+        }
+        let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+        let env: Vec<(&str, &str)> = env.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        prop_assert_eq!(run(&flags, &[]), run(&[], &env));
+    }
+
+    #[test]
+    fn no_input_panics(args in proptest::collection::vec("(--)?[a-z=@-]{0,12}", 0..4), toml in any::<String>(), name in "[A-Z_]{0,8}") {
+        let _ = load(args, [(format!("SHARDGATE_{name}"), "x")]);
+        let _ = settings(&toml);
+    }
+}

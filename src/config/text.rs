@@ -1,0 +1,172 @@
+//! Text for people, made from the table of keys: `--help`, `--check-config` and the table of `docs/configuration.md`.
+
+use std::fmt::Write as _;
+
+use super::error::Place;
+use super::keys::{Fallback, KEYS, Key, OTHER_FLAGS};
+use super::sources::Settings;
+use super::value::Kind;
+
+/// Columns of `--help`.
+const WIDTH: usize = 100;
+/// Column where descriptions begin.
+const INDENT: usize = 42;
+
+const EXAMPLES: &str = "\
+Examples:
+  shardgate
+      Everything embedded, on 127.0.0.1:8080, in development mode
+  shardgate --config shardgate.toml --limits-message-bytes 16384
+      A file, and one key that overrides it
+  SHARDGATE_LISTEN=0.0.0.0:80 shardgate --insecure --origins 'https://*.example.com,https://a.test'
+      Reachable from elsewhere, pages of two sites only
+  shardgate --shards 2 --cpus 0-1 --engine ring --check-config
+      Print what would hold, and start nothing
+";
+
+/// `--version`
+pub(super) fn version() -> String {
+    format!("shardgate {}\n", env!("CARGO_PKG_VERSION"))
+}
+
+/// `--help`
+pub(super) fn help() -> String {
+    let mut text = format!(
+        "shardgate {}: {}\n\n\
+         Usage: shardgate [--FLAG VALUE | --FLAG=VALUE]...\n\n\
+         Every key has one name in three spellings; the strongest comes first:\n  \
+         flag      --limits-message-bytes 65536\n  \
+         variable  SHARDGATE_LIMITS_MESSAGE_BYTES=65536\n  \
+         TOML      [limits] message_bytes = 65536\n\
+         Times have a unit: 500ms, 25s, 2m, 1h. Lists are arrays in TOML and comma-separated elsewhere.\n\
+         Defaults stand in brackets. SIGHUP applies changes of the keys that are marked with +.\n",
+        env!("CARGO_PKG_VERSION"),
+        env!("CARGO_PKG_DESCRIPTION"),
+    );
+    text.push_str("\nProgram:\n");
+    for (usage, help) in OTHER_FLAGS {
+        push_entry(&mut text, ' ', usage, help);
+    }
+    for group in KEYS.chunk_by(|a, b| a.group == b.group) {
+        let _ = write!(text, "\n{}:\n", group[0].group);
+        for key in group {
+            let usage = format!("{} {}", key.flag(), key.kind.metavar());
+            let mark = if applied_by_sighup(key) { '+' } else { ' ' };
+            push_entry(&mut text, mark, usage.trim_end(), &describe(key));
+        }
+    }
+    text.push('\n');
+    text.push_str(EXAMPLES);
+    text
+}
+
+/// One flag and its description, wrapped into the right column.
+fn push_entry(text: &mut String, mark: char, usage: &str, help: &str) {
+    let mut left = format!("{mark} {usage}");
+    for line in wrap(help, WIDTH - INDENT) {
+        let _ = writeln!(text, "{left:<INDENT$}{line}");
+        left.clear();
+    }
+}
+
+/// Lines of at most `width` characters, broken at spaces.
+fn wrap(text: &str, width: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in text.split(' ') {
+        let line = lines.last_mut().expect("there is one from the start");
+        if line.is_empty() {
+            line.push_str(word);
+        } else if line.chars().count() + 1 + word.chars().count() <= width {
+            line.push(' ');
+            line.push_str(word);
+        } else {
+            lines.push(word.to_owned());
+        }
+    }
+    lines
+}
+
+/// The description of `--help`: what it does, which words it takes, what holds without it.
+fn describe(key: &Key) -> String {
+    let words = match key.kind {
+        Kind::Choice(words) => format!(": {}", words.join(", ")),
+        _ => String::new(),
+    };
+    format!("{}{words} [{}]", key.help_marked(), default_of(key))
+}
+
+fn default_of(key: &Key) -> String {
+    match key.default {
+        Fallback::Value(value) => value.to_owned(),
+        Fallback::Unset(words) => words.to_owned(),
+    }
+}
+
+fn applied_by_sighup(key: &Key) -> bool {
+    key.available && key.reloadable
+}
+
+/// `--check-config`: TOML that gives the same configuration, with the source of what is not default.
+///
+/// Secrets are masked and commented out, and so is what is unset, so that the text can be used as a file.
+pub(super) fn effective(settings: &Settings) -> String {
+    let mut text = String::from("# Effective configuration of shardgate; keys without a comment have their default.\n");
+    let mut tables: Vec<&str> = settings.iter().map(|(key, _)| key.table_and_leaf().0).collect();
+    // Keys without a table come first: in TOML whatever follows a header belongs to it.
+    tables.sort_by_key(|table| !table.is_empty());
+    let mut seen = Vec::new();
+    for table in tables {
+        if seen.contains(&table) {
+            continue;
+        }
+        seen.push(table);
+        let mut lines = String::new();
+        for (key, setting) in settings.iter().filter(|(key, _)| key.table_and_leaf().0 == table) {
+            let name = key.table_and_leaf().1;
+            let (value, masked) = key.kind.write_toml(&setting.value);
+            let comment = match &setting.place {
+                Place::Default => String::new(),
+                place => format!(" # {place}"),
+            };
+            let _ = match (key.available || setting.place != Place::Default, value.is_empty()) {
+                (false, _) => Ok(()),
+                (true, true) => writeln!(lines, "# {name}: {}", default_of(key)),
+                (true, false) => writeln!(lines, "{}{name} = {value}{comment}", if masked { "# " } else { "" }),
+            };
+        }
+        if lines.is_empty() {
+            continue;
+        }
+        if !table.is_empty() {
+            let _ = writeln!(text, "\n[{table}]");
+        }
+        text.push_str(&lines);
+    }
+    text
+}
+
+/// The table of all keys in `docs/configuration.md`.
+#[cfg(test)]
+pub(super) fn markdown() -> String {
+    let escape = |text: &str| text.replace('|', "\\|").replace('<', "&lt;").replace('*', "\\*");
+    let mut text = String::new();
+    for group in KEYS.chunk_by(|a, b| a.group == b.group) {
+        let _ = write!(
+            text,
+            "### {}\n\n| key | default | allowed | meaning | SIGHUP |\n",
+            group[0].group
+        );
+        text.push_str("| --- | --- | --- | --- | --- |\n");
+        for key in group {
+            let default = match key.default {
+                Fallback::Value(value) => format!("`{value}`"),
+                Fallback::Unset(words) => escape(words),
+            };
+            let (allowed, help) = (escape(&key.kind.allowed()), escape(&key.help_marked()));
+            let sighup = if applied_by_sighup(key) { "applied" } else { "restart" };
+            let _ = writeln!(text, "| `{}` | {default} | {allowed} | {help} | {sighup} |", key.name);
+        }
+        text.push('\n');
+    }
+    text
+}

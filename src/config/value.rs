@@ -1,0 +1,493 @@
+//! Kinds of values: text or a TOML value in, a checked [`Value`] out, or words that say what is allowed.
+//!
+//! Pure. Owns how a value is written in all spellings, and which parts of it must not be shown.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use toml::Spanned;
+use toml::de::DeValue;
+
+use super::Placement;
+use super::keys::{CPU_MAX, SHARDS_MAX};
+use super::origins::OriginPolicy;
+
+/// What stands in place of a secret.
+pub(super) const MASK: &str = "***";
+
+/// What values a key takes.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Kind {
+    /// `true` or `false`.
+    Bool,
+    /// A whole number; `unit` is for people.
+    Integer { min: u64, max: u64, unit: &'static str },
+    /// A number with a unit of time.
+    Duration { min: Duration, max: Duration },
+    /// IP address and port.
+    Address,
+    /// One of these words, in any case.
+    Choice(&'static [&'static str]),
+    /// One or several of these words.
+    Choices(&'static [&'static str]),
+    /// One or several texts.
+    List,
+    /// Allowed origins.
+    Origins,
+    /// CPUs of shards.
+    Cpus,
+    /// Text of 1 to `max` bytes without control characters.
+    Text { max: usize },
+    /// Text that is never shown, or `@file`.
+    Secret,
+    /// Path of a file.
+    File,
+    /// URL with one of these schemes; a password in it is never shown.
+    Url(&'static [&'static str]),
+}
+
+/// A checked value. No `Debug`: it may be a secret.
+#[derive(Clone, PartialEq)]
+pub(super) enum Value {
+    /// Nobody set the key and it has no default.
+    Unset,
+    Bool(bool),
+    Integer(u64),
+    Duration(Duration),
+    Address(SocketAddr),
+    Text(String),
+    List(Vec<String>),
+    Cpus(Placement),
+}
+
+/// What is allowed, in words.
+type Refusal = String;
+
+impl Kind {
+    /// Reads a value from a flag or a variable, where lists are comma-separated.
+    pub(super) fn parse_text(&self, text: &str) -> Result<Value, Refusal> {
+        if text.is_empty() {
+            return Err(self.allowed());
+        }
+        match *self {
+            Kind::Bool => match text.to_ascii_lowercase().as_str() {
+                "true" | "1" | "yes" | "on" => Ok(Value::Bool(true)),
+                "false" | "0" | "no" | "off" => Ok(Value::Bool(false)),
+                _ => Err(self.allowed()),
+            },
+            Kind::Integer { min, max, .. } => match text.parse::<u64>() {
+                // `parse` takes a leading plus, which TOML prints back differently: digits only.
+                Ok(n) if (min..=max).contains(&n) && !text.starts_with('+') => Ok(Value::Integer(n)),
+                _ => Err(self.allowed()),
+            },
+            Kind::Duration { min, max } => match parse_duration(text) {
+                Ok(time) if (min..=max).contains(&time) => Ok(Value::Duration(time)),
+                Ok(_) => Err(self.allowed()),
+                Err(hint) => Err(format!("{}{hint}", self.allowed())),
+            },
+            Kind::Address => text.parse().map(Value::Address).map_err(|_| self.allowed()),
+            Kind::Choice(words) => choose(words, text).map(Value::Text).ok_or_else(|| self.allowed()),
+            Kind::Choices(_) | Kind::List | Kind::Origins => {
+                self.parse_list(text.split(',').map(|item| item.trim().to_owned()).collect())
+            }
+            Kind::Cpus => parse_cpus(text)
+                .map(Value::Cpus)
+                .map_err(|hint| format!("{}{hint}", self.allowed())),
+            Kind::Text { max } if text.len() > max || text.chars().any(char::is_control) => Err(self.allowed()),
+            // A zero byte ends a path for the kernel.
+            Kind::File if text.contains('\0') => Err(self.allowed()),
+            Kind::Url(schemes) => match text.split_once("://") {
+                Some((scheme, rest)) if schemes.contains(&scheme) && !rest.is_empty() => Ok(Value::Text(text.into())),
+                _ => Err(self.allowed()),
+            },
+            Kind::Text { .. } | Kind::Secret | Kind::File => Ok(Value::Text(text.to_owned())),
+        }
+    }
+
+    /// Reads a value from TOML: booleans and whole numbers bare, lists as arrays or one string, the rest as strings.
+    pub(super) fn parse_toml(&self, value: &DeValue<'_>) -> Result<Value, Refusal> {
+        let refused = || format!("{}, in TOML {}", self.allowed(), self.toml_type());
+        match (self, value) {
+            (Kind::Bool, DeValue::Boolean(yes)) => Ok(Value::Bool(*yes)),
+            (Kind::Integer { .. }, DeValue::Integer(n)) => {
+                let n = u64::from_str_radix(n.as_str(), n.radix()).map_err(|_| self.allowed())?;
+                self.parse_text(&n.to_string())
+            }
+            (Kind::Bool | Kind::Integer { .. }, _) => Err(refused()),
+            // Read as text for the sake of the hint about units.
+            (Kind::Duration { .. }, DeValue::Integer(n)) => self.parse_text(n.as_str()),
+            (Kind::Cpus, DeValue::Array(items)) => {
+                let items: Option<Vec<_>> = items.iter().map(word_of).collect();
+                self.parse_text(&items.ok_or_else(refused)?.join(","))
+            }
+            (Kind::Choices(_) | Kind::List | Kind::Origins, DeValue::Array(items)) => {
+                let items = items.iter().map(|item| item.get_ref().as_str().map(str::to_owned));
+                self.parse_list(items.collect::<Option<_>>().ok_or_else(refused)?)
+            }
+            (Kind::Choices(_) | Kind::List | Kind::Origins, DeValue::String(text)) => {
+                self.parse_list(vec![text.clone().into_owned()])
+            }
+            (_, DeValue::String(text)) => self.parse_text(text),
+            _ => Err(refused()),
+        }
+    }
+
+    fn parse_list(&self, items: Vec<String>) -> Result<Value, Refusal> {
+        match self {
+            Kind::Choices(words) => {
+                let chosen: Option<Vec<_>> = items.iter().map(|item| choose(words, item)).collect();
+                chosen
+                    .filter(|chosen| !chosen.is_empty())
+                    .map(Value::List)
+                    .ok_or_else(|| self.allowed())
+            }
+            Kind::Origins => match OriginPolicy::parse(&items) {
+                // An empty array is the way to say the default in TOML.
+                Ok(_) if items.is_empty() => Ok(Value::Unset),
+                Ok(_) => Ok(Value::List(items)),
+                Err(why) => Err(format!("{}; {why}", self.allowed())),
+            },
+            _ if items.iter().any(String::is_empty) => Err(self.allowed()),
+            _ => Ok(Value::List(items)),
+        }
+    }
+
+    /// What is allowed, in words.
+    pub(super) fn allowed(&self) -> String {
+        match *self {
+            Kind::Bool => "true or false".into(),
+            Kind::Integer { min, max, unit: "" } => format!("a whole number from {min} to {max}"),
+            Kind::Integer { min, max, unit } => format!("a whole number of {unit} from {min} to {max}"),
+            Kind::Duration { min, max } => format!(
+                "a time with its unit, such as 25s, 500ms, 2m or 1h, from {} to {}",
+                write_duration(min),
+                write_duration(max)
+            ),
+            Kind::Address => "IP address and port, such as 127.0.0.1:8080, 0.0.0.0:8080 or [::1]:8080".into(),
+            Kind::Choice(words) => words.join(", "),
+            Kind::Choices(words) => format!("one or more of {}", words.join(", ")),
+            Kind::List => "one or more texts".into(),
+            Kind::Origins => "origins such as https://app.example.com, https://*.example.com, null or *".into(),
+            Kind::Cpus => {
+                format!("CPU numbers from 0 to {CPU_MAX} such as 0-3,8-11, each once, or none for no pinning")
+            }
+            Kind::Text { max } => format!("text of 1 to {max} bytes without control characters"),
+            Kind::Secret => "text, or @FILE to read it from a file".into(),
+            Kind::File => "the path of a file".into(),
+            Kind::Url(schemes) => format!("a URL that begins with {}://", schemes.join("://, ")),
+        }
+    }
+
+    /// What stands for the value in `--help`.
+    pub(super) fn metavar(&self) -> &'static str {
+        match self {
+            Kind::Bool => "",
+            Kind::Integer { unit: "bytes", .. } => "BYTES",
+            Kind::Integer { .. } => "N",
+            Kind::Duration { .. } => "TIME",
+            Kind::Address => "ADDRESS",
+            Kind::Choice(_) => "WORD",
+            Kind::Choices(_) | Kind::List | Kind::Origins => "LIST",
+            Kind::Cpus => "CPUS",
+            Kind::Text { .. } | Kind::Secret => "TEXT",
+            Kind::File => "FILE",
+            Kind::Url(_) => "URL",
+        }
+    }
+
+    fn toml_type(&self) -> &'static str {
+        match self {
+            Kind::Bool => "without quotes",
+            Kind::Integer { .. } => "without quotes or a decimal point",
+            Kind::Choices(_) | Kind::List | Kind::Origins => "an array of strings",
+            _ => "a string in quotes",
+        }
+    }
+
+    /// Text of such a value as errors and listings may show it: escaped, secrets masked.
+    pub(super) fn show(&self, text: &str) -> String {
+        match self {
+            Kind::Secret => MASK.to_owned(),
+            // Without a scheme there is no telling where a password begins.
+            Kind::Url(_) if text.contains('@') && !text.contains("://") => MASK.to_owned(),
+            _ => show(text),
+        }
+    }
+
+    /// The value as TOML, and whether a secret in it was masked.
+    pub(super) fn write_toml(&self, value: &Value) -> (String, bool) {
+        let quoted = |text: &str| toml::Value::String(text.to_owned()).to_string();
+        match (self, value) {
+            (_, Value::Unset) => (String::new(), false),
+            (_, Value::Bool(yes)) => (yes.to_string(), false),
+            (_, Value::Integer(n)) => (n.to_string(), false),
+            (_, Value::Duration(time)) => (quoted(&write_duration(*time)), false),
+            (_, Value::Address(address)) => (quoted(&address.to_string()), false),
+            (_, Value::Cpus(placement)) => (quoted(&write_cpus(placement)), false),
+            (_, Value::List(items)) => (
+                format!(
+                    "[{}]",
+                    items.iter().map(|item| quoted(item)).collect::<Vec<_>>().join(", ")
+                ),
+                false,
+            ),
+            (Kind::Secret, Value::Text(_)) => (quoted(MASK), true),
+            (Kind::Url(_), Value::Text(text)) => {
+                let masked = mask_url(text);
+                (quoted(&masked), masked != *text)
+            }
+            (_, Value::Text(text)) => (quoted(text), false),
+        }
+    }
+}
+
+/// Text of unknown kind as it may be shown: escaped, shortened, passwords in URLs masked.
+pub(super) fn show(text: &str) -> String {
+    // Longer values are known by their beginning; a terminal full of one is no help.
+    const SHOWN_CHARS_MAX: usize = 200;
+    let masked = mask_url(text);
+    match masked.char_indices().nth(SHOWN_CHARS_MAX) {
+        Some((end, _)) => format!("{:?}...", &masked[..end]),
+        None => format!("{masked:?}"),
+    }
+}
+
+/// Hides what stands before an `@` and, in a URL, after a `?`: passwords and keys live there.
+fn mask_url(text: &str) -> String {
+    let Some(start) = text.find("://").map(|at| at + 3) else {
+        return text.to_owned();
+    };
+    let rest = &text[start..];
+    let rest = rest
+        .rfind('@')
+        .map_or_else(|| rest.to_owned(), |at| format!("{MASK}{}", &rest[at..]));
+    let rest = rest
+        .find('?')
+        .map_or(rest.clone(), |at| format!("{}?{MASK}", &rest[..at]));
+    format!("{}{rest}", &text[..start])
+}
+
+fn choose(words: &[&str], text: &str) -> Option<String> {
+    words
+        .iter()
+        .find(|word| word.eq_ignore_ascii_case(text))
+        .map(|word| (*word).to_owned())
+}
+
+/// A CPU in an array may be a number or a range in quotes.
+fn word_of(item: &Spanned<DeValue<'_>>) -> Option<String> {
+    match item.get_ref() {
+        DeValue::Integer(n) if n.radix() == 10 => Some(n.as_str().to_owned()),
+        DeValue::String(text) => Some(text.clone().into_owned()),
+        _ => None,
+    }
+}
+
+/// Units of time, shortest first, with their milliseconds.
+const UNITS: [(&str, u64); 4] = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000)];
+
+fn parse_duration(text: &str) -> Result<Duration, &'static str> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().map_err(|_| "")?;
+    if unit.is_empty() {
+        return Err(" (a bare number has no unit)");
+    }
+    let (_, millis) = UNITS.iter().find(|(name, _)| *name == unit).ok_or("")?;
+    Ok(Duration::from_millis(number.checked_mul(*millis).ok_or("")?))
+}
+
+/// The shortest exact way to write it; configured times are whole milliseconds.
+pub(super) fn write_duration(time: Duration) -> String {
+    let millis = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    if millis == 0 {
+        return "0s".to_owned();
+    }
+    let exact = UNITS.iter().rev().find(|(_, unit)| millis % unit == 0);
+    exact.map_or_else(
+        || format!("{millis}ms"),
+        |(name, unit)| format!("{}{name}", millis / unit),
+    )
+}
+
+fn parse_cpus(text: &str) -> Result<Placement, String> {
+    if text.eq_ignore_ascii_case("none") {
+        return Ok(Placement::Unpinned);
+    }
+    let number = |text: &str| text.trim().parse::<usize>().ok().filter(|n| *n as u64 <= CPU_MAX);
+    let mut cpus = Vec::new();
+    for part in text.split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (Some(first), Some(last)) = (number(first), number(last)) else {
+            return Err(String::new());
+        };
+        if first > last {
+            return Err(format!(" (the range {first}-{last} is backwards)"));
+        }
+        for cpu in first..=last {
+            if cpus.contains(&cpu) {
+                return Err(format!(" (CPU {cpu} is listed twice)"));
+            }
+            cpus.push(cpu);
+        }
+    }
+    if cpus.len() as u64 > SHARDS_MAX {
+        return Err(format!(
+            " ({} are listed, but a gateway has at most {SHARDS_MAX} shards)",
+            cpus.len()
+        ));
+    }
+    Ok(Placement::Cpus(cpus))
+}
+
+fn write_cpus(placement: &Placement) -> String {
+    let cpus = match placement {
+        Placement::FirstAllowed => return String::new(),
+        Placement::Unpinned => return "none".to_owned(),
+        Placement::Cpus(cpus) => cpus,
+    };
+    // Order matters (shard by shard), so only neighbours that count up become a range.
+    let runs = cpus.chunk_by(|a, b| a + 1 == *b);
+    let runs = runs.map(|run| match run {
+        [first, .., last] => format!("{first}-{last}"),
+        run => run.iter().map(usize::to_string).collect(),
+    });
+    runs.collect::<Vec<_>>().join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const TIME: Kind = Kind::Duration {
+        min: Duration::ZERO,
+        max: Duration::from_secs(86_400),
+    };
+
+    fn duration(text: &str) -> Result<Duration, String> {
+        match TIME.parse_text(text)? {
+            Value::Duration(time) => Ok(time),
+            _ => panic!("a duration"),
+        }
+    }
+
+    fn cpus(text: &str) -> Result<Placement, String> {
+        match Kind::Cpus.parse_text(text)? {
+            Value::Cpus(placement) => Ok(placement),
+            _ => panic!("a placement"),
+        }
+    }
+
+    #[test]
+    fn durations_have_a_unit() {
+        assert_eq!(duration("25s"), Ok(Duration::from_secs(25)));
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
+        assert_eq!(duration("1h"), Ok(Duration::from_secs(3600)));
+        assert!(duration("25").unwrap_err().contains("bare number"));
+        for wrong in [
+            "",
+            "s",
+            "1.5s",
+            "-1s",
+            "+1s",
+            " 1s",
+            "1 s",
+            "1S",
+            "1d",
+            "1m30s",
+            "25h",
+            "99999999999999999999s",
+        ] {
+            assert!(duration(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn cpu_lists_keep_their_order_and_name_each_cpu_once() {
+        assert_eq!(cpus("0-3,8-9"), Ok(Placement::Cpus(vec![0, 1, 2, 3, 8, 9])));
+        assert_eq!(cpus("5, 2"), Ok(Placement::Cpus(vec![5, 2])));
+        assert_eq!(cpus("None"), Ok(Placement::Unpinned));
+        assert!(cpus("0-3,2").unwrap_err().contains("CPU 2 is listed twice"));
+        assert!(cpus("3-0").unwrap_err().contains("backwards"));
+        assert!(cpus("0-256").unwrap_err().contains("at most 256"));
+        for wrong in [
+            "",
+            ",",
+            "0,",
+            "a",
+            "1-",
+            "-1",
+            "0-99999999999",
+            "1024",
+            "1-2-3",
+            "none,1",
+        ] {
+            assert!(cpus(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn numbers_are_digits_in_range() {
+        let kind = Kind::Integer {
+            min: 1,
+            max: 256,
+            unit: "shards",
+        };
+        assert!(kind.parse_text("256").is_ok());
+        for wrong in [
+            "0",
+            "257",
+            "-1",
+            "+1",
+            "1k",
+            "1.0",
+            "0x10",
+            " 1",
+            "99999999999999999999",
+        ] {
+            let refusal = kind.parse_text(wrong).err().unwrap();
+            assert_eq!(refusal, "a whole number of shards from 1 to 256", "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn passwords_in_urls_are_masked() {
+        assert_eq!(mask_url("redis://user:pa@ss/w@host/0"), "redis://***@host/0");
+        assert_eq!(mask_url("https://host/keys?api_key=1"), "https://host/keys?***");
+        assert_eq!(mask_url("https://app.example.com"), "https://app.example.com");
+        assert_eq!(Kind::Secret.show("abc"), MASK);
+    }
+
+    #[test]
+    fn a_shown_value_is_escaped_and_short() {
+        assert_eq!(show("a\n\u{1b}[31m"), "\"a\\n\\u{1b}[31m\"");
+        assert!(show(&"ü".repeat(10_000)).len() < 1_000);
+    }
+
+    proptest! {
+        #[test]
+        fn a_duration_reads_back_as_written(millis in 0u64..=86_400_000) {
+            let time = Duration::from_millis(millis);
+            prop_assert_eq!(duration(&write_duration(time)), Ok(time));
+        }
+
+        #[test]
+        fn a_cpu_list_reads_back_as_written(
+            list in proptest::sample::subsequence((0..64usize).collect::<Vec<_>>(), 1..32).prop_shuffle()
+        ) {
+            let placement = Placement::Cpus(list);
+            prop_assert_eq!(cpus(&write_cpus(&placement)), Ok(placement));
+        }
+
+        #[test]
+        fn no_text_panics(text in any::<String>()) {
+            for key in crate::config::keys::KEYS {
+                let _ = key.kind.parse_text(&text);
+                let _ = key.kind.show(&text);
+            }
+        }
+    }
+}

@@ -1,0 +1,608 @@
+//! The engine of choice: one io_uring per shard, beside that of the executor.
+//!
+//! Owns the listener, the sockets, the buffers they receive into and the bytes they send. Accepting and receiving are
+//! armed once and complete many times; sends are submissions, so a turn with any number of them is one system call.
+//!
+//! Invariants:
+//! - *held*: a slot with an operation in flight (`RECEIVING`, `SENDING`) keeps its descriptor and generation until the last
+//!   completion of it. `close` does not end operations in flight, `shutdown` does; hence the two steps of closing.
+//! - *lent*: see [`buffers`].
+//! - *quiet*: between `receive_once` completions nothing is armed, so that a socket can leave without cancelling.
+
+mod buffers;
+mod queue;
+
+use std::collections::VecDeque;
+use std::io;
+use std::io::Write;
+use std::net::{Shutdown, SocketAddr};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{Ordering, fence};
+use std::time::{Duration, Instant};
+
+use buffers::Buffers;
+use queue::{Completion, Queue, unsupported};
+
+use super::sends::Sends;
+use super::slab::{CLOSING, ENDED, GENERATION_MASK, REARM, RECEIVING, SENDING, STREAM, Slab};
+use super::{Engine, EngineStats, Event, Payload, SendStatus, SocketKey, Waker, sys};
+
+/// Completions handled per turn; what is over stays in the queue for the next one. At about a microsecond each, a turn
+/// leaves room for the rest of the shard after a millisecond or two.
+const EVENTS_MAX: u32 = 1024;
+
+/// How long the set-up waits for a byte that is already in the socket.
+const PROBE_WAIT: Duration = Duration::from_secs(2);
+
+/// How long dropping an engine waits for the kernel to let go. Cancelled operations complete within microseconds.
+const DROP_WAIT: Duration = Duration::from_secs(2);
+
+// Kinds of operations: the top 8 bits of `user_data`. The generation's 24 bits and the slot's 32 follow.
+const ACCEPT: u64 = 1;
+const RECEIVE: u64 = 2;
+const SEND: u64 = 3;
+const WAKE: u64 = 4;
+const CANCEL: u64 = 5;
+
+fn tag(kind: u64, key: SocketKey) -> u64 {
+    kind << 56 | u64::from(key.generation & GENERATION_MASK) << 32 | u64::from(key.slot)
+}
+
+fn kind_of(user_data: u64) -> u64 {
+    user_data >> 56
+}
+
+fn key_of(user_data: u64) -> SocketKey {
+    SocketKey {
+        slot: user_data as u32,
+        generation: (user_data >> 32) as u32 & GENERATION_MASK,
+    }
+}
+
+/// What a completion means; an event that does not borrow the engine yet.
+enum Found {
+    Received {
+        key: SocketKey,
+        buffer: u16,
+        len: usize,
+    },
+    Other(Event<'static>),
+}
+
+/// Sockets of one shard on an io_uring of its own. Made, used and dropped by one thread.
+pub struct RingEngine {
+    // Dropped first: nothing below may be unmapped or freed while the ring is open.
+    queue: Queue,
+    buffers: Buffers,
+    sends: Sends,
+    slab: Slab,
+    listener: OwnedFd,
+    waker: Waker,
+    /// The buffer that the last event showed.
+    shown: Option<u16>,
+    /// Sockets to arm again once buffers were given back.
+    rearm: Vec<SocketKey>,
+    /// Closed and not yet reported.
+    closed: VecDeque<SocketKey>,
+    /// Completions that this turn may still handle.
+    budget: u32,
+    /// Operations in the kernel that use memory or descriptors of ours.
+    in_flight: usize,
+    accepting: bool,
+    accept_due: bool,
+    watch_due: bool,
+    dropping: bool,
+    stats: EngineStats,
+}
+
+impl RingEngine {
+    /// Proves that this kernel can do what no probe of opcodes shows: a multishot receive with provided buffers.
+    fn probe(&mut self) -> io::Result<()> {
+        const WORD: &[u8] = b"shardgate";
+        let failed =
+            |what: String| unsupported("multishot receive (Linux 6.0)", &io::Error::other(what));
+        let (near, mut far) = UnixStream::pair()?;
+        near.set_nonblocking(true)?;
+        let key = self.adopt(near.into())?;
+        self.receive_stream(key);
+        let deadline = Instant::now() + PROBE_WAIT;
+        for _ in 0..2 {
+            far.write_all(WORD)?;
+            loop {
+                match self.next_event() {
+                    Some(Event::Received { bytes, .. }) if *bytes == *WORD => break,
+                    Some(Event::Ended {
+                        error: Some(error), ..
+                    }) => return Err(failed(error.to_string())),
+                    Some(other) => return Err(failed(format!("{other:?} instead of bytes"))),
+                    None if Instant::now() > deadline => return Err(failed("no bytes".to_owned())),
+                    None => {}
+                }
+                self.turn(Some(PROBE_WAIT))?;
+            }
+            if !self
+                .slab
+                .peek(key)
+                .is_some_and(|entry| entry.any(RECEIVING))
+            {
+                return Err(failed("it stopped after one".to_owned()));
+            }
+        }
+        self.close(key);
+        while self.slab.len() > 0 && Instant::now() < deadline {
+            self.turn(Some(PROBE_WAIT))?;
+            while self.next_event().is_some() {}
+        }
+        if self.in_flight > 0 {
+            return Err(failed("it did not end".to_owned()));
+        }
+        self.stats = EngineStats::default();
+        Ok(())
+    }
+
+    fn give_back_shown(&mut self) {
+        if let Some(buffer) = self.shown.take() {
+            self.buffers.give(buffer);
+        }
+    }
+
+    /// Arms a receive of the kind that the socket is in.
+    fn arm(&mut self, key: SocketKey) {
+        let Some(entry) = self.slab.open(key) else {
+            return;
+        };
+        entry.clear(REARM);
+        entry.set(RECEIVING);
+        self.in_flight += 1;
+        let fd = entry.raw_fd();
+        if entry.any(STREAM) {
+            self.queue.receive_stream(fd, tag(RECEIVE, key));
+        } else {
+            self.queue.receive_once(fd, tag(RECEIVE, key));
+        }
+    }
+
+    /// Arms again what stopped, now that buffers were given back.
+    fn arm_due(&mut self) {
+        if self.accept_due {
+            self.accept_due = false;
+            self.accepting = true;
+            self.in_flight += 1;
+            let user_data = ACCEPT << 56;
+            self.queue.accept(self.listener.as_raw_fd(), user_data);
+        }
+        if self.watch_due {
+            self.watch_due = false;
+            self.in_flight += 1;
+            self.queue.watch(self.waker.wait_fd(), WAKE << 56);
+        }
+        // Taken and put back, so that its memory is used again.
+        let mut rearm = std::mem::take(&mut self.rearm);
+        for key in rearm.drain(..) {
+            if self.slab.open(key).is_some_and(|entry| entry.any(REARM)) {
+                self.arm(key);
+            }
+        }
+        self.rearm = rearm;
+    }
+
+    fn next_found(&mut self) -> Option<Found> {
+        if let Some(key) = self.closed.pop_front() {
+            self.slab.remove(key.slot);
+            return Some(Found::Other(Event::Closed { key }));
+        }
+        while self.budget > 0 {
+            let Some(completion) = self.queue.pop() else {
+                break;
+            };
+            self.budget -= 1;
+            if let Some(found) = self.complete(completion) {
+                return Some(found);
+            }
+            if let Some(key) = self.closed.pop_front() {
+                self.slab.remove(key.slot);
+                return Some(Found::Other(Event::Closed { key }));
+            }
+        }
+        self.buffers.publish();
+        None
+    }
+
+    fn complete(&mut self, completion: Completion) -> Option<Found> {
+        let kind = kind_of(completion.user_data);
+        if !completion.more() && kind != CANCEL {
+            self.in_flight -= 1;
+        }
+        match kind {
+            ACCEPT => self.accepted(completion).map(Found::Other),
+            RECEIVE => self.received(completion),
+            SEND => self.sent(completion).map(Found::Other),
+            WAKE => {
+                self.watch_due |= !completion.more();
+                None
+            }
+            _ => None,
+        }
+    }
+
+    fn accepted(&mut self, completion: Completion) -> Option<Event<'static>> {
+        self.accepting = completion.more();
+        if completion.result >= 0 {
+            // SAFETY: the kernel made this descriptor for us and tells it once; `leaks_no_descriptor` would break.
+            let socket = unsafe { OwnedFd::from_raw_fd(completion.result) };
+            if self.dropping {
+                return None;
+            }
+            self.accept_due |= !completion.more();
+            let key = self.slab.insert(socket);
+            self.arm(key);
+            return Some(Event::Accepted { key });
+        }
+        if completion.more() || self.dropping {
+            return None;
+        }
+        match -completion.result {
+            // About one connection that went away again; accepting goes on.
+            libc::ECONNABORTED | libc::EINTR | libc::EAGAIN => {
+                self.accept_due = true;
+                None
+            }
+            error => Some(Event::AcceptPaused {
+                error: io::Error::from_raw_os_error(error),
+            }),
+        }
+    }
+
+    fn received(&mut self, completion: Completion) -> Option<Found> {
+        let key = key_of(completion.user_data);
+        let found = self.received_by(key, completion);
+        if !matches!(found, Some(Found::Received { .. }))
+            && let Some(buffer) = completion.buffer()
+        {
+            // Swallowed, or the end of the socket; either way the buffer is lent.
+            self.buffers.give(buffer);
+        }
+        found
+    }
+
+    fn received_by(&mut self, key: SocketKey, completion: Completion) -> Option<Found> {
+        let more = completion.more();
+        let Some(entry) = self.slab.get(key) else {
+            debug_assert!(false, "a receive outlived its slot {key:?}");
+            return None;
+        };
+        if !more {
+            entry.clear(RECEIVING);
+        }
+        if entry.any(CLOSING) {
+            self.finish_close(key);
+            return None;
+        }
+        if entry.any(ENDED) {
+            return None;
+        }
+        let error = match (completion.result, completion.buffer()) {
+            (1.., Some(buffer)) => {
+                if !more && entry.any(STREAM) {
+                    entry.set(REARM);
+                    self.rearm.push(key);
+                }
+                let len = completion.result as usize;
+                return Some(Found::Received { key, buffer, len });
+            }
+            (0, _) => None,
+            (1.., None) => Some(io::ErrorKind::InvalidData.into()),
+            (error, _) => match -error {
+                libc::ENOBUFS | libc::EINTR | libc::EAGAIN => {
+                    self.stats.buffers_exhausted += u64::from(-error == libc::ENOBUFS);
+                    if !more {
+                        entry.set(REARM);
+                        self.rearm.push(key);
+                    }
+                    return None;
+                }
+                error => Some(io::Error::from_raw_os_error(error)),
+            },
+        };
+        entry.set(ENDED);
+        Some(Found::Other(Event::Ended { key, error }))
+    }
+
+    fn sent(&mut self, completion: Completion) -> Option<Event<'static>> {
+        let key = key_of(completion.user_data);
+        let Some(entry) = self.slab.get(key) else {
+            debug_assert!(false, "a send outlived its slot {key:?}");
+            return None;
+        };
+        let (index, closing) = (entry.send(), entry.any(CLOSING));
+        let error = match completion.result {
+            // Nothing, of a payload that is never empty: no progress, so never again.
+            0 => Some(io::ErrorKind::WriteZero.into()),
+            1.. if self.sends.advance(index, completion.result as usize) => None,
+            1.. => Some(io::ErrorKind::Interrupted.into()),
+            error => Some(io::Error::from_raw_os_error(-error)),
+        };
+        if let Some(error) = &error
+            && matches!(
+                error.kind(),
+                io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock
+            )
+            && !closing
+        {
+            // The rest goes now; if the socket broke after a part, that is what will say so.
+            self.stats.short_sends += 1;
+            self.submit_send(key, index);
+            return None;
+        }
+        entry.end_send();
+        let ended = entry.any(ENDED);
+        if error.is_some() && !closing && !ended {
+            entry.set(ENDED);
+        }
+        let payload = self.sends.finish(index);
+        if closing {
+            self.finish_close(key);
+        }
+        match (error, payload) {
+            (None, Some(payload)) => Some(Event::Sent { key, payload }),
+            // `Ended` comes at most once, and an owner that waits for this send to end must hear of it.
+            (Some(_), Some(payload)) if ended && !closing => Some(Event::Sent { key, payload }),
+            (Some(error), _) if !closing => Some(Event::Ended {
+                key,
+                error: Some(error),
+            }),
+            _ => None,
+        }
+    }
+
+    fn submit_send(&mut self, key: SocketKey, index: u32) {
+        let Some(entry) = self.slab.get(key) else {
+            return;
+        };
+        self.in_flight += 1;
+        let (fd, bytes) = (entry.raw_fd(), self.sends.rest(index));
+        // SAFETY: `sends` keeps the payload until `finish`, which only the completion calls, and leaks it if the ring
+        // ends without one; `drops_with_operations_in_flight` and `sends_to_a_slow_peer` would break.
+        unsafe { self.queue.send(fd, bytes, tag(SEND, key)) };
+    }
+
+    /// Second step of closing: once nothing is in flight the descriptor goes, and `Closed` is due.
+    fn finish_close(&mut self, key: SocketKey) {
+        let Some(entry) = self.slab.get(key) else {
+            return;
+        };
+        if entry.any(RECEIVING | SENDING) {
+            return;
+        }
+        drop(entry.take_fd());
+        self.stats.syscalls += 1;
+        self.closed.push_back(key);
+    }
+}
+
+impl Engine for RingEngine {
+    const NAME: &'static str = "ring";
+
+    fn new(listener: OwnedFd) -> io::Result<Self> {
+        let queue = Queue::new()?;
+        let buffers = Buffers::new()?;
+        // SAFETY: `buffers` lives beside `queue`, is dropped after it, and leaked if something is still in flight
+        // then; `drops_with_operations_in_flight` would break.
+        unsafe { queue.register_buffers(&buffers) }?;
+        let waker = Waker::with_park_fd()?;
+        let mut engine = RingEngine {
+            queue,
+            buffers,
+            sends: Sends::default(),
+            slab: Slab::new(),
+            listener,
+            waker,
+            shown: None,
+            rearm: Vec::new(),
+            closed: VecDeque::new(),
+            budget: 0,
+            in_flight: 0,
+            accepting: false,
+            accept_due: false,
+            watch_due: false,
+            dropping: false,
+            stats: EngineStats::default(),
+        };
+        engine.queue.register_eventfd(engine.waker.park_fd())?;
+        engine.probe()?;
+        engine.accept_due = true;
+        engine.watch_due = true;
+        Ok(engine)
+    }
+
+    fn turn(&mut self, wait: Option<Duration>) -> io::Result<()> {
+        self.give_back_shown();
+        self.buffers.publish();
+        self.arm_due();
+        self.budget = EVENTS_MAX;
+        let idle = self.closed.is_empty() && !self.queue.has_completions();
+        self.queue.enter(wait.filter(|_| idle))
+    }
+
+    fn next_event(&mut self) -> Option<Event<'_>> {
+        self.give_back_shown();
+        match self.next_found()? {
+            Found::Other(event) => Some(event),
+            Found::Received { key, buffer, len } => {
+                self.shown = Some(buffer);
+                let bytes = self.buffers.lent(buffer, len);
+                Some(Event::Received { key, bytes })
+            }
+        }
+    }
+
+    fn adopt(&mut self, socket: OwnedFd) -> io::Result<SocketKey> {
+        Ok(self.slab.insert(socket))
+    }
+
+    fn detach(&mut self, key: SocketKey) -> Option<OwnedFd> {
+        let entry = self.slab.open(key)?;
+        if entry.any(RECEIVING | REARM | SENDING) {
+            return None;
+        }
+        self.slab.remove(key.slot)
+    }
+
+    fn receive_once(&mut self, key: SocketKey) {
+        if let Some(entry) = self.slab.open(key)
+            && !entry.any(RECEIVING | REARM | ENDED)
+        {
+            entry.clear(STREAM);
+            self.arm(key);
+        }
+    }
+
+    fn receive_stream(&mut self, key: SocketKey) {
+        if let Some(entry) = self.slab.open(key)
+            && !entry.any(ENDED)
+        {
+            // A receive_once still in flight goes on as a stream after its completion.
+            entry.set(STREAM);
+            if !entry.any(RECEIVING | REARM) {
+                self.arm(key);
+            }
+        }
+    }
+
+    fn send(&mut self, key: SocketKey, payload: Payload) -> SendStatus {
+        let Some(entry) = self.slab.open(key) else {
+            return SendStatus::Done(payload);
+        };
+        // Not only in debug builds: the first payload would be freed under the kernel's hands.
+        assert!(!entry.any(SENDING), "two sends at once on {key:?}");
+        debug_assert!(!payload.as_slice().is_empty(), "an empty send on {key:?}");
+        if payload.as_slice().is_empty() {
+            return SendStatus::Done(payload);
+        }
+        let index = self.sends.begin(payload, 0);
+        entry.begin_send(index);
+        self.submit_send(key, index);
+        SendStatus::InFlight
+    }
+
+    fn finish(&mut self, key: SocketKey) {
+        if let Some(entry) = self.slab.open(key) {
+            debug_assert!(
+                !entry.any(SENDING),
+                "finish before the send ended on {key:?}"
+            );
+            if let Some(fd) = entry.fd() {
+                // Fails only if the socket is broken already, which receiving tells.
+                let _ = sys::shutdown(fd, Shutdown::Write);
+                self.stats.syscalls += 1;
+            }
+        }
+    }
+
+    fn close(&mut self, key: SocketKey) {
+        let Some(entry) = self.slab.open(key) else {
+            return;
+        };
+        entry.set(CLOSING);
+        entry.clear(REARM);
+        if entry.any(RECEIVING | SENDING)
+            && let Some(fd) = entry.fd()
+        {
+            self.stats.syscalls += 1;
+            if sys::shutdown(fd, Shutdown::Both).is_err() {
+                // Not connected any more, so what is in flight should be ending; this makes sure.
+                let fd = fd.as_raw_fd();
+                self.queue.cancel_socket(fd, CANCEL << 56);
+            }
+        }
+        self.finish_close(key);
+    }
+
+    fn peer_addr(&self, key: SocketKey) -> Option<SocketAddr> {
+        sys::peer_addr(self.slab.peek(key)?.fd()?)
+    }
+
+    fn resume_accept(&mut self) {
+        self.accept_due = !self.accepting;
+    }
+
+    fn has_work(&mut self) -> bool {
+        self.accept_due
+            || self.watch_due
+            || !self.rearm.is_empty()
+            || !self.closed.is_empty()
+            || self.queue.has_work()
+    }
+
+    fn prepare_park(&mut self) -> bool {
+        self.queue.set_notify(true);
+        // The kernel first stores that there is work, then looks whether to tell; here it is the other way round.
+        fence(Ordering::SeqCst);
+        if self.has_work() {
+            self.queue.set_notify(false);
+            return false;
+        }
+        true
+    }
+
+    fn unpark(&mut self) {
+        self.queue.set_notify(false);
+        self.waker.drain_park_fd();
+        self.stats.syscalls += 1;
+    }
+
+    fn park_fd(&self) -> RawFd {
+        self.waker.park_fd()
+    }
+
+    fn waker(&self) -> Waker {
+        self.waker.clone()
+    }
+
+    fn sockets(&self) -> usize {
+        self.slab.len()
+    }
+
+    fn stats(&self) -> EngineStats {
+        EngineStats {
+            syscalls: self.stats.syscalls + self.queue.syscalls(),
+            ..self.stats
+        }
+    }
+}
+
+impl Drop for RingEngine {
+    fn drop(&mut self) {
+        self.dropping = true;
+        self.give_back_shown();
+        for entry in self.slab.iter_mut() {
+            entry.set(CLOSING);
+            if entry.any(RECEIVING | SENDING)
+                && let Some(fd) = entry.fd()
+            {
+                let _ = sys::shutdown(fd, Shutdown::Both);
+            }
+        }
+        self.queue.cancel_all(CANCEL << 56);
+        let deadline = Instant::now() + DROP_WAIT;
+        while self.in_flight > 0 && Instant::now() < deadline {
+            self.buffers.publish();
+            if self.queue.enter(Some(DROP_WAIT / 20)).is_err() {
+                break;
+            }
+            while let Some(completion) = self.queue.pop() {
+                self.complete(completion);
+            }
+        }
+        if self.in_flight > 0 {
+            log::error!(
+                "ring engine: {} operations did not end; their memory is not freed",
+                self.in_flight
+            );
+            // The kernel may still write to the one and read the other.
+            std::mem::forget(std::mem::take(&mut self.sends));
+            self.buffers.leak();
+        }
+    }
+}

@@ -1,0 +1,538 @@
+//! What [`Engine`] promises, for both engines, over real loopback sockets.
+
+use std::net::{Shutdown, TcpStream};
+
+use bytes::Bytes;
+
+use super::*;
+
+for_both_engines! {
+    accepts,
+    receives_once_then_nothing,
+    receives_a_stream,
+    once_becomes_a_stream,
+    survives_lack_of_buffers,
+    sends,
+    sends_to_a_slow_peer,
+    sends_and_receives_at_once,
+    delivers_bytes_before_the_end,
+    half_closed_peer_still_hears,
+    reports_a_reset,
+    reset_while_nothing_is_armed,
+    reset_under_a_blocked_send,
+    send_after_the_peer_is_gone,
+    closes_with_nothing_in_flight,
+    closes_with_operations_in_flight,
+    closing_ends_other_events,
+    reuses_slots_with_new_keys,
+    ignores_stale_keys,
+    moves_to_another_engine,
+    detaches_only_when_quiet,
+    bounds_events_per_turn,
+}
+
+fn accepts<E: Engine>() {
+    let mut bed = Bed::<E>::new();
+    assert_eq!(bed.engine.sockets(), 0);
+    let (client, key) = bed.pair();
+    assert_eq!(bed.engine.sockets(), 1);
+    assert_eq!(
+        bed.engine.peer_addr(key),
+        Some(client.local_addr().unwrap())
+    );
+    let (_other, other_key) = bed.pair();
+    assert_ne!(key, other_key);
+    assert_eq!(bed.engine.sockets(), 2);
+    bed.nothing();
+}
+
+fn receives_once_then_nothing<E: Engine>() {
+    let mut bed = Bed::<E>::new();
+    let (mut client, key) = bed.quiet_pair();
+    client.write_all(b"second").unwrap();
+    bed.nothing();
+    bed.engine.receive_once(key);
+    bed.expect_bytes(key, b"second");
+    client.write_all(b"third").unwrap();
+    bed.nothing();
+    bed.engine.receive_stream(key);
+    bed.expect_bytes(key, b"third");
+    client.write_all(b"fourth").unwrap();
+    bed.expect_bytes(key, b"fourth");
+}
+
+fn receives_a_stream<E: Engine>() {
+    let mut bed = Bed::<E>::new();
+    let (mut client, key) = bed.quiet_pair();
+    bed.engine.receive_stream(key);
+    let bytes = pattern(1, 16 << 20);
+    std::thread::scope(|scope| {
+        scope.spawn(|| client.write_all(&bytes).unwrap());
+        bed.expect_bytes(key, &bytes);
+    });
+    client.write_all(b"end").unwrap();
+    bed.expect_bytes(key, b"end");
+    bed.nothing();
+}
+
+fn once_becomes_a_stream<E: Engine>() {
+    let mut bed = Bed::<E>::new();
+    let (mut client, key) = bed.pair();
+    bed.engine.receive_stream(key);
+    for word in [b"one", b"two", b"six"] {
+        client.write_all(word).unwrap();
+        bed.expect_bytes(key, word);
+    }
+}
+
+/// Fills what the kernel takes without a reader.
+fn fill(mut client: &TcpStream, bytes: &[u8]) -> usize {
+    client.set_nonblocking(true).unwrap();
+    let mut written = 0;
+    loop {
+        match client.write(&bytes[written..]) {
+            Ok(0) => break,
+            Ok(len) => written += len,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    client.set_nonblocking(false).unwrap();
+    written
+}
+
+fn survives_lack_of_buffers<E: Engine>() {
+    let mut bed = Bed::<E>::new();
+    let mut all: Vec<_> = (0..48).map(|_| bed.quiet_pair()).collect();
+    let mut expected = Vec::new();
+    // Half of them fill up before anything is armed, so that more than all buffers is there in the first turn.
+    for (index, (client, key)) in all.iter().enumerate() {
+        let mut bytes = pattern(index, 256 << 10);
+        bytes.truncate(fill(client, &bytes));
+        assert!(bytes.len() > 50_000, "the kernel took {}", bytes.len());
+        expected.push(bytes);
+        if index % 3 == 0 {
+            bed.engine.receive_once(*key);
+        } else {
+            bed.engine.receive_stream(*key);
+        }
+    }
+    let mut got: Vec<Vec<u8>> = vec![Vec::new(); all.len()];
+    let mut left = expected.len();
+    while left > 0 {
+        let Seen::Received(key, bytes) = bed.next() else {
+            panic!("not bytes");
+        };
+        let index = all.iter().position(|(_, other)| *other == key).unwrap();
+        got[index].extend(bytes);
+        if index % 3 == 0 {
+            bed.engine.receive_once(key);
+        }
+        left -= usize::from(got[index].len() == expected[index].len());
+    }
+    assert!(got == expected);
+    if E::NAME == "ring" {
+        assert!(bed.engine.stats().buffers_exhausted > 0);
+    }
+    // And all of them still receive.
+    for (client, key) in &mut all {
+        client.write_all(b"more").unwrap();
+        bed.expect_bytes(*key, b"more");
+    }
+}
+
+fn sends<E: Engine>() {
+    let mut bed = Bed::<E>::new();
+    let (mut client, key) = bed.quiet_pair();
+    let buffer = Vec::from(b"own bytes".as_slice());
+    let address = buffer.as_ptr();
+    let payload = bed.send(key, Payload::Own(buffer));
+    assert_eq!(payload.as_slice(), b"own bytes");
+    assert_eq!(
+        payload.as_slice().as_ptr(),
+        address,
+        "it is the same buffer"
+    );
+    bed.send(key, Payload::Shared(Bytes::from_static(b", shared bytes")));
+    bed.engine.finish(key);
+    assert_eq!(read_to_end(&mut client), b"own bytes, shared bytes");
+    assert_eq!(bed.engine.stats().short_sends, 0);
+}
+
+fn sends_to_a_slow_peer<E: Engine>() {
+    let mut bed = Bed::<E>::new();
+    let (mut client, key) = bed.quiet_pair();
+    let bytes = Bytes::from(pattern(2, 24 << 20));
+    let status = bed.engine.send(key, Payload::Shared(bytes.clone()));
+    assert!(matches!(status, SendStatus::InFlight));
+    bed.nothing();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut got = vec![0; bytes.len()];
+            client.read_exact(&mut got).unwrap();
+            assert!(got == bytes);
+        });
+        match bed.next() {
+            Seen::Sent(from, payload) => {
+                assert_eq!(from, key);
+                assert_eq!(payload.as_slice().len(), bytes.len());
+            }
+            other => panic!("{other:?}"),
+        }
+    });
+    bed.nothing();
+    bed.send(key, Payload::Own(b"last".to_vec()));
+    bed.close(key);
+    assert_eq!(read_to_end(&mut client), b"last");
+}
+
+fn sends_and_receives_at_once<E: Engine>() {
+    let mut bed = Bed::<E>::new();
+    let (mut client, key) = bed.quiet_pair();
+    let (there, back) = (pattern(3, 6 << 20), pattern(4, 6 << 20));
+    bed.engine.receive_stream(key);
+    let mut writer = client.try_clone().unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| writer.write_all(&there).unwrap());
+        scope.spawn(|| {
+            let mut got = vec![0; back.len()];
+            client.read_exact(&mut got).unwrap();
+            assert!(got == back);
+        });
+        let mut got = Vec::new();
+        let mut parts = back.chunks(1 << 20);
+        let mut sending = false;
+        while got.len() < there.len() || sending || parts.len() > 0 {
+            while !sending && let Some(part) = parts.next() {
+                let status = bed.engine.send(key, Payload::Own(part.to_vec()));
+                sending = matches!(status, SendStatus::InFlight);
+            }
+            if got.len() < there.len() || sending {
+                match bed.next() {
+                    Seen::Received(_, bytes) => got.extend(bytes),
+                    Seen::Sent(..) => sending = false,
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+        assert!(got == there);
+    });
+}
+
+fn delivers_bytes_before_the_end<E: Engine>() {
+    let mut bed = Bed::<E>::new();
+    for stream in [false, true] {
+        let (mut client, key) = bed.quiet_pair();
+        let bytes = pattern(5, 100_000);
+        client.write_all(&bytes[..1000]).unwrap();
+        let mut got = Vec::new();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                client.write_all(&bytes[1000..]).unwrap();
+                drop(client);
+            });
+            loop {
+                if stream {
+                    bed.engine.receive_stream(key);
+                } else {
+                    bed.engine.receive_once(key);
+                }
+                match bed.next() {
+                    Seen::Received(_, part) => got.extend(part),
+                    Seen::Ended(_, None) => break,
+                    other => panic!("{other:?}"),
+                }
+            }
+        });
+        assert!(got == bytes);
+        bed.nothing();
+        // Ended comes once, whatever is asked.
+        bed.engine.receive_once(key);
+        bed.engine.receive_stream(key);
+        bed.nothing();
+        bed.close(key);
+    }
+}
+
+fn half_closed_peer_still_hears<E: Engine>() {
+    let mut bed = Bed::<E>::new();
+    let (mut client, key) = bed.quiet_pair();
+    bed.engine.receive_stream(key);
+    client.shutdown(Shutdown::Write).unwrap();
+    assert!(bed.expect_ended(key).is_none());
+    bed.nothing();
+    let bytes = pattern(6, 24 << 20);
+    let status = bed.engine.send(key, Payload::Own(bytes.clone()));
+    assert!(matches!(status, SendStatus::InFlight));
+    bed.nothing();
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| read_to_end(&mut client));
+        assert!(matches!(bed.next(), Seen::Sent(..)));
+        bed.engine.finish(key);
+        assert!(reader.join().unwrap() == bytes);
+    });
+    bed.close(key);
+}
+
+fn reports_a_reset<E: Engine>() {
+    let mut bed = Bed::<E>::new();
+    for stream in [false, true] {
+        let (client, key) = bed.quiet_pair();
+        if stream {
+            bed.engine.receive_stream(key);
+        } else {
+            bed.engine.receive_once(key);
+        }
+        bed.nothing();
+        reset(client);
+        let error = bed.expect_ended(key).unwrap();
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+        bed.nothing();
+        bed.close(key);
+    }
+}
+
+fn reset_while_nothing_is_armed<E: Engine>() {
+    let mut bed = Bed::<E>::new();
+    let (client, key) = bed.quiet_pair();
+    reset(client);
+    bed.nothing();
+    bed.nothing();
+    bed.engine.receive_once(key);
+    let error = bed.expect_ended(key).unwrap();
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    bed.nothing();
+    bed.close(key);
+}
+
+fn reset_under_a_blocked_send<E: Engine>() {
+    let mut bed = Bed::<E>::new();
+    for receive in [false, true] {
+        let (client, key) = bed.quiet_pair();
+        if receive {
+            bed.engine.receive_stream(key);
+        }
+        let status = bed.engine.send(key, Payload::Own(vec![7; 24 << 20]));
+        assert!(matches!(status, SendStatus::InFlight));
+        bed.nothing();
+        reset(client);
+        // The kernel tells the reset once, to whichever operation asks first; the other one sees an end without an error.
+        let error = bed.expect_ended(key);
+        assert!(error.is_some() || receive);
+        // If receiving ended first, the send comes back on its own; either way the socket is free to close.
+        bed.engine.close(key);
+        loop {
+            match bed.next() {
+                Seen::Sent(..) => {}
+                Seen::Closed(_) => break,
+                other => panic!("{other:?}"),
+            }
+        }
+        bed.nothing();
+    }
+    assert_eq!(bed.engine.sockets(), 0);
+}
+
+fn send_after_the_peer_is_gone<E: Engine>() {
+    let mut bed = Bed::<E>::new();
+    let (client, key) = bed.quiet_pair();
+    reset(client);
+    bed.nothing();
+    let status = bed.engine.send(key, Payload::Own(b"lost".to_vec()));
+    assert!(matches!(status, SendStatus::InFlight));
+    assert!(bed.expect_ended(key).is_some());
+    // Ended was reported, so from here on sends come back as if they had gone through.
+    bed.send(key, Payload::Own(b"lost too".to_vec()));
+    bed.close(key);
+}
+
+fn closes_with_nothing_in_flight<E: Engine>() {
+    let mut bed = Bed::<E>::new();
+    let (mut client, key) = bed.quiet_pair();
+    bed.engine.close(key);
+    bed.engine.close(key);
+    assert!(bed.engine.has_work());
+    assert!(!bed.engine.prepare_park());
+    assert_eq!(bed.engine.sockets(), 1, "the slot is taken until Closed");
+    assert!(matches!(bed.next(), Seen::Closed(closed) if closed == key));
+    assert_eq!(bed.engine.sockets(), 0);
+    assert_eq!(bed.engine.peer_addr(key), None);
+    assert_eq!(read_to_end(&mut client), b"");
+    bed.nothing();
+}
+
+fn closes_with_operations_in_flight<E: Engine>() {
+    let mut bed = Bed::<E>::new();
+    for round in 0..50 {
+        let (mut client, key) = bed.pair();
+        // With round 0 the receive has not even been submitted.
+        match round % 3 {
+            0 => {}
+            1 => bed.engine.receive_stream(key),
+            _ => {
+                let status = bed.engine.send(key, Payload::Own(vec![1; 24 << 20]));
+                assert!(matches!(status, SendStatus::InFlight));
+            }
+        }
+        if round % 2 == 0 {
+            bed.nothing();
+        }
+        bed.close(key);
+        drop(read_to_end(&mut client));
+    }
+    bed.nothing();
+    assert_eq!(bed.engine.sockets(), 0);
+}
+
+fn closing_ends_other_events<E: Engine>() {
+    let mut bed = Bed::<E>::new();
+    let (mut client, key) = bed.quiet_pair();
+    bed.engine.receive_stream(key);
+    bed.nothing();
+    client.write_all(&pattern(8, 30_000)).unwrap();
+    // A small send gets through although the socket is closed in the same turn.
+    let mut sent = false;
+    if let SendStatus::Done(_) = bed.engine.send(key, Payload::Own(b"bye".to_vec())) {
+        sent = true;
+    } else {
+        bed.engine.turn(None).unwrap();
+    }
+    bed.engine.close(key);
+    loop {
+        match bed.next() {
+            Seen::Sent(_, payload) => {
+                assert_eq!(payload.as_slice(), b"bye");
+                sent = true;
+            }
+            Seen::Closed(closed) => {
+                assert_eq!(closed, key);
+                break;
+            }
+            other => panic!("{other:?} of a socket being closed"),
+        }
+    }
+    assert!(sent);
+    bed.nothing();
+}
+
+fn reuses_slots_with_new_keys<E: Engine>() {
+    let mut bed = Bed::<E>::new();
+    let mut seen = std::collections::HashSet::new();
+    let (_client, first) = bed.quiet_pair();
+    for _ in 0..20 {
+        let (mut client, key) = bed.quiet_pair();
+        assert_ne!(key.slot, first.slot);
+        assert!(seen.insert(key), "{key:?} twice");
+        bed.engine.receive_stream(key);
+        client.write_all(b"x").unwrap();
+        bed.expect_bytes(key, b"x");
+        bed.close(key);
+    }
+    let slots: std::collections::HashSet<u32> = seen.iter().map(|key| key.slot).collect();
+    assert_eq!(slots.len(), 1, "a free slot is used again");
+}
+
+fn ignores_stale_keys<E: Engine>() {
+    let mut bed = Bed::<E>::new();
+    let (_gone, stale) = bed.quiet_pair();
+    bed.close(stale);
+    let (mut client, key) = bed.quiet_pair();
+    assert_eq!(key.slot, stale.slot);
+    let beyond = SocketKey {
+        slot: 1000,
+        generation: 0,
+    };
+    for old in [stale, beyond] {
+        bed.engine.receive_once(old);
+        bed.engine.receive_stream(old);
+        bed.engine.finish(old);
+        bed.engine.close(old);
+        assert!(bed.engine.detach(old).is_none());
+        assert!(bed.engine.peer_addr(old).is_none());
+        let status = bed.engine.send(old, Payload::Own(b"stray".to_vec()));
+        assert!(matches!(status, SendStatus::Done(_)));
+    }
+    client.write_all(b"unheard").unwrap();
+    bed.nothing();
+    bed.send(key, Payload::Own(b"own".to_vec()));
+    bed.engine.receive_once(key);
+    bed.expect_bytes(key, b"unheard");
+    bed.close(key);
+    // There are no unread bytes, so this is a FIN, and all of what was sent.
+    assert_eq!(read_to_end(&mut client), b"own");
+}
+
+fn moves_to_another_engine<E: Engine>() {
+    let (mut one, mut other) = (Bed::<E>::new(), Bed::<E>::new());
+    // So that the slots differ.
+    let _occupied = other.pair();
+    let (mut client, key) = one.pair();
+    client.write_all(b"head").unwrap();
+    one.expect_bytes(key, b"head");
+    client.write_all(b"between").unwrap();
+    one.nothing();
+    let socket = one.engine.detach(key).unwrap();
+    assert_eq!(one.engine.sockets(), 0);
+    assert!(one.engine.detach(key).is_none());
+    let key = other.engine.adopt(socket).unwrap();
+    other.nothing();
+    client.write_all(b" and after").unwrap();
+    other.engine.receive_stream(key);
+    other.expect_bytes(key, b"between and after");
+    other.send(key, Payload::Own(b"heard".to_vec()));
+    one.nothing();
+    drop(one);
+    other.close(key);
+    assert_eq!(read_to_end(&mut client), b"heard");
+}
+
+fn detaches_only_when_quiet<E: Engine>() {
+    let mut bed = Bed::<E>::new();
+    let (mut client, key) = bed.pair();
+    assert!(bed.engine.detach(key).is_none(), "a receive is armed");
+    client.write_all(b"x").unwrap();
+    bed.expect_bytes(key, b"x");
+    let status = bed.engine.send(key, Payload::Own(vec![2; 24 << 20]));
+    assert!(matches!(status, SendStatus::InFlight));
+    assert!(bed.engine.detach(key).is_none(), "a send is in flight");
+    bed.nothing();
+    assert!(bed.engine.detach(key).is_none(), "a send is in flight");
+    bed.engine.close(key);
+    assert!(bed.engine.detach(key).is_none(), "it is being closed");
+    while !matches!(bed.next(), Seen::Closed(_)) {}
+}
+
+fn bounds_events_per_turn<E: Engine>() {
+    let mut bed = Bed::<E>::new();
+    let (mut client, key) = bed.quiet_pair();
+    bed.engine.receive_stream(key);
+    bed.nothing();
+    // Another socket writes without end; one turn still ends, and so does one after it.
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let bytes = [0; 2048];
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                client.write_all(&bytes).unwrap();
+            }
+        });
+        let deadline = Instant::now() + Duration::from_millis(300);
+        let mut most = 0;
+        while Instant::now() < deadline {
+            bed.engine.turn(None).unwrap();
+            let mut events = 0;
+            while bed.engine.next_event().is_some() {
+                events += 1;
+                assert!(events < 20_000, "a turn without end");
+            }
+            most = most.max(events);
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        // Lets the writer out of a full socket.
+        for _ in 0..100 {
+            bed.engine.turn(Some(Duration::from_millis(1))).unwrap();
+            while bed.engine.next_event().is_some() {}
+        }
+        assert!((1..=1024).contains(&most), "{most} events in one turn");
+    });
+}

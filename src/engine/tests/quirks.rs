@@ -1,0 +1,1 @@
+//! What we rely on in glommio and in the kernel.

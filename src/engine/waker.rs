@@ -1,0 +1,117 @@
+//! Waking a shard from another thread, at no system call while it runs.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering, fence};
+
+use super::sys;
+
+/// The shard looks at its inbox every turn: a wake is nothing.
+const RUNNING: u8 = 0;
+/// The shard waits inside [`super::Engine::turn`], which watches `wait_fd`.
+const WAITING: u8 = 1;
+/// The shard is parked in the executor, which watches the engine's `park_fd`.
+const PARKED: u8 = 2;
+
+/// Wakes a shard from another thread.
+///
+/// The shard says what it is about to do (`set_waiting`, `set_parked`), *then* looks at its inbox once more, then waits;
+/// a sender first puts its item into the inbox, then calls [`Waker::wake`]. With sequentially consistent order on both
+/// sides, either the shard sees the item or the sender sees the state. A running shard costs a sender no system call.
+#[derive(Debug, Clone)]
+pub struct Waker {
+    shared: Arc<Shared>,
+}
+
+/// Shared by all clones. The descriptors live as long as the last of them, so that a wake after the engine's end is
+/// a write to nobody, never to a descriptor of somebody else.
+#[derive(Debug)]
+struct Shared {
+    state: AtomicU8,
+    wait_fd: File,
+    /// `None`: `wait_fd` serves both (epoll, where the set itself is what the executor watches).
+    park_fd: Option<File>,
+}
+
+impl Waker {
+    /// A waker for an engine that is parked by another descriptor than the one it waits on.
+    pub(super) fn with_park_fd() -> io::Result<Self> {
+        Self::make(Some(sys::eventfd(0)?))
+    }
+
+    /// A waker for an engine with one descriptor for both.
+    pub(super) fn new() -> io::Result<Self> {
+        Self::make(None)
+    }
+
+    fn make(park_fd: Option<File>) -> io::Result<Self> {
+        Ok(Waker {
+            shared: Arc::new(Shared {
+                state: AtomicU8::new(RUNNING),
+                wait_fd: sys::eventfd(0)?,
+                park_fd,
+            }),
+        })
+    }
+
+    /// The shard is about to wait inside [`super::Engine::turn`].
+    pub fn set_waiting(&self) {
+        self.announce(WAITING);
+    }
+
+    /// The shard is about to park in the executor, on [`super::Engine::park_fd`].
+    pub fn set_parked(&self) {
+        self.announce(PARKED);
+    }
+
+    /// The shard runs and looks at its inbox every turn.
+    pub fn set_running(&self) {
+        // Late is harmless: a sender that still sees the old state writes once too often, and the next wait ends early.
+        self.shared.state.store(RUNNING, Ordering::Release);
+    }
+
+    /// Any thread: makes the shard look at its inbox soon. At most one write per wait, however many callers.
+    pub fn wake(&self) {
+        // Puts the caller's item before the look at the state in the one order of all SeqCst operations; `announce` has
+        // the counterpart. Without both fences each side may act on what was before the other's store, and the wake is lost.
+        fence(Ordering::SeqCst);
+        // Looking first keeps the cache line shared while the shard runs, which under load is nearly always.
+        if self.shared.state.load(Ordering::SeqCst) == RUNNING {
+            return;
+        }
+        // The swap decides which of many callers writes.
+        match self.shared.state.swap(RUNNING, Ordering::SeqCst) {
+            WAITING => sys::notify(&self.shared.wait_fd),
+            PARKED => sys::notify(self.park_file()),
+            _ => {}
+        }
+    }
+
+    fn announce(&self, state: u8) {
+        self.shared.state.store(state, Ordering::SeqCst);
+        // Puts the state before the look at the inbox that follows; see `wake`.
+        fence(Ordering::SeqCst);
+    }
+
+    /// What the engine watches while it waits. Never drained: engines watch for the edge, which each write makes,
+    /// and a counter of 64 bits does not fill up.
+    pub(super) fn wait_fd(&self) -> RawFd {
+        self.shared.wait_fd.as_raw_fd()
+    }
+
+    fn park_file(&self) -> &File {
+        self.shared.park_fd.as_ref().unwrap_or(&self.shared.wait_fd)
+    }
+
+    /// What the executor watches, where the engine has no better one.
+    pub(super) fn park_fd(&self) -> RawFd {
+        self.park_file().as_raw_fd()
+    }
+
+    /// Makes `park_fd` wait for the next wake.
+    pub(super) fn drain_park_fd(&self) {
+        sys::drain(self.park_file());
+    }
+}

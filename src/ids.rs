@@ -1,0 +1,129 @@
+//! Names of things: shards, connections, users, messages.
+//!
+//! Pure. [`IdSource`] is owned by one shard; it is seeded from outside, so that a simulation can repeat itself.
+
+use std::fmt;
+
+use uuid::Uuid;
+
+use crate::engine::SocketKey;
+
+/// A shard's place in its gateway, counted from 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ShardId(pub u16);
+
+impl ShardId {
+    /// As an index into per-shard tables.
+    pub fn index(self) -> usize {
+        usize::from(self.0)
+    }
+}
+
+impl fmt::Display for ShardId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Names one connection in its gateway for as long as it lives; never names a later one by accident.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ConnKey {
+    /// The shard that owns the connection.
+    pub shard: ShardId,
+    /// The socket on that shard.
+    pub socket: SocketKey,
+}
+
+/// The longest user id, bytes.
+pub const USER_ID_BYTES_MAX: usize = 128;
+
+/// True for 1 to 128 bytes of UTF-8 without control characters.
+pub fn is_valid_user_id(user: &str) -> bool {
+    (1..=USER_ID_BYTES_MAX).contains(&user.len()) && !user.chars().any(char::is_control)
+}
+
+/// Makes UUIDv7 ids. Ids of one source never go back, even when the wall clock does.
+#[derive(Debug)]
+pub struct IdSource {
+    rng: fastrand::Rng,
+    millis: u64,
+    /// Counts ids within one millisecond; begins at random in its lower half, so that it has room and is not guessed.
+    counter: u32,
+}
+
+impl IdSource {
+    /// A source whose random bits follow from `seed`.
+    pub fn new(seed: u64) -> Self {
+        IdSource {
+            rng: fastrand::Rng::with_seed(seed),
+            millis: 0,
+            counter: 0,
+        }
+    }
+
+    /// The next id; `now_ms` is Unix time in milliseconds.
+    pub fn next(&mut self, now_ms: u64) -> Uuid {
+        if now_ms > self.millis {
+            self.millis = now_ms;
+            self.counter = self.rng.u32(..) >> 1;
+        } else if let Some(counter) = self.counter.checked_add(1) {
+            self.counter = counter;
+        } else {
+            self.millis += 1;
+            self.counter = 0;
+        }
+        // 74 bits are ours: 32 of counter, then chance. The uuid crate sets version and variant over
+        // four bits of byte 0 and two of byte 2, so the counter is spread around them.
+        let [a, b, c, d] = self.counter.to_be_bytes();
+        let chance = self.rng.u64(..).to_be_bytes();
+        let bytes = [
+            a >> 4,
+            a << 4 | b >> 4,
+            (b & 0xf) << 2 | c >> 6,
+            c << 2 | d >> 6,
+            d << 2 | chance[0] & 3,
+            chance[1],
+            chance[2],
+            chance[3],
+            chance[4],
+            chance[5],
+        ];
+        uuid::Builder::from_unix_timestamp_millis(self.millis, &bytes).into_uuid()
+    }
+
+    /// A random number for jitter, below `bound`; 0 for a bound of 0.
+    pub fn jitter(&mut self, bound: u64) -> u64 {
+        if bound == 0 { 0 } else { self.rng.u64(..bound) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_version_7_distinct_and_rise() {
+        let mut ids = IdSource::new(7);
+        let mut last = Uuid::nil();
+        for step in 0..100_000u64 {
+            // The clock jumps back every now and then.
+            let now = 1_700_000_000_000 + step / 64 - if step % 1000 == 0 { 50 } else { 0 };
+            let id = ids.next(now);
+            assert_eq!(id.get_version_num(), 7);
+            assert_eq!(id.get_variant(), uuid::Variant::RFC4122);
+            assert!(id > last, "{id} after {last}");
+            last = id;
+        }
+    }
+
+    #[test]
+    fn user_ids() {
+        assert!(is_valid_user_id("alice"));
+        assert!(is_valid_user_id("ä€😀 with spaces"));
+        assert!(is_valid_user_id(&"x".repeat(128)));
+        assert!(!is_valid_user_id(""));
+        assert!(!is_valid_user_id(&"x".repeat(129)));
+        assert!(!is_valid_user_id("a\nb"));
+        assert!(!is_valid_user_id("a\u{85}b"));
+    }
+}

@@ -1,0 +1,363 @@
+//! What clients say: one JSON object per text frame.
+//!
+//! Only the envelope is read. `content` stays the bytes that the client sent: its JSON grammar is checked
+//! (serde_json walks over it), it is never built up and never written anew.
+
+use std::borrow::Cow;
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+/// The longest `id` that a client may choose, bytes.
+pub const CLIENT_ID_BYTES_MAX: usize = 64;
+/// The most users that one `presence` frame may ask for.
+pub const PRESENCE_USERS_MAX: usize = 100;
+
+/// A frame that was understood.
+#[derive(Debug, PartialEq)]
+pub enum ClientFrame<'a> {
+    /// Who the client is.
+    Auth {
+        /// Comes back in nothing but an `error`.
+        id: Option<Cow<'a, str>>,
+        /// The user, in development mode.
+        user: Option<Cow<'a, str>>,
+    },
+    /// A sign of life that wants an answer.
+    Heartbeat,
+    /// A message to a user.
+    Message {
+        /// Asks for an `ack`.
+        id: Option<Cow<'a, str>>,
+        /// The user who shall get it.
+        to: Cow<'a, str>,
+        /// Any JSON value, as it was sent.
+        content: &'a str,
+    },
+    /// Who of these is online?
+    Presence {
+        /// Comes back in the answer.
+        id: Option<Cow<'a, str>>,
+        /// 0 to 100 user ids.
+        users: Vec<Cow<'a, str>>,
+    },
+}
+
+impl ClientFrame<'_> {
+    /// The label of this frame in `shardgate_messages_received_total`.
+    pub fn kind(&self) -> FrameKind {
+        match self {
+            ClientFrame::Auth { .. } => FrameKind::Auth,
+            ClientFrame::Heartbeat => FrameKind::Heartbeat,
+            ClientFrame::Message { .. } => FrameKind::Message,
+            ClientFrame::Presence { .. } => FrameKind::Presence,
+        }
+    }
+}
+
+/// The kinds of frames that clients send, as metric labels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FrameKind {
+    /// `auth`
+    Auth,
+    /// `heartbeat`
+    Heartbeat,
+    /// `message`
+    Message,
+    /// `presence`
+    Presence,
+    /// Understood by nobody.
+    Invalid,
+}
+
+impl FrameKind {
+    /// Every kind with its label, in the order of the discriminants.
+    pub const LABELS: [&'static str; 5] = ["auth", "heartbeat", "message", "presence", "invalid"];
+}
+
+/// Why a frame was refused. The `id` is there if it could be read.
+#[derive(Debug, PartialEq)]
+pub struct Refusal<'a> {
+    /// The client's own id of the frame.
+    pub id: Option<Cow<'a, str>>,
+    /// The code of the `error` frame.
+    pub code: ErrorCode,
+    /// What is wrong, in words.
+    pub message: Cow<'static, str>,
+}
+
+/// The codes of `error` frames.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorCode {
+    /// The frame is malformed.
+    BadRequest,
+    /// The frame needs an authenticated connection.
+    Unauthorized,
+    /// Too many frames.
+    RateLimited,
+    /// Too many of something else.
+    LimitExceeded,
+    /// Nobody knows this `type`.
+    UnknownType,
+    /// Cannot be asked now.
+    Unavailable,
+}
+
+impl ErrorCode {
+    /// The code on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ErrorCode::BadRequest => "badRequest",
+            ErrorCode::Unauthorized => "unauthorized",
+            ErrorCode::RateLimited => "rateLimited",
+            ErrorCode::LimitExceeded => "limitExceeded",
+            ErrorCode::UnknownType => "unknownType",
+            ErrorCode::Unavailable => "unavailable",
+        }
+    }
+}
+
+/// Every value stays raw until its type says that it matters: `{"type":"heartbeat","to":5}` is a heartbeat with
+/// an unknown extra key.
+#[derive(Deserialize)]
+struct Envelope<'a> {
+    #[serde(borrow, default, rename = "type")]
+    kind: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    id: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    to: Option<&'a RawValue>,
+    /// `Some` also for a JSON `null`, which is a content like any other.
+    #[serde(borrow, default, deserialize_with = "raw_even_if_null")]
+    content: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    users: Option<&'a RawValue>,
+    #[serde(borrow, default, rename = "userId")]
+    user_id: Option<&'a RawValue>,
+}
+
+fn raw_even_if_null<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
+    <&RawValue>::deserialize(deserializer).map(Some)
+}
+
+/// Reads one text frame.
+///
+/// # Errors
+/// A [`Refusal`] that becomes an `error` frame.
+pub fn parse(text: &str) -> Result<ClientFrame<'_>, Refusal<'_>> {
+    let refuse = |id, code, message: &'static str| Refusal {
+        id,
+        code,
+        message: Cow::Borrowed(message),
+    };
+    let bad = |id, message| refuse(id, ErrorCode::BadRequest, message);
+    // serde would take an array for a struct.
+    if !text.trim_ascii_start().starts_with('{') {
+        return Err(bad(None, "a frame is one JSON object"));
+    }
+    let envelope: Envelope<'_> = serde_json::from_str(text).map_err(|error| Refusal {
+        id: None,
+        code: ErrorCode::BadRequest,
+        message: Cow::Owned(format!("not a valid frame: {error}")),
+    })?;
+    let id = match envelope.id {
+        None => None,
+        Some(raw) => match string(raw) {
+            Some(id) if id.len() <= CLIENT_ID_BYTES_MAX => Some(id),
+            _ => return Err(bad(None, "id must be a string of at most 64 bytes")),
+        },
+    };
+    let Some(kind) = envelope.kind else {
+        return Err(bad(id, "type is missing"));
+    };
+    let Some(kind) = string(kind) else {
+        return Err(bad(id, "type must be a string"));
+    };
+    match &*kind {
+        "message" => {
+            let Some(to) = envelope.to.and_then(string) else {
+                return Err(bad(id, "to must be a user id"));
+            };
+            if !crate::ids::is_valid_user_id(&to) {
+                return Err(bad(id, "to must be 1 to 128 bytes of UTF-8 without control characters"));
+            }
+            let Some(content) = envelope.content else {
+                return Err(bad(id, "content is missing"));
+            };
+            Ok(ClientFrame::Message {
+                id,
+                to,
+                content: content.get(),
+            })
+        }
+        "heartbeat" => Ok(ClientFrame::Heartbeat),
+        "presence" => {
+            let users = envelope
+                .users
+                .and_then(|raw| serde_json::from_str::<Vec<Text<'_>>>(raw.get()).ok());
+            let Some(users) = users else {
+                return Err(bad(id, "users must be a list of user ids"));
+            };
+            if users.len() > PRESENCE_USERS_MAX {
+                return Err(refuse(
+                    id,
+                    ErrorCode::LimitExceeded,
+                    "at most 100 users may be asked for at once",
+                ));
+            }
+            if !users.iter().all(|Text(user)| crate::ids::is_valid_user_id(user)) {
+                return Err(bad(id, "users must be valid user ids"));
+            }
+            Ok(ClientFrame::Presence {
+                id,
+                users: users.into_iter().map(|Text(user)| user).collect(),
+            })
+        }
+        "auth" => {
+            let user = envelope.user_id.and_then(string);
+            Ok(ClientFrame::Auth { id, user })
+        }
+        _ => Err(refuse(id, ErrorCode::UnknownType, "unknown type")),
+    }
+}
+
+/// A string that borrows where it can, also inside a list.
+#[derive(Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+fn string(raw: &RawValue) -> Option<Cow<'_, str>> {
+    let json = raw.get();
+    let inner = json.strip_prefix('"')?.strip_suffix('"')?;
+    if inner.as_bytes().contains(&b'\\') {
+        serde_json::from_str::<String>(json).ok().map(Cow::Owned)
+    } else {
+        Some(Cow::Borrowed(inner))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn code(text: &str) -> ErrorCode {
+        parse(text).unwrap_err().code
+    }
+
+    #[test]
+    fn a_message_in_any_order_of_keys() {
+        let expected = ClientFrame::Message {
+            id: Some("c1".into()),
+            to: "bob".into(),
+            content: r#"{"a":[1, 2.0e+3 ]}"#,
+        };
+        assert_eq!(
+            parse(r#"{"type":"message","to":"bob","content":{"a":[1, 2.0e+3 ]},"id":"c1"}"#).unwrap(),
+            expected
+        );
+        assert_eq!(
+            parse(r#" {"x":null,"id":"c1","content":{"a":[1, 2.0e+3 ]},"to":"bob","type":"message"} "#).unwrap(),
+            expected
+        );
+    }
+
+    #[test]
+    fn null_is_a_content_but_not_an_id() {
+        let frame = parse(r#"{"type":"message","to":"b","content":null,"id":null}"#).unwrap();
+        assert_eq!(
+            frame,
+            ClientFrame::Message {
+                id: None,
+                to: "b".into(),
+                content: "null"
+            }
+        );
+    }
+
+    #[test]
+    fn escapes_are_read_in_the_envelope_and_left_in_the_content() {
+        let frame = parse(r#"{"type":"mess\u0061ge","to":"b\u00e4","content":"\u0041\ud800"}"#).unwrap();
+        assert_eq!(
+            frame,
+            ClientFrame::Message {
+                id: None,
+                to: "bä".into(),
+                content: r#""\u0041\ud800""#
+            }
+        );
+    }
+
+    #[test]
+    fn keys_of_other_types_do_not_matter() {
+        assert_eq!(
+            parse(r#"{"type":"heartbeat","to":5,"users":{}}"#).unwrap(),
+            ClientFrame::Heartbeat
+        );
+    }
+
+    #[test]
+    fn deep_content_passes() {
+        let deep = format!("{}{}", "[".repeat(5000), "]".repeat(5000));
+        let text = format!(r#"{{"type":"message","to":"b","content":{deep}}}"#);
+        assert!(matches!(parse(&text).unwrap(), ClientFrame::Message { content, .. } if content == deep));
+    }
+
+    #[test]
+    fn refusals() {
+        for text in [
+            "",
+            "5",
+            "[]",
+            r#"["message"]"#,
+            "{",
+            "{}",
+            r#"{"type":5}"#,
+            r#"{"type":"message"}"#,
+            r#"{"type":"message","to":"b"}"#,
+            r#"{"type":"message","to":"","content":1}"#,
+            r#"{"type":"message","to":["b"],"content":1}"#,
+            r#"{"type":"message","to":"a\nb","content":1}"#,
+            r#"{"type":"message","to":"\ud800","content":1}"#,
+            r#"{"type":"message","to":"b","content":tru}"#,
+            r#"{"type":"message","to":"b","content":01}"#,
+            r#"{"type":"heartbeat","type":"heartbeat"}"#,
+            r#"{"type":"heartbeat","id":7}"#,
+            r#"{"type":"heartbeat"} x"#,
+            r#"{"type":"presence","users":"bob"}"#,
+            r#"{"type":"presence","users":[1]}"#,
+            r#"{"type":"presence","users":[""]}"#,
+        ] {
+            assert_eq!(code(text), ErrorCode::BadRequest, "{text}");
+        }
+        assert_eq!(code(r#"{"type":"nonsense"}"#), ErrorCode::UnknownType);
+        let long = "x".repeat(65);
+        assert_eq!(
+            code(&format!(r#"{{"type":"heartbeat","id":"{long}"}}"#)),
+            ErrorCode::BadRequest
+        );
+        let users = vec!["\"u\""; 101].join(",");
+        let refusal = format!(r#"{{"type":"presence","users":[{users}],"id":"p"}}"#);
+        let refusal = parse(&refusal).unwrap_err();
+        assert_eq!(
+            (refusal.code, refusal.id.as_deref()),
+            (ErrorCode::LimitExceeded, Some("p"))
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_never_panics(text in ".{0,200}") {
+            let _ = parse(&text);
+        }
+
+        #[test]
+        fn content_passes_byte_for_byte(to in "[a-z😀]{1,20}", text in ".{0,80}", number: i64) {
+            let content = serde_json::json!({"t": text, "n": [number, null]}).to_string();
+            let frame = format!(r#"{{"type":"message","to":"{to}","content":{content}}}"#);
+            prop_assert_eq!(
+                parse(&frame).unwrap(),
+                ClientFrame::Message { id: None, to: to.into(), content: &content }
+            );
+        }
+    }
+}

@@ -1,0 +1,430 @@
+//! Request heads: is this a WebSocket upgrade that we take, and for whom?
+//!
+//! Anything that is not goes to the HTTP room with its bytes untouched; this room writes no response but the `101`.
+
+use std::borrow::Cow;
+
+use async_tungstenite::tungstenite::handshake::derive_accept_key;
+
+/// The subprotocol that we speak, if a client asks for one.
+pub const SUBPROTOCOL: &str = "shardgate.v1";
+
+/// More header fields than any client sends; hyper's own limit too.
+const HEADER_FIELDS_MAX: usize = 100;
+
+/// What the bytes so far are.
+#[derive(Debug, PartialEq)]
+pub enum Progress {
+    /// The head is not whole yet.
+    Partial,
+    /// A whole head of this many bytes, and what to do with it.
+    Complete(usize, Decision),
+    /// Not HTTP, or more fields than allowed: let the HTTP room answer.
+    Malformed,
+}
+
+/// What to do with a request.
+#[derive(Debug, PartialEq)]
+pub enum Decision {
+    /// Answer `101` (if there is room) and speak WebSocket.
+    Upgrade(Upgrade),
+    /// A WebSocket endpoint was asked for in a way that we refuse.
+    Refuse(Refusal),
+    /// Some other request.
+    Plain,
+}
+
+/// A handshake that is in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Upgrade {
+    /// Which endpoint.
+    pub endpoint: Endpoint,
+    /// Value of `Sec-WebSocket-Accept`.
+    pub accept: String,
+    /// The client offered [`SUBPROTOCOL`].
+    pub subprotocol: bool,
+    /// The user of `?user=`, in development mode.
+    pub user: Option<String>,
+}
+
+/// The WebSocket endpoints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Endpoint {
+    /// `/ws`: the gateway itself.
+    Gateway,
+    /// `/echo`: gives back what it gets.
+    Echo,
+}
+
+/// Why a handshake was refused; each has its HTTP status.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// 405
+    Method,
+    /// 400
+    NotAnUpgrade,
+    /// 426
+    Version,
+    /// 403
+    Origin,
+    /// 400
+    User,
+}
+
+impl Refusal {
+    /// Status and the text of the answer.
+    pub fn response(self) -> (u16, &'static str) {
+        match self {
+            Refusal::Method => (405, "only GET is allowed here"),
+            Refusal::NotAnUpgrade => (400, "not a valid WebSocket upgrade (RFC 6455)"),
+            Refusal::Version => (426, "Sec-WebSocket-Version must be 13"),
+            Refusal::Origin => (403, "this Origin is not allowed"),
+            Refusal::User => (
+                400,
+                "user must be given once, 1 to 128 bytes of UTF-8 without control characters",
+            ),
+        }
+    }
+
+    /// The label in `shardgate_handshakes_refused_total`.
+    pub fn label(self) -> &'static str {
+        match self {
+            Refusal::Method => "method",
+            Refusal::NotAnUpgrade => "not_an_upgrade",
+            Refusal::Version => "version",
+            Refusal::Origin => "origin",
+            Refusal::User => "user",
+        }
+    }
+}
+
+/// What the decision depends on besides the request.
+pub trait Policy {
+    /// May a page of this origin connect to this host?
+    fn allows_origin(&self, origin: &str, host: Option<&str>) -> bool;
+    /// Is `/echo` served?
+    fn serves_echo(&self) -> bool;
+}
+
+/// A request head, wherever it was parsed.
+#[derive(Debug, Clone, Copy)]
+pub struct Request<'a> {
+    /// The method as sent.
+    pub method: &'a str,
+    /// The request target as sent.
+    pub target: &'a str,
+    /// `HTTP/1.x`
+    pub minor_version: u8,
+    /// Names and values as sent.
+    pub headers: &'a [(&'a str, &'a [u8])],
+}
+
+/// Looks at the bytes that arrived so far.
+pub fn read(bytes: &[u8], policy: &impl Policy) -> Progress {
+    let mut fields = [httparse::EMPTY_HEADER; HEADER_FIELDS_MAX];
+    let mut parsed = httparse::Request::new(&mut fields);
+    let len = match parsed.parse(bytes) {
+        Ok(httparse::Status::Complete(len)) => len,
+        Ok(httparse::Status::Partial) => return Progress::Partial,
+        Err(_) => return Progress::Malformed,
+    };
+    let (Some(method), Some(target), Some(minor_version)) = (parsed.method, parsed.path, parsed.version) else {
+        return Progress::Malformed;
+    };
+    let mut headers = [("", &b""[..]); HEADER_FIELDS_MAX];
+    let count = parsed.headers.len();
+    for (slot, field) in headers.iter_mut().zip(parsed.headers.iter()) {
+        *slot = (field.name, field.value);
+    }
+    let request = Request {
+        method,
+        target,
+        minor_version,
+        headers: &headers[..count],
+    };
+    Progress::Complete(len, decide(&request, policy))
+}
+
+/// Decides what to do with a request whose head is whole.
+pub fn decide(request: &Request<'_>, policy: &impl Policy) -> Decision {
+    let (path, query) = split_target(request.target);
+    let endpoint = match path {
+        "/ws" => Endpoint::Gateway,
+        "/echo" if policy.serves_echo() => Endpoint::Echo,
+        _ => return Decision::Plain,
+    };
+    match check(request, endpoint, query, policy) {
+        Ok(upgrade) => Decision::Upgrade(upgrade),
+        Err(refusal) => Decision::Refuse(refusal),
+    }
+}
+
+/// Path and query of a request target, in origin form or absolute form.
+pub fn split_target(target: &str) -> (&str, &str) {
+    let origin_form = match target.strip_prefix("http://") {
+        Some(rest) => rest.find('/').map_or("/", |slash| &rest[slash..]),
+        None => target,
+    };
+    origin_form.split_once('?').unwrap_or((origin_form, ""))
+}
+
+fn check(request: &Request<'_>, endpoint: Endpoint, query: &str, policy: &impl Policy) -> Result<Upgrade, Refusal> {
+    if request.method != "GET" {
+        return Err(Refusal::Method);
+    }
+    // RFC 6455, 4.2.1; a Host is what HTTP/1.1 asks for, and bodies have no place here.
+    let has_body = request.values("content-length").any(|len| len != b"0")
+        || request.values("transfer-encoding").next().is_some();
+    if request.minor_version < 1
+        || has_body
+        || request.one("host").is_none()
+        || !request.has_token("connection", "upgrade")
+        || !request.has_token("upgrade", "websocket")
+    {
+        return Err(Refusal::NotAnUpgrade);
+    }
+    if request.one("sec-websocket-version") != Some(b"13") {
+        return Err(Refusal::Version);
+    }
+    let key = request
+        .one("sec-websocket-key")
+        .filter(|key| is_valid_key(key))
+        .ok_or(Refusal::NotAnUpgrade)?;
+    if request.values("origin").next().is_some() {
+        let origin = request.one("origin").and_then(|o| std::str::from_utf8(o).ok());
+        let host = request.one("host").and_then(|h| std::str::from_utf8(h).ok());
+        if !origin.is_some_and(|origin| policy.allows_origin(origin, host)) {
+            return Err(Refusal::Origin);
+        }
+    }
+    let user = match endpoint {
+        Endpoint::Gateway => query_user(query)?,
+        Endpoint::Echo => None,
+    };
+    Ok(Upgrade {
+        endpoint,
+        accept: derive_accept_key(key),
+        subprotocol: request.has_token("sec-websocket-protocol", SUBPROTOCOL),
+        user,
+    })
+}
+
+/// The value of `user` in a query; refused when it is there and is not a user id, or is there twice.
+fn query_user(query: &str) -> Result<Option<String>, Refusal> {
+    let mut users = form_urlencoded::parse(query.as_bytes()).filter(|(name, _)| name == "user");
+    let Some((_, user)) = users.next() else {
+        return Ok(None);
+    };
+    // Bytes that are not UTF-8 were replaced by U+FFFD.
+    if users.next().is_some() || user.contains('\u{fffd}') || !crate::ids::is_valid_user_id(&user) {
+        return Err(Refusal::User);
+    }
+    Ok(Some(Cow::into_owned(user)))
+}
+
+/// 16 bytes in base64: 22 digits and two of padding.
+fn is_valid_key(key: &[u8]) -> bool {
+    key.len() == 24
+        && key.ends_with(b"==")
+        && key[..22]
+            .iter()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'/'))
+}
+
+impl<'a> Request<'a> {
+    /// All values of a field, in order.
+    pub fn values(&self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
+        self.headers
+            .iter()
+            .filter(move |(n, _)| n.eq_ignore_ascii_case(name))
+            .map(|(_, value)| value.trim_ascii())
+    }
+
+    /// The value of a field that is there exactly once.
+    fn one(&self, name: &'a str) -> Option<&'a [u8]> {
+        let mut values = self.values(name);
+        let value = values.next()?;
+        values.next().is_none().then_some(value)
+    }
+
+    fn has_token(&self, name: &'a str, token: &str) -> bool {
+        self.values(name)
+            .flat_map(|value| value.split(|b| *b == b','))
+            .any(|part| part.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
+    }
+}
+
+/// Appends the `101` response.
+pub fn switching_protocols(out: &mut Vec<u8>, accept: &str, subprotocol: bool) {
+    out.extend_from_slice(
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: ",
+    );
+    out.extend_from_slice(accept.as_bytes());
+    if subprotocol {
+        out.extend_from_slice(b"\r\nSec-WebSocket-Protocol: ");
+        out.extend_from_slice(SUBPROTOCOL.as_bytes());
+    }
+    out.extend_from_slice(b"\r\n\r\n");
+}
+
+/// Appends a short response after which the connection is closed: for heads that never became a request.
+pub fn final_response(out: &mut Vec<u8>, status_line: &str, extra: &str, body: &str) {
+    out.extend_from_slice(
+        format!(
+            "HTTP/1.1 {status_line}\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {}\r\n{extra}Connection: close\r\n\r\n{body}\n",
+            body.len() + 1
+        )
+        .as_bytes(),
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    struct Open;
+    impl Policy for Open {
+        fn allows_origin(&self, origin: &str, host: Option<&str>) -> bool {
+            origin == "http://good" && host == Some("h")
+        }
+        fn serves_echo(&self) -> bool {
+            true
+        }
+    }
+
+    const GOOD: &str = "GET /ws?user=alice HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: keep-alive, Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
+
+    fn decision(head: &str) -> Decision {
+        match read(head.as_bytes(), &Open) {
+            Progress::Complete(len, decision) => {
+                assert_eq!(len, head.len());
+                decision
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_handshake_of_the_rfc() {
+        let expected = Upgrade {
+            endpoint: Endpoint::Gateway,
+            accept: "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=".into(),
+            subprotocol: false,
+            user: Some("alice".into()),
+        };
+        assert_eq!(decision(GOOD), Decision::Upgrade(expected));
+        let mut out = Vec::new();
+        switching_protocols(&mut out, "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=", true);
+        assert_eq!(
+            std::str::from_utf8(&out).unwrap(),
+            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\nSec-WebSocket-Protocol: shardgate.v1\r\n\r\n"
+        );
+    }
+
+    #[test]
+    fn every_prefix_is_partial() {
+        for cut in 0..GOOD.len() {
+            assert_eq!(read(&GOOD.as_bytes()[..cut], &Open), Progress::Partial, "{cut}");
+        }
+    }
+
+    #[test]
+    fn refusals() {
+        let cases = [
+            ("GET /ws", "POST /ws", Refusal::Method),
+            ("GET /ws", "HEAD /ws", Refusal::Method),
+            ("HTTP/1.1", "HTTP/1.0", Refusal::NotAnUpgrade),
+            ("Host: h\r\n", "", Refusal::NotAnUpgrade),
+            ("Host: h\r\n", "Host: h\r\nHost: i\r\n", Refusal::NotAnUpgrade),
+            ("Upgrade: websocket", "Upgrade: h2c", Refusal::NotAnUpgrade),
+            ("Upgrade: websocket\r\n", "", Refusal::NotAnUpgrade),
+            ("keep-alive, Upgrade", "keep-alive", Refusal::NotAnUpgrade),
+            ("Host: h", "Host: h\r\nContent-Length: 3", Refusal::NotAnUpgrade),
+            (
+                "Host: h",
+                "Host: h\r\nTransfer-Encoding: chunked",
+                Refusal::NotAnUpgrade,
+            ),
+            ("bm9uY2U=", "", Refusal::NotAnUpgrade),
+            ("ZQ==", "ZQ=", Refusal::NotAnUpgrade),
+            ("Version: 13", "Version: 8", Refusal::Version),
+            ("Sec-WebSocket-Version: 13\r\n", "", Refusal::Version),
+            ("Host: h", "Host: h\r\nOrigin: http://evil", Refusal::Origin),
+            (
+                "Host: h",
+                "Host: h\r\nOrigin: http://good\r\nOrigin: http://evil",
+                Refusal::Origin,
+            ),
+            ("user=alice", "user=", Refusal::User),
+            ("user=alice", "user=a&user=b", Refusal::User),
+            ("user=alice", "user=a%0ab", Refusal::User),
+            ("user=alice", "user=%ff", Refusal::User),
+        ];
+        for (from, to, refusal) in cases {
+            let head = if from == "bm9uY2U=" {
+                GOOD.replace("Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n", "")
+            } else {
+                GOOD.replace(from, to)
+            };
+            assert_eq!(decision(&head), Decision::Refuse(refusal), "{from} -> {to}");
+        }
+    }
+
+    #[test]
+    fn variants_that_are_in_order() {
+        for (from, to) in [
+            ("Upgrade: websocket", "UPGRADE:   WebSocket  "),
+            ("Host: h", "Host: h\r\nOrigin: http://good"),
+            ("GET /ws", "GET http://h/ws"),
+            ("Host: h", "Host: h\r\nContent-Length: 0"),
+        ] {
+            assert!(
+                matches!(decision(&GOOD.replace(from, to)), Decision::Upgrade(_)),
+                "{to}"
+            );
+        }
+        let user = |query: &str| match decision(&GOOD.replace("user=alice", query)) {
+            Decision::Upgrade(upgrade) => upgrade.user,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(user("x=1"), None);
+        assert_eq!(user("x=1&user=al+ice%20%C3%A4").as_deref(), Some("al ice ä"));
+        let offered = GOOD.replace("Host: h", "Host: h\r\nSec-WebSocket-Protocol: chat, shardgate.v1");
+        assert!(matches!(decision(&offered), Decision::Upgrade(u) if u.subprotocol));
+        assert_eq!(decision(&GOOD.replace("/ws", "/stats")), Decision::Plain);
+        assert_eq!(decision(&GOOD.replace("/ws", "/ws/")), Decision::Plain);
+        assert!(matches!(
+            decision(&GOOD.replace("/ws", "/echo")),
+            Decision::Upgrade(Upgrade {
+                endpoint: Endpoint::Echo,
+                user: None,
+                ..
+            })
+        ));
+    }
+
+    #[test]
+    fn not_http() {
+        assert_eq!(read(b"\x16\x03\x01\x02\x00", &Open), Progress::Malformed);
+        let fields = "A: b\r\n".repeat(HEADER_FIELDS_MAX);
+        assert_eq!(
+            read(GOOD.replace("Host: h\r\n", &fields).as_bytes(), &Open),
+            Progress::Malformed
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = read(&bytes, &Open);
+        }
+
+        #[test]
+        fn any_change_of_one_byte_never_panics(place in 0..GOOD.len(), byte: u8) {
+            let mut bytes = GOOD.as_bytes().to_vec();
+            bytes[place] = byte;
+            let _ = read(&bytes, &Open);
+        }
+    }
+}
