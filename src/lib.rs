@@ -3,11 +3,29 @@
 //! | room | duty |
 //! | --- | --- |
 //! | [`config`] | flags, environment and TOML file to one checked [`config::Config`] |
-//! | [`engine`] | sockets only: io_uring and epoll behind one contract |
 //! | [`ids`] | names of shards, connections, users, messages |
 //! | [`protocol`] | pure: frames, envelopes, request heads, close codes |
+//! | [`session`] | pure: one connection's life |
+//! | [`router`] | pure: who is where |
+//! | [`metrics`] | names, and one table of counters per shard |
+//! | [`view`] | what every thread may read |
+//! | [`engine`] | sockets only: io_uring and epoll behind one contract |
+//! | [`lanes`] | what threads say to each other |
+//! | [`http`] | plain HTTP on the public port |
+//! | [`shard`] | one shard: its state, and the turn |
+//! | [`control`] | the control thread: start, watch, drain, stop |
+//! | [`runtime`] | the host: preflight, listeners, placement, signals |
 
 pub mod config;
+pub mod control;
 pub mod engine;
+pub mod http;
 pub mod ids;
+pub mod lanes;
+pub mod metrics;
 pub mod protocol;
+pub mod router;
+pub mod runtime;
+pub mod session;
+pub mod shard;
+pub mod view;

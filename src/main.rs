@@ -1,3 +1,90 @@
-//! The gateway program.
+//! The gateway program: configuration, log, signals, exit code. Everything else is in the library.
 
-fn main() {}
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use shardgate::config::{self, Config, ConfigError, Outcome};
+use shardgate::control::{Exit, Gateway, log_reload};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+fn main() -> ExitCode {
+    let args: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let env: Vec<(OsString, OsString)> = std::env::vars_os().collect();
+    match config::load(args.clone(), env.clone()) {
+        Ok(Outcome::Run(config)) => run(*config, &args, &env),
+        Ok(Outcome::Help(text) | Outcome::Version(text) | Outcome::Checked(text)) => {
+            print!("{text}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("shardgate: {error}");
+            ExitCode::from(ConfigError::EXIT_CODE as u8)
+        }
+    }
+}
+
+fn run(mut config: Config, args: &[OsString], env: &[(OsString, OsString)]) -> ExitCode {
+    // The level is the `log` crate's own, so that it can change while running.
+    env_logger::Builder::new()
+        .filter_level(log::LevelFilter::Trace)
+        .format_timestamp_millis()
+        .init();
+    log::set_max_level(config.log_level);
+    // Before any thread exists, so that no signal is missed.
+    let mut signals = match Signals::new([SIGTERM, SIGINT, SIGHUP]) {
+        Ok(signals) => signals,
+        Err(error) => return fail(&format!("cannot handle signals: {error}")),
+    };
+    let gateway = match Gateway::start(&config) {
+        Ok(gateway) => gateway,
+        Err(error) => return fail(&error.to_string()),
+    };
+    let addr = gateway.local_addr();
+    log::info!("gateway {} listening on {addr}", config.gateway_id);
+    if gateway.view().development {
+        log::warn!("development mode: every client is who it says it is; try it at http://{addr}/");
+    }
+    log::info!("Ready");
+    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+        log::warn!("cannot tell systemd: {error}");
+    }
+    let handle = gateway.handle();
+    let signals_handle = signals.handle();
+    let (args, env) = (args.to_vec(), env.to_vec());
+    let watcher = std::thread::Builder::new().name("signals".into()).spawn(move || {
+        let mut draining = false;
+        for signal in signals.forever() {
+            if signal == SIGHUP {
+                let reloaded = config::reload(&config, args.clone(), env.clone());
+                config = log_reload(reloaded, &handle).unwrap_or_else(|| config.clone());
+            } else if draining {
+                log::warn!("second signal: stopping at once");
+                handle.stop();
+            } else {
+                draining = true;
+                let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+                handle.drain();
+            }
+        }
+        draining
+    });
+    let Ok(watcher) = watcher else {
+        return fail("cannot start the signal thread");
+    };
+    let exit = gateway.wait();
+    signals_handle.close();
+    let _ = watcher.join();
+    match exit {
+        Exit::Drained { left, closed } => {
+            log::info!("drained: {left} clients left, {closed} were closed");
+            ExitCode::SUCCESS
+        }
+        Exit::Stopped | Exit::Broken => ExitCode::FAILURE,
+    }
+}
+
+fn fail(cause: &str) -> ExitCode {
+    eprintln!("shardgate: {cause}");
+    ExitCode::FAILURE
+}

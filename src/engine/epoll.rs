@@ -106,16 +106,11 @@ impl Epoll {
         let mut event = libc::epoll_event { events, u64: data };
         self.syscalls += 1;
         // SAFETY: the event is alive for the call and the kernel copies it (`receives_a_stream` would break).
-        sys::check(unsafe { libc::epoll_ctl(self.fd.as_raw_fd(), op, fd, &raw mut event) })
-            .map(drop)
+        sys::check(unsafe { libc::epoll_ctl(self.fd.as_raw_fd(), op, fd, &raw mut event) }).map(drop)
     }
 
     /// Fills the spare room of `events`.
-    fn wait(
-        &mut self,
-        events: &mut Vec<libc::epoll_event>,
-        wait: Option<Duration>,
-    ) -> io::Result<()> {
+    fn wait(&mut self, events: &mut Vec<libc::epoll_event>, wait: Option<Duration>) -> io::Result<()> {
         events.clear();
         self.syscalls += 1;
         let count = match wait.filter(|wait| !wait.is_zero()) {
@@ -142,16 +137,10 @@ impl Epoll {
         }
     }
 
-    fn wait_coarse(
-        &self,
-        events: &mut Vec<libc::epoll_event>,
-        millis: libc::c_int,
-    ) -> io::Result<usize> {
+    fn wait_coarse(&self, events: &mut Vec<libc::epoll_event>, millis: libc::c_int) -> io::Result<usize> {
         let room = events.capacity().min(EVENTS_MAX) as libc::c_int;
         // SAFETY: there is room for `room` elements at the pointer (`receives_a_stream` would break).
-        let count = sys::check(unsafe {
-            libc::epoll_wait(self.fd.as_raw_fd(), events.as_mut_ptr(), room, millis)
-        })?;
+        let count = sys::check(unsafe { libc::epoll_wait(self.fd.as_raw_fd(), events.as_mut_ptr(), room, millis) })?;
         Ok(count as usize)
     }
 
@@ -497,10 +486,7 @@ impl Engine for EpollEngine {
 
     fn finish(&mut self, key: SocketKey) {
         if let Some(entry) = self.slab.open(key) {
-            debug_assert!(
-                !entry.any(SENDING),
-                "finish before the send ended on {key:?}"
-            );
+            debug_assert!(!entry.any(SENDING), "finish before the send ended on {key:?}");
             if let Some(fd) = entry.fd() {
                 // Fails only if the socket is broken already, which receiving tells.
                 let _ = sys::shutdown(fd, Shutdown::Write);
@@ -537,9 +523,7 @@ impl Engine for EpollEngine {
         if self.accept_paused {
             let fd = self.listener.as_raw_fd();
             let events = libc::EPOLLIN as u32;
-            let added = self
-                .epoll
-                .control(libc::EPOLL_CTL_ADD, fd, events, LISTENER);
+            let added = self.epoll.control(libc::EPOLL_CTL_ADD, fd, events, LISTENER);
             self.accept_paused = false;
             if added.is_err() {
                 // Out of memory: the next `accept` says so, and pauses again.

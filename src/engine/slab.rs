@@ -117,10 +117,7 @@ impl Slab {
                 flags: 0,
                 watch: 0,
             });
-            return SocketKey {
-                slot,
-                generation: 0,
-            };
+            return SocketKey { slot, generation: 0 };
         }
         let slot = self.free;
         let entry = &mut self.entries[slot as usize];

@@ -53,6 +53,16 @@ impl ClientFrame<'_> {
             ClientFrame::Presence { .. } => FrameKind::Presence,
         }
     }
+
+    /// The client's own id of this frame.
+    pub fn id(&self) -> Option<&str> {
+        match self {
+            ClientFrame::Auth { id, .. } | ClientFrame::Message { id, .. } | ClientFrame::Presence { id, .. } => {
+                id.as_deref()
+            }
+            ClientFrame::Heartbeat => None,
+        }
+    }
 }
 
 /// The kinds of frames that clients send, as metric labels.

@@ -313,6 +313,11 @@ impl Reader<'_> {
         }
     }
 
+    /// The input behind the message handed out last.
+    pub fn rest(&self) -> &[u8] {
+        &self.input[self.position..]
+    }
+
     /// Checks a header against the state of the stream; gives the bytes of the whole frame.
     fn check(&self, header: &FrameHeader) -> Result<usize, FrameError> {
         let partial = self.decoder.partial.as_deref();

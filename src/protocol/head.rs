@@ -173,8 +173,8 @@ fn check(request: &Request<'_>, endpoint: Endpoint, query: &str, policy: &impl P
         return Err(Refusal::Method);
     }
     // RFC 6455, 4.2.1; a Host is what HTTP/1.1 asks for, and bodies have no place here.
-    let has_body = request.values("content-length").any(|len| len != b"0")
-        || request.values("transfer-encoding").next().is_some();
+    let has_body =
+        request.values("content-length").any(|len| len != b"0") || request.values("transfer-encoding").next().is_some();
     if request.minor_version < 1
         || has_body
         || request.one("host").is_none()

@@ -62,11 +62,7 @@ fn key_of(user_data: u64) -> SocketKey {
 
 /// What a completion means; an event that does not borrow the engine yet.
 enum Found {
-    Received {
-        key: SocketKey,
-        buffer: u16,
-        len: usize,
-    },
+    Received { key: SocketKey, buffer: u16, len: usize },
     Other(Event<'static>),
 }
 
@@ -100,8 +96,7 @@ impl RingEngine {
     /// Proves that this kernel can do what no probe of opcodes shows: a multishot receive with provided buffers.
     fn probe(&mut self) -> io::Result<()> {
         const WORD: &[u8] = b"shardgate";
-        let failed =
-            |what: String| unsupported("multishot receive (Linux 6.0)", &io::Error::other(what));
+        let failed = |what: String| unsupported("multishot receive (Linux 6.0)", &io::Error::other(what));
         let (near, mut far) = UnixStream::pair()?;
         near.set_nonblocking(true)?;
         let key = self.adopt(near.into())?;
@@ -112,20 +107,14 @@ impl RingEngine {
             loop {
                 match self.next_event() {
                     Some(Event::Received { bytes, .. }) if *bytes == *WORD => break,
-                    Some(Event::Ended {
-                        error: Some(error), ..
-                    }) => return Err(failed(error.to_string())),
+                    Some(Event::Ended { error: Some(error), .. }) => return Err(failed(error.to_string())),
                     Some(other) => return Err(failed(format!("{other:?} instead of bytes"))),
                     None if Instant::now() > deadline => return Err(failed("no bytes".to_owned())),
                     None => {}
                 }
                 self.turn(Some(PROBE_WAIT))?;
             }
-            if !self
-                .slab
-                .peek(key)
-                .is_some_and(|entry| entry.any(RECEIVING))
-            {
+            if !self.slab.peek(key).is_some_and(|entry| entry.any(RECEIVING)) {
                 return Err(failed("it stopped after one".to_owned()));
             }
         }
@@ -324,10 +313,7 @@ impl RingEngine {
             error => Some(io::Error::from_raw_os_error(-error)),
         };
         if let Some(error) = &error
-            && matches!(
-                error.kind(),
-                io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock
-            )
+            && matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock)
             && !closing
         {
             // The rest goes now; if the socket broke after a part, that is what will say so.
@@ -488,10 +474,7 @@ impl Engine for RingEngine {
 
     fn finish(&mut self, key: SocketKey) {
         if let Some(entry) = self.slab.open(key) {
-            debug_assert!(
-                !entry.any(SENDING),
-                "finish before the send ended on {key:?}"
-            );
+            debug_assert!(!entry.any(SENDING), "finish before the send ended on {key:?}");
             if let Some(fd) = entry.fd() {
                 // Fails only if the socket is broken already, which receiving tells.
                 let _ = sys::shutdown(fd, Shutdown::Write);
@@ -528,11 +511,7 @@ impl Engine for RingEngine {
     }
 
     fn has_work(&mut self) -> bool {
-        self.accept_due
-            || self.watch_due
-            || !self.rearm.is_empty()
-            || !self.closed.is_empty()
-            || self.queue.has_work()
+        self.accept_due || self.watch_due || !self.rearm.is_empty() || !self.closed.is_empty() || self.queue.has_work()
     }
 
     fn prepare_park(&mut self) -> bool {

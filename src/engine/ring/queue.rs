@@ -97,9 +97,7 @@ impl Queue {
             .setup_clamp()
             .setup_cqsize(COMPLETIONS)
             .build(SUBMISSIONS)
-            .map_err(|error| {
-                unsupported("io_uring_setup with DEFER_TASKRUN (Linux 6.1)", &error)
-            })?;
+            .map_err(|error| unsupported("io_uring_setup with DEFER_TASKRUN (Linux 6.1)", &error))?;
         let features = [
             (ring.params().is_feature_ext_arg(), "EXT_ARG"),
             (ring.params().is_feature_nodrop(), "NODROP"),
@@ -153,12 +151,9 @@ impl Queue {
     pub(super) unsafe fn register_buffers(&self, buffers: &Buffers) -> io::Result<()> {
         // SAFETY: the caller's promise; the address is that of a list of `BUFFERS` entries.
         unsafe {
-            self.ring.submitter().register_buf_ring_with_flags(
-                buffers.list_addr(),
-                BUFFERS,
-                BUFFER_GROUP,
-                0,
-            )
+            self.ring
+                .submitter()
+                .register_buf_ring_with_flags(buffers.list_addr(), BUFFERS, BUFFER_GROUP, 0)
         }
         .map_err(|error| unsupported("ring of provided buffers (Linux 5.19)", &error))
     }
@@ -222,20 +217,14 @@ impl Queue {
 
     /// Completes each time that a descriptor becomes readable.
     pub(super) fn watch(&mut self, fd: RawFd, user_data: u64) {
-        let entry = opcode::PollAdd::new(Fd(fd), libc::POLLIN as u32)
-            .multi(true)
-            .build();
+        let entry = opcode::PollAdd::new(Fd(fd), libc::POLLIN as u32).multi(true).build();
         self.push(entry.user_data(user_data));
     }
 
     /// Cancels whatever is in flight for a socket.
     pub(super) fn cancel_socket(&mut self, socket: RawFd, user_data: u64) {
         let builder = CancelBuilder::fd(Fd(socket)).all();
-        self.push(
-            opcode::AsyncCancel2::new(builder)
-                .build()
-                .user_data(user_data),
-        );
+        self.push(opcode::AsyncCancel2::new(builder).build().user_data(user_data));
     }
 
     /// Cancels whatever is in flight.
@@ -311,20 +300,12 @@ impl Queue {
         match result.map_err(|error| (error.raw_os_error(), error)) {
             Ok(()) => Ok(()),
             // A signal; the time is over; memory is short; completions must be taken first. All pass.
-            Err((
-                Some(libc::EINTR | libc::ETIME | libc::EAGAIN | libc::ENOMEM | libc::EBUSY),
-                _,
-            )) => Ok(()),
+            Err((Some(libc::EINTR | libc::ETIME | libc::EAGAIN | libc::ENOMEM | libc::EBUSY), _)) => Ok(()),
             Err((_, error)) => Err(error),
         }
     }
 
-    fn call_enter(
-        &mut self,
-        min_complete: u32,
-        mut flags: u32,
-        timeout: Option<&Timespec>,
-    ) -> io::Result<()> {
+    fn call_enter(&mut self, min_complete: u32, mut flags: u32, timeout: Option<&Timespec>) -> io::Result<()> {
         let to_submit = self.ring.submission().len() as u32;
         let arg = GeteventsArg {
             sigmask: 0,

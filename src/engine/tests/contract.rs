@@ -36,10 +36,7 @@ fn accepts<E: Engine>() {
     assert_eq!(bed.engine.sockets(), 0);
     let (client, key) = bed.pair();
     assert_eq!(bed.engine.sockets(), 1);
-    assert_eq!(
-        bed.engine.peer_addr(key),
-        Some(client.local_addr().unwrap())
-    );
+    assert_eq!(bed.engine.peer_addr(key), Some(client.local_addr().unwrap()));
     let (_other, other_key) = bed.pair();
     assert_ne!(key, other_key);
     assert_eq!(bed.engine.sockets(), 2);
@@ -148,11 +145,7 @@ fn sends<E: Engine>() {
     let address = buffer.as_ptr();
     let payload = bed.send(key, Payload::Own(buffer));
     assert_eq!(payload.as_slice(), b"own bytes");
-    assert_eq!(
-        payload.as_slice().as_ptr(),
-        address,
-        "it is the same buffer"
-    );
+    assert_eq!(payload.as_slice().as_ptr(), address, "it is the same buffer");
     bed.send(key, Payload::Shared(Bytes::from_static(b", shared bytes")));
     bed.engine.finish(key);
     assert_eq!(read_to_end(&mut client), b"own bytes, shared bytes");

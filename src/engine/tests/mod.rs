@@ -53,9 +53,7 @@ fn ring_usable() -> bool {
 
 fn listener() -> (OwnedFd, SocketAddr) {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-    socket
-        .bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into())
-        .unwrap();
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
     socket.listen(1024).unwrap();
     socket.set_nonblocking(true).unwrap();
     socket.set_tcp_nodelay(true).unwrap();

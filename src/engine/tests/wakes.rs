@@ -90,10 +90,7 @@ fn wakes_while_parked<E: Engine>() {
         assert!(!readable(bed.engine.park_fd(), Duration::ZERO));
         std::thread::scope(|scope| {
             scope.spawn(|| waker.wake());
-            assert!(
-                readable(bed.engine.park_fd(), LOST),
-                "a wake was lost while parked"
-            );
+            assert!(readable(bed.engine.park_fd(), LOST), "a wake was lost while parked");
         });
         waker.wake();
         waker.set_running();
@@ -211,10 +208,7 @@ fn loses_no_wake<E: Engine>() {
             bed.engine.turn(None).unwrap();
             assert!(bed.engine.next_event().is_none());
         }
-        assert!(
-            slept[0] > 100 && slept[1] > 100,
-            "it hardly slept: {slept:?}"
-        );
+        assert!(slept[0] > 100 && slept[1] > 100, "it hardly slept: {slept:?}");
     });
 }
 

@@ -1,0 +1,157 @@
+//! Plain HTTP on the public port: health, statistics, metrics, the try-it page.
+//!
+//! A connection that is not a WebSocket upgrade becomes an [`HttpConn`]: hyper's HTTP/1.1 server over a pipe in memory.
+//! The shard puts in what it received and sends what comes out, so sockets, time limits and backpressure stay the
+//! engine's and the shard's; hyper keeps keep-alive, pipelining, bodies and HEAD right. Owned by one shard, never shared.
+
+mod pipe;
+mod routes;
+
+use std::cell::RefCell;
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::server::conn::http1;
+use hyper::service::Service;
+use hyper::{Request, Response};
+
+use crate::protocol::head::Upgrade;
+use crate::shard::Settings;
+use crate::view::{NotAdmitted, View};
+use pipe::Pipe;
+
+/// What the routes may use. One per shard.
+#[derive(Debug)]
+pub struct HttpContext {
+    /// What all threads may read.
+    pub view: Arc<View>,
+    /// The settings now; replaced when they are read again.
+    pub settings: RefCell<Arc<Settings>>,
+    /// Which shard answers, for its counters.
+    pub shard: usize,
+    /// Jitter for `Retry-After`.
+    pub jitter: RefCell<fastrand::Rng>,
+}
+
+/// What a connection wants after it was fed.
+#[derive(Debug)]
+pub enum HttpProgress {
+    /// More requests.
+    Continue,
+    /// To be closed once everything is sent.
+    Close,
+    /// To become a WebSocket; these bytes came behind the request head.
+    Upgrade(Upgrade, Vec<u8>),
+}
+
+type Connection = http1::Connection<Pipe, Routes>;
+
+/// One HTTP connection.
+pub struct HttpConn {
+    /// `None` once it has ended.
+    connection: Option<Connection>,
+    pipe: Pipe,
+    upgrade: Rc<RefCell<Option<Upgrade>>>,
+}
+
+impl std::fmt::Debug for HttpConn {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("HttpConn").finish_non_exhaustive()
+    }
+}
+
+impl HttpConn {
+    /// A connection whose first request, if `refused` says so, is a handshake that was not admitted.
+    pub fn new(context: Rc<HttpContext>, refused: Option<NotAdmitted>) -> Self {
+        let pipe = Pipe::default();
+        let upgrade = Rc::new(RefCell::new(None));
+        let header_bytes = context.settings.borrow().limits.header_bytes;
+        let routes = Routes {
+            context,
+            refused: RefCell::new(refused),
+            upgrade: Rc::clone(&upgrade),
+        };
+        let connection = http1::Builder::new()
+            .half_close(true)
+            // hyper insists on 8 KiB at least; the first head was measured by the shard.
+            .max_buf_size(header_bytes.max(8192))
+            .pipeline_flush(true)
+            .serve_connection(pipe.clone(), routes);
+        HttpConn {
+            connection: Some(connection),
+            pipe,
+            upgrade,
+        }
+    }
+
+    /// Takes received bytes, appends the bytes to send to `out`.
+    pub fn feed(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> HttpProgress {
+        self.pipe.push(bytes);
+        self.drive(out)
+    }
+
+    /// The peer sends no more.
+    pub fn finish(&mut self, out: &mut Vec<u8>) -> HttpProgress {
+        self.pipe.end();
+        self.drive(out)
+    }
+
+    fn drive(&mut self, out: &mut Vec<u8>) -> HttpProgress {
+        let Some(connection) = self.connection.as_mut() else {
+            return HttpProgress::Close;
+        };
+        // Every await in there is for the pipe, and the pipe changes only in `feed`: no waker is needed.
+        let mut context = Context::from_waker(Waker::noop());
+        let ended = Pin::new(connection).poll_without_shutdown(&mut context).is_ready();
+        self.pipe.take_output(out);
+        if let Some(upgrade) = self.upgrade.borrow_mut().take() {
+            let rest = self.connection.take().map(|connection| {
+                let mut rest = connection.into_parts().read_buf.to_vec();
+                self.pipe.take_input(&mut rest);
+                rest
+            });
+            return HttpProgress::Upgrade(upgrade, rest.unwrap_or_default());
+        }
+        if ended {
+            self.connection = None;
+            return HttpProgress::Close;
+        }
+        HttpProgress::Continue
+    }
+}
+
+/// hyper's service: one per connection.
+struct Routes {
+    context: Rc<HttpContext>,
+    refused: RefCell<Option<NotAdmitted>>,
+    upgrade: Rc<RefCell<Option<Upgrade>>>,
+}
+
+type Answer = Response<Full<Bytes>>;
+
+impl Service<Request<Incoming>> for Routes {
+    type Response = Answer;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Answer, Infallible>>>>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let refused = self.refused.borrow_mut().take();
+        match routes::answer(&self.context, refused, &request) {
+            routes::Outcome::Answer(answer) => Box::pin(std::future::ready(Ok(answer))),
+            routes::Outcome::Upgrade(upgrade) => {
+                // The shard takes the connection out of hyper's hands and writes the 101 itself.
+                *self.upgrade.borrow_mut() = Some(upgrade);
+                Box::pin(poll_fn(|_| Poll::Pending))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

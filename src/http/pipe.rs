@@ -1,0 +1,80 @@
+//! A socket made of two buffers, for hyper.
+
+use std::cell::RefCell;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use hyper::rt::{Read, ReadBufCursor, Write};
+
+/// Both ends of it: hyper's through the traits, the shard's through the methods.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Pipe(Rc<RefCell<Buffers>>);
+
+#[derive(Debug, Default)]
+struct Buffers {
+    input: Vec<u8>,
+    read: usize,
+    ended: bool,
+    output: Vec<u8>,
+}
+
+impl Pipe {
+    pub(super) fn push(&self, bytes: &[u8]) {
+        self.0.borrow_mut().input.extend_from_slice(bytes);
+    }
+
+    pub(super) fn end(&self) {
+        self.0.borrow_mut().ended = true;
+    }
+
+    pub(super) fn take_output(&self, out: &mut Vec<u8>) {
+        out.append(&mut self.0.borrow_mut().output);
+    }
+
+    pub(super) fn take_input(&self, out: &mut Vec<u8>) {
+        let mut buffers = self.0.borrow_mut();
+        out.extend_from_slice(&buffers.input[buffers.read..]);
+        buffers.input = Vec::new();
+        buffers.read = 0;
+    }
+}
+
+impl Read for Pipe {
+    fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, mut cursor: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        let mut buffers = self.0.borrow_mut();
+        let rest = &buffers.input[buffers.read..];
+        if rest.is_empty() {
+            // The end of the input is a read of nothing.
+            return if buffers.ended {
+                Poll::Ready(Ok(()))
+            } else {
+                Poll::Pending
+            };
+        }
+        let taken = rest.len().min(cursor.remaining());
+        cursor.put_slice(&rest[..taken]);
+        buffers.read += taken;
+        if buffers.read == buffers.input.len() {
+            buffers.input = Vec::new();
+            buffers.read = 0;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Write for Pipe {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.0.borrow_mut().output.extend_from_slice(bytes);
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}

@@ -1,0 +1,279 @@
+//! Which path answers what.
+
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{self, HeaderValue};
+use hyper::{Method, Request, Response, StatusCode};
+use serde::Serialize;
+
+use super::{Answer, HttpContext};
+use crate::metrics::Exposition;
+use crate::protocol::head::{self, Decision, Upgrade};
+use crate::view::{NotAdmitted, View};
+
+/// The try-it page: one file, nothing from elsewhere.
+const PAGE: &str = include_str!("page.html");
+
+/// What to do with a request.
+pub(super) enum Outcome {
+    /// Answer it.
+    Answer(Answer),
+    /// A handshake that is in order and admitted.
+    Upgrade(Upgrade),
+}
+
+/// Answers one request. `refused`: the shard has already looked at it, and found a handshake that it may not take now.
+pub(super) fn answer(context: &HttpContext, refused: Option<NotAdmitted>, request: &Request<Incoming>) -> Outcome {
+    let metrics = &context.view.shards[context.shard];
+    metrics.http_requests.inc();
+    let settings = context.settings.borrow().clone();
+    let headers: Vec<(&str, &[u8])> = request
+        .headers()
+        .iter()
+        .map(|(name, value)| (name.as_str(), value.as_bytes()))
+        .collect();
+    let target = request.uri().to_string();
+    let head = head::Request {
+        method: request.method().as_str(),
+        target: &target,
+        minor_version: u8::from(request.version() >= hyper::Version::HTTP_11),
+        headers: &headers,
+    };
+    match head::decide(&head, &*settings) {
+        Decision::Upgrade(upgrade) => match refused.map_or_else(|| context.view.admit(&settings), Err) {
+            Ok(()) => Outcome::Upgrade(upgrade),
+            Err(reason) => {
+                metrics.refused(reason.label());
+                Outcome::Answer(unavailable(context, reason))
+            }
+        },
+        Decision::Refuse(refusal) => {
+            metrics.refused(refusal.label());
+            let (status, body) = refusal.response();
+            let mut answer = text(status, body);
+            match status {
+                405 => set(&mut answer, header::ALLOW, "GET"),
+                426 => {
+                    set(&mut answer, header::SEC_WEBSOCKET_VERSION, "13");
+                    set(&mut answer, header::UPGRADE, "websocket");
+                }
+                _ => {}
+            }
+            Outcome::Answer(answer)
+        }
+        Decision::Plain => Outcome::Answer(plain(context, request)),
+    }
+}
+
+/// Everything but handshakes.
+fn plain(context: &HttpContext, request: &Request<Incoming>) -> Answer {
+    let view = &context.view;
+    let route: fn(&HttpContext) -> Answer = match request.uri().path() {
+        "/health" | "/readyz" => |context| {
+            let settings = context.settings.borrow().clone();
+            verdict(context.view.readiness(&settings))
+        },
+        "/livez" => |context| verdict(context.view.liveness()),
+        "/stats" => |context| stats(&context.view),
+        "/metrics" => |context| metrics(&context.view),
+        "/" if view.development => |_| page(),
+        _ => return text(404, "not found"),
+    };
+    if request.method() != Method::GET && request.method() != Method::HEAD {
+        let mut answer = text(405, "only GET and HEAD are allowed here");
+        set(&mut answer, header::ALLOW, "GET, HEAD");
+        return answer;
+    }
+    route(context)
+}
+
+fn set(answer: &mut Answer, name: header::HeaderName, value: &'static str) {
+    answer.headers_mut().insert(name, HeaderValue::from_static(value));
+}
+
+fn body(status: u16, content_type: &'static str, content: impl Into<Bytes>) -> Answer {
+    let mut answer = Response::new(Full::new(content.into()));
+    *answer.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    set(&mut answer, header::CONTENT_TYPE, content_type);
+    set(&mut answer, header::CACHE_CONTROL, "no-store");
+    answer
+}
+
+fn text(status: u16, content: &str) -> Answer {
+    body(status, "text/plain; charset=utf-8", format!("{content}\n"))
+}
+
+fn verdict(result: Result<(), String>) -> Answer {
+    match result {
+        Ok(()) => text(200, "OK"),
+        Err(reason) => text(503, &reason),
+    }
+}
+
+fn unavailable(context: &HttpContext, reason: NotAdmitted) -> Answer {
+    let (least, most) = reason.retry_after_range();
+    let seconds = context.jitter.borrow_mut().u64(least..=most);
+    let mut answer = text(503, reason.text());
+    answer
+        .headers_mut()
+        .insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    answer
+}
+
+fn page() -> Answer {
+    let mut answer = body(200, "text/html; charset=utf-8", PAGE);
+    set(
+        &mut answer,
+        header::CONTENT_SECURITY_POLICY,
+        "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self' ws: wss:; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    );
+    set(&mut answer, header::X_CONTENT_TYPE_OPTIONS, "nosniff");
+    answer
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Stats<'a> {
+    gateway_id: &'a str,
+    version: &'static str,
+    engine: &'static str,
+    connections: u64,
+    users: u64,
+    uptime_seconds: u64,
+    messages_in: u64,
+    messages_out: u64,
+    last_health_check: Option<u64>,
+    draining: bool,
+    shards: Vec<ShardStats>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ShardStats {
+    shard: usize,
+    cpu: Option<usize>,
+    connections: u64,
+    users: u64,
+    messages_in: u64,
+    messages_out: u64,
+    bytes_received: u64,
+    bytes_sent: u64,
+    last_turn_ms_ago: u64,
+}
+
+fn stats(view: &View) -> Answer {
+    let now_ms = view.clock.now().mono_ms();
+    let shards: Vec<ShardStats> = view
+        .turn_ages(now_ms)
+        .map(|(shard, last_turn_ms_ago)| {
+            let metrics = &view.shards[shard];
+            ShardStats {
+                shard,
+                cpu: view.cpus[shard],
+                connections: metrics.connections.get(),
+                users: metrics.users.get(),
+                messages_in: metrics.messages_in(),
+                messages_out: metrics.messages_out(),
+                bytes_received: metrics.bytes_received.get(),
+                bytes_sent: metrics.bytes_sent.get(),
+                last_turn_ms_ago,
+            }
+        })
+        .collect();
+    let stats = Stats {
+        gateway_id: &view.gateway_id,
+        version: env!("CARGO_PKG_VERSION"),
+        engine: view.engine,
+        connections: shards.iter().map(|s| s.connections).sum(),
+        users: shards.iter().map(|s| s.users).sum(),
+        uptime_seconds: now_ms / 1000,
+        messages_in: shards.iter().map(|s| s.messages_in).sum(),
+        messages_out: shards.iter().map(|s| s.messages_out).sum(),
+        last_health_check: view.last_health_check_ms(),
+        draining: view.is_draining(),
+        shards,
+    };
+    match serde_json::to_vec(&stats) {
+        Ok(json) => body(200, "application/json", json),
+        Err(error) => text(500, &error.to_string()),
+    }
+}
+
+fn metrics(view: &View) -> Answer {
+    let mut exposition = Exposition::default();
+    let now_ms = view.clock.now().mono_ms();
+    exposition.begin("shardgate_info", "gauge", "What runs; always 1.");
+    exposition.sample(
+        "shardgate_info",
+        format_args!(
+            "version=\"{}\",engine=\"{}\",gateway=\"{}\"",
+            env!("CARGO_PKG_VERSION"),
+            view.engine,
+            escape_label(&view.gateway_id)
+        ),
+        1,
+    );
+    let draining = u8::from(view.is_draining());
+    exposition.single(
+        "shardgate_draining",
+        "gauge",
+        "1 from the beginning of a drain.",
+        draining,
+    );
+    exposition.single(
+        "shardgate_uptime_seconds",
+        "gauge",
+        "Seconds since the start.",
+        now_ms as f64 / 1000.0,
+    );
+    exposition.begin(
+        "shardgate_last_turn_age_seconds",
+        "gauge",
+        "Since the last turn of a shard began; over 5: it is stuck.",
+    );
+    for (shard, age) in view.turn_ages(now_ms) {
+        exposition.sample(
+            "shardgate_last_turn_age_seconds",
+            format_args!("shard=\"{shard}\""),
+            age as f64 / 1000.0,
+        );
+    }
+    exposition.begin(
+        "shardgate_lane_depth",
+        "gauge",
+        "Items under way from one shard to another.",
+    );
+    for (from, to, depth) in view.lanes() {
+        exposition.sample(
+            "shardgate_lane_depth",
+            format_args!("from=\"{from}\",to=\"{to}\""),
+            depth,
+        );
+    }
+    // No Redis is configured in embedded mode, and these say so.
+    exposition.single(
+        "shardgate_redis_up",
+        "gauge",
+        "1 while Redis answers; 0 without Redis.",
+        0,
+    );
+    exposition.single(
+        "shardgate_redis_commands_total",
+        "counter",
+        "Commands sent to Redis.",
+        0,
+    );
+    exposition.single(
+        "shardgate_pubsub_probe_seconds",
+        "gauge",
+        "Round trip of the last pub/sub probe; 0 without Redis.",
+        0,
+    );
+    exposition.shards(&view.shards);
+    body(200, "text/plain; version=0.0.4; charset=utf-8", exposition.into_text())
+}
+
+/// Label values escape backslash, quote and line feed; a gateway id has no control characters.
+fn escape_label(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('"', "\\\"")
+}

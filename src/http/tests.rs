@@ -1,0 +1,146 @@
+use super::*;
+use crate::lanes;
+
+fn connection(development: bool) -> (HttpConn, Rc<HttpContext>) {
+    let (_, _, depths) = lanes::inboxes(2);
+    let context = Rc::new(HttpContext {
+        view: Arc::new(View::new("gw".into(), development, "ring", vec![Some(0), None], depths)),
+        settings: RefCell::new(Arc::new(Settings::for_tests())),
+        shard: 0,
+        jitter: RefCell::new(fastrand::Rng::with_seed(1)),
+    });
+    (HttpConn::new(Rc::clone(&context), None), context)
+}
+
+fn ask(conn: &mut HttpConn, request: &str) -> (String, HttpProgress) {
+    let mut out = Vec::new();
+    let progress = conn.feed(request.as_bytes(), &mut out);
+    (String::from_utf8(out).unwrap(), progress)
+}
+
+#[test]
+fn keep_alive_pipelining_and_head() {
+    let (mut conn, _) = connection(true);
+    let (answers, progress) = ask(
+        &mut conn,
+        "GET /livez HTTP/1.1\r\nHost: h\r\n\r\nHEAD /stats HTTP/1.1\r\nHost: h\r\n\r\nGET /nothing HTTP/1.1\r\nHost: h\r\n\r\n",
+    );
+    assert!(matches!(progress, HttpProgress::Continue));
+    assert_eq!(answers.matches("HTTP/1.1 200 OK").count(), 2, "{answers}");
+    assert_eq!(answers.matches("HTTP/1.1 404").count(), 1, "{answers}");
+    assert!(!answers.contains("gatewayId"), "HEAD has no body: {answers}");
+    let (answer, progress) = ask(&mut conn, "GET /livez HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n");
+    assert!(answer.ends_with("\r\n\r\nOK\n"), "{answer}");
+    assert!(matches!(progress, HttpProgress::Close));
+}
+
+#[test]
+fn a_request_in_single_bytes() {
+    let (mut conn, _) = connection(true);
+    let mut answer = String::new();
+    for byte in "GET /stats HTTP/1.1\r\nHost: h\r\n\r\n".chars() {
+        answer.push_str(&ask(&mut conn, &byte.to_string()).0);
+    }
+    let json: serde_json::Value = serde_json::from_str(answer.split("\r\n\r\n").nth(1).unwrap()).unwrap();
+    assert_eq!(json["gatewayId"], "gw");
+    assert_eq!(json["lastHealthCheck"], serde_json::Value::Null);
+    assert_eq!(json["shards"][0]["cpu"], 0);
+    assert_eq!(json["shards"][1]["cpu"], serde_json::Value::Null);
+    assert_eq!(json["draining"], false);
+}
+
+#[test]
+fn other_methods_get_405_with_allow() {
+    let (mut conn, _) = connection(true);
+    let (answer, _) = ask(&mut conn, "DELETE /stats HTTP/1.1\r\nHost: h\r\n\r\n");
+    assert!(answer.starts_with("HTTP/1.1 405"), "{answer}");
+    assert!(answer.contains("allow: GET, HEAD"), "{answer}");
+    let (answer, _) = ask(
+        &mut conn,
+        "POST /ws HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\nabc",
+    );
+    assert!(answer.starts_with("HTTP/1.1 405"), "{answer}");
+}
+
+#[test]
+fn the_page_only_in_development_mode() {
+    let request = "GET / HTTP/1.1\r\nHost: h\r\n\r\n";
+    let (mut conn, _) = connection(true);
+    assert!(ask(&mut conn, request).0.contains("text/html"));
+    let (mut conn, _) = connection(false);
+    assert!(ask(&mut conn, request).0.starts_with("HTTP/1.1 404"));
+}
+
+#[test]
+fn readiness_follows_the_drain_and_health_checks_are_remembered() {
+    let (mut conn, context) = connection(true);
+    let request = "GET /readyz HTTP/1.1\r\nHost: h\r\n\r\n";
+    assert!(ask(&mut conn, request).0.starts_with("HTTP/1.1 200"));
+    assert!(context.view.last_health_check_ms().is_some());
+    assert!(context.view.begin_draining());
+    let (answer, _) = ask(&mut conn, request);
+    assert!(
+        answer.starts_with("HTTP/1.1 503") && answer.ends_with("draining\n"),
+        "{answer}"
+    );
+}
+
+const UPGRADE: &str = "GET /ws?user=alice HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
+
+/// A proxy may send an upgrade over a connection that it kept alive.
+#[test]
+fn an_upgrade_after_a_request_keeps_the_bytes_behind_it() {
+    let (mut conn, _) = connection(true);
+    ask(&mut conn, "GET /livez HTTP/1.1\r\nHost: h\r\n\r\n");
+    let mut out = Vec::new();
+    match conn.feed(format!("{UPGRADE}frames").as_bytes(), &mut out) {
+        HttpProgress::Upgrade(upgrade, rest) => {
+            assert_eq!(upgrade.user.as_deref(), Some("alice"));
+            assert_eq!(rest, b"frames");
+            assert!(out.is_empty());
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_handshake_that_may_not_come_in_gets_503_with_retry_after() {
+    let (mut conn, context) = connection(true);
+    context.view.begin_draining();
+    let (answer, _) = ask(&mut conn, UPGRADE);
+    assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+    assert!(answer.contains("retry-after: "), "{answer}");
+}
+
+#[test]
+fn metrics_have_what_the_contract_names() {
+    let (mut conn, _) = connection(true);
+    let (answer, _) = ask(&mut conn, "GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n");
+    for name in [
+        "shardgate_connections{",
+        "shardgate_users{",
+        "shardgate_connections_accepted_total{",
+        "shardgate_connections_closed_total{shard=\"0\",code=\"1000\"}",
+        "shardgate_handshakes_refused_total{shard=\"0\",reason=",
+        "shardgate_messages_received_total{shard=\"0\",type=\"message\"}",
+        "shardgate_messages_sent_total{shard=\"0\",type=\"message\"}",
+        "shardgate_bytes_received_total{",
+        "shardgate_bytes_sent_total{",
+        "shardgate_acks_total{shard=\"0\",status=\"delivered\"}",
+        "shardgate_dropped_total{shard=\"0\",kind=",
+        "shardgate_lane_depth{from=\"0\",to=\"1\"}",
+        "shardgate_loop_turn_seconds_bucket{",
+        "shardgate_delivery_seconds_bucket{shard=\"0\",path=\"local\"",
+        "shardgate_draining 0",
+    ] {
+        assert!(answer.contains(name), "{name}");
+    }
+}
+
+#[test]
+fn end_of_input_ends_the_connection() {
+    let (mut conn, _) = connection(true);
+    let mut out = Vec::new();
+    assert!(matches!(conn.finish(&mut out), HttpProgress::Close));
+    assert!(out.is_empty());
+}

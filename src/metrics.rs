@@ -1,0 +1,547 @@
+//! What is counted: names, labels, and one table of counters per shard.
+//!
+//! Each [`ShardMetrics`] is written by its shard alone (plain load and store, no locked instruction) and may be read
+//! by any thread at any time. The names are the contract with Prometheus; `docs/metrics.md` explains them.
+
+use std::fmt::{Display, Write};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use crate::protocol::close::CloseReason;
+use crate::protocol::encode::AckStatus;
+use crate::protocol::envelope::FrameKind;
+
+/// A number with one writer.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds `n`. Only the owning shard may call it.
+    pub fn add(&self, n: u64) {
+        self.0.store(self.0.load(Relaxed).wrapping_add(n), Relaxed);
+    }
+
+    /// Adds one.
+    pub fn inc(&self) {
+        self.add(1);
+    }
+
+    /// Sets the value of a gauge.
+    pub fn set(&self, value: u64) {
+        self.0.store(value, Relaxed);
+    }
+
+    /// The value now.
+    pub fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// Upper edges of the buckets of every histogram, microseconds: from a loop turn without work to a stall that
+/// a person notices.
+const BUCKET_EDGES_US: [u64; 16] = [
+    10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 1_000_000, 5_000_000,
+];
+
+/// Times in buckets, with one writer.
+#[derive(Debug, Default)]
+pub struct Histogram {
+    buckets: [Counter; BUCKET_EDGES_US.len() + 1],
+    sum_ns: Counter,
+}
+
+impl Histogram {
+    /// Counts `times` events that each took `ns` nanoseconds.
+    pub fn record(&self, ns: u64, times: u64) {
+        let bucket = BUCKET_EDGES_US.partition_point(|edge| *edge * 1000 < ns);
+        self.buckets[bucket].add(times);
+        self.sum_ns.add(ns.saturating_mul(times));
+    }
+}
+
+/// Labels of `shardgate_connections_closed_total`: our codes, those of the RFC that peers send, 1005 for a close frame
+/// without a code, 1006 for an end without a close frame.
+pub const CLOSE_LABELS: [&str; 19] = [
+    "1000", "1001", "1002", "1003", "1005", "1006", "1007", "1009", "1011", "3001", "3008", "3012", "3013", "3500",
+    "3501", "3502", "3504", "3507", "other",
+];
+
+/// How a connection ended, for its counter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// We closed it.
+    Ours(CloseReason),
+    /// The peer closed it, with this code if any.
+    Peer(Option<u16>),
+    /// It broke, or the peer went without a word.
+    Abrupt,
+}
+
+impl Ending {
+    fn label_index(self) -> usize {
+        let code = match self {
+            Ending::Ours(reason) => reason.code(),
+            Ending::Peer(code) => code.unwrap_or(1005),
+            Ending::Abrupt => 1006,
+        };
+        let mut text = [0u8; 4];
+        let known =
+            write_code(code, &mut text).and_then(|code| CLOSE_LABELS.iter().position(|label| label.as_bytes() == code));
+        known.unwrap_or(CLOSE_LABELS.len() - 1)
+    }
+}
+
+fn write_code(code: u16, text: &mut [u8; 4]) -> Option<&[u8]> {
+    if !(1000..=9999).contains(&code) {
+        return None;
+    }
+    let mut rest = code;
+    for digit in text.iter_mut().rev() {
+        *digit = b'0' + (rest % 10) as u8;
+        rest /= 10;
+    }
+    Some(text)
+}
+
+/// Labels of `shardgate_handshakes_refused_total`.
+pub const REFUSED_LABELS: [&str; 12] = [
+    "method",
+    "not_an_upgrade",
+    "version",
+    "origin",
+    "user",
+    "draining",
+    "connection_limit",
+    "admission_rate",
+    "head_timeout",
+    "head_too_large",
+    "malformed",
+    "lane_full",
+];
+
+/// Kinds of frames that the gateway sends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs, reason = "they are the frames of the contract")]
+pub enum SentKind {
+    Welcome,
+    Message,
+    Ack,
+    Presence,
+    Heartbeat,
+    Error,
+    Shutdown,
+    Close,
+    Ping,
+    Pong,
+    Echo,
+}
+
+impl SentKind {
+    /// Labels in the order of the discriminants.
+    pub const LABELS: [&'static str; 11] = [
+        "welcome",
+        "message",
+        "ack",
+        "presence",
+        "heartbeat",
+        "error",
+        "shutdown",
+        "close",
+        "ping",
+        "pong",
+        "echo",
+    ];
+}
+
+/// What was dropped, and why.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Drop {
+    /// A message did not fit into a lane; its sender heard `failed`.
+    MessageLaneFull,
+    /// A presence query did not fit into a lane; its sender heard `unavailable`.
+    PresenceLaneFull,
+    /// A hand-over did not fit into a lane; the client got 503.
+    HandOverLaneFull,
+    /// A frame for a consumer that was too slow; it was closed with 3008.
+    FrameSlowConsumer,
+    /// An answer for a connection that had gone.
+    ReplyGone,
+}
+
+impl Drop {
+    /// `kind` and `reason` in the order of the discriminants.
+    pub const LABELS: [(&'static str, &'static str); 5] = [
+        ("message", "lane_full"),
+        ("presence", "lane_full"),
+        ("handover", "lane_full"),
+        ("frame", "slow_consumer"),
+        ("reply", "connection_gone"),
+    ];
+}
+
+/// Which way a message went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Path {
+    /// Sender and receiver live on one shard.
+    Local,
+    /// Over a lane.
+    Shard,
+}
+
+impl Path {
+    const LABELS: [&'static str; 3] = ["local", "shard", "gateway"];
+}
+
+/// The counters of one shard, written by it alone.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct ShardMetrics {
+    /// WebSocket connections, from `101` to their end.
+    pub connections: Counter,
+    /// Sockets of any kind.
+    pub sockets: Counter,
+    /// Users with a connection.
+    pub users: Counter,
+    /// WebSocket connections since the start.
+    pub accepted: Counter,
+    closed: [Counter; CLOSE_LABELS.len()],
+    refused: [Counter; REFUSED_LABELS.len()],
+    received: [Counter; FrameKind::LABELS.len()],
+    sent: [Counter; SentKind::LABELS.len()],
+    /// Bytes received from sockets.
+    pub bytes_received: Counter,
+    /// Bytes handed to sockets.
+    pub bytes_sent: Counter,
+    acks: [Counter; AckStatus::LABELS.len()],
+    dropped: [Counter; Drop::LABELS.len()],
+    /// Time of a turn's work, waiting not counted.
+    pub loop_turn: Histogram,
+    delivery: [Histogram; Path::LABELS.len()],
+    /// Plain HTTP requests answered.
+    pub http_requests: Counter,
+    /// System calls of the engine.
+    pub syscalls: Counter,
+    /// Times that the receive buffers ran out.
+    pub buffers_exhausted: Counter,
+    /// Sends that the kernel took in parts.
+    pub short_sends: Counter,
+    /// Times that accepting paused for lack of descriptors.
+    pub accept_paused: Counter,
+    /// When the last turn began, milliseconds of the gateway's clock.
+    pub last_turn_ms: Counter,
+}
+
+impl ShardMetrics {
+    /// Counts the end of a connection.
+    pub fn closed(&self, ending: Ending) {
+        self.closed[ending.label_index()].inc();
+    }
+
+    /// Counts a refused handshake; `label` is one of [`REFUSED_LABELS`].
+    pub fn refused(&self, label: &str) {
+        let index = REFUSED_LABELS.iter().position(|known| *known == label);
+        debug_assert!(index.is_some(), "unknown label {label}");
+        if let Some(index) = index {
+            self.refused[index].inc();
+        }
+    }
+
+    /// Counts a frame from a client.
+    pub fn received(&self, kind: FrameKind) {
+        self.received[kind as usize].inc();
+    }
+
+    /// Counts a frame to a client.
+    pub fn sent(&self, kind: SentKind) {
+        self.sent[kind as usize].inc();
+    }
+
+    /// Counts an ack.
+    pub fn acked(&self, status: AckStatus) {
+        self.acks[status as usize].inc();
+    }
+
+    /// Counts something that was dropped.
+    pub fn dropped(&self, what: Drop) {
+        self.dropped[what as usize].inc();
+    }
+
+    /// Counts `times` messages that took `ns` from receipt to their sends.
+    pub fn delivered(&self, path: Path, ns: u64, times: u64) {
+        self.delivery[path as usize].record(ns, times);
+    }
+
+    /// Messages from clients, for `/stats`.
+    pub fn messages_in(&self) -> u64 {
+        self.received[FrameKind::Message as usize].get()
+    }
+
+    /// Messages to clients, for `/stats`.
+    pub fn messages_out(&self) -> u64 {
+        self.sent[SentKind::Message as usize].get()
+    }
+}
+
+/// Builds the Prometheus text format, version 0.0.4.
+#[derive(Debug, Default)]
+pub struct Exposition {
+    text: String,
+}
+
+impl Exposition {
+    /// The text so far.
+    pub fn into_text(self) -> String {
+        self.text
+    }
+
+    /// Begins a metric.
+    pub fn begin(&mut self, name: &str, kind: &str, help: &str) {
+        self.line(format_args!("# HELP {name} {help}"));
+        self.line(format_args!("# TYPE {name} {kind}"));
+    }
+
+    /// Adds one sample; `labels` is the inside of the braces.
+    pub fn sample(&mut self, name: &str, labels: impl Display, value: impl Display) {
+        self.line(format_args!("{name}{{{labels}}} {value}"));
+    }
+
+    /// Adds a whole metric without labels.
+    pub fn single(&mut self, name: &str, kind: &str, help: &str, value: impl Display) {
+        self.begin(name, kind, help);
+        self.line(format_args!("{name} {value}"));
+    }
+
+    fn line(&mut self, line: std::fmt::Arguments<'_>) {
+        let written = writeln!(self.text, "{line}");
+        debug_assert!(written.is_ok(), "writing to a String does not fail");
+    }
+
+    fn histogram(&mut self, name: &str, labels: &str, histogram: &Histogram) {
+        let mut count = 0;
+        for (edge, bucket) in BUCKET_EDGES_US.iter().zip(&histogram.buckets) {
+            count += bucket.get();
+            let edge = *edge as f64 / 1e6;
+            self.line(format_args!("{name}_bucket{{{labels},le=\"{edge}\"}} {count}"));
+        }
+        count += histogram.buckets[BUCKET_EDGES_US.len()].get();
+        self.line(format_args!("{name}_bucket{{{labels},le=\"+Inf\"}} {count}"));
+        let sum = histogram.sum_ns.get() as f64 / 1e9;
+        self.line(format_args!("{name}_sum{{{labels}}} {sum}"));
+        self.line(format_args!("{name}_count{{{labels}}} {count}"));
+    }
+
+    /// Adds everything that the shards count.
+    pub fn shards(&mut self, shards: &[ShardMetrics]) {
+        type Simple = (&'static str, &'static str, &'static str, fn(&ShardMetrics) -> &Counter);
+        let simple: [Simple; 13] = [
+            ("shardgate_connections", "gauge", "WebSocket connections now.", |m| {
+                &m.connections
+            }),
+            (
+                "shardgate_sockets",
+                "gauge",
+                "Sockets of any kind now, HTTP and handshakes included.",
+                |m| &m.sockets,
+            ),
+            (
+                "shardgate_users",
+                "gauge",
+                "Users with at least one connection now.",
+                |m| &m.users,
+            ),
+            (
+                "shardgate_connections_accepted_total",
+                "counter",
+                "WebSocket connections that were opened.",
+                |m| &m.accepted,
+            ),
+            (
+                "shardgate_bytes_received_total",
+                "counter",
+                "Bytes received from sockets.",
+                |m| &m.bytes_received,
+            ),
+            (
+                "shardgate_bytes_sent_total",
+                "counter",
+                "Bytes handed to sockets.",
+                |m| &m.bytes_sent,
+            ),
+            (
+                "shardgate_http_requests_total",
+                "counter",
+                "Plain HTTP requests answered.",
+                |m| &m.http_requests,
+            ),
+            (
+                "shardgate_engine_syscalls_total",
+                "counter",
+                "System calls of the socket engine.",
+                |m| &m.syscalls,
+            ),
+            (
+                "shardgate_engine_buffers_exhausted_total",
+                "counter",
+                "Times that receive buffers ran out.",
+                |m| &m.buffers_exhausted,
+            ),
+            (
+                "shardgate_engine_short_sends_total",
+                "counter",
+                "Sends that the kernel took in parts.",
+                |m| &m.short_sends,
+            ),
+            (
+                "shardgate_accept_paused_total",
+                "counter",
+                "Times that accepting paused (no descriptors).",
+                |m| &m.accept_paused,
+            ),
+            (
+                "shardgate_messages_in_total",
+                "counter",
+                "Messages that clients sent.",
+                |m| &m.received[FrameKind::Message as usize],
+            ),
+            (
+                "shardgate_messages_out_total",
+                "counter",
+                "Messages delivered to connections.",
+                |m| &m.sent[SentKind::Message as usize],
+            ),
+        ];
+        for (name, kind, help, of) in simple {
+            self.begin(name, kind, help);
+            for (shard, metrics) in shards.iter().enumerate() {
+                self.sample(name, format_args!("shard=\"{shard}\""), of(metrics).get());
+            }
+        }
+        self.labelled(
+            shards,
+            "shardgate_connections_closed_total",
+            "Connections that ended, by close code.",
+            "code",
+            &CLOSE_LABELS,
+            |m| &m.closed,
+        );
+        self.labelled(
+            shards,
+            "shardgate_handshakes_refused_total",
+            "Handshakes that were refused.",
+            "reason",
+            &REFUSED_LABELS,
+            |m| &m.refused,
+        );
+        self.labelled(
+            shards,
+            "shardgate_messages_received_total",
+            "Frames from clients, by type.",
+            "type",
+            &FrameKind::LABELS,
+            |m| &m.received,
+        );
+        self.labelled(
+            shards,
+            "shardgate_messages_sent_total",
+            "Frames to clients, by type.",
+            "type",
+            &SentKind::LABELS,
+            |m| &m.sent,
+        );
+        self.labelled(
+            shards,
+            "shardgate_acks_total",
+            "What became of messages whose sender asked.",
+            "status",
+            &AckStatus::LABELS,
+            |m| &m.acks,
+        );
+        let name = "shardgate_dropped_total";
+        self.begin(name, "counter", "What was refused or lost, by kind and reason.");
+        for (shard, metrics) in shards.iter().enumerate() {
+            for ((kind, reason), counter) in Drop::LABELS.iter().zip(&metrics.dropped) {
+                let labels = format_args!("shard=\"{shard}\",kind=\"{kind}\",reason=\"{reason}\"");
+                self.sample(name, labels, counter.get());
+            }
+        }
+        self.begin(
+            "shardgate_loop_turn_seconds",
+            "histogram",
+            "Time of one turn of a shard, waiting not counted.",
+        );
+        for (shard, metrics) in shards.iter().enumerate() {
+            self.histogram(
+                "shardgate_loop_turn_seconds",
+                &format!("shard=\"{shard}\""),
+                &metrics.loop_turn,
+            );
+        }
+        self.begin(
+            "shardgate_delivery_seconds",
+            "histogram",
+            "From receipt of a message to its sends, by path.",
+        );
+        for (shard, metrics) in shards.iter().enumerate() {
+            for (path, histogram) in Path::LABELS.iter().zip(&metrics.delivery) {
+                let labels = format!("shard=\"{shard}\",path=\"{path}\"");
+                self.histogram("shardgate_delivery_seconds", &labels, histogram);
+            }
+        }
+    }
+
+    fn labelled(
+        &mut self,
+        shards: &[ShardMetrics],
+        name: &str,
+        help: &str,
+        label: &str,
+        values: &[&str],
+        of: fn(&ShardMetrics) -> &[Counter],
+    ) {
+        self.begin(name, "counter", help);
+        for (shard, metrics) in shards.iter().enumerate() {
+            for (value, counter) in values.iter().zip(of(metrics)) {
+                self.sample(
+                    name,
+                    format_args!("shard=\"{shard}\",{label}=\"{value}\""),
+                    counter.get(),
+                );
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_of_ours_has_its_own_label() {
+        let other = CLOSE_LABELS.len() - 1;
+        for reason in CloseReason::ALL {
+            assert_ne!(Ending::Ours(reason).label_index(), other, "{reason:?}");
+        }
+        assert_eq!(CLOSE_LABELS[Ending::Peer(None).label_index()], "1005");
+        assert_eq!(CLOSE_LABELS[Ending::Peer(Some(4999)).label_index()], "other");
+        assert_eq!(CLOSE_LABELS[Ending::Abrupt.label_index()], "1006");
+    }
+
+    #[test]
+    fn histogram_edges_are_inclusive_and_sums_are_seconds() {
+        let shards = [ShardMetrics::default()];
+        shards[0].loop_turn.record(10_000, 1);
+        shards[0].loop_turn.record(10_001, 1);
+        shards[0].loop_turn.record(9_000_000_000, 1);
+        let mut exposition = Exposition::default();
+        exposition.shards(&shards);
+        let text = exposition.into_text();
+        for line in [
+            "shardgate_loop_turn_seconds_bucket{shard=\"0\",le=\"0.00001\"} 1",
+            "shardgate_loop_turn_seconds_bucket{shard=\"0\",le=\"0.000025\"} 2",
+            "shardgate_loop_turn_seconds_bucket{shard=\"0\",le=\"5\"} 2",
+            "shardgate_loop_turn_seconds_bucket{shard=\"0\",le=\"+Inf\"} 3",
+            "shardgate_loop_turn_seconds_count{shard=\"0\"} 3",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} not in\n{text}");
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! The users of one shard and their connections, oldest first.
+//!
+//! Invariants: a user is in the table exactly while it has a connection; a slot is in at most one user's list.
+//! Cost: about 75 bytes per user with one device (entry, name on the heap, table).
+
+use hashbrown::HashTable;
+
+use super::UserHash;
+
+/// Names a user on its home shard while it has connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UserIndex(u32);
+
+/// The users of one shard. Owned by that shard.
+#[derive(Debug, Default)]
+pub struct Users {
+    table: HashTable<Slot>,
+    entries: Vec<Entry>,
+    free: Vec<u32>,
+}
+
+/// The upper half of the hash is kept so that growing the table touches no entry and most mismatches end here.
+#[derive(Debug, Clone, Copy)]
+struct Slot {
+    hash: u32,
+    index: u32,
+}
+
+#[derive(Debug)]
+struct Entry {
+    hash: UserHash,
+    name: Box<str>,
+    devices: Devices,
+}
+
+/// Nearly every user has one device.
+#[derive(Debug)]
+enum Devices {
+    One(u32),
+    Many(Box<Vec<u32>>),
+}
+
+impl Devices {
+    fn as_slice(&self) -> &[u32] {
+        match self {
+            Devices::One(slot) => std::slice::from_ref(slot),
+            Devices::Many(slots) => slots,
+        }
+    }
+}
+
+/// What the table hashes by: the lower half, which the home map does not use. 32 bits serve four billion users.
+fn table_hash(low: u32) -> u64 {
+    // The table takes its control bits from the top.
+    u64::from(low) << 32 | u64::from(low)
+}
+
+impl Users {
+    /// Number of users that have a connection here.
+    pub fn len(&self) -> usize {
+        self.table.len()
+    }
+
+    /// True when nobody is here.
+    pub fn is_empty(&self) -> bool {
+        self.table.is_empty()
+    }
+
+    /// The user of this name, if it has a connection here.
+    pub fn find(&self, hash: UserHash, name: &str) -> Option<UserIndex> {
+        let low = hash.0 as u32;
+        self.table
+            .find(table_hash(low), |slot| {
+                slot.hash == low && *self.entries[slot.index as usize].name == *name
+            })
+            .map(|slot| UserIndex(slot.index))
+    }
+
+    /// Adds a connection to a user, who comes into being with its first one.
+    pub fn join(&mut self, hash: UserHash, name: &str, slot: u32) -> UserIndex {
+        if let Some(user) = self.find(hash, name) {
+            let devices = &mut self.entries[user.0 as usize].devices;
+            match devices {
+                Devices::One(first) => *devices = Devices::Many(Box::new(vec![*first, slot])),
+                Devices::Many(slots) => slots.push(slot),
+            }
+            return user;
+        }
+        let entry = Entry {
+            hash,
+            name: name.into(),
+            devices: Devices::One(slot),
+        };
+        let index = match self.free.pop() {
+            Some(index) => {
+                self.entries[index as usize] = entry;
+                index
+            }
+            None => {
+                self.entries.push(entry);
+                (self.entries.len() - 1) as u32
+            }
+        };
+        let low = hash.0 as u32;
+        self.table
+            .insert_unique(table_hash(low), Slot { hash: low, index }, |slot| table_hash(slot.hash));
+        UserIndex(index)
+    }
+
+    /// Takes a connection away from a user, who goes with the last one.
+    pub fn leave(&mut self, user: UserIndex, slot: u32) {
+        let entry = &mut self.entries[user.0 as usize];
+        if let Devices::Many(slots) = &mut entry.devices {
+            slots.retain(|s| *s != slot);
+            if let [last] = slots[..] {
+                entry.devices = Devices::One(last);
+            }
+            return;
+        }
+        debug_assert_eq!(entry.devices.as_slice(), [slot], "leaving without having joined");
+        let low = entry.hash.0 as u32;
+        entry.name = Box::default();
+        if let Ok(found) = self.table.find_entry(table_hash(low), |s| s.index == user.0) {
+            found.remove();
+            self.free.push(user.0);
+        }
+    }
+
+    /// The connections of a user, oldest first; never empty.
+    pub fn devices(&self, user: UserIndex) -> &[u32] {
+        self.entries[user.0 as usize].devices.as_slice()
+    }
+
+    /// The id of a user.
+    pub fn name(&self, user: UserIndex) -> &str {
+        &self.entries[user.0 as usize].name
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::router::HomeMap;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    proptest! {
+        /// Joins and leaves in any order agree with a plain map.
+        #[test]
+        fn agrees_with_a_model(steps in prop::collection::vec((0u8..6, 0u32..12), 0..200)) {
+            let map = HomeMap::new(1);
+            let mut users = Users::default();
+            let mut model: BTreeMap<String, Vec<u32>> = BTreeMap::new();
+            let mut of_slot: BTreeMap<u32, (UserIndex, String)> = BTreeMap::new();
+            for (who, slot) in steps {
+                let name = format!("user{who}");
+                if let Some((user, name)) = of_slot.remove(&slot) {
+                    users.leave(user, slot);
+                    let list = model.get_mut(&name).unwrap();
+                    list.retain(|s| *s != slot);
+                    if list.is_empty() { model.remove(&name); }
+                } else {
+                    let user = users.join(map.hash(&name), &name, slot);
+                    of_slot.insert(slot, (user, name.clone()));
+                    model.entry(name).or_default().push(slot);
+                }
+                prop_assert_eq!(users.len(), model.len());
+                for who in 0..6 {
+                    let name = format!("user{who}");
+                    let found = users.find(map.hash(&name), &name);
+                    prop_assert_eq!(found.map(|u| users.devices(u).to_vec()), model.get(&name).cloned());
+                    if let Some(found) = found { prop_assert_eq!(users.name(found), name); }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! The public listeners: one SO_REUSEPORT socket per shard, on an address that nobody else has.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener};
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::StartError;
+
+/// The listeners of all shards, and what keeps other gateways off the address while they live.
+#[derive(Debug)]
+pub struct Listeners {
+    /// One per shard, listening, non-blocking.
+    pub sockets: Vec<OwnedFd>,
+    /// The address, with the port that the kernel chose if none was given.
+    pub addr: SocketAddr,
+    /// Held for the life of the gateway.
+    pub claim: Option<Claim>,
+}
+
+/// SO_REUSEPORT would let two gateways share an address and split its clients. Trying to bind without it shows one that
+/// listens already; two that start at the same moment meet in this name, which like a port belongs to the network namespace.
+#[derive(Debug)]
+pub struct Claim {
+    _name: UnixListener,
+}
+
+/// Binds `count` listeners to `addr`.
+///
+/// # Errors
+/// The address is in use or cannot be bound.
+pub fn bind(addr: SocketAddr, count: usize, backlog: u32) -> Result<Listeners, StartError> {
+    let refused = |cause: io::Error| match cause.kind() {
+        io::ErrorKind::AddrInUse => StartError::AddressInUse { addr },
+        _ => StartError::Listen { addr, cause },
+    };
+    let claim = if addr.port() == 0 {
+        None
+    } else {
+        let claim = claim(addr).map_err(refused)?;
+        // Without SO_REUSEPORT, but with SO_REUSEADDR, for the TIME_WAIT of a predecessor's connections.
+        open(addr, false).map(drop).map_err(refused)?;
+        Some(claim)
+    };
+    let first = open(addr, true).map_err(refused)?;
+    let local = first.local_addr().map_err(refused)?;
+    let addr = local.as_socket().unwrap_or(addr);
+    let mut sockets = vec![first];
+    while sockets.len() < count {
+        sockets.push(open(addr, true).map_err(refused)?);
+    }
+    // All bound before the first one listens: the kernel spreads connections over those that listen.
+    for socket in &sockets {
+        socket
+            .listen(i32::try_from(backlog).unwrap_or(i32::MAX))
+            .map_err(refused)?;
+    }
+    Ok(Listeners {
+        sockets: sockets.into_iter().map(Into::into).collect(),
+        addr,
+        claim,
+    })
+}
+
+fn claim(addr: SocketAddr) -> io::Result<Claim> {
+    let name = UnixAddr::from_abstract_name(format!("shardgate/listen/{addr}"))?;
+    Ok(Claim {
+        _name: UnixListener::bind_addr(&name)?,
+    })
+}
+
+fn open(addr: SocketAddr, shared: bool) -> io::Result<Socket> {
+    let socket = Socket::new(
+        Domain::for_address(addr),
+        Type::STREAM.nonblocking().cloexec(),
+        Some(Protocol::TCP),
+    )?;
+    socket.set_reuse_address(true)?;
+    if shared {
+        socket.set_reuse_port(true)?;
+    }
+    // Accepted sockets inherit it: answers are small and wait for nothing.
+    socket.set_tcp_nodelay(true)?;
+    socket.bind(&addr.into())?;
+    Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_gateway_is_told() {
+        let first = bind("127.0.0.1:0".parse().unwrap(), 2, 16).unwrap();
+        assert_eq!(first.sockets.len(), 2);
+        let error = bind(first.addr, 1, 16).unwrap_err();
+        assert!(
+            matches!(error, StartError::AddressInUse { addr } if addr == first.addr),
+            "{error}"
+        );
+        let addr = first.addr;
+        drop(first);
+        let second = bind(addr, 1, 16).unwrap();
+        assert!(matches!(bind(addr, 1, 16), Err(StartError::AddressInUse { .. })));
+        drop(second);
+    }
+
+    #[test]
+    fn two_that_start_at_once_meet_in_the_name() {
+        let addr = bind("127.0.0.1:0".parse().unwrap(), 1, 16).unwrap().addr;
+        let held = claim(addr).unwrap();
+        assert!(matches!(bind(addr, 1, 16), Err(StartError::AddressInUse { .. })));
+        drop(held);
+        bind(addr, 1, 16).unwrap();
+    }
+
+    #[test]
+    fn another_program_is_seen_too() {
+        let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = other.local_addr().unwrap();
+        assert!(matches!(bind(addr, 1, 16), Err(StartError::AddressInUse { .. })));
+    }
+
+    #[test]
+    fn an_address_of_another_host() {
+        let error = bind("203.0.113.1:9".parse().unwrap(), 1, 16).unwrap_err();
+        assert!(
+            error.to_string().starts_with("cannot listen on 203.0.113.1:9"),
+            "{error}"
+        );
+    }
+}

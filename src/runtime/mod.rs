@@ -1,0 +1,105 @@
+//! The host under the gateway: what it allows, where shards run, which sockets they listen on.
+//!
+//! Everything here happens once, on the starting thread, before the first shard exists.
+
+pub mod listener;
+pub mod preflight;
+
+use std::net::SocketAddr;
+
+/// Why a gateway did not start: one line with the cause and the remedy.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The kernel or a sandbox forbids io_uring, which the executor needs.
+    #[error("io_uring is not available ({cause}): {remedy}")]
+    NoIoUring {
+        /// What the kernel said.
+        cause: std::io::Error,
+        /// What to change.
+        remedy: &'static str,
+    },
+    /// `--engine ring`, and the kernel lacks what it needs.
+    #[error("the ring engine cannot run here ({cause}): use Linux 6.1 or later, or --engine epoll")]
+    NoRing {
+        /// What is missing.
+        cause: std::io::Error,
+    },
+    /// RLIMIT_MEMLOCK is too low for an executor.
+    #[error(
+        "RLIMIT_MEMLOCK is {available_kib} KiB, {needed_kib} KiB are needed per shard: raise it (LimitMEMLOCK= in the systemd unit, memlock in limits.conf)"
+    )]
+    Memlock {
+        /// The limit now.
+        available_kib: u64,
+        /// What an executor insists on.
+        needed_kib: u64,
+    },
+    /// RLIMIT_NOFILE leaves no room for connections.
+    #[error(
+        "RLIMIT_NOFILE is {available}, {needed} are needed before the first connection: raise it (LimitNOFILE= in the systemd unit, nofile in limits.conf)"
+    )]
+    Nofile {
+        /// The limit now.
+        available: u64,
+        /// What the gateway itself uses.
+        needed: u64,
+    },
+    /// More connections were asked for than the host permits.
+    #[error(
+        "limits.connections is {wanted}, but RLIMIT_NOFILE {nofile} permits {possible}: lower it, or raise nofile (LimitNOFILE= in the systemd unit)"
+    )]
+    TooManyConnections {
+        /// What was asked for.
+        wanted: usize,
+        /// What is possible.
+        possible: usize,
+        /// The hard limit.
+        nofile: u64,
+    },
+    /// A CPU was asked for that this process may not use.
+    #[error(
+        "cpus names CPU {cpu}, but this process may use only {allowed}: change cpus, or the affinity (taskset, cpuset)"
+    )]
+    Cpu {
+        /// Which CPU.
+        cpu: usize,
+        /// The allowed ones.
+        allowed: String,
+    },
+    /// The address is taken.
+    #[error(
+        "{addr} is in use, by another program or another shardgate: stop it, or choose another address with --listen"
+    )]
+    AddressInUse {
+        /// The address.
+        addr: SocketAddr,
+    },
+    /// The address cannot be bound for another reason.
+    #[error("cannot listen on {addr}: {cause}")]
+    Listen {
+        /// The address.
+        addr: SocketAddr,
+        /// What the kernel said.
+        cause: std::io::Error,
+    },
+    /// `origins` has an entry that is no origin. The configuration room refuses it earlier and with its place.
+    #[error("origins: {0}")]
+    Origins(#[from] crate::config::OriginError),
+    /// A thread could not be started.
+    #[error("cannot start shard {shard}: {cause}")]
+    Shard {
+        /// Which shard.
+        shard: u16,
+        /// What broke.
+        cause: String,
+    },
+    /// Something the system should always grant.
+    #[error("{what}: {cause}")]
+    System {
+        /// What was wanted.
+        what: &'static str,
+        /// What the kernel said.
+        cause: std::io::Error,
+    },
+}

@@ -1,0 +1,140 @@
+//! One connection's life, as data.
+//!
+//! Pure; a [`Connection`] is a slab entry owned by one shard. No buffer, timer or task belongs to an idle one.
+//!
+//! ```text
+//! Head ──> Http ──> (Head's decision, or the end)
+//!   ├────> Leaving ──> the home shard ──> Open
+//!   ├────> Echo
+//!   └────> Authenticating ──> Open ──> Closing ──> Closed
+//!                                └───> Lingering ──> Closed
+//! ```
+
+pub mod rate;
+
+use uuid::Uuid;
+
+use crate::http::HttpConn;
+use crate::protocol::frame::Decoder;
+use crate::protocol::head::Upgrade;
+use crate::router::UserHash;
+use crate::router::users::UserIndex;
+use crate::shard::outbox::Outbox;
+use rate::RateLimiter;
+
+/// How many frames in a row may be malformed before the connection is closed with 3501.
+pub const BAD_FRAMES_MAX: u8 = 10;
+
+/// Where a connection is in its life.
+#[derive(Debug, Default)]
+pub enum Stage {
+    /// The slot is free.
+    #[default]
+    Free,
+    /// Reading a request head; what came of it so far.
+    Head(Vec<u8>),
+    /// Plain HTTP.
+    Http(Box<HttpConn>),
+    /// On its way to its home shard, as soon as its outbox is empty.
+    Leaving(Box<Leaving>),
+    /// `101` is sent; the user is not known yet.
+    Authenticating,
+    /// Authenticated.
+    Open,
+    /// Gives back what it gets.
+    Echo,
+    /// Our close frame is queued; reading for the peer's.
+    Closing {
+        /// The peer's close frame was seen: nothing is left to read.
+        peer_closed: bool,
+    },
+    /// Nothing more can be understood; everything queued is sent, then FIN, then input is discarded until the peer's end.
+    Lingering {
+        /// FIN is sent.
+        finished: bool,
+    },
+    /// The engine was told to close it.
+    Closed,
+}
+
+/// What the home shard needs to know.
+#[derive(Debug)]
+pub struct Leaving {
+    /// The user.
+    pub user: String,
+    /// The user's hash.
+    pub hash: UserHash,
+    /// The handshake, if its `101` is still owed.
+    pub upgrade: Option<Upgrade>,
+    /// Bytes that came behind the head or the `auth` frame.
+    pub rest: Vec<u8>,
+}
+
+/// One connection of a shard.
+#[derive(Debug, Default)]
+pub struct Connection {
+    /// Generation of the slot's socket.
+    pub generation: u32,
+    /// Frames that this connection sent in a row and nobody understood.
+    pub bad_frames: u8,
+    /// The socket receives by itself (not armed once at a time).
+    pub streaming: bool,
+    /// One receive is armed.
+    pub armed: bool,
+    /// In the list of connections with something to send this turn.
+    pub dirty: bool,
+    /// Counted as a WebSocket connection.
+    pub counted: bool,
+    /// The user, while the connection is in the user's list.
+    pub user: Option<UserIndex>,
+    /// Where it is in its life.
+    pub stage: Stage,
+    /// The id that the client knows.
+    pub id: Uuid,
+    /// When it was accepted, Unix milliseconds.
+    pub connected_at_ms: u64,
+    /// When something last came from it, milliseconds of the gateway's clock.
+    pub last_seen_ms: u64,
+    /// Frames received.
+    pub messages_in: u32,
+    /// Frames sent.
+    pub messages_out: u32,
+    /// How fast it may send.
+    pub rate: RateLimiter,
+    /// Frames half-way in.
+    pub decoder: Decoder,
+    /// Frames half-way out; none while idle.
+    pub outbox: Option<Box<Outbox>>,
+}
+
+impl Connection {
+    /// Bytes that wait for this connection or are in flight.
+    pub fn outbox_bytes(&self) -> usize {
+        self.outbox.as_ref().map_or(0, |outbox| outbox.bytes())
+    }
+
+    /// True where frames of the peer are read by streaming receives.
+    pub fn wants_stream(&self) -> bool {
+        matches!(
+            self.stage,
+            Stage::Open | Stage::Echo | Stage::Closing { .. } | Stage::Lingering { .. }
+        )
+    }
+
+    /// True where one receive at a time is armed, so that the socket can leave without a cancellation.
+    pub fn wants_once(&self) -> bool {
+        matches!(self.stage, Stage::Head(_) | Stage::Http(_) | Stage::Authenticating)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The memory of an idle connection is counted in ARCHITECTURE.md.
+    #[test]
+    fn a_connection_is_small() {
+        assert!(size_of::<Connection>() <= 136, "{}", size_of::<Connection>());
+        assert!(size_of::<Stage>() <= 24, "{}", size_of::<Stage>());
+    }
+}

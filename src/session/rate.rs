@@ -1,0 +1,97 @@
+//! How fast one connection may send frames.
+//!
+//! Pure: the generic cell rate algorithm, which is a token bucket in one number.
+
+/// What to do with a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Carry it out.
+    Pass,
+    /// Refuse it with `rateLimited`.
+    Refuse,
+    /// Close the connection with 3013: a whole burst was refused, and the bucket was never full in between.
+    Close,
+}
+
+/// The state of one connection's limit. All zero at first.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RateLimiter {
+    /// When the bucket will be full again, microseconds of the gateway's clock.
+    full_at_us: u64,
+    refused: u32,
+}
+
+impl RateLimiter {
+    /// One more frame, at `now_us` of the gateway's clock.
+    ///
+    /// `rate` is in frames per second, 0 for no limit; `burst` frames (at least 1) may come at once.
+    pub fn check(&mut self, now_us: u64, rate: u32, burst: u32) -> Verdict {
+        if rate == 0 {
+            return Verdict::Pass;
+        }
+        if self.full_at_us <= now_us {
+            self.full_at_us = now_us;
+            self.refused = 0;
+        }
+        let interval_us = 1_000_000 / u64::from(rate);
+        let room_us = interval_us * u64::from(burst.max(1));
+        let full_at_us = self.full_at_us + interval_us;
+        if full_at_us <= now_us + room_us {
+            self.full_at_us = full_at_us;
+            return Verdict::Pass;
+        }
+        self.refused += 1;
+        if self.refused > burst {
+            Verdict::Close
+        } else {
+            Verdict::Refuse
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(limiter: &mut RateLimiter, times_us: impl Iterator<Item = u64>) -> (u32, u32, u32) {
+        let (mut passed, mut refused, mut closed) = (0, 0, 0);
+        for now in times_us {
+            match limiter.check(now, 100, 200) {
+                Verdict::Pass => passed += 1,
+                Verdict::Refuse => refused += 1,
+                Verdict::Close => closed += 1,
+            }
+        }
+        (passed, refused, closed)
+    }
+
+    #[test]
+    fn a_burst_passes_then_the_rate() {
+        let mut limiter = RateLimiter::default();
+        assert_eq!(run(&mut limiter, std::iter::repeat_n(5, 300)), (200, 100, 0));
+        // After a second, a hundred more.
+        assert_eq!(run(&mut limiter, std::iter::repeat_n(1_000_005, 150)), (100, 50, 0));
+    }
+
+    #[test]
+    fn a_steady_sender_at_the_rate_is_never_refused() {
+        let mut limiter = RateLimiter::default();
+        assert_eq!(run(&mut limiter, (0..10_000).map(|n| n * 10_000)), (10_000, 0, 0));
+    }
+
+    #[test]
+    fn persistence_closes_and_a_pause_forgives() {
+        let mut limiter = RateLimiter::default();
+        assert_eq!(run(&mut limiter, std::iter::repeat_n(0, 401)), (200, 200, 1));
+        assert_eq!(run(&mut limiter, std::iter::repeat_n(10_000_000, 400)), (200, 200, 0));
+    }
+
+    #[test]
+    fn no_limit_and_the_smallest_limit() {
+        let mut limiter = RateLimiter::default();
+        assert!((0..1000).all(|_| limiter.check(0, 0, 0) == Verdict::Pass));
+        assert_eq!(limiter.check(0, 1, 1), Verdict::Pass);
+        assert_eq!(limiter.check(0, 1, 1), Verdict::Refuse);
+        assert_eq!(limiter.check(0, 1, 1), Verdict::Close);
+    }
+}

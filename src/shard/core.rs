@@ -1,0 +1,495 @@
+//! All state of one shard, and what happens to it.
+//!
+//! Owned by the shard's thread. Events come in through `handle_*`; effects are left in outboxes, lanes and
+//! [`Core::commands`], and the turn carries them out at its end. Nothing here blocks, sleeps, or touches a descriptor's
+//! bytes; descriptors only pass through on their way to another shard.
+//!
+//! Invariants (checked by `check_invariants` in debug builds): a connection with a user is in that user's list;
+//! `metrics.connections` counts the entries with `counted`; an outbox exists only while it holds bytes.
+
+use std::cell::RefCell;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use crate::engine::{Payload, SocketKey};
+use crate::http::HttpContext;
+use crate::ids::{IdSource, ShardId};
+use crate::lanes::{HandOver, Lanes, Parcel};
+use crate::metrics::{Ending, ShardMetrics};
+use crate::protocol::close::CloseReason;
+use crate::protocol::encode;
+use crate::router::HomeMap;
+use crate::router::users::Users;
+use crate::session::{Connection, Stage};
+use crate::shard::Settings;
+use crate::shard::outbox::Spares;
+use crate::shard::timers::Draining;
+use crate::shard::wheel::Wheel;
+use crate::view::{Now, View};
+
+/// What the turn must do with the engine.
+#[derive(Debug)]
+pub enum Command {
+    /// Arm one receive.
+    ReceiveOnce(SocketKey),
+    /// Receive from now on.
+    ReceiveStream(SocketKey),
+    /// Send FIN.
+    Finish(SocketKey),
+    /// Close now.
+    Close(SocketKey),
+    /// Take the socket out of the engine and call [`Core::handle_detached`].
+    Detach(SocketKey),
+    /// Put the socket into the engine and call [`Core::handle_adopted`].
+    Adopt(Box<HandOver>),
+}
+
+/// Messages of this turn whose delivery time is taken when the turn ends.
+#[derive(Debug, Default)]
+pub(super) struct TurnDeliveries {
+    pub(super) local: u64,
+    pub(super) from_lanes: Vec<u64>,
+}
+
+/// The state of one shard.
+#[derive(Debug)]
+pub struct Core {
+    pub(super) me: ShardId,
+    pub(super) view: Arc<View>,
+    pub(super) settings: Arc<Settings>,
+    pub(super) homes: HomeMap,
+    pub(super) connections: Vec<Connection>,
+    pub(super) users: Users,
+    pub(super) lanes: Lanes,
+    pub(super) wheel: Wheel,
+    pub(super) spares: Spares,
+    pub(super) ids: IdSource,
+    pub(super) now: Now,
+    pub(super) http: Rc<HttpContext>,
+    pub(super) questions: super::deliver::Questions,
+    pub(super) draining: Option<Draining>,
+    pub(super) turn: TurnDeliveries,
+    /// A frame being built, and slots being gone through; kept for their capacity.
+    pub(super) scratch: Vec<u8>,
+    pub(super) scratch_slots: Vec<u32>,
+    expired: Vec<u32>,
+    dirty: Vec<u32>,
+    commands: Vec<Command>,
+    stopping: bool,
+}
+
+impl Core {
+    /// The empty shard `lanes.me()` of the gateway that `view` describes.
+    pub fn new(view: Arc<View>, settings: Arc<Settings>, homes: HomeMap, lanes: Lanes, seed: u64) -> Self {
+        let me = lanes.me();
+        let http = Rc::new(HttpContext {
+            view: Arc::clone(&view),
+            settings: RefCell::new(Arc::clone(&settings)),
+            shard: me.index(),
+            jitter: RefCell::new(fastrand::Rng::with_seed(!seed)),
+        });
+        Core {
+            me,
+            view,
+            settings,
+            homes,
+            connections: Vec::new(),
+            users: Users::default(),
+            lanes,
+            wheel: Wheel::default(),
+            spares: Spares::default(),
+            ids: IdSource::new(seed),
+            now: Now::default(),
+            http,
+            questions: Default::default(),
+            draining: None,
+            turn: TurnDeliveries::default(),
+            scratch: Vec::new(),
+            scratch_slots: Vec::new(),
+            expired: Vec::new(),
+            dirty: Vec::new(),
+            commands: Vec::new(),
+            stopping: false,
+        }
+    }
+
+    /// This shard's counters.
+    pub fn metrics(&self) -> &ShardMetrics {
+        &self.view.shards[self.me.index()]
+    }
+
+    /// Begins a turn at this time.
+    pub fn begin_turn(&mut self, now: Now) {
+        self.now = now;
+        self.metrics().last_turn_ms.set(now.mono_ms());
+    }
+
+    /// The live connection of a key; `None` for a key of an earlier tenant.
+    pub(super) fn connection(&mut self, key: SocketKey) -> Option<&mut Connection> {
+        self.connections
+            .get_mut(key.slot as usize)
+            .filter(|conn| conn.generation == key.generation && !matches!(conn.stage, Stage::Free))
+    }
+
+    pub(super) fn conn(&mut self, slot: u32) -> &mut Connection {
+        &mut self.connections[slot as usize]
+    }
+
+    pub(super) fn key(&self, slot: u32) -> SocketKey {
+        SocketKey {
+            slot,
+            generation: self.connections[slot as usize].generation,
+        }
+    }
+
+    pub(super) fn command(&mut self, command: Command) {
+        self.commands.push(command);
+    }
+
+    pub(super) fn occupy(&mut self, key: SocketKey, stage: Stage) -> &mut Connection {
+        let index = key.slot as usize;
+        if index >= self.connections.len() {
+            self.connections.resize_with(index + 1, Connection::default);
+        }
+        let (wall_ms, mono_ms) = (self.now.wall_ms, self.now.mono_ms());
+        self.metrics().sockets.add(1);
+        let conn = &mut self.connections[index];
+        debug_assert!(matches!(conn.stage, Stage::Free), "two sockets in one slot");
+        *conn = Connection {
+            generation: key.generation,
+            stage,
+            connected_at_ms: wall_ms,
+            last_seen_ms: mono_ms,
+            ..Connection::default()
+        };
+        conn
+    }
+
+    fn vacate(&mut self, slot: u32) {
+        self.wheel.cancel(slot);
+        let conn = std::mem::take(&mut self.connections[slot as usize]);
+        debug_assert!(conn.user.is_none() && !conn.counted, "vacated without having ended");
+        if let Some(outbox) = conn.outbox {
+            self.spares.recycle_outbox(outbox);
+        }
+        let sockets = &self.metrics().sockets;
+        sockets.set(sockets.get().saturating_sub(1));
+    }
+
+    /// A socket was accepted; one receive is armed.
+    pub fn handle_accepted(&mut self, key: SocketKey) {
+        self.occupy(key, Stage::Head(Vec::new())).armed = true;
+        let due = self.now.mono_ms() + self.settings.limits.handshake_timeout.as_millis() as u64;
+        self.wheel.set(key.slot, due);
+    }
+
+    /// The engine let a closed socket go.
+    pub fn handle_closed(&mut self, key: SocketKey) {
+        if self.connection(key).is_some() {
+            self.vacate(key.slot);
+        }
+    }
+
+    /// Bytes arrived.
+    pub fn handle_received(&mut self, key: SocketKey, bytes: &mut [u8]) {
+        let now_ms = self.now.mono_ms();
+        self.metrics().bytes_received.add(bytes.len() as u64);
+        let Some(conn) = self.connection(key) else {
+            return;
+        };
+        conn.last_seen_ms = now_ms;
+        conn.armed = false;
+        match conn.stage {
+            Stage::Head(_) => self.head_bytes(key.slot, bytes),
+            Stage::Http(_) => self.http_bytes(key.slot, bytes),
+            Stage::Authenticating | Stage::Open | Stage::Echo | Stage::Closing { .. } => {
+                self.frame_bytes(key.slot, bytes);
+            }
+            Stage::Free | Stage::Leaving(_) | Stage::Lingering { .. } | Stage::Closed => {}
+        }
+        self.rearm(key);
+    }
+
+    /// Arms the kind of receive that the connection's stage wants.
+    pub(super) fn rearm(&mut self, key: SocketKey) {
+        let Some(conn) = self.connection(key) else {
+            return;
+        };
+        // A receive that is armed already comes back here when it completes.
+        if conn.streaming || conn.armed {
+            return;
+        }
+        if conn.wants_stream() {
+            conn.streaming = true;
+            self.commands.push(Command::ReceiveStream(key));
+        } else if conn.wants_once() {
+            conn.armed = true;
+            self.commands.push(Command::ReceiveOnce(key));
+        }
+    }
+
+    /// The peer ended its side or the socket broke.
+    pub fn handle_ended(&mut self, key: SocketKey, broken: bool) {
+        let Some(conn) = self.connection(key) else {
+            return;
+        };
+        if !broken && matches!(conn.stage, Stage::Http(_)) {
+            self.http_ended(key.slot);
+            return;
+        }
+        self.end(key.slot, Ending::Abrupt);
+        self.close_now(key.slot);
+    }
+
+    /// A send is complete.
+    pub fn handle_sent(&mut self, key: SocketKey, payload: Payload) {
+        let Some(conn) = self
+            .connections
+            .get_mut(key.slot as usize)
+            .filter(|conn| conn.generation == key.generation)
+        else {
+            return;
+        };
+        let Some(outbox) = conn.outbox.as_mut() else {
+            return;
+        };
+        outbox.sent(payload, &mut self.spares);
+        if outbox.is_empty() {
+            if let Some(outbox) = conn.outbox.take() {
+                self.spares.recycle_outbox(outbox);
+            }
+            self.flushed(key.slot);
+        } else {
+            self.mark_dirty(key.slot);
+        }
+    }
+
+    /// Everything queued has left: what was waiting for that goes on.
+    pub(super) fn flushed(&mut self, slot: u32) {
+        let key = self.key(slot);
+        let conn = self.conn(slot);
+        if conn.outbox.is_some() {
+            return;
+        }
+        match &mut conn.stage {
+            Stage::Leaving(_) => self.command(Command::Detach(key)),
+            Stage::Closing { peer_closed: true } => self.close_now(slot),
+            Stage::Lingering { finished } if !*finished => {
+                *finished = true;
+                self.command(Command::Finish(key));
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn mark_dirty(&mut self, slot: u32) {
+        let conn = &mut self.connections[slot as usize];
+        if !conn.dirty {
+            conn.dirty = true;
+            self.dirty.push(slot);
+        }
+    }
+
+    /// Closes the socket without further words.
+    pub(super) fn close_now(&mut self, slot: u32) {
+        let key = self.key(slot);
+        let conn = self.conn(slot);
+        if matches!(conn.stage, Stage::Closed | Stage::Free) {
+            return;
+        }
+        conn.stage = Stage::Closed;
+        conn.decoder = Default::default();
+        self.wheel.cancel(slot);
+        self.command(Command::Close(key));
+    }
+
+    /// Takes the connection out of all tables and counts its end, once.
+    pub(super) fn end(&mut self, slot: u32, ending: Ending) {
+        let conn = &mut self.connections[slot as usize];
+        let user = conn.user.take();
+        let counted = std::mem::take(&mut conn.counted);
+        if let Some(user) = user {
+            self.users.leave(user, slot);
+            self.metrics().users.set(self.users.len() as u64);
+        }
+        if counted {
+            let metrics = self.metrics();
+            metrics.connections.set(metrics.connections.get().saturating_sub(1));
+            metrics.closed(ending);
+            if let Some(draining) = &mut self.draining {
+                draining.count(ending);
+            }
+        }
+    }
+
+    /// Begins a close from our side: the close frame is the last thing that is queued. Presence goes at once.
+    pub(super) fn begin_close(&mut self, slot: u32, reason: CloseReason) {
+        self.close_with(slot, reason, Stage::Closing { peer_closed: false });
+    }
+
+    /// Closes a connection whose input has no meaning any more.
+    pub(super) fn fail(&mut self, slot: u32, reason: CloseReason) {
+        self.close_with(slot, reason, Stage::Lingering { finished: false });
+    }
+
+    fn close_with(&mut self, slot: u32, reason: CloseReason, stage: Stage) {
+        if !matches!(self.conn(slot).stage, Stage::Authenticating | Stage::Open | Stage::Echo) {
+            if matches!(stage, Stage::Lingering { .. }) && matches!(self.conn(slot).stage, Stage::Closing { .. }) {
+                // The peer talks nonsense behind our close frame.
+                self.conn(slot).stage = stage;
+                self.mark_dirty(slot);
+            }
+            return;
+        }
+        self.end(slot, Ending::Ours(reason));
+        self.conn(slot).stage = stage;
+        let mut frame = std::mem::take(&mut self.scratch);
+        frame.clear();
+        encode::close(&mut frame, reason);
+        self.append_unlimited(slot, &frame);
+        self.scratch = frame;
+        self.metrics().sent(crate::metrics::SentKind::Close);
+        self.wheel
+            .set(slot, self.now.mono_ms() + super::timers::CLOSE_TIMEOUT_MS);
+        let key = self.key(slot);
+        self.rearm(key);
+    }
+
+    /// Carries out a parcel. Returns its number of items.
+    pub fn handle_parcel(&mut self, parcel: Parcel) -> usize {
+        match parcel {
+            Parcel::Batch(batch) => {
+                let items = batch.items.len();
+                self.handle_batch(batch);
+                items
+            }
+            Parcel::Settings(settings) => {
+                self.http.settings.replace(Arc::clone(&settings));
+                self.settings = settings;
+                1
+            }
+            Parcel::Drain { until_ms } => {
+                self.begin_drain(until_ms);
+                1
+            }
+            Parcel::Stop => {
+                self.stopping = true;
+                for slot in 0..self.connections.len() as u32 {
+                    if !matches!(self.conn(slot).stage, Stage::Free) {
+                        self.end(slot, Ending::Ours(CloseReason::Shutdown));
+                        self.close_now(slot);
+                    }
+                }
+                1
+            }
+        }
+    }
+
+    /// Lets deadlines pass.
+    pub fn handle_timeouts(&mut self) {
+        let mut expired = std::mem::take(&mut self.expired);
+        self.wheel.expire(self.now.mono_ms(), &mut expired);
+        for slot in expired.drain(..) {
+            self.handle_deadline(slot);
+        }
+        self.expired = expired;
+    }
+
+    /// When [`Core::handle_timeouts`] is due, milliseconds of the gateway's clock.
+    pub fn next_timeout_ms(&self) -> Option<u64> {
+        self.wheel.next_due_ms()
+    }
+
+    /// The next thing to do with the engine.
+    pub fn poll_command(&mut self, into: &mut Vec<Command>) -> bool {
+        std::mem::swap(&mut self.commands, into);
+        !into.is_empty()
+    }
+
+    /// The next connection with something to send.
+    pub fn poll_dirty(&mut self) -> Option<SocketKey> {
+        loop {
+            let slot = self.dirty.pop()?;
+            let conn = &mut self.connections[slot as usize];
+            conn.dirty = false;
+            if !matches!(conn.stage, Stage::Free | Stage::Closed) {
+                return Some(self.key(slot));
+            }
+        }
+    }
+
+    /// The next bytes to send on a connection with nothing in flight.
+    pub fn poll_payload(&mut self, key: SocketKey) -> Option<Payload> {
+        let spares = &mut self.spares;
+        let conn = self.connections.get_mut(key.slot as usize)?;
+        let payload = conn.outbox.as_mut()?.take(spares)?;
+        let metrics = &self.view.shards[self.me.index()];
+        metrics.bytes_sent.add(payload.as_slice().len() as u64);
+        Some(payload)
+    }
+
+    /// Sends what this turn brought for other shards. Returns false if something must wait for room.
+    pub fn flush_lanes(&mut self) -> bool {
+        self.lanes.flush()
+    }
+
+    /// Ends the turn: records how long deliveries took.
+    pub fn end_turn(&mut self, now_ns: u64) {
+        let metrics = &self.view.shards[self.me.index()];
+        metrics.loop_turn.record(now_ns.saturating_sub(self.now.mono_ns), 1);
+        if self.turn.local > 0 {
+            let took = now_ns.saturating_sub(self.now.mono_ns);
+            metrics.delivered(crate::metrics::Path::Local, took, self.turn.local);
+            self.turn.local = 0;
+        }
+        for received_ns in self.turn.from_lanes.drain(..) {
+            metrics.delivered(crate::metrics::Path::Shard, now_ns.saturating_sub(received_ns), 1);
+        }
+        self.check_invariants();
+    }
+
+    /// True once [`Parcel::Stop`] came.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping
+    }
+
+    /// A socket left the engine for its home shard.
+    pub fn handle_detached(&mut self, key: SocketKey, socket: OwnedFd) {
+        let Some(conn) = self.connection(key) else {
+            return;
+        };
+        let stage = std::mem::replace(&mut conn.stage, Stage::Closed);
+        let messages_in = conn.messages_in;
+        self.end(key.slot, Ending::Abrupt);
+        self.vacate(key.slot);
+        if let Stage::Leaving(leaving) = stage {
+            self.hand_over(*leaving, socket, messages_in);
+        }
+    }
+
+    /// Debug builds: the tables agree with each other. Cheap parts every turn, the rest on a sample of turns.
+    pub fn check_invariants(&self) {
+        if cfg!(debug_assertions) && self.now.mono_ns.is_multiple_of(61) {
+            let mut counted = 0;
+            for (slot, conn) in self.connections.iter().enumerate() {
+                counted += u64::from(conn.counted);
+                if let Some(user) = conn.user {
+                    assert!(
+                        self.users.devices(user).contains(&(slot as u32)),
+                        "not in the user's list"
+                    );
+                    assert!(
+                        matches!(conn.stage, Stage::Open),
+                        "a user on a connection that is not open"
+                    );
+                }
+                assert!(
+                    conn.outbox.as_ref().is_none_or(|outbox| !outbox.is_empty()),
+                    "an empty outbox"
+                );
+            }
+            assert_eq!(counted, self.metrics().connections.get(), "connections counted");
+        }
+    }
+}

@@ -1,0 +1,341 @@
+//! Delivery: from a user id to outboxes here, to a lane, or to nobody; and what other shards ask of this one.
+
+use bytes::Bytes;
+use uuid::Uuid;
+
+use super::core::{Command, Core};
+use crate::engine::SocketKey;
+use crate::ids::ShardId;
+use crate::lanes::{Batch, Item, LaneFull, MessageItem, OutgoingMessage};
+use crate::metrics::{Drop, SentKind};
+use crate::protocol::close::CloseReason;
+use crate::protocol::encode::{self, AckStatus};
+use crate::protocol::envelope::ErrorCode;
+use crate::router::UserHash;
+use crate::session::Stage;
+
+/// Frames up to this size are copied into every device's outbox; larger ones are shared.
+const SHARE_BYTES_MIN: usize = 1024;
+/// Presence questions of one shard that may wait for other shards.
+const QUESTIONS_MAX: usize = 4096;
+
+/// Presence questions that wait for answers of other shards.
+#[derive(Debug, Default)]
+pub(super) struct Questions {
+    open: Vec<Option<Question>>,
+    free: Vec<u32>,
+}
+
+#[derive(Debug)]
+struct Question {
+    asker: SocketKey,
+    client_id: Option<Box<str>>,
+    users: Vec<Box<str>>,
+    online: u128,
+    /// Shards that have not answered yet.
+    waiting: u16,
+}
+
+impl Questions {
+    fn add(&mut self, question: Question) -> u32 {
+        match self.free.pop() {
+            Some(ticket) => {
+                self.open[ticket as usize] = Some(question);
+                ticket
+            }
+            None => {
+                self.open.push(Some(question));
+                (self.open.len() - 1) as u32
+            }
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.open.len() - self.free.len() >= QUESTIONS_MAX
+    }
+
+    fn answer(&mut self, ticket: u32, online: u128) -> Option<Question> {
+        let slot = self.open.get_mut(ticket as usize)?;
+        let question = slot.as_mut()?;
+        question.online |= online;
+        question.waiting -= 1;
+        if question.waiting > 0 {
+            return None;
+        }
+        self.free.push(ticket);
+        slot.take()
+    }
+}
+
+impl Core {
+    /// Queues a frame for one connection. A consumer that cannot take it is closed with 3008 and gets `false`.
+    pub(super) fn append(&mut self, slot: u32, frame: &[u8], kind: SentKind) -> bool {
+        let limit = self.settings.limits.outbox_bytes;
+        let conn = self.conn(slot);
+        if conn.outbox_bytes() + frame.len() > limit {
+            self.overflow(slot);
+            return false;
+        }
+        conn.messages_out = conn.messages_out.saturating_add(1);
+        self.append_unlimited(slot, frame);
+        self.metrics().sent(kind);
+        true
+    }
+
+    /// Queues bytes that are bounded by something else.
+    pub(super) fn append_unlimited(&mut self, slot: u32, bytes: &[u8]) {
+        let conn = &mut self.connections[slot as usize];
+        let spares = &mut self.spares;
+        conn.outbox.get_or_insert_with(|| spares.outbox()).push(bytes, spares);
+        self.mark_dirty(slot);
+    }
+
+    fn append_shared(&mut self, slot: u32, frame: &Bytes, kind: SentKind) -> bool {
+        let limit = self.settings.limits.outbox_bytes;
+        let conn = &mut self.connections[slot as usize];
+        if conn.outbox_bytes() + frame.len() > limit {
+            self.overflow(slot);
+            return false;
+        }
+        conn.messages_out = conn.messages_out.saturating_add(1);
+        let spares = &mut self.spares;
+        conn.outbox
+            .get_or_insert_with(|| spares.outbox())
+            .push_shared(frame, spares);
+        self.mark_dirty(slot);
+        self.metrics().sent(kind);
+        true
+    }
+
+    /// The outbox is full: what waits is dropped, so that the close frame is the next thing the peer reads.
+    fn overflow(&mut self, slot: u32) {
+        self.metrics().dropped(Drop::FrameSlowConsumer);
+        let spares = &mut self.spares;
+        if let Some(outbox) = self.connections[slot as usize].outbox.as_mut() {
+            outbox.clear_waiting(spares);
+            // Nothing in flight either: the frame alone is over the limit.
+            if outbox.is_empty()
+                && let Some(outbox) = self.connections[slot as usize].outbox.take()
+            {
+                self.spares.recycle_outbox(outbox);
+            }
+        }
+        self.begin_close(slot, CloseReason::SlowConsumer);
+    }
+
+    /// Encodes a frame for one connection and queues it.
+    pub(super) fn say(&mut self, slot: u32, kind: SentKind, write: impl FnOnce(&Core, &mut Vec<u8>)) -> bool {
+        let mut frame = std::mem::take(&mut self.scratch);
+        frame.clear();
+        write(self, &mut frame);
+        let queued = self.append(slot, &frame, kind);
+        self.scratch = frame;
+        queued
+    }
+
+    /// Queues an `error`.
+    pub(super) fn say_error(&mut self, slot: u32, id: Option<&str>, code: ErrorCode, message: &str) {
+        self.say(slot, SentKind::Error, |_, out| encode::error(out, id, code, message));
+    }
+
+    /// Queues a `message` frame for every connection of a user who lives here.
+    fn deliver(&mut self, hash: UserHash, to: &str, frame: &[u8]) -> AckStatus {
+        let Some(user) = self.users.find(hash, to) else {
+            return AckStatus::Offline;
+        };
+        let mut taken = false;
+        if let &[slot] = self.users.devices(user) {
+            taken = self.append(slot, frame, SentKind::Message);
+        } else {
+            let mut slots = std::mem::take(&mut self.scratch_slots);
+            slots.clear();
+            slots.extend_from_slice(self.users.devices(user));
+            let shared = (frame.len() >= SHARE_BYTES_MIN).then(|| Bytes::copy_from_slice(frame));
+            for &slot in &slots {
+                taken |= match &shared {
+                    Some(frame) => self.append_shared(slot, frame, SentKind::Message),
+                    None => self.append(slot, frame, SentKind::Message),
+                };
+            }
+            self.scratch_slots = slots;
+        }
+        // A user whose only consumer was just closed for being slow is offline now.
+        if taken {
+            AckStatus::Delivered
+        } else {
+            AckStatus::Offline
+        }
+    }
+
+    /// A `message` frame of the user on `slot`.
+    pub(super) fn route_message(&mut self, slot: u32, client_id: Option<&str>, to: &str, content: &str) {
+        let Some(sender) = self.conn(slot).user else {
+            return;
+        };
+        let message_id = self.ids.next(self.now.wall_ms);
+        let mut frame = std::mem::take(&mut self.scratch);
+        frame.clear();
+        let message = encode::Message {
+            id: message_id,
+            from: self.users.name(sender),
+            to,
+            content,
+            ts_ms: self.now.wall_ms,
+        };
+        encode::message(&mut frame, &message);
+        let hash = self.homes.hash(to);
+        let home = self.homes.home(hash);
+        let status = if home == self.me {
+            self.turn.local += 1;
+            Some(self.deliver(hash, to, &frame))
+        } else {
+            let outgoing = OutgoingMessage {
+                hash,
+                to,
+                frame: &frame,
+                ack: client_id.map(|id| (self.key(slot), id, message_id)),
+                received_ns: self.now.mono_ns,
+            };
+            match self.lanes.try_message(home, &outgoing) {
+                Ok(()) => None,
+                Err(LaneFull) => {
+                    self.metrics().dropped(Drop::MessageLaneFull);
+                    Some(AckStatus::Failed)
+                }
+            }
+        };
+        self.scratch = frame;
+        if let (Some(status), Some(id)) = (status, client_id) {
+            self.metrics().acked(status);
+            // The sender may have been closed by its own message.
+            if matches!(self.conn(slot).stage, Stage::Open) {
+                self.say(slot, SentKind::Ack, |_, out| encode::ack(out, id, message_id, status));
+            }
+        }
+    }
+
+    /// A `presence` frame: asks every shard on which one of these users lives.
+    pub(super) fn ask_presence(&mut self, slot: u32, client_id: Option<&str>, users: Vec<Box<str>>) {
+        let asker = self.key(slot);
+        let mut online = 0u128;
+        let mut elsewhere: Vec<(ShardId, u8, UserHash)> = Vec::new();
+        for (place, user) in users.iter().enumerate() {
+            let hash = self.homes.hash(user);
+            let home = self.homes.home(hash);
+            if home == self.me {
+                online |= u128::from(self.users.find(hash, user).is_some()) << place;
+            } else {
+                elsewhere.push((home, place as u8, hash));
+            }
+        }
+        elsewhere.sort_unstable_by_key(|(home, place, _)| (*home, *place));
+        let groups = elsewhere.chunk_by(|a, b| a.0 == b.0);
+        let question = Question {
+            asker,
+            client_id: client_id.map(Into::into),
+            users,
+            online,
+            waiting: groups.clone().count() as u16,
+        };
+        if question.waiting == 0 {
+            self.answer_presence(&question);
+            return;
+        }
+        if self.questions.is_full() {
+            self.refuse_presence(&question);
+            return;
+        }
+        let ticket = self.questions.add(question);
+        for group in groups {
+            let Some(question) = self.questions.open[ticket as usize].as_ref() else {
+                return;
+            };
+            let users = &question.users;
+            let asked = group
+                .iter()
+                .map(|(_, place, hash)| (*place, *hash, &*users[usize::from(*place)]));
+            if self.lanes.try_presence_query(group[0].0, ticket, asked).is_err()
+                // Answers that are under way find no question, or a later one's generation: the ticket is not used again.
+                && let Some(question) = self.questions.open[ticket as usize].take()
+            {
+                self.refuse_presence(&question);
+                return;
+            }
+        }
+    }
+
+    fn refuse_presence(&mut self, question: &Question) {
+        self.metrics().dropped(Drop::PresenceLaneFull);
+        let message = "overloaded: try again";
+        self.say_error(
+            question.asker.slot,
+            question.client_id.as_deref(),
+            ErrorCode::Unavailable,
+            message,
+        );
+    }
+
+    fn answer_presence(&mut self, question: &Question) {
+        if !self.is_open(question.asker) {
+            self.metrics().dropped(Drop::ReplyGone);
+            return;
+        }
+        let users = question
+            .users
+            .iter()
+            .enumerate()
+            .map(|(place, user)| (&**user, question.online >> place & 1 == 1));
+        self.say(question.asker.slot, SentKind::Presence, |_, out| {
+            encode::presence(out, question.client_id.as_deref(), users);
+        });
+    }
+
+    fn is_open(&mut self, key: SocketKey) -> bool {
+        self.connection(key)
+            .is_some_and(|conn| matches!(conn.stage, Stage::Open))
+    }
+
+    /// Carries out what another shard said.
+    pub(super) fn handle_batch(&mut self, mut batch: Batch) {
+        let from = batch.from;
+        let items = std::mem::take(&mut batch.items);
+        for item in items {
+            match item {
+                Item::HandOver(hand_over) => self.command(Command::Adopt(hand_over)),
+                Item::Message(message) => self.handle_message_item(from, &batch, &message),
+                Item::Reply { to, frame } => {
+                    if self.is_open(to) {
+                        self.append(to.slot, batch.bytes(frame), SentKind::Ack);
+                    } else {
+                        self.metrics().dropped(Drop::ReplyGone);
+                    }
+                }
+                Item::PresenceQuery { ticket, users } => {
+                    let online = users.iter().fold(0u128, |online, (place, hash, user)| {
+                        let here = self.users.find(*hash, batch.text(*user)).is_some();
+                        online | u128::from(here) << place
+                    });
+                    self.lanes.presence_answer(from, ticket, online);
+                }
+                Item::PresenceAnswer { ticket, online } => {
+                    if let Some(question) = self.questions.answer(ticket, online) {
+                        self.answer_presence(&question);
+                    }
+                }
+            }
+        }
+    }
+
+    fn handle_message_item(&mut self, from: ShardId, batch: &Batch, message: &MessageItem) {
+        let status = self.deliver(message.hash, batch.text(message.to), batch.bytes(message.frame));
+        self.turn.from_lanes.push(message.received_ns);
+        if let Some(wanted) = &message.ack {
+            self.metrics().acked(status);
+            let client_id = batch.text(wanted.client_id);
+            let message_id: Uuid = wanted.message_id;
+            self.lanes.reply(from, wanted.conn, |out| {
+                encode::ack(out, client_id, message_id, status);
+            });
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! What clients say, carried out.
+
+use super::core::Core;
+use crate::ids::is_valid_user_id;
+use crate::metrics::{Ending, SentKind};
+use crate::protocol::close::CloseReason;
+use crate::protocol::encode;
+use crate::protocol::envelope::{self, ClientFrame, ErrorCode, FrameKind};
+use crate::protocol::frame::{Message, Opcode};
+use crate::session::rate::Verdict;
+use crate::session::{BAD_FRAMES_MAX, Leaving, Stage};
+
+/// How to go on after a frame.
+enum Flow {
+    /// With the next one.
+    Next,
+    /// Not at all: the rest of the input is not looked at.
+    Stop,
+    /// On another shard, which gets the rest of the input.
+    Leave(Box<Leaving>),
+}
+
+impl Core {
+    /// Bytes of a connection that speaks WebSocket.
+    pub(super) fn frame_bytes(&mut self, slot: u32, bytes: &mut [u8]) {
+        let limit = self.settings.limits.message_bytes;
+        // Taken out, because messages borrow from it while they change the connection.
+        let mut decoder = std::mem::take(&mut self.conn(slot).decoder);
+        let mut reader = decoder.read(bytes, limit);
+        let leaving = loop {
+            match reader.next() {
+                Ok(None) => break None,
+                Ok(Some(message)) => match self.handle_message(slot, message) {
+                    Flow::Next => {}
+                    Flow::Stop => break None,
+                    Flow::Leave(mut leaving) => {
+                        leaving.rest = reader.rest().to_vec();
+                        break Some(leaving);
+                    }
+                },
+                Err(error) => {
+                    self.fail(slot, error.close_reason());
+                    break None;
+                }
+            }
+        };
+        if let Some(leaving) = leaving {
+            self.leave(slot, leaving);
+        } else if !matches!(
+            self.conn(slot).stage,
+            Stage::Closed | Stage::Free | Stage::Lingering { .. }
+        ) {
+            self.conn(slot).decoder = decoder;
+        }
+    }
+
+    fn handle_message(&mut self, slot: u32, message: Message<'_>) -> Flow {
+        if let Stage::Closing { .. } = self.conn(slot).stage {
+            // Our close frame is on its way: only the peer's matters.
+            if let Message::Close(_) = message {
+                self.conn(slot).stage = Stage::Closing { peer_closed: true };
+                self.flushed(slot);
+                return Flow::Stop;
+            }
+            return Flow::Next;
+        }
+        match message {
+            Message::Ping(payload) => {
+                self.say(slot, SentKind::Pong, |_, out| {
+                    encode::frame(out, Opcode::Pong, payload);
+                });
+            }
+            Message::Pong => {}
+            Message::Close(code) => {
+                self.end(slot, Ending::Peer(code));
+                self.conn(slot).stage = Stage::Closing { peer_closed: true };
+                self.wheel
+                    .set(slot, self.now.mono_ms() + super::timers::CLOSE_TIMEOUT_MS);
+                let mut frame = std::mem::take(&mut self.scratch);
+                frame.clear();
+                encode::close_reply(&mut frame, code);
+                self.append_unlimited(slot, &frame);
+                self.scratch = frame;
+                self.metrics().sent(SentKind::Close);
+                return Flow::Stop;
+            }
+            Message::Text(text) => return self.handle_text(slot, text),
+            Message::Binary(bytes) => {
+                if !matches!(self.conn(slot).stage, Stage::Echo) {
+                    self.begin_close(slot, CloseReason::Unsupported);
+                    return Flow::Next;
+                }
+                self.echo(slot, Opcode::Binary, bytes);
+            }
+        }
+        Flow::Next
+    }
+
+    fn echo(&mut self, slot: u32, opcode: Opcode, payload: &[u8]) {
+        self.say(slot, SentKind::Echo, |_, out| encode::frame(out, opcode, payload));
+    }
+
+    fn handle_text(&mut self, slot: u32, text: &str) -> Flow {
+        let now_us = self.now.mono_ns / 1000;
+        let (rate, burst) = (self.settings.limits.messages_per_second, self.settings.limits.burst);
+        let conn = self.conn(slot);
+        conn.messages_in = conn.messages_in.saturating_add(1);
+        let verdict = conn.rate.check(now_us, rate, burst);
+        if matches!(conn.stage, Stage::Echo) {
+            match verdict {
+                Verdict::Pass => self.echo(slot, Opcode::Text, text.as_bytes()),
+                Verdict::Refuse | Verdict::Close => self.begin_close(slot, CloseReason::TooManyRequests),
+            }
+            return Flow::Next;
+        }
+        match verdict {
+            Verdict::Pass => {}
+            Verdict::Refuse => {
+                // The id is worth reading: the client must know which of its frames was refused.
+                let id = match envelope::parse(text) {
+                    Ok(frame) => frame.id().map(str::to_owned),
+                    Err(refusal) => refusal.id.map(Into::into),
+                };
+                self.say_error(
+                    slot,
+                    id.as_deref(),
+                    ErrorCode::RateLimited,
+                    "too many frames per second",
+                );
+                return Flow::Next;
+            }
+            Verdict::Close => {
+                self.begin_close(slot, CloseReason::TooManyRequests);
+                return Flow::Next;
+            }
+        }
+        match envelope::parse(text) {
+            Ok(frame) => {
+                self.metrics().received(frame.kind());
+                self.carry_out(slot, frame)
+            }
+            Err(refusal) => {
+                self.metrics().received(FrameKind::Invalid);
+                self.say_error(slot, refusal.id.as_deref(), refusal.code, &refusal.message);
+                if matches!(refusal.code, ErrorCode::BadRequest | ErrorCode::UnknownType) {
+                    let conn = self.conn(slot);
+                    conn.bad_frames += 1;
+                    if conn.bad_frames >= BAD_FRAMES_MAX {
+                        self.begin_close(slot, CloseReason::BadRequest);
+                    }
+                }
+                Flow::Next
+            }
+        }
+    }
+
+    fn carry_out(&mut self, slot: u32, frame: ClientFrame<'_>) -> Flow {
+        let open = matches!(self.conn(slot).stage, Stage::Open);
+        match frame {
+            ClientFrame::Auth { user, .. } => return self.authenticate(slot, user.as_deref()),
+            ClientFrame::Heartbeat => {
+                self.say(slot, SentKind::Heartbeat, |core, out| {
+                    encode::heartbeat(out, core.now.wall_ms);
+                });
+            }
+            ClientFrame::Message { id, .. } | ClientFrame::Presence { id, .. } if !open => {
+                self.say_error(
+                    slot,
+                    id.as_deref(),
+                    ErrorCode::Unauthorized,
+                    "say who you are first: auth",
+                );
+                return Flow::Next;
+            }
+            ClientFrame::Message { id, to, content } => self.route_message(slot, id.as_deref(), &to, content),
+            ClientFrame::Presence { id, users } => {
+                let mut distinct: Vec<Box<str>> = Vec::with_capacity(users.len());
+                for user in users {
+                    // An object has each key once.
+                    if !distinct.iter().any(|known| **known == *user) {
+                        distinct.push(user.into());
+                    }
+                }
+                self.ask_presence(slot, id.as_deref(), distinct);
+            }
+        }
+        self.conn(slot).bad_frames = 0;
+        Flow::Next
+    }
+
+    /// `auth` in development mode: the user says its name.
+    fn authenticate(&mut self, slot: u32, user: Option<&str>) -> Flow {
+        let Some(user) = user.filter(|user| is_valid_user_id(user)) else {
+            self.begin_close(slot, CloseReason::InvalidCredential);
+            return Flow::Next;
+        };
+        if let Some(known) = self.conn(slot).user {
+            if self.users.name(known) == user {
+                self.say_welcome(slot);
+            } else {
+                self.begin_close(slot, CloseReason::NotPermitted);
+            }
+            return Flow::Next;
+        }
+        if !matches!(self.conn(slot).stage, Stage::Authenticating) {
+            return Flow::Next;
+        }
+        let hash = self.homes.hash(user);
+        if self.homes.home(hash) == self.me {
+            self.open(slot, user, hash);
+            return Flow::Next;
+        }
+        Flow::Leave(Box::new(Leaving {
+            user: user.to_owned(),
+            hash,
+            upgrade: None,
+            rest: Vec::new(),
+        }))
+    }
+}

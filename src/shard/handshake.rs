@@ -1,0 +1,305 @@
+//! From the first byte to an open connection: request heads, HTTP, hand-over to the home shard.
+
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+
+use super::core::{Command, Core};
+use crate::engine::SocketKey;
+use crate::http::{HttpConn, HttpProgress};
+use crate::lanes::HandOver;
+use crate::metrics::{Drop, SentKind};
+use crate::protocol::close::CloseReason;
+use crate::protocol::encode;
+use crate::protocol::head::{self, Decision, Endpoint, Progress, Upgrade};
+use crate::router::UserHash;
+use crate::session::{Leaving, Stage};
+use crate::view::NotAdmitted;
+
+impl Core {
+    /// Bytes of a request head.
+    pub(super) fn head_bytes(&mut self, slot: u32, bytes: &[u8]) {
+        let Stage::Head(earlier) = &mut self.conn(slot).stage else {
+            return;
+        };
+        // Nearly every head arrives whole and is read where it lies.
+        let mut whole = std::mem::take(earlier);
+        let head = if whole.is_empty() {
+            bytes
+        } else {
+            whole.extend_from_slice(bytes);
+            &whole
+        };
+        let header_bytes = self.settings.limits.header_bytes;
+        match head::read(head, &*self.settings) {
+            Progress::Partial if head.len() <= header_bytes => {
+                let head = if whole.is_empty() { bytes.to_vec() } else { whole };
+                self.conn(slot).stage = Stage::Head(head);
+            }
+            Progress::Partial => self.refuse_head(slot, "431 Request Header Fields Too Large", "head_too_large"),
+            Progress::Complete(len, _) if len > header_bytes => {
+                self.refuse_head(slot, "431 Request Header Fields Too Large", "head_too_large");
+            }
+            Progress::Complete(len, Decision::Upgrade(upgrade)) => match self.view.admit(&self.settings) {
+                Ok(()) => {
+                    let rest = head[len..].to_vec();
+                    self.upgrade(slot, upgrade, rest);
+                }
+                Err(reason) => self.become_http(slot, head, Some(reason)),
+            },
+            Progress::Complete(_, Decision::Refuse(_) | Decision::Plain) => self.become_http(slot, head, None),
+            Progress::Malformed if looks_like_tls(head) => {
+                log::info!("a TLS client connected to the plain port: use ws:// or http://, or set up TLS");
+                self.metrics().refused("malformed");
+                self.close_now(slot);
+            }
+            Progress::Malformed => self.refuse_head(slot, "400 Bad Request", "malformed"),
+        }
+    }
+
+    /// Answers a head that never became a request, and lets the answer arrive before the connection goes.
+    pub(super) fn refuse_head(&mut self, slot: u32, status_line: &str, label: &str) {
+        self.metrics().refused(label);
+        let mut response = std::mem::take(&mut self.scratch);
+        response.clear();
+        let text = status_line.split_once(' ').map_or("", |(_, text)| text);
+        head::final_response(&mut response, status_line, "", text);
+        self.append_unlimited(slot, &response);
+        self.scratch = response;
+        self.conn(slot).stage = Stage::Lingering { finished: false };
+        self.wheel
+            .set(slot, self.now.mono_ms() + super::timers::CLOSE_TIMEOUT_MS);
+    }
+
+    fn become_http(&mut self, slot: u32, head: &[u8], refused: Option<NotAdmitted>) {
+        let http = HttpConn::new(Rc::clone(&self.http), refused);
+        self.conn(slot).stage = Stage::Http(Box::new(http));
+        self.http_bytes(slot, head);
+    }
+
+    /// Bytes of a plain HTTP connection.
+    pub(super) fn http_bytes(&mut self, slot: u32, bytes: &[u8]) {
+        self.drive_http(slot, |http, out| http.feed(bytes, out));
+    }
+
+    /// The client sends no more, but may still read.
+    pub(super) fn http_ended(&mut self, slot: u32) {
+        self.drive_http(slot, |http, out| http.finish(out));
+        // Whatever hyper thought of it, no further request can come.
+        if matches!(self.conn(slot).stage, Stage::Http(_)) {
+            self.linger(slot);
+        }
+    }
+
+    fn drive_http(&mut self, slot: u32, drive: impl FnOnce(&mut HttpConn, &mut Vec<u8>) -> HttpProgress) {
+        let due = self.now.mono_ms() + self.settings.limits.handshake_timeout.as_millis() as u64;
+        let mut out = std::mem::take(&mut self.scratch);
+        out.clear();
+        let Stage::Http(http) = &mut self.conn(slot).stage else {
+            return;
+        };
+        let progress = drive(http, &mut out);
+        if !out.is_empty() {
+            self.append_unlimited(slot, &out);
+        }
+        self.scratch = out;
+        self.wheel.set(slot, due);
+        if self.conn(slot).outbox_bytes() > self.settings.limits.outbox_bytes {
+            // Pipelines requests and does not read the answers.
+            self.close_now(slot);
+            return;
+        }
+        match progress {
+            HttpProgress::Continue => {}
+            HttpProgress::Close => self.linger(slot),
+            HttpProgress::Upgrade(upgrade, rest) => self.upgrade(slot, upgrade, rest),
+        }
+    }
+
+    /// Everything queued is sent, then FIN.
+    fn linger(&mut self, slot: u32) {
+        self.conn(slot).stage = Stage::Lingering { finished: false };
+        self.wheel
+            .set(slot, self.now.mono_ms() + super::timers::CLOSE_TIMEOUT_MS);
+        self.flushed(slot);
+    }
+
+    /// A handshake that is in order and admitted.
+    fn upgrade(&mut self, slot: u32, upgrade: Upgrade, rest: Vec<u8>) {
+        match upgrade.user.clone() {
+            Some(user) => {
+                let hash = self.homes.hash(&user);
+                if self.homes.home(hash) == self.me {
+                    self.switch_protocols(slot, &upgrade);
+                    self.open(slot, &user, hash);
+                    self.continue_with(slot, rest);
+                } else {
+                    let leaving = Leaving {
+                        user,
+                        hash,
+                        upgrade: Some(upgrade),
+                        rest,
+                    };
+                    self.leave(slot, Box::new(leaving));
+                }
+            }
+            None => {
+                self.switch_protocols(slot, &upgrade);
+                self.count_connection(slot);
+                let timeout = match upgrade.endpoint {
+                    Endpoint::Gateway => {
+                        self.conn(slot).stage = Stage::Authenticating;
+                        self.settings.auth_timeout
+                    }
+                    Endpoint::Echo => {
+                        self.conn(slot).stage = Stage::Echo;
+                        self.settings.heartbeat.interval
+                    }
+                };
+                self.wheel.set(slot, self.now.mono_ms() + timeout.as_millis() as u64);
+                self.continue_with(slot, rest);
+            }
+        }
+    }
+
+    fn switch_protocols(&mut self, slot: u32, upgrade: &Upgrade) {
+        let mut response = std::mem::take(&mut self.scratch);
+        response.clear();
+        head::switching_protocols(&mut response, &upgrade.accept, upgrade.subprotocol);
+        self.append_unlimited(slot, &response);
+        self.scratch = response;
+    }
+
+    fn count_connection(&mut self, slot: u32) {
+        let id = self.ids.next(self.now.wall_ms);
+        let conn = self.conn(slot);
+        conn.counted = true;
+        conn.id = id;
+        let metrics = self.metrics();
+        metrics.connections.add(1);
+        metrics.accepted.inc();
+    }
+
+    /// The user is known and lives here.
+    pub(super) fn open(&mut self, slot: u32, user: &str, hash: UserHash) {
+        if !self.conn(slot).counted {
+            self.count_connection(slot);
+        }
+        let index = self.users.join(hash, user, slot);
+        let conn = self.conn(slot);
+        conn.user = Some(index);
+        conn.stage = Stage::Open;
+        conn.bad_frames = 0;
+        self.metrics().users.set(self.users.len() as u64);
+        let interval = self.settings.heartbeat.interval.as_millis() as u64;
+        self.wheel.set(slot, self.now.mono_ms() + interval);
+        self.say_welcome(slot);
+        let limit = self.settings.limits.connections_per_user;
+        while limit > 0 && self.users.devices(index).len() > limit {
+            let oldest = self.users.devices(index)[0];
+            self.begin_close(oldest, CloseReason::TooManyConnections);
+        }
+        if self.draining.is_some() {
+            self.drain_connection(slot);
+        }
+    }
+
+    pub(super) fn say_welcome(&mut self, slot: u32) {
+        let Some(user) = self.conn(slot).user else {
+            return;
+        };
+        let id = self.conn(slot).id;
+        self.say(slot, SentKind::Welcome, |core, out| {
+            let interval_ms = core.settings.heartbeat.interval.as_millis() as u64;
+            encode::welcome(out, id, core.users.name(user), &core.view.gateway_id, interval_ms);
+        });
+    }
+
+    /// Frames that came behind the head belong to the WebSocket stream.
+    fn continue_with(&mut self, slot: u32, mut rest: Vec<u8>) {
+        if !rest.is_empty() {
+            self.frame_bytes(slot, &mut rest);
+        }
+        let key = self.key(slot);
+        self.rearm(key);
+    }
+
+    /// The connection goes to its user's shard as soon as everything queued here is sent.
+    pub(super) fn leave(&mut self, slot: u32, leaving: Box<Leaving>) {
+        self.conn(slot).stage = Stage::Leaving(leaving);
+        self.wheel
+            .set(slot, self.now.mono_ms() + super::timers::CLOSE_TIMEOUT_MS);
+        self.flushed(slot);
+    }
+
+    /// The socket is out of the engine: off it goes. A full lane is told to the client.
+    pub(super) fn hand_over(&mut self, leaving: Leaving, socket: OwnedFd, messages_in: u32) {
+        let home = self.homes.home(leaving.hash);
+        let hand_over = Box::new(HandOver {
+            socket: Some(socket),
+            user: leaving.user,
+            hash: leaving.hash,
+            upgrade: leaving.upgrade,
+            rest: leaving.rest,
+            messages_in,
+        });
+        if let Err(hand_over) = self.lanes.try_hand_over(home, hand_over) {
+            self.metrics().dropped(Drop::HandOverLaneFull);
+            self.metrics().refused(NotAdmitted::LaneFull.label());
+            // Back into the engine, to be told.
+            self.command(Command::Adopt(hand_over));
+        }
+    }
+
+    /// The engine took a socket that another shard handed over, or that could not be handed over.
+    pub fn handle_adopted(&mut self, key: SocketKey, hand_over: HandOver) {
+        let HandOver {
+            user,
+            hash,
+            upgrade,
+            rest,
+            messages_in,
+            ..
+        } = hand_over;
+        let slot = key.slot;
+        let refused = if self.homes.home(hash) != self.me {
+            Some(NotAdmitted::LaneFull)
+        } else if self.view.is_draining() && upgrade.is_some() {
+            Some(NotAdmitted::Draining)
+        } else {
+            None
+        };
+        self.occupy(key, Stage::Authenticating).messages_in = messages_in;
+        match (refused, upgrade) {
+            (Some(reason), Some(_)) => {
+                if reason == NotAdmitted::Draining {
+                    self.metrics().refused(reason.label());
+                }
+                let (least, most) = reason.retry_after_range();
+                let seconds = least + self.ids.jitter(most - least + 1);
+                let mut response = Vec::new();
+                let retry = format!("Retry-After: {seconds}\r\n");
+                head::final_response(&mut response, "503 Service Unavailable", &retry, reason.text());
+                self.append_unlimited(slot, &response);
+                self.linger(slot);
+                self.rearm(key);
+            }
+            (Some(_), None) => {
+                // Its 101 is sent: the close code says come back.
+                self.count_connection(slot);
+                self.begin_close(slot, CloseReason::TooManyRequests);
+            }
+            (None, upgrade) => {
+                if let Some(upgrade) = upgrade {
+                    self.switch_protocols(slot, &upgrade);
+                }
+                self.open(slot, &user, hash);
+                self.continue_with(slot, rest);
+            }
+        }
+    }
+}
+
+/// The first bytes of a TLS handshake record.
+fn looks_like_tls(bytes: &[u8]) -> bool {
+    matches!(bytes, [0x16, 0x03, ..])
+}

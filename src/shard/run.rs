@@ -1,0 +1,306 @@
+//! The turn: engine and core of one shard, inside its glommio executor.
+//!
+//! Owns the shard's thread. One turn: reap what completed → let the core act on it, on the inbox and on deadlines →
+//! carry out its commands, hand its bytes to the engine, send its batches. All sends of a turn leave with the next
+//! turn's one system call.
+//!
+//! The task never relies on the executor's preemption: it looks at its inbox every turn and yields by its own clock
+//! (see ARCHITECTURE.md, "Living with glommio").
+
+use std::future::poll_fn;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender};
+use glommio::timer::Timer;
+
+use super::Settings;
+use super::core::{Command, Core};
+use super::timers::DrainCount;
+use crate::engine::park::{FdReady, RingYield};
+use crate::engine::{Engine, Event, SendStatus, Waker};
+use crate::ids::ShardId;
+use crate::lanes::{Inbox, Lanes, Mailbox};
+use crate::router::HomeMap;
+use crate::view::View;
+
+/// The longest wait inside the engine before the shard parks in the executor. Waiting there halves the cost of low and
+/// middling load; a millisecond is what a foreign task of the executor may have to wait.
+const ENGINE_WAIT: Duration = Duration::from_millis(1);
+/// A parked shard turns this often all the same, so that its age tells whether it lives.
+const PARK_MAX: Duration = Duration::from_secs(1);
+/// The executor gets a look at its reactor this often under load. Nothing but the park timer lives there.
+const YIELD_EVERY_NS: u64 = 10_000_000;
+/// Lane items carried out in one turn, so that a flood from one shard does not starve this one's sockets.
+const INBOX_ITEMS_PER_TURN: usize = 4096;
+/// Accepting is tried again this long after the process ran out of descriptors.
+const ACCEPT_RETRY_MS: u64 = 100;
+
+/// Everything that a shard needs to start.
+#[derive(Debug)]
+pub struct Plan {
+    /// Which shard this is.
+    pub shard: ShardId,
+    /// Its listener, bound and listening.
+    pub listener: OwnedFd,
+    /// What comes to it.
+    pub inbox: Inbox,
+    /// What all threads may read.
+    pub view: Arc<View>,
+    /// What it goes by at first.
+    pub settings: Arc<Settings>,
+    /// The user-to-shard lookup.
+    pub homes: HomeMap,
+    /// Seed of its ids and jitter.
+    pub seed: u64,
+    /// Where to the control thread it reports.
+    pub reports: Sender<Report>,
+    /// All mailboxes, once every shard has its waker.
+    pub mailboxes: Receiver<Vec<Mailbox>>,
+}
+
+/// What a shard tells the control thread.
+#[derive(Debug)]
+pub enum Report {
+    /// The engine is made.
+    Engine(ShardId, Waker),
+    /// The shard accepts.
+    Accepting(ShardId),
+    /// The drain is over here.
+    Drained(ShardId, DrainCount),
+    /// The shard has ended; `Err` says what broke.
+    Ended(ShardId, Result<(), String>),
+}
+
+/// Runs one shard to its end.
+///
+/// # Errors
+/// The engine could not be made, or broke.
+pub async fn run<E: Engine>(plan: Plan) -> std::io::Result<()> {
+    let engine = E::new(plan.listener)?;
+    let waker = engine.waker();
+    // The control thread outlives the shards; if it is gone all the same, there is nobody to tell.
+    let _ = plan.reports.send(Report::Engine(plan.shard, waker.clone()));
+    let Ok(mailboxes) = plan.mailboxes.recv() else {
+        // Another shard could not start.
+        return Ok(());
+    };
+    let lanes = Lanes::new(plan.shard, mailboxes, Arc::clone(&plan.view.depths));
+    let core = Core::new(Arc::clone(&plan.view), plan.settings, plan.homes, lanes, plan.seed);
+    let park = FdReady::new(engine.park_fd())?;
+    let shard = Shard {
+        engine,
+        core,
+        inbox: plan.inbox,
+        waker,
+        view: plan.view,
+        reports: plan.reports,
+        commands: Vec::new(),
+        accept_retry_ms: None,
+        reported_drained: false,
+        park,
+        ring_yield: RingYield::new()?,
+    };
+    shard.live(plan.shard).await
+}
+
+struct Shard<E> {
+    engine: E,
+    core: Core,
+    inbox: Inbox,
+    waker: Waker,
+    view: Arc<View>,
+    reports: Sender<Report>,
+    commands: Vec<Command>,
+    accept_retry_ms: Option<u64>,
+    reported_drained: bool,
+    park: FdReady,
+    ring_yield: RingYield,
+}
+
+impl<E: Engine> Shard<E> {
+    async fn live(mut self, me: ShardId) -> std::io::Result<()> {
+        let _ = self.reports.send(Report::Accepting(me));
+        let mut wait = None;
+        let mut idle_turns = 0u32;
+        let mut yielded_ns = 0;
+        loop {
+            self.engine.turn(wait)?;
+            self.waker.set_running();
+            let now = self.view.clock.now();
+            self.core.begin_turn(now);
+            let busy = self.take_events() | self.take_parcels();
+            self.core.handle_timeouts();
+            self.carry_out();
+            let lanes_empty = self.core.flush_lanes();
+            self.finish_turn(me);
+            if self.core.is_stopping() && self.engine.sockets() == 0 {
+                return Ok(());
+            }
+            if now.mono_ns - yielded_ns > YIELD_EVERY_NS {
+                self.ring_yield.pass().await;
+                yielded_ns = now.mono_ns;
+            }
+            idle_turns = if busy { 0 } else { idle_turns + 1 };
+            if self.engine.has_work() || !self.inbox.is_empty() {
+                wait = None;
+                continue;
+            }
+            let until_deadline = self.until_deadline(now.mono_ms());
+            if idle_turns > 1 && lanes_empty {
+                self.park(until_deadline).await;
+                yielded_ns = self.view.clock.mono_ns();
+                wait = None;
+                continue;
+            }
+            self.waker.set_waiting();
+            // Whoever sends after this look sees that we wait.
+            wait = self.inbox.is_empty().then(|| ENGINE_WAIT.min(until_deadline));
+        }
+    }
+
+    /// Lets the core see what happened to sockets. Returns false if nothing did.
+    fn take_events(&mut self) -> bool {
+        let mut any = false;
+        while let Some(event) = self.engine.next_event() {
+            any = true;
+            match event {
+                Event::Accepted { key } => self.core.handle_accepted(key),
+                Event::Received { key, bytes } => self.core.handle_received(key, bytes),
+                Event::Sent { key, payload } => self.core.handle_sent(key, payload),
+                Event::Ended { key, error } => self.core.handle_ended(key, error.is_some()),
+                Event::Closed { key } => self.core.handle_closed(key),
+                Event::AcceptPaused { error } => {
+                    self.core.metrics().accept_paused.inc();
+                    log::warn!("accepting paused: {error}; see limits.connections and the nofile limit");
+                    self.accept_retry_ms = Some(self.view.clock.now().mono_ms() + ACCEPT_RETRY_MS);
+                }
+            }
+        }
+        any
+    }
+
+    /// Lets the core act on what came from other threads, as much as one turn may take.
+    fn take_parcels(&mut self) -> bool {
+        let mut items = 0;
+        while items < INBOX_ITEMS_PER_TURN {
+            let Some(parcel) = self.inbox.try_next() else {
+                break;
+            };
+            let from = match &parcel {
+                crate::lanes::Parcel::Batch(batch) => Some(batch.from),
+                _ => None,
+            };
+            let carried_out = self.core.handle_parcel(parcel);
+            if let Some(from) = from {
+                self.inbox.done(from, carried_out);
+            }
+            items += carried_out;
+        }
+        items > 0
+    }
+
+    /// Does what the core wants done: commands first, since they may bring more bytes to send, and the other way round.
+    fn carry_out(&mut self) {
+        let mut commands = std::mem::take(&mut self.commands);
+        loop {
+            while self.core.poll_command(&mut commands) {
+                for command in commands.drain(..) {
+                    self.carry_out_one(command);
+                }
+            }
+            let mut sent_any = false;
+            while let Some(key) = self.core.poll_dirty() {
+                while let Some(payload) = self.core.poll_payload(key) {
+                    match self.engine.send(key, payload) {
+                        SendStatus::InFlight => break,
+                        SendStatus::Done(payload) => self.core.handle_sent(key, payload),
+                    }
+                }
+                sent_any = true;
+            }
+            if !sent_any {
+                break;
+            }
+        }
+        self.commands = commands;
+    }
+
+    fn carry_out_one(&mut self, command: Command) {
+        match command {
+            Command::ReceiveOnce(key) => self.engine.receive_once(key),
+            Command::ReceiveStream(key) => self.engine.receive_stream(key),
+            Command::Finish(key) => self.engine.finish(key),
+            Command::Close(key) => self.engine.close(key),
+            Command::Detach(key) => {
+                if let Some(socket) = self.engine.detach(key) {
+                    self.core.handle_detached(key, socket);
+                }
+            }
+            Command::Adopt(hand_over) => {
+                let mut hand_over = *hand_over;
+                match hand_over.socket.take().map(|socket| self.engine.adopt(socket)) {
+                    Some(Ok(key)) => self.core.handle_adopted(key, hand_over),
+                    Some(Err(error)) => log::warn!("a connection was lost between shards: {error}"),
+                    None => {}
+                }
+            }
+        }
+    }
+
+    fn finish_turn(&mut self, me: ShardId) {
+        let now_ns = self.view.clock.mono_ns();
+        self.core.end_turn(now_ns);
+        let stats = self.engine.stats();
+        let metrics = self.core.metrics();
+        metrics.syscalls.set(stats.syscalls);
+        metrics.buffers_exhausted.set(stats.buffers_exhausted);
+        metrics.short_sends.set(stats.short_sends);
+        if self.accept_retry_ms.is_some_and(|due| due <= now_ns / 1_000_000) {
+            self.accept_retry_ms = None;
+            self.engine.resume_accept();
+        }
+        if !self.reported_drained
+            && let Some(count) = self.core.drain_count()
+            && count.open == 0
+            && !self.core.has_unfinished_sockets()
+        {
+            self.reported_drained = true;
+            let _ = self.reports.send(Report::Drained(me, count));
+        }
+    }
+
+    fn until_deadline(&self, now_ms: u64) -> Duration {
+        let due = [self.core.next_timeout_ms(), self.accept_retry_ms]
+            .into_iter()
+            .flatten()
+            .min();
+        // A millisecond more: the clock's fraction was cut off, and waking early would spin.
+        due.map_or(PARK_MAX, |due| {
+            Duration::from_millis(due.saturating_sub(now_ms) + 1).min(PARK_MAX)
+        })
+    }
+
+    /// Parks in the executor until something happens or the deadline comes.
+    async fn park(&mut self, until_deadline: Duration) {
+        self.waker.set_parked();
+        if !self.inbox.is_empty() || !self.engine.prepare_park() {
+            self.waker.set_running();
+            return;
+        }
+        let mut timer = std::pin::pin!(async { Timer::new(until_deadline).await });
+        let park = &mut self.park;
+        poll_fn(|cx| {
+            if park.poll_ready(cx).is_ready() || timer.as_mut().poll(cx).is_ready() {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
+        })
+        .await;
+        self.engine.unpark();
+        self.waker.set_running();
+    }
+}

@@ -1,0 +1,278 @@
+//! What every thread of a gateway may read: who it is, its clock, its counters, whether it drains.
+//!
+//! One [`View`] per gateway, shared by `Arc`. Nothing in it is a table or a queue: counters with one writer each,
+//! one flag, and the one word of the admission rate.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use crate::lanes::{Depths, LANE_ITEMS_MAX};
+use crate::metrics::{Counter, ShardMetrics};
+use crate::shard::Settings;
+
+/// A shard or control thread that has not turned for this long does not live: parked shards turn once a second.
+pub const STALLED_AFTER: Duration = Duration::from_secs(5);
+
+/// The gateway's clock: monotonic time since the start, and wall time.
+#[derive(Debug, Clone, Copy)]
+pub struct Clock {
+    origin: Instant,
+}
+
+/// One look at the clock.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Now {
+    /// Nanoseconds since the gateway's start; never goes back.
+    pub mono_ns: u64,
+    /// Unix milliseconds; goes where the host's clock goes.
+    pub wall_ms: u64,
+}
+
+impl Now {
+    /// Milliseconds since the gateway's start.
+    pub fn mono_ms(self) -> u64 {
+        self.mono_ns / 1_000_000
+    }
+}
+
+impl Clock {
+    /// A clock that starts now.
+    pub fn start() -> Self {
+        Clock { origin: Instant::now() }
+    }
+
+    /// Nanoseconds since the start.
+    pub fn mono_ns(&self) -> u64 {
+        self.origin.elapsed().as_nanos() as u64
+    }
+
+    /// Both times.
+    pub fn now(&self) -> Now {
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Now {
+            mono_ns: self.mono_ns(),
+            wall_ms: wall.as_millis() as u64,
+        }
+    }
+}
+
+/// Why a handshake that is in order is not taken now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotAdmitted {
+    /// The gateway drains.
+    Draining,
+    /// `limits.connections` are open.
+    ConnectionLimit,
+    /// `limits.handshakes_per_second` was exceeded.
+    AdmissionRate,
+    /// The lane to the user's shard is full.
+    LaneFull,
+}
+
+impl NotAdmitted {
+    /// The label in `shardgate_handshakes_refused_total`.
+    pub fn label(self) -> &'static str {
+        match self {
+            NotAdmitted::Draining => "draining",
+            NotAdmitted::ConnectionLimit => "connection_limit",
+            NotAdmitted::AdmissionRate => "admission_rate",
+            NotAdmitted::LaneFull => "lane_full",
+        }
+    }
+
+    /// The text of the 503.
+    pub fn text(self) -> &'static str {
+        match self {
+            NotAdmitted::Draining => "draining: try another gateway",
+            NotAdmitted::ConnectionLimit => "the connection limit is reached: try again later",
+            NotAdmitted::AdmissionRate => "too many handshakes at once: try again later",
+            NotAdmitted::LaneFull => "overloaded: try again later",
+        }
+    }
+
+    /// Bounds of `Retry-After`, seconds; a random number between them keeps clients from coming back together.
+    pub fn retry_after_range(self) -> (u64, u64) {
+        match self {
+            NotAdmitted::Draining | NotAdmitted::AdmissionRate | NotAdmitted::LaneFull => (1, 5),
+            NotAdmitted::ConnectionLimit => (5, 30),
+        }
+    }
+}
+
+/// What every thread may read.
+#[derive(Debug)]
+pub struct View {
+    /// Unique name of the gateway.
+    pub gateway_id: String,
+    /// No credential source is configured: users name themselves.
+    pub development: bool,
+    /// Name of the socket engine.
+    pub engine: &'static str,
+    /// The CPU of each shard, if pinned.
+    pub cpus: Vec<Option<usize>>,
+    /// The counters of each shard.
+    pub shards: Box<[ShardMetrics]>,
+    /// Items under way between shards.
+    pub depths: Arc<Depths>,
+    /// The gateway's clock.
+    pub clock: Clock,
+    /// When the control thread last turned, milliseconds of the gateway's clock.
+    pub control_turn_ms: Counter,
+    draining: AtomicBool,
+    last_health_check_ms: AtomicU64,
+    /// When the next handshake is due by the admission rate, nanoseconds of the gateway's clock (GCRA).
+    admission_due_ns: AtomicU64,
+}
+
+impl View {
+    /// A view of a gateway that starts now.
+    pub fn new(
+        gateway_id: String,
+        development: bool,
+        engine: &'static str,
+        cpus: Vec<Option<usize>>,
+        depths: Arc<Depths>,
+    ) -> Self {
+        View {
+            gateway_id,
+            development,
+            engine,
+            shards: cpus.iter().map(|_| ShardMetrics::default()).collect(),
+            cpus,
+            depths,
+            clock: Clock::start(),
+            control_turn_ms: Counter::default(),
+            draining: AtomicBool::new(false),
+            last_health_check_ms: AtomicU64::new(0),
+            admission_due_ns: AtomicU64::new(0),
+        }
+    }
+
+    /// True from the beginning of a drain.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
+    /// Begins a drain; returns false if one had begun.
+    pub fn begin_draining(&self) -> bool {
+        !self.draining.swap(true, Ordering::AcqRel)
+    }
+
+    /// WebSocket connections of all shards.
+    pub fn connections(&self) -> u64 {
+        self.shards.iter().map(|shard| shard.connections.get()).sum()
+    }
+
+    /// Users of all shards; a user lives on one shard.
+    pub fn users(&self) -> u64 {
+        self.shards.iter().map(|shard| shard.users.get()).sum()
+    }
+
+    /// When health was last asked for, Unix milliseconds.
+    pub fn last_health_check_ms(&self) -> Option<u64> {
+        Some(self.last_health_check_ms.load(Ordering::Relaxed)).filter(|ms| *ms > 0)
+    }
+
+    /// May one more WebSocket connection come in now? Counts it against the admission rate if so.
+    ///
+    /// Two shards that ask at the same instant may together pass the connection limit by one each.
+    ///
+    /// # Errors
+    /// The reason to refuse it.
+    pub fn admit(&self, settings: &Settings) -> Result<(), NotAdmitted> {
+        if self.is_draining() {
+            return Err(NotAdmitted::Draining);
+        }
+        if self.connections() >= settings.connections_max as u64 {
+            return Err(NotAdmitted::ConnectionLimit);
+        }
+        let rate = settings.limits.handshakes_per_second;
+        if rate > 0 {
+            let interval_ns = 1_000_000_000 / u64::from(rate);
+            // One second's worth may come at once.
+            let now = self.clock.mono_ns() + 1_000_000_000;
+            let admitted = self
+                .admission_due_ns
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |due| {
+                    let due = due.max(now - 1_000_000_000) + interval_ns;
+                    (due <= now).then_some(due)
+                });
+            if admitted.is_err() {
+                return Err(NotAdmitted::AdmissionRate);
+            }
+        }
+        Ok(())
+    }
+
+    /// Is this gateway fit for new clients?
+    ///
+    /// # Errors
+    /// The reasons in words.
+    pub fn readiness(&self, settings: &Settings) -> Result<(), String> {
+        let now = self.clock.now();
+        self.last_health_check_ms.store(now.wall_ms, Ordering::Relaxed);
+        let mut reasons = Vec::new();
+        if self.is_draining() {
+            reasons.push("draining".to_string());
+        }
+        let connections = self.connections();
+        if connections >= settings.connections_max as u64 {
+            reasons.push(format!(
+                "overloaded: {connections} connections, the limit is {}",
+                settings.connections_max
+            ));
+        }
+        for (from, to, depth) in self.lanes() {
+            if depth >= LANE_ITEMS_MAX {
+                reasons.push(format!("overloaded: the lane from shard {from} to shard {to} is full"));
+            }
+        }
+        if let Err(stalled) = self.liveness() {
+            reasons.push(stalled);
+        }
+        if reasons.is_empty() {
+            Ok(())
+        } else {
+            Err(reasons.join("; "))
+        }
+    }
+
+    /// Does every thread turn?
+    ///
+    /// # Errors
+    /// Which one does not, and since when.
+    pub fn liveness(&self) -> Result<(), String> {
+        let now = self.clock.now().mono_ms();
+        let limit = STALLED_AFTER.as_millis() as u64;
+        for (shard, age) in self.turn_ages(now) {
+            if age > limit {
+                return Err(format!("shard {shard} has not turned for {age} ms"));
+            }
+        }
+        let age = now.saturating_sub(self.control_turn_ms.get());
+        if age > limit {
+            return Err(format!("the control thread has not turned for {age} ms"));
+        }
+        Ok(())
+    }
+
+    /// How long ago each shard's last turn began, milliseconds.
+    pub fn turn_ages(&self, now_ms: u64) -> impl Iterator<Item = (usize, u64)> {
+        self.shards
+            .iter()
+            .map(move |shard| now_ms.saturating_sub(shard.last_turn_ms.get()))
+            .enumerate()
+    }
+
+    /// All lanes: from, to, items under way.
+    pub fn lanes(&self) -> impl Iterator<Item = (u16, u16, u32)> {
+        use crate::ids::ShardId;
+        let shards = self.shards.len() as u16;
+        (0..shards).flat_map(move |from| {
+            (0..shards)
+                .filter(move |to| *to != from)
+                .map(move |to| (from, to, self.depths.get(ShardId(from), ShardId(to))))
+        })
+    }
+}
