@@ -13,13 +13,15 @@ import { startGateway } from "../clients/gateway.mjs";
 import { withCurrentHashes } from "./csp.mjs";
 
 const WAIT_MS = 15_000;
+// A short drain also makes the times short that clients are told to come back after.
+const ARGS = ["--shards", "2", "--drain-timeout", "3s"];
 let gateway, browser;
 
 before(async () => {
   const executablePath = process.env.CHROMIUM ?? execFileSync("sh", ["-c", "command -v chromium"], { encoding: "utf8" }).trim();
   // Root needs --no-sandbox; the others keep a browser on a closed network from asking for its maker's hosts.
   browser = await chromium.launch({ executablePath, args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"] });
-  gateway = await startGateway(["--shards", "2"]);
+  gateway = await startGateway(ARGS);
 });
 after(async () => { await browser?.close(); await gateway?.stop("SIGKILL"); });
 
@@ -163,7 +165,7 @@ it("comes back by itself after the gateway was restarted on the same port", asyn
   await gateway.stop("SIGTERM");
   await alice.note(/Leaving within/).waitFor();
   await Promise.all([alice.is("waiting"), bob.is("waiting")]);
-  gateway = await startGateway(["--shards", "2"], port);
+  gateway = await startGateway(ARGS, port);
   await Promise.all([alice.is("open"), bob.is("open")]);
   await alice.note("Connected again").waitFor();
   await alice.peer("online");
