@@ -186,7 +186,7 @@ it("fits a phone without sideways scrolling", async () => {
 });
 
 it("can be photographed in the middle of a conversation", async () => {
-  const { context, page, complaints, alice, bob } = await open({ viewport: { width: 1280, height: 800 } });
+  const { context, page, complaints, alice, bob } = await open({ viewport: { width: 1280, height: 800 }, reducedMotion: "reduce" });
   await page.getByRole("button", { name: "Connect all" }).click();
   await Promise.all([alice.is("open"), bob.is("open")]);
   for (const [from, to, text] of [[alice, bob, "Hi Bob, are you there?"], [bob, alice, "Right here."], [alice, bob, "Good. Here come a hundred at once:"]]) {
