@@ -317,6 +317,7 @@ impl Core {
             let metrics = self.metrics();
             metrics.connections.set(metrics.connections.get().saturating_sub(1));
             metrics.closed(ending);
+            self.view.release();
             if let Some(draining) = &mut self.draining {
                 draining.count(ending);
             }
@@ -454,6 +455,12 @@ impl Core {
         self.stopping
     }
 
+    /// A socket that was handed over could not be taken into the engine.
+    pub fn handle_lost(&mut self) {
+        self.metrics().closed(Ending::Abrupt);
+        self.view.release();
+    }
+
     /// A socket left the engine for its home shard.
     pub fn handle_detached(&mut self, key: SocketKey, socket: OwnedFd) {
         let Some(conn) = self.connection(key) else {
@@ -461,7 +468,11 @@ impl Core {
         };
         let stage = std::mem::replace(&mut conn.stage, Stage::Closed);
         let messages_in = conn.messages_in;
-        self.end(key.slot, Ending::Abrupt);
+        // It does not end here: its place and its life go on with the home shard.
+        if std::mem::take(&mut conn.counted) {
+            let connections = &self.metrics().connections;
+            connections.set(connections.get().saturating_sub(1));
+        }
         self.vacate(key.slot);
         if let Stage::Leaving(leaving) = stage {
             self.hand_over(*leaving, socket, messages_in);

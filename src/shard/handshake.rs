@@ -7,7 +7,7 @@ use super::core::{Command, Core};
 use crate::engine::SocketKey;
 use crate::http::{HttpConn, HttpProgress};
 use crate::lanes::HandOver;
-use crate::metrics::{Drop, SentKind};
+use crate::metrics::{Drop, Ending, SentKind};
 use crate::protocol::close::CloseReason;
 use crate::protocol::encode;
 use crate::protocol::head::{self, Decision, Endpoint, Progress, Upgrade};
@@ -100,9 +100,10 @@ impl Core {
         let progress = drive(http, &mut out);
         if !out.is_empty() {
             self.append_unlimited(slot, &out);
+            // An answer buys time for the next request; bytes that trickle in do not.
+            self.wheel.set(slot, due);
         }
         self.scratch = out;
-        self.wheel.set(slot, due);
         if self.conn(slot).outbox_bytes() > self.settings.limits.outbox_bytes {
             // Pipelines requests and does not read the answers.
             self.close_now(slot);
@@ -125,6 +126,8 @@ impl Core {
 
     /// A handshake that is in order and admitted.
     fn upgrade(&mut self, slot: u32, upgrade: Upgrade, rest: Vec<u8>) {
+        self.metrics().accepted.inc();
+        self.count_connection(slot);
         match upgrade.user.clone() {
             Some(user) => {
                 let hash = self.homes.hash(&user);
@@ -144,7 +147,6 @@ impl Core {
             }
             None => {
                 self.switch_protocols(slot, &upgrade);
-                self.count_connection(slot);
                 let timeout = match upgrade.endpoint {
                     Endpoint::Gateway => {
                         self.conn(slot).stage = Stage::Authenticating;
@@ -169,21 +171,17 @@ impl Core {
         self.scratch = response;
     }
 
+    /// A connection that has a place is counted by the shard that it is on.
     fn count_connection(&mut self, slot: u32) {
         let id = self.ids.next(self.now.wall_ms);
         let conn = self.conn(slot);
         conn.counted = true;
         conn.id = id;
-        let metrics = self.metrics();
-        metrics.connections.add(1);
-        metrics.accepted.inc();
+        self.metrics().connections.add(1);
     }
 
     /// The user is known and lives here.
     pub(super) fn open(&mut self, slot: u32, user: &str, hash: UserHash) {
-        if !self.conn(slot).counted {
-            self.count_connection(slot);
-        }
         let index = self.users.join(hash, user, slot);
         let conn = self.conn(slot);
         conn.user = Some(index);
@@ -269,11 +267,13 @@ impl Core {
             None
         };
         self.occupy(key, Stage::Authenticating).messages_in = messages_in;
+        self.count_connection(slot);
         match (refused, upgrade) {
             (Some(reason), Some(_)) => {
                 if reason == NotAdmitted::Draining {
                     self.metrics().refused(reason.label());
                 }
+                self.end(slot, Ending::Abrupt);
                 let (least, most) = reason.retry_after_range();
                 let seconds = least + self.ids.jitter(most - least + 1);
                 let mut response = Vec::new();
@@ -285,7 +285,6 @@ impl Core {
             }
             (Some(_), None) => {
                 // Its 101 is sent: the close code says come back.
-                self.count_connection(slot);
                 self.begin_close(slot, CloseReason::TooManyRequests);
             }
             (None, upgrade) => {
