@@ -151,7 +151,8 @@ pub trait Engine: Sized {
     fn new(listener: OwnedFd) -> io::Result<Self>;
 
     /// Submits what was collected and reaps what completed; waits up to `wait` if there is nothing (`None`: does not wait).
-    /// A wait also ends when [`Waker::wake`] is called.
+    /// A wait also ends when [`Waker::wake`] is called, and may end early for no reason of the engine's: a signal, or a
+    /// completion of the executor's own ring.
     ///
     /// # Errors
     /// Only for faults of the engine itself, after which the shard cannot go on.
@@ -195,6 +196,7 @@ pub trait Engine: Sized {
     fn has_work(&mut self) -> bool;
 
     /// Makes [`Engine::park_fd`] report activity. Returns false, and parks nothing, when there is work already.
+    /// Comes after [`Waker::set_parked`] and the last look at the inbox.
     fn prepare_park(&mut self) -> bool;
 
     /// Ends what `prepare_park` began, whether or not it fired.
