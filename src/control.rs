@@ -216,13 +216,16 @@ impl Starter {
         let shards = host.cpus.len() as u16;
         let (reports_sender, reports) = unbounded();
         let (mailboxes_sender, mailboxes_receiver) = bounded::<Vec<Mailbox>>(shards.into());
-        let homes = HomeMap::new(shards);
+        let no_random = |cause: getrandom::Error| StartError::System {
+            what: "cannot get random numbers",
+            cause: cause.into(),
+        };
+        let mut key = [0; 16];
+        getrandom::fill(&mut key).map_err(no_random)?;
+        let homes = HomeMap::new(shards, key);
         let mut threads = Vec::new();
         for (((shard, inbox), listener), cpu) in (0..shards).zip(self.inboxes).zip(sockets).zip(&host.cpus) {
-            let seed = getrandom::u64().map_err(|cause| StartError::System {
-                what: "cannot get random numbers",
-                cause: cause.into(),
-            })?;
+            let seed = getrandom::u64().map_err(no_random)?;
             let plan = Plan {
                 shard: ShardId(shard),
                 listener,

@@ -148,7 +148,7 @@ mod tests {
         /// Joins and leaves in any order agree with a plain map.
         #[test]
         fn agrees_with_a_model(steps in prop::collection::vec((0u8..6, 0u32..12), 0..200)) {
-            let map = HomeMap::new(1);
+            let map = HomeMap::new(1, [1; 16]);
             let mut users = Users::default();
             let mut model: BTreeMap<String, Vec<u32>> = BTreeMap::new();
             let mut of_slot: BTreeMap<u32, (UserIndex, String)> = BTreeMap::new();
