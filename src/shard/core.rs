@@ -21,11 +21,11 @@ use crate::protocol::close::CloseReason;
 use crate::protocol::encode;
 use crate::router::HomeMap;
 use crate::router::users::Users;
-use crate::session::{Connection, Stage};
-use crate::shard::Settings;
-use crate::shard::outbox::Spares;
+use crate::session::outbox::Spares;
+use crate::settings::Settings;
 use crate::shard::timers::Draining;
 use crate::shard::wheel::Wheel;
+use crate::shard::{Connection, Stage};
 use crate::view::{Now, View};
 
 /// What the turn must do with the engine.
