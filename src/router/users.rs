@@ -61,6 +61,12 @@ impl Users {
         self.table.len()
     }
 
+    /// Number of connections in all users' lists. Goes through all users: for checks.
+    pub fn connections(&self) -> usize {
+        let users = self.table.iter();
+        users.map(|slot| self.devices(UserIndex(slot.index)).len()).sum()
+    }
+
     /// True when nobody is here.
     pub fn is_empty(&self) -> bool {
         self.table.is_empty()
