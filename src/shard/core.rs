@@ -464,7 +464,11 @@ impl Core {
         };
         let stage = std::mem::replace(&mut conn.stage, Stage::Closed);
         let messages_in = conn.messages_in;
-        self.end(key.slot, Ending::Abrupt);
+        // It goes on elsewhere: this is no end.
+        if std::mem::take(&mut conn.counted) {
+            let metrics = self.metrics();
+            metrics.connections.set(metrics.connections.get().saturating_sub(1));
+        }
         self.vacate(key.slot);
         if let Stage::Leaving(leaving) = stage {
             self.hand_over(*leaving, socket, messages_in);

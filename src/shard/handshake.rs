@@ -130,6 +130,7 @@ impl Core {
                 let hash = self.homes.hash(&user);
                 if self.homes.home(hash) == self.me {
                     self.switch_protocols(slot, &upgrade);
+                    self.count_accepted(slot);
                     self.open(slot, &user, hash);
                     self.continue_with(slot, rest);
                 } else {
@@ -144,7 +145,7 @@ impl Core {
             }
             None => {
                 self.switch_protocols(slot, &upgrade);
-                self.count_connection(slot);
+                self.count_accepted(slot);
                 let timeout = match upgrade.endpoint {
                     Endpoint::Gateway => {
                         self.conn(slot).stage = Stage::Authenticating;
@@ -169,21 +170,21 @@ impl Core {
         self.scratch = response;
     }
 
+    fn count_accepted(&mut self, slot: u32) {
+        self.metrics().accepted.inc();
+        self.count_connection(slot);
+    }
+
     fn count_connection(&mut self, slot: u32) {
         let id = self.ids.next(self.now.wall_ms);
         let conn = self.conn(slot);
         conn.counted = true;
         conn.id = id;
-        let metrics = self.metrics();
-        metrics.connections.add(1);
-        metrics.accepted.inc();
+        self.metrics().connections.add(1);
     }
 
     /// The user is known and lives here.
     pub(super) fn open(&mut self, slot: u32, user: &str, hash: UserHash) {
-        if !self.conn(slot).counted {
-            self.count_connection(slot);
-        }
         let index = self.users.join(hash, user, slot);
         let conn = self.conn(slot);
         conn.user = Some(index);
@@ -289,8 +290,13 @@ impl Core {
                 self.begin_close(slot, CloseReason::TooManyRequests);
             }
             (None, upgrade) => {
-                if let Some(upgrade) = upgrade {
-                    self.switch_protocols(slot, &upgrade);
+                match upgrade {
+                    Some(upgrade) => {
+                        self.switch_protocols(slot, &upgrade);
+                        self.count_accepted(slot);
+                    }
+                    // The shard that sent its 101 has counted it.
+                    None => self.count_connection(slot),
                 }
                 self.open(slot, &user, hash);
                 self.continue_with(slot, rest);
