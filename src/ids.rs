@@ -6,8 +6,6 @@ use std::fmt;
 
 use uuid::Uuid;
 
-use crate::engine::SocketKey;
-
 /// A shard's place in its gateway, counted from 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ShardId(pub u16);
@@ -23,6 +21,16 @@ impl fmt::Display for ShardId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
+}
+
+/// Names one socket of one shard's engine. The generation differs each time a slot is used again, so that
+/// a late completion or a late lane item never reaches the slot's next tenant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct SocketKey {
+    /// Index into the engine's slab, and into the shard's parallel table of connections.
+    pub slot: u32,
+    /// Use count of the slot; 24 bits are significant.
+    pub generation: u32,
 }
 
 /// Names one connection in its gateway for as long as it lives; never names a later one by accident.

@@ -29,8 +29,6 @@ use std::net::SocketAddr;
 use std::os::fd::{OwnedFd, RawFd};
 use std::time::Duration;
 
-use bytes::Bytes;
-
 mod epoll;
 pub mod park;
 mod ring;
@@ -41,38 +39,11 @@ mod sys;
 mod tests;
 mod waker;
 
+pub use crate::ids::SocketKey;
+pub use crate::payload::Payload;
 pub use epoll::EpollEngine;
 pub use ring::RingEngine;
 pub use waker::Waker;
-
-/// Names one socket of one engine. The generation differs each time a slot is used again, so that
-/// a late completion or a late lane item never reaches the slot's next tenant.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct SocketKey {
-    /// Index into the engine's slab, and into the shard's parallel table of connections.
-    pub slot: u32,
-    /// Use count of the slot; 24 bits are significant.
-    pub generation: u32,
-}
-
-/// Bytes on their way out. The engine keeps them alive until the kernel is done with them.
-#[derive(Debug)]
-pub enum Payload {
-    /// Bytes of this socket alone; given back through [`Event::Sent`] so that the buffer can be used again.
-    Own(Vec<u8>),
-    /// Bytes that many sockets share.
-    Shared(Bytes),
-}
-
-impl Payload {
-    /// The bytes themselves.
-    pub fn as_slice(&self) -> &[u8] {
-        match self {
-            Payload::Own(bytes) => bytes,
-            Payload::Shared(bytes) => bytes,
-        }
-    }
-}
 
 /// What came of [`Engine::send`].
 #[derive(Debug)]

@@ -46,6 +46,15 @@ impl Waker {
         Self::make(None)
     }
 
+    /// A waker of no engine: for tests that turn their shards by hand.
+    ///
+    /// # Errors
+    /// Out of descriptors.
+    #[doc(hidden)]
+    pub fn inert() -> io::Result<Self> {
+        Self::make(None)
+    }
+
     fn make(park_fd: Option<File>) -> io::Result<Self> {
         Ok(Waker {
             shared: Arc::new(Shared {
