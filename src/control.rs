@@ -13,7 +13,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder};
 
-use crate::config::{Config, ConfigError, OriginPolicy};
+use crate::config::{Config, ConfigError};
 use crate::engine::{EpollEngine, RingEngine, Waker};
 use crate::ids::ShardId;
 use crate::lanes::{self, Mailbox, Parcel};
@@ -21,7 +21,7 @@ use crate::router::HomeMap;
 use crate::runtime::StartError;
 use crate::runtime::listener::{self, Claim};
 use crate::runtime::preflight::{self, EngineKind, Host};
-use crate::shard::Settings;
+use crate::settings::Settings;
 use crate::shard::run::{self, Plan, Report};
 use crate::view::{STALLED_AFTER, View};
 
@@ -163,17 +163,6 @@ impl Drop for Gateway {
     }
 }
 
-fn settings(config: &Config, connections_max: usize) -> Result<Settings, StartError> {
-    Ok(Settings {
-        limits: config.limits,
-        connections_max,
-        heartbeat: config.heartbeat,
-        auth_timeout: config.auth_timeout,
-        origins: OriginPolicy::parse(&config.origins)?,
-        echo: config.echo,
-    })
-}
-
 /// What exists before the first shard does.
 struct Starter {
     view: Arc<View>,
@@ -200,7 +189,7 @@ impl Starter {
         ));
         let starter = Starter {
             view: Arc::clone(&view),
-            settings: Arc::new(settings(config, host.connections_max)?),
+            settings: Arc::new(Settings::new(config, host.connections_max)?),
             inboxes,
             senders,
         };
@@ -218,13 +207,16 @@ impl Starter {
         let shards = host.cpus.len() as u16;
         let (reports_sender, reports) = unbounded();
         let (mailboxes_sender, mailboxes_receiver) = bounded::<Vec<Mailbox>>(shards.into());
-        let homes = HomeMap::new(shards);
+        let no_random = |cause: getrandom::Error| StartError::System {
+            what: "cannot get random numbers",
+            cause: cause.into(),
+        };
+        let mut key = [0; 16];
+        getrandom::fill(&mut key).map_err(no_random)?;
+        let homes = HomeMap::new(shards, key);
         let mut threads = Vec::new();
         for (((shard, inbox), listener), cpu) in (0..shards).zip(self.inboxes).zip(sockets).zip(&host.cpus) {
-            let seed = getrandom::u64().map_err(|cause| StartError::System {
-                what: "cannot get random numbers",
-                cause: cause.into(),
-            })?;
+            let seed = getrandom::u64().map_err(no_random)?;
             let plan = Plan {
                 shard: ShardId(shard),
                 listener,
@@ -441,7 +433,7 @@ impl Control {
             log::warn!("limits.connections is {wanted}, but nofile permits {possible}: going by that");
         }
         let connections_max = wanted.min(possible);
-        let settings = match settings(config, connections_max) {
+        let settings = match Settings::new(config, connections_max) {
             Ok(settings) => Arc::new(settings),
             Err(error) => return log::error!("configuration not changed: {error}"),
         };

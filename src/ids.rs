@@ -6,8 +6,6 @@ use std::fmt;
 
 use uuid::Uuid;
 
-use crate::engine::SocketKey;
-
 /// A shard's place in its gateway, counted from 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ShardId(pub u16);
@@ -25,6 +23,16 @@ impl fmt::Display for ShardId {
     }
 }
 
+/// Names one socket of one shard's engine. The generation differs each time a slot is used again, so that
+/// a late completion or a late lane item never reaches the slot's next tenant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct SocketKey {
+    /// Index into the engine's slab, and into the shard's parallel table of connections.
+    pub slot: u32,
+    /// Use count of the slot; 24 bits are significant.
+    pub generation: u32,
+}
+
 /// Names one connection in its gateway for as long as it lives; never names a later one by accident.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ConnKey {
@@ -39,7 +47,9 @@ pub const USER_ID_BYTES_MAX: usize = 128;
 
 /// True for 1 to 128 bytes of UTF-8 without control characters.
 pub fn is_valid_user_id(user: &str) -> bool {
-    (1..=USER_ID_BYTES_MAX).contains(&user.len()) && !user.chars().any(char::is_control)
+    // Most ids are plain ASCII, which is told without decoding; 0x7f is a control character too.
+    let plain = |user: &str| user.bytes().fold(true, |plain, b| plain & (0x20..0x7f).contains(&b));
+    (1..=USER_ID_BYTES_MAX).contains(&user.len()) && (plain(user) || !user.chars().any(char::is_control))
 }
 
 /// Makes UUIDv7 ids. Ids of one source never go back, even when the wall clock does.
@@ -125,5 +135,6 @@ mod tests {
         assert!(!is_valid_user_id(&"x".repeat(129)));
         assert!(!is_valid_user_id("a\nb"));
         assert!(!is_valid_user_id("a\u{85}b"));
+        assert!(!is_valid_user_id("a\u{7f}b"));
     }
 }

@@ -21,7 +21,7 @@ use crate::engine::{SocketKey, Waker};
 use crate::ids::ShardId;
 use crate::protocol::head::Upgrade;
 use crate::router::UserHash;
-use crate::shard::Settings;
+use crate::settings::Settings;
 
 /// Items that may be under way on one lane. At 200 bytes each, 3 MB for the slowest pair of shards.
 pub const LANE_ITEMS_MAX: u32 = 16_384;

@@ -4,10 +4,12 @@
 //! | --- | --- |
 //! | [`config`] | flags, environment and TOML file to one checked [`config::Config`] |
 //! | [`ids`] | names of shards, connections, users, messages |
+//! | [`payload`] | bytes on their way out |
 //! | [`protocol`] | pure: frames, envelopes, request heads, close codes |
 //! | [`session`] | pure: one connection's life |
 //! | [`router`] | pure: who is where |
 //! | [`metrics`] | names, and one table of counters per shard |
+//! | [`settings`] | what shards go by |
 //! | [`view`] | what every thread may read |
 //! | [`engine`] | sockets only: io_uring and epoll behind one contract |
 //! | [`lanes`] | what threads say to each other |
@@ -23,9 +25,11 @@ pub mod http;
 pub mod ids;
 pub mod lanes;
 pub mod metrics;
+pub mod payload;
 pub mod protocol;
 pub mod router;
 pub mod runtime;
 pub mod session;
+pub mod settings;
 pub mod shard;
 pub mod view;

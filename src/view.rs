@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::lanes::{Depths, LANE_ITEMS_MAX};
 use crate::metrics::{Counter, ShardMetrics};
-use crate::shard::Settings;
+use crate::settings::Settings;
 
 /// A shard or control thread that has not turned for this long does not live: parked shards turn once a second.
 pub const STALLED_AFTER: Duration = Duration::from_secs(5);

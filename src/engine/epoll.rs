@@ -117,7 +117,7 @@ impl Epoll {
             None => self.wait_coarse(events, 0),
             Some(wait) if self.coarse => {
                 // Rounded up: a wait of 0 would spin.
-                let millis = wait.as_micros().div_ceil(1000);
+                let millis = wait.as_nanos().div_ceil(1_000_000);
                 self.wait_coarse(events, millis.min(i32::MAX as u128) as libc::c_int)
             }
             Some(wait) => self.wait_fine(events, wait),

@@ -29,8 +29,6 @@ use std::net::SocketAddr;
 use std::os::fd::{OwnedFd, RawFd};
 use std::time::Duration;
 
-use bytes::Bytes;
-
 mod epoll;
 pub mod park;
 mod ring;
@@ -41,38 +39,11 @@ mod sys;
 mod tests;
 mod waker;
 
+pub use crate::ids::SocketKey;
+pub use crate::payload::Payload;
 pub use epoll::EpollEngine;
 pub use ring::RingEngine;
 pub use waker::Waker;
-
-/// Names one socket of one engine. The generation differs each time a slot is used again, so that
-/// a late completion or a late lane item never reaches the slot's next tenant.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct SocketKey {
-    /// Index into the engine's slab, and into the shard's parallel table of connections.
-    pub slot: u32,
-    /// Use count of the slot; 24 bits are significant.
-    pub generation: u32,
-}
-
-/// Bytes on their way out. The engine keeps them alive until the kernel is done with them.
-#[derive(Debug)]
-pub enum Payload {
-    /// Bytes of this socket alone; given back through [`Event::Sent`] so that the buffer can be used again.
-    Own(Vec<u8>),
-    /// Bytes that many sockets share.
-    Shared(Bytes),
-}
-
-impl Payload {
-    /// The bytes themselves.
-    pub fn as_slice(&self) -> &[u8] {
-        match self {
-            Payload::Own(bytes) => bytes,
-            Payload::Shared(bytes) => bytes,
-        }
-    }
-}
 
 /// What came of [`Engine::send`].
 #[derive(Debug)]
@@ -151,7 +122,8 @@ pub trait Engine: Sized {
     fn new(listener: OwnedFd) -> io::Result<Self>;
 
     /// Submits what was collected and reaps what completed; waits up to `wait` if there is nothing (`None`: does not wait).
-    /// A wait also ends when [`Waker::wake`] is called.
+    /// A wait also ends when [`Waker::wake`] is called, and may end early for no reason of the engine's: a signal, or a
+    /// completion of the executor's own ring.
     ///
     /// # Errors
     /// Only for faults of the engine itself, after which the shard cannot go on.
@@ -195,6 +167,7 @@ pub trait Engine: Sized {
     fn has_work(&mut self) -> bool;
 
     /// Makes [`Engine::park_fd`] report activity. Returns false, and parks nothing, when there is work already.
+    /// Comes after [`Waker::set_parked`] and the last look at the inbox.
     fn prepare_park(&mut self) -> bool;
 
     /// Ends what `prepare_park` began, whether or not it fired.

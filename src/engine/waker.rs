@@ -46,6 +46,15 @@ impl Waker {
         Self::make(None)
     }
 
+    /// A waker of no engine: for tests that turn their shards by hand.
+    ///
+    /// # Errors
+    /// Out of descriptors.
+    #[doc(hidden)]
+    pub fn inert() -> io::Result<Self> {
+        Self::make(None)
+    }
+
     fn make(park_fd: Option<File>) -> io::Result<Self> {
         Ok(Waker {
             shared: Arc::new(Shared {
@@ -83,9 +92,28 @@ impl Waker {
         }
         // The swap decides which of many callers writes.
         match self.shared.state.swap(RUNNING, Ordering::SeqCst) {
-            WAITING => sys::notify(&self.shared.wait_fd),
+            WAITING => self.notify_waiting(),
             PARKED => sys::notify(self.park_file()),
             _ => {}
+        }
+    }
+
+    /// Ends a wait, and a park too if that is what the shard has come to since it was seen waiting.
+    ///
+    /// A write to `wait_fd` that comes after the shard has parked is worse than useless: it becomes a completion of the
+    /// shard's ring, the kernel does not tell completions that an eventfd led to, nor any behind it, and so the
+    /// shard would be deaf (`what_an_eventfd_leads_to_is_not_told`). Either the shard sees that completion before it
+    /// parks, or the look here comes after it said so: the fence is the counterpart of that in `prepare_park`.
+    pub(super) fn notify_waiting(&self) {
+        sys::notify(&self.shared.wait_fd);
+        fence(Ordering::SeqCst);
+        let state = &self.shared.state;
+        if self.shared.park_fd.is_some()
+            && state
+                .compare_exchange(PARKED, RUNNING, Ordering::SeqCst, Ordering::SeqCst)
+                .is_ok()
+        {
+            sys::notify(self.park_file());
         }
     }
 

@@ -23,7 +23,7 @@ use hyper::service::Service;
 use hyper::{Request, Response};
 
 use crate::protocol::head::Upgrade;
-use crate::shard::Settings;
+use crate::settings::Settings;
 use crate::view::{NotAdmitted, View};
 use pipe::Pipe;
 

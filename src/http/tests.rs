@@ -5,7 +5,16 @@ fn connection(development: bool) -> (HttpConn, Rc<HttpContext>) {
     let (_, _, depths) = lanes::inboxes(2);
     let context = Rc::new(HttpContext {
         view: Arc::new(View::new("gw".into(), development, "ring", vec![Some(0), None], depths)),
-        settings: RefCell::new(Arc::new(Settings::for_tests())),
+        settings: RefCell::new(Arc::new(
+            Settings::new(
+                &crate::config::Config {
+                    echo: true,
+                    ..Default::default()
+                },
+                1000,
+            )
+            .unwrap(),
+        )),
         shard: 0,
         jitter: RefCell::new(fastrand::Rng::with_seed(1)),
     });

@@ -4,7 +4,7 @@
 
 pub mod users;
 
-use std::hash::{BuildHasher, RandomState};
+use siphasher::sip::SipHasher13;
 
 use crate::ids::ShardId;
 
@@ -12,7 +12,7 @@ use crate::ids::ShardId;
 /// many users at one shard; fixed for the life of the process.
 #[derive(Debug, Clone)]
 pub struct HomeMap {
-    hasher: RandomState,
+    hasher: SipHasher13,
     shards: u16,
 }
 
@@ -21,24 +21,24 @@ pub struct HomeMap {
 pub struct UserHash(pub u64);
 
 impl HomeMap {
-    /// A map over this many shards, at least one, with a random seed.
-    pub fn new(shards: u16) -> Self {
+    /// A map over this many shards, at least one. The key is random and secret, except where a test repeats itself.
+    pub fn new(shards: u16, key: [u8; 16]) -> Self {
         assert!(shards > 0, "a gateway has at least one shard");
         HomeMap {
-            hasher: RandomState::new(),
+            hasher: SipHasher13::new_with_key(&key),
             shards,
         }
     }
 
     /// The hash of a user id.
     pub fn hash(&self, user: &str) -> UserHash {
-        UserHash(self.hasher.hash_one(user))
+        UserHash(self.hasher.hash(user.as_bytes()))
     }
 
     /// The shard on which all connections of this user live.
     pub fn home(&self, hash: UserHash) -> ShardId {
         // The upper half of the hash, scaled: the tables use the lower bits.
-        let scaled = (hash.0 >> 32) * u64::from(self.shards) >> 32;
+        let scaled = ((hash.0 >> 32) * u64::from(self.shards)) >> 32;
         ShardId(scaled as u16)
     }
 
@@ -54,7 +54,7 @@ mod tests {
 
     #[test]
     fn homes_are_in_range_stable_and_even() {
-        let map = HomeMap::new(7);
+        let map = HomeMap::new(7, [7; 16]);
         let copy = map.clone();
         let mut counts = [0u32; 7];
         for n in 0..70_000 {

@@ -37,7 +37,8 @@ struct Entry {
 #[derive(Debug)]
 enum Devices {
     One(u32),
-    Many(Box<Vec<u32>>),
+    /// No spare capacity: 16 bytes in the entry, and devices come and go rarely.
+    Many(Box<[u32]>),
 }
 
 impl Devices {
@@ -61,6 +62,12 @@ impl Users {
         self.table.len()
     }
 
+    /// Number of connections in all users' lists. Goes through all users: for checks.
+    pub fn connections(&self) -> usize {
+        let users = self.table.iter();
+        users.map(|slot| self.devices(UserIndex(slot.index)).len()).sum()
+    }
+
     /// True when nobody is here.
     pub fn is_empty(&self) -> bool {
         self.table.is_empty()
@@ -81,8 +88,12 @@ impl Users {
         if let Some(user) = self.find(hash, name) {
             let devices = &mut self.entries[user.0 as usize].devices;
             match devices {
-                Devices::One(first) => *devices = Devices::Many(Box::new(vec![*first, slot])),
-                Devices::Many(slots) => slots.push(slot),
+                Devices::One(first) => *devices = Devices::Many(Box::new([*first, slot])),
+                Devices::Many(slots) => {
+                    let mut more = std::mem::take(slots).into_vec();
+                    more.push(slot);
+                    *slots = more.into_boxed_slice();
+                }
             }
             return user;
         }
@@ -111,10 +122,12 @@ impl Users {
     pub fn leave(&mut self, user: UserIndex, slot: u32) {
         let entry = &mut self.entries[user.0 as usize];
         if let Devices::Many(slots) = &mut entry.devices {
-            slots.retain(|s| *s != slot);
-            if let [last] = slots[..] {
-                entry.devices = Devices::One(last);
-            }
+            let mut left = std::mem::take(slots).into_vec();
+            left.retain(|s| *s != slot);
+            entry.devices = match left[..] {
+                [last] => Devices::One(last),
+                _ => Devices::Many(left.into_boxed_slice()),
+            };
             return;
         }
         debug_assert_eq!(entry.devices.as_slice(), [slot], "leaving without having joined");
@@ -148,7 +161,7 @@ mod tests {
         /// Joins and leaves in any order agree with a plain map.
         #[test]
         fn agrees_with_a_model(steps in prop::collection::vec((0u8..6, 0u32..12), 0..200)) {
-            let map = HomeMap::new(1);
+            let map = HomeMap::new(1, [1; 16]);
             let mut users = Users::default();
             let mut model: BTreeMap<String, Vec<u32>> = BTreeMap::new();
             let mut of_slot: BTreeMap<u32, (UserIndex, String)> = BTreeMap::new();

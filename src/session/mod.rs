@@ -10,31 +10,31 @@
 //!                                └───> Lingering ──> Closed
 //! ```
 
+pub mod outbox;
 pub mod rate;
 
 use uuid::Uuid;
 
-use crate::http::HttpConn;
 use crate::protocol::frame::Decoder;
 use crate::protocol::head::Upgrade;
 use crate::router::UserHash;
 use crate::router::users::UserIndex;
-use crate::shard::outbox::Outbox;
+use outbox::Outbox;
 use rate::RateLimiter;
 
 /// How many frames in a row may be malformed before the connection is closed with 3501.
 pub const BAD_FRAMES_MAX: u8 = 10;
 
-/// Where a connection is in its life.
+/// Where a connection is in its life. `H` is who answers its plain HTTP requests, which this room does not know.
 #[derive(Debug, Default)]
-pub enum Stage {
+pub enum Stage<H> {
     /// The slot is free.
     #[default]
     Free,
     /// Reading a request head; what came of it so far.
     Head(Vec<u8>),
     /// Plain HTTP.
-    Http(Box<HttpConn>),
+    Http(Box<H>),
     /// On its way to its home shard, as soon as its outbox is empty.
     Leaving(Box<Leaving>),
     /// `101` is sent; the user is not known yet.
@@ -71,8 +71,8 @@ pub struct Leaving {
 }
 
 /// One connection of a shard.
-#[derive(Debug, Default)]
-pub struct Connection {
+#[derive(Debug)]
+pub struct Connection<H> {
     /// Generation of the slot's socket.
     pub generation: u32,
     /// Frames that this connection sent in a row and nobody understood.
@@ -88,7 +88,7 @@ pub struct Connection {
     /// The user, while the connection is in the user's list.
     pub user: Option<UserIndex>,
     /// Where it is in its life.
-    pub stage: Stage,
+    pub stage: Stage<H>,
     /// The id that the client knows.
     pub id: Uuid,
     /// When it was accepted, Unix milliseconds.
@@ -107,7 +107,31 @@ pub struct Connection {
     pub outbox: Option<Box<Outbox>>,
 }
 
-impl Connection {
+impl<H> Default for Connection<H> {
+    /// A free slot.
+    fn default() -> Self {
+        Connection {
+            generation: 0,
+            bad_frames: 0,
+            streaming: false,
+            armed: false,
+            dirty: false,
+            counted: false,
+            user: None,
+            stage: Stage::Free,
+            id: Uuid::nil(),
+            connected_at_ms: 0,
+            last_seen_ms: 0,
+            messages_in: 0,
+            messages_out: 0,
+            rate: RateLimiter::default(),
+            decoder: Decoder::default(),
+            outbox: None,
+        }
+    }
+}
+
+impl<H> Connection<H> {
     /// Bytes that wait for this connection or are in flight.
     pub fn outbox_bytes(&self) -> usize {
         self.outbox.as_ref().map_or(0, |outbox| outbox.bytes())
@@ -134,7 +158,7 @@ mod tests {
     /// The memory of an idle connection is counted in ARCHITECTURE.md.
     #[test]
     fn a_connection_is_small() {
-        assert!(size_of::<Connection>() <= 136, "{}", size_of::<Connection>());
-        assert!(size_of::<Stage>() <= 24, "{}", size_of::<Stage>());
+        assert!(size_of::<Connection<()>>() <= 136, "{}", size_of::<Connection<()>>());
+        assert!(size_of::<Stage<()>>() <= 24, "{}", size_of::<Stage<()>>());
     }
 }

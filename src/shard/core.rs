@@ -1,7 +1,7 @@
 //! All state of one shard, and what happens to it.
 //!
 //! Owned by the shard's thread. Events come in through `handle_*`; effects are left in outboxes, lanes and
-//! [`Core::commands`], and the turn carries them out at its end. Nothing here blocks, sleeps, or touches a descriptor's
+//! [`Core::poll_command`], and the turn carries them out at its end. Nothing here blocks, sleeps, or touches a descriptor's
 //! bytes; descriptors only pass through on their way to another shard.
 //!
 //! Invariants (checked by `check_invariants` in debug builds): a connection with a user is in that user's list;
@@ -21,11 +21,11 @@ use crate::protocol::close::CloseReason;
 use crate::protocol::encode;
 use crate::router::HomeMap;
 use crate::router::users::Users;
-use crate::session::{Connection, Stage};
-use crate::shard::Settings;
-use crate::shard::outbox::Spares;
+use crate::session::outbox::Spares;
+use crate::settings::Settings;
 use crate::shard::timers::Draining;
 use crate::shard::wheel::Wheel;
+use crate::shard::{Connection, Stage};
 use crate::view::{Now, View};
 
 /// What the turn must do with the engine.
@@ -314,14 +314,19 @@ impl Core {
             self.metrics().users.set(self.users.len() as u64);
         }
         if counted {
-            let metrics = self.metrics();
-            metrics.connections.set(metrics.connections.get().saturating_sub(1));
-            metrics.closed(ending);
+            self.uncount_connection();
+            self.metrics().closed(ending);
             self.view.release();
             if let Some(draining) = &mut self.draining {
                 draining.count(ending);
             }
         }
+    }
+
+    /// One connection less on this shard; its place in the gateway is another matter.
+    pub(super) fn uncount_connection(&mut self) {
+        let connections = &self.metrics().connections;
+        connections.set(connections.get().saturating_sub(1));
     }
 
     /// Begins a close from our side: the close frame is the last thing that is queued. Presence goes at once.
@@ -447,7 +452,10 @@ impl Core {
         for received_ns in self.turn.from_lanes.drain(..) {
             metrics.delivered(crate::metrics::Path::Shard, now_ns.saturating_sub(received_ns), 1);
         }
-        self.check_invariants();
+        // Going through all connections costs too much for every turn, even in debug builds.
+        if cfg!(debug_assertions) && self.now.mono_ns.is_multiple_of(61) {
+            self.check_invariants();
+        }
     }
 
     /// True once [`Parcel::Stop`] came.
@@ -470,8 +478,7 @@ impl Core {
         let messages_in = conn.messages_in;
         // It does not end here: its place and its life go on with the home shard.
         if std::mem::take(&mut conn.counted) {
-            let connections = &self.metrics().connections;
-            connections.set(connections.get().saturating_sub(1));
+            self.uncount_connection();
         }
         self.vacate(key.slot);
         if let Stage::Leaving(leaving) = stage {
@@ -479,28 +486,59 @@ impl Core {
         }
     }
 
-    /// Debug builds: the tables agree with each other. Cheap parts every turn, the rest on a sample of turns.
+    /// Asserts that the tables agree with each other. Debug builds do it on a sample of turns, simulations after each.
+    ///
+    /// # Panics
+    /// They do not, which is a fault of ours.
     pub fn check_invariants(&self) {
-        if cfg!(debug_assertions) && self.now.mono_ns.is_multiple_of(61) {
-            let mut counted = 0;
-            for (slot, conn) in self.connections.iter().enumerate() {
-                counted += u64::from(conn.counted);
-                if let Some(user) = conn.user {
-                    assert!(
-                        self.users.devices(user).contains(&(slot as u32)),
-                        "not in the user's list"
-                    );
-                    assert!(
-                        matches!(conn.stage, Stage::Open),
-                        "a user on a connection that is not open"
-                    );
-                }
+        let (mut counted, mut of_users) = (0, 0);
+        for (slot, conn) in self.connections.iter().enumerate() {
+            counted += u64::from(conn.counted);
+            if let Some(user) = conn.user {
+                of_users += 1;
                 assert!(
-                    conn.outbox.as_ref().is_none_or(|outbox| !outbox.is_empty()),
-                    "an empty outbox"
+                    self.users.devices(user).contains(&(slot as u32)),
+                    "not in the user's list"
+                );
+                assert!(
+                    matches!(conn.stage, Stage::Open),
+                    "a user on a connection that is not open"
                 );
             }
-            assert_eq!(counted, self.metrics().connections.get(), "connections counted");
+            assert!(
+                conn.outbox.as_ref().is_none_or(|outbox| !outbox.is_empty()),
+                "an empty outbox"
+            );
+        }
+        assert_eq!(counted, self.metrics().connections.get(), "connections counted");
+        assert_eq!(of_users, self.users.connections(), "connections in users' lists");
+        assert_eq!(self.users.len() as u64, self.metrics().users.get(), "users counted");
+    }
+
+    /// What this shard still holds, for tests that expect nothing.
+    #[doc(hidden)]
+    pub fn residue(&self) -> Residue {
+        let connections = self.connections.iter();
+        Residue {
+            connections: connections.filter(|conn| !matches!(conn.stage, Stage::Free)).count(),
+            users: self.users.len(),
+            outboxes: self.connections.iter().filter(|conn| conn.outbox.is_some()).count(),
+            deadlines: self.wheel.len(),
+            questions: self.questions.len(),
+            commands: self.commands.len(),
         }
     }
+}
+
+/// What a shard holds.
+#[doc(hidden)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[allow(missing_docs, reason = "the names say it")]
+pub struct Residue {
+    pub connections: usize,
+    pub users: usize,
+    pub outboxes: usize,
+    pub deadlines: usize,
+    pub questions: usize,
+    pub commands: usize,
 }

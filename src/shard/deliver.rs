@@ -20,10 +20,19 @@ const SHARE_BYTES_MIN: usize = 1024;
 const QUESTIONS_MAX: usize = 4096;
 
 /// Presence questions that wait for answers of other shards.
+///
+/// A ticket is a place and how often it was used, so that an answer to a question that was given up never counts for
+/// the next one in its place.
 #[derive(Debug, Default)]
 pub(super) struct Questions {
-    open: Vec<Option<Question>>,
+    places: Vec<Place>,
     free: Vec<u32>,
+}
+
+#[derive(Debug, Default)]
+struct Place {
+    uses: u32,
+    question: Option<Question>,
 }
 
 #[derive(Debug)]
@@ -36,34 +45,55 @@ struct Question {
     waiting: u16,
 }
 
+/// Bits of a ticket that are the place: enough for [`QUESTIONS_MAX`].
+const PLACE_BITS: u32 = QUESTIONS_MAX.ilog2();
+
 impl Questions {
-    fn add(&mut self, question: Question) -> u32 {
-        match self.free.pop() {
-            Some(ticket) => {
-                self.open[ticket as usize] = Some(question);
-                ticket
-            }
-            None => {
-                self.open.push(Some(question));
-                (self.open.len() - 1) as u32
-            }
-        }
+    /// Questions that wait.
+    pub(super) fn len(&self) -> usize {
+        self.places.len() - self.free.len()
     }
 
     fn is_full(&self) -> bool {
-        self.open.len() - self.free.len() >= QUESTIONS_MAX
+        self.len() >= QUESTIONS_MAX
     }
 
+    /// Not to be called when full.
+    fn add(&mut self, question: Question) -> u32 {
+        let place = self.free.pop().unwrap_or_else(|| {
+            self.places.push(Place::default());
+            (self.places.len() - 1) as u32
+        });
+        let Place { uses, question: free } = &mut self.places[place as usize];
+        *free = Some(question);
+        *uses << PLACE_BITS | place
+    }
+
+    fn place(&mut self, ticket: u32) -> Option<(u32, &mut Place)> {
+        let at = ticket & ((1 << PLACE_BITS) - 1);
+        let place = self.places.get_mut(at as usize)?;
+        (place.uses << PLACE_BITS | at == ticket).then_some((at, place))
+    }
+
+    fn get(&mut self, ticket: u32) -> Option<&Question> {
+        self.place(ticket)?.1.question.as_ref()
+    }
+
+    /// Takes a question out; answers that are under way find nothing.
+    fn take(&mut self, ticket: u32) -> Option<Question> {
+        let (at, place) = self.place(ticket)?;
+        let question = place.question.take()?;
+        place.uses = place.uses.wrapping_add(1);
+        self.free.push(at);
+        Some(question)
+    }
+
+    /// Notes one shard's answer; gives the question with the last one.
     fn answer(&mut self, ticket: u32, online: u128) -> Option<Question> {
-        let slot = self.open.get_mut(ticket as usize)?;
-        let question = slot.as_mut()?;
+        let question = self.place(ticket)?.1.question.as_mut()?;
         question.online |= online;
         question.waiting -= 1;
-        if question.waiting > 0 {
-            return None;
-        }
-        self.free.push(ticket);
-        slot.take()
+        if question.waiting > 0 { None } else { self.take(ticket) }
     }
 }
 
@@ -247,7 +277,7 @@ impl Core {
         }
         let ticket = self.questions.add(question);
         for group in groups {
-            let Some(question) = self.questions.open[ticket as usize].as_ref() else {
+            let Some(question) = self.questions.get(ticket) else {
                 return;
             };
             let users = &question.users;
@@ -255,8 +285,7 @@ impl Core {
                 .iter()
                 .map(|(_, place, hash)| (*place, *hash, &*users[usize::from(*place)]));
             if self.lanes.try_presence_query(group[0].0, ticket, asked).is_err()
-                // Answers that are under way find no question, or a later one's generation: the ticket is not used again.
-                && let Some(question) = self.questions.open[ticket as usize].take()
+                && let Some(question) = self.questions.take(ticket)
             {
                 self.refuse_presence(&question);
                 return;
@@ -337,5 +366,43 @@ impl Core {
                 encode::ack(out, client_id, message_id, status);
             });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn question(waiting: u16) -> Question {
+        Question {
+            asker: SocketKey { slot: 0, generation: 0 },
+            client_id: None,
+            users: Vec::new(),
+            online: 0,
+            waiting,
+        }
+    }
+
+    #[test]
+    fn questions_that_were_given_up_leave_room() {
+        let mut questions = Questions::default();
+        for _ in 0..3 * QUESTIONS_MAX {
+            assert!(!questions.is_full());
+            let ticket = questions.add(question(1));
+            assert!(questions.take(ticket).is_some());
+        }
+        assert_eq!(questions.len(), 0);
+    }
+
+    #[test]
+    fn a_late_answer_is_nobodys() {
+        let mut questions = Questions::default();
+        let given_up = questions.add(question(2));
+        assert!(questions.take(given_up).is_some());
+        let next = questions.add(question(2));
+        assert!(questions.answer(given_up, 1).is_none() && questions.take(given_up).is_none());
+        assert!(questions.answer(next, 2).is_none());
+        assert_eq!(questions.answer(next, 4).unwrap().online, 6);
+        assert!(questions.answer(next, 8).is_none());
     }
 }

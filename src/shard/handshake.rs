@@ -7,7 +7,7 @@ use super::core::{Command, Core};
 use crate::engine::SocketKey;
 use crate::http::{HttpConn, HttpProgress};
 use crate::lanes::HandOver;
-use crate::metrics::{Drop, Ending, SentKind};
+use crate::metrics::{Drop, SentKind};
 use crate::protocol::close::CloseReason;
 use crate::protocol::encode;
 use crate::protocol::head::{self, Decision, Endpoint, Progress, Upgrade};
@@ -126,7 +126,6 @@ impl Core {
 
     /// A handshake that is in order and admitted.
     fn upgrade(&mut self, slot: u32, upgrade: Upgrade, rest: Vec<u8>) {
-        self.metrics().accepted.inc();
         self.count_connection(slot);
         match upgrade.user.clone() {
             Some(user) => {
@@ -164,6 +163,7 @@ impl Core {
     }
 
     fn switch_protocols(&mut self, slot: u32, upgrade: &Upgrade) {
+        self.metrics().accepted.inc();
         let mut response = std::mem::take(&mut self.scratch);
         response.clear();
         head::switching_protocols(&mut response, &upgrade.accept, upgrade.subprotocol);
@@ -273,7 +273,10 @@ impl Core {
                 if reason == NotAdmitted::Draining {
                     self.metrics().refused(reason.label());
                 }
-                self.end(slot, Ending::Abrupt);
+                // It never was a WebSocket connection: nothing of that kind ends.
+                self.conn(slot).counted = false;
+                self.uncount_connection();
+                self.view.release();
                 let (least, most) = reason.retry_after_range();
                 let seconds = least + self.ids.jitter(most - least + 1);
                 let mut response = Vec::new();

@@ -16,7 +16,6 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender};
 use glommio::timer::Timer;
 
-use super::Settings;
 use super::core::{Command, Core};
 use super::timers::DrainCount;
 use crate::engine::park::{FdReady, RingYield};
@@ -24,6 +23,7 @@ use crate::engine::{Engine, Event, SendStatus, Waker};
 use crate::ids::ShardId;
 use crate::lanes::{Inbox, Lanes, Mailbox};
 use crate::router::HomeMap;
+use crate::settings::Settings;
 use crate::view::View;
 
 /// The longest wait inside the engine before the shard parks in the executor. Waiting there halves the cost of low and

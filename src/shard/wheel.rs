@@ -48,6 +48,16 @@ impl Default for Wheel {
 }
 
 impl Wheel {
+    /// Number of slots with a deadline.
+    pub fn len(&self) -> usize {
+        self.armed
+    }
+
+    /// True when no slot has a deadline.
+    pub fn is_empty(&self) -> bool {
+        self.armed == 0
+    }
+
     /// Sets the one deadline of `slot`, in milliseconds of the shard's clock; replaces an earlier one.
     pub fn set(&mut self, slot: u32, due_ms: u64) {
         self.cancel(slot);

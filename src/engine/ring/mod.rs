@@ -10,19 +10,18 @@
 //! - *quiet*: between `receive_once` completions nothing is armed, so that a socket can leave without cancelling.
 
 mod buffers;
+mod probe;
 mod queue;
 
 use std::collections::VecDeque;
 use std::io;
-use std::io::Write;
 use std::net::{Shutdown, SocketAddr};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::net::UnixStream;
 use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
 use buffers::Buffers;
-use queue::{Completion, Queue, unsupported};
+use queue::{Completion, Queue};
 
 use super::sends::Sends;
 use super::slab::{CLOSING, ENDED, GENERATION_MASK, REARM, RECEIVING, SENDING, STREAM, Slab};
@@ -31,9 +30,6 @@ use super::{Engine, EngineStats, Event, Payload, SendStatus, SocketKey, Waker, s
 /// Completions handled per turn; what is over stays in the queue for the next one. At about a microsecond each, a turn
 /// leaves room for the rest of the shard after a millisecond or two.
 const EVENTS_MAX: u32 = 1024;
-
-/// How long the set-up waits for a byte that is already in the socket.
-const PROBE_WAIT: Duration = Duration::from_secs(2);
 
 /// How long dropping an engine waits for the kernel to let go. Cancelled operations complete within microseconds.
 const DROP_WAIT: Duration = Duration::from_secs(2);
@@ -93,43 +89,6 @@ pub struct RingEngine {
 }
 
 impl RingEngine {
-    /// Proves that this kernel can do what no probe of opcodes shows: a multishot receive with provided buffers.
-    fn probe(&mut self) -> io::Result<()> {
-        const WORD: &[u8] = b"shardgate";
-        let failed = |what: String| unsupported("multishot receive (Linux 6.0)", &io::Error::other(what));
-        let (near, mut far) = UnixStream::pair()?;
-        near.set_nonblocking(true)?;
-        let key = self.adopt(near.into())?;
-        self.receive_stream(key);
-        let deadline = Instant::now() + PROBE_WAIT;
-        for _ in 0..2 {
-            far.write_all(WORD)?;
-            loop {
-                match self.next_event() {
-                    Some(Event::Received { bytes, .. }) if *bytes == *WORD => break,
-                    Some(Event::Ended { error: Some(error), .. }) => return Err(failed(error.to_string())),
-                    Some(other) => return Err(failed(format!("{other:?} instead of bytes"))),
-                    None if Instant::now() > deadline => return Err(failed("no bytes".to_owned())),
-                    None => {}
-                }
-                self.turn(Some(PROBE_WAIT))?;
-            }
-            if !self.slab.peek(key).is_some_and(|entry| entry.any(RECEIVING)) {
-                return Err(failed("it stopped after one".to_owned()));
-            }
-        }
-        self.close(key);
-        while self.slab.len() > 0 && Instant::now() < deadline {
-            self.turn(Some(PROBE_WAIT))?;
-            while self.next_event().is_some() {}
-        }
-        if self.in_flight > 0 {
-            return Err(failed("it did not end".to_owned()));
-        }
-        self.stats = EngineStats::default();
-        Ok(())
-    }
-
     fn give_back_shown(&mut self) {
         if let Some(buffer) = self.shown.take() {
             self.buffers.give(buffer);

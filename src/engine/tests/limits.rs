@@ -23,7 +23,7 @@ fn open_descriptors() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
-fn set_nofile(soft: usize) {
+pub(super) fn set_nofile(soft: usize) {
     let mut limit = libc::rlimit {
         rlim_cur: 0,
         rlim_max: 0,
@@ -249,4 +249,85 @@ fn sends_of_one_turn_leave_together<E: Engine>() {
         client.read_exact(&mut got).unwrap();
         assert_eq!(got, frame);
     }
+}
+
+/// Runs `body` on a thread for which the kernel does not have some system calls.
+fn without_calls<T: Send>(calls: &[libc::c_long], body: impl FnOnce() -> T + Send) -> T {
+    const LOAD_CALL: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
+    const JUMP_IF_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+    const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+    let step = |code, jump_over, k| libc::sock_filter {
+        code,
+        jt: 0,
+        jf: jump_over,
+        k,
+    };
+    // The number of the call is the first field of what the filter is given.
+    let mut filter = vec![step(LOAD_CALL, 0, 0)];
+    for &call in calls {
+        filter.push(step(JUMP_IF_EQUAL, 1, call as u32));
+        let missing = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
+        filter.push(step(RETURN, 0, missing));
+    }
+    filter.push(step(RETURN, 0, libc::SECCOMP_RET_ALLOW));
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(move || {
+            let program = libc::sock_fprog {
+                len: filter.len() as u16,
+                filter: filter.as_mut_ptr(),
+            };
+            // SAFETY: no pointers.
+            let result = unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
+            assert_eq!(result, 0);
+            // SAFETY: the program and its filter are alive for the call, which copies them; it binds this thread only.
+            let result = unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) };
+            assert_eq!(result, 0);
+            body()
+        });
+        thread.join().unwrap()
+    })
+}
+
+#[test]
+fn the_ring_says_that_it_is_not_supported() {
+    let calls = [
+        (libc::SYS_io_uring_setup, "io_uring_setup"),
+        (libc::SYS_io_uring_register, "ring of provided buffers"),
+        (libc::SYS_io_uring_enter, "multishot receive"),
+    ];
+    for (call, step) in calls {
+        let error = without_calls(&[call], || RingEngine::new(listener().0).err()).unwrap();
+        assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+        assert!(error.to_string().contains(step), "{error}");
+    }
+}
+
+#[test]
+fn the_ring_works_without_registering_itself() {
+    // As when the thread has used up its 16 registered rings; the other registrations are needed, so they come first.
+    if !ring_usable() {
+        return;
+    }
+    let mut beds: Vec<_> = (0..20).map(|_| Bed::<RingEngine>::new()).collect();
+    for bed in &mut beds {
+        let (mut client, key) = bed.quiet_pair();
+        bed.send(key, Payload::Own(b"heard".to_vec()));
+        bed.close(key);
+        assert_eq!(read_to_end(&mut client), b"heard");
+    }
+}
+
+#[test]
+fn epoll_works_without_fine_waits() {
+    without_calls(&[libc::SYS_epoll_pwait2], || {
+        let mut bed = Bed::<crate::engine::EpollEngine>::new();
+        let (mut client, key) = bed.quiet_pair();
+        bed.nothing();
+        let start = Instant::now();
+        bed.engine.turn(Some(Duration::from_nanos(1))).unwrap();
+        assert!(start.elapsed() >= Duration::from_micros(500), "not rounded up");
+        bed.engine.receive_stream(key);
+        client.write_all(b"x").unwrap();
+        bed.expect_bytes(key, b"x");
+    });
 }

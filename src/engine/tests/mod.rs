@@ -1,7 +1,9 @@
 //! Tests of the engines. Everything in `contract` and `limits` runs for both.
 
 mod contract;
+mod executor;
 mod limits;
+mod model;
 mod quirks;
 mod wakes;
 

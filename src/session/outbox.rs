@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 
-use crate::engine::Payload;
+use crate::payload::Payload;
 
 /// Frames up to this size are copied together rather than sent one by one: copying 1 KiB costs less than
 /// a tenth of a send.

@@ -1,0 +1,451 @@
+//! The command line.
+//!
+//! Duty: words to one checked [`Options`]; what is wrong is refused by name, with what would be right. Pure.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::time::Duration;
+
+use crate::message::{PAYLOAD_BYTES_MIN, USERS_MAX};
+use crate::scenario::Kind;
+
+/// A source address carries so many connections: the ephemeral ports are 28,232 by default, and some are taken.
+pub(crate) const CONNECTIONS_PER_SOURCE: usize = 20_000;
+
+pub(crate) const USAGE: &str = "\
+shardgate-load SCENARIO --url ws://HOST:PORT/ws [flags]
+
+Scenarios
+  idle      connect and hold N authenticated connections
+  direct    users are paired and send messages to each other
+
+Load
+  --users N               connections, one user each (100)
+  --rate R                direct: messages per second in all, open loop; without it closed loop
+  --in-flight N           direct, closed loop: messages in flight per connection (1)
+  --payload BYTES         direct: size of the content (64)
+  --ack                   direct: give every message an id and check the acks
+  --duration TIME         how long to measure: 10s, 500ms, 2m, or bare seconds (10s)
+  --warmup TIME           direct: load before the measurement (1s)
+  --drain-timeout TIME    how long to wait at the end for what is in flight (10s)
+
+Connections
+  --auth query|message    user as ?user=NAME, or by an auth frame (query)
+  --user-prefix TEXT      users are called TEXT00000000, TEXT00000001, ... (load-)
+  --connect-rate R        connections begun per second (no limit)
+  --connecting-max N      connections being set up at the same time (256)
+  --connect-timeout TIME  give up when nothing connects for so long (20s)
+  --warmup-connections N  connect so many before memory and CPU of connecting are measured (0)
+  --sources N             source addresses 127.0.0.2 and up, loopback only (1 per 20,000 users)
+
+Generator
+  --threads N             generator threads (1)
+  --cpus LIST             pin the generator: 1 or 0-3,6
+  --spin                  never sleep while load runs: exact send times for a whole core
+
+Report
+  --pid PID               the server's process: measures its CPU and memory
+  --json FILE             write the report as JSON, - for standard output
+  --quiet                 no progress, no summary
+
+Exit status: 0 all well; 1 something was lost, duplicated, reordered, damaged, closed or failed to connect;
+2 the command line or this machine does not allow the run.
+";
+
+/// How a connection says who it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Auth {
+    /// `?user=NAME`.
+    Query,
+    /// An `auth` frame.
+    Message,
+}
+
+/// Where the server is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Target {
+    pub(crate) url: String,
+    /// Host and port, for the `Host` header.
+    pub(crate) host: String,
+    /// The path, and the query if there is one.
+    pub(crate) path: String,
+    pub(crate) address: SocketAddr,
+}
+
+/// Everything the command line says.
+#[derive(Clone, Debug)]
+pub(crate) struct Options {
+    pub(crate) kind: Kind,
+    pub(crate) target: Target,
+    pub(crate) users: usize,
+    pub(crate) rate: Option<f64>,
+    pub(crate) in_flight: u32,
+    pub(crate) payload_bytes: usize,
+    pub(crate) ack: bool,
+    pub(crate) duration: Duration,
+    pub(crate) warmup: Duration,
+    pub(crate) drain_timeout: Duration,
+    pub(crate) auth: Auth,
+    pub(crate) user_prefix: String,
+    pub(crate) connect_rate: Option<f64>,
+    pub(crate) connecting_max: usize,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) warmup_connections: usize,
+    pub(crate) sources: usize,
+    pub(crate) threads: usize,
+    pub(crate) cpus: Vec<usize>,
+    pub(crate) spin: bool,
+    pub(crate) pid: Option<u32>,
+    pub(crate) json: Option<String>,
+    pub(crate) quiet: bool,
+}
+
+const FLAGS: [&str; 22] = [
+    "--url",
+    "--users",
+    "--rate",
+    "--in-flight",
+    "--payload",
+    "--duration",
+    "--warmup",
+    "--drain-timeout",
+    "--auth",
+    "--user-prefix",
+    "--connect-rate",
+    "--connecting-max",
+    "--connect-timeout",
+    "--warmup-connections",
+    "--sources",
+    "--threads",
+    "--cpus",
+    "--pid",
+    "--json",
+    // Without a value:
+    "--ack",
+    "--spin",
+    "--quiet",
+];
+const SWITCHES_FROM: usize = 19;
+
+/// Reads the words after the program's name.
+///
+/// # Errors
+/// What is wrong and what would be right, as one line.
+pub(crate) fn parse(words: impl IntoIterator<Item = String>) -> Result<Options, String> {
+    let mut words = words.into_iter();
+    let scenario = words
+        .next()
+        .ok_or_else(|| format!("which scenario? There are {}", Kind::names()))?;
+    let kind = Kind::from_name(&scenario)
+        .ok_or_else(|| format!("there is no scenario {scenario:?}; there are {}", Kind::names()))?;
+    let mut url = None;
+    let mut sources = None;
+    let mut in_flight = None;
+    let mut options = Options {
+        kind,
+        target: Target {
+            url: String::new(),
+            host: String::new(),
+            path: String::new(),
+            address: SocketAddr::from(([127, 0, 0, 1], 0)),
+        },
+        users: 100,
+        rate: None,
+        in_flight: 1,
+        payload_bytes: 64,
+        ack: false,
+        duration: Duration::from_secs(10),
+        warmup: Duration::from_secs(1),
+        drain_timeout: Duration::from_secs(10),
+        auth: Auth::Query,
+        user_prefix: "load-".to_owned(),
+        connect_rate: None,
+        connecting_max: 256,
+        connect_timeout: Duration::from_secs(20),
+        warmup_connections: 0,
+        sources: 1,
+        threads: 1,
+        cpus: vec![],
+        spin: false,
+        pid: None,
+        json: None,
+        quiet: false,
+    };
+    while let Some(word) = words.next() {
+        let (flag, inline) = match word.split_once('=') {
+            Some((flag, value)) => (flag.to_owned(), Some(value.to_owned())),
+            None => (word, None),
+        };
+        let Some(index) = FLAGS.iter().position(|known| *known == flag) else {
+            return Err(unknown(&flag));
+        };
+        let value = match (index >= SWITCHES_FROM, inline) {
+            (true, None) => String::new(),
+            (true, Some(_)) => return Err(format!("{flag} takes no value")),
+            (false, Some(value)) => value,
+            (false, None) => words.next().ok_or_else(|| format!("{flag} needs a value"))?,
+        };
+        let say = |what: &str| format!("{flag} {value}: {what}");
+        match flag.as_str() {
+            "--url" => url = Some(parse_url(&value).map_err(|why| say(&why))?),
+            "--users" => {
+                options.users = count(&value)
+                    .filter(|n| *n <= USERS_MAX)
+                    .ok_or_else(|| say(&format!("must be 1 to {USERS_MAX}")))?;
+            }
+            "--rate" => options.rate = Some(rate(&value).ok_or_else(|| say("must be a number above 0"))?),
+            "--in-flight" => {
+                let n = count(&value).filter(|n| *n <= 100_000);
+                in_flight = Some(n.ok_or_else(|| say("must be 1 to 100000"))? as u32);
+            }
+            "--payload" => {
+                options.payload_bytes = count(&value)
+                    .filter(|n| (PAYLOAD_BYTES_MIN..=16 << 20).contains(n))
+                    .ok_or_else(|| say(&format!("must be {PAYLOAD_BYTES_MIN} bytes (the numbers) to 16 MiB")))?;
+            }
+            "--duration" => options.duration = time(&value).ok_or_else(|| say(TIME_HELP))?,
+            "--warmup" => options.warmup = time(&value).ok_or_else(|| say(TIME_HELP))?,
+            "--drain-timeout" => options.drain_timeout = time(&value).ok_or_else(|| say(TIME_HELP))?,
+            "--connect-timeout" => options.connect_timeout = time(&value).ok_or_else(|| say(TIME_HELP))?,
+            "--auth" => {
+                options.auth = match value.as_str() {
+                    "query" => Auth::Query,
+                    "message" => Auth::Message,
+                    _ => return Err(say("must be query or message")),
+                }
+            }
+            "--user-prefix" => {
+                let plain = |c: char| c.is_ascii_alphanumeric() || "-_.~".contains(c);
+                if value.len() > 100 || !value.chars().all(plain) {
+                    return Err(say("must be at most 100 letters, digits, - _ . ~"));
+                }
+                options.user_prefix = value;
+            }
+            "--connect-rate" => {
+                options.connect_rate = Some(rate(&value).ok_or_else(|| say("must be a number above 0"))?);
+            }
+            "--connecting-max" => {
+                options.connecting_max = count(&value).ok_or_else(|| say("must be a whole number above 0"))?;
+            }
+            "--warmup-connections" => {
+                options.warmup_connections = value.parse().map_err(|_| say("must be a whole number"))?;
+            }
+            "--sources" => {
+                sources = Some(
+                    count(&value)
+                        .filter(|n| *n <= 250)
+                        .ok_or_else(|| say("must be 1 to 250"))?,
+                );
+            }
+            "--threads" => {
+                options.threads = count(&value)
+                    .filter(|n| *n <= 256)
+                    .ok_or_else(|| say("must be 1 to 256"))?;
+            }
+            "--cpus" => options.cpus = cpu_list(&value).ok_or_else(|| say("must be like 1 or 0-3,6"))?,
+            "--pid" => options.pid = Some(value.parse().map_err(|_| say("must be the id of a process"))?),
+            "--json" => options.json = Some(value),
+            "--ack" => options.ack = true,
+            "--spin" => options.spin = true,
+            "--quiet" => options.quiet = true,
+            _ => return Err(unknown(&flag)),
+        }
+    }
+    options.target = url.ok_or("--url is missing: where is the server? (--url ws://127.0.0.1:8080/ws)")?;
+    if in_flight.is_some() && options.rate.is_some() {
+        return Err("--in-flight is for closed loop and --rate makes it open: give one of them".to_owned());
+    }
+    options.in_flight = in_flight.unwrap_or(options.in_flight);
+    check(&mut options, sources)?;
+    Ok(options)
+}
+
+const TIME_HELP: &str = "must be a time like 10s, 500ms, 2m, or seconds";
+
+fn unknown(flag: &str) -> String {
+    let nearest = FLAGS
+        .iter()
+        .min_by_key(|known| strsim::damerau_levenshtein(known, flag))
+        .unwrap_or(&"--help");
+    format!("unknown flag {flag}; did you mean {nearest}?")
+}
+
+/// What only shows when all flags are known.
+fn check(options: &mut Options, sources: Option<usize>) -> Result<(), String> {
+    let unit = options.kind.unit();
+    if !options.users.is_multiple_of(unit) {
+        return Err(format!(
+            "--users {}: {} needs a multiple of {unit}",
+            options.users,
+            options.kind.name()
+        ));
+    }
+    if options.warmup_connections >= options.users && options.warmup_connections > 0 {
+        let n = options.warmup_connections;
+        return Err(format!(
+            "--warmup-connections {n}: must be less than the {} users",
+            options.users
+        ));
+    }
+    if options.kind == Kind::Idle && (options.rate.is_some() || options.ack) {
+        return Err("--rate and --ack mean nothing to idle, which sends no messages".to_owned());
+    }
+    let loopback = options.target.address.ip().is_loopback() && options.target.address.is_ipv4();
+    match sources {
+        Some(n) if n > 1 && !loopback => {
+            return Err(format!("--sources {n}: only for a target on 127.0.0.0/8"));
+        }
+        Some(n) => options.sources = n,
+        None if loopback => options.sources = options.users.div_ceil(CONNECTIONS_PER_SOURCE).min(250),
+        None => {}
+    }
+    options.threads = options.threads.min(options.users / unit);
+    Ok(())
+}
+
+fn count(text: &str) -> Option<usize> {
+    text.parse().ok().filter(|n| *n > 0)
+}
+
+fn rate(text: &str) -> Option<f64> {
+    text.parse().ok().filter(|r: &f64| r.is_finite() && *r > 0.0)
+}
+
+fn time(text: &str) -> Option<Duration> {
+    let (number, unit) = match text.find(|c: char| c.is_ascii_alphabetic()) {
+        Some(at) => text.split_at(at),
+        None => (text, "s"),
+    };
+    let factor = match unit {
+        "ms" => 0.001,
+        "s" => 1.0,
+        "m" => 60.0,
+        "h" => 3600.0,
+        _ => return None,
+    };
+    Duration::try_from_secs_f64(number.parse::<f64>().ok()? * factor)
+        .ok()
+        .filter(|d| d.as_secs() < 30 * 86_400)
+}
+
+fn cpu_list(text: &str) -> Option<Vec<usize>> {
+    let mut cpus = vec![];
+    for part in text.split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last): (usize, usize) = (first.parse().ok()?, last.parse().ok()?);
+        if first > last || last >= rustix::thread::CpuSet::MAX_CPU {
+            return None;
+        }
+        cpus.extend(first..=last);
+    }
+    Some(cpus)
+}
+
+fn parse_url(url: &str) -> Result<Target, String> {
+    let rest = match url.split_once("://") {
+        Some(("ws", rest)) => rest,
+        Some(("wss", _)) => {
+            return Err("no TLS here: put the load on the plain listener".to_owned());
+        }
+        _ => return Err("must be like ws://127.0.0.1:8080/ws".to_owned()),
+    };
+    let (host, path) = match rest.find(['/', '?']) {
+        Some(at) => rest.split_at(at),
+        None => (rest, "/ws"),
+    };
+    let path = if path.starts_with('?') {
+        format!("/{path}")
+    } else {
+        path.to_owned()
+    };
+    if !path.bytes().all(|b| b.is_ascii_graphic()) {
+        return Err("the path has characters that need %-encoding".to_owned());
+    }
+    let with_port = if host.rsplit(']').next().is_some_and(|tail| tail.contains(':')) {
+        host.to_owned()
+    } else {
+        format!("{host}:80")
+    };
+    let address = with_port
+        .to_socket_addrs()
+        .map_err(|error| format!("cannot resolve {host}: {error}"))?
+        .next()
+        .ok_or_else(|| format!("{host} has no address"))?;
+    Ok(Target {
+        url: url.to_owned(),
+        host: host.to_owned(),
+        path,
+        address,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse_line(line: &str) -> Result<Options, String> {
+        parse(line.split_whitespace().map(str::to_owned))
+    }
+
+    #[test]
+    fn a_full_line() {
+        let options = parse_line(
+            "direct --url=ws://127.0.0.1:9/ws --users 40000 --rate 1e4 --duration 500ms --cpus 1,3-4 --ack --threads 2",
+        )
+        .unwrap();
+        assert_eq!(options.kind, Kind::Direct);
+        assert_eq!(
+            (options.users, options.rate, options.ack),
+            (40_000, Some(10_000.0), true)
+        );
+        assert_eq!(
+            (options.duration, options.cpus),
+            (Duration::from_millis(500), vec![1, 3, 4])
+        );
+        assert_eq!((options.sources, options.threads), (2, 2));
+        assert_eq!(
+            (options.target.host.as_str(), options.target.path.as_str()),
+            ("127.0.0.1:9", "/ws")
+        );
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let url = "--url ws://127.0.0.1:9/ws";
+        for (line, part) in [
+            (String::new(), "direct"),
+            ("fanout".to_owned(), "idle"),
+            ("idle".to_owned(), "--url"),
+            (format!("direct {url} --usres 2"), "--users"),
+            (format!("direct {url} --users 3"), "multiple of 2"),
+            (format!("direct {url} --users 0"), "1 to"),
+            (format!("direct {url} --payload 10"), "28"),
+            (format!("direct {url} --duration ten"), "10s"),
+            (format!("direct {url} --ack=1"), "no value"),
+            (format!("direct {url} --rate"), "needs a value"),
+            (format!("direct {url} --cpus 3-1"), "0-3,6"),
+            (format!("idle {url} --rate 5"), "idle"),
+            (format!("direct {url} --rate 5 --in-flight 2"), "one of them"),
+            (format!("idle {url} --users 10 --warmup-connections 10"), "less than"),
+            ("idle --url wss://127.0.0.1/ws".to_owned(), "TLS"),
+            ("idle --url http://127.0.0.1/ws".to_owned(), "ws://"),
+            ("idle --url ws://10.0.0.1:9/ws --sources 2".to_owned(), "127.0.0.0/8"),
+        ] {
+            let why = parse_line(&line).err().unwrap_or_default();
+            assert!(why.contains(part), "{line:?} -> {why:?}");
+        }
+    }
+
+    #[test]
+    fn times_are_read() {
+        for (text, ms) in [
+            ("10s", 10_000),
+            ("500ms", 500),
+            ("2m", 120_000),
+            ("3", 3_000),
+            ("0.5", 500),
+        ] {
+            assert_eq!(time(text), Some(Duration::from_millis(ms)), "{text}");
+        }
+        assert!(["", "s", "-1", "1y", "1e30"].iter().all(|text| time(text).is_none()));
+    }
+}

@@ -1,0 +1,259 @@
+//! The sockets of one generator thread.
+//!
+//! Duty: open, write, close and count; one place decides what the end of a connection means. Owns every socket and
+//! the epoll set; the driver reads. Writes are gathered per connection: what a scenario appends while it handles
+//! one read leaves in one `send`.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use rustix::event::epoll;
+use rustix::net::{SendFlags, sockopt};
+
+use crate::args::{Auth, Options};
+use crate::conn::State;
+use crate::message::{quoted, user_name};
+use crate::sys;
+use crate::tally::Tally;
+use crate::wire;
+
+/// Bytes gathered for one connection before they are sent in any case.
+const GATHER_BYTES_MAX: usize = 64 * 1024;
+
+/// One connection and its socket.
+#[derive(Debug, Default)]
+pub(crate) struct Conn {
+    pub(crate) socket: Option<OwnedFd>,
+    pub(crate) state: State,
+    /// The beginning of a frame whose rest has not come.
+    pub(crate) partial: Vec<u8>,
+    /// What the socket did not take.
+    pending: Vec<u8>,
+    began_ns: u64,
+    /// The server's close frame was seen and counted.
+    close_counted: bool,
+}
+
+/// The connections of one thread. Owned by it.
+#[derive(Debug)]
+pub(crate) struct Net {
+    pub(crate) epoll: OwnedFd,
+    pub(crate) conns: Vec<Conn>,
+    /// The number of the first user of this thread.
+    pub(crate) first_user: u32,
+    pub(crate) tally: Tally,
+    /// Connections that ended after they were ready, not told to the scenario yet.
+    pub(crate) gone: Vec<usize>,
+    /// Sockets that are open.
+    pub(crate) open: usize,
+    options: Arc<Options>,
+    out: Vec<u8>,
+    out_for: usize,
+}
+
+impl Net {
+    pub(crate) fn new(options: Arc<Options>, first_user: u32, connections: usize) -> std::io::Result<Self> {
+        Ok(Self {
+            epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
+            conns: (0..connections).map(|_| Conn::default()).collect(),
+            first_user,
+            tally: Tally::new(),
+            gone: vec![],
+            open: 0,
+            options,
+            out: Vec::with_capacity(2 * GATHER_BYTES_MAX),
+            out_for: 0,
+        })
+    }
+
+    /// The number of the user of connection `index`.
+    pub(crate) fn user(&self, index: usize) -> u32 {
+        self.first_user + index as u32
+    }
+
+    pub(crate) fn is_ready(&self, index: usize) -> bool {
+        self.conns[index].state == State::Ready
+    }
+
+    /// Whether the socket of `index` takes no more for now.
+    pub(crate) fn is_blocked(&self, index: usize) -> bool {
+        !self.conns[index].pending.is_empty()
+    }
+
+    /// Begins connection `index`.
+    pub(crate) fn begin(&mut self, index: usize, now_ns: u64) {
+        self.tally.attempted += 1;
+        let source = sys::source_address(self.user(index) as usize, self.options.sources);
+        let socket = sys::begin_connect(self.options.target.address, source).and_then(|socket| {
+            let data = epoll::EventData::new_u64(index as u64);
+            epoll::add(&self.epoll, &socket, data, epoll::EventFlags::OUT)?;
+            Ok(socket)
+        });
+        match socket {
+            Ok(socket) => {
+                self.open += 1;
+                let conn = &mut self.conns[index];
+                conn.socket = Some(socket);
+                conn.began_ns = now_ns;
+            }
+            Err(error) => {
+                self.conns[index].state = State::Closed;
+                *self.tally.failures.entry(error.to_string()).or_default() += 1;
+            }
+        }
+    }
+
+    /// The kernel decided about the connect of `index`: send the upgrade request.
+    pub(crate) fn connected(&mut self, index: usize) {
+        let Some(socket) = &self.conns[index].socket else {
+            return;
+        };
+        if let Ok(Err(error)) = sockopt::socket_error(socket) {
+            self.end(index, &std::io::Error::from(error).to_string());
+            return;
+        }
+        self.conns[index].state = State::Handshaking;
+        self.watch(index, false);
+        let target = &self.options.target;
+        let mut path = target.path.clone();
+        if self.options.auth == Auth::Query {
+            path.push(if path.contains('?') { '&' } else { '?' });
+            path.push_str("user=");
+            path.push_str(&user_name(&self.options.user_prefix, self.user(index)));
+        }
+        let host = target.host.clone();
+        wire::write_request(self.out(index), &host, &path);
+    }
+
+    /// The handshake of `index` is done: say who we are, if that was not said.
+    pub(crate) fn upgraded(&mut self, index: usize) {
+        if self.options.auth == Auth::Message {
+            let user = quoted(&user_name(&self.options.user_prefix, self.user(index)));
+            let frame = format!(r#"{{"type":"auth","userId":{user}}}"#);
+            wire::write_frame(self.out(index), wire::TEXT, frame.as_bytes());
+        }
+    }
+
+    /// Connection `index` is authenticated.
+    pub(crate) fn ready(&mut self, index: usize, now_ns: u64) {
+        self.tally.ready += 1;
+        self.tally
+            .connect
+            .saturating_record(now_ns - self.conns[index].began_ns);
+    }
+
+    /// Where to append bytes for `index`; they leave with the next [`Self::flush`] or when another one's turn comes.
+    pub(crate) fn out(&mut self, index: usize) -> &mut Vec<u8> {
+        if self.out_for != index || self.out.len() >= GATHER_BYTES_MAX {
+            self.flush();
+            self.out_for = index;
+        }
+        &mut self.out
+    }
+
+    /// Sends what was gathered.
+    pub(crate) fn flush(&mut self) {
+        if self.out.is_empty() {
+            return;
+        }
+        let index = self.out_for;
+        let conn = &mut self.conns[index];
+        if let Some(socket) = &conn.socket {
+            if conn.pending.is_empty() {
+                match rustix::net::send(socket, &self.out, SendFlags::NOSIGNAL) {
+                    Ok(bytes) if bytes == self.out.len() => {}
+                    Ok(bytes) => conn.pending.extend_from_slice(&self.out[bytes..]),
+                    Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {
+                        conn.pending.extend_from_slice(&self.out);
+                    }
+                    // The end of the stream, or its error, comes with the next read.
+                    Err(_) => {}
+                }
+                if !conn.pending.is_empty() {
+                    self.watch(index, true);
+                }
+            } else {
+                conn.pending.extend_from_slice(&self.out);
+            }
+        }
+        self.out.clear();
+    }
+
+    /// The socket of `index` takes bytes again; true if nothing is pending any more.
+    pub(crate) fn writable(&mut self, index: usize) -> bool {
+        let conn = &mut self.conns[index];
+        let Some(socket) = &conn.socket else {
+            return false;
+        };
+        match rustix::net::send(socket, &conn.pending, SendFlags::NOSIGNAL) {
+            Ok(bytes) => drop(conn.pending.drain(..bytes)),
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return false,
+            Err(_) => conn.pending.clear(),
+        }
+        let done = conn.pending.is_empty();
+        if done {
+            conn.pending = Vec::new();
+            self.watch(index, false);
+        }
+        done
+    }
+
+    fn watch(&self, index: usize, out: bool) {
+        let Some(socket) = &self.conns[index].socket else {
+            return;
+        };
+        let mut flags = epoll::EventFlags::IN;
+        flags.set(epoll::EventFlags::OUT, out);
+        // Cannot fail: the socket is open and in the set.
+        let _ = epoll::modify(&self.epoll, socket, epoll::EventData::new_u64(index as u64), flags);
+    }
+
+    /// The server sent a close frame.
+    pub(crate) fn close_received(&mut self, index: usize, code: u16) {
+        let state = self.conns[index].state;
+        if state == State::Closing {
+            return;
+        }
+        if state == State::Ready {
+            *self.tally.closes.entry(code).or_default() += 1;
+            self.gone.push(index);
+        } else {
+            *self.tally.failures.entry(format!("closed {code}")).or_default() += 1;
+        }
+        self.conns[index].close_counted = true;
+        self.say_close(index);
+    }
+
+    /// Sends our close frame; the server ends the connection.
+    pub(crate) fn say_close(&mut self, index: usize) {
+        wire::write_frame(self.out(index), wire::CLOSE, &1000u16.to_be_bytes());
+        self.flush();
+        self.conns[index].state = State::Closing;
+    }
+
+    /// Connection `index` is over: counts it by what that means in its state.
+    pub(crate) fn end(&mut self, index: usize, why: &str) {
+        self.flush();
+        let conn = &mut self.conns[index];
+        let Some(socket) = conn.socket.take() else {
+            return;
+        };
+        // Closing the descriptor takes it out of the epoll set.
+        drop(socket);
+        self.open -= 1;
+        conn.partial = Vec::new();
+        conn.pending = Vec::new();
+        let counted = conn.close_counted;
+        match std::mem::replace(&mut conn.state, State::Closed) {
+            State::Ready => {
+                *self.tally.closes.entry(1006).or_default() += 1;
+                *self.tally.breaks.entry(why.to_owned()).or_default() += 1;
+                self.gone.push(index);
+            }
+            State::Connecting | State::Handshaking | State::Authenticating if !counted => {
+                *self.tally.failures.entry(why.to_owned()).or_default() += 1;
+            }
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,422 @@
+//! The result, for people and for programs.
+//!
+//! Duty: [`Outcome`] to the JSON that `--json` writes and to a summary. The first keys of the JSON are a contract with
+//! whoever compares runs; the others may grow.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use hdrhistogram::Histogram;
+use serde::Serialize;
+
+use crate::args::{Auth, Options};
+use crate::coordinator::{Outcome, Samples};
+
+/// A thread that is busy for more than this share of the time may have been the limit.
+const SATURATED_FROM: f64 = 0.95;
+
+/// Everything that a run found.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Report {
+    scenario: &'static str,
+    sent: u64,
+    received: u64,
+    lost: u64,
+    duplicates: u64,
+    reordered: u64,
+    /// Received per second of the measured part.
+    messages_per_second: f64,
+    latency_micros: Quantiles,
+    connections: Connections,
+    server: Server,
+
+    version: &'static str,
+    config: Config,
+    corrupted: u64,
+    misrouted: u64,
+    unsent: u64,
+    drained: bool,
+    longest_silence_micros: f64,
+    measured: Measured,
+    per_second: Vec<u64>,
+    acks: Acks,
+    closes: BTreeMap<u16, u64>,
+    broken: BTreeMap<String, u64>,
+    errors: BTreeMap<String, u64>,
+    error_samples: Vec<String>,
+    other_frames: BTreeMap<String, u64>,
+    pings: u64,
+    generator: Generator,
+    ok: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Quantiles {
+    p50: Option<f64>,
+    p90: Option<f64>,
+    p99: Option<f64>,
+    p999: Option<f64>,
+    max: Option<f64>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Connections {
+    attempted: u64,
+    ready: u64,
+    failed: u64,
+    per_second: f64,
+    /// Ready ones that ended although nobody asked them to.
+    dropped: u64,
+    failures: BTreeMap<String, u64>,
+    /// From the begin of the connect to `welcome`.
+    ready_micros: Quantiles,
+}
+
+/// All null without `--pid`.
+#[derive(Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Server {
+    cpu_seconds_per_million: Option<f64>,
+    rss_bytes_per_connection: Option<f64>,
+    /// The same of anonymous memory: the heap without the program's own pages.
+    anon_bytes_per_connection: Option<f64>,
+    rss_bytes: Option<u64>,
+    anon_bytes: Option<u64>,
+    connect_cpu_micros_per_connection: Option<f64>,
+    /// Of one core, in the measured part.
+    cpu_percent: Option<f64>,
+    cpu_seconds: Option<f64>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Measured {
+    seconds: f64,
+    received: u64,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Acks {
+    by_status: BTreeMap<String, u64>,
+    missing: u64,
+    unexpected: u64,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Generator {
+    cpu_seconds: f64,
+    cpu_micros_per_message: Option<f64>,
+    /// Of those, outside of the kernel; counted in ticks of 10 ms.
+    user_micros_per_message: Option<f64>,
+    /// Of its core, the busiest thread.
+    busiest_percent: f64,
+    saturated: bool,
+    /// Open loop: how late messages were sent.
+    lag_micros: Quantiles,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Config {
+    url: String,
+    users: usize,
+    rate: Option<f64>,
+    in_flight: Option<u32>,
+    payload_bytes: usize,
+    ack: bool,
+    duration_seconds: f64,
+    warmup_seconds: f64,
+    auth: &'static str,
+    connect_rate: Option<f64>,
+    connecting_max: usize,
+    warmup_connections: usize,
+    sources: usize,
+    threads: usize,
+    cpus: Vec<usize>,
+    spin: bool,
+}
+
+impl Config {
+    fn new(options: &Options) -> Self {
+        Self {
+            url: options.target.url.clone(),
+            users: options.users,
+            rate: options.rate,
+            in_flight: options.rate.is_none().then_some(options.in_flight),
+            payload_bytes: options.payload_bytes,
+            ack: options.ack,
+            duration_seconds: options.duration.as_secs_f64(),
+            warmup_seconds: options.warmup.as_secs_f64(),
+            auth: match options.auth {
+                Auth::Query => "query",
+                Auth::Message => "message",
+            },
+            connect_rate: options.connect_rate,
+            connecting_max: options.connecting_max,
+            warmup_connections: options.warmup_connections,
+            sources: options.sources,
+            threads: options.threads,
+            cpus: options.cpus.clone(),
+            spin: options.spin,
+        }
+    }
+}
+
+impl Quantiles {
+    fn new(histogram: &Histogram<u64>) -> Self {
+        let micros = |ns: u64| (!histogram.is_empty()).then(|| round(ns as f64 / 1e3, 1));
+        let at = |quantile| micros(histogram.value_at_quantile(quantile));
+        Self {
+            p50: at(0.5),
+            p90: at(0.9),
+            p99: at(0.99),
+            p999: at(0.999),
+            max: micros(histogram.max()),
+        }
+    }
+}
+
+impl Server {
+    fn new(samples: &Samples, outcome: &Outcome) -> Self {
+        let connected = outcome.connected as f64;
+        let per_connection = |amount: f64| (outcome.connected > 0).then(|| round(amount / connected, 1));
+        let connect_ns = samples.connected.cpu_ns_since(&samples.base) as f64;
+        let measured_ns = samples.measure_end.cpu_ns_since(&samples.measure_begin) as f64;
+        let received = outcome.measured_received;
+        let growth = |after: u64, before: u64| after as f64 - before as f64;
+        Self {
+            cpu_seconds_per_million: (received > 0).then(|| round(measured_ns / 1e3 / received as f64, 4)),
+            rss_bytes_per_connection: per_connection(growth(samples.settled.rss_bytes, samples.base.rss_bytes)),
+            anon_bytes_per_connection: per_connection(growth(samples.settled.anon_bytes, samples.base.anon_bytes)),
+            rss_bytes: Some(samples.settled.rss_bytes),
+            anon_bytes: Some(samples.settled.anon_bytes),
+            connect_cpu_micros_per_connection: per_connection(connect_ns / 1e3),
+            cpu_percent: (outcome.measured_seconds > 0.0)
+                .then(|| round(measured_ns / 1e7 / outcome.measured_seconds, 3)),
+            cpu_seconds: Some(round(measured_ns / 1e9, 6)),
+        }
+    }
+}
+
+impl Report {
+    /// Puts the report together.
+    pub(crate) fn new(options: &Options, outcome: Outcome) -> Self {
+        let server = outcome
+            .server
+            .as_ref()
+            .map(|samples| Server::new(samples, &outcome))
+            .unwrap_or_default();
+        let Outcome {
+            tally,
+            generator,
+            measured_received: received,
+            measured_seconds: seconds,
+            ..
+        } = outcome;
+        let per_message = |ns: u64| (received > 0).then(|| round(ns as f64 / 1e3 / received as f64, 3));
+        let user_ns = generator.measure_end.user_ns - generator.measure_begin.user_ns;
+        Self {
+            scenario: options.kind.name(),
+            ok: tally.is_clean() && outcome.drained,
+            messages_per_second: round(received as f64 / seconds.max(1e-9), 1),
+            latency_micros: Quantiles::new(&tally.latency),
+            connections: Connections {
+                attempted: tally.attempted,
+                ready: tally.ready,
+                failed: tally.failed(),
+                per_second: round(outcome.connected as f64 / outcome.connect_seconds.max(1e-9), 1),
+                dropped: tally.dropped(),
+                ready_micros: Quantiles::new(&tally.connect),
+                failures: tally.failures,
+            },
+            server,
+            version: env!("CARGO_PKG_VERSION"),
+            config: Config::new(options),
+            drained: outcome.drained,
+            longest_silence_micros: round(tally.silence_ns as f64 / 1e3, 1),
+            measured: Measured {
+                seconds: round(seconds, 3),
+                received,
+            },
+            per_second: outcome.per_second,
+            acks: Acks {
+                by_status: tally.acks,
+                missing: tally.acks_missing,
+                unexpected: tally.acks_unexpected,
+            },
+            generator: Generator {
+                cpu_seconds: round(tally.cpu_ns as f64 / 1e9, 6),
+                cpu_micros_per_message: per_message(tally.cpu_ns),
+                user_micros_per_message: per_message(user_ns),
+                busiest_percent: round(tally.busiest * 100.0, 1),
+                saturated: tally.busiest > SATURATED_FROM,
+                lag_micros: Quantiles::new(&tally.lag),
+            },
+            sent: tally.sent,
+            received: tally.received,
+            lost: tally.lost,
+            duplicates: tally.duplicates,
+            reordered: tally.reordered,
+            corrupted: tally.corrupted,
+            misrouted: tally.misrouted,
+            unsent: tally.unsent,
+            closes: tally.closes,
+            broken: tally.breaks,
+            errors: tally.errors,
+            error_samples: tally.error_samples,
+            other_frames: tally.others,
+            pings: tally.pings,
+        }
+    }
+
+    /// Whether everything went as it should.
+    pub(crate) fn is_ok(&self) -> bool {
+        self.ok
+    }
+
+    /// The report as JSON with a final newline.
+    pub(crate) fn json(&self) -> String {
+        serde_json::to_string_pretty(self).map_or_else(|error| format!("{{\"error\":\"{error}\"}}"), |json| json + "\n")
+    }
+
+    /// The report in a dozen lines.
+    pub(crate) fn summary(&self) -> String {
+        let mut text = String::new();
+        self.write_summary(&mut text).expect("a String takes everything");
+        text
+    }
+
+    fn write_summary(&self, out: &mut String) -> std::fmt::Result {
+        let (config, connections) = (&self.config, &self.connections);
+        let how = match (self.scenario, config.rate) {
+            ("idle", _) => String::new(),
+            (_, Some(rate)) => format!(", open loop at {rate}/s, {} bytes", config.payload_bytes),
+            (_, None) => format!(
+                ", closed loop with {} in flight, {} bytes",
+                config.in_flight.unwrap_or(1),
+                config.payload_bytes
+            ),
+        };
+        writeln!(
+            out,
+            "{}: {} users{how}, {:.1} s",
+            self.scenario, config.users, self.measured.seconds
+        )?;
+        writeln!(
+            out,
+            "connections  {} ready of {}, {:.0}/s, {} failed, {} dropped; ready after {}",
+            connections.ready,
+            connections.attempted,
+            connections.per_second,
+            connections.failed,
+            connections.dropped,
+            connections.ready_micros
+        )?;
+        if self.sent > 0 {
+            writeln!(
+                out,
+                "messages     sent {}, received {}, {:.0}/s; lost {}, duplicates {}, reordered {}, damaged {}, misrouted {}, unsent {}",
+                self.sent,
+                self.received,
+                self.messages_per_second,
+                self.lost,
+                self.duplicates,
+                self.reordered,
+                self.corrupted,
+                self.misrouted,
+                self.unsent
+            )?;
+            writeln!(
+                out,
+                "latency      {}; longest silence {:.1}",
+                self.latency_micros, self.longest_silence_micros
+            )?;
+        }
+        if config.ack {
+            let acks = &self.acks;
+            writeln!(
+                out,
+                "acks         {}, missing {}, unexpected {}",
+                list(&acks.by_status),
+                acks.missing,
+                acks.unexpected
+            )?;
+        }
+        let number = |value: Option<f64>| value.map_or("-".to_owned(), |v| format!("{v:.2}"));
+        if let Some(rss) = self.server.rss_bytes {
+            writeln!(
+                out,
+                "server       {} us CPU per message, {} us per connect, {} % of a core; {} bytes per connection, rss {} KiB",
+                number(self.server.cpu_seconds_per_million),
+                number(self.server.connect_cpu_micros_per_connection),
+                number(self.server.cpu_percent),
+                number(self.server.rss_bytes_per_connection),
+                rss / 1024
+            )?;
+        }
+        writeln!(
+            out,
+            "generator    {} us CPU per message ({} user), busiest thread {:.0} % of its core{}",
+            number(self.generator.cpu_micros_per_message),
+            number(self.generator.user_micros_per_message),
+            self.generator.busiest_percent,
+            if self.generator.saturated {
+                ": SATURATED, the server may be faster than shown"
+            } else {
+                ""
+            }
+        )?;
+        if config.rate.is_some() {
+            writeln!(out, "send lag     {}", self.generator.lag_micros)?;
+        }
+        for (what, entries) in [
+            ("failures", list(&connections.failures)),
+            ("closes", list(&self.closes)),
+            ("broken", list(&self.broken)),
+            ("errors", list(&self.errors)),
+            ("other", list(&self.other_frames)),
+        ] {
+            if !entries.is_empty() {
+                writeln!(out, "{what:<12} {entries}")?;
+            }
+        }
+        for sample in &self.error_samples {
+            writeln!(out, "             {sample}")?;
+        }
+        if !self.drained {
+            writeln!(
+                out,
+                "NOT DRAINED: something was still under way when the drain timed out"
+            )?;
+        }
+        writeln!(out, "{}", if self.ok { "ok" } else { "FAILED" })
+    }
+}
+
+impl std::fmt::Display for Quantiles {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (self.p50, self.p90, self.p99, self.p999, self.max) {
+            (Some(p50), Some(p90), Some(p99), Some(p999), Some(max)) => {
+                write!(f, "p50 {p50} p90 {p90} p99 {p99} p99.9 {p999} max {max} us")
+            }
+            _ => f.write_str("nothing measured"),
+        }
+    }
+}
+
+fn list<K: std::fmt::Display>(counts: &BTreeMap<K, u64>) -> String {
+    counts
+        .iter()
+        .map(|(key, n)| format!("{key}: {n}"))
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+fn round(value: f64, digits: i32) -> f64 {
+    let scale = 10f64.powi(digits);
+    (value * scale).round() / scale
+}

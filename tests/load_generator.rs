@@ -1,0 +1,435 @@
+//! The load generator sees what goes wrong: a scripted server loses, doubles, swaps, holds, damages and misdelivers
+//! messages, closes connections and refuses them, and each has to be in the report and in the exit status.
+//!
+//! Without this a green run of the generator proves nothing. The server acts on counts of messages, never on time, and
+//! the initial messages of a closed loop with 8 in flight are enough for every script.
+
+// A test's helpers are tests too: what they cannot do ends the test.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::HashMap;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// The answer to the key in the example of RFC 6455, which the generator uses.
+const HEAD: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+                    Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
+/// A generator that hangs is killed after this long.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// What the server does wrong, once, with message number [`VICTIM`] of user 0.
+#[derive(Clone, Copy, PartialEq)]
+enum Script {
+    Behave,
+    /// Behaves, and writes every frame in two pieces.
+    Split,
+    Lose,
+    Duplicate,
+    Swap,
+    Damage,
+    Misdeliver,
+    Refuse,
+    CloseSender,
+    ForgetAck,
+    /// Holds everything until so many messages wait.
+    HoldUntil(usize),
+    HoldForever,
+    Answer503,
+    NeverWelcome,
+}
+
+const VICTIM: usize = 3;
+
+enum Input {
+    Joined(String, TcpStream),
+    Frame(String, Value),
+}
+
+fn text_frame(payload: &str) -> Vec<u8> {
+    let mut frame = vec![0x81];
+    match payload.len() {
+        length @ 0..126 => frame.push(length as u8),
+        length => {
+            frame.push(126);
+            frame.extend_from_slice(&(length as u16).to_be_bytes());
+        }
+    }
+    frame.extend_from_slice(payload.as_bytes());
+    frame
+}
+
+/// The opcode and payload of the next frame of a client.
+fn read_frame(stream: &mut impl Read) -> std::io::Result<(u8, Vec<u8>)> {
+    let mut head = [0; 2];
+    stream.read_exact(&mut head)?;
+    assert_eq!(head[0] & 0xf0, 0x80, "one whole frame without reserved bits");
+    assert_eq!(head[1] & 0x80, 0x80, "clients mask");
+    let mut length = usize::from(head[1] & 0x7f);
+    if length == 126 {
+        let mut long = [0; 2];
+        stream.read_exact(&mut long)?;
+        length = usize::from(u16::from_be_bytes(long));
+    }
+    let mut mask = [0; 4];
+    stream.read_exact(&mut mask)?;
+    let mut payload = vec![0; length];
+    stream.read_exact(&mut payload)?;
+    payload
+        .iter_mut()
+        .zip(mask.iter().cycle())
+        .for_each(|(byte, mask)| *byte ^= mask);
+    Ok((head[0] & 0x0f, payload))
+}
+
+/// Reads one connection until its end and passes on what it says.
+fn serve(stream: TcpStream, script: Script, inputs: mpsc::Sender<Input>) -> std::io::Result<()> {
+    let mut reader = BufReader::new(stream.try_clone()?);
+    let mut writer = stream;
+    let mut request = String::new();
+    while !request.ends_with("\r\n\r\n") {
+        assert_ne!(reader.read_line(&mut request)?, 0, "a whole request");
+    }
+    if script == Script::Answer503 {
+        return writer.write_all(b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\n\r\n");
+    }
+    writer.write_all(HEAD.as_bytes())?;
+    let in_query = request
+        .split_once("?user=")
+        .and_then(|(_, rest)| rest.split_whitespace().next());
+    let mut user = in_query.map(str::to_owned);
+    if user.is_none() {
+        let (_, payload) = read_frame(&mut reader)?;
+        let auth: Value = serde_json::from_slice(&payload)?;
+        assert_eq!(auth["type"], "auth");
+        user = auth["userId"].as_str().map(str::to_owned);
+    }
+    let user = user.expect("a user");
+    if script != Script::NeverWelcome {
+        inputs.send(Input::Joined(user.clone(), writer.try_clone()?)).ok();
+    }
+    loop {
+        match read_frame(&mut reader)? {
+            (1, payload) => {
+                inputs
+                    .send(Input::Frame(user.clone(), serde_json::from_slice(&payload)?))
+                    .ok();
+            }
+            // The close frame of the generator, at its end: say the same and leave.
+            (8, payload) => {
+                writer.write_all(&[0x88, payload.len() as u8])?;
+                return writer.write_all(&payload);
+            }
+            (opcode, _) => panic!("unexpected opcode {opcode}"),
+        }
+    }
+}
+
+/// The one thread that writes messages: what it was told to do, and how long it held what it held.
+fn route(script: Script, inputs: mpsc::Receiver<Input>) -> Duration {
+    let mut users: HashMap<String, TcpStream> = HashMap::new();
+    let mut count = 0;
+    let mut later: Vec<(String, String)> = vec![];
+    let (mut held_since, mut held_for) = (None, Duration::ZERO);
+    let write = |users: &mut HashMap<String, TcpStream>, to: &str, bytes: &[u8]| {
+        let socket = users.get_mut(to).expect("a user that joined");
+        // The generator may have left.
+        match script {
+            Script::Split => {
+                let (a, b) = bytes.split_at(bytes.len() / 2);
+                socket
+                    .set_nodelay(true)
+                    .and_then(|()| socket.write_all(a))
+                    .and_then(|()| socket.write_all(b))
+                    .ok();
+            }
+            _ => drop(socket.write_all(bytes)),
+        }
+    };
+    for input in inputs {
+        let (from, frame) = match input {
+            Input::Joined(user, mut socket) => {
+                let welcome = r#"{"type":"welcome","connId":"c","userId":"u","gatewayId":"g","heartbeatMs":25000}"#;
+                socket.write_all(&text_frame(welcome)).ok();
+                users.insert(user, socket);
+                continue;
+            }
+            Input::Frame(from, frame) => (from, frame),
+        };
+        let to = frame["to"].as_str().expect("a receiver").to_owned();
+        let content = &frame["content"];
+        let message =
+            format!(r#"{{"type":"message","id":"m","from":"{from}","to":"{to}","content":{content},"ts":1}}"#);
+        let is_victim = from.ends_with('0') && {
+            count += 1;
+            count == VICTIM + 1
+        };
+        let mut deliveries = match script {
+            Script::HoldForever => vec![],
+            Script::HoldUntil(n) => {
+                let since = *held_since.get_or_insert_with(Instant::now);
+                later.push((to.clone(), message));
+                if later.len() >= n && held_for.is_zero() {
+                    held_for = since.elapsed();
+                }
+                if held_for.is_zero() {
+                    vec![]
+                } else {
+                    std::mem::take(&mut later)
+                }
+            }
+            Script::Swap if is_victim => {
+                later.push((to.clone(), message));
+                vec![]
+            }
+            Script::Lose if is_victim => vec![],
+            Script::Duplicate if is_victim => {
+                vec![(to.clone(), message.clone()), (to.clone(), message)]
+            }
+            Script::Damage if is_victim => vec![(to.clone(), message.replace("abc", "abx"))],
+            Script::Misdeliver if is_victim => vec![(from.clone(), message)],
+            Script::Refuse if is_victim => {
+                vec![(
+                    from.clone(),
+                    r#"{"type":"error","code":"rateLimited","message":"slow down"}"#.to_owned(),
+                )]
+            }
+            Script::CloseSender if is_victim => {
+                write(&mut users, &from, &[0x88, 2, 0x0b, 0xb9]);
+                vec![]
+            }
+            _ => vec![(to.clone(), message)],
+        };
+        if script == Script::Swap && !is_victim && from.ends_with('0') {
+            deliveries.append(&mut later);
+        }
+        if let Some(id) = frame["id"].as_str()
+            && !(script == Script::ForgetAck && is_victim)
+        {
+            let ack = format!(r#"{{"type":"ack","id":"{id}","messageId":"m","status":"delivered"}}"#);
+            deliveries.push((from.clone(), ack));
+        }
+        for (to, text) in deliveries {
+            write(&mut users, &to, &text_frame(&text));
+        }
+    }
+    held_for
+}
+
+fn start_server(script: Script) -> (SocketAddr, thread::JoinHandle<Duration>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let (sender, inputs) = mpsc::channel();
+    // Two users come; when both have left, the router's channel closes.
+    thread::spawn(move || {
+        for stream in listener.incoming().take(2) {
+            let (stream, sender) = (stream.unwrap(), sender.clone());
+            thread::spawn(move || serve(stream, script, sender));
+        }
+    });
+    (address, thread::spawn(move || route(script, inputs)))
+}
+
+struct Ran {
+    code: Option<i32>,
+    report: Value,
+    text: String,
+    held_micros: f64,
+}
+
+/// Runs the generator with two users against a server with this script.
+fn run(script: Script, flags: &str) -> Ran {
+    let (address, router) = start_server(script);
+    let mut child = Command::new(env!("CARGO_BIN_EXE_shardgate-load"))
+        .args([
+            "direct",
+            "--users",
+            "2",
+            "--duration",
+            "200ms",
+            "--warmup",
+            "0",
+            "--json",
+            "-",
+        ])
+        .args(["--url", &format!("ws://{address}/ws")])
+        .args(flags.split_whitespace())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (mut stdout, mut stderr) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+    let (sender, finished) = mpsc::channel();
+    let reader = thread::spawn(move || {
+        let (mut json, mut text) = (String::new(), String::new());
+        stdout.read_to_string(&mut json).unwrap();
+        stderr.read_to_string(&mut text).unwrap();
+        sender.send(()).ok();
+        (json, text)
+    });
+    if finished.recv_timeout(PATIENCE).is_err() {
+        child.kill().unwrap();
+        panic!("the generator hangs");
+    }
+    let (json, text) = reader.join().unwrap();
+    let code = child.wait().unwrap().code();
+    let report = serde_json::from_str(&json).unwrap_or_else(|error| panic!("{error} in {json:?}, {text}"));
+    let held_micros = if code.is_some() {
+        router.join().unwrap().as_secs_f64() * 1e6
+    } else {
+        0.0
+    };
+    Ran {
+        code,
+        report,
+        text,
+        held_micros,
+    }
+}
+
+const CLOSED: &str = "--in-flight 8 --drain-timeout 200ms";
+
+impl Ran {
+    /// Asserts the exit status and the counts; all others of the counts must be 0.
+    #[track_caller]
+    fn expect(self, code: i32, counts: &[(&str, u64)]) -> Self {
+        for key in ["lost", "duplicates", "reordered", "corrupted", "misrouted", "unsent"] {
+            let expected = counts.iter().find(|(name, _)| *name == key).map_or(0, |(_, n)| *n);
+            assert_eq!(self.report[key], expected, "{key}: {}\n{}", self.report, self.text);
+        }
+        let number = |key: &str| self.report[key].as_u64().unwrap();
+        assert!(number("sent") > 8, "{}", self.report);
+        assert_eq!(number("sent"), number("received") + number("lost") + number("unsent"));
+        assert_eq!(self.code, Some(code), "{}", self.text);
+        self
+    }
+}
+
+#[test]
+fn a_good_server_passes() {
+    let ran = run(Script::Behave, "--in-flight 8").expect(0, &[]);
+    assert_eq!(ran.report["drained"], true);
+    assert_eq!(ran.report["connections"]["ready"], 2);
+    assert!(ran.report["latencyMicros"]["p999"].as_f64().unwrap() > 0.0);
+    assert!(ran.text.ends_with("ok\n"), "{}", ran.text);
+}
+
+#[test]
+fn frames_in_pieces_are_put_together() {
+    run(Script::Split, "--in-flight 8 --payload 3000 --auth message --ack").expect(0, &[]);
+}
+
+#[test]
+fn an_open_loop_sends_what_was_asked() {
+    let ran = run(Script::Behave, "--rate 500 --ack").expect(0, &[]);
+    // 200 ms at 500/s, however late this machine let it run.
+    assert!(ran.report["sent"].as_u64().unwrap() >= 100, "{}", ran.report);
+    assert_eq!(ran.report["acks"]["byStatus"]["delivered"], ran.report["sent"]);
+}
+
+#[test]
+fn a_loss_is_seen() {
+    let ran = run(Script::Lose, CLOSED).expect(1, &[("lost", 1)]);
+    assert_eq!(ran.report["drained"], false);
+    assert!(ran.text.ends_with("FAILED\n"), "{}", ran.text);
+}
+
+#[test]
+fn a_duplicate_is_seen() {
+    run(Script::Duplicate, CLOSED).expect(1, &[("duplicates", 1)]);
+}
+
+#[test]
+fn a_reordering_is_seen() {
+    run(Script::Swap, CLOSED).expect(1, &[("reordered", 1)]);
+}
+
+#[test]
+fn damage_is_seen() {
+    run(Script::Damage, CLOSED).expect(1, &[("corrupted", 1), ("lost", 1)]);
+}
+
+#[test]
+fn misdelivery_is_seen() {
+    run(Script::Misdeliver, CLOSED).expect(1, &[("misrouted", 1), ("lost", 1)]);
+}
+
+#[test]
+fn an_error_frame_is_seen() {
+    let ran = run(Script::Refuse, CLOSED).expect(1, &[("lost", 1)]);
+    assert_eq!(ran.report["errors"]["rateLimited"], 1);
+    assert!(ran.text.contains("slow down"), "{}", ran.text);
+}
+
+#[test]
+fn a_close_frame_is_seen() {
+    let ran = run(Script::CloseSender, CLOSED);
+    assert_eq!(ran.report["closes"]["3001"], 1, "{}", ran.report);
+    assert!(ran.report["lost"].as_u64().unwrap() > 0);
+    assert_eq!(ran.code, Some(1));
+}
+
+#[test]
+fn a_missing_ack_is_seen() {
+    let ran = run(Script::ForgetAck, &format!("{CLOSED} --ack")).expect(1, &[]);
+    assert_eq!(ran.report["acks"]["missing"], 1);
+}
+
+#[test]
+fn a_stall_is_in_the_latency_of_all_that_were_due() {
+    let ran = run(Script::HoldUntil(20), "--rate 200").expect(0, &[]);
+    // Both sides measured the same stall; the generator's began earlier and ended later.
+    assert!(ran.held_micros > 0.0);
+    assert!(
+        ran.report["latencyMicros"]["max"].as_f64().unwrap() >= ran.held_micros,
+        "{}",
+        ran.report
+    );
+    assert!(
+        ran.report["longestSilenceMicros"].as_f64().unwrap() >= ran.held_micros,
+        "{}",
+        ran.report
+    );
+}
+
+#[test]
+fn a_server_that_stands_still_is_not_waited_for() {
+    let ran = run(Script::HoldForever, "--rate 200 --drain-timeout 200ms");
+    assert_eq!(ran.report["received"], 0);
+    assert_eq!(ran.report["lost"], ran.report["sent"]);
+    assert_eq!(ran.code, Some(1));
+}
+
+#[test]
+fn refused_connections_are_counted_by_reason() {
+    let ran = run(Script::Answer503, "");
+    assert_eq!(ran.report["connections"]["failed"], 2);
+    assert_eq!(ran.report["connections"]["failures"]["http 503"], 2);
+    assert_eq!((ran.code, &ran.report["sent"]), (Some(1), &Value::from(0)));
+}
+
+#[test]
+fn a_server_without_a_welcome_is_given_up() {
+    let ran = run(Script::NeverWelcome, "--connect-timeout 200ms");
+    assert_eq!(ran.report["connections"]["failures"]["timed out"], 2, "{}", ran.report);
+    assert_eq!(ran.code, Some(1));
+}
+
+#[test]
+fn an_unknown_scenario_is_refused_with_those_that_exist() {
+    let output = Command::new(env!("CARGO_BIN_EXE_shardgate-load"))
+        .arg("tsunami")
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(
+        text.contains("tsunami") && text.contains("idle") && text.contains("direct"),
+        "{text}"
+    );
+}
