@@ -66,7 +66,7 @@ fn nothing_is_left_of_a_crowd(engine: &str) {
     let closed = gateway.metric("shardgate_connections_closed_total", &[]);
     assert_eq!(accepted, closed, "every connection that began has ended, once");
     assert!(
-        accepted > steps as f64 / 2.0,
+        accepted > steps as f64 / 10.0,
         "{accepted} of {steps} steps on {THREADS} threads got in"
     );
     assert_eq!(gateway.metric("shardgate_lane_depth", &[]), 0.0);
