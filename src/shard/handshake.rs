@@ -168,6 +168,9 @@ impl Core {
         head::switching_protocols(&mut response, &upgrade.accept, upgrade.subprotocol);
         self.append_unlimited(slot, &response);
         self.scratch = response;
+        if let Some(outbox) = &mut self.conn(slot).outbox {
+            outbox.keep_waiting();
+        }
     }
 
     fn count_accepted(&mut self, slot: u32) {
