@@ -47,7 +47,9 @@ pub const USER_ID_BYTES_MAX: usize = 128;
 
 /// True for 1 to 128 bytes of UTF-8 without control characters.
 pub fn is_valid_user_id(user: &str) -> bool {
-    (1..=USER_ID_BYTES_MAX).contains(&user.len()) && !user.chars().any(char::is_control)
+    // Most ids are plain ASCII, which is told without decoding; 0x7f is a control character too.
+    let plain = |user: &str| user.bytes().fold(true, |plain, b| plain & (0x20..0x7f).contains(&b));
+    (1..=USER_ID_BYTES_MAX).contains(&user.len()) && (plain(user) || !user.chars().any(char::is_control))
 }
 
 /// Makes UUIDv7 ids. Ids of one source never go back, even when the wall clock does.
@@ -133,5 +135,6 @@ mod tests {
         assert!(!is_valid_user_id(&"x".repeat(129)));
         assert!(!is_valid_user_id("a\nb"));
         assert!(!is_valid_user_id("a\u{85}b"));
+        assert!(!is_valid_user_id("a\u{7f}b"));
     }
 }

@@ -19,7 +19,7 @@ fn main() -> ExitCode {
         }
         Err(error) => {
             eprintln!("shardgate: {error}");
-            ExitCode::from(ConfigError::EXIT_CODE as u8)
+            ExitCode::from(ConfigError::EXIT_CODE)
         }
     }
 }

@@ -121,6 +121,9 @@ pub struct View {
     pub control_turn_ms: Counter,
     draining: AtomicBool,
     last_health_check_ms: AtomicU64,
+    /// Places taken under `limits.connections`: from admission to the end, also on the way between shards, where no
+    /// shard's gauge counts a connection.
+    places: AtomicU64,
     /// When the next handshake is due by the admission rate, nanoseconds of the gateway's clock (GCRA).
     admission_due_ns: AtomicU64,
 }
@@ -145,6 +148,7 @@ impl View {
             control_turn_ms: Counter::default(),
             draining: AtomicBool::new(false),
             last_health_check_ms: AtomicU64::new(0),
+            places: AtomicU64::new(0),
             admission_due_ns: AtomicU64::new(0),
         }
     }
@@ -174,9 +178,8 @@ impl View {
         Some(self.last_health_check_ms.load(Ordering::Relaxed)).filter(|ms| *ms > 0)
     }
 
-    /// May one more WebSocket connection come in now? Counts it against the admission rate if so.
-    ///
-    /// Two shards that ask at the same instant may together pass the connection limit by one each.
+    /// May one more WebSocket connection come in now? If so it has taken a place, to be given back with
+    /// [`View::release`], and counts against the admission rate.
     ///
     /// # Errors
     /// The reason to refuse it.
@@ -184,7 +187,11 @@ impl View {
         if self.is_draining() {
             return Err(NotAdmitted::Draining);
         }
-        if self.connections() >= settings.connections_max as u64 {
+        let limit = settings.connections_max as u64;
+        let taken = self.places.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |taken| {
+            (taken < limit).then_some(taken + 1)
+        });
+        if taken.is_err() {
             return Err(NotAdmitted::ConnectionLimit);
         }
         let rate = settings.limits.handshakes_per_second;
@@ -199,10 +206,17 @@ impl View {
                     (due <= now).then_some(due)
                 });
             if admitted.is_err() {
+                self.release();
                 return Err(NotAdmitted::AdmissionRate);
             }
         }
         Ok(())
+    }
+
+    /// Gives back the place of an admitted connection, once.
+    pub fn release(&self) {
+        let before = self.places.fetch_sub(1, Ordering::Relaxed);
+        debug_assert!(before > 0, "a place given back twice");
     }
 
     /// Is this gateway fit for new clients?
@@ -216,7 +230,7 @@ impl View {
         if self.is_draining() {
             reasons.push("draining".to_string());
         }
-        let connections = self.connections();
+        let connections = self.places.load(Ordering::Relaxed);
         if connections >= settings.connections_max as u64 {
             reasons.push(format!(
                 "overloaded: {connections} connections, the limit is {}",

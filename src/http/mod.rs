@@ -13,7 +13,8 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
 
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
@@ -50,6 +51,16 @@ pub enum HttpProgress {
     Upgrade(Upgrade, Vec<u8>),
 }
 
+/// Remembers that it was woken.
+#[derive(Default)]
+struct Again(AtomicBool);
+
+impl Wake for Again {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 type Connection = http1::Connection<Pipe, Routes>;
 
 /// One HTTP connection.
@@ -79,9 +90,11 @@ impl HttpConn {
         };
         let connection = http1::Builder::new()
             .half_close(true)
-            // hyper insists on 8 KiB at least; the first head was measured by the shard.
+            // hyper insists on 8 KiB of buffer at least; later heads are held to the limit as the first one is.
             .max_buf_size(header_bytes.max(8192))
-            .pipeline_flush(true)
+            .max_header_size(header_bytes)
+            // Not `pipeline_flush`: it would keep answers back while a request waits, and they would be lost when
+            // that request is an upgrade or malformed. The pipe gathers them anyway.
             .serve_connection(pipe.clone(), routes);
         HttpConn {
             connection: Some(connection),
@@ -106,9 +119,19 @@ impl HttpConn {
         let Some(connection) = self.connection.as_mut() else {
             return HttpProgress::Close;
         };
-        // Every await in there is for the pipe, and the pipe changes only in `feed`: no waker is needed.
-        let mut context = Context::from_waker(Waker::noop());
-        let ended = Pin::new(connection).poll_without_shutdown(&mut context).is_ready();
+        // Every await in there is for the pipe, and the pipe changes only in `feed`; but after 16 pipelined requests
+        // hyper yields by waking itself.
+        let again = Arc::new(Again::default());
+        let waker = Waker::from(Arc::clone(&again));
+        let mut context = Context::from_waker(&waker);
+        let ended = loop {
+            let ended = Pin::new(&mut *connection)
+                .poll_without_shutdown(&mut context)
+                .is_ready();
+            if ended || !again.0.swap(false, Ordering::Relaxed) {
+                break ended;
+            }
+        };
         self.pipe.take_output(out);
         if let Some(upgrade) = self.upgrade.borrow_mut().take() {
             let rest = self.connection.take().map(|connection| {

@@ -36,7 +36,7 @@ pub enum CloseReason {
 }
 
 impl CloseReason {
-    /// Every reason, in the order of [`CloseReason::index`].
+    /// Every reason.
     pub const ALL: [CloseReason; 15] = [
         CloseReason::Normal,
         CloseReason::Protocol,

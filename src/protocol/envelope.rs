@@ -5,7 +5,8 @@
 
 use std::borrow::Cow;
 
-use serde::Deserialize;
+use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 /// The longest `id` that a client may choose, bytes.
@@ -127,27 +128,92 @@ impl ErrorCode {
     }
 }
 
-/// Every value stays raw until its type says that it matters: `{"type":"heartbeat","to":5}` is a heartbeat with
-/// an unknown extra key.
+/// The keys that some frame has. A key matters only to the types that know it: `{"type":"heartbeat","to":5}` is a
+/// heartbeat with an unknown extra key.
 #[derive(Deserialize)]
 struct Envelope<'a> {
     #[serde(borrow, default, rename = "type")]
-    kind: Option<&'a RawValue>,
+    kind: Option<Loose<'a>>,
     #[serde(borrow, default)]
-    id: Option<&'a RawValue>,
+    id: Option<Loose<'a>>,
     #[serde(borrow, default)]
-    to: Option<&'a RawValue>,
+    to: Option<Loose<'a>>,
     /// `Some` also for a JSON `null`, which is a content like any other.
     #[serde(borrow, default, deserialize_with = "raw_even_if_null")]
     content: Option<&'a RawValue>,
     #[serde(borrow, default)]
     users: Option<&'a RawValue>,
     #[serde(borrow, default, rename = "userId")]
-    user_id: Option<&'a RawValue>,
+    user_id: Option<Loose<'a>>,
 }
 
-fn raw_even_if_null<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
+fn raw_even_if_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
     <&RawValue>::deserialize(deserializer).map(Some)
+}
+
+/// A string, borrowed where it has no escapes, or anything else, which is read over.
+enum Loose<'a> {
+    Text(Cow<'a, str>),
+    Other,
+}
+
+impl<'a> Loose<'a> {
+    fn text(self) -> Option<Cow<'a, str>> {
+        match self {
+            Loose::Text(text) => Some(text),
+            Loose::Other => None,
+        }
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Loose<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(LooseVisitor)
+    }
+}
+
+struct LooseVisitor;
+
+impl<'de> Visitor<'de> for LooseVisitor {
+    type Value = Loose<'de>;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a JSON value")
+    }
+
+    fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
+        Ok(Loose::Text(Cow::Borrowed(text)))
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+        Ok(Loose::Text(Cow::Owned(text.to_owned())))
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
+        Ok(Loose::Other)
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Self::Value, E> {
+        Ok(Loose::Other)
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Self::Value, E> {
+        Ok(Loose::Other)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
+        Ok(Loose::Other)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
+        while items.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(Loose::Other)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Self::Value, A::Error> {
+        while entries.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        Ok(Loose::Other)
+    }
 }
 
 /// Reads one text frame.
@@ -172,7 +238,7 @@ pub fn parse(text: &str) -> Result<ClientFrame<'_>, Refusal<'_>> {
     })?;
     let id = match envelope.id {
         None => None,
-        Some(raw) => match string(raw) {
+        Some(value) => match value.text() {
             Some(id) if id.len() <= CLIENT_ID_BYTES_MAX => Some(id),
             _ => return Err(bad(None, "id must be a string of at most 64 bytes")),
         },
@@ -180,12 +246,12 @@ pub fn parse(text: &str) -> Result<ClientFrame<'_>, Refusal<'_>> {
     let Some(kind) = envelope.kind else {
         return Err(bad(id, "type is missing"));
     };
-    let Some(kind) = string(kind) else {
+    let Some(kind) = kind.text() else {
         return Err(bad(id, "type must be a string"));
     };
     match &*kind {
         "message" => {
-            let Some(to) = envelope.to.and_then(string) else {
+            let Some(to) = envelope.to.and_then(Loose::text) else {
                 return Err(bad(id, "to must be a user id"));
             };
             if !crate::ids::is_valid_user_id(&to) {
@@ -224,7 +290,7 @@ pub fn parse(text: &str) -> Result<ClientFrame<'_>, Refusal<'_>> {
             })
         }
         "auth" => {
-            let user = envelope.user_id.and_then(string);
+            let user = envelope.user_id.and_then(Loose::text);
             Ok(ClientFrame::Auth { id, user })
         }
         _ => Err(refuse(id, ErrorCode::UnknownType, "unknown type")),
@@ -234,16 +300,6 @@ pub fn parse(text: &str) -> Result<ClientFrame<'_>, Refusal<'_>> {
 /// A string that borrows where it can, also inside a list.
 #[derive(Deserialize)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
-
-fn string(raw: &RawValue) -> Option<Cow<'_, str>> {
-    let json = raw.get();
-    let inner = json.strip_prefix('"')?.strip_suffix('"')?;
-    if inner.as_bytes().contains(&b'\\') {
-        serde_json::from_str::<String>(json).ok().map(Cow::Owned)
-    } else {
-        Some(Cow::Borrowed(inner))
-    }
-}
 
 #[cfg(test)]
 mod tests {
@@ -299,10 +355,19 @@ mod tests {
 
     #[test]
     fn keys_of_other_types_do_not_matter() {
-        assert_eq!(
-            parse(r#"{"type":"heartbeat","to":5,"users":{}}"#).unwrap(),
-            ClientFrame::Heartbeat
-        );
+        for to in [
+            "5",
+            "-5",
+            "5.5",
+            "true",
+            "null",
+            "[1,[2]]",
+            r#"{"a":{"b":[]}}"#,
+            r#""x""#,
+        ] {
+            let text = format!(r#"{{"to":{to},"type":"heartbeat","users":{{}},"userId":{to}}}"#);
+            assert_eq!(parse(&text).unwrap(), ClientFrame::Heartbeat, "{text}");
+        }
     }
 
     #[test]

@@ -38,7 +38,7 @@ impl HomeMap {
     /// The shard on which all connections of this user live.
     pub fn home(&self, hash: UserHash) -> ShardId {
         // The upper half of the hash, scaled: the tables use the lower bits.
-        let scaled = (hash.0 >> 32) * u64::from(self.shards) >> 32;
+        let scaled = ((hash.0 >> 32) * u64::from(self.shards)) >> 32;
         ShardId(scaled as u16)
     }
 

@@ -37,7 +37,8 @@ struct Entry {
 #[derive(Debug)]
 enum Devices {
     One(u32),
-    Many(Box<Vec<u32>>),
+    /// No spare capacity: 16 bytes in the entry, and devices come and go rarely.
+    Many(Box<[u32]>),
 }
 
 impl Devices {
@@ -87,8 +88,12 @@ impl Users {
         if let Some(user) = self.find(hash, name) {
             let devices = &mut self.entries[user.0 as usize].devices;
             match devices {
-                Devices::One(first) => *devices = Devices::Many(Box::new(vec![*first, slot])),
-                Devices::Many(slots) => slots.push(slot),
+                Devices::One(first) => *devices = Devices::Many(Box::new([*first, slot])),
+                Devices::Many(slots) => {
+                    let mut more = std::mem::take(slots).into_vec();
+                    more.push(slot);
+                    *slots = more.into_boxed_slice();
+                }
             }
             return user;
         }
@@ -117,10 +122,12 @@ impl Users {
     pub fn leave(&mut self, user: UserIndex, slot: u32) {
         let entry = &mut self.entries[user.0 as usize];
         if let Devices::Many(slots) = &mut entry.devices {
-            slots.retain(|s| *s != slot);
-            if let [last] = slots[..] {
-                entry.devices = Devices::One(last);
-            }
+            let mut left = std::mem::take(slots).into_vec();
+            left.retain(|s| *s != slot);
+            entry.devices = match left[..] {
+                [last] => Devices::One(last),
+                _ => Devices::Many(left.into_boxed_slice()),
+            };
             return;
         }
         debug_assert_eq!(entry.devices.as_slice(), [slot], "leaving without having joined");

@@ -1,7 +1,7 @@
 //! All state of one shard, and what happens to it.
 //!
 //! Owned by the shard's thread. Events come in through `handle_*`; effects are left in outboxes, lanes and
-//! [`Core::commands`], and the turn carries them out at its end. Nothing here blocks, sleeps, or touches a descriptor's
+//! [`Core::poll_command`], and the turn carries them out at its end. Nothing here blocks, sleeps, or touches a descriptor's
 //! bytes; descriptors only pass through on their way to another shard.
 //!
 //! Invariants (checked by `check_invariants` in debug builds): a connection with a user is in that user's list;
@@ -314,13 +314,19 @@ impl Core {
             self.metrics().users.set(self.users.len() as u64);
         }
         if counted {
-            let metrics = self.metrics();
-            metrics.connections.set(metrics.connections.get().saturating_sub(1));
-            metrics.closed(ending);
+            self.uncount_connection();
+            self.metrics().closed(ending);
+            self.view.release();
             if let Some(draining) = &mut self.draining {
                 draining.count(ending);
             }
         }
+    }
+
+    /// One connection less on this shard; its place in the gateway is another matter.
+    pub(super) fn uncount_connection(&mut self) {
+        let connections = &self.metrics().connections;
+        connections.set(connections.get().saturating_sub(1));
     }
 
     /// Begins a close from our side: the close frame is the last thing that is queued. Presence goes at once.
@@ -457,6 +463,12 @@ impl Core {
         self.stopping
     }
 
+    /// A socket that was handed over could not be taken into the engine.
+    pub fn handle_lost(&mut self) {
+        self.metrics().closed(Ending::Abrupt);
+        self.view.release();
+    }
+
     /// A socket left the engine for its home shard.
     pub fn handle_detached(&mut self, key: SocketKey, socket: OwnedFd) {
         let Some(conn) = self.connection(key) else {
@@ -464,10 +476,9 @@ impl Core {
         };
         let stage = std::mem::replace(&mut conn.stage, Stage::Closed);
         let messages_in = conn.messages_in;
-        // It goes on elsewhere: this is no end.
+        // It does not end here: its place and its life go on with the home shard.
         if std::mem::take(&mut conn.counted) {
-            let metrics = self.metrics();
-            metrics.connections.set(metrics.connections.get().saturating_sub(1));
+            self.uncount_connection();
         }
         self.vacate(key.slot);
         if let Stage::Leaving(leaving) = stage {

@@ -86,31 +86,40 @@ impl Core {
             }
             Message::Text(text) => return self.handle_text(slot, text),
             Message::Binary(bytes) => {
-                if !matches!(self.conn(slot).stage, Stage::Echo) {
+                if matches!(self.conn(slot).stage, Stage::Echo) {
+                    let verdict = self.count_frame(slot);
+                    self.echo(slot, verdict, Opcode::Binary, bytes);
+                } else {
                     self.begin_close(slot, CloseReason::Unsupported);
-                    return Flow::Next;
                 }
-                self.echo(slot, Opcode::Binary, bytes);
             }
         }
         Flow::Next
     }
 
-    fn echo(&mut self, slot: u32, opcode: Opcode, payload: &[u8]) {
-        self.say(slot, SentKind::Echo, |_, out| encode::frame(out, opcode, payload));
+    fn echo(&mut self, slot: u32, verdict: Verdict, opcode: Opcode, payload: &[u8]) {
+        match verdict {
+            Verdict::Pass => {
+                self.say(slot, SentKind::Echo, |_, out| encode::frame(out, opcode, payload));
+            }
+            // There is no `error` frame here.
+            Verdict::Refuse | Verdict::Close => self.begin_close(slot, CloseReason::TooManyRequests),
+        }
     }
 
-    fn handle_text(&mut self, slot: u32, text: &str) -> Flow {
+    /// Counts a text or binary frame against the rate.
+    fn count_frame(&mut self, slot: u32) -> Verdict {
         let now_us = self.now.mono_ns / 1000;
         let (rate, burst) = (self.settings.limits.messages_per_second, self.settings.limits.burst);
         let conn = self.conn(slot);
         conn.messages_in = conn.messages_in.saturating_add(1);
-        let verdict = conn.rate.check(now_us, rate, burst);
-        if matches!(conn.stage, Stage::Echo) {
-            match verdict {
-                Verdict::Pass => self.echo(slot, Opcode::Text, text.as_bytes()),
-                Verdict::Refuse | Verdict::Close => self.begin_close(slot, CloseReason::TooManyRequests),
-            }
+        conn.rate.check(now_us, rate, burst)
+    }
+
+    fn handle_text(&mut self, slot: u32, text: &str) -> Flow {
+        let verdict = self.count_frame(slot);
+        if matches!(self.conn(slot).stage, Stage::Echo) {
+            self.echo(slot, verdict, Opcode::Text, text.as_bytes());
             return Flow::Next;
         }
         match verdict {
@@ -196,6 +205,7 @@ impl Core {
         };
         if let Some(known) = self.conn(slot).user {
             if self.users.name(known) == user {
+                self.conn(slot).bad_frames = 0;
                 self.say_welcome(slot);
             } else {
                 self.begin_close(slot, CloseReason::NotPermitted);

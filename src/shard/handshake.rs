@@ -100,9 +100,10 @@ impl Core {
         let progress = drive(http, &mut out);
         if !out.is_empty() {
             self.append_unlimited(slot, &out);
+            // An answer buys time for the next request; bytes that trickle in do not.
+            self.wheel.set(slot, due);
         }
         self.scratch = out;
-        self.wheel.set(slot, due);
         if self.conn(slot).outbox_bytes() > self.settings.limits.outbox_bytes {
             // Pipelines requests and does not read the answers.
             self.close_now(slot);
@@ -125,12 +126,12 @@ impl Core {
 
     /// A handshake that is in order and admitted.
     fn upgrade(&mut self, slot: u32, upgrade: Upgrade, rest: Vec<u8>) {
+        self.count_connection(slot);
         match upgrade.user.clone() {
             Some(user) => {
                 let hash = self.homes.hash(&user);
                 if self.homes.home(hash) == self.me {
                     self.switch_protocols(slot, &upgrade);
-                    self.count_accepted(slot);
                     self.open(slot, &user, hash);
                     self.continue_with(slot, rest);
                 } else {
@@ -145,7 +146,6 @@ impl Core {
             }
             None => {
                 self.switch_protocols(slot, &upgrade);
-                self.count_accepted(slot);
                 let timeout = match upgrade.endpoint {
                     Endpoint::Gateway => {
                         self.conn(slot).stage = Stage::Authenticating;
@@ -163,6 +163,7 @@ impl Core {
     }
 
     fn switch_protocols(&mut self, slot: u32, upgrade: &Upgrade) {
+        self.metrics().accepted.inc();
         let mut response = std::mem::take(&mut self.scratch);
         response.clear();
         head::switching_protocols(&mut response, &upgrade.accept, upgrade.subprotocol);
@@ -173,11 +174,7 @@ impl Core {
         }
     }
 
-    fn count_accepted(&mut self, slot: u32) {
-        self.metrics().accepted.inc();
-        self.count_connection(slot);
-    }
-
+    /// A connection that has a place is counted by the shard that it is on.
     fn count_connection(&mut self, slot: u32) {
         let id = self.ids.next(self.now.wall_ms);
         let conn = self.conn(slot);
@@ -273,11 +270,16 @@ impl Core {
             None
         };
         self.occupy(key, Stage::Authenticating).messages_in = messages_in;
+        self.count_connection(slot);
         match (refused, upgrade) {
             (Some(reason), Some(_)) => {
                 if reason == NotAdmitted::Draining {
                     self.metrics().refused(reason.label());
                 }
+                // It never was a WebSocket connection: nothing of that kind ends.
+                self.conn(slot).counted = false;
+                self.uncount_connection();
+                self.view.release();
                 let (least, most) = reason.retry_after_range();
                 let seconds = least + self.ids.jitter(most - least + 1);
                 let mut response = Vec::new();
@@ -289,17 +291,11 @@ impl Core {
             }
             (Some(_), None) => {
                 // Its 101 is sent: the close code says come back.
-                self.count_connection(slot);
                 self.begin_close(slot, CloseReason::TooManyRequests);
             }
             (None, upgrade) => {
-                match upgrade {
-                    Some(upgrade) => {
-                        self.switch_protocols(slot, &upgrade);
-                        self.count_accepted(slot);
-                    }
-                    // The shard that sent its 101 has counted it.
-                    None => self.count_connection(slot),
+                if let Some(upgrade) = upgrade {
+                    self.switch_protocols(slot, &upgrade);
                 }
                 self.open(slot, &user, hash);
                 self.continue_with(slot, rest);

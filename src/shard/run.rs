@@ -243,7 +243,10 @@ impl<E: Engine> Shard<E> {
                 let mut hand_over = *hand_over;
                 match hand_over.socket.take().map(|socket| self.engine.adopt(socket)) {
                     Some(Ok(key)) => self.core.handle_adopted(key, hand_over),
-                    Some(Err(error)) => log::warn!("a connection was lost between shards: {error}"),
+                    Some(Err(error)) => {
+                        log::warn!("a connection was lost between shards: {error}");
+                        self.core.handle_lost();
+                    }
                     None => {}
                 }
             }

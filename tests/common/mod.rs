@@ -1,0 +1,47 @@
+//! The harness of all integration tests: the real program as a child process, and a client that can misbehave.
+//!
+//! Nothing here sleeps where it could wait for an event, and nothing waits longer than [`DEADLINE`]. A child is killed by
+//! its own process id and always reaped.
+
+#![allow(dead_code, unused_imports, reason = "every test file uses another part of it")]
+#![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
+
+pub mod client;
+pub mod gateway;
+
+use std::time::{Duration, Instant};
+
+pub use client::{Client, Frame, Response, url_encode};
+pub use gateway::{Gateway, run_to_exit};
+
+/// How long anything may take before it counts as never: long, because machines that build and test at the same time are
+/// slow, and it is waited for in full only by a test that fails.
+pub const DEADLINE: Duration = Duration::from_secs(30);
+
+/// The key of the examples in RFC 6455, and what the server must answer.
+pub const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
+pub const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
+
+/// Asks again and again until the answer is yes, for things that tell nobody when they happen.
+#[track_caller]
+pub fn eventually(what: &str, mut happened: impl FnMut() -> bool) {
+    let until = Instant::now() + DEADLINE;
+    while !happened() {
+        assert!(Instant::now() < until, "never happened: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Makes a `#[test]` per engine from functions that take the engine's name. Where the kernel has no io_uring of the
+/// needed kind, the tests of that engine say so and pass.
+#[macro_export]
+macro_rules! on_both_engines {
+    ($($name:ident),+ $(,)?) => {
+        mod ring {
+            $(#[test] fn $name() { if $crate::common::gateway::has_ring() { super::$name("ring") } })+
+        }
+        mod epoll {
+            $(#[test] fn $name() { super::$name("epoll") })+
+        }
+    };
+}
