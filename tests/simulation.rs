@@ -4,6 +4,8 @@
 //! Promised here: nothing lost but what was said to be lost, nothing twice, everything in order; acks and presence tell
 //! the truth; limits hold; heartbeats come in time; drains end; and when everybody has gone, nothing is left.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 #[path = "support/sim/mod.rs"]
 #[allow(dead_code, unreachable_pub, missing_docs, reason = "shared with the fuzzer")]
 mod sim;

@@ -18,7 +18,7 @@ impl Chance {
     pub fn bytes(bytes: &[u8]) -> Self {
         Chance {
             rng: fastrand::Rng::with_seed(1),
-            bytes: Some(bytes.to_vec().into_iter()),
+            bytes: Some(Vec::from(bytes).into_iter()),
         }
     }
 

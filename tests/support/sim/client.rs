@@ -284,7 +284,7 @@ impl Client {
         self.welcomes_due += 1;
         self.frame(
             0x81,
-            &format!(r#"{{"type":"auth","userId":"{}"}}"#, books.users[user]),
+            format!(r#"{{"type":"auth","userId":"{}"}}"#, books.users[user]),
             chance,
         );
     }
