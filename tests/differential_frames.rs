@@ -3,6 +3,8 @@
 //!
 //! The differences that are allowed are listed, with their reasons, in `support/frame_oracle.rs`.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 #[path = "support/frame_oracle.rs"]
 #[allow(dead_code, unreachable_pub, missing_docs, reason = "shared with the fuzzer")]
 mod frame_oracle;

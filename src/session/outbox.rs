@@ -28,6 +28,8 @@ pub struct Outbox {
     segments: VecDeque<Payload>,
     bytes: usize,
     in_flight_bytes: usize,
+    /// Waiting bytes, the first ones, that must be sent whatever happens.
+    kept_bytes: usize,
 }
 
 impl Outbox {
@@ -97,6 +99,7 @@ impl Outbox {
             }
         }
         self.in_flight_bytes = first.as_slice().len();
+        self.kept_bytes = self.kept_bytes.saturating_sub(self.in_flight_bytes);
         Some(first)
     }
 
@@ -107,12 +110,32 @@ impl Outbox {
         spares.recycle(payload);
     }
 
-    /// Drops everything that is not in flight.
+    /// What waits now will not be dropped by [`Outbox::clear_waiting`]: without its `101` a client understands nothing.
+    pub fn keep_waiting(&mut self) {
+        self.kept_bytes = self.bytes - self.in_flight_bytes;
+    }
+
+    /// Drops everything that is not in flight or kept.
     pub fn clear_waiting(&mut self, spares: &mut Spares) {
-        for segment in self.segments.drain(..) {
-            spares.recycle(segment);
+        let mut kept = self.kept_bytes;
+        // In place: the deque's memory serves the next frames.
+        for _ in 0..self.segments.len() {
+            let Some(mut segment) = self.segments.pop_front() else {
+                break;
+            };
+            let len = segment.as_slice().len().min(kept);
+            kept -= len;
+            if len == 0 {
+                spares.recycle(segment);
+                continue;
+            }
+            match &mut segment {
+                Payload::Own(buffer) => buffer.truncate(len),
+                Payload::Shared(bytes) => bytes.truncate(len),
+            }
+            self.segments.push_back(segment);
         }
-        self.bytes = self.in_flight_bytes;
+        self.bytes = self.in_flight_bytes + self.kept_bytes;
     }
 }
 
@@ -135,6 +158,7 @@ impl Spares {
 
     /// Takes an outbox back.
     pub fn recycle_outbox(&mut self, mut outbox: Box<Outbox>) {
+        outbox.kept_bytes = 0;
         outbox.clear_waiting(self);
         outbox.bytes = 0;
         outbox.in_flight_bytes = 0;
@@ -187,6 +211,34 @@ mod tests {
             }
             prop_assert!(outbox.is_empty());
             prop_assert_eq!(sent, pushed);
+        }
+    }
+
+    #[test]
+    fn what_is_kept_survives_a_clearing_and_nothing_else_does() {
+        let mut spares = Spares::default();
+        for in_flight in [false, true] {
+            let mut outbox = Outbox::default();
+            if in_flight {
+                outbox.push(b"before", &mut spares);
+                assert!(outbox.take(&mut spares).is_some());
+            }
+            outbox.push(b"101", &mut spares);
+            outbox.keep_waiting();
+            outbox.push(b"frame", &mut spares);
+            outbox.push_shared(&Bytes::from(vec![0; 2000]), &mut spares);
+            outbox.clear_waiting(&mut spares);
+            outbox.push(b"close", &mut spares);
+            assert_eq!(outbox.bytes(), 8 + if in_flight { 6 } else { 0 });
+            if in_flight {
+                outbox.sent(Payload::Own(b"before".to_vec()), &mut spares);
+            }
+            let sent = outbox.take(&mut spares).unwrap();
+            assert_eq!(sent.as_slice(), b"101close");
+            outbox.sent(sent, &mut spares);
+            outbox.push(b"frame", &mut spares);
+            outbox.clear_waiting(&mut spares);
+            assert!(outbox.is_empty(), "kept only until it was sent");
         }
     }
 

@@ -169,6 +169,9 @@ impl Core {
         head::switching_protocols(&mut response, &upgrade.accept, upgrade.subprotocol);
         self.append_unlimited(slot, &response);
         self.scratch = response;
+        if let Some(outbox) = &mut self.conn(slot).outbox {
+            outbox.keep_waiting();
+        }
     }
 
     /// A connection that has a place is counted by the shard that it is on.

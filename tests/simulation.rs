@@ -1,0 +1,225 @@
+//! Whole gateways in one thread and in virtual time: shards, lanes and hostile clients, with a model that knows what may
+//! happen. Each run follows from its seed; `SEED=n` repeats one, `SEEDS=n` asks for more of them.
+//!
+//! Promised here: nothing lost but what was said to be lost, nothing twice, everything in order; acks and presence tell
+//! the truth; limits hold; heartbeats come in time; drains end; and when everybody has gone, nothing is left.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[path = "support/sim/mod.rs"]
+#[allow(dead_code, unreachable_pub, missing_docs, reason = "shared with the fuzzer")]
+mod sim;
+
+use std::time::Duration;
+
+use shardgate::config::Config;
+use shardgate::ids::ShardId;
+use shardgate::lanes::LANE_ITEMS_MAX;
+use sim::chance::Chance;
+use sim::client::Plan;
+use sim::{Setup, World};
+
+/// Says which seed it was when a run fails.
+struct Seed(u64);
+
+impl Drop for Seed {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("to repeat: SEED={} cargo test --test simulation", self.0);
+        }
+    }
+}
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().unwrap())
+}
+
+/// Runs `one` with each seed.
+fn seeds(usual: u64, one: impl Fn(&mut World)) {
+    let range = match number("SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("SEEDS").unwrap_or(usual),
+    };
+    for seed in range {
+        let _named = Seed(seed);
+        one(&mut world(seed));
+    }
+}
+
+fn config() -> Config {
+    let mut config = Config {
+        echo: true,
+        auth_timeout: Duration::from_secs(1),
+        ..Config::default()
+    };
+    config.limits.handshake_timeout = Duration::from_secs(2);
+    config.limits.messages_per_second = 0;
+    config.limits.message_bytes = 4096;
+    config
+}
+
+fn world(seed: u64) -> World {
+    let mut chance = Chance::seeded(seed);
+    let mut config = config();
+    config.heartbeat.interval = Duration::from_millis(500 + 100 * chance.below(20) as u64);
+    config.heartbeat.timeout = config.heartbeat.interval * 3;
+    config.limits.outbox_bytes = chance.pick(&[4096, 16_384, 1 << 20]);
+    config.limits.connections_per_user = chance.pick(&[0, 1, 2, 4]);
+    if chance.percent(20) {
+        config.limits.messages_per_second = 50;
+        config.limits.burst = 20;
+    }
+    let setup = Setup {
+        shards: 1 + chance.below(4) as u16,
+        users: 2 + chance.below(8),
+        config,
+        clients_max: 5 + chance.below(25),
+    };
+    let mut world = World::new(setup, chance);
+    world.books.rate_limited = world.settings.limits.messages_per_second > 0;
+    world.books.connections_limited = world.settings.limits.connections_per_user > 0;
+    world.books.small_outboxes = world.settings.limits.outbox_bytes < 1 << 20;
+    world
+}
+
+#[test]
+fn anything_may_happen() {
+    seeds(40, |world| {
+        for _ in 0..3 {
+            for _ in 0..600 {
+                world.chaos();
+            }
+            world.settle(7_000);
+            world.check();
+        }
+        world.everybody_leaves();
+        world.settle(8_000);
+        world.check_empty();
+    });
+}
+
+#[test]
+fn drains_end() {
+    seeds(15, |world| {
+        for _ in 0..500 {
+            world.chaos();
+        }
+        let until_ms = world.begin_drain(3_000);
+        let before = world.ends_not_drained();
+        while world.now_ms() < until_ms {
+            world.chaos();
+        }
+        // Those who do not answer our close frame have five seconds.
+        world.settle(8_000);
+        let (left, closed) = world.drained().expect("drained");
+        assert_eq!(world.ends_not_drained(), before, "{left} left and {closed} closed");
+        assert!(closed >= world.metric("shardgate_connections_closed_total", "code=\"3001\""));
+        assert!(world.live().is_empty());
+        world.everybody_leaves();
+        world.settle(8_000);
+        world.check_empty();
+    });
+}
+
+/// Two shards with a user each, connected at home, and outboxes that hold everything.
+fn two_shards() -> (World, [usize; 2], [usize; 2]) {
+    let mut config = config();
+    config.limits.outbox_bytes = 1 << 26;
+    config.heartbeat.interval = Duration::from_secs(1000);
+    config.heartbeat.timeout = Duration::from_secs(3000);
+    let setup = Setup {
+        shards: 2,
+        users: 12,
+        config,
+        clients_max: 0,
+    };
+    let mut world = World::new(setup, Chance::seeded(1));
+    world.books.lanes_full = true;
+    let users = [world.user_on(0), world.user_on(1)];
+    let clients = [
+        world.join(0, Plan::Query(users[0])),
+        world.join(1, Plan::Query(users[1])),
+    ];
+    (world, users, clients)
+}
+
+const FULL: usize = LANE_ITEMS_MAX as usize;
+
+/// Sends `count` messages while only the sender's shard turns.
+fn flood(world: &mut World, from: usize, shard: usize, to: usize, count: usize) {
+    for sent in 0..count {
+        world.message(from, to);
+        if sent % 500 == 499 {
+            world.turn_only(shard);
+        }
+    }
+    world.turn_only(shard);
+}
+
+fn dropped(world: &World, kind: &str) -> u64 {
+    world.metric(
+        "shardgate_dropped_total",
+        &format!("kind=\"{kind}\",reason=\"lane_full\""),
+    )
+}
+
+/// A shard that does not turn: whoever wants something of it hears so at once, and all is well when it turns again.
+#[test]
+fn a_full_lane_is_told_counted_and_forgotten() {
+    let (mut world, users, clients) = two_shards();
+    flood(&mut world, clients[0], 0, users[1], FULL + 50);
+    assert_eq!((world.acks("failed"), world.acks("delivered")), (50, 0));
+    assert_eq!(dropped(&world, "message"), 50);
+
+    // More questions than may wait: refused ones must not count as waiting.
+    let questions: Vec<usize> = (0..5000).map(|_| world.ask(clients[0], &users)).collect();
+    world.turn_only(0);
+    for question in questions {
+        assert_eq!(world.books.refusal(question), Some("unavailable"));
+    }
+    assert_eq!(dropped(&world, "presence"), 5000);
+
+    let by_query = world.connect(0, Plan::Query(users[1]));
+    let by_auth = world.connect(0, Plan::Auth(users[1]));
+    world.turn_only(0);
+    assert_eq!(world.clients[by_query].status, Some(503));
+    assert_eq!(world.clients[by_auth].close_code, Some(Some(3013)));
+    assert_eq!(dropped(&world, "handover"), 2);
+    // Who needs nobody else is not touched.
+    world.message(clients[0], users[0]);
+    world.turn_only(0);
+    assert_eq!(world.acks("delivered"), 1);
+
+    world.settle(0);
+    assert_eq!((world.acks("failed"), world.acks("delivered")), (50, FULL + 1));
+    let question = world.ask(clients[0], &users);
+    world.message(clients[0], users[1]);
+    world.join(0, Plan::Query(users[1]));
+    assert_eq!(world.acks("delivered"), FULL + 2);
+    assert!(world.books.answer(question).unwrap().values().all(|online| *online));
+    world.check();
+    world.everybody_leaves();
+    world.settle(6_000);
+    world.check_empty();
+}
+
+/// Answers that fill a lane wait for room; requests behind them are refused. Neither shard waits for the other.
+#[test]
+fn lanes_that_are_full_both_ways_come_free() {
+    let (mut world, users, clients) = two_shards();
+    flood(&mut world, clients[0], 0, users[1], FULL);
+    // Shard 1 carries all of it out and answers, while shard 0 is stuck.
+    world.turn_only(1);
+    flood(&mut world, clients[1], 1, users[0], 100);
+    assert_eq!((world.acks("failed"), world.acks("delivered")), (100, 0));
+    assert_eq!(world.view.depths.get(ShardId(1), ShardId(0)), LANE_ITEMS_MAX);
+    assert_eq!(world.view.depths.get(ShardId(0), ShardId(1)), 0);
+    // Now the other way round, with the lane back still full of answers.
+    flood(&mut world, clients[0], 0, users[1], 100);
+    world.settle(0);
+    assert_eq!((world.acks("failed"), world.acks("delivered")), (100, FULL + 100));
+    world.message(clients[1], users[0]);
+    world.settle(0);
+    assert_eq!(world.acks("delivered"), FULL + 101);
+    world.check();
+}

@@ -1,0 +1,691 @@
+//! Clients, good and bad, and the books in which they write down what was said to whom.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::io::Read;
+use std::os::unix::net::UnixStream;
+
+use serde_json::Value;
+
+use super::chance::Chance;
+use super::wire::{Said, Stream, Wire};
+
+const KEY: &str = "Host: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
+
+/// How a client comes in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Plan {
+    /// `?user=`.
+    Query(usize),
+    /// `auth` once the `101` is there.
+    Auth(usize),
+    /// `auth` right behind the head.
+    HastyAuth(usize),
+    /// Never says who it is.
+    Nameless,
+    Echo,
+    Http,
+    Garbage,
+    /// Half a head.
+    Slow,
+}
+
+impl Plan {
+    pub fn any(chance: &mut Chance, users: usize) -> Plan {
+        let user = chance.below(users);
+        match chance.below(20) {
+            0 => Plan::Nameless,
+            1 => Plan::Echo,
+            2 => Plan::Http,
+            3 => Plan::Garbage,
+            4 => Plan::Slow,
+            5..=8 => Plan::Auth(user),
+            9..=11 => Plan::HastyAuth(user),
+            _ => Plan::Query(user),
+        }
+    }
+}
+
+/// One message, from its sender's and its receivers' points of view.
+#[derive(Debug)]
+pub struct Message {
+    sender: usize,
+    from: usize,
+    to: usize,
+    content: String,
+    wants_ack: bool,
+    /// Connections of the receiver that were open, by their own lights, when it was sent.
+    witnesses: Vec<usize>,
+    received_by: Vec<usize>,
+    pub ack: Option<String>,
+    refused: Option<String>,
+}
+
+#[derive(Debug)]
+struct Query {
+    asker: usize,
+    asked: BTreeSet<usize>,
+    answer: Option<BTreeMap<usize, bool>>,
+    refused: Option<String>,
+}
+
+/// What was said, what came of it, and what may come.
+#[derive(Debug, Default)]
+pub struct Books {
+    pub users: Vec<String>,
+    pub messages: Vec<Message>,
+    queries: Vec<Query>,
+    ids: BTreeSet<String>,
+    pub draining: bool,
+    /// Lanes are made full on purpose.
+    pub lanes_full: bool,
+    /// Frames may be refused with `rateLimited`.
+    pub rate_limited: bool,
+    pub connections_limited: bool,
+    /// A burst of messages alone can fill an outbox.
+    pub small_outboxes: bool,
+    /// Clients by user that have seen their welcome and no end.
+    open: BTreeMap<usize, BTreeSet<usize>>,
+}
+
+impl Books {
+    pub fn new(users: Vec<String>) -> Self {
+        Books {
+            users,
+            ..Books::default()
+        }
+    }
+
+    pub fn answer(&self, query: usize) -> Option<&BTreeMap<usize, bool>> {
+        self.queries[query].answer.as_ref()
+    }
+
+    pub fn refusal(&self, query: usize) -> Option<&str> {
+        self.queries[query].refused.as_deref()
+    }
+
+    fn user(&self, name: &Value) -> usize {
+        let name = name.as_str().expect("a user id");
+        self.users.iter().position(|user| user == name).expect("a known user")
+    }
+
+    /// All is quiet: what was promised must have happened.
+    pub fn check(&self, clients: &[Client], live: &[usize]) {
+        for (number, message) in self.messages.iter().enumerate() {
+            let steady: Vec<usize> = message
+                .witnesses
+                .iter()
+                .copied()
+                .filter(|client| live.contains(client))
+                .collect();
+            let missed = steady.iter().find(|client| !message.received_by.contains(client));
+            let say = |what: &str| format!("message {number} {what}: {message:?}");
+            let sender_lives = live.contains(&message.sender);
+            match (message.ack.as_deref(), message.refused.as_deref()) {
+                (Some("delivered"), None) => {
+                    assert!(missed.is_none(), "{}", say("was delivered and not received"));
+                    // At least one connection took it. If none received it, it was one that has ended since.
+                    let taken = !message.received_by.is_empty()
+                        || clients
+                            .iter()
+                            .enumerate()
+                            .any(|(index, client)| client.wanted_user() == Some(message.to) && !live.contains(&index));
+                    assert!(taken, "{}", say("was delivered to nobody"));
+                }
+                (Some("offline"), None) => {
+                    assert!(steady.is_empty(), "{}", say("found nobody, yet somebody was there"));
+                    assert!(
+                        message.received_by.is_empty(),
+                        "{}",
+                        say("found nobody and was received")
+                    );
+                }
+                (Some("failed"), None) => {
+                    assert!(self.lanes_full, "{}", say("failed without a full lane"));
+                    assert!(message.received_by.is_empty(), "{}", say("failed and was received"));
+                }
+                (None, Some(code)) => {
+                    assert!(message.received_by.is_empty(), "{}", say("was refused and received"));
+                    assert!(
+                        (code == "rateLimited" && self.rate_limited) || code == "unauthorized",
+                        "{}",
+                        say("was refused")
+                    );
+                }
+                (None, None) if sender_lives && message.wants_ack => panic!("{}", say("has no ack")),
+                // Nobody asked, and nobody was refused anything: then it must have arrived.
+                (None, None) if sender_lives && !self.rate_limited && !self.lanes_full => {
+                    assert!(missed.is_none(), "{}", say("was lost"));
+                }
+                (None, None) => {}
+                other => panic!("{} {other:?}", say("has an ack and a refusal, or a strange one")),
+            }
+        }
+        for (number, query) in self.queries.iter().enumerate() {
+            let answered = query.answer.is_some() != query.refused.is_some();
+            assert!(
+                answered || !live.contains(&query.asker),
+                "query {number} has no answer: {query:?}"
+            );
+        }
+    }
+}
+
+/// One client.
+#[derive(Debug)]
+pub struct Client {
+    pub wire: usize,
+    pub plan: Plan,
+    /// Written by the client, not yet taken by its kernel.
+    out: VecDeque<u8>,
+    fin_wanted: bool,
+    stream: Stream,
+    reading: bool,
+    /// Answers pings.
+    answers: bool,
+    pub user: Option<usize>,
+    auth_sent: bool,
+    welcomes_due: usize,
+    pub close_sent: bool,
+    /// Went by itself.
+    gone: bool,
+    /// The gateway ended the connection.
+    ended: bool,
+    pub status: Option<u16>,
+    pub close_code: Option<Option<u16>>,
+    /// Codes that it has earned.
+    earned: BTreeSet<u16>,
+    pings: VecDeque<Vec<u8>>,
+    echoes: VecDeque<String>,
+    bad_frames: u32,
+    pub shutdowns: usize,
+    /// The last message heard from each sender.
+    heard: BTreeMap<usize, usize>,
+    /// The client's end of the token: its end of file tells that the gateway has dropped the other.
+    token: UnixStream,
+}
+
+impl Client {
+    pub fn new(wire: usize, plan: Plan, token: UnixStream, books: &Books, chance: &mut Chance) -> Self {
+        let mut client = Client {
+            wire,
+            plan,
+            out: VecDeque::new(),
+            fin_wanted: false,
+            stream: Stream::default(),
+            reading: true,
+            answers: chance.percent(85),
+            user: None,
+            auth_sent: false,
+            welcomes_due: 0,
+            close_sent: false,
+            gone: false,
+            ended: false,
+            status: None,
+            close_code: None,
+            earned: BTreeSet::new(),
+            pings: VecDeque::new(),
+            echoes: VecDeque::new(),
+            bad_frames: 0,
+            shutdowns: 0,
+            heard: BTreeMap::new(),
+            token,
+        };
+        let head = match plan {
+            Plan::Query(user) => format!("GET /ws?user={} HTTP/1.1\r\n{KEY}", books.users[user]),
+            Plan::Auth(_) | Plan::HastyAuth(_) | Plan::Nameless => format!("GET /ws HTTP/1.1\r\n{KEY}"),
+            Plan::Echo => format!("GET /echo HTTP/1.1\r\n{KEY}"),
+            Plan::Http => "GET /nothing HTTP/1.1\r\nHost: h\r\n\r\n".to_owned(),
+            Plan::Garbage => "\u{7}nonsense\r\n\r\n".to_owned(),
+            Plan::Slow => "GET /ws HTTP/1.1\r\nHost:".to_owned(),
+        };
+        client.out.extend(head.as_bytes());
+        match plan {
+            Plan::Query(_) => client.welcomes_due = 1,
+            Plan::HastyAuth(user) => client.auth(user, books, chance),
+            Plan::Nameless => {
+                client.earned.insert(3502);
+            }
+            _ => {}
+        }
+        client
+    }
+
+    /// Neither side will say more.
+    pub fn is_over(&self) -> bool {
+        self.ended || (self.gone && !self.reading)
+    }
+
+    /// Connected as a user, as far as it can tell.
+    pub fn is_live(&self) -> bool {
+        self.user.is_some() && self.stream.is_websocket() && !self.gone && !self.ended && !self.close_sent
+    }
+
+    pub fn wanted_user(&self) -> Option<usize> {
+        match self.plan {
+            Plan::Query(user) | Plan::Auth(user) | Plan::HastyAuth(user) => Some(user),
+            _ => None,
+        }
+    }
+
+    /// True unless it waits for the gateway, or the gateway for it, while both do what they should.
+    pub fn owes_nothing(&self, wire: &Wire) -> bool {
+        let idle = self.out.is_empty() && wire.to_gateway.is_empty() && wire.to_client.is_empty();
+        idle || self.is_over() || !self.reading || !self.answers
+    }
+
+    /// From now on it reads, and answers pings.
+    pub fn behave(&mut self) {
+        self.reading = !self.is_over();
+        self.answers = true;
+    }
+
+    fn auth(&mut self, user: usize, books: &Books, chance: &mut Chance) {
+        self.auth_sent = true;
+        self.welcomes_due += 1;
+        self.frame(
+            0x81,
+            format!(r#"{{"type":"auth","userId":"{}"}}"#, books.users[user]),
+            chance,
+        );
+    }
+
+    fn frame(&mut self, first: u8, payload: impl AsRef<[u8]>, chance: &mut Chance) {
+        let payload = payload.as_ref();
+        let mask = chance.word().to_le_bytes();
+        self.out.push_back(first);
+        match payload.len() {
+            len @ 0..=125 => self.out.push_back(0x80 | len as u8),
+            len => {
+                self.out.push_back(0x80 | 126);
+                self.out.extend((len as u16).to_be_bytes());
+            }
+        }
+        self.out.extend(mask);
+        self.out
+            .extend(payload.iter().zip(mask.iter().cycle()).map(|(byte, key)| byte ^ key));
+    }
+
+    /// A text message, sometimes in fragments.
+    fn text(&mut self, text: &str, chance: &mut Chance) {
+        if chance.percent(90) {
+            return self.frame(0x81, text, chance);
+        }
+        let bytes = text.as_bytes();
+        let cut = chance.below(bytes.len());
+        self.frame(0x01, &bytes[..cut], chance);
+        if chance.percent(30) {
+            self.frame(0x8a, b"", chance);
+        }
+        self.frame(0x80, &bytes[cut..], chance);
+    }
+
+    /// Sends a message and books it.
+    pub fn message(
+        &mut self,
+        me: usize,
+        to: usize,
+        size: usize,
+        ack: bool,
+        books: &mut Books,
+        chance: &mut Chance,
+    ) -> usize {
+        let number = books.messages.len();
+        let padding = "x".repeat(size);
+        // Odd on purpose: it must come out as it went in.
+        let content = format!(r#"{{"n": {number} ,"p":"\u00e9{padding}"}}"#);
+        let id = if ack {
+            format!(r#","id":"m{number}""#)
+        } else {
+            String::new()
+        };
+        let text = format!(
+            r#"{{"type":"message","to":"{}","content":{content}{id}}}"#,
+            books.users[to]
+        );
+        let witnesses = books.open.get(&to).into_iter().flatten().copied().collect();
+        books.messages.push(Message {
+            sender: me,
+            from: self.user.expect("only users send"),
+            to,
+            content,
+            wants_ack: ack,
+            witnesses,
+            received_by: Vec::new(),
+            ack: None,
+            refused: None,
+        });
+        self.text(&text, chance);
+        number
+    }
+
+    /// Asks for some users and books it.
+    pub fn ask(&mut self, me: usize, asked: BTreeSet<usize>, books: &mut Books, chance: &mut Chance) -> usize {
+        let number = books.queries.len();
+        let names: Vec<String> = asked.iter().map(|user| format!("\"{}\"", books.users[*user])).collect();
+        let names = names.join(",");
+        books.queries.push(Query {
+            asker: me,
+            asked,
+            answer: None,
+            refused: None,
+        });
+        let text = format!(r#"{{"type":"presence","users":[{names}],"id":"p{number}"}}"#);
+        self.text(&text, chance);
+        number
+    }
+
+    pub fn ask_all(&mut self, books: &mut Books, chance: &mut Chance) -> usize {
+        let all = (0..books.users.len()).collect();
+        self.ask(usize::MAX, all, books, chance)
+    }
+
+    /// Does one thing that a client might do.
+    pub fn act(&mut self, me: usize, wire: &mut Wire, books: &mut Books, chance: &mut Chance) {
+        if self.gone || self.close_sent || self.stream.closed.is_some() {
+            return;
+        }
+        match chance.below(300) {
+            0..=2 => return self.leave_abruptly(wire),
+            3..=4 => self.fin_wanted = true,
+            5..=9 => {
+                self.reading = false;
+                self.earned.extend([3008, 3012]);
+            }
+            10..=30 => self.reading = true,
+            _ => {}
+        }
+        if self.fin_wanted || !self.stream.is_websocket() {
+            return;
+        }
+        if self.plan == Plan::Echo {
+            let text = format!("echo {}", chance.word());
+            self.text(&text, chance);
+            self.echoes.push_back(text);
+            return;
+        }
+        if !self.is_live() {
+            if chance.percent(1) && self.plan == Plan::Nameless {
+                self.text(r#"{"type":"message","to":"user0","content":1}"#, chance);
+            }
+            return;
+        }
+        match chance.below(100) {
+            0..=54 => {
+                let to = chance.below(books.users.len());
+                let size = chance.pick(&[0, 10, 80, 900, 1500]);
+                let ack = chance.percent(70);
+                for _ in 0..1 + chance.below(4) {
+                    self.message(me, to, size, ack, books, chance);
+                }
+            }
+            55..=66 => {
+                let asked = (0..1 + chance.below(6))
+                    .map(|_| chance.below(books.users.len()))
+                    .collect();
+                self.ask(me, asked, books, chance);
+            }
+            67..=70 => self.text(r#"{"type":"heartbeat"}"#, chance),
+            71..=76 => {
+                let payload = chance.word().to_le_bytes().to_vec();
+                self.frame(0x89, &payload, chance);
+                self.pings.push_back(payload);
+            }
+            77..=79 => {
+                self.bad_frames += 1;
+                if self.bad_frames >= 10 {
+                    self.earned.insert(3501);
+                }
+                let nonsense = chance.pick(&["nonsense", "{}", r#"{"type":"what"}"#]);
+                self.text(nonsense, chance);
+            }
+            80 => {
+                self.earned.insert(1003);
+                self.frame(0x82, b"binary", chance);
+            }
+            81 => {
+                self.earned.insert(1007);
+                self.frame(0x81, b"\xff", chance);
+            }
+            82 => {
+                self.earned.insert(1002);
+                let first = chance.pick(&[0x80, 0xc1, 0x83, 0x09]);
+                self.frame(first, b"x", chance);
+            }
+            83..=84 => {
+                if let Some(user) = self.user {
+                    self.auth(user, books, chance);
+                }
+            }
+            85 => {
+                self.earned.insert(3507);
+                let other = (self.user.unwrap_or(0) + 1) % books.users.len();
+                self.auth(other, books, chance);
+                self.welcomes_due -= 1;
+            }
+            86..=87 => self.say_goodbye(chance),
+            _ => {}
+        }
+    }
+
+    fn say_goodbye(&mut self, chance: &mut Chance) {
+        self.close_sent = true;
+        let payload: &[u8] = chance.pick(&[&b""[..], b"\x03\xe8", b"\x0f\xa0bye"]);
+        self.frame(0x88, payload, chance);
+    }
+
+    fn leave_abruptly(&mut self, wire: &mut Wire) {
+        self.gone = true;
+        self.reading = false;
+        self.out.clear();
+        wire.reset = true;
+        wire.to_client.clear();
+    }
+
+    pub fn leave(&mut self, wire: &mut Wire, chance: &mut Chance) {
+        match chance.below(3) {
+            0 => self.leave_abruptly(wire),
+            1 if self.is_live() => self.say_goodbye(chance),
+            _ => self.fin_wanted = true,
+        }
+    }
+
+    /// Its kernel takes some of what it wrote.
+    pub fn write(&mut self, wire: &mut Wire, chance: &mut Chance, eager: bool) -> bool {
+        if wire.reset {
+            self.out.clear();
+            return false;
+        }
+        let whole = eager || chance.percent(50);
+        let len = if whole {
+            self.out.len()
+        } else {
+            chance.below(self.out.len() + 1)
+        };
+        wire.to_gateway.extend(self.out.drain(..len));
+        if self.fin_wanted && self.out.is_empty() && !wire.client_fin {
+            wire.client_fin = true;
+            self.gone = true;
+            return true;
+        }
+        len > 0
+    }
+
+    /// Reads some of what the gateway sent.
+    pub fn read(&mut self, me: usize, wire: &mut Wire, books: &mut Books, chance: &mut Chance, eager: bool) -> bool {
+        if !self.reading {
+            return false;
+        }
+        let whole = eager || chance.percent(50);
+        let len = wire.to_client.len();
+        let len = if whole { len } else { chance.below(len + 1) };
+        let bytes: Vec<u8> = wire.to_client.drain(..len).collect();
+        for said in self.stream.push(&bytes) {
+            self.hear(me, &said, books, chance);
+        }
+        let mut moved = len > 0;
+        if wire.to_client.is_empty() && (wire.gateway_fin || wire.reset) && !self.ended {
+            self.ended = true;
+            moved = true;
+            // It answers the end with its own.
+            wire.client_fin = true;
+        }
+        if let Some(user) = self.user {
+            let open = books.open.entry(user).or_default();
+            if self.is_live() {
+                open.insert(me);
+            } else {
+                open.remove(&me);
+            }
+        }
+        moved
+    }
+
+    fn hear(&mut self, me: usize, said: &Said, books: &mut Books, chance: &mut Chance) {
+        match said {
+            Said::Head(status) => self.hear_status(*status, books, chance),
+            Said::Text(text) if self.plan == Plan::Echo => {
+                assert_eq!(self.echoes.pop_front().as_ref(), Some(text), "an echo");
+            }
+            Said::Text(text) => self.hear_text(me, text, books),
+            Said::Binary(_) => panic!("nobody sent binary to an echo"),
+            Said::Ping if self.answers && !self.close_sent => self.frame(0x8a, b"", chance),
+            Said::Ping => {
+                self.earned.insert(3012);
+            }
+            Said::Pong(payload) => assert_eq!(self.pings.pop_front().as_ref(), Some(payload), "a pong"),
+            Said::Close(code) => {
+                self.close_code = Some(*code);
+                let known = match code {
+                    Some(3001) => books.draining,
+                    Some(3008) => books.small_outboxes || self.earned.contains(&3008),
+                    Some(3504) => books.connections_limited,
+                    Some(3013) => books.rate_limited || books.lanes_full,
+                    Some(code) => self.earned.contains(code) || self.close_sent,
+                    None => self.close_sent,
+                };
+                assert!(known, "closed with {code:?} for no reason: {self:?}");
+                if !self.close_sent && chance.percent(70) {
+                    self.frame(0x88, b"", chance);
+                }
+                self.close_sent = true;
+            }
+        }
+    }
+
+    fn hear_status(&mut self, status: u16, books: &Books, chance: &mut Chance) {
+        self.status = Some(status);
+        let expected = match self.plan {
+            Plan::Http => status == 404,
+            Plan::Garbage => status == 400,
+            Plan::Slow => status == 408,
+            _ => status == 101 || status == 408 || (status == 503 && (books.draining || books.lanes_full)),
+        };
+        assert!(expected, "status {status} for {:?}", self.plan);
+        if let Plan::Auth(user) = self.plan
+            && status == 101
+            && !self.fin_wanted
+            && !self.gone
+        {
+            self.auth(user, books, chance);
+            // Those who dawdle may come too late.
+            self.earned.insert(3502);
+        }
+        if matches!(self.plan, Plan::HastyAuth(_)) {
+            self.earned.insert(3502);
+        }
+    }
+
+    fn hear_text(&mut self, me: usize, text: &str, books: &mut Books) {
+        let json: Value = serde_json::from_str(text).expect("JSON");
+        let number = |key: &Value, prefix: &str| -> Option<usize> { key.as_str()?.strip_prefix(prefix)?.parse().ok() };
+        match json["type"].as_str().expect("a type") {
+            "welcome" => {
+                assert!(self.welcomes_due > 0, "a welcome too many");
+                self.welcomes_due -= 1;
+                let user = books.user(&json["userId"]);
+                assert_eq!(Some(user), self.wanted_user(), "welcomed as somebody else");
+                if self.user.is_none() {
+                    self.user = Some(user);
+                    let id = json["connId"].as_str().unwrap().to_owned();
+                    assert!(books.ids.insert(id), "a connId that was there before");
+                }
+            }
+            "message" => {
+                let number = json["content"]["n"].as_u64().expect("a number") as usize;
+                let from = books.user(&json["from"]);
+                let to = books.user(&json["to"]);
+                let id = json["id"].as_str().unwrap().to_owned();
+                let message = &mut books.messages[number];
+                assert_eq!((from, to), (message.from, message.to));
+                assert_eq!(Some(to), self.user, "somebody else's message");
+                assert!(
+                    text.contains(&format!(r#""content":{},"ts""#, message.content)),
+                    "{text}"
+                );
+                assert!(!message.received_by.contains(&me), "message {number} came twice");
+                if message.received_by.is_empty() {
+                    assert!(books.ids.insert(id), "a message id that was there before");
+                }
+                message.received_by.push(me);
+                let before = self.heard.insert(message.sender, number);
+                assert!(before < Some(number), "message {number} behind {before:?}");
+            }
+            "ack" => {
+                let number = number(&json["id"], "m").expect("an id of ours");
+                let message = &mut books.messages[number];
+                assert!(message.sender == me && message.wants_ack, "an ack for nothing");
+                let before = message.ack.replace(json["status"].as_str().unwrap().to_owned());
+                assert_eq!(before, None, "a second ack");
+            }
+            "presence" => {
+                let number = number(&json["id"], "p").expect("an id of ours");
+                let users = json["users"].as_object().expect("an object");
+                let answer: BTreeMap<usize, bool> = users
+                    .iter()
+                    .map(|(user, online)| {
+                        let user = books.users.iter().position(|known| known == user).unwrap();
+                        (user, online.as_bool().unwrap())
+                    })
+                    .collect();
+                let query = &mut books.queries[number];
+                assert!(
+                    answer.keys().eq(&query.asked),
+                    "asked for {query:?}, answered {answer:?}"
+                );
+                assert!(query.answer.replace(answer).is_none(), "a second answer");
+            }
+            "error" => {
+                let code = json["code"].as_str().expect("a code").to_owned();
+                if let Some(number) = number(&json["id"], "m") {
+                    books.messages[number].refused = Some(code);
+                } else if let Some(number) = number(&json["id"], "p") {
+                    assert!(books.lanes_full || books.rate_limited, "{text}");
+                    books.queries[number].refused = Some(code);
+                } else if code == "rateLimited" {
+                    assert!(books.rate_limited, "{text}");
+                } else {
+                    assert!(self.bad_frames > 0 || self.plan == Plan::Nameless, "{text}");
+                }
+            }
+            "heartbeat" => {}
+            "shutdown" => {
+                assert!(books.draining);
+                self.shutdowns += 1;
+                assert_eq!(self.shutdowns, 1, "told twice");
+            }
+            other => panic!("an unknown frame: {other}"),
+        }
+    }
+
+    /// A connection that is over for the gateway is over for its descriptor, and the other way round.
+    pub fn check_token(&self, wire: &Wire) {
+        let mut byte = [0];
+        let dropped = matches!((&self.token).read(&mut byte), Ok(0));
+        assert_eq!(
+            dropped,
+            wire.gateway_fin && wire.reset,
+            "the descriptor of {:?} was lost or leaked",
+            self.plan
+        );
+    }
+}

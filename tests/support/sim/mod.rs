@@ -1,0 +1,548 @@
+//! A gateway in one thread: real cores, real lanes, a model of the engine, of the clients and of time.
+//!
+//! Everything that happens follows from [`chance::Chance`], so a run can be had again from its seed (or from a fuzzer's
+//! bytes). [`World`] turns the shards as `shard::run` does, moves bytes, and lets clients act; the clients know what they
+//! may be told, and panic when they hear something else. [`World::check`] looks at the books when all is quiet.
+
+pub mod chance;
+pub mod client;
+pub mod engine;
+pub mod wire;
+
+use std::collections::BTreeMap;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
+use shardgate::config::Config;
+use shardgate::engine::Waker;
+use shardgate::ids::ShardId;
+use shardgate::lanes::{self, Inbox, Lanes, Mailbox, Parcel};
+use shardgate::metrics::Exposition;
+use shardgate::router::HomeMap;
+use shardgate::settings::Settings;
+use shardgate::shard::core::{Command, Core, Residue};
+use shardgate::shard::wheel::TICK_MS;
+use shardgate::view::{Now, View};
+
+use chance::Chance;
+use client::{Books, Client, Plan};
+use engine::{Happened, ModelEngine, Tokens};
+use wire::{Said, Wire};
+
+/// What a run is about.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    pub shards: u16,
+    pub users: usize,
+    pub config: Config,
+    /// Clients that may be connected at once.
+    pub clients_max: usize,
+}
+
+pub struct Shard {
+    pub core: Core,
+    inbox: Inbox,
+    engine: ModelEngine,
+    commands: Vec<Command>,
+    last_turn_ms: u64,
+    /// Does not turn before this step.
+    pub stalled_until: u64,
+    /// A full lane kept something back.
+    lanes_waiting: bool,
+}
+
+pub struct World {
+    pub setup: Setup,
+    pub chance: Chance,
+    pub now_ns: u64,
+    wall_offset_ms: u64,
+    pub step: u64,
+    pub view: Arc<View>,
+    pub settings: Arc<Settings>,
+    homes: HomeMap,
+    mailboxes: Vec<Mailbox>,
+    pub shards: Vec<Shard>,
+    wires: Vec<Wire>,
+    tokens: Tokens,
+    pub clients: Vec<Client>,
+    pub books: Books,
+    drain_until_ms: Option<u64>,
+}
+
+impl World {
+    pub fn new(setup: Setup, mut chance: Chance) -> Self {
+        let count = setup.shards;
+        let (inboxes, senders, depths) = lanes::inboxes(count);
+        let cpus = vec![None; usize::from(count)];
+        let view = Arc::new(View::new("gw".into(), true, "model", cpus, Arc::clone(&depths)));
+        let settings = Arc::new(Settings::new(&setup.config, 10_000).unwrap());
+        let wakers = (0..count).map(|_| Waker::inert().unwrap()).collect();
+        let mailboxes = lanes::mailboxes(senders, wakers);
+        let homes = HomeMap::new(count, [7; 16]);
+        let shards = inboxes
+            .into_iter()
+            .enumerate()
+            .map(|(shard, inbox)| {
+                let lanes = Lanes::new(ShardId(shard as u16), mailboxes.clone(), Arc::clone(&depths));
+                let seed = u64::from(chance.word());
+                Shard {
+                    core: Core::new(Arc::clone(&view), Arc::clone(&settings), homes.clone(), lanes, seed),
+                    inbox,
+                    engine: ModelEngine::default(),
+                    commands: Vec::new(),
+                    last_turn_ms: 0,
+                    stalled_until: 0,
+                    lanes_waiting: false,
+                }
+            })
+            .collect();
+        let users = (0..setup.users).map(|user| format!("user{user}")).collect();
+        World {
+            setup,
+            chance,
+            now_ns: 1_000_000_000,
+            wall_offset_ms: 1_700_000_000_000,
+            step: 0,
+            view,
+            settings,
+            homes,
+            mailboxes,
+            shards,
+            wires: Vec::new(),
+            tokens: BTreeMap::new(),
+            clients: Vec::new(),
+            books: Books::new(users),
+            drain_until_ms: None,
+        }
+    }
+
+    pub fn now_ms(&self) -> u64 {
+        self.now_ns / 1_000_000
+    }
+
+    pub fn home(&self, user: usize) -> usize {
+        let name = &self.books.users[user];
+        self.homes.home(self.homes.hash(name)).index()
+    }
+
+    /// A user who lives on `shard`.
+    pub fn user_on(&self, shard: usize) -> usize {
+        (0..self.books.users.len())
+            .find(|user| self.home(*user) == shard)
+            .expect("users enough for every shard")
+    }
+
+    /// Connects a client to the listener of `shard`.
+    pub fn connect(&mut self, shard: usize, plan: Plan) -> usize {
+        let (gateway_end, client_end) = UnixStream::pair().unwrap();
+        client_end.set_nonblocking(true).unwrap();
+        let wire = self.wires.len();
+        let window = self.chance.pick(&[200, 2_000, 100_000]);
+        self.wires.push(Wire::new(window, self.now_ms()));
+        self.tokens.insert(gateway_end.as_raw_fd(), wire);
+        self.shards[shard].engine.accept(gateway_end.into(), wire);
+        let client = Client::new(wire, plan, client_end, &self.books, &mut self.chance);
+        self.clients.push(client);
+        self.clients.len() - 1
+    }
+
+    /// One turn of one shard, as `shard::run` has it. Returns true if anything happened.
+    pub fn turn(&mut self, shard: usize, eager: bool) -> bool {
+        let now_ms = self.now_ms();
+        let Shard {
+            core,
+            inbox,
+            engine,
+            commands,
+            last_turn_ms,
+            lanes_waiting,
+            ..
+        } = &mut self.shards[shard];
+        let (wires, tokens, chance) = (&mut self.wires, &mut self.tokens, &mut self.chance);
+        let sending: Vec<usize> = engine.open().filter(|open| open.2).map(|open| open.1).collect();
+        let mut busy = engine.work(wires, tokens, chance, eager);
+        core.begin_turn(Now {
+            mono_ns: self.now_ns,
+            wall_ms: self.wall_offset_ms + now_ms,
+        });
+        while let Some(event) = engine.next_event() {
+            busy = true;
+            match event {
+                Happened::Accepted(key) => core.handle_accepted(key),
+                Happened::Received(key, mut bytes) => {
+                    if let Some(wire) = engine.wire_of(key) {
+                        wires[wire].last_seen_ms = now_ms;
+                    }
+                    core.handle_received(key, &mut bytes);
+                }
+                Happened::Sent(key, payload) => core.handle_sent(key, payload),
+                Happened::Ended(key, broken) => core.handle_ended(key, broken),
+                Happened::Closed(key) => core.handle_closed(key),
+            }
+        }
+        let budget = if eager { 4096 } else { 1 + chance.below(64) };
+        let mut items = 0;
+        while items < budget
+            && let Some(parcel) = inbox.try_next()
+        {
+            let from = match &parcel {
+                Parcel::Batch(batch) => Some(batch.from),
+                _ => None,
+            };
+            let done = core.handle_parcel(parcel);
+            if let Some(from) = from {
+                inbox.done(from, done);
+            }
+            items += done;
+        }
+        busy |= items > 0;
+        core.handle_timeouts();
+        // Commands may bring more bytes to send, and the other way round.
+        loop {
+            while core.poll_command(commands) {
+                for command in commands.drain(..) {
+                    busy = true;
+                    match command {
+                        Command::ReceiveOnce(key) => engine.receive_once(key),
+                        Command::ReceiveStream(key) => engine.receive_stream(key),
+                        Command::Finish(key) => engine.finish(key, wires),
+                        Command::Close(key) => engine.close(key),
+                        Command::Detach(key) => {
+                            if let Some(socket) = engine.detach(key) {
+                                core.handle_detached(key, socket);
+                            }
+                        }
+                        Command::Adopt(mut hand_over) => {
+                            if let Some(socket) = hand_over.socket.take() {
+                                let key = engine.adopt(socket, tokens);
+                                if let Some(wire) = engine.wire_of(key) {
+                                    wires[wire].last_seen_ms = now_ms;
+                                    wires[wire].watched_from_ms = now_ms;
+                                }
+                                core.handle_adopted(key, *hand_over);
+                            }
+                        }
+                    }
+                }
+            }
+            let mut sent_any = false;
+            while let Some(key) = core.poll_dirty() {
+                while let Some(payload) = core.poll_payload(key) {
+                    busy = true;
+                    if let Some(index) = engine.wire_of(key) {
+                        let wire = &mut wires[index];
+                        for said in wire.said.push(payload.as_slice()) {
+                            if said == Said::Ping {
+                                let silent = now_ms - wire.last_seen_ms;
+                                let interval = self.settings.heartbeat.interval.as_millis() as u64;
+                                // One that waited behind another send may be out of date by now.
+                                assert!(
+                                    silent >= interval || sending.contains(&index),
+                                    "pinged after {silent} ms"
+                                );
+                                wire.watched_from_ms = now_ms;
+                            }
+                        }
+                    }
+                    match engine.send(key, payload, wires, chance) {
+                        None => break,
+                        Some(payload) => core.handle_sent(key, payload),
+                    }
+                }
+                sent_any = true;
+            }
+            if !sent_any {
+                break;
+            }
+        }
+        *lanes_waiting = !core.flush_lanes();
+        core.end_turn(self.now_ns);
+        core.check_invariants();
+        let gap = now_ms - std::mem::replace(last_turn_ms, now_ms);
+        self.check_silence(shard, gap);
+        busy
+    }
+
+    /// Nobody is silent for longer than the heartbeat allows, to within a tick and the time between turns.
+    fn check_silence(&self, shard: usize, gap_ms: u64) {
+        if self.drain_until_ms.is_some() {
+            return;
+        }
+        let heartbeat = &self.settings.heartbeat;
+        let slack = 2 * TICK_MS + gap_ms + 1;
+        for (_, wire, sending) in self.shards[shard].engine.open() {
+            let wire = &self.wires[wire];
+            // Before the welcome other deadlines count; behind a send in flight a ping waits.
+            if sending || !wire.said.is_websocket() || !wire.said_welcome() {
+                continue;
+            }
+            let silent = self.now_ms() - wire.last_seen_ms;
+            let timeout = heartbeat.timeout.as_millis() as u64;
+            assert!(silent <= timeout + slack, "open after {silent} ms of silence");
+            let unwatched = self.now_ms() - wire.last_seen_ms.max(wire.watched_from_ms);
+            let interval = heartbeat.interval.as_millis() as u64;
+            assert!(unwatched <= interval + slack, "no ping after {unwatched} ms of silence");
+        }
+    }
+
+    /// Lets every client read and write for a while. Returns true if anything moved.
+    pub fn move_bytes(&mut self, eager: bool) -> bool {
+        let mut moved = false;
+        for index in 0..self.clients.len() {
+            let client = &mut self.clients[index];
+            if client.is_over() || (!eager && self.chance.percent(30)) {
+                continue;
+            }
+            let wire = &mut self.wires[client.wire];
+            moved |= client.write(wire, &mut self.chance, eager);
+            moved |= client.read(index, wire, &mut self.books, &mut self.chance, eager);
+        }
+        moved
+    }
+
+    /// A step in which anything may happen.
+    pub fn chaos(&mut self) {
+        self.step += 1;
+        self.advance();
+        if self.clients.iter().filter(|client| !client.is_over()).count() < self.setup.clients_max
+            && self.chance.percent(5)
+        {
+            let shard = self.chance.below(self.shards.len());
+            let plan = Plan::any(&mut self.chance, self.books.users.len());
+            self.connect(shard, plan);
+        }
+        for _ in 0..2 {
+            if !self.clients.is_empty() {
+                let index = self.chance.below(self.clients.len());
+                let client = &mut self.clients[index];
+                if !client.is_over() {
+                    let wire = &mut self.wires[client.wire];
+                    client.act(index, wire, &mut self.books, &mut self.chance);
+                }
+            }
+        }
+        self.move_bytes(false);
+        for shard in 0..self.shards.len() {
+            if self.chance.percent(1) {
+                self.shards[shard].stalled_until = self.step + self.chance.below(200) as u64;
+            }
+            if self.shards[shard].stalled_until > self.step {
+                continue;
+            }
+            let due = self.shards[shard].core.next_timeout_ms();
+            if self.chance.percent(60) || due.is_some_and(|due| due <= self.now_ms()) {
+                self.turn(shard, false);
+            }
+        }
+        if self.chance.percent(1) {
+            // The host's clock is set, back or forth.
+            self.wall_offset_ms = 1_600_000_000_000 + u64::from(self.chance.word());
+        }
+    }
+
+    fn next_due_ms(&self) -> Option<u64> {
+        self.shards
+            .iter()
+            .filter_map(|shard| shard.core.next_timeout_ms())
+            .min()
+    }
+
+    fn advance(&mut self) {
+        self.now_ns += 1000 * (1 + self.chance.below(2000) as u64);
+        // Now and then nothing happens until the next deadline; never while somebody is owed an answer, or clients that
+        // do all they should would be taken for silent ones.
+        if self.chance.percent(5)
+            && self
+                .clients
+                .iter()
+                .all(|client| client.owes_nothing(&self.wires[client.wire]))
+            && self.shards.iter().all(|shard| shard.stalled_until <= self.step)
+            && let Some(due) = self.next_due_ms()
+        {
+            self.now_ns = self.now_ns.max(due * 1_000_000);
+        }
+    }
+
+    /// A client that is connected as `user` by way of the listener of `shard`.
+    pub fn join(&mut self, shard: usize, plan: Plan) -> usize {
+        let client = self.connect(shard, plan);
+        self.settle(0);
+        assert!(self.clients[client].is_live(), "{:?}", self.clients[client]);
+        client
+    }
+
+    /// Lets a client send a message.
+    pub fn message(&mut self, client: usize, to: usize) -> usize {
+        self.clients[client].message(client, to, 10, true, &mut self.books, &mut self.chance)
+    }
+
+    /// Lets a client ask who is there.
+    pub fn ask(&mut self, client: usize, users: &[usize]) -> usize {
+        let users = users.iter().copied().collect();
+        self.clients[client].ask(client, users, &mut self.books, &mut self.chance)
+    }
+
+    /// Until nothing moves any more while only this shard turns; the others are stuck.
+    pub fn turn_only(&mut self, shard: usize) {
+        for _ in 0..100_000 {
+            self.now_ns += 10_000;
+            let moved = self.move_bytes(true);
+            if !(self.turn(shard, true) | moved) {
+                return;
+            }
+        }
+        panic!("never quiet");
+    }
+
+    /// How many messages have this ack.
+    pub fn acks(&self, status: &str) -> usize {
+        let messages = self.books.messages.iter();
+        messages
+            .filter(|message| message.ack.as_deref() == Some(status))
+            .count()
+    }
+
+    /// Everybody reads and answers, nobody does anything new, until nothing moves any more. Deadlines pass for `more_ms`.
+    pub fn settle(&mut self, more_ms: u64) {
+        for client in &mut self.clients {
+            client.behave();
+        }
+        let until_ms = self.now_ms() + more_ms;
+        let mut quiet = 0;
+        for _ in 0..200_000 {
+            self.now_ns += 1_000_000;
+            self.step += 1;
+            let mut moved = self.move_bytes(true);
+            for shard in 0..self.shards.len() {
+                moved |= self.turn(shard, true);
+                moved |= self.shards[shard].lanes_waiting || !self.shards[shard].inbox.is_empty();
+            }
+            quiet = if moved { 0 } else { quiet + 1 };
+            if quiet < 3 {
+                continue;
+            }
+            match self.next_due_ms() {
+                Some(due) if due < until_ms => self.now_ns = self.now_ns.max(due * 1_000_000),
+                _ if self.now_ms() < until_ms => self.now_ns = until_ms * 1_000_000,
+                _ => return,
+            }
+        }
+        panic!("never quiet");
+    }
+
+    pub fn begin_drain(&mut self, within_ms: u64) -> u64 {
+        let until_ms = self.now_ms() + within_ms;
+        self.drain_until_ms = Some(until_ms);
+        self.books.draining = true;
+        assert!(self.view.begin_draining());
+        for mailbox in &self.mailboxes {
+            mailbox.post(Parcel::Drain { until_ms });
+        }
+        for shard in 0..self.shards.len() {
+            while self.shards[shard].core.drain_count().is_none() {
+                self.turn(shard, true);
+            }
+        }
+        until_ms
+    }
+
+    /// Ends of connections that no drain counted.
+    pub fn ends_not_drained(&self) -> u64 {
+        let counts = self.shards.iter().filter_map(|shard| shard.core.drain_count());
+        let drained: u64 = counts.map(|count| count.left + count.closed).sum();
+        self.metric("shardgate_connections_closed_total", "") - drained
+    }
+
+    /// Is the drain over, as `shard::run` finds out? With who left and who was closed.
+    pub fn drained(&self) -> Option<(u64, u64)> {
+        let mut sum = (0, 0);
+        for shard in &self.shards {
+            let count = shard.core.drain_count()?;
+            if count.open > 0 || shard.core.has_unfinished_sockets() {
+                return None;
+            }
+            sum = (sum.0 + count.left, sum.1 + count.closed);
+        }
+        Some(sum)
+    }
+
+    /// All clients go, each in one of the ways in which clients go.
+    pub fn everybody_leaves(&mut self) {
+        for client in self.clients.iter_mut().filter(|client| !client.is_over()) {
+            let wire = &mut self.wires[client.wire];
+            client.leave(wire, &mut self.chance);
+        }
+    }
+
+    /// Which clients are connected as a user, by their own lights.
+    pub fn live(&self) -> Vec<usize> {
+        (0..self.clients.len())
+            .filter(|index| self.clients[*index].is_live())
+            .collect()
+    }
+
+    /// Sum over all shards of a metric, with these labels if any.
+    pub fn metric(&self, name: &str, labels: &str) -> u64 {
+        let mut exposition = Exposition::default();
+        exposition.shards(&self.view.shards);
+        let text = exposition.into_text();
+        text.lines()
+            .filter(|line| line.starts_with(name) && line[name.len()..].starts_with('{') && line.contains(labels))
+            .map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap() as u64)
+            .sum()
+    }
+
+    /// Looks at the books. Everything must be quiet.
+    pub fn check(&mut self) {
+        let live = self.live();
+        self.books.check(&self.clients, &live);
+        let limit = self.settings.limits.connections_per_user;
+        for user in 0..self.books.users.len() {
+            let devices = live
+                .iter()
+                .filter(|index| self.clients[**index].user == Some(user))
+                .count();
+            assert!(limit == 0 || devices <= limit, "{devices} connections of one user");
+        }
+        for client in &self.clients {
+            client.check_token(&self.wires[client.wire]);
+        }
+        let users: std::collections::BTreeSet<_> = live.iter().map(|index| self.clients[*index].user).collect();
+        assert_eq!(self.view.users(), users.len() as u64, "users");
+        let accepted = self.metric("shardgate_connections_accepted_total", "");
+        let upgraded = self.wires.iter().filter(|wire| wire.said.status == Some(101)).count();
+        assert_eq!(accepted, upgraded as u64, "accepted");
+        let closed = self.metric("shardgate_connections_closed_total", "");
+        assert_eq!(accepted - closed, self.view.connections(), "closed");
+        // Somebody asks who is there.
+        if let Some(asker) = live.first() {
+            let client = &mut self.clients[*asker];
+            let query = client.ask_all(&mut self.books, &mut self.chance);
+            self.settle(0);
+            let answer = self.books.answer(query).expect("an answer");
+            // The asker may have gone by asking, under a rate limit; then there is none.
+            let live = self.live();
+            for (user, online) in answer {
+                let here = live.iter().any(|index| self.clients[*index].user == Some(*user));
+                assert_eq!(*online, here, "is {} online?", self.books.users[*user]);
+            }
+        }
+    }
+
+    /// Nobody is there any more, and nothing reminds of them.
+    pub fn check_empty(&self) {
+        assert_eq!((self.view.connections(), self.view.users()), (0, 0));
+        for shard in &self.shards {
+            assert_eq!(shard.core.residue(), Residue::default());
+            assert_eq!(shard.engine.sockets(), 0);
+            assert!(shard.inbox.is_empty());
+            assert_eq!(shard.core.metrics().sockets.get(), 0);
+        }
+        for (from, to, depth) in self.view.lanes() {
+            assert_eq!(depth, 0, "lane {from} to {to}");
+        }
+        let accepted = self.metric("shardgate_connections_accepted_total", "");
+        assert_eq!(accepted, self.metric("shardgate_connections_closed_total", ""));
+    }
+}

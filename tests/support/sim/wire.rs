@@ -1,0 +1,140 @@
+//! One connection between a client and the gateway, as two kernels would hold it; and what the gateway says on it.
+
+use std::collections::VecDeque;
+
+/// Bytes and ends under way in both directions.
+#[derive(Debug)]
+pub struct Wire {
+    /// Sent by the client, not yet received by the gateway.
+    pub to_gateway: VecDeque<u8>,
+    pub client_fin: bool,
+    pub reset: bool,
+    /// Sent by the gateway, not yet read by the client.
+    pub to_client: VecDeque<u8>,
+    pub gateway_fin: bool,
+    /// How much fits between them when the client does not read.
+    pub window: usize,
+    /// Everything that the gateway's core queued, as it left for the engine.
+    pub said: Stream,
+    /// When something last reached the core, milliseconds; hand-overs count.
+    pub last_seen_ms: u64,
+    /// When the core last sent a ping, or opened the connection, milliseconds.
+    pub watched_from_ms: u64,
+}
+
+impl Wire {
+    pub fn new(window: usize, now_ms: u64) -> Self {
+        Wire {
+            to_gateway: VecDeque::new(),
+            client_fin: false,
+            reset: false,
+            to_client: VecDeque::new(),
+            gateway_fin: false,
+            window,
+            said: Stream::default(),
+            last_seen_ms: now_ms,
+            watched_from_ms: now_ms,
+        }
+    }
+
+    /// True once the gateway has said who the client is.
+    pub fn said_welcome(&self) -> bool {
+        self.said.welcomed
+    }
+
+    pub fn room(&self) -> usize {
+        self.window.saturating_sub(self.to_client.len())
+    }
+}
+
+/// Something whole that the gateway said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Said {
+    /// A response head: its status.
+    Head(u16),
+    Text(String),
+    Binary(Vec<u8>),
+    Ping,
+    Pong(Vec<u8>),
+    Close(Option<u16>),
+}
+
+/// Takes what the gateway sends apart, and is strict about it.
+#[derive(Debug, Default, Clone)]
+pub struct Stream {
+    bytes: Vec<u8>,
+    pub status: Option<u16>,
+    pub welcomed: bool,
+    pub closed: Option<Option<u16>>,
+}
+
+impl Stream {
+    /// True between `101` and a close frame.
+    pub fn is_websocket(&self) -> bool {
+        self.status == Some(101) && self.closed.is_none()
+    }
+
+    /// What is whole by now.
+    ///
+    /// # Panics
+    /// The gateway said something that it may not say.
+    pub fn push(&mut self, bytes: &[u8]) -> Vec<Said> {
+        self.bytes.extend_from_slice(bytes);
+        let mut said = Vec::new();
+        if self.status.is_none() {
+            let Some(end) = self.bytes.windows(4).position(|four| four == b"\r\n\r\n") else {
+                return said;
+            };
+            let head = String::from_utf8(self.bytes.drain(..end + 4).collect()).expect("a head in ASCII");
+            let status = head
+                .strip_prefix("HTTP/1.1 ")
+                .and_then(|rest| rest.get(..3))
+                .and_then(|status| status.parse().ok())
+                .expect("a status line");
+            self.status = Some(status);
+            said.push(Said::Head(status));
+        }
+        if self.status != Some(101) {
+            // A body.
+            self.bytes.clear();
+            return said;
+        }
+        while let Some((frame, len)) = Self::frame(&self.bytes) {
+            assert!(self.closed.is_none(), "a frame behind the close frame: {frame:?}");
+            self.bytes.drain(..len);
+            match &frame {
+                Said::Close(code) => self.closed = Some(*code),
+                Said::Text(text) => self.welcomed |= text.starts_with(r#"{"type":"welcome""#),
+                _ => {}
+            }
+            said.push(frame);
+        }
+        said
+    }
+
+    fn frame(bytes: &[u8]) -> Option<(Said, usize)> {
+        let (&first, rest) = bytes.split_first()?;
+        let (&second, rest) = rest.split_first()?;
+        assert!(first & 0x80 != 0, "the gateway does not fragment");
+        assert!(first & 0x70 == 0 && second & 0x80 == 0, "reserved bits or a mask");
+        let (len, header) = match second {
+            126 => (usize::from(u16::from_be_bytes(*rest.first_chunk()?)), 4),
+            127 => (u64::from_be_bytes(*rest.first_chunk()?) as usize, 10),
+            short => (usize::from(short), 2),
+        };
+        assert!(
+            (header == 2) == (len < 126) && (header == 10) == (len > 0xffff),
+            "a length not in its shortest form"
+        );
+        let payload = bytes.get(header..header + len)?.to_vec();
+        let said = match first & 0x0f {
+            1 => Said::Text(String::from_utf8(payload).expect("text is UTF-8")),
+            2 => Said::Binary(payload),
+            8 => Said::Close(payload.first_chunk().map(|code| u16::from_be_bytes(*code))),
+            9 => Said::Ping,
+            10 => Said::Pong(payload),
+            other => panic!("opcode {other}"),
+        };
+        Some((said, header + len))
+    }
+}
