@@ -48,8 +48,6 @@ pub struct Shard {
     last_turn_ms: u64,
     /// Does not turn before this step.
     pub stalled_until: u64,
-    /// A full lane kept something back.
-    lanes_waiting: bool,
 }
 
 pub struct World {
@@ -93,7 +91,6 @@ impl World {
                     commands: Vec::new(),
                     last_turn_ms: 0,
                     stalled_until: 0,
-                    lanes_waiting: false,
                 }
             })
             .collect();
@@ -156,7 +153,6 @@ impl World {
             engine,
             commands,
             last_turn_ms,
-            lanes_waiting,
             ..
         } = &mut self.shards[shard];
         let (wires, tokens, chance) = (&mut self.wires, &mut self.tokens, &mut self.chance);
@@ -186,15 +182,11 @@ impl World {
         while items < budget
             && let Some(parcel) = inbox.try_next()
         {
-            let from = match &parcel {
-                Parcel::Batch(batch) => Some(batch.from),
-                _ => None,
-            };
-            let done = core.handle_parcel(parcel);
-            if let Some(from) = from {
-                inbox.done(from, done);
+            let room = parcel.room();
+            items += core.handle_parcel(parcel);
+            if let Some(room) = room {
+                inbox.done(room);
             }
-            items += done;
         }
         busy |= items > 0;
         core.handle_timeouts();
@@ -256,7 +248,7 @@ impl World {
                 break;
             }
         }
-        *lanes_waiting = !core.flush_lanes();
+        core.flush_lanes();
         core.end_turn(self.now_ns);
         core.check_invariants();
         let gap = now_ms - std::mem::replace(last_turn_ms, now_ms);
@@ -416,7 +408,7 @@ impl World {
             let mut moved = self.move_bytes(true);
             for shard in 0..self.shards.len() {
                 moved |= self.turn(shard, true);
-                moved |= self.shards[shard].lanes_waiting || !self.shards[shard].inbox.is_empty();
+                moved |= !self.shards[shard].inbox.is_empty();
             }
             quiet = if moved { 0 } else { quiet + 1 };
             if quiet < 3 {
