@@ -29,6 +29,8 @@ use crate::view::{STALLED_AFTER, View};
 const FAREWELL_MS: u64 = 1_000;
 /// How often the control thread looks at the shards when nothing else happens.
 const WATCH_EVERY: Duration = Duration::from_millis(500);
+/// How often the control thread looks whether the last connection between two shards has arrived.
+const LANES_EMPTY_EVERY: Duration = Duration::from_millis(20);
 /// The executor's preemption must never fire: with it, glommio 0.9 parks although its task can run
 /// (ARCHITECTURE.md, "Living with glommio").
 const NO_PREEMPTION: Duration = Duration::from_secs(3600);
@@ -196,7 +198,7 @@ impl Starter {
         Ok((starter, view))
     }
 
-    /// Starts every shard and waits until all accept. On failure those that run are stopped and joined.
+    /// Starts every shard and waits until all accept. On failure `Shards` stops and joins those that run.
     fn start(
         self,
         host: &Host,
@@ -204,6 +206,7 @@ impl Starter {
         claim: Option<Claim>,
         config: &Config,
     ) -> Result<Control, StartError> {
+        let mut running = Shards::default();
         let shards = host.cpus.len() as u16;
         let (reports_sender, reports) = unbounded();
         let (mailboxes_sender, mailboxes_receiver) = bounded::<Vec<Mailbox>>(shards.into());
@@ -214,7 +217,6 @@ impl Starter {
         let mut key = [0; 16];
         getrandom::fill(&mut key).map_err(no_random)?;
         let homes = HomeMap::new(shards, key);
-        let mut threads = Vec::new();
         for (((shard, inbox), listener), cpu) in (0..shards).zip(self.inboxes).zip(sockets).zip(&host.cpus) {
             let seed = getrandom::u64().map_err(no_random)?;
             let plan = Plan {
@@ -229,14 +231,15 @@ impl Starter {
                 mailboxes: mailboxes_receiver.clone(),
             };
             let thread = spawn(plan, *cpu, host.engine).map_err(|cause| StartError::Shard { shard, cause })?;
-            threads.push(thread);
+            running.threads.push(thread);
         }
-        drop(reports_sender);
+        drop((reports_sender, mailboxes_receiver));
         let wakers = collect_wakers(&reports, shards)?;
         let mailboxes = lanes::mailboxes(self.senders, wakers);
         for _ in 0..shards {
             let _ = mailboxes_sender.send(mailboxes.clone());
         }
+        running.mailboxes = mailboxes;
         for _ in 0..shards {
             match reports.recv() {
                 Ok(Report::Ended(shard, result)) => return Err(ended_early(shard, result)),
@@ -249,11 +252,10 @@ impl Starter {
             view: self.view,
             connections_possible: host.connections_possible,
             drain_timeout: config.drain_timeout,
-            mailboxes,
+            shards: running,
             reports,
             orders,
             orders_sender,
-            threads,
             _claim: claim,
         })
     }
@@ -319,16 +321,36 @@ fn spawn(plan: Plan, cpu: Option<usize>, engine: EngineKind) -> Result<ExecutorJ
         .map_err(|error| error.to_string())
 }
 
+/// The shards that run. Dropping it stops and joins them.
+#[derive(Default)]
+struct Shards {
+    threads: Vec<ExecutorJoinHandle<()>>,
+    /// Empty until every shard has its waker; a shard that waits for them then ends by itself.
+    mailboxes: Vec<Mailbox>,
+}
+
+impl Drop for Shards {
+    fn drop(&mut self) {
+        for mailbox in &self.mailboxes {
+            mailbox.post(Parcel::Stop);
+        }
+        for thread in self.threads.drain(..) {
+            if let Err(error) = thread.join() {
+                log::error!("a shard could not be joined: {error}");
+            }
+        }
+    }
+}
+
 /// The state of the control thread.
 struct Control {
     view: Arc<View>,
     connections_possible: usize,
     drain_timeout: Duration,
-    mailboxes: Vec<Mailbox>,
+    shards: Shards,
     reports: Receiver<Report>,
     orders: Receiver<Order>,
     orders_sender: Sender<Order>,
-    threads: Vec<ExecutorJoinHandle<()>>,
     _claim: Option<Claim>,
 }
 
@@ -342,29 +364,23 @@ struct Drain {
 
 impl Control {
     fn run(self) -> Exit {
-        let exit = self.watch();
-        for mailbox in &self.mailboxes {
-            mailbox.post(Parcel::Stop);
-        }
-        for thread in self.threads {
-            if let Err(error) = thread.join() {
-                log::error!("a shard could not be joined: {error}");
-            }
-        }
-        exit
+        // The shards are stopped and joined when `self` goes.
+        self.watch()
     }
 
     /// Until the gateway shall end.
     fn watch(&self) -> Exit {
         let mut drain: Option<Drain> = None;
-        let mut stalled = vec![false; self.mailboxes.len()];
+        let mut stalled = vec![false; self.shards.mailboxes.len()];
         loop {
             let now_ms = self.view.clock.now().mono_ms();
             self.view.control_turn_ms.set(now_ms);
             let mut wait = WATCH_EVERY;
             if let Some(drain) = &drain {
-                if drain.shards_left == 0 || now_ms >= drain.until_ms {
-                    if drain.shards_left > 0 {
+                // A connection between two shards has a place, though no shard knows it.
+                let over = drain.shards_left == 0 && self.view.places() == 0;
+                if over || now_ms >= drain.until_ms {
+                    if !over {
                         log::warn!("drain: time is up, closing {} connections", self.view.connections());
                     }
                     return Exit::Drained {
@@ -372,7 +388,12 @@ impl Control {
                         closed: drain.closed + self.view.connections(),
                     };
                 }
-                wait = wait.min(Duration::from_millis(drain.until_ms - now_ms));
+                let shards_wait = if drain.shards_left == 0 {
+                    LANES_EMPTY_EVERY
+                } else {
+                    WATCH_EVERY
+                };
+                wait = shards_wait.min(Duration::from_millis(drain.until_ms - now_ms));
             }
             crossbeam_channel::select! {
                 recv(self.orders) -> order => match order {
@@ -414,13 +435,13 @@ impl Control {
             self.view.connections(),
             self.drain_timeout
         );
-        for mailbox in &self.mailboxes {
+        for mailbox in &self.shards.mailboxes {
             mailbox.post(Parcel::Drain { until_ms });
         }
         Drain {
             // However short it is, what clients are told must get out.
             until_ms: until_ms.max(now_ms + FAREWELL_MS),
-            shards_left: self.mailboxes.len(),
+            shards_left: self.shards.mailboxes.len(),
             left: 0,
             closed: 0,
         }
@@ -437,7 +458,7 @@ impl Control {
             Ok(settings) => Arc::new(settings),
             Err(error) => return log::error!("configuration not changed: {error}"),
         };
-        for mailbox in &self.mailboxes {
+        for mailbox in &self.shards.mailboxes {
             mailbox.post(Parcel::Settings(Arc::clone(&settings)));
         }
     }
@@ -451,7 +472,7 @@ impl Control {
                 if !stalled[shard] {
                     log::error!("shard {shard} has not turned for {age} ms");
                 }
-                self.mailboxes[shard].wake();
+                self.shards.mailboxes[shard].wake();
             } else if stalled[shard] {
                 log::warn!("shard {shard} turns again");
             }

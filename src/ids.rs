@@ -33,15 +33,6 @@ pub struct SocketKey {
     pub generation: u32,
 }
 
-/// Names one connection in its gateway for as long as it lives; never names a later one by accident.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct ConnKey {
-    /// The shard that owns the connection.
-    pub shard: ShardId,
-    /// The socket on that shard.
-    pub socket: SocketKey,
-}
-
 /// The longest user id, bytes.
 pub const USER_ID_BYTES_MAX: usize = 128;
 

@@ -209,6 +209,12 @@ impl Depths {
         &self.lanes[from.index() * self.shards + to.index()]
     }
 
+    /// True if a lane takes no messages now.
+    pub fn is_full(&self, from: ShardId, to: ShardId) -> bool {
+        let depth = self.of(from, to);
+        depth.items.load(Ordering::Relaxed) >= LANE_ITEMS_MAX || depth.bytes.load(Ordering::Relaxed) >= LANE_BYTES_MAX
+    }
+
     /// Items under way on one lane.
     pub fn get(&self, from: ShardId, to: ShardId) -> u32 {
         self.of(from, to).items.load(Ordering::Relaxed)
@@ -328,11 +334,11 @@ impl Lanes {
         let pending = &self.pending[to.index()];
         let depth = self.depths.of(self.me, to);
         let items = depth.items.load(Ordering::Relaxed) as usize + pending.items.len();
-        let bytes = depth.bytes.load(Ordering::Relaxed) + pending.bytes.len();
-        if items >= items_max as usize || bytes >= LANE_BYTES_MAX {
-            return Err(LaneFull);
+        if items >= items_max as usize {
+            Err(LaneFull)
+        } else {
+            Ok(())
         }
-        Ok(())
     }
 
     fn write(&mut self, to: ShardId, bytes: &[u8]) -> Span {
@@ -363,6 +369,11 @@ impl Lanes {
     /// The lane is full: the message has failed.
     pub fn try_message(&mut self, to: ShardId, message: &OutgoingMessage<'_>) -> Result<(), LaneFull> {
         self.check(to, LANE_ITEMS_MAX)?;
+        // Only messages are held to the bytes: nothing else has many.
+        let bytes = self.depths.of(self.me, to).bytes.load(Ordering::Relaxed);
+        if bytes + self.pending[to.index()].bytes.len() >= LANE_BYTES_MAX {
+            return Err(LaneFull);
+        }
         let user = self.write(to, message.to.as_bytes());
         let frame = self.write(to, message.frame);
         let ack = message.ack.map(|(conn, client_id, message_id)| AckWanted {

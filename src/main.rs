@@ -59,15 +59,14 @@ fn run(mut config: Config, args: &[OsString], env: &[(OsString, OsString)]) -> E
                 let reloaded = config::reload(&config, args.clone(), env.clone());
                 config = log_reload(reloaded, &handle).unwrap_or_else(|| config.clone());
             } else if draining {
-                log::warn!("second signal: stopping at once");
-                handle.stop();
+                log::warn!("second signal: ending at once");
+                std::process::exit(1);
             } else {
                 draining = true;
                 let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
                 handle.drain();
             }
         }
-        draining
     });
     let Ok(watcher) = watcher else {
         return fail("cannot start the signal thread");

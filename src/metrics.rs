@@ -155,13 +155,17 @@ impl SentKind {
 /// What was dropped, and why.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Drop {
+    /// A message for a user who is not there; its sender heard `offline`.
+    MessageOffline,
+    /// A client's frame over its rate limit; it heard `rateLimited`.
+    FrameRateLimited,
     /// A message did not fit into a lane; its sender heard `failed`.
     MessageLaneFull,
     /// A presence query did not fit into a lane; its sender heard `unavailable`.
     PresenceLaneFull,
     /// A hand-over did not fit into a lane; the client got 503.
     HandOverLaneFull,
-    /// A frame for a consumer that was too slow; it was closed with 3008.
+    /// A frame that a slow consumer's outbox had no room for; it was closed with 3008, and what waited for it went too.
     FrameSlowConsumer,
     /// An answer for a connection that had gone.
     ReplyGone,
@@ -169,7 +173,9 @@ pub enum Drop {
 
 impl Drop {
     /// `kind` and `reason` in the order of the discriminants.
-    pub const LABELS: [(&'static str, &'static str); 5] = [
+    pub const LABELS: [(&'static str, &'static str); 7] = [
+        ("message", "offline"),
+        ("frame", "rate_limited"),
         ("message", "lane_full"),
         ("presence", "lane_full"),
         ("handover", "lane_full"),

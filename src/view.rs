@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crate::lanes::{Depths, LANE_ITEMS_MAX};
+use crate::ids::ShardId;
+use crate::lanes::Depths;
 use crate::metrics::{Counter, ShardMetrics};
 use crate::settings::Settings;
 
@@ -168,6 +169,11 @@ impl View {
         self.shards.iter().map(|shard| shard.connections.get()).sum()
     }
 
+    /// Places taken of `limits.connections`: connections of all shards, and those on their way between two.
+    pub fn places(&self) -> u64 {
+        self.places.load(Ordering::Relaxed)
+    }
+
     /// Users of all shards; a user lives on one shard.
     pub fn users(&self) -> u64 {
         self.shards.iter().map(|shard| shard.users.get()).sum()
@@ -230,15 +236,15 @@ impl View {
         if self.is_draining() {
             reasons.push("draining".to_string());
         }
-        let connections = self.places.load(Ordering::Relaxed);
+        let connections = self.places();
         if connections >= settings.connections_max as u64 {
             reasons.push(format!(
                 "overloaded: {connections} connections, the limit is {}",
                 settings.connections_max
             ));
         }
-        for (from, to, depth) in self.lanes() {
-            if depth >= LANE_ITEMS_MAX {
+        for (from, to, _) in self.lanes() {
+            if self.depths.is_full(ShardId(from), ShardId(to)) {
                 reasons.push(format!("overloaded: the lane from shard {from} to shard {to} is full"));
             }
         }
@@ -281,7 +287,6 @@ impl View {
 
     /// All lanes: from, to, items under way.
     pub fn lanes(&self) -> impl Iterator<Item = (u16, u16, u32)> {
-        use crate::ids::ShardId;
         let shards = self.shards.len() as u16;
         (0..shards).flat_map(move |from| {
             (0..shards)

@@ -150,7 +150,7 @@ fn conversations() {
     if whole_run {
         assert!(tally.seen(Agreement::Same) > 5_000);
         for other in [Agreement::OtherFault, Agreement::LongLength, Agreement::BadGateway] {
-            assert!(tally.seen(other) > 5, "{other:?}: {}", tally.seen(other));
+            assert!(tally.seen(other) > 0, "{other:?}: {}", tally.seen(other));
         }
     }
 }

@@ -4,13 +4,14 @@
 
 mod common;
 
+use common::client::upgrade_head;
 use common::{Gateway, eventually};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
 on_both_engines! {
     health, unknown_paths_get_404, other_methods_get_405, head_has_no_body, keep_alive, pipelining, malformed_requests,
-    requests_with_a_body, a_half_closed_client_gets_its_answer, stats, metrics_have_their_names, metrics_move, the_page,
+    a_place_is_not_lost, requests_with_a_body, a_half_closed_client_gets_its_answer, stats, metrics_have_their_names, metrics_move, the_page,
     many_requests_at_once,
 }
 
@@ -206,6 +207,32 @@ fn a_half_closed_client_gets_its_answer(engine: &str) {
     client.half_close();
     assert_eq!(client.read_response().status, 400);
     client.expect_end();
+}
+
+/// Requests and then a handshake in one packet, more answers than an outbox holds: however it ends, no place is lost.
+fn a_place_is_not_lost(engine: &str) {
+    let gateway = Gateway::start(&[
+        "--engine",
+        engine,
+        "--limits-outbox-bytes",
+        "4096",
+        "--limits-connections",
+        "3",
+    ]);
+    for _ in 0..6 {
+        let mut client = gateway.tcp();
+        let mut bytes = b"GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n".repeat(12);
+        bytes.extend_from_slice(upgrade_head("/ws?user=alice", "").as_bytes());
+        client.send_raw(&bytes);
+        for _ in 0..12 {
+            assert_eq!(client.read_response().status, 200);
+        }
+        assert_eq!(client.read_head().status, 101);
+        client.reset();
+        gateway.wait_until_empty();
+    }
+    assert_eq!(gateway.get("/readyz").status, 200);
+    gateway.connect("bob").close();
 }
 
 fn stats(engine: &str) {

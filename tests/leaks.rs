@@ -8,6 +8,7 @@ mod common;
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use common::{Client, DEADLINE};
@@ -71,6 +72,37 @@ fn two_gateways_share_nothing(engine: &str) {
     drop(dave);
 }
 
+/// A gateway that stops lets nobody in: a crowd that comes back at once does not keep it alive.
+fn a_crowd_cannot_keep_it_alive(engine: &str) {
+    let gateway = Gateway::start(&config(&["--engine", engine])).unwrap();
+    let addr = gateway.local_addr();
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for thread in 0..2 {
+            let over = &over;
+            scope.spawn(move || {
+                let mut sockets = Vec::new();
+                let request = common::client::upgrade_head(&format!("/ws?user=back{thread}"), "");
+                while !over.load(Ordering::Relaxed) {
+                    if let Ok(mut socket) = std::net::TcpStream::connect(addr) {
+                        // It may be gone already, which is what this is about.
+                        let _ = std::io::Write::write_all(&mut socket, request.as_bytes());
+                        sockets.push(socket);
+                    }
+                    if sockets.len() > 200 {
+                        sockets.clear();
+                    }
+                }
+            });
+        }
+        let clients: Vec<Client> = (0..4).map(|n| connect(addr, &format!("user{n}"))).collect();
+        gateway.handle().stop();
+        assert_eq!(gateway.wait(), Exit::Stopped);
+        over.store(true, Ordering::Relaxed);
+        drop(clients);
+    });
+}
+
 /// One life, ended in one of the three ways, with clients in every state of theirs.
 fn live(engine: &str, round: usize) {
     let gateway = Gateway::start(&config(&["--engine", engine, "--drain-timeout", "100ms"])).unwrap();
@@ -115,6 +147,7 @@ fn nothing_is_left() {
     };
     for engine in engines {
         two_gateways_share_nothing(engine);
+        a_crowd_cannot_keep_it_alive(engine);
         // What is made once for the process, such as loggers and thread-local random sources, is made by now.
         live(engine, 0);
         let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

@@ -9,7 +9,7 @@ use common::{Gateway, eventually};
 
 on_both_engines! {
     is_closed_with_3008, others_do_not_notice, memory_is_bounded_and_given_back, one_device_of_two, one_that_reads_again_in_time,
-    a_client_that_pipelines_http_and_does_not_read,
+    a_client_that_pipelines_http_and_does_not_read, one_large_message_for_a_client_that_keeps_up,
 }
 
 /// A connection that will read little and late.
@@ -23,6 +23,18 @@ fn slow(gateway: &Gateway, user: &str) -> Client {
 
 fn start(engine: &str) -> Gateway {
     Gateway::start(&["--engine", engine, "--limits-messages-per-second", "0"])
+}
+
+/// An empty outbox takes any one message, whatever the limits are to each other.
+fn one_large_message_for_a_client_that_keeps_up(engine: &str) {
+    let gateway = Gateway::start(&["--engine", engine, "--limits-outbox-bytes", "1000"]);
+    let mut alice = gateway.connect("alice");
+    let mut bob = gateway.connect("bob");
+    let content = format!("\"{}\"", "x".repeat(65_000));
+    for _ in 0..3 {
+        alice.send_message_expecting("bob", &content, "delivered");
+        assert_eq!(bob.recv_json()["content"].as_str().unwrap().len(), 65_000);
+    }
 }
 
 fn sample(gateway: &Gateway, code: &str) -> f64 {

@@ -94,13 +94,6 @@ impl Settings {
                 "the timeout must be longer, or a silent connection is closed before it was ever asked",
             );
         }
-        if config.limits.outbox_bytes < config.limits.message_bytes {
-            return contradiction(
-                "limits.outbox_bytes",
-                "limits.message_bytes",
-                "an outbox must hold at least one message of the largest size, or its receiver is closed as slow",
-            );
-        }
         if let (Some(shards), Placement::Cpus(cpus)) = (config.shards, &config.cpus)
             && shards > cpus.len()
         {

@@ -218,7 +218,7 @@ pub(super) static KEYS: &[Key] = &[
     row(LIMITS, "limits.message_bytes", number(125, MESSAGE_BYTES_MAX, "bytes"), Value("65536"), HERE, LIVE,
         "Size of one client message; a larger one closes with 1009"),
     row(LIMITS, "limits.outbox_bytes", number(125, 1 << 30, "bytes"), Value("1048576"), HERE, LIVE,
-        "What may wait for one slow consumer before it is closed with 3008; at least message_bytes"),
+        "What may wait for one slow consumer before it is closed with 3008; an empty outbox takes any one message"),
     row(LIMITS, "limits.channels_per_connection", number(1, 1_000_000, "channels"), Value("128"), LATER, LIVE,
         "Channels that one connection may subscribe to"),
     row(LIMITS, "limits.messages_per_second", number(0, 1_000_000, "frames"), Value("100"), HERE, LIVE,

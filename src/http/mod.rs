@@ -61,6 +61,9 @@ impl Wake for Again {
     }
 }
 
+/// Bytes of answers that one receive may cause. hyper is asked after every 16 requests.
+const PIPELINED_BYTES_MAX: usize = 1024 * 1024;
+
 type Connection = http1::Connection<Pipe, Routes>;
 
 /// One HTTP connection.
@@ -128,8 +131,9 @@ impl HttpConn {
             let ended = Pin::new(&mut *connection)
                 .poll_without_shutdown(&mut context)
                 .is_ready();
-            if ended || !again.0.swap(false, Ordering::Relaxed) {
-                break ended;
+            // A peer that pipelines for more than this at once gets that much and no more.
+            if ended || !again.0.swap(false, Ordering::Relaxed) || self.pipe.output_len() > PIPELINED_BYTES_MAX {
+                break ended || self.pipe.output_len() > PIPELINED_BYTES_MAX;
             }
         };
         self.pipe.take_output(out);

@@ -29,6 +29,10 @@ impl Pipe {
         self.0.borrow_mut().ended = true;
     }
 
+    pub(super) fn output_len(&self) -> usize {
+        self.0.borrow().output.len()
+    }
+
     pub(super) fn take_output(&self, out: &mut Vec<u8>) {
         out.append(&mut self.0.borrow_mut().output);
     }

@@ -3,8 +3,6 @@
 /// Why the gateway closes a connection. The one place where peer faults, limits and our own decisions get their code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum CloseReason {
-    /// The peer asked to close, and we agree.
-    Normal,
     /// RFC 6455 was broken.
     Protocol,
     /// A binary frame where only text is spoken.
@@ -13,8 +11,6 @@ pub enum CloseReason {
     InvalidUtf8,
     /// A message over `limits.message_bytes`.
     TooBig,
-    /// A fault of ours.
-    Internal,
     /// The gateway drains.
     Shutdown,
     /// The outbox is over `limits.outbox_bytes`.
@@ -37,13 +33,11 @@ pub enum CloseReason {
 
 impl CloseReason {
     /// Every reason.
-    pub const ALL: [CloseReason; 15] = [
-        CloseReason::Normal,
+    pub const ALL: [CloseReason; 13] = [
         CloseReason::Protocol,
         CloseReason::Unsupported,
         CloseReason::InvalidUtf8,
         CloseReason::TooBig,
-        CloseReason::Internal,
         CloseReason::Shutdown,
         CloseReason::SlowConsumer,
         CloseReason::HeartbeatTimeout,
@@ -68,12 +62,10 @@ impl CloseReason {
 
     fn row(self) -> (u16, &'static str) {
         match self {
-            CloseReason::Normal => (1000, "bye"),
             CloseReason::Protocol => (1002, "protocol error"),
             CloseReason::Unsupported => (1003, "binary frames are not supported"),
             CloseReason::InvalidUtf8 => (1007, "invalid UTF-8"),
             CloseReason::TooBig => (1009, "message too big"),
-            CloseReason::Internal => (1011, "internal error"),
             CloseReason::Shutdown => (3001, "shutdown"),
             CloseReason::SlowConsumer => (3008, "slow consumer"),
             CloseReason::HeartbeatTimeout => (3012, "heartbeat timeout"),

@@ -1,6 +1,7 @@
 //! Request heads: is this a WebSocket upgrade that we take, and for whom?
 //!
-//! Anything that is not goes to the HTTP room with its bytes untouched; this room writes no response but the `101`.
+//! Anything that is not goes to the HTTP room with its bytes untouched. This room writes the `101`, and the last words to heads
+//! that never became a request.
 
 use std::borrow::Cow;
 
@@ -19,7 +20,7 @@ pub enum Progress {
     Partial,
     /// A whole head of this many bytes, and what to do with it.
     Complete(usize, Decision),
-    /// Not HTTP, or more fields than allowed: let the HTTP room answer.
+    /// Not HTTP, or more fields than allowed.
     Malformed,
 }
 

@@ -137,6 +137,13 @@ impl<H> Connection<H> {
         self.outbox.as_ref().map_or(0, |outbox| outbox.bytes())
     }
 
+    /// True if a frame would make the peer a slow consumer. An empty outbox takes any one frame, or a message of the
+    /// largest size could close a peer that keeps up.
+    pub fn has_no_room(&self, frame_bytes: usize, outbox_bytes_max: usize) -> bool {
+        let waiting = self.outbox_bytes();
+        waiting > 0 && waiting + frame_bytes > outbox_bytes_max
+    }
+
     /// True where frames of the peer are read by streaming receives.
     pub fn wants_stream(&self) -> bool {
         matches!(

@@ -179,6 +179,11 @@ impl Core {
 
     /// A socket was accepted; one receive is armed.
     pub fn handle_accepted(&mut self, key: SocketKey) {
+        if self.stopping {
+            self.occupy(key, Stage::Head(Vec::new()));
+            self.close_now(key.slot);
+            return;
+        }
         self.occupy(key, Stage::Head(Vec::new())).armed = true;
         let due = self.now.mono_ms() + self.settings.limits.handshake_timeout.as_millis() as u64;
         self.wheel.set(key.slot, due);
@@ -234,9 +239,11 @@ impl Core {
         let Some(conn) = self.connection(key) else {
             return;
         };
-        if !broken && matches!(conn.stage, Stage::Http(_)) {
-            self.http_ended(key.slot);
-            return;
+        match conn.stage {
+            Stage::Http(_) if !broken => return self.http_ended(key.slot),
+            // It may still read what we have to say.
+            Stage::Closing { .. } | Stage::Lingering { .. } if !broken => return self.close_when_flushed(key.slot),
+            _ => {}
         }
         self.end(key.slot, Ending::Abrupt);
         self.close_now(key.slot);
@@ -291,6 +298,12 @@ impl Core {
         }
     }
 
+    /// The peer will say no more: the socket goes when everything queued has left.
+    pub(super) fn close_when_flushed(&mut self, slot: u32) {
+        self.conn(slot).stage = Stage::Closing { peer_closed: true };
+        self.flushed(slot);
+    }
+
     /// Closes the socket without further words.
     pub(super) fn close_now(&mut self, slot: u32) {
         let key = self.key(slot);
@@ -307,6 +320,8 @@ impl Core {
     /// Takes the connection out of all tables and counts its end, once.
     pub(super) fn end(&mut self, slot: u32, ending: Ending) {
         let conn = &mut self.connections[slot as usize];
+        // A handshake whose 101 is still owed was never accepted, so it does not count as closed.
+        let accepted = !matches!(&conn.stage, Stage::Leaving(leaving) if leaving.upgrade.is_some());
         let user = conn.user.take();
         let counted = std::mem::take(&mut conn.counted);
         if let Some(user) = user {
@@ -315,7 +330,9 @@ impl Core {
         }
         if counted {
             self.uncount_connection();
-            self.metrics().closed(ending);
+            if accepted {
+                self.metrics().closed(ending);
+            }
             self.view.release();
             if let Some(draining) = &mut self.draining {
                 draining.count(ending);
@@ -344,7 +361,7 @@ impl Core {
             if matches!(stage, Stage::Lingering { .. }) && matches!(self.conn(slot).stage, Stage::Closing { .. }) {
                 // The peer talks nonsense behind our close frame.
                 self.conn(slot).stage = stage;
-                self.mark_dirty(slot);
+                self.flushed(slot);
             }
             return;
         }
@@ -441,9 +458,11 @@ impl Core {
     }
 
     /// Ends the turn: records how long deliveries took.
-    pub fn end_turn(&mut self, now_ns: u64) {
+    ///
+    /// `began_ns`: when the turn's work began, which is before the engine submitted what the turn before left.
+    pub fn end_turn(&mut self, began_ns: u64, now_ns: u64) {
         let metrics = &self.view.shards[self.me.index()];
-        metrics.loop_turn.record(now_ns.saturating_sub(self.now.mono_ns), 1);
+        metrics.loop_turn.record(now_ns.saturating_sub(began_ns), 1);
         if self.turn.local > 0 {
             let took = now_ns.saturating_sub(self.now.mono_ns);
             metrics.delivered(crate::metrics::Path::Local, took, self.turn.local);

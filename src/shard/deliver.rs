@@ -102,7 +102,7 @@ impl Core {
     pub(super) fn append(&mut self, slot: u32, frame: &[u8], kind: SentKind) -> bool {
         let limit = self.settings.limits.outbox_bytes;
         let conn = self.conn(slot);
-        if conn.outbox_bytes() + frame.len() > limit {
+        if conn.has_no_room(frame.len(), limit) {
             self.overflow(slot);
             return false;
         }
@@ -123,7 +123,7 @@ impl Core {
     fn append_shared(&mut self, slot: u32, frame: &Bytes, kind: SentKind) -> bool {
         let limit = self.settings.limits.outbox_bytes;
         let conn = &mut self.connections[slot as usize];
-        if conn.outbox_bytes() + frame.len() > limit {
+        if conn.has_no_room(frame.len(), limit) {
             self.overflow(slot);
             return false;
         }
@@ -143,7 +143,7 @@ impl Core {
         let spares = &mut self.spares;
         if let Some(outbox) = self.connections[slot as usize].outbox.as_mut() {
             outbox.clear_waiting(spares);
-            // Nothing in flight either: the frame alone is over the limit.
+            // An outbox exists only while it holds bytes.
             if outbox.is_empty()
                 && let Some(outbox) = self.connections[slot as usize].outbox.take()
             {
@@ -171,6 +171,7 @@ impl Core {
     /// Queues a `message` frame for every connection of a user who lives here.
     fn deliver(&mut self, hash: UserHash, to: &str, frame: &[u8]) -> AckStatus {
         let Some(user) = self.users.find(hash, to) else {
+            self.metrics().dropped(Drop::MessageOffline);
             return AckStatus::Offline;
         };
         let mut taken = false;
@@ -189,7 +190,7 @@ impl Core {
             }
             self.scratch_slots = slots;
         }
-        // A user whose only consumer was just closed for being slow is offline now.
+        // A user whose only consumer was just closed for being slow is offline now, and that is counted as such.
         if taken {
             AckStatus::Delivered
         } else {
@@ -216,8 +217,9 @@ impl Core {
         let hash = self.homes.hash(to);
         let home = self.homes.home(hash);
         let status = if home == self.me {
-            self.turn.local += 1;
-            Some(self.deliver(hash, to, &frame))
+            let status = self.deliver(hash, to, &frame);
+            self.turn.local += u64::from(status == AckStatus::Delivered);
+            Some(status)
         } else {
             let outgoing = OutgoingMessage {
                 hash,
@@ -357,7 +359,9 @@ impl Core {
 
     fn handle_message_item(&mut self, from: ShardId, batch: &Batch, message: &MessageItem) {
         let status = self.deliver(message.hash, batch.text(message.to), batch.bytes(message.frame));
-        self.turn.from_lanes.push(message.received_ns);
+        if status == AckStatus::Delivered {
+            self.turn.from_lanes.push(message.received_ns);
+        }
         if let Some(wanted) = &message.ack {
             self.metrics().acked(status);
             let client_id = batch.text(wanted.client_id);

@@ -2,7 +2,7 @@
 
 use super::core::Core;
 use crate::ids::is_valid_user_id;
-use crate::metrics::{Ending, SentKind};
+use crate::metrics::{Drop, Ending, SentKind};
 use crate::protocol::close::CloseReason;
 use crate::protocol::encode;
 use crate::protocol::envelope::{self, ClientFrame, ErrorCode, FrameKind};
@@ -125,6 +125,7 @@ impl Core {
         match verdict {
             Verdict::Pass => {}
             Verdict::Refuse => {
+                self.metrics().dropped(Drop::FrameRateLimited);
                 // The id is worth reading: the client must know which of its frames was refused.
                 let id = match envelope::parse(text) {
                     Ok(frame) => frame.id().map(str::to_owned),

@@ -84,12 +84,18 @@ impl Core {
     pub(super) fn http_ended(&mut self, slot: u32) {
         self.drive_http(slot, |http, out| http.finish(out));
         // Whatever hyper thought of it, no further request can come.
-        if matches!(self.conn(slot).stage, Stage::Http(_)) {
+        if matches!(self.conn(slot).stage, Stage::Http(_) | Stage::Lingering { .. }) {
             self.linger(slot);
+            self.close_when_flushed(slot);
         }
     }
 
     fn drive_http(&mut self, slot: u32, drive: impl FnOnce(&mut HttpConn, &mut Vec<u8>) -> HttpProgress) {
+        if self.conn(slot).outbox_bytes() > self.settings.limits.outbox_bytes {
+            // Asks again and again and does not read the answers.
+            self.close_now(slot);
+            return;
+        }
         let due = self.now.mono_ms() + self.settings.limits.handshake_timeout.as_millis() as u64;
         let mut out = std::mem::take(&mut self.scratch);
         out.clear();
@@ -103,11 +109,6 @@ impl Core {
             self.wheel.set(slot, due);
         }
         self.scratch = out;
-        if self.conn(slot).outbox_bytes() > self.settings.limits.outbox_bytes {
-            // Pipelines requests and does not read the answers.
-            self.close_now(slot);
-            return;
-        }
         match progress {
             HttpProgress::Continue => {}
             HttpProgress::Close => self.linger(slot),

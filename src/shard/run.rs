@@ -38,6 +38,8 @@ const INBOX_ITEMS_PER_TURN: usize = 4096;
 /// Bytes that one turn takes from sockets before it lets the rest of the shard, and the lanes, have their turn. A flood of
 /// small messages is 5,000 of them, a few milliseconds' work, and well within what a lane holds.
 const RECEIVED_BYTES_PER_TURN: usize = 512 * 1024;
+/// How long the last sockets may take to close when the shard shall end.
+const STOP_MAX_NS: u64 = 1_000_000_000;
 /// Accepting is tried again this long after the process ran out of descriptors.
 const ACCEPT_RETRY_MS: u64 = 100;
 
@@ -129,18 +131,26 @@ impl<E: Engine> Shard<E> {
         let mut wait = None;
         let mut idle_turns = 0u32;
         let mut yielded_ns = 0;
+        let mut stopping_since_ns = None;
         loop {
+            // Without a wait the call into the kernel is work: it carries out all sends of the turn before.
+            let began_ns = wait.is_none().then(|| self.view.clock.mono_ns());
             self.engine.turn(wait)?;
             self.waker.set_running();
             let now = self.view.clock.now();
+            let began_ns = began_ns.unwrap_or(now.mono_ns);
             self.core.begin_turn(now);
             let busy = self.take_events() | self.take_parcels();
             self.core.handle_timeouts();
             self.carry_out();
             self.core.flush_lanes();
-            self.finish_turn(me);
-            if self.core.is_stopping() && self.engine.sockets() == 0 {
-                return Ok(());
+            self.finish_turn(me, began_ns);
+            if self.core.is_stopping() {
+                let stopping_ns = *stopping_since_ns.get_or_insert(now.mono_ns);
+                // What the kernel does not let go by then goes with the engine.
+                if self.engine.sockets() == 0 || now.mono_ns - stopping_ns > STOP_MAX_NS {
+                    return Ok(());
+                }
             }
             if now.mono_ns - yielded_ns > YIELD_EVERY_NS {
                 self.ring_yield.pass().await;
@@ -245,6 +255,9 @@ impl<E: Engine> Shard<E> {
                 }
             }
             Command::Adopt(hand_over) => {
+                if self.core.is_stopping() {
+                    return self.core.handle_lost();
+                }
                 let mut hand_over = *hand_over;
                 match hand_over.socket.take().map(|socket| self.engine.adopt(socket)) {
                     Some(Ok(key)) => self.core.handle_adopted(key, hand_over),
@@ -258,9 +271,9 @@ impl<E: Engine> Shard<E> {
         }
     }
 
-    fn finish_turn(&mut self, me: ShardId) {
+    fn finish_turn(&mut self, me: ShardId, began_ns: u64) {
         let now_ns = self.view.clock.mono_ns();
-        self.core.end_turn(now_ns);
+        self.core.end_turn(began_ns, now_ns);
         let stats = self.engine.stats();
         let metrics = self.core.metrics();
         metrics.syscalls.set(stats.syscalls);

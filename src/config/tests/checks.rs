@@ -185,19 +185,6 @@ fn contradictions_name_both_keys_and_say_why() {
             "longer",
         ],
     );
-    let said = refused(
-        &["--limits-outbox-bytes=1000"],
-        &[("SHARDGATE_LIMITS_MESSAGE_BYTES", "1001")],
-    );
-    assert_says(
-        &said,
-        &[
-            "limits.outbox_bytes = 1000 (flag",
-            "limits.message_bytes = 1001 (variable",
-            "largest size",
-        ],
-    );
-    run(&["--limits-outbox-bytes=1000", "--limits-message-bytes=1000"], &[]);
 }
 
 #[test]
@@ -275,7 +262,6 @@ fn a_key_that_this_release_does_not_have_is_refused_unless_it_says_the_default()
 fn company(key: &Key) -> &'static [&'static str] {
     match key.name {
         "heartbeat.interval" => &["--heartbeat-timeout=2m"],
-        "limits.outbox_bytes" => &["--limits-message-bytes=250"],
         "shards" => &["--cpus=none"],
         _ => &[],
     }

@@ -14,9 +14,6 @@ fn any_flags() -> impl Strategy<Value = Vec<String>> {
     let flag = |key: &'static Key| -> BoxedStrategy<String> {
         let value: BoxedStrategy<String> = match key.kind {
             Kind::Bool => any::<bool>().prop_map(|yes| yes.to_string()).boxed(),
-            Kind::Integer { .. } if key.name == "limits.outbox_bytes" => {
-                (67_108_864..=1u64 << 30).prop_map(|n| n.to_string()).boxed()
-            }
             Kind::Integer { min, max, .. } => (min..=max).prop_map(|n| n.to_string()).boxed(),
             Kind::Duration { .. } if key.name == "heartbeat.timeout" => {
                 (26_000u64..86_400_000).prop_map(|ms| format!("{ms}ms")).boxed()
@@ -43,22 +40,12 @@ fn any_flags() -> impl Strategy<Value = Vec<String>> {
         (1usize..=256).prop_map(|shards| vec![format!("--shards={shards}"), "--cpus=none".to_owned()]),
         Just(vec!["--cpus=7,3-4,0".to_owned()]),
     ];
-    // Its own default is too small for the largest message, so an outbox is always given.
-    let always = keys
-        .iter()
-        .filter(|key| key.name == "limits.outbox_bytes")
-        .map(|key| flag(key))
-        .collect::<Vec<_>>();
-    let rest: Vec<_> = keys
-        .into_iter()
-        .filter(|key| key.name != "limits.outbox_bytes")
-        .collect();
-    let count = rest.len();
-    let rest = proptest::sample::subsequence(rest, 0..=count);
+    let count = keys.len();
+    let rest = proptest::sample::subsequence(keys, 0..=count);
     let rest = rest.prop_flat_map(move |keys| keys.into_iter().map(flag).collect::<Vec<_>>());
-    (always, rest, cpus, any::<bool>()).prop_map(|(always, rest, cpus, insecure)| {
+    (rest, cpus, any::<bool>()).prop_map(|(rest, cpus, insecure)| {
         let insecure = insecure.then(|| "--insecure".to_owned());
-        always.into_iter().chain(rest).chain(cpus).chain(insecure).collect()
+        rest.into_iter().chain(cpus).chain(insecure).collect()
     })
 }
 

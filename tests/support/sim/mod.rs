@@ -249,7 +249,7 @@ impl World {
             }
         }
         core.flush_lanes();
-        core.end_turn(self.now_ns);
+        core.end_turn(self.now_ns, self.now_ns);
         core.check_invariants();
         let gap = now_ms - std::mem::replace(last_turn_ms, now_ms);
         self.check_silence(shard, gap);
