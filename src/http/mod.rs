@@ -1,10 +1,11 @@
-//! Plain HTTP on the public port: health, statistics, metrics, the try-it page.
+//! Plain HTTP on the public port: health, statistics, metrics, the dashboard, the try-it page.
 //!
 //! A connection that is not a WebSocket upgrade becomes an [`HttpConn`]: hyper's HTTP/1.1 server over a pipe in memory.
 //! The shard puts in what it received and sends what comes out, so sockets, time limits and backpressure stay the
 //! engine's and the shard's; hyper keeps keep-alive, pipelining, bodies and HEAD right. Owned by one shard, never shared.
 
 mod pipe;
+mod process;
 mod routes;
 
 use std::cell::RefCell;

@@ -6,13 +6,16 @@ use hyper::header::{self, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use serde::Serialize;
 
-use super::{Answer, HttpContext};
+use super::{Answer, HttpContext, process};
 use crate::metrics::Exposition;
 use crate::protocol::head::{self, Decision, Upgrade};
 use crate::view::{NotAdmitted, View};
 
 /// The try-it page: one file, nothing from elsewhere.
 const PAGE: &str = include_str!("page.html");
+
+/// What `/metrics` and `/stats` say, as pictures; one file as well.
+const DASHBOARD: &str = include_str!("dashboard.html");
 
 /// What to do with a request.
 pub(super) enum Outcome {
@@ -76,7 +79,8 @@ fn plain(context: &HttpContext, request: &Request<Incoming>) -> Answer {
         "/livez" => |context| verdict(context.view.liveness()),
         "/stats" => |context| stats(&context.view),
         "/metrics" => |context| metrics(&context.view),
-        "/" if view.development => |_| page(),
+        "/dashboard" => |_| page(DASHBOARD),
+        "/" if view.development => |_| page(PAGE),
         _ => return text(404, "not found"),
     };
     if request.method() != Method::GET && request.method() != Method::HEAD {
@@ -120,8 +124,8 @@ fn unavailable(context: &HttpContext, reason: NotAdmitted) -> Answer {
     answer
 }
 
-fn page() -> Answer {
-    let mut answer = body(200, "text/html; charset=utf-8", PAGE);
+fn page(html: &'static str) -> Answer {
+    let mut answer = body(200, "text/html; charset=utf-8", html);
     set(
         &mut answer,
         header::CONTENT_SECURITY_POLICY,
@@ -270,6 +274,7 @@ fn metrics(view: &View) -> Answer {
         "Round trip of the last pub/sub probe; 0 without Redis.",
         0,
     );
+    process::expose(&mut exposition);
     exposition.shards(&view.shards);
     body(200, "text/plain; version=0.0.4; charset=utf-8", exposition.into_text())
 }
