@@ -25,6 +25,8 @@ use crate::settings::Settings;
 use crate::shard::run::{self, Plan, Report};
 use crate::view::{STALLED_AFTER, View};
 
+/// What a drain takes at the most if `drain.timeout` is less: `shutdown` and the close frames need time to leave.
+const FAREWELL_MS: u64 = 1_000;
 /// How often the control thread looks at the shards when nothing else happens.
 const WATCH_EVERY: Duration = Duration::from_millis(500);
 /// The executor's preemption must never fire: with it, glommio 0.9 parks although its task can run
@@ -245,7 +247,7 @@ impl Starter {
         let (orders_sender, orders) = unbounded();
         Ok(Control {
             view: self.view,
-            connections_max: host.connections_max,
+            connections_possible: host.connections_possible,
             drain_timeout: config.drain_timeout,
             mailboxes,
             reports,
@@ -320,7 +322,7 @@ fn spawn(plan: Plan, cpu: Option<usize>, engine: EngineKind) -> Result<ExecutorJ
 /// The state of the control thread.
 struct Control {
     view: Arc<View>,
-    connections_max: usize,
+    connections_possible: usize,
     drain_timeout: Duration,
     mailboxes: Vec<Mailbox>,
     reports: Receiver<Report>,
@@ -405,7 +407,8 @@ impl Control {
     }
 
     fn begin_drain(&self) -> Drain {
-        let until_ms = self.view.clock.now().mono_ms() + self.drain_timeout.as_millis() as u64;
+        let now_ms = self.view.clock.now().mono_ms();
+        let until_ms = now_ms + self.drain_timeout.as_millis() as u64;
         log::info!(
             "draining {} connections for at most {:?}",
             self.view.connections(),
@@ -415,7 +418,8 @@ impl Control {
             mailbox.post(Parcel::Drain { until_ms });
         }
         Drain {
-            until_ms,
+            // However short it is, what clients are told must get out.
+            until_ms: until_ms.max(now_ms + FAREWELL_MS),
             shards_left: self.mailboxes.len(),
             left: 0,
             closed: 0,
@@ -423,11 +427,12 @@ impl Control {
     }
 
     fn reload(&self, config: &Config) {
-        let connections_max = config
-            .limits
-            .connections
-            .unwrap_or(self.connections_max)
-            .min(self.connections_max);
+        let possible = self.connections_possible;
+        let wanted = config.limits.connections.unwrap_or(possible);
+        if wanted > possible {
+            log::warn!("limits.connections is {wanted}, but nofile permits {possible}: going by that");
+        }
+        let connections_max = wanted.min(possible);
         let settings = match Settings::new(config, connections_max) {
             Ok(settings) => Arc::new(settings),
             Err(error) => return log::error!("configuration not changed: {error}"),

@@ -18,7 +18,7 @@ use proptest::test_runner::{Config, TestRunner};
 
 /// `PROPTEST_CASES` takes precedence, so that Miri and slow machines can ask for less.
 fn cases(count: u32) -> Config {
-    let count = std::env::var("PROPTEST_CASES").map_or(count, |text| text.parse().unwrap());
+    let count = std::env::var("PROPTEST_CASES").map_or(count, |text| text.parse().expect("PROPTEST_CASES is a number"));
     Config {
         cases: count,
         failure_persistence: None,

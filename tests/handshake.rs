@@ -436,7 +436,7 @@ fn a_long_head_gets_431(engine: &str) {
 
 fn the_connection_limit_gets_503(engine: &str) {
     let gateway = Gateway::start(&["--engine", engine, "--limits-connections", "3"]);
-    let mut clients = vec![gateway.connect("alice"), gateway.connect("bob")];
+    let mut clients = [gateway.connect("alice"), gateway.connect("bob")];
     assert_eq!(gateway.get("/readyz").status, 200);
     // One that has not said who it is counts too.
     let unknown = gateway.upgrade("/ws");

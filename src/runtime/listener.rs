@@ -5,10 +5,17 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::StartError;
+
+/// The kernel takes the rings of a process down after its end, and with them its listeners: a gateway that is started
+/// again at once finds its own port in use for some milliseconds.
+const PREDECESSOR_GOES: Duration = Duration::from_secs(1);
+const TRY_AGAIN: Duration = Duration::from_millis(10);
 
 /// The listeners of all shards, and what keeps other gateways off the address while they live.
 #[derive(Debug)]
@@ -33,6 +40,16 @@ pub struct Claim {
 /// # Errors
 /// The address is in use or cannot be bound.
 pub fn bind(addr: SocketAddr, count: usize, backlog: u32) -> Result<Listeners, StartError> {
+    let until = Instant::now() + PREDECESSOR_GOES;
+    loop {
+        match try_bind(addr, count, backlog) {
+            Err(StartError::AddressInUse { .. }) if Instant::now() < until => thread::sleep(TRY_AGAIN),
+            result => return result,
+        }
+    }
+}
+
+fn try_bind(addr: SocketAddr, count: usize, backlog: u32) -> Result<Listeners, StartError> {
     let refused = |cause: io::Error| match cause.kind() {
         io::ErrorKind::AddrInUse => StartError::AddressInUse { addr },
         _ => StartError::Listen { addr, cause },

@@ -34,8 +34,10 @@ pub struct Host {
     pub cpus: Vec<Option<usize>>,
     /// The engine.
     pub engine: EngineKind,
-    /// Connections that fit.
+    /// Connections that are allowed: `limits.connections`, or all that fit.
     pub connections_max: usize,
+    /// Connections that fit.
+    pub connections_possible: usize,
 }
 
 /// Looks at the host and raises soft limits.
@@ -84,6 +86,7 @@ pub fn inspect(config: &Config) -> Result<Host, StartError> {
         cpus,
         engine,
         connections_max,
+        connections_possible: possible,
     })
 }
 

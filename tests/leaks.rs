@@ -1,0 +1,146 @@
+//! Gateways through the library: two in one process know nothing of each other, and nothing is left of one that ended.
+//!
+//! One test function: descriptors and threads are counted for the whole process.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use common::{Client, DEADLINE};
+use shardgate::config::{self, Config, Outcome};
+use shardgate::control::{Exit, Gateway};
+
+fn config(args: &[&str]) -> Config {
+    let base = ["--listen", "127.0.0.1:0", "--shards", "2", "--cpus", "none"];
+    let args: Vec<OsString> = base.iter().chain(args).map(OsString::from).collect();
+    match config::load(args, Vec::<(OsString, OsString)>::new()) {
+        Ok(Outcome::Run(config)) => *config,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn connect(addr: SocketAddr, user: &str) -> Client {
+    let mut client = Client::connect(addr);
+    client.send_upgrade(&format!("/ws?user={user}"), "");
+    assert_eq!(client.read_head().status, 101);
+    assert_eq!(client.recv_json()["userId"], *user);
+    client
+}
+
+/// Descriptors by kind, and threads by name.
+fn open_files() -> Vec<String> {
+    let files = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+    files
+        .filter_map(|file| Some(std::fs::read_link(file.path()).ok()?.display().to_string()))
+        .collect()
+}
+
+fn threads() -> Vec<String> {
+    let threads = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+    threads
+        .filter_map(|thread| std::fs::read_to_string(thread.path().join("comm")).ok())
+        .collect()
+}
+
+/// glommio 0.9 never closes the eventfd of an executor that has ended: one descriptor per shard that ever lived, which a
+/// program that starts its shards once does not notice. More than these must not stay.
+const SHARDS: usize = 2;
+
+fn two_gateways_share_nothing(engine: &str) {
+    let first = Gateway::start(&config(&["--engine", engine, "--gateway-id", "first"])).unwrap();
+    let second = Gateway::start(&config(&["--engine", engine, "--gateway-id", "second"])).unwrap();
+    assert_ne!(first.local_addr(), second.local_addr());
+    let mut alice = connect(first.local_addr(), "alice");
+    let mut bob = connect(second.local_addr(), "bob");
+    let mut carol = connect(first.local_addr(), "carol");
+    alice.send_message_expecting("bob", "1", "offline");
+    alice.send_message_expecting("carol", "1", "delivered");
+    assert_eq!(carol.recv_json()["content"], 1);
+    bob.send_message_expecting("alice", "1", "offline");
+    assert_eq!((first.view().connections(), second.view().connections()), (2, 1));
+    // One ends, the other goes on.
+    drop(first);
+    alice.read_to_end();
+    bob.send_message_expecting("bob2", "1", "offline");
+    let dave = connect(second.local_addr(), "dave");
+    bob.send_message_expecting("dave", "1", "delivered");
+    drop(dave);
+}
+
+/// One life, ended in one of the three ways, with clients in every state of theirs.
+fn live(engine: &str, round: usize) {
+    let gateway = Gateway::start(&config(&["--engine", engine, "--drain-timeout", "100ms"])).unwrap();
+    let addr = gateway.local_addr();
+    let mut clients: Vec<Client> = (0..6).map(|n| connect(addr, &format!("user{n}"))).collect();
+    clients.push(Client::connect(addr));
+    let mut half_way = Client::connect(addr);
+    half_way.send_raw(b"GET /ws HTTP/1.1\r\n");
+    clients.push(half_way);
+    let mut http = Client::connect(addr);
+    http.send_raw(b"GET /livez HTTP/1.1\r\nHost: h\r\n\r\n");
+    assert_eq!(http.read_response().status, 200);
+    clients.push(http);
+    let mut unknown = Client::connect(addr);
+    unknown.send_upgrade("/ws", "");
+    assert_eq!(unknown.read_head().status, 101);
+    clients.push(unknown);
+    clients[0].send_text(r#"{"type":"message","to":"user1","content":1}"#);
+    clients[2].send_raw(&[0x81]);
+    match round % 5 {
+        0 | 2 => drop(gateway),
+        1 | 3 => {
+            gateway.handle().stop();
+            assert_eq!(gateway.wait(), Exit::Stopped);
+        }
+        _ => {
+            gateway.handle().drain();
+            assert!(matches!(gateway.wait(), Exit::Drained { .. }));
+        }
+    }
+    for mut client in clients {
+        client.read_to_end();
+    }
+}
+
+#[test]
+fn nothing_is_left() {
+    let engines = if common::gateway::has_ring() {
+        &["ring", "epoll"][..]
+    } else {
+        &["epoll"]
+    };
+    for engine in engines {
+        two_gateways_share_nothing(engine);
+        // What is made once for the process, such as loggers and thread-local random sources, is made by now.
+        live(engine, 0);
+        let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let (files_before, threads_before) = (open_files().len(), threads().len());
+        for round in 0..20 {
+            live(engine, round);
+            if round % 10 == 0 {
+                let mut taken = config(&["--engine", engine]);
+                taken.listen = other.local_addr().unwrap();
+                assert!(
+                    Gateway::start(&taken).is_err(),
+                    "a start that fails leaves nothing either"
+                );
+            }
+            // Rings are taken down by the kernel a moment after their last descriptor.
+            let until = Instant::now() + DEADLINE;
+            let allowed = files_before + SHARDS * (round + 1);
+            while open_files().len() > allowed || threads().len() > threads_before {
+                assert!(
+                    Instant::now() < until,
+                    "{engine}, round {round}: {allowed} descriptors and {threads_before} threads are allowed, there are {:?} {:?}",
+                    open_files(),
+                    threads()
+                );
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+    }
+}

@@ -1,0 +1,352 @@
+//! What keeps a gateway from starting: one clear line with the cause and the remedy, exit 1 or 2, and nothing opened.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::net::TcpListener;
+use std::process::Command;
+
+use common::Gateway;
+use common::gateway::{Ended, command, run_command, run_to_exit};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_shardgate");
+
+/// One line that names all of this, and this exit code.
+#[track_caller]
+fn assert_refused(ended: &Ended, code: i32, words: &[&str]) {
+    assert_eq!(ended.code, Some(code), "{ended:#?}");
+    let line = ended.stderr.lines().find(|line| line.starts_with("shardgate: "));
+    let line = line.unwrap_or_else(|| panic!("no line of the program's own: {ended:#?}"));
+    for word in words {
+        assert!(line.contains(word), "{word:?} not in {line:?}");
+    }
+    assert!(!ended.stderr.contains("panicked"), "{ended:#?}");
+    assert!(!ended.stderr.contains("listening on"), "{ended:#?}");
+}
+
+/// The gateway through a shell that first does this.
+fn shell(before: &str, args: &str) -> Ended {
+    let mut sh = command("sh");
+    sh.arg("-c")
+        .arg(format!("{before} && exec {PROGRAM} --listen 127.0.0.1:0 {args}"));
+    run_command(sh)
+}
+
+#[test]
+fn a_port_that_another_gateway_has() {
+    for engine in ["epoll", "auto"] {
+        let gateway = Gateway::start(&["--engine", engine]);
+        let addr = gateway.addr.to_string();
+        let ended = run_to_exit(&["--listen", &addr, "--engine", engine]);
+        assert_refused(&ended, 1, &[&addr, "in use", "--listen"]);
+        // The first one did not notice, and its port is free when it is gone.
+        gateway.connect("alice").close();
+        drop(gateway);
+        let again = Gateway::start(&["--listen", &addr, "--engine", engine]);
+        assert_eq!(again.addr.to_string(), addr);
+        let ended = run_to_exit(&["--listen", &addr]);
+        assert_refused(&ended, 1, &[&addr, "in use"]);
+    }
+}
+
+#[test]
+fn a_port_that_another_program_has() {
+    let other = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = other.local_addr().unwrap().to_string();
+    assert_refused(&run_to_exit(&["--listen", &addr]), 1, &[&addr, "in use", "--listen"]);
+}
+
+#[test]
+fn an_address_of_another_host() {
+    let ended = run_to_exit(&["--listen", "203.0.113.1:8080", "--insecure"]);
+    assert_refused(&ended, 1, &["203.0.113.1:8080", "cannot listen"]);
+}
+
+#[test]
+fn a_bad_configuration() {
+    for (args, words) in [
+        (&["--lisen", "127.0.0.1:0"][..], &["lisen", "--listen"][..]),
+        (&["--limits-mesage-bytes", "1000"], &["--limits-message-bytes"]),
+        (
+            &["--limits-message-bytes", "many"],
+            &["limits.message_bytes", "many", "125"],
+        ),
+        (&["--limits-message-bytes", "1"], &["limits.message_bytes", "125"]),
+        (&["--heartbeat-interval", "25"], &["heartbeat.interval", "25", "s"]),
+        (
+            &["--heartbeat-interval", "2m"],
+            &["heartbeat.interval", "heartbeat.timeout"],
+        ),
+        (&["--engine", "kqueue"], &["engine", "kqueue", "ring", "epoll"]),
+        (&["--listen", "8080"], &["listen", "8080"]),
+        (&["--origins", "example.com"], &["origins", "example.com"]),
+        (&["--config", "/no/such/file.toml"], &["/no/such/file.toml"]),
+        (&["--shards", "0"], &["shards", "0"]),
+        (&["--auth-key", "secret"], &["auth.key"]),
+        (&["--redis-url", "redis://h"], &["redis.url"]),
+        (&["nonsense"], &["nonsense"]),
+    ] {
+        assert_refused(&run_to_exit(args), 2, words);
+    }
+}
+
+#[test]
+fn a_bad_file_or_variable() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("shardgate.toml");
+    for (text, words) in [
+        ("listne = \"127.0.0.1:0\"", &["listne", "listen"][..]),
+        ("[limits]\nmesage_bytes = 5", &["mesage_bytes", "limits.message_bytes"]),
+        ("limits.message_bytes = true", &["limits.message_bytes"]),
+        ("listen = ", &["shardgate.toml"]),
+    ] {
+        std::fs::write(&file, text).unwrap();
+        assert_refused(&run_to_exit(&["--config", file.to_str().unwrap()]), 2, words);
+    }
+    let mut with_variable = command(PROGRAM);
+    with_variable.env("SHARDGATE_LISTNE", "127.0.0.1:0");
+    assert_refused(
+        &run_command(with_variable),
+        2,
+        &["SHARDGATE_LISTNE", "SHARDGATE_LISTEN"],
+    );
+    let mut with_variable = command(PROGRAM);
+    with_variable.env("SHARDGATE_SHARDS", "some");
+    assert_refused(&run_command(with_variable), 2, &["SHARDGATE_SHARDS", "some"]);
+}
+
+#[test]
+fn precedence_is_flag_then_variable_then_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("shardgate.toml");
+    std::fs::write(&file, "gateway_id = \"file\"\nshards = 3\necho = true\n").unwrap();
+    let file = file.to_str().unwrap();
+    let of = |args: &[&str], env: &[(&str, &str)]| Gateway::start_with_env(args, env).id.clone();
+    assert_eq!(of(&["--config", file], &[]), "file");
+    assert_eq!(
+        of(&["--config", file], &[("SHARDGATE_GATEWAY_ID", "variable")]),
+        "variable"
+    );
+    assert_eq!(
+        of(
+            &["--config", file, "--gateway-id", "flag"],
+            &[("SHARDGATE_GATEWAY_ID", "variable")]
+        ),
+        "flag"
+    );
+    assert_eq!(of(&[], &[("SHARDGATE_CONFIG", file)]), "file");
+    assert_ne!(of(&[], &[]), of(&[], &[]), "a made-up name is made up each time");
+}
+
+#[test]
+fn variables_of_kubernetes_are_ignored() {
+    let gateway = Gateway::start_with_env(
+        &[],
+        &[
+            ("SHARDGATE_PORT", "tcp://10.0.0.1:8080"),
+            ("SHARDGATE_PORT_8080_TCP", "tcp://10.0.0.1:8080"),
+            ("SHARDGATE_PORT_8080_TCP_ADDR", "10.0.0.1"),
+            ("SHARDGATE_SERVICE_HOST", "10.0.0.1"),
+            ("SHARDGATE_SERVICE_PORT", "8080"),
+            ("SHARDGATE_SERVICE_PORT_WS", "8080"),
+        ],
+    );
+    gateway.connect("alice").close();
+}
+
+#[test]
+fn development_mode_stays_at_home() {
+    for listen in ["0.0.0.0:0", "[::]:0"] {
+        assert_refused(
+            &run_to_exit(&["--listen", listen]),
+            2,
+            &["listen", "development mode", "auth.key", "--insecure"],
+        );
+        let gateway = Gateway::start(&["--listen", listen, "--insecure"]);
+        drop(gateway);
+    }
+    for listen in ["127.0.0.1:0", "127.0.0.2:0"] {
+        Gateway::start(&["--listen", listen]).connect("alice").close();
+    }
+}
+
+#[test]
+fn check_config_prints_and_opens_nothing() {
+    let gateway = Gateway::start(&[]);
+    let addr = gateway.addr.to_string();
+    // The port is in use, and that is no matter.
+    let ended = run_to_exit(&["--check-config", "--listen", &addr, "--heartbeat-interval", "7s"]);
+    assert_eq!(ended.code, Some(0), "{ended:#?}");
+    assert!(
+        ended.stdout.contains(&addr) && ended.stdout.contains("7s"),
+        "{}",
+        ended.stdout
+    );
+    // What it prints is a file that says the same.
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("printed.toml");
+    std::fs::write(&file, &ended.stdout).unwrap();
+    let again = run_to_exit(&["--check-config", "--config", file.to_str().unwrap()]);
+    assert_eq!(again.code, Some(0), "{again:#?}");
+    assert!(
+        again.stdout.contains(&addr) && again.stdout.contains("7s"),
+        "{}",
+        again.stdout
+    );
+    assert_refused(&run_to_exit(&["--check-config", "--shards", "x"]), 2, &["shards"]);
+}
+
+#[test]
+fn help_and_version() {
+    let help = run_to_exit(&["--help"]);
+    assert_eq!(help.code, Some(0));
+    for flag in [
+        "--listen",
+        "--engine",
+        "--limits-connections",
+        "--drain-timeout",
+        "--config",
+    ] {
+        assert!(help.stdout.contains(flag), "{flag}");
+    }
+    let version = run_to_exit(&["--version"]);
+    assert_eq!(version.code, Some(0));
+    assert!(version.stdout.contains(env!("CARGO_PKG_VERSION")), "{}", version.stdout);
+}
+
+#[test]
+fn too_little_memlock() {
+    // The hard limit: the gateway raises the soft one by itself.
+    assert_refused(
+        &shell("ulimit -l 64", ""),
+        1,
+        &["RLIMIT_MEMLOCK", "64 KiB", "512 KiB", "LimitMEMLOCK"],
+    );
+}
+
+#[test]
+fn too_few_descriptors() {
+    assert_refused(
+        &shell("ulimit -n 64", "--engine epoll"),
+        1,
+        &["RLIMIT_NOFILE", "64", "LimitNOFILE"],
+    );
+    let ended = shell("ulimit -n 1000", "--limits-connections 5000 --shards 1 --cpus none");
+    assert_refused(&ended, 1, &["limits.connections", "5000", "1000", "nofile"]);
+}
+
+#[test]
+fn the_soft_limit_is_raised_to_the_hard_one() {
+    let mut sh = command("sh");
+    sh.arg("-c").arg(format!(
+        "ulimit -Sn 64 && exec {PROGRAM} --listen 127.0.0.1:0 --shards 1 --cpus none --limits-connections 200"
+    ));
+    let gateway = Gateway::try_spawn(sh).unwrap_or_else(|ended| panic!("{ended:#?}"));
+    let clients: Vec<_> = (0..150).map(|n| gateway.connect(&format!("user{n}"))).collect();
+    assert_eq!(gateway.stats()["connections"], 150);
+    drop(clients);
+}
+
+#[test]
+fn a_cpu_that_is_not_allowed() {
+    let ended = run_to_exit(&["--listen", "127.0.0.1:0", "--cpus", "1023"]);
+    assert_refused(&ended, 1, &["cpus", "1023", "may use only"]);
+    let ended = run_to_exit(&["--listen", "127.0.0.1:0", "--control-cpu", "1023"]);
+    assert_refused(&ended, 1, &["1023", "may use only"]);
+}
+
+#[test]
+fn shards_are_pinned_and_say_so() {
+    let cpu = first_allowed_cpu();
+    let gateway = Gateway::start(&["--shards", "1", "--cpus", &cpu.to_string()]);
+    assert_eq!(gateway.stats()["shards"][0]["cpu"], cpu);
+}
+
+fn first_allowed_cpu() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let list = status
+        .lines()
+        .find_map(|line| line.strip_prefix("Cpus_allowed_list:"))
+        .unwrap()
+        .trim();
+    list.split([',', '-']).next().unwrap().parse().unwrap()
+}
+
+/// Lets a child run without these system calls: they fail as in a sandbox.
+fn forbid(command: &mut Command, calls: &[libc::c_long]) {
+    use std::os::unix::process::CommandExt;
+    // A BPF program over `struct seccomp_data`: load the call's number, compare, return.
+    let statement = |code: u32, k: u32| libc::sock_filter {
+        code: code as u16,
+        jt: 0,
+        jf: 0,
+        k,
+    };
+    let mut program = vec![statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0)];
+    for call in calls {
+        let mut compare = statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, *call as u32);
+        compare.jf = 1;
+        program.push(compare);
+        program.push(statement(
+            libc::BPF_RET | libc::BPF_K,
+            libc::SECCOMP_RET_ERRNO | libc::EPERM as u32,
+        ));
+    }
+    program.push(statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW));
+    let install = move || {
+        let filter = libc::sock_fprog {
+            len: program.len() as u16,
+            filter: program.as_ptr().cast_mut(),
+        };
+        // SAFETY: prctl with integers; `filter` and the program it points to outlive the second call, which copies them.
+        unsafe {
+            if libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0
+                || libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const filter, 0, 0) != 0
+            {
+                return Err(std::io::Error::last_os_error());
+            }
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec only prctl is called, which allocates nothing and takes no lock.
+    unsafe { command.pre_exec(install) };
+}
+
+#[test]
+fn no_io_uring() {
+    let mut sandboxed = command(PROGRAM);
+    sandboxed.args(["--listen", "127.0.0.1:0"]);
+    forbid(&mut sandboxed, &[libc::SYS_io_uring_setup]);
+    assert_refused(&run_command(sandboxed), 1, &["io_uring is not available", "seccomp"]);
+}
+
+#[test]
+fn ready_comes_when_all_shards_accept() {
+    let gateway = Gateway::start(&["--shards", "4"]);
+    let log = gateway.log();
+    let listening = log.find("listening on").unwrap();
+    let ready = log.find("Ready").unwrap();
+    assert!(listening < ready, "{log}");
+    for n in 0..16 {
+        gateway.connect(&format!("user{n}")).close();
+    }
+}
+
+#[test]
+fn systemd_is_told() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("notify");
+    let socket = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(common::DEADLINE)).unwrap();
+    let mut gateway = Gateway::start_with_env(&[], &[("NOTIFY_SOCKET", path.to_str().unwrap())]);
+    let mut buffer = [0; 256];
+    let mut told = || {
+        let len = socket.recv(&mut buffer).unwrap();
+        String::from_utf8_lossy(&buffer[..len]).into_owned()
+    };
+    assert!(told().contains("READY=1"));
+    gateway.signal(libc::SIGTERM);
+    assert!(told().contains("STOPPING=1"));
+    assert_eq!(gateway.wait_for_exit(), 0);
+}
