@@ -175,6 +175,8 @@ impl Books {
 pub struct Client {
     pub wire: usize,
     pub plan: Plan,
+    /// Steps since it last moved bytes for certain.
+    pub skipped: u32,
     /// Written by the client, not yet taken by its kernel.
     out: VecDeque<u8>,
     fin_wanted: bool,
@@ -209,6 +211,7 @@ impl Client {
         let mut client = Client {
             wire,
             plan,
+            skipped: 0,
             out: VecDeque::new(),
             fin_wanted: false,
             stream: Stream::default(),
@@ -230,6 +233,9 @@ impl Client {
             heard: BTreeMap::new(),
             token,
         };
+        if !client.answers {
+            client.earned.insert(3012);
+        }
         let head = match plan {
             Plan::Query(user) => format!("GET /ws?user={} HTTP/1.1\r\n{KEY}", books.users[user]),
             Plan::Auth(_) | Plan::HastyAuth(_) | Plan::Nameless => format!("GET /ws HTTP/1.1\r\n{KEY}"),
@@ -270,7 +276,12 @@ impl Client {
     /// True unless it waits for the gateway, or the gateway for it, while both do what they should.
     pub fn owes_nothing(&self, wire: &Wire) -> bool {
         let idle = self.out.is_empty() && wire.to_gateway.is_empty() && wire.to_client.is_empty();
-        idle || self.is_over() || !self.reading || !self.answers
+        idle || self.is_over() || !self.is_prompt()
+    }
+
+    /// Reads, and answers pings.
+    pub fn is_prompt(&self) -> bool {
+        self.reading && self.answers
     }
 
     /// From now on it reads, and answers pings.
@@ -549,9 +560,7 @@ impl Client {
             Said::Text(text) => self.hear_text(me, text, books),
             Said::Binary(_) => panic!("nobody sent binary to an echo"),
             Said::Ping if self.answers && !self.close_sent => self.frame(0x8a, b"", chance),
-            Said::Ping => {
-                self.earned.insert(3012);
-            }
+            Said::Ping => {}
             Said::Pong(payload) => assert_eq!(self.pings.pop_front().as_ref(), Some(payload), "a pong"),
             Said::Close(code) => {
                 self.close_code = Some(*code);
@@ -587,10 +596,9 @@ impl Client {
             && !self.gone
         {
             self.auth(user, books, chance);
-            // Those who dawdle may come too late.
-            self.earned.insert(3502);
         }
-        if matches!(self.plan, Plan::HastyAuth(_)) {
+        // Those who dawdle may come too late.
+        if matches!(self.plan, Plan::Auth(_) | Plan::HastyAuth(_)) {
             self.earned.insert(3502);
         }
     }
