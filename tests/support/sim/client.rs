@@ -284,6 +284,16 @@ impl Client {
         self.reading && self.answers
     }
 
+    /// From now on it does not read.
+    pub fn stall(&mut self) {
+        self.reading = false;
+        self.earned.extend([3008, 3012]);
+    }
+
+    pub fn has_ended(&self) -> bool {
+        self.ended
+    }
+
     /// From now on it reads, and answers pings.
     pub fn behave(&mut self) {
         self.reading = !self.is_over();
@@ -356,7 +366,7 @@ impl Client {
         let witnesses = books.open.get(&to).into_iter().flatten().copied().collect();
         books.messages.push(Message {
             sender: me,
-            from: self.user.expect("only users send"),
+            from: self.user.or(self.wanted_user()).expect("only users send"),
             to,
             content,
             wants_ack: ack,
@@ -398,10 +408,7 @@ impl Client {
         match chance.below(300) {
             0..=2 => return self.leave_abruptly(wire),
             3..=4 => self.fin_wanted = true,
-            5..=9 => {
-                self.reading = false;
-                self.earned.extend([3008, 3012]);
-            }
+            5..=9 => self.stall(),
             10..=30 => self.reading = true,
             _ => {}
         }
@@ -478,7 +485,7 @@ impl Client {
         }
     }
 
-    fn say_goodbye(&mut self, chance: &mut Chance) {
+    pub fn say_goodbye(&mut self, chance: &mut Chance) {
         self.close_sent = true;
         let payload: &[u8] = chance.pick(&[&b""[..], b"\x03\xe8", b"\x0f\xa0bye"]);
         self.frame(0x88, payload, chance);

@@ -155,6 +155,27 @@ impl World {
         self.clients.len() - 1
     }
 
+    /// Messages right behind the head or the `auth`, before anything came back: they must follow a hand-over.
+    fn speak_early(&mut self, client: usize) {
+        if matches!(self.clients[client].plan, Plan::Query(_) | Plan::HastyAuth(_)) {
+            for _ in 0..self.chance.below(4) {
+                let to = self.chance.below(self.books.users.len());
+                self.message(client, to);
+            }
+        }
+    }
+
+    /// How much fits between gateway and client when the client does not read.
+    pub fn set_window(&mut self, client: usize, bytes: usize) {
+        let wire = self.clients[client].wire;
+        self.wires[wire].window = bytes;
+    }
+
+    /// Bytes that the client has not read.
+    pub fn unread(&self, client: usize) -> usize {
+        self.wires[self.clients[client].wire].to_client.len()
+    }
+
     /// One turn of one shard, as `shard::run` has it. Returns true if anything happened.
     pub fn turn(&mut self, shard: usize, eager: bool) -> bool {
         let now_ms = self.now_ms();
@@ -322,7 +343,8 @@ impl World {
         {
             let shard = self.chance.below(self.shards.len());
             let plan = Plan::any(&mut self.chance, self.books.users.len());
-            self.connect(shard, plan);
+            let client = self.connect(shard, plan);
+            self.speak_early(client);
         }
         for _ in 0..2 {
             if !self.clients.is_empty() {
