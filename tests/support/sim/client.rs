@@ -199,6 +199,8 @@ pub struct Client {
     pings: VecDeque<Vec<u8>>,
     echoes: VecDeque<String>,
     bad_frames: u32,
+    /// Said anything at all as its last words.
+    raw: bool,
     pub shutdowns: usize,
     /// The last message heard from each sender.
     heard: BTreeMap<usize, usize>,
@@ -229,6 +231,7 @@ impl Client {
             pings: VecDeque::new(),
             echoes: VecDeque::new(),
             bad_frames: 0,
+            raw: false,
             shutdowns: 0,
             heard: BTreeMap::new(),
             token,
@@ -481,6 +484,13 @@ impl Client {
                 self.welcomes_due -= 1;
             }
             86..=87 => self.say_goodbye(chance),
+            88 => {
+                self.raw = true;
+                self.fin_wanted = true;
+                for _ in 0..1 + chance.below(40) {
+                    self.out.push_back(chance.below(256) as u8);
+                }
+            }
             _ => {}
         }
     }
@@ -568,6 +578,7 @@ impl Client {
             Said::Binary(_) => panic!("nobody sent binary to an echo"),
             Said::Ping if self.answers && !self.close_sent => self.frame(0x8a, b"", chance),
             Said::Ping => {}
+            Said::Pong(_) if self.raw && self.pings.is_empty() => {}
             Said::Pong(payload) => assert_eq!(self.pings.pop_front().as_ref(), Some(payload), "a pong"),
             Said::Close(code) => {
                 self.close_code = Some(*code);
@@ -576,8 +587,8 @@ impl Client {
                     Some(3008) => books.small_outboxes || self.earned.contains(&3008),
                     Some(3504) => books.connections_limited,
                     Some(3013) => books.rate_limited || books.lanes_full,
-                    Some(code) => self.earned.contains(code) || self.close_sent,
-                    None => self.close_sent,
+                    Some(code) => self.earned.contains(code) || self.close_sent || self.raw,
+                    None => self.close_sent || self.raw,
                 };
                 assert!(known, "closed with {code:?} for no reason: {self:?}");
                 if !self.close_sent && chance.percent(70) {
@@ -679,7 +690,8 @@ impl Client {
                 } else if code == "rateLimited" {
                     assert!(books.rate_limited, "{text}");
                 } else {
-                    assert!(self.bad_frames > 0 || self.plan == Plan::Nameless, "{text}");
+                    let known = self.bad_frames > 0 || self.plan == Plan::Nameless || self.raw;
+                    assert!(known, "{text}");
                 }
             }
             "heartbeat" => {}
