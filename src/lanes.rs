@@ -12,7 +12,7 @@
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use crossbeam_channel::{Receiver, Sender};
 use uuid::Uuid;
@@ -21,12 +21,15 @@ use crate::engine::{SocketKey, Waker};
 use crate::ids::ShardId;
 use crate::protocol::head::Upgrade;
 use crate::router::UserHash;
+use crate::session::rate::RateLimiter;
 use crate::settings::Settings;
 
 /// Items that may be under way on one lane. At 200 bytes each, 3 MB for the slowest pair of shards.
 pub const LANE_ITEMS_MAX: u32 = 16_384;
-/// Bytes that may wait for one lane at its sender.
-pub const LANE_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Items that only hand-overs and presence queries may add to that: a flood of messages does not keep others out.
+pub const LANE_ITEMS_RESERVED: u32 = 4_096;
+/// Bytes that may be under way on one lane; the last message that fits may pass it by its own length.
+pub const LANE_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// A piece of a batch's bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -144,6 +147,8 @@ pub struct HandOver {
     pub rest: Vec<u8>,
     /// Frames that the connection sent before.
     pub messages_in: u32,
+    /// How fast it did.
+    pub rate: RateLimiter,
 }
 
 /// What may lie in a shard's inbox.
@@ -163,21 +168,50 @@ pub enum Parcel {
     Stop,
 }
 
-/// How many items are under way from each shard to each other one.
+/// What a parcel takes of its lane. To be given back when the parcel was carried out.
+#[derive(Debug, Clone, Copy)]
+pub struct Room {
+    from: ShardId,
+    items: u32,
+    bytes: usize,
+}
+
+impl Parcel {
+    /// What this parcel takes of a lane; `None` if it came over none.
+    pub fn room(&self) -> Option<Room> {
+        match self {
+            Parcel::Batch(batch) => Some(Room {
+                from: batch.from,
+                items: batch.items.len() as u32,
+                bytes: batch.bytes.len(),
+            }),
+            Parcel::Settings(_) | Parcel::Drain { .. } | Parcel::Stop => None,
+        }
+    }
+}
+
+/// How much is under way from each shard to each other one.
 #[derive(Debug)]
 pub struct Depths {
     shards: usize,
-    counts: Box<[AtomicU32]>,
+    lanes: Box<[Depth]>,
+}
+
+/// Added to by the sender, taken from by the receiver.
+#[derive(Debug, Default)]
+struct Depth {
+    items: AtomicU32,
+    bytes: AtomicUsize,
 }
 
 impl Depths {
-    fn of(&self, from: ShardId, to: ShardId) -> &AtomicU32 {
-        &self.counts[from.index() * self.shards + to.index()]
+    fn of(&self, from: ShardId, to: ShardId) -> &Depth {
+        &self.lanes[from.index() * self.shards + to.index()]
     }
 
     /// Items under way on one lane.
     pub fn get(&self, from: ShardId, to: ShardId) -> u32 {
-        self.of(from, to).load(Ordering::Relaxed)
+        self.of(from, to).items.load(Ordering::Relaxed)
     }
 }
 
@@ -228,7 +262,7 @@ pub fn inboxes(shards: u16) -> (Vec<Inbox>, Vec<Sender<Parcel>>, Arc<Depths>) {
     let count = usize::from(shards);
     let depths = Arc::new(Depths {
         shards: count,
-        counts: (0..count * count).map(|_| AtomicU32::new(0)).collect(),
+        lanes: (0..count * count).map(|_| Depth::default()).collect(),
     });
     let (senders, inboxes) = (0..shards)
         .map(|shard| {
@@ -265,9 +299,11 @@ impl Inbox {
         self.receiver.is_empty()
     }
 
-    /// Gives the lane back its room.
-    pub fn done(&self, from: ShardId, items: usize) {
-        self.depths.of(from, self.me).fetch_sub(items as u32, Ordering::Relaxed);
+    /// Gives a lane back the room that a parcel took.
+    pub fn done(&self, room: Room) {
+        let depth = self.depths.of(room.from, self.me);
+        depth.items.fetch_sub(room.items, Ordering::Relaxed);
+        depth.bytes.fetch_sub(room.bytes, Ordering::Relaxed);
     }
 }
 
@@ -288,10 +324,12 @@ impl Lanes {
         self.me
     }
 
-    fn check(&self, to: ShardId) -> Result<(), LaneFull> {
+    fn check(&self, to: ShardId, items_max: u32) -> Result<(), LaneFull> {
         let pending = &self.pending[to.index()];
-        let under_way = self.depths.get(self.me, to) as usize + pending.items.len();
-        if under_way >= LANE_ITEMS_MAX as usize || pending.bytes.len() >= LANE_BYTES_MAX {
+        let depth = self.depths.of(self.me, to);
+        let items = depth.items.load(Ordering::Relaxed) as usize + pending.items.len();
+        let bytes = depth.bytes.load(Ordering::Relaxed) + pending.bytes.len();
+        if items >= items_max as usize || bytes >= LANE_BYTES_MAX {
             return Err(LaneFull);
         }
         Ok(())
@@ -312,7 +350,7 @@ impl Lanes {
     /// # Errors
     /// The lane is full; the socket comes back with its owner's box.
     pub fn try_hand_over(&mut self, to: ShardId, hand_over: Box<HandOver>) -> Result<(), Box<HandOver>> {
-        if self.check(to).is_err() {
+        if self.check(to, LANE_ITEMS_MAX + LANE_ITEMS_RESERVED).is_err() {
             return Err(hand_over);
         }
         self.pending[to.index()].items.push(Item::HandOver(hand_over));
@@ -324,7 +362,7 @@ impl Lanes {
     /// # Errors
     /// The lane is full: the message has failed.
     pub fn try_message(&mut self, to: ShardId, message: &OutgoingMessage<'_>) -> Result<(), LaneFull> {
-        self.check(to)?;
+        self.check(to, LANE_ITEMS_MAX)?;
         let user = self.write(to, message.to.as_bytes());
         let frame = self.write(to, message.frame);
         let ack = message.ack.map(|(conn, client_id, message_id)| AckWanted {
@@ -352,7 +390,7 @@ impl Lanes {
         ticket: u32,
         users: impl Iterator<Item = (u8, UserHash, &'a str)>,
     ) -> Result<(), LaneFull> {
-        self.check(to)?;
+        self.check(to, LANE_ITEMS_MAX + LANE_ITEMS_RESERVED)?;
         let users = users
             .map(|(place, hash, user)| (place, hash, self.write(to, user.as_bytes())))
             .collect();
@@ -381,29 +419,24 @@ impl Lanes {
         batch.items.push(Item::Reply { to: conn, frame });
     }
 
-    /// Sends what this turn brought: one batch and one wake per shard. Returns false if a full lane kept something
-    /// back, which then goes with a later turn.
-    pub fn flush(&mut self) -> bool {
-        let mut all_sent = true;
+    /// Sends what this turn brought: one batch and one wake per shard that something was said to.
+    pub fn flush(&mut self) {
         for (to, pending) in self.pending.iter_mut().enumerate() {
             if pending.items.is_empty() {
                 continue;
             }
-            let depth = self.depths.of(self.me, ShardId(to as u16));
-            if depth.load(Ordering::Relaxed) >= LANE_ITEMS_MAX {
-                all_sent = false;
-                continue;
-            }
+            // As much room as this turn took, so that a steady stream allocates twice per batch and no more.
             let next = Batch {
                 from: self.me,
                 items: Vec::with_capacity(pending.items.len()),
                 bytes: Vec::with_capacity(pending.bytes.len()),
             };
             let batch = std::mem::replace(pending, next);
-            depth.fetch_add(batch.items.len() as u32, Ordering::Relaxed);
+            let depth = self.depths.of(self.me, ShardId(to as u16));
+            depth.items.fetch_add(batch.items.len() as u32, Ordering::Relaxed);
+            depth.bytes.fetch_add(batch.bytes.len(), Ordering::Relaxed);
             self.mailboxes[to].post(Parcel::Batch(batch));
         }
-        all_sent
     }
 }
 

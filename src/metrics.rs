@@ -332,7 +332,7 @@ impl Exposition {
     /// Adds everything that the shards count.
     pub fn shards(&mut self, shards: &[ShardMetrics]) {
         type Simple = (&'static str, &'static str, &'static str, fn(&ShardMetrics) -> &Counter);
-        let simple: [Simple; 13] = [
+        let simple: [Simple; 11] = [
             ("shardgate_connections", "gauge", "WebSocket connections now.", |m| {
                 &m.connections
             }),
@@ -395,18 +395,6 @@ impl Exposition {
                 "counter",
                 "Times that accepting paused (no descriptors).",
                 |m| &m.accept_paused,
-            ),
-            (
-                "shardgate_messages_in_total",
-                "counter",
-                "Messages that clients sent.",
-                |m| &m.received[FrameKind::Message as usize],
-            ),
-            (
-                "shardgate_messages_out_total",
-                "counter",
-                "Messages delivered to connections.",
-                |m| &m.sent[SentKind::Message as usize],
             ),
         ];
         for (name, kind, help, of) in simple {

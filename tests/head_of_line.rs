@@ -24,6 +24,15 @@ fn talk(gateway: &Gateway, steps: usize) {
     dave.close();
 }
 
+/// Ends the threads of a scope also when the test fails, so that it fails rather than hangs.
+struct StopAtEnd<'a>(&'a AtomicBool);
+
+impl Drop for StopAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 fn behind_floods(engine: &str) {
     let gateway = Gateway::start(&["--engine", engine, "--limits-messages-per-second", "0"]);
     let stop = AtomicBool::new(false);
@@ -38,11 +47,11 @@ fn behind_floods(engine: &str) {
                 }
             });
         }
+        let _stop = StopAtEnd(&stop);
         let began = Instant::now();
         talk(&gateway, 20);
         assert_eq!(gateway.get("/livez").status, 200);
         eprintln!("20 round trips behind floods took {:?}", began.elapsed());
-        stop.store(true, Ordering::Relaxed);
     });
     assert!(
         gateway.stats()["messagesIn"].as_u64().unwrap() > 2000,
@@ -82,8 +91,8 @@ fn behind_a_crowd(engine: &str) {
                 }
             });
         }
+        let _stop = StopAtEnd(&stop);
         talk(&gateway, 20);
-        stop.store(true, Ordering::Relaxed);
     });
     gateway.wait_until_empty();
 }

@@ -18,7 +18,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("settings", &["config", "protocol"]),
     ("metrics", &["protocol"]),
     ("engine", &["ids", "payload"]),
-    ("lanes", &["engine", "ids", "protocol", "router", "settings"]),
+    ("lanes", &["engine", "ids", "protocol", "router", "session", "settings"]),
     ("view", &["ids", "lanes", "metrics", "settings"]),
     ("http", &["ids", "metrics", "protocol", "settings", "view"]),
     (

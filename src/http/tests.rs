@@ -146,6 +146,26 @@ fn metrics_have_what_the_contract_names() {
     }
 }
 
+/// The table in the documentation and the program name the same metrics.
+#[test]
+fn metrics_are_documented() {
+    let (mut conn, _) = connection(true);
+    let (answer, _) = ask(&mut conn, "GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n");
+    let shown: Vec<(&str, &str)> = answer
+        .lines()
+        .filter_map(|line| line.strip_prefix("# HELP ")?.split_once(' '))
+        .collect();
+    let documented: Vec<(&str, &str)> = include_str!("../../docs/metrics.md")
+        .lines()
+        .filter_map(|line| {
+            let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+            let name = cells.get(1)?.strip_prefix('`')?.strip_suffix('`')?;
+            (cells.len() == 6 && name.starts_with("shardgate_")).then(|| (name, cells[4]))
+        })
+        .collect();
+    assert_eq!(shown, documented);
+}
+
 #[test]
 fn end_of_input_ends_the_connection() {
     let (mut conn, _) = connection(true);

@@ -435,9 +435,9 @@ impl Core {
         Some(payload)
     }
 
-    /// Sends what this turn brought for other shards. Returns false if something must wait for room.
-    pub fn flush_lanes(&mut self) -> bool {
-        self.lanes.flush()
+    /// Sends what this turn brought for other shards.
+    pub fn flush_lanes(&mut self) {
+        self.lanes.flush();
     }
 
     /// Ends the turn: records how long deliveries took.
@@ -475,14 +475,22 @@ impl Core {
             return;
         };
         let stage = std::mem::replace(&mut conn.stage, Stage::Closed);
-        let messages_in = conn.messages_in;
+        let (messages_in, rate) = (conn.messages_in, conn.rate);
         // It does not end here: its place and its life go on with the home shard.
         if std::mem::take(&mut conn.counted) {
             self.uncount_connection();
         }
         self.vacate(key.slot);
         if let Stage::Leaving(leaving) = stage {
-            self.hand_over(*leaving, socket, messages_in);
+            self.hand_over(HandOver {
+                socket: Some(socket),
+                user: leaving.user,
+                hash: leaving.hash,
+                upgrade: leaving.upgrade,
+                rest: leaving.rest,
+                messages_in,
+                rate,
+            });
         }
     }
 

@@ -1,6 +1,5 @@
 //! From the first byte to an open connection: request heads, HTTP, hand-over to the home shard.
 
-use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use super::core::{Command, Core};
@@ -233,16 +232,9 @@ impl Core {
     }
 
     /// The socket is out of the engine: off it goes. A full lane is told to the client.
-    pub(super) fn hand_over(&mut self, leaving: Leaving, socket: OwnedFd, messages_in: u32) {
-        let home = self.homes.home(leaving.hash);
-        let hand_over = Box::new(HandOver {
-            socket: Some(socket),
-            user: leaving.user,
-            hash: leaving.hash,
-            upgrade: leaving.upgrade,
-            rest: leaving.rest,
-            messages_in,
-        });
+    pub(super) fn hand_over(&mut self, hand_over: HandOver) {
+        let home = self.homes.home(hand_over.hash);
+        let hand_over = Box::new(hand_over);
         if let Err(hand_over) = self.lanes.try_hand_over(home, hand_over) {
             self.metrics().dropped(Drop::HandOverLaneFull);
             self.metrics().refused(NotAdmitted::LaneFull.label());
@@ -259,7 +251,8 @@ impl Core {
             upgrade,
             rest,
             messages_in,
-            ..
+            rate,
+            socket: _,
         } = hand_over;
         let slot = key.slot;
         let refused = if self.homes.home(hash) != self.me {
@@ -269,7 +262,9 @@ impl Core {
         } else {
             None
         };
-        self.occupy(key, Stage::Authenticating).messages_in = messages_in;
+        let conn = self.occupy(key, Stage::Authenticating);
+        conn.messages_in = messages_in;
+        conn.rate = rate;
         self.count_connection(slot);
         match (refused, upgrade) {
             (Some(reason), Some(_)) => {

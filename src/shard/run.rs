@@ -35,6 +35,9 @@ const PARK_MAX: Duration = Duration::from_secs(1);
 const YIELD_EVERY_NS: u64 = 10_000_000;
 /// Lane items carried out in one turn, so that a flood from one shard does not starve this one's sockets.
 const INBOX_ITEMS_PER_TURN: usize = 4096;
+/// Bytes that one turn takes from sockets before it lets the rest of the shard, and the lanes, have their turn. A flood of
+/// small messages is 5,000 of them, a few milliseconds' work, and well within what a lane holds.
+const RECEIVED_BYTES_PER_TURN: usize = 512 * 1024;
 /// Accepting is tried again this long after the process ran out of descriptors.
 const ACCEPT_RETRY_MS: u64 = 100;
 
@@ -134,7 +137,7 @@ impl<E: Engine> Shard<E> {
             let busy = self.take_events() | self.take_parcels();
             self.core.handle_timeouts();
             self.carry_out();
-            let lanes_empty = self.core.flush_lanes();
+            self.core.flush_lanes();
             self.finish_turn(me);
             if self.core.is_stopping() && self.engine.sockets() == 0 {
                 return Ok(());
@@ -149,7 +152,7 @@ impl<E: Engine> Shard<E> {
                 continue;
             }
             let until_deadline = self.until_deadline(now.mono_ms());
-            if idle_turns > 1 && lanes_empty {
+            if idle_turns > 1 {
                 self.park(until_deadline).await;
                 yielded_ns = self.view.clock.mono_ns();
                 wait = None;
@@ -164,8 +167,14 @@ impl<E: Engine> Shard<E> {
     /// Lets the core see what happened to sockets. Returns false if nothing did.
     fn take_events(&mut self) -> bool {
         let mut any = false;
-        while let Some(event) = self.engine.next_event() {
+        let mut received_bytes = 0;
+        while received_bytes < RECEIVED_BYTES_PER_TURN
+            && let Some(event) = self.engine.next_event()
+        {
             any = true;
+            if let Event::Received { bytes, .. } = &event {
+                received_bytes += bytes.len();
+            }
             match event {
                 Event::Accepted { key } => self.core.handle_accepted(key),
                 Event::Received { key, bytes } => self.core.handle_received(key, bytes),
@@ -189,15 +198,11 @@ impl<E: Engine> Shard<E> {
             let Some(parcel) = self.inbox.try_next() else {
                 break;
             };
-            let from = match &parcel {
-                crate::lanes::Parcel::Batch(batch) => Some(batch.from),
-                _ => None,
-            };
-            let carried_out = self.core.handle_parcel(parcel);
-            if let Some(from) = from {
-                self.inbox.done(from, carried_out);
+            let room = parcel.room();
+            items += self.core.handle_parcel(parcel);
+            if let Some(room) = room {
+                self.inbox.done(room);
             }
-            items += carried_out;
         }
         items > 0
     }

@@ -54,8 +54,6 @@ pub struct Shard {
     /// Steps without a turn, and turns in which the engine took its time.
     skipped: u32,
     dawdled: u32,
-    /// A full lane kept something back.
-    lanes_waiting: bool,
 }
 
 pub struct World {
@@ -101,7 +99,6 @@ impl World {
                     stalled_until: 0,
                     skipped: 0,
                     dawdled: 0,
-                    lanes_waiting: false,
                 }
             })
             .collect();
@@ -185,7 +182,6 @@ impl World {
             engine,
             commands,
             last_turn_ms,
-            lanes_waiting,
             dawdled,
             ..
         } = &mut self.shards[shard];
@@ -217,15 +213,11 @@ impl World {
         while items < budget
             && let Some(parcel) = inbox.try_next()
         {
-            let from = match &parcel {
-                Parcel::Batch(batch) => Some(batch.from),
-                _ => None,
-            };
-            let done = core.handle_parcel(parcel);
-            if let Some(from) = from {
-                inbox.done(from, done);
+            let room = parcel.room();
+            items += core.handle_parcel(parcel);
+            if let Some(room) = room {
+                inbox.done(room);
             }
-            items += done;
         }
         busy |= items > 0;
         core.handle_timeouts();
@@ -287,7 +279,7 @@ impl World {
                 break;
             }
         }
-        *lanes_waiting = !core.flush_lanes();
+        core.flush_lanes();
         core.end_turn(self.now_ns);
         core.check_invariants();
         let gap = now_ms - std::mem::replace(last_turn_ms, now_ms);
@@ -460,7 +452,7 @@ impl World {
             let mut moved = self.move_bytes(true);
             for shard in 0..self.shards.len() {
                 moved |= self.turn(shard, true);
-                moved |= self.shards[shard].lanes_waiting || !self.shards[shard].inbox.is_empty();
+                moved |= !self.shards[shard].inbox.is_empty();
             }
             quiet = if moved { 0 } else { quiet + 1 };
             if quiet < 3 {
