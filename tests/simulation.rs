@@ -121,10 +121,10 @@ fn drains_end() {
     });
 }
 
-/// Two shards with a user each, connected at home, and outboxes that hold everything.
-fn two_shards() -> (World, [usize; 2], [usize; 2]) {
+/// Two shards with a user each, connected at home.
+fn two_shards(outbox_bytes: usize) -> (World, [usize; 2], [usize; 2]) {
     let mut config = config();
-    config.limits.outbox_bytes = 1 << 26;
+    config.limits.outbox_bytes = outbox_bytes;
     config.heartbeat.interval = Duration::from_secs(1000);
     config.heartbeat.timeout = Duration::from_secs(3000);
     let setup = Setup {
@@ -167,7 +167,7 @@ fn dropped(world: &World, kind: &str) -> u64 {
 /// A shard that does not turn: whoever wants something of it hears so at once, and all is well when it turns again.
 #[test]
 fn a_full_lane_is_told_counted_and_forgotten() {
-    let (mut world, users, clients) = two_shards();
+    let (mut world, users, clients) = two_shards(1 << 26);
     flood(&mut world, clients[0], 0, users[1], FULL + 50);
     assert_eq!((world.acks("failed"), world.acks("delivered")), (50, 0));
     assert_eq!(dropped(&world, "message"), 50);
@@ -208,7 +208,7 @@ fn a_full_lane_is_told_counted_and_forgotten() {
 /// Answers may fill a lane; requests behind them are refused. Neither shard waits for the other.
 #[test]
 fn lanes_that_are_full_both_ways_come_free() {
-    let (mut world, users, clients) = two_shards();
+    let (mut world, users, clients) = two_shards(1 << 26);
     flood(&mut world, clients[0], 0, users[1], FULL);
     // Shard 1 carries all of it out and answers, while shard 0 is stuck.
     world.turn_only(1);
@@ -224,4 +224,64 @@ fn lanes_that_are_full_both_ways_come_free() {
     world.settle(0);
     assert_eq!(world.acks("delivered"), FULL + 101);
     world.check();
+}
+
+/// The message that closes a slow consumer was not delivered, nor was any after it; all before it were queued.
+#[test]
+fn what_does_not_fit_into_an_outbox_is_offline() {
+    const OUTBOX: usize = 4096;
+    let (mut world, users, clients) = two_shards(OUTBOX);
+    let turns = |world: &mut World| {
+        for _ in 0..200 {
+            world.now_ns += 1_000_000;
+            world.move_bytes(true);
+            world.turn(0, true);
+            world.turn(1, true);
+        }
+    };
+    // Numbers of two digits from here on: all frames are as long as each other.
+    for _ in 0..10 {
+        world.message(clients[0], users[0]);
+    }
+    world.settle(0);
+    world.clients[clients[1]].stall();
+    world.set_window(clients[1], 10_000);
+    world.message(clients[0], users[1]);
+    turns(&mut world);
+    let frame_bytes = world.unread(clients[1]);
+    assert!((100..400).contains(&frame_bytes), "{frame_bytes}");
+    world.set_window(clients[1], 0);
+    let (fit, before, first) = (
+        OUTBOX / frame_bytes,
+        world.acks("delivered"),
+        world.books.messages.len(),
+    );
+    for _ in 0..fit + 5 {
+        world.message(clients[0], users[1]);
+    }
+    turns(&mut world);
+    assert_eq!((world.acks("delivered") - before, world.acks("offline")), (fit, 5));
+    let acks = world.books.messages[first..]
+        .iter()
+        .map(|message| message.ack.as_deref());
+    assert!(acks.is_sorted(), "first delivered, then offline");
+    world.settle(6_000);
+    world.check();
+}
+
+/// Nobody waits for a deadline at the end of a conversation: who has said goodbye and heard it is let go at once.
+#[test]
+fn goodbyes_take_no_time() {
+    let (mut world, users, clients) = two_shards(1 << 20);
+    world.clients[clients[0]].say_goodbye(&mut world.chance);
+    world.settle(0);
+    assert!(world.clients[clients[0]].has_ended());
+    // With bytes of its own still on their way out.
+    for _ in 0..50 {
+        world.message(clients[1], users[1]);
+    }
+    world.clients[clients[1]].say_goodbye(&mut world.chance);
+    world.settle(0);
+    assert!(world.clients[clients[1]].has_ended());
+    world.check_empty();
 }

@@ -57,12 +57,17 @@ mod tests {
         let map = HomeMap::new(7, [7; 16]);
         let copy = map.clone();
         let mut counts = [0u32; 7];
-        for n in 0..70_000 {
+        // Miri is a thousand times slower.
+        let users = if cfg!(miri) { 700 } else { 70_000 };
+        for n in 0..users {
             let user = format!("user{n}");
             let home = map.home(map.hash(&user));
             assert_eq!(home, copy.home(copy.hash(&user)));
             counts[home.index()] += 1;
         }
-        assert!(counts.iter().all(|c| (9_000..11_000).contains(c)), "{counts:?}");
+        assert!(
+            cfg!(miri) || counts.iter().all(|c| (9_000..11_000).contains(c)),
+            "{counts:?}"
+        );
     }
 }

@@ -390,7 +390,7 @@ mod tests {
     #[test]
     fn questions_that_were_given_up_leave_room() {
         let mut questions = Questions::default();
-        for _ in 0..3 * QUESTIONS_MAX {
+        for _ in 0..2 * QUESTIONS_MAX {
             assert!(!questions.is_full());
             let ticket = questions.add(question(1));
             assert!(questions.take(ticket).is_some());

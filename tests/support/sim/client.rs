@@ -175,6 +175,8 @@ impl Books {
 pub struct Client {
     pub wire: usize,
     pub plan: Plan,
+    /// Steps since it last moved bytes for certain.
+    pub skipped: u32,
     /// Written by the client, not yet taken by its kernel.
     out: VecDeque<u8>,
     fin_wanted: bool,
@@ -197,6 +199,8 @@ pub struct Client {
     pings: VecDeque<Vec<u8>>,
     echoes: VecDeque<String>,
     bad_frames: u32,
+    /// Said anything at all as its last words.
+    raw: bool,
     pub shutdowns: usize,
     /// The last message heard from each sender.
     heard: BTreeMap<usize, usize>,
@@ -209,6 +213,7 @@ impl Client {
         let mut client = Client {
             wire,
             plan,
+            skipped: 0,
             out: VecDeque::new(),
             fin_wanted: false,
             stream: Stream::default(),
@@ -226,10 +231,14 @@ impl Client {
             pings: VecDeque::new(),
             echoes: VecDeque::new(),
             bad_frames: 0,
+            raw: false,
             shutdowns: 0,
             heard: BTreeMap::new(),
             token,
         };
+        if !client.answers {
+            client.earned.insert(3012);
+        }
         let head = match plan {
             Plan::Query(user) => format!("GET /ws?user={} HTTP/1.1\r\n{KEY}", books.users[user]),
             Plan::Auth(_) | Plan::HastyAuth(_) | Plan::Nameless => format!("GET /ws HTTP/1.1\r\n{KEY}"),
@@ -270,7 +279,22 @@ impl Client {
     /// True unless it waits for the gateway, or the gateway for it, while both do what they should.
     pub fn owes_nothing(&self, wire: &Wire) -> bool {
         let idle = self.out.is_empty() && wire.to_gateway.is_empty() && wire.to_client.is_empty();
-        idle || self.is_over() || !self.reading || !self.answers
+        idle || self.is_over() || !self.is_prompt()
+    }
+
+    /// Reads, and answers pings.
+    pub fn is_prompt(&self) -> bool {
+        self.reading && self.answers
+    }
+
+    /// From now on it does not read.
+    pub fn stall(&mut self) {
+        self.reading = false;
+        self.earned.extend([3008, 3012]);
+    }
+
+    pub fn has_ended(&self) -> bool {
+        self.ended
     }
 
     /// From now on it reads, and answers pings.
@@ -345,7 +369,7 @@ impl Client {
         let witnesses = books.open.get(&to).into_iter().flatten().copied().collect();
         books.messages.push(Message {
             sender: me,
-            from: self.user.expect("only users send"),
+            from: self.user.or(self.wanted_user()).expect("only users send"),
             to,
             content,
             wants_ack: ack,
@@ -387,10 +411,7 @@ impl Client {
         match chance.below(300) {
             0..=2 => return self.leave_abruptly(wire),
             3..=4 => self.fin_wanted = true,
-            5..=9 => {
-                self.reading = false;
-                self.earned.extend([3008, 3012]);
-            }
+            5..=9 => self.stall(),
             10..=30 => self.reading = true,
             _ => {}
         }
@@ -463,11 +484,18 @@ impl Client {
                 self.welcomes_due -= 1;
             }
             86..=87 => self.say_goodbye(chance),
+            88 => {
+                self.raw = true;
+                self.fin_wanted = true;
+                for _ in 0..1 + chance.below(40) {
+                    self.out.push_back(chance.below(256) as u8);
+                }
+            }
             _ => {}
         }
     }
 
-    fn say_goodbye(&mut self, chance: &mut Chance) {
+    pub fn say_goodbye(&mut self, chance: &mut Chance) {
         self.close_sent = true;
         let payload: &[u8] = chance.pick(&[&b""[..], b"\x03\xe8", b"\x0f\xa0bye"]);
         self.frame(0x88, payload, chance);
@@ -549,9 +577,8 @@ impl Client {
             Said::Text(text) => self.hear_text(me, text, books),
             Said::Binary(_) => panic!("nobody sent binary to an echo"),
             Said::Ping if self.answers && !self.close_sent => self.frame(0x8a, b"", chance),
-            Said::Ping => {
-                self.earned.insert(3012);
-            }
+            Said::Ping => {}
+            Said::Pong(_) if self.raw && self.pings.is_empty() => {}
             Said::Pong(payload) => assert_eq!(self.pings.pop_front().as_ref(), Some(payload), "a pong"),
             Said::Close(code) => {
                 self.close_code = Some(*code);
@@ -560,8 +587,8 @@ impl Client {
                     Some(3008) => books.small_outboxes || self.earned.contains(&3008),
                     Some(3504) => books.connections_limited,
                     Some(3013) => books.rate_limited || books.lanes_full,
-                    Some(code) => self.earned.contains(code) || self.close_sent,
-                    None => self.close_sent,
+                    Some(code) => self.earned.contains(code) || self.close_sent || self.raw,
+                    None => self.close_sent || self.raw,
                 };
                 assert!(known, "closed with {code:?} for no reason: {self:?}");
                 if !self.close_sent && chance.percent(70) {
@@ -587,10 +614,9 @@ impl Client {
             && !self.gone
         {
             self.auth(user, books, chance);
-            // Those who dawdle may come too late.
-            self.earned.insert(3502);
         }
-        if matches!(self.plan, Plan::HastyAuth(_)) {
+        // Those who dawdle may come too late.
+        if matches!(self.plan, Plan::Auth(_) | Plan::HastyAuth(_)) {
             self.earned.insert(3502);
         }
     }
@@ -664,7 +690,8 @@ impl Client {
                 } else if code == "rateLimited" {
                     assert!(books.rate_limited, "{text}");
                 } else {
-                    assert!(self.bad_frames > 0 || self.plan == Plan::Nameless, "{text}");
+                    let known = self.bad_frames > 0 || self.plan == Plan::Nameless || self.raw;
+                    assert!(known, "{text}");
                 }
             }
             "heartbeat" => {}

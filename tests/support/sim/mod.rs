@@ -40,6 +40,9 @@ pub struct Setup {
     pub clients_max: usize,
 }
 
+/// Nobody is starved for longer than this many steps, or who answers every ping in time would be too late.
+const PATIENCE: u32 = 16;
+
 pub struct Shard {
     pub core: Core,
     inbox: Inbox,
@@ -48,6 +51,9 @@ pub struct Shard {
     last_turn_ms: u64,
     /// Does not turn before this step.
     pub stalled_until: u64,
+    /// Steps without a turn, and turns in which the engine took its time.
+    skipped: u32,
+    dawdled: u32,
 }
 
 pub struct World {
@@ -91,6 +97,8 @@ impl World {
                     commands: Vec::new(),
                     last_turn_ms: 0,
                     stalled_until: 0,
+                    skipped: 0,
+                    dawdled: 0,
                 }
             })
             .collect();
@@ -144,6 +152,27 @@ impl World {
         self.clients.len() - 1
     }
 
+    /// Messages right behind the head or the `auth`, before anything came back: they must follow a hand-over.
+    fn speak_early(&mut self, client: usize) {
+        if matches!(self.clients[client].plan, Plan::Query(_) | Plan::HastyAuth(_)) {
+            for _ in 0..self.chance.below(4) {
+                let to = self.chance.below(self.books.users.len());
+                self.message(client, to);
+            }
+        }
+    }
+
+    /// How much fits between gateway and client when the client does not read.
+    pub fn set_window(&mut self, client: usize, bytes: usize) {
+        let wire = self.clients[client].wire;
+        self.wires[wire].window = bytes;
+    }
+
+    /// Bytes that the client has not read.
+    pub fn unread(&self, client: usize) -> usize {
+        self.wires[self.clients[client].wire].to_client.len()
+    }
+
     /// One turn of one shard, as `shard::run` has it. Returns true if anything happened.
     pub fn turn(&mut self, shard: usize, eager: bool) -> bool {
         let now_ms = self.now_ms();
@@ -153,11 +182,13 @@ impl World {
             engine,
             commands,
             last_turn_ms,
+            dawdled,
             ..
         } = &mut self.shards[shard];
         let (wires, tokens, chance) = (&mut self.wires, &mut self.tokens, &mut self.chance);
         let sending: Vec<usize> = engine.open().filter(|open| open.2).map(|open| open.1).collect();
-        let mut busy = engine.work(wires, tokens, chance, eager);
+        *dawdled = (*dawdled + 1) % PATIENCE;
+        let mut busy = engine.work(wires, tokens, chance, eager || *dawdled == 0);
         core.begin_turn(Now {
             mono_ns: self.now_ns,
             wall_ms: self.wall_offset_ms + now_ms,
@@ -283,6 +314,8 @@ impl World {
         let mut moved = false;
         for index in 0..self.clients.len() {
             let client = &mut self.clients[index];
+            client.skipped = (client.skipped + 1) % PATIENCE;
+            let eager = eager || client.skipped == 0;
             if client.is_over() || (!eager && self.chance.percent(30)) {
                 continue;
             }
@@ -302,7 +335,8 @@ impl World {
         {
             let shard = self.chance.below(self.shards.len());
             let plan = Plan::any(&mut self.chance, self.books.users.len());
-            self.connect(shard, plan);
+            let client = self.connect(shard, plan);
+            self.speak_early(client);
         }
         for _ in 0..2 {
             if !self.clients.is_empty() {
@@ -323,7 +357,12 @@ impl World {
                 continue;
             }
             let due = self.shards[shard].core.next_timeout_ms();
-            if self.chance.percent(60) || due.is_some_and(|due| due <= self.now_ms()) {
+            self.shards[shard].skipped += 1;
+            if self.chance.percent(60)
+                || due.is_some_and(|due| due <= self.now_ms())
+                || self.shards[shard].skipped >= PATIENCE
+            {
+                self.shards[shard].skipped = 0;
                 self.turn(shard, false);
             }
         }
@@ -349,7 +388,12 @@ impl World {
                 .clients
                 .iter()
                 .all(|client| client.owes_nothing(&self.wires[client.wire]))
-            && self.shards.iter().all(|shard| shard.stalled_until <= self.step)
+            && self.shards.iter().all(|shard| {
+                let mut open = shard.engine.open();
+                // A ping may be in flight. Wires and clients have the same numbers.
+                shard.stalled_until <= self.step
+                    && open.all(|(_, wire, sending)| !sending || !self.clients[wire].is_prompt())
+            })
             && let Some(due) = self.next_due_ms()
         {
             self.now_ns = self.now_ns.max(due * 1_000_000);

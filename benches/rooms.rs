@@ -1,0 +1,285 @@
+//! What the pure rooms cost: CPU time of this thread per operation, one thread, no sockets. `cargo bench --bench rooms`;
+//! an argument picks benches by a part of their names.
+//!
+//! Each figure is the best of many short batches, which is what is left of a busy machine's noise; compare figures of one
+//! run, not of two machines. The rows of tungstenite are why `protocol::frame` is ours (ARCHITECTURE.md).
+
+#![allow(clippy::unwrap_used, reason = "a bench fails by panicking")]
+
+use std::hint::black_box;
+use std::io::{self, Read, Write};
+use std::time::Duration;
+
+use async_tungstenite::tungstenite::protocol::{Role, WebSocketConfig, WebSocketContext};
+use shardgate::ids::IdSource;
+use shardgate::protocol::encode::{self, AckStatus};
+use shardgate::protocol::envelope;
+use shardgate::protocol::frame::Decoder;
+use shardgate::protocol::head::{self, Policy};
+use shardgate::router::HomeMap;
+use shardgate::router::users::Users;
+use shardgate::session::outbox::{Outbox, Spares};
+use uuid::Uuid;
+
+/// CPU time of this thread.
+fn cpu_time() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the kernel writes one timespec to memory that is one.
+    let result = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
+    assert_eq!(result, 0, "every kernel has this clock");
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+const BATCH: Duration = Duration::from_millis(2);
+const BATCHES: usize = 100;
+
+struct Table {
+    wanted: Option<String>,
+}
+
+impl Table {
+    fn row(&self, name: &str, per: usize, mut operation: impl FnMut()) {
+        if self.wanted.as_ref().is_some_and(|part| !name.contains(part.as_str())) {
+            return;
+        }
+        let mut rounds = 1u32;
+        loop {
+            let start = cpu_time();
+            (0..rounds).for_each(|_| operation());
+            if cpu_time() - start >= BATCH {
+                break;
+            }
+            rounds *= 2;
+        }
+        let best = (0..BATCHES)
+            .map(|_| {
+                let start = cpu_time();
+                (0..rounds).for_each(|_| operation());
+                cpu_time() - start
+            })
+            .min()
+            .unwrap();
+        let ns = best.as_nanos() as f64 / f64::from(rounds) / per as f64;
+        println!("{name:<58} {ns:>10.1} ns");
+    }
+}
+
+/// A masked text frame.
+fn frame(payload: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    encode::header(&mut bytes, shardgate::protocol::frame::Opcode::Text, payload.len());
+    bytes[1] |= 0x80;
+    bytes.extend_from_slice(&[1, 2, 3, 4]);
+    let start = bytes.len();
+    bytes.extend_from_slice(payload);
+    shardgate::protocol::frame::unmask(&mut bytes[start..], [1, 2, 3, 4]);
+    bytes
+}
+
+/// Reads all frames of one receive as a shard does.
+fn read(decoder: &mut Decoder, receive: &mut [u8]) -> usize {
+    let mut reader = decoder.read(receive, 65_536);
+    let mut count = 0;
+    while let Some(message) = reader.next().unwrap() {
+        black_box(message);
+        count += 1;
+    }
+    count
+}
+
+/// What tungstenite reads from, and writes to.
+struct Wire<'a>(&'a [u8]);
+
+impl Read for Wire<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.0.is_empty() {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        self.0.read(buffer)
+    }
+}
+
+impl Write for Wire<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The smallest configuration that reads a message in one go; all limits set.
+fn context(read_buffer: usize) -> WebSocketContext {
+    let config = WebSocketConfig::default()
+        .read_buffer_size(read_buffer)
+        .write_buffer_size(0)
+        .max_write_buffer_size(1 << 20)
+        .max_message_size(Some(65_536))
+        .max_frame_size(Some(65_536));
+    WebSocketContext::new(Role::Server, Some(config))
+}
+
+fn read_with(context: &mut WebSocketContext, receive: &[u8]) -> usize {
+    let mut wire = Wire(receive);
+    let mut count = 0;
+    while let Ok(message) = context.read(&mut wire) {
+        black_box(message);
+        count += 1;
+    }
+    count
+}
+
+fn frames(table: &Table) {
+    for (name, size, count) in [
+        ("64 bytes", 64, 1),
+        ("64 bytes, 16 in one receive", 64, 16),
+        ("1 KiB", 1024, 1),
+        ("32 KiB", 32_768, 1),
+    ] {
+        let receive = frame(&vec![b'x'; size]).repeat(count);
+        let mut buffer = receive.clone();
+        let mut decoder = Decoder::default();
+        // The copy stands for the kernel's: unmasking in place spoils the buffer.
+        table.row(&format!("frame, ours: {name}"), count, || {
+            buffer.copy_from_slice(black_box(&receive));
+            assert_eq!(read(&mut decoder, &mut buffer), count);
+        });
+        let mut scratch = context(size.max(4096));
+        table.row(&format!("frame, tungstenite, one context kept: {name}"), count, || {
+            assert_eq!(read_with(&mut scratch, black_box(&receive)), count);
+        });
+        table.row(
+            &format!("frame, tungstenite, a context each time: {name}"),
+            count,
+            || {
+                assert_eq!(read_with(&mut context(size.max(4096)), black_box(&receive)), count);
+            },
+        );
+    }
+    let receive = frame(&[b'x'; 64]);
+    let mut decoder = Decoder::default();
+    table.row("frame, ours: 64 bytes, in two receives", 1, || {
+        let mut buffer = [0; 70];
+        buffer.copy_from_slice(black_box(&receive));
+        let (first, second) = buffer.split_at_mut(30);
+        assert_eq!(read(&mut decoder, first) + read(&mut decoder, second), 1);
+    });
+}
+
+fn envelopes(table: &Table) {
+    let content = "x".repeat(64);
+    let message = format!(r#"{{"type":"message","to":"user12345","content":"{content}","id":"c12345"}}"#);
+    let object =
+        r#"{"type":"message","to":"user12345","content":{"text":"hello there","tags":["a","b"],"n":17},"id":"c12345"}"#;
+    let users: Vec<String> = (0..100).map(|user| format!("\"user{user}\"")).collect();
+    let presence = format!(r#"{{"type":"presence","users":[{}],"id":"c1"}}"#, users.join(","));
+    for (name, text) in [
+        ("message, 64 bytes of content", message.as_str()),
+        ("message, an object as content", object),
+        ("heartbeat", r#"{"type":"heartbeat"}"#),
+        ("presence of 100 users", &presence),
+        ("nonsense", r#"{"type":"nonsense","a":1}"#),
+    ] {
+        table.row(&format!("envelope: {name}"), 1, || {
+            let _ = black_box(envelope::parse(black_box(text)));
+        });
+    }
+}
+
+fn encoding(table: &Table) {
+    let content = format!("\"{}\"", "x".repeat(64));
+    let mut out = Vec::new();
+    let message = encode::Message {
+        id: Uuid::from_u128(7),
+        from: "user1",
+        to: "user2",
+        content: &content,
+        ts_ms: 1_700_000_000_000,
+    };
+    table.row("encode: message, 64 bytes of content", 1, || {
+        out.clear();
+        encode::message(&mut out, black_box(&message));
+        black_box(&out);
+    });
+    table.row("encode: ack", 1, || {
+        out.clear();
+        encode::ack(&mut out, black_box("c12345"), message.id, AckStatus::Delivered);
+        black_box(&out);
+    });
+    let mut ids = IdSource::new(7);
+    table.row("ids: one message id", 1, || {
+        black_box(ids.next(black_box(1_700_000_000_000)));
+    });
+}
+
+struct Anything;
+
+impl Policy for Anything {
+    fn allows_origin(&self, _: &str, _: Option<&str>) -> bool {
+        true
+    }
+
+    fn serves_echo(&self) -> bool {
+        true
+    }
+}
+
+fn heads(table: &Table) {
+    let small = "GET /ws?user=alice HTTP/1.1\r\nHost: gateway.example.com\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
+    let browser = small.replace(
+        "Upgrade: websocket",
+        "Pragma: no-cache\r\nCache-Control: no-cache\r\nUser-Agent: Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/130.0.0.0 Safari/537.36\r\nOrigin: https://gateway.example.com\r\nAccept-Encoding: gzip, deflate, br, zstd\r\nAccept-Language: en-US,en;q=0.9\r\nCookie: session=0123456789abcdef0123456789abcdef\r\nSec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\nUpgrade: websocket",
+    );
+    for (name, text) in [("small", small), ("a browser's", &browser)] {
+        table.row(&format!("head: {name}"), 1, || {
+            black_box(head::read(black_box(text.as_bytes()), &Anything));
+        });
+    }
+}
+
+fn tables(table: &Table) {
+    const COUNT: usize = 100_000;
+    let map = HomeMap::new(8, [7; 16]);
+    let names: Vec<String> = (0..COUNT).map(|user| format!("user{user}")).collect();
+    let mut users = Users::default();
+    for (slot, name) in names.iter().enumerate() {
+        users.join(map.hash(name), name, slot as u32);
+    }
+    let mut rng = fastrand::Rng::with_seed(7);
+    table.row("users: hash and home of an id", 1, || {
+        let name = &names[17];
+        black_box(map.home(map.hash(black_box(name))));
+    });
+    table.row("users: find one of 100,000, at random", 1, || {
+        let name = &names[rng.usize(..COUNT)];
+        assert!(users.find(map.hash(name), name).is_some());
+    });
+    table.row("users: find one of the 100 that talk", 1, || {
+        let name = &names[rng.usize(..100)];
+        assert!(users.find(map.hash(name), name).is_some());
+    });
+    table.row("users: one comes and goes among 100,000", 1, || {
+        let user = users.join(map.hash("newcomer"), black_box("newcomer"), COUNT as u32);
+        users.leave(user, COUNT as u32);
+    });
+    let (mut outbox, mut spares) = (Outbox::default(), Spares::default());
+    let bytes = [b'x'; 200];
+    table.row("outbox: one frame of 200 bytes in and out", 1, || {
+        outbox.push(black_box(&bytes), &mut spares);
+        let payload = outbox.take(&mut spares).unwrap();
+        outbox.sent(payload, &mut spares);
+    });
+}
+
+fn main() {
+    // cargo passes `--bench`.
+    let wanted = std::env::args().skip(1).find(|argument| !argument.starts_with("--"));
+    let table = Table { wanted };
+    println!("{:<58} {:>13}", "CPU time per operation", "best batch");
+    frames(&table);
+    envelopes(&table);
+    encoding(&table);
+    heads(&table);
+    tables(&table);
+}
