@@ -551,7 +551,8 @@ mod tests {
         assert_eq!(whole.len(), 6);
         assert_eq!(whole[2], "Pong");
         assert_eq!(whole[3], "Text(\"frag ä€\")");
-        for cut in 0..=bytes.len() {
+        // Miri is a thousand times slower.
+        for cut in (0..=bytes.len()).step_by(if cfg!(miri) { 19 } else { 1 }) {
             assert_eq!(decode_split(&bytes, &[cut]).unwrap(), whole, "cut at {cut}");
         }
         let every: Vec<usize> = (1..bytes.len()).collect();
