@@ -285,3 +285,19 @@ fn goodbyes_take_no_time() {
     assert!(world.clients[clients[1]].has_ended());
     world.check_empty();
 }
+
+/// A client reads its `101` at the last moment, in the turn in which the hand-over's deadline comes: it moves all the same.
+#[test]
+fn a_hand_over_that_is_ready_has_no_deadline() {
+    let (mut world, users, _) = two_shards(1 << 20);
+    let client = world.connect(0, Plan::HastyAuth(users[1]));
+    world.set_window(client, 0);
+    world.turn_only(0);
+    let due_ms = world.shards[0].core.next_timeout_ms().unwrap();
+    world.now_ns = due_ms * 1_000_000;
+    world.set_window(client, 1000);
+    world.turn(0, true);
+    world.settle(0);
+    assert!(world.clients[client].is_live(), "{:?}", world.clients[client]);
+    world.check();
+}

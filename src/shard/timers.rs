@@ -45,10 +45,15 @@ impl Core {
     /// The deadline of a connection has come; what it means depends on where the connection is.
     pub(super) fn handle_deadline(&mut self, slot: u32) {
         let draining = self.draining.is_some();
+        let all_sent = self.conn(slot).outbox.is_none();
         match &self.conn(slot).stage {
             Stage::Head(bytes) if bytes.is_empty() => self.close_now(slot),
             Stage::Head(_) => {
                 self.refuse_head(slot, "408 Request Timeout", "head_timeout");
+            }
+            // Everything was sent in this very turn, and the socket is about to be taken out of the engine.
+            Stage::Leaving(_) if all_sent => {
+                self.wheel.set(slot, self.now.mono_ms() + CLOSE_TIMEOUT_MS);
             }
             Stage::Http(_) | Stage::Leaving(_) | Stage::Closing { .. } | Stage::Lingering { .. } => {
                 self.end(slot, Ending::Abrupt);

@@ -57,7 +57,13 @@ impl ModelEngine {
         self.sockets.len() - self.free.len()
     }
 
-    /// Sockets that are not being closed, with their wires.
+    /// Wires of sockets with a send in flight, those whose peer has ended its side included.
+    pub fn sending(&self) -> Vec<usize> {
+        let sockets = self.sockets.iter().filter(|socket| socket.sending.is_some());
+        sockets.filter_map(|socket| socket.wire).collect()
+    }
+
+    /// Sockets that are not being closed and whose peer is there, with their wires.
     pub fn open(&self) -> impl Iterator<Item = (SocketKey, usize, bool)> {
         self.sockets.iter().enumerate().filter_map(|(slot, socket)| {
             let key = SocketKey {
@@ -211,9 +217,8 @@ impl ModelEngine {
             // Sends first, so that a socket that closes may still get something out.
             if let Some((payload, sent)) = &mut socket.sending {
                 let rest = &payload.as_slice()[*sent..];
-                let len = chance
-                    .below(rest.len().min(wire.room()) + 1)
-                    .max(usize::from(eager && wire.room() > 0));
+                let most = rest.len().min(wire.room());
+                let len = if eager { most } else { chance.below(most + 1) };
                 if !wire.reset && len > 0 {
                     wire.to_client.extend(&rest[..len]);
                     *sent += len;

@@ -186,7 +186,7 @@ impl World {
             ..
         } = &mut self.shards[shard];
         let (wires, tokens, chance) = (&mut self.wires, &mut self.tokens, &mut self.chance);
-        let sending: Vec<usize> = engine.open().filter(|open| open.2).map(|open| open.1).collect();
+        let sending = engine.sending();
         *dawdled = (*dawdled + 1) % PATIENCE;
         let mut busy = engine.work(wires, tokens, chance, eager || *dawdled == 0);
         core.begin_turn(Now {
