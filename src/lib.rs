@@ -13,11 +13,13 @@
 //! | [`view`] | what every thread may read |
 //! | [`engine`] | sockets only: io_uring and epoll behind one contract |
 //! | [`lanes`] | what threads say to each other |
+//! | [`cluster`] | pure: many gateways as one system |
 //! | [`http`] | plain HTTP on the public port |
 //! | [`shard`] | one shard: its state, and the turn |
 //! | [`control`] | the control thread: start, watch, drain, stop |
 //! | [`runtime`] | the host: preflight, listeners, placement, signals |
 
+pub mod cluster;
 pub mod config;
 pub mod control;
 pub mod engine;

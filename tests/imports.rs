@@ -15,6 +15,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("router", &["ids"]),
     ("session", &["ids", "payload", "protocol", "router"]),
     ("config", &[]),
+    ("cluster", &["ids", "protocol", "router"]),
     ("settings", &["config", "protocol"]),
     ("metrics", &["protocol"]),
     ("engine", &["ids", "payload"]),
@@ -37,7 +38,7 @@ const ROOMS: &[(&str, &[&str])] = &[
 ];
 
 /// Rooms where everything that happens follows from the arguments.
-const PURE: &[&str] = &["ids", "payload", "protocol", "router", "session"];
+const PURE: &[&str] = &["ids", "payload", "protocol", "router", "session", "cluster"];
 
 /// Files of other rooms that are as pure.
 const PURE_FILES: &[&str] = &[
