@@ -7,13 +7,17 @@
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
 
 pub mod client;
+pub mod fleet;
 pub mod gateway;
+pub mod peer;
 pub mod redis;
 
 use std::time::{Duration, Instant};
 
 pub use client::{Client, Frame, Response, url_encode};
+pub use fleet::Fleet;
 pub use gateway::{Gateway, run_to_exit};
+pub use peer::Peer;
 pub use redis::{Cluster, Redis, Reply, Sentinels};
 
 /// How long anything may take before it counts as never: long, because machines that build and test at the same time are
