@@ -3,6 +3,8 @@
 //! One [`View`] per gateway, shared by `Arc`. Nothing in it is a table or a queue: counters with one writer each,
 //! one flag, and the one word of the admission rate.
 
+mod cluster;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -11,6 +13,7 @@ use crate::ids::ShardId;
 use crate::lanes::Depths;
 use crate::metrics::{Counter, ShardMetrics};
 use crate::settings::Settings;
+pub use cluster::{ClusterHealth, ClusterView};
 
 /// A shard or control thread that has not turned for this long does not live: parked shards turn once a second.
 pub const STALLED_AFTER: Duration = Duration::from_secs(5);
@@ -116,6 +119,8 @@ pub struct View {
     pub shards: Box<[ShardMetrics]>,
     /// Items under way between shards.
     pub depths: Arc<Depths>,
+    /// The other gateways.
+    pub cluster: ClusterView,
     /// The gateway's clock.
     pub clock: Clock,
     /// When the control thread last turned, milliseconds of the gateway's clock.
@@ -145,6 +150,7 @@ impl View {
             shards: cpus.iter().map(|_| ShardMetrics::default()).collect(),
             cpus,
             depths,
+            cluster: ClusterView::default(),
             clock: Clock::start(),
             control_turn_ms: Counter::default(),
             draining: AtomicBool::new(false),
@@ -247,6 +253,9 @@ impl View {
             if self.depths.is_full(ShardId(from), ShardId(to)) {
                 reasons.push(format!("overloaded: the lane from shard {from} to shard {to} is full"));
             }
+        }
+        if let Some(trouble) = self.cluster.health().trouble() {
+            reasons.push(trouble.to_string());
         }
         if let Err(stalled) = self.liveness() {
             reasons.push(stalled);
