@@ -16,6 +16,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("session", &["ids", "payload", "protocol", "router"]),
     ("config", &[]),
     ("cluster", &["ids", "protocol", "router"]),
+    ("broker", &["cluster", "config"]),
     ("settings", &["config", "protocol"]),
     ("metrics", &["protocol"]),
     ("engine", &["ids", "payload"]),
