@@ -24,6 +24,7 @@ const ROOMS: &[(&str, &[&str])] = &[
         "cluster",
         &["engine", "ids", "lanes", "metrics", "protocol", "router", "view"],
     ),
+    ("broker", &["cluster", "config", "metrics"]),
     ("http", &["ids", "metrics", "protocol", "settings", "view"]),
     (
         "shard",

@@ -169,6 +169,11 @@ impl Membership {
         }
     }
 
+    /// True while somebody else has our id.
+    pub fn is_watching(&self) -> bool {
+        self.watched.is_some()
+    }
+
     /// Redis can be asked again.
     pub fn redis_there(&mut self) {
         self.go(Stage::Reading, 0);

@@ -142,6 +142,7 @@ pub struct Cluster {
     probe: Probe,
     leaving: bool,
     left: bool,
+    finished: bool,
 }
 
 /// What makes this gateway this one.
@@ -197,6 +198,7 @@ impl Cluster {
             probe: Probe::default(),
             leaving: false,
             left: false,
+            finished: false,
         }
     }
 
@@ -213,6 +215,16 @@ impl Cluster {
     /// True if a live gateway has our id.
     pub fn is_id_taken(&self) -> bool {
         self.membership.standing() == Standing::IdTaken
+    }
+
+    /// True if somebody has our id, alive or not.
+    pub fn is_id_held(&self) -> bool {
+        self.membership.is_watching()
+    }
+
+    /// True once [`Cluster::leave`] was called.
+    pub fn is_leaving(&self) -> bool {
+        self.leaving
     }
 
     /// Leaves: presence counts no more from now on, and is taken away. Messages still go both ways.
@@ -232,6 +244,7 @@ impl Cluster {
         if matches!(self.membership.standing(), Standing::Entering | Standing::Member) {
             let id = Arc::clone(self.membership.id());
             self.request(Purpose::Farewell, vec![Op::LeaseDrop { id }]);
+            self.finished = true;
         }
     }
 
@@ -349,7 +362,8 @@ impl Cluster {
     /// Ends a turn: what came of it goes out, time that has passed has its effect.
     pub fn end_turn(&mut self) {
         let now_ms = self.now.mono_ms();
-        if self.connected {
+        // The lease is given back: nothing that follows may take it again.
+        if self.connected && !self.finished {
             self.ask_membership(now_ms);
             self.ask_directory(now_ms);
             self.write_presence(now_ms);

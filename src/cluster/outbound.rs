@@ -486,7 +486,7 @@ mod tests {
     fn who_hears_nothing_hears_that() {
         let mut outbound = Outbound::default();
         let b = Berth(1);
-        let mut send = |outbound: &mut Outbound, id: &str, now_ms| {
+        let send = |outbound: &mut Outbound, id: &str, now_ms| {
             outbound.message(ME, &[b], "bob", b"x", wanted(id)).unwrap();
             outbound.poll_packet(now_ms).map(|p| p.sequence)
         };

@@ -1,6 +1,47 @@
 //! What the control thread counts of the cluster. It alone writes.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
 use super::{Counter, Exposition};
+
+/// What the broker counts since the start; all rise, none is exact to the instant.
+#[derive(Debug, Default)]
+pub struct BrokerCounters {
+    /// Commands that were sent, those of connections' upkeep too.
+    pub commands_total: AtomicU64,
+    /// Operations that were sent, by kind, in the order of [`BrokerCounters::LABELS`]; one that was sent again counts again.
+    pub operations: [AtomicU64; BrokerCounters::LABELS.len()],
+    /// Connections that were lost and had to be made again.
+    pub reconnects: AtomicU64,
+    /// Packets that were heard and dropped, as too much waited.
+    pub packets_dropped: AtomicU64,
+    /// Bytes of payload that were published.
+    pub bytes_out: AtomicU64,
+    /// Bytes of payload that were heard and not dropped.
+    pub bytes_in: AtomicU64,
+}
+
+impl BrokerCounters {
+    /// What [`BrokerCounters::operations`] counts.
+    pub const LABELS: [&'static str; 15] = [
+        "set_presence",
+        "clear_presence",
+        "locate",
+        "index_add",
+        "index_remove",
+        "index_scan",
+        "publish",
+        "lease_take",
+        "lease_write",
+        "lease_read",
+        "lease_drop",
+        "register",
+        "unregister",
+        "read_directory",
+        "claim",
+    ];
+}
 
 /// What the control thread dropped, and why.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,6 +108,8 @@ pub struct ClusterMetrics {
     /// Dead gateways whose presence was swept by this one.
     pub sweeps: Counter,
     dropped: [Counter; ClusterDrop::LABELS.len()],
+    /// What the broker counts.
+    pub broker: Arc<BrokerCounters>,
 }
 
 impl ClusterMetrics {
@@ -83,6 +126,8 @@ impl Exposition {
             let labels = format_args!("shard=\"control\",kind=\"{kind}\",reason=\"{reason}\"");
             self.sample(name, labels, counter.get());
         }
+        let labels = "shard=\"control\",kind=\"packet\",reason=\"backlog_full\"";
+        self.sample(name, labels, cluster.broker.packets_dropped.load(Relaxed));
     }
 
     /// Adds everything that the control thread counts.
@@ -146,6 +191,37 @@ impl Exposition {
         ];
         for (name, kind, help, counter) in simple {
             self.single(name, kind, help, counter.get());
+        }
+        let broker = &cluster.broker;
+        let simple = [
+            (
+                "shardgate_redis_commands_total",
+                "Commands sent to Redis.",
+                &broker.commands_total,
+            ),
+            (
+                "shardgate_redis_reconnects_total",
+                "Connections to Redis that were lost and made again.",
+                &broker.reconnects,
+            ),
+            (
+                "shardgate_redis_bytes_published_total",
+                "Bytes of packets published.",
+                &broker.bytes_out,
+            ),
+            (
+                "shardgate_redis_bytes_heard_total",
+                "Bytes of packets heard.",
+                &broker.bytes_in,
+            ),
+        ];
+        for (name, help, counter) in simple {
+            self.single(name, "counter", help, counter.load(Relaxed));
+        }
+        let name = "shardgate_redis_operations_total";
+        self.begin(name, "counter", "What was asked of Redis, by kind.");
+        for (kind, counter) in BrokerCounters::LABELS.iter().zip(&broker.operations) {
+            self.sample(name, format_args!("kind=\"{kind}\""), counter.load(Relaxed));
         }
     }
 }

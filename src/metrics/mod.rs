@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use crate::protocol::close::CloseReason;
 use crate::protocol::encode::AckStatus;
 use crate::protocol::envelope::FrameKind;
-pub use cluster::{ClusterDrop, ClusterMetrics};
+pub use cluster::{BrokerCounters, ClusterDrop, ClusterMetrics};
 
 /// A number with one writer.
 #[derive(Debug, Default)]
@@ -355,7 +355,7 @@ impl Exposition {
     }
 
     /// Adds everything that the shards count.
-    pub fn shards(&mut self, shards: &[ShardMetrics]) {
+    pub fn shards(&mut self, shards: &[ShardMetrics], cluster: &ClusterMetrics) {
         type Simple = (&'static str, &'static str, &'static str, fn(&ShardMetrics) -> &Counter);
         let simple: [Simple; 11] = [
             ("shardgate_connections", "gauge", "WebSocket connections now.", |m| {
@@ -476,6 +476,7 @@ impl Exposition {
                 self.sample(name, labels, counter.get());
             }
         }
+        self.cluster_dropped(name, cluster);
         self.begin(
             "shardgate_loop_turn_seconds",
             "histogram",
@@ -545,7 +546,7 @@ mod tests {
         shards[0].loop_turn.record(10_001, 1);
         shards[0].loop_turn.record(9_000_000_000, 1);
         let mut exposition = Exposition::default();
-        exposition.shards(&shards);
+        exposition.shards(&shards, &ClusterMetrics::default());
         let text = exposition.into_text();
         for line in [
             "shardgate_loop_turn_seconds_bucket{shard=\"0\",le=\"0.00001\"} 1",

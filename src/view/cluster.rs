@@ -58,6 +58,11 @@ impl ClusterHealth {
         }
     }
 
+    /// True if Redis answers, whatever else is wrong.
+    pub fn redis_answers(self) -> bool {
+        self.is_up() || matches!(self, ClusterHealth::Deaf | ClusterHealth::IdTaken)
+    }
+
     /// True if other gateways can be reached, as far as is known.
     pub fn is_up(self) -> bool {
         matches!(

@@ -250,7 +250,8 @@ impl View {
             ));
         }
         for (from, to, _) in self.lanes() {
-            if self.depths.is_full(ShardId(from), ShardId(to)) {
+            if self.depths.is_full(from, to) {
+                let (from, to) = (self.place_name(from), self.place_name(to));
                 reasons.push(format!("overloaded: the lane from shard {from} to shard {to} is full"));
             }
         }
@@ -294,13 +295,24 @@ impl View {
             .enumerate()
     }
 
-    /// All lanes: from, to, items under way.
-    pub fn lanes(&self) -> impl Iterator<Item = (u16, u16, u32)> {
+    /// All lanes: from, to, items under way. Those of the control thread only where there is a cluster.
+    pub fn lanes(&self) -> impl Iterator<Item = (ShardId, ShardId, u32)> {
         let shards = self.shards.len() as u16;
-        (0..shards).flat_map(move |from| {
-            (0..shards)
+        let places = if self.cluster.is_alone() { shards } else { shards + 1 };
+        (0..places).flat_map(move |from| {
+            (0..places)
                 .filter(move |to| *to != from)
-                .map(move |to| (from, to, self.depths.get(ShardId(from), ShardId(to))))
+                .map(move |to| (ShardId(from), ShardId(to)))
+                .map(|(from, to)| (from, to, self.depths.get(from, to)))
         })
+    }
+
+    /// The name of a lane's end: a shard's number, or `control`.
+    pub fn place_name(&self, place: ShardId) -> String {
+        if place.index() < self.shards.len() {
+            place.to_string()
+        } else {
+            "control".into()
+        }
     }
 }
