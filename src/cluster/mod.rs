@@ -650,6 +650,9 @@ impl Cluster {
 
     /// When the next turn is due although nothing happens, milliseconds of the gateway's clock.
     pub fn poll_timeout(&self) -> Option<u64> {
+        if self.finished {
+            return None;
+        }
         let standing = self.membership.standing();
         let entered = self.connected && matches!(standing, Standing::Entering | Standing::Member);
         let first = self.sent.first_key_value().map(|(_, (_, sent_ms))| sent_ms + SLOW_MS);
