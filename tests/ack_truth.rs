@@ -209,7 +209,10 @@ fn judge(users: &[User], by_name: &BTreeMap<String, usize>, kills: usize) {
             sent += 1;
             let came = all.binary_search(&said.number).is_ok();
             if said.status.as_deref() == Some("offline") && came {
-                wrong.push(format!("{}: {} was offline and came", user.name, said.number));
+                wrong.push(format!(
+                    "{}: {} was offline and came; deaths {:?}",
+                    user.name, said.number, said.deaths
+                ));
             }
             if !is_taken(said.status.as_deref()) {
                 continue;

@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::{Fleet, Peer, Redis};
+use common::{Fleet, Peer, Redis, at_once_when};
 use std::time::{Duration, Instant};
 
 const TTL: Duration = Duration::from_secs(3);
@@ -32,6 +32,7 @@ fn users_of_a_dead_gateway_go_offline() {
         device.wait_for("to both");
     }
     let incarnation = fleet.incarnation(&redis, &gw3.id);
+    fleet.wait_until_indexed(&redis, &incarnation, &users);
     assert!(fleet.traces(&redis, &incarnation).len() >= 50);
 
     let died = Instant::now();
@@ -94,6 +95,8 @@ fn all_die_at_once() {
     let devices = [gw1.connect("bob"), gw2.connect("bob"), gw2.connect("carol")];
     Peer::connect(&gw1, "watcher").wait_to_see_all(&["bob", "carol"], true);
     let dead = [&gw1, &gw2].map(|gateway| fleet.incarnation(&redis, &gateway.id));
+    fleet.wait_until_indexed(&redis, &dead[0], &["bob"]);
+    fleet.wait_until_indexed(&redis, &dead[1], &["bob", "carol"]);
     gw1.kill();
     gw2.kill();
     drop(devices);
@@ -104,4 +107,21 @@ fn all_die_at_once() {
     for incarnation in &dead {
         fleet.wait_until_swept(&redis, incarnation);
     }
+}
+
+/// The list for sweeping is written a little later than the users: who came right before the death is in none.
+#[test]
+fn who_came_right_before_the_death() {
+    let redis = Redis::start();
+    let fleet = Fleet::new(redis.url()).with_args(&["--presence-ttl", "3s"]);
+    let [gw1, mut gw2] = fleet.start();
+    let mut alice = Peer::connect(&gw1, "alice");
+    let incarnation = fleet.incarnation(&redis, "gw2");
+    let bob = gw2.connect("bob");
+    at_once_when("bob is written down", || !fleet.places(&redis, "bob").is_empty());
+    gw2.kill();
+    drop(bob);
+    alice.wait_to_see("bob", false);
+    alice.tell_until("bob", 1, "offline");
+    fleet.wait_until_swept(&redis, &incarnation);
 }

@@ -42,6 +42,7 @@ fn a_dead_one_is_replaced() {
     let bob = Peer::connect(&gw2, "bob");
     alice.wait_to_see("bob", true);
     let dead = fleet.incarnation(&redis, "gw2");
+    fleet.wait_until_indexed(&redis, &dead, &["bob"]);
     gw2.kill();
     bob.wait_for_end();
     let gw2 = fleet.gateway("gw2");

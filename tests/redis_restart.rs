@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::{Fleet, Gateway, Peer, Redis, eventually};
+use common::{Fleet, Gateway, Peer, Redis, at_once_when, eventually};
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
@@ -122,6 +122,8 @@ fn back_with_old_data(config: &[(&str, &str)]) {
     let leaves = Peer::connect(&gw2, "leaves");
     let moves = Peer::connect(&gw2, "moves");
     alice.wait_to_see_all(&["stays", "leaves", "moves"], true);
+    let incarnation = fleet.incarnation(&redis, "gw2");
+    fleet.wait_until_indexed(&redis, &incarnation, &["stays", "leaves", "moves"]);
     if config.is_empty() {
         redis.cmd(&["SAVE"]).good();
     }
@@ -158,6 +160,27 @@ fn back_with_an_append_only_file() {
 #[test]
 fn back_with_a_snapshot() {
     back_with_old_data(&[]);
+}
+
+/// Redis goes in the instant after a user was written down, and the user goes while it is away.
+#[test]
+fn who_came_right_before_and_left_meanwhile() {
+    let mut redis = Redis::with_config(&[("appendonly", "yes"), ("appendfsync", "always")]);
+    let fleet = Fleet::new(redis.url());
+    let [gw1, gw2] = fleet.start();
+    let mut alice = Peer::connect(&gw1, "alice");
+    let stays = Peer::connect(&gw2, "stays");
+    alice.wait_to_see("stays", true);
+    let bob = Peer::connect(&gw2, "bob");
+    at_once_when("bob is written down", || !fleet.places(&redis, "bob").is_empty());
+    redis.kill();
+    eventually("it is noticed", || alice.tell("stays", 0) == "failed");
+    bob.leave();
+    redis.restart();
+    alice.tell_until("stays", "back", "routed");
+    alice.wait_to_see("stays", true);
+    alice.tell_until("bob", 1, "offline");
+    alice.wait_to_see("bob", false);
 }
 
 /// Away and back again and again, sometimes before anybody has recovered from the last time.

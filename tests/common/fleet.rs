@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use super::gateway::{Ended, PROGRAM, command, run_command};
-use super::{DEADLINE, Gateway, Redis};
+use super::{DEADLINE, Gateway, Redis, eventually};
 
 /// Where and how gateways of one system start. It owns none of them: they are the test's.
 pub struct Fleet {
@@ -104,13 +104,30 @@ impl Fleet {
         hash(redis, &self.user_key(user))
     }
 
-    /// Whatever a Redis holds that is about one life of a gateway.
+    /// Waits until these users are written down for this life of a gateway, so that they can be found after its death.
+    #[track_caller]
+    pub fn wait_until_indexed<S: AsRef<str>>(&self, redis: &Redis, incarnation: &str, users: &[S]) {
+        let key = self.index_key(incarnation);
+        eventually("users are in the index", || {
+            let indexed = redis.cmd(&["SMEMBERS", &key]).good().sorted();
+            users.iter().all(|user| {
+                indexed
+                    .binary_search_by(|known| known.as_str().cmp(user.as_ref()))
+                    .is_ok()
+            })
+        });
+    }
+
+    /// Whatever a Redis holds that is about one life of a gateway, but for claims, which end by themselves soon.
     #[track_caller]
     pub fn traces(&self, redis: &Redis, incarnation: &str) -> Vec<String> {
         let mut traces = Vec::new();
         for key in redis.keys(&self.prefix) {
             if key.contains(incarnation) {
-                traces.push(key);
+                let lasts_ms = redis.cmd(&["PTTL", &key]).int();
+                if !(0..=60_000).contains(&lasts_ms) {
+                    traces.push(key);
+                }
             } else if redis.cmd(&["TYPE", &key]).text() == "hash" && hash(redis, &key).contains_key(incarnation) {
                 traces.push(format!("{key} -> {incarnation}"));
             } else if key.contains(":lease:") {

@@ -38,6 +38,15 @@ pub fn eventually(what: &str, mut happened: impl FnMut() -> bool) {
     }
 }
 
+/// Like [`eventually`], without a pause: for tests that act in the instant after.
+#[track_caller]
+pub fn at_once_when(what: &str, mut happened: impl FnMut() -> bool) {
+    let until = Instant::now() + DEADLINE;
+    while !happened() {
+        assert!(Instant::now() < until, "never happened: {what}");
+    }
+}
+
 /// Makes a `#[test]` per engine from functions that take the engine's name. Where the kernel has no io_uring of the
 /// needed kind, the tests of that engine say so and pass.
 #[macro_export]
