@@ -169,7 +169,7 @@ fn who_came_right_before_and_left_meanwhile() {
     let fleet = Fleet::new(redis.url());
     let [gw1, gw2] = fleet.start();
     let mut alice = Peer::connect(&gw1, "alice");
-    let stays = Peer::connect(&gw2, "stays");
+    let _stays = Peer::connect(&gw2, "stays");
     alice.wait_to_see("stays", true);
     let bob = Peer::connect(&gw2, "bob");
     at_once_when("bob is written down", || !fleet.places(&redis, "bob").is_empty());
