@@ -9,7 +9,7 @@
 mod common;
 
 use common::peer::{assert_rising, is_taken};
-use common::{Fleet, Gateway, Peer, Redis, eventually};
+use common::{Fleet, Gateway, Peer, Redis};
 use fastrand::Rng;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -175,13 +175,7 @@ fn what_is_said_to_be_taken_arrives() {
         if users[n].peer.as_ref().is_some_and(Peer::is_open) {
             let mut sender = users[n].peer.take().unwrap();
             if let Some(receiver) = users[partner].peer.as_ref().filter(|peer| peer.is_open()) {
-                eventually("the last word arrives", || {
-                    sender.tell(&receiver.user, "last");
-                    receiver
-                        .heard_from(&sender.user)
-                        .iter()
-                        .any(|content| content == "last")
-                });
+                sender.tell_until_heard(receiver, "last");
             }
             users[n].peer = Some(sender);
         }

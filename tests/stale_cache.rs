@@ -90,3 +90,50 @@ fn after_a_gap_messages_arrive_at_the_new_place() {
     // One sender that waits for each ack has at most one in flight.
     assert!(missed.len() <= MOVES, "{missed:?}");
 }
+
+/// What the sender's own gateway writes about a user must not make it deaf to what others write about them.
+#[test]
+fn a_user_who_was_here_too() {
+    let redis = Redis::start();
+    let fleet = Fleet::new(redis.url()).with_args(&["--presence-ttl", "10m"]);
+    let [gw1, gw2, gw3] = fleet.start();
+    let mut alice = Peer::connect(&gw1, "alice");
+    let there = Peer::connect(&gw2, "bob");
+    alice.tell_until_heard(&there, "there");
+    // Gateway 1 writes that bob is here ...
+    let here = Peer::connect(&gw1, "bob");
+    common::eventually("two places", || fleet.places(&redis, "bob").len() == 2);
+    // ... and gateway 3 that bob is there.
+    let elsewhere = Peer::connect(&gw3, "bob");
+    alice.tell_until_heard(&elsewhere, "everywhere");
+    here.leave();
+    there.leave();
+    common::eventually("one place", || fleet.places(&redis, "bob").len() == 1);
+    elsewhere.leave();
+    alice.tell_until("bob", "nowhere", "offline");
+    let back = Peer::connect(&gw2, "bob");
+    alice.tell_until_heard(&back, "back");
+}
+
+/// The same when what it writes is the end of a dead gateway's presence.
+#[test]
+fn a_user_of_a_gateway_that_died() {
+    let redis = Redis::start();
+    let fleet = Fleet::new(redis.url()).with_args(&["--presence-ttl", "3s"]);
+    let [gw1, mut gw2] = fleet.start();
+    let mut alice = Peer::connect(&gw1, "alice");
+    let bob = Peer::connect(&gw2, "bob");
+    alice.tell_until_heard(&bob, "there");
+    let dead = fleet.incarnation(&redis, "gw2");
+    fleet.wait_until_indexed(&redis, &dead, &["bob"]);
+    gw2.kill();
+    drop(bob);
+    // The only other gateway sweeps while alice keeps asking it.
+    common::eventually("swept", || {
+        alice.tell("bob", "?");
+        fleet.places(&redis, "bob").is_empty()
+    });
+    let gw3 = fleet.gateway("gw3");
+    let bob = Peer::connect(&gw3, "bob");
+    alice.tell_until_heard(&bob, "back");
+}

@@ -178,10 +178,16 @@ impl Peer {
     #[track_caller]
     pub fn tell_until_heard(&mut self, receiver: &Peer, content: impl Into<Value>) {
         let content: Value = content.into();
-        eventually(&format!("{} hears {content}", receiver.user), || {
-            self.tell(&receiver.user, content.clone());
-            receiver.heard_from(&self.user).contains(&content)
-        });
+        let until = Instant::now() + DEADLINE;
+        loop {
+            let status = self.tell(&receiver.user, content.clone());
+            if receiver.heard_from(&self.user).contains(&content) {
+                return;
+            }
+            let names = (&self.user, &receiver.user);
+            assert!(Instant::now() < until, "{names:?}: {status}, and {content} never heard");
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Who of these is online; `Err` with the code of the error.
