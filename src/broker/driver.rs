@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use log::{info, warn};
+use log::{error, info, warn};
 use redis::Value;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::JoinSet;
@@ -183,8 +183,12 @@ impl Driver {
                     None => return,
                 },
                 () = sleep_until(self.next_look), if self.context.sharded && !self.looking_around => self.look(),
-                // Tasks that ended are let go of.
-                Some(_) = self.tasks.join_next() => {}
+                Some(ended) = self.tasks.join_next() => {
+                    // Only a bug of ours does that; what belonged to the task fails from now on.
+                    if let Err(panic) = ended {
+                        error!("a task of the broker broke: {panic}");
+                    }
+                }
             }
         }
     }
