@@ -176,7 +176,7 @@ impl Cluster {
         } else {
             false
         };
-        for (purpose, answers) in std::mem::take(&mut self.deferred) {
+        for (purpose, answers) in std::mem::take(&mut self.deferred_asked) {
             // Whoever is not in the directory now is dead, and has been swept. Without one, nobody knows.
             let answers = if read { answers } else { Vec::new() };
             match purpose {

@@ -135,8 +135,10 @@ pub struct Cluster {
     asking: BTreeMap<Arc<str>, bool>,
     to_locate: Vec<Arc<str>>,
     queries: Vec<(Query, Vec<Arc<str>>)>,
-    /// Answers that name gateways which are not in the directory; it is being read.
+    /// Answers that name gateways which are not in the directory; it will be read.
     deferred: Vec<(Purpose, Vec<Answer>)>,
+    /// The same, and the reading that will tell has begun since.
+    deferred_asked: Vec<(Purpose, Vec<Answer>)>,
     directory_due_ms: u64,
     directory_asked: bool,
     probe: Probe,
@@ -193,6 +195,7 @@ impl Cluster {
             to_locate: Vec::new(),
             queries: Vec::new(),
             deferred: Vec::new(),
+            deferred_asked: Vec::new(),
             directory_due_ms: 0,
             directory_asked: false,
             probe: Probe::default(),
@@ -430,6 +433,7 @@ impl Cluster {
         let entered = matches!(self.membership.standing(), Standing::Entering | Standing::Member);
         if entered && !self.directory_asked && now_ms >= self.directory_due_ms {
             self.directory_asked = true;
+            self.deferred_asked.append(&mut self.deferred);
             self.directory_due_ms = now_ms + self.times.directory_ms;
             self.request(Purpose::Directory, vec![Op::ReadDirectory]);
         }
@@ -591,7 +595,8 @@ impl Cluster {
         let unsent = self.outbound.redis_away();
         self.metrics().dropped(ClusterDrop::MessageRedisAway, unsent);
         self.to_locate.clear();
-        let deferred = std::mem::take(&mut self.deferred);
+        let mut deferred = std::mem::take(&mut self.deferred);
+        deferred.append(&mut self.deferred_asked);
         let under_way = self.sent.values_mut().map(|(purpose, _)| purpose);
         let mut queries: Vec<(ShardId, u32)> = std::mem::take(&mut self.queries)
             .into_iter()

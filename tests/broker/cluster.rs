@@ -199,3 +199,25 @@ fn an_idle_cluster_is_asked_little() {
         assert!(asked <= 15, "{asked}");
     });
 }
+
+#[test]
+fn a_failover_by_hand_loses_nothing() {
+    let cluster = Cluster::start();
+    on_control_thread(async {
+        let mut store = Store::connected(&cluster.url()).await;
+        let slot = Cluster::slot_of("t:all");
+        let old = cluster.owner_of(slot);
+        store.broker.subscribe(Channel::All);
+        store.until_subscribed(&Channel::All).await;
+        cluster.nodes[old + 3].cmd(&["CLUSTER", "FAILOVER"]).good();
+        cluster.wait_for_takeover(slot);
+        let end = Instant::now() + DEADLINE;
+        while store.ask_one(publish(&Channel::All, "x")).await != Answer::Count(1) {
+            assert!(Instant::now() < end, "heard at the new master");
+        }
+        for n in 0..50 {
+            let user = format!("user {n}");
+            assert_eq!(store.ask_until_done(set(&user, ME, 1)).await, Answer::Done);
+        }
+    });
+}

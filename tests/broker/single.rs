@@ -261,3 +261,33 @@ fn what_an_access_list_forbids_is_refused() {
         assert_eq!(store.ask_one(set("ann", ME, 1)).await, Answer::Done);
     });
 }
+
+/// A server that takes connections and says nothing, as one behind a broken network or a stopped process does.
+#[test]
+fn a_server_that_never_says_anything_is_lost_and_no_request_hangs() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("redis://127.0.0.1:{}", silent.local_addr().unwrap().port());
+    on_control_thread(async {
+        let mut store = Store::start(&url);
+        store.broker.subscribe(Channel::All);
+        assert_eq!(failure(&store.ask_one(locate("ann")).await).0, FailureKind::Unavailable);
+        let cause = store.until_lost().await;
+        assert!(cause.contains("did not let us in"), "{cause}");
+        assert_eq!(failure(&store.ask_one(locate("ann")).await).0, FailureKind::Unavailable);
+    });
+}
+
+/// Credentials may hold what a URL must not.
+#[test]
+fn a_password_of_odd_characters_gets_through() {
+    let redis = Redis::start();
+    redis
+        .cmd(&["ACL", "SETUSER", "a/b@c:d", "on", ">p?%#@/: ü", "~*", "&*", "+@all"])
+        .good();
+    on_control_thread(async {
+        let url = "redis://a%2Fb%40c%3Ad:p%3F%25%23%40%2F%3A%20%C3%BC@127.0.0.1:";
+        let mut store = Store::connected(&format!("{url}{}/3", redis.port())).await;
+        assert_eq!(store.ask_one(set("ann", ME, 1)).await, Answer::Done);
+        assert!(redis.keys("t:").is_empty(), "it is in database 3");
+    });
+}

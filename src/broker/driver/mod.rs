@@ -4,12 +4,14 @@
 //! requests are handed on in the order in which they were made. One server, or a master behind sentinels, is one node
 //! that serves slot 0, where everything is then.
 
+mod view;
+
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use log::{info, warn};
+use log::{error, info, warn};
 use redis::Value;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::JoinSet;
@@ -26,16 +28,12 @@ use super::gather::{Item, items};
 use super::keys::Names;
 use super::node::{self, News, NodeId, Order};
 use super::pubsub::{self, Want};
-use super::topology::{SLOTS, View, named_address, slot_of};
+use super::topology::{SLOTS, View, slot_of};
 use crate::cluster::store::{Answer, FailureKind, Request, StoreEvent};
 use crate::config::{RedisAddress, RedisServers};
 
 /// Every operation is answered within this time, those too that are sent to another server meanwhile.
 const REQUEST_MAX: Duration = Duration::from_millis(2_300);
-/// How often a cluster that works is looked at: two commands each time.
-const LOOK_INTERVAL: Duration = Duration::from_secs(5);
-/// How often at most, when something is wrong.
-const LOOK_SPACING: Duration = Duration::from_millis(200);
 /// How often one operation may be sent to another server.
 const DETOURS_MAX: u8 = 3;
 
@@ -183,8 +181,12 @@ impl Driver {
                     None => return,
                 },
                 () = sleep_until(self.next_look), if self.context.sharded && !self.looking_around => self.look(),
-                // Tasks that ended are let go of.
-                Some(_) = self.tasks.join_next() => {}
+                Some(ended) = self.tasks.join_next() => {
+                    // Only a bug of ours does that; what belonged to the task fails from now on.
+                    if let Err(panic) = ended {
+                        error!("a task of the broker broke: {panic}");
+                    }
+                }
             }
         }
     }
@@ -387,113 +389,6 @@ impl Driver {
         };
         self.nodes.insert(id, node);
         id
-    }
-
-    /// The node at this address, a new one if need be.
-    fn node_at(&mut self, address: &RedisAddress) -> NodeId {
-        let known = self
-            .nodes
-            .iter()
-            .find(|(_, node)| node.place == Place::At(address.clone()));
-        match known {
-            Some((id, _)) => *id,
-            None => self.add_node(Place::At(address.clone())),
-        }
-    }
-
-    /// The node that another one named in MOVED or ASK. Only a cluster does that.
-    fn named_node(&mut self, by: NodeId, named: &str) -> Option<NodeId> {
-        let Some(Place::At(asked)) = self.nodes.get(&by).map(|node| node.place.clone()) else {
-            return None;
-        };
-        let address = named_address(named, &asked)?;
-        self.context.sharded.then(|| self.node_at(&address))
-    }
-
-    /// A server said that this one has the slot; the others' views follow.
-    fn learn(&mut self, slot: u16, owner: NodeId) {
-        if let Some(entry) = self.owners.get_mut(usize::from(slot))
-            && entry.replace(owner) != Some(owner)
-        {
-            self.place_channels();
-        }
-        self.look_soon();
-    }
-
-    fn look_soon(&mut self) {
-        let soon = (self.last_look + LOOK_SPACING).max(Instant::now());
-        self.next_look = self.next_look.min(soon);
-    }
-
-    /// Asks for a view of the cluster: a node that is up, in turn, as one of them may be behind; else any server.
-    fn look(&mut self) {
-        self.last_look = Instant::now();
-        self.next_look = self.last_look
-            + if self.state == State::Connected {
-                LOOK_INTERVAL
-            } else {
-                LOOK_SPACING
-            };
-        let up = || self.nodes.iter().filter(|(_, node)| node.standing == Standing::Up);
-        let next = up().find(|(id, _)| **id > self.looked_from).or_else(|| up().next());
-        if let Some((id, node)) = next {
-            self.looked_from = *id;
-            let _ = node.orders.send(Order::Look);
-            return;
-        }
-        self.looking_around = true;
-        // Not always the same one first: it may be the one that is behind.
-        if !self.candidates.is_empty() {
-            self.candidates.rotate_left(1);
-        }
-        let (context, inputs, candidates) = (self.context.clone(), self.inputs.clone(), self.candidates.clone());
-        self.tasks.spawn_local(async move {
-            let _ = inputs.send(Input::View(context.dialer.look(candidates).await));
-        });
-    }
-
-    /// Takes over a server's view of the cluster.
-    fn apply(&mut self, view: View) {
-        self.whole = match view.first_gap() {
-            Some(slot) => Whole::Broken(format!("no server of the cluster has slot {slot}").into()),
-            None if !view.works => Whole::Broken("the cluster is down, says CLUSTER INFO".into()),
-            None => Whole::Works,
-        };
-        let mut owners = vec![None; usize::from(SLOTS)];
-        let mut serving = Vec::new();
-        for (first, last, address) in &view.ranges {
-            let id = self.node_at(address);
-            owners[usize::from(*first)..=usize::from(*last)].fill(Some(id));
-            if !serving.contains(&id) {
-                serving.push(id);
-            }
-        }
-        // A view without anybody is of a server that was cast out: better an old one than that.
-        if !serving.is_empty() {
-            self.owners = owners;
-            let before = self.nodes.len();
-            self.nodes.retain(|id, _| serving.contains(id));
-            if self.nodes.len() < before {
-                // What was read there was tracked by a connection that now ends.
-                let _ = self.context.signals.send(Signal::Event(StoreEvent::ForgetAll));
-            }
-            let heard_of = view
-                .ranges
-                .into_iter()
-                .map(|(_, _, address)| address)
-                .chain(view.replicas);
-            let RedisServers::Cluster(seeds) = self.context.dialer.servers() else {
-                return;
-            };
-            self.candidates = heard_of.chain(seeds.iter().cloned()).collect();
-            self.candidates.sort_unstable();
-            self.candidates.dedup();
-            self.place_channels();
-        }
-        self.tell_state();
-        if self.state != State::Connected {
-            self.look_soon();
-        }
     }
 
     fn place_channels(&mut self) {
