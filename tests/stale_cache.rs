@@ -93,26 +93,28 @@ fn after_a_gap_messages_arrive_at_the_new_place() {
 
 /// What the sender's own gateway writes about a user must not make it deaf to what others write about them.
 #[test]
-fn a_user_who_was_here_too() {
+fn a_user_who_is_here_too() {
     let redis = Redis::start();
     let fleet = Fleet::new(redis.url()).with_args(&["--presence-ttl", "10m"]);
     let [gw1, gw2, gw3] = fleet.start();
-    let mut alice = Peer::connect(&gw1, "alice");
+    let alice = Peer::connect(&gw1, "alice");
+    let mut watcher = Peer::connect(&gw1, "watcher");
     let there = Peer::connect(&gw2, "bob");
-    alice.tell_until_heard(&there, "there");
-    // Gateway 1 writes that bob is here ...
-    let here = Peer::connect(&gw1, "bob");
-    common::eventually("two places", || fleet.places(&redis, "bob").len() == 2);
-    // ... and gateway 3 that bob is there.
-    let elsewhere = Peer::connect(&gw3, "bob");
-    alice.tell_until_heard(&elsewhere, "everywhere");
-    here.leave();
-    there.leave();
-    common::eventually("one place", || fleet.places(&redis, "bob").len() == 1);
-    elsewhere.leave();
-    alice.tell_until("bob", "nowhere", "offline");
-    let back = Peer::connect(&gw2, "bob");
-    alice.tell_until_heard(&back, "back");
+    watcher.tell_until_heard(&there, "there");
+    // Asks all the time where bob is, also in the instant in which gateway 1 writes that he is here.
+    let talk = Talk::start(alice, "bob");
+    for n in 0..10 {
+        let here = Peer::connect(&gw1, "bob");
+        common::eventually("two places", || fleet.places(&redis, "bob").len() == 2);
+        talk.wait_for_acks(3);
+        let elsewhere = Peer::connect(&gw3, "bob");
+        watcher.tell_until_heard(&elsewhere, format!("everywhere {n}"));
+        here.leave();
+        elsewhere.leave();
+        common::eventually("one place", || fleet.places(&redis, "bob").len() == 1);
+        watcher.tell_until_heard(&there, format!("there {n}"));
+    }
+    talk.stop();
 }
 
 /// The same when what it writes is the end of a dead gateway's presence.
@@ -120,20 +122,33 @@ fn a_user_who_was_here_too() {
 fn a_user_of_a_gateway_that_died() {
     let redis = Redis::start();
     let fleet = Fleet::new(redis.url()).with_args(&["--presence-ttl", "3s"]);
-    let [gw1, mut gw2] = fleet.start();
-    let mut alice = Peer::connect(&gw1, "alice");
-    let bob = Peer::connect(&gw2, "bob");
-    alice.tell_until_heard(&bob, "there");
-    let dead = fleet.incarnation(&redis, "gw2");
-    fleet.wait_until_indexed(&redis, &dead, &["bob"]);
-    gw2.kill();
-    drop(bob);
-    // The only other gateway sweeps while alice keeps asking it.
+    let [mut dies, gateways @ ..]: [Gateway; 4] = fleet.start();
+    let mut senders = [0, 1, 2].map(|n| Peer::connect(&gateways[n], &format!("sender{n}")));
+    let names = [0, 1, 2].map(|n| format!("user{n}"));
+    let users = names.each_ref().map(|name| Peer::connect(&dies, name));
+    for sender in &mut senders {
+        for user in &users {
+            sender.tell_until_heard(user, "there");
+        }
+    }
+    let dead = fleet.incarnation(&redis, &dies.id);
+    fleet.wait_until_indexed(&redis, &dead, &names);
+    dies.kill();
+    drop(users);
+    // One of the others sweeps, while all are asked where the users are.
     common::eventually("swept", || {
-        alice.tell("bob", "?");
-        fleet.places(&redis, "bob").is_empty()
+        for sender in &mut senders {
+            for name in &names {
+                sender.tell(name, "?");
+            }
+        }
+        fleet.traces(&redis, &dead).is_empty()
     });
-    let gw3 = fleet.gateway("gw3");
-    let bob = Peer::connect(&gw3, "bob");
-    alice.tell_until_heard(&bob, "back");
+    // Whichever it was, it must see them come back elsewhere.
+    for (name, gateway) in names.iter().zip(&gateways) {
+        let user = Peer::connect(gateway, name);
+        for sender in &mut senders {
+            sender.tell_until_heard(&user, "back");
+        }
+    }
 }
