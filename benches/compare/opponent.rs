@@ -1,4 +1,5 @@
-//! The opponent: the gateway's wire contract, as far as the benchmark uses it, on tokio and tungstenite.
+//! What the opponents have in common: the gateway's wire contract, as far as the benchmark uses it, on tokio and
+//! tungstenite. Where a message goes is the part that differs: [`Route`].
 //!
 //! Duty: to be the server that a competent user of tokio would write for one core, so that a comparison with
 //! shardgate says something. What it does for speed and memory, on purpose: one task per connection and no split
@@ -6,7 +7,7 @@
 //! handled before one flush, a frame is encoded once for all connections of a user, the envelope is parsed with
 //! borrows and the content is spliced through, message ids come without a system call, and the future of the
 //! handshake is boxed so that it does not stay in the connection's task.
-//! What it does not have: authentication, limits per connection, metrics, channels, presence, a cluster.
+//! What it does not have: authentication, limits per connection, metrics, channels, presence.
 
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -31,12 +32,37 @@ const PING_INTERVAL: Duration = Duration::from_secs(25);
 const LIFE_TIMEOUT: Duration = Duration::from_secs(90);
 /// How many frames may wait for one connection before it counts as too slow.
 const QUEUE_FRAMES_MAX: usize = 1024;
-/// How many frames one connection may read before the others get their turn.
-const READ_BATCH_MAX: usize = 64;
 
-/// Everything that tasks share. One thread, so a `RefCell`, never borrowed across an `await`.
-struct Hub {
+pub(crate) type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+/// Finds the connections that a message is for, and is told who is here.
+pub(crate) trait Route: 'static {
+    /// How many frames one connection may read before its own messages are written and the others get their turn.
+    const READ_BATCH_MAX: usize;
+
+    /// How this gateway calls itself.
+    fn gateway_id(&self) -> &str;
+
+    /// The first connection of `user` is there, and gets its `welcome` after this.
+    async fn join(&self, user: &str) -> Result<()>;
+
+    /// The last connection of `user` here has gone.
+    async fn leave(&self, user: &str);
+
+    /// Brings `frame` to `to` and says what became of it, in the words of `ack`.
+    async fn send(&self, users: &Users, to: &str, frame: Utf8Bytes) -> &'static str;
+}
+
+/// The connections here. One thread, so a `RefCell`, never borrowed across an `await`.
+#[derive(Default)]
+pub(crate) struct Users {
     users: RefCell<HashMap<Box<str>, Vec<Device>>>,
+}
+
+/// Everything that tasks share.
+struct Hub<R> {
+    users: Rc<Users>,
+    route: R,
 }
 
 /// One live connection of a user, as senders see it.
@@ -45,30 +71,39 @@ struct Device {
     queue: mpsc::Sender<Utf8Bytes>,
 }
 
-impl Hub {
-    fn join(&self, user: &str, conn: uuid::Uuid, queue: mpsc::Sender<Utf8Bytes>) {
+impl Users {
+    /// True for the first connection of `user`.
+    fn join(&self, user: &str, conn: uuid::Uuid, queue: mpsc::Sender<Utf8Bytes>) -> bool {
         let mut users = self.users.borrow_mut();
         let device = Device { conn, queue };
         match users.get_mut(user) {
-            Some(devices) => devices.push(device),
+            Some(devices) => {
+                devices.push(device);
+                false
+            }
             None => {
                 users.insert(user.into(), vec![device]);
+                true
             }
         }
     }
 
-    fn leave(&self, user: &str, conn: uuid::Uuid) {
+    /// True if that was the last connection of `user`.
+    fn leave(&self, user: &str, conn: uuid::Uuid) -> bool {
         let mut users = self.users.borrow_mut();
-        if let Some(devices) = users.get_mut(user) {
-            devices.retain(|device| device.conn != conn);
-            if devices.is_empty() {
-                users.remove(user);
-            }
+        let Some(devices) = users.get_mut(user) else {
+            return false;
+        };
+        devices.retain(|device| device.conn != conn);
+        let gone = devices.is_empty();
+        if gone {
+            users.remove(user);
         }
+        gone
     }
 
     /// Queues `frame` for every connection of `user`; false if nobody took it.
-    fn deliver(&self, user: &str, frame: &Utf8Bytes) -> bool {
+    pub(crate) fn deliver(&self, user: &str, frame: &Utf8Bytes) -> bool {
         let users = self.users.borrow();
         let Some(devices) = users.get(user) else {
             return false;
@@ -112,8 +147,8 @@ fn json_string(text: &str) -> String {
 }
 
 /// One connection's task: its stream, its user once it is known, and whether something waits for a flush.
-struct Connection {
-    hub: Rc<Hub>,
+struct Connection<R> {
+    hub: Rc<Hub<R>>,
     stream: WebSocketStream<TcpStream>,
     id: uuid::Uuid,
     /// The user and the same as a JSON string; `None` until authenticated.
@@ -122,9 +157,7 @@ struct Connection {
     dirty: bool,
 }
 
-type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
-
-impl Connection {
+impl<R: Route> Connection<R> {
     async fn feed(&mut self, frame: Message) -> Result<()> {
         self.dirty = true;
         Ok(self.stream.feed(frame).await?)
@@ -141,11 +174,14 @@ impl Connection {
     async fn welcome(&mut self, user: &str) -> Result<()> {
         let quoted = json_string(user);
         let frame = format!(
-            r#"{{"type":"welcome","connId":"{}","userId":{quoted},"gatewayId":"tokio","heartbeatMs":25000}}"#,
-            self.id
+            r#"{{"type":"welcome","connId":"{}","userId":{quoted},"gatewayId":"{}","heartbeatMs":25000}}"#,
+            self.id,
+            self.hub.route.gateway_id()
         );
-        self.hub.join(user, self.id, self.queue.clone());
         self.user = Some((user.into(), quoted.into()));
+        if self.hub.users.join(user, self.id, self.queue.clone()) {
+            self.hub.route.join(user).await?;
+        }
         self.feed(Message::text(frame)).await
     }
 
@@ -180,9 +216,8 @@ impl Connection {
                 frame.push_str(r#","ts":"#);
                 frame.push_str(itoa::Buffer::new().format(ts));
                 frame.push('}');
-                let taken = self.hub.deliver(&to, &Utf8Bytes::from(frame));
+                let status = self.hub.route.send(&self.hub.users, &to, frame.into()).await;
                 if let Some(client_id) = envelope.id {
-                    let status = if taken { "delivered" } else { "offline" };
                     let client_id = json_string(&client_id);
                     let ack =
                         format!(r#"{{"type":"ack","id":{client_id},"messageId":"{id_text}","status":"{status}"}}"#);
@@ -235,7 +270,7 @@ impl Connection {
                     if !self.handle(frame?).await? {
                         return Ok(());
                     }
-                    for _ in 1..READ_BATCH_MAX {
+                    for _ in 1..R::READ_BATCH_MAX {
                         match self.stream.next().now_or_never() {
                             Some(Some(frame)) => if !self.handle(frame?).await? {
                                 return Ok(());
@@ -295,7 +330,7 @@ async fn accept(socket: TcpStream) -> Result<(WebSocketStream<TcpStream>, Option
     Ok((stream, user))
 }
 
-async fn serve(hub: Rc<Hub>, socket: TcpStream) -> Result<()> {
+async fn serve<R: Route>(hub: Rc<Hub<R>>, socket: TcpStream) -> Result<()> {
     socket.set_nodelay(true)?;
     let handshake = Box::pin(tokio::time::timeout(Duration::from_secs(10), accept(socket)));
     let (stream, user) = handshake.await??;
@@ -309,20 +344,23 @@ async fn serve(hub: Rc<Hub>, socket: TcpStream) -> Result<()> {
         queue,
         dirty: false,
     };
-    if let Some(user) = user {
-        connection.welcome(&user).await?;
-    }
-    let result = connection.run(inbox).await;
-    if let Some((user, _)) = &connection.user {
-        connection.hub.leave(user, id);
+    let result = match user {
+        Some(user) => connection.welcome(&user).await,
+        None => Ok(()),
+    };
+    let result = match result {
+        Ok(()) => connection.run(inbox).await,
+        Err(error) => Err(error),
+    };
+    if let Some((user, _)) = &connection.user
+        && connection.hub.users.leave(user, id)
+    {
+        connection.hub.route.leave(user).await;
     }
     result
 }
 
-async fn listen(listener: TcpListener) {
-    let hub = Rc::new(Hub {
-        users: RefCell::new(HashMap::new()),
-    });
+async fn listen<R: Route>(listener: TcpListener, hub: Rc<Hub<R>>) {
     loop {
         match listener.accept().await {
             Ok((socket, _)) => {
@@ -340,31 +378,38 @@ async fn listen(listener: TcpListener) {
     }
 }
 
-fn arguments() -> Result<(Option<SocketAddr>, Option<usize>)> {
-    let (mut address, mut cpu) = (None, None);
+/// The values of the flags `names`, in their order.
+///
+/// # Errors
+/// A flag that is not among them, or one without a value.
+pub(crate) fn arguments<const N: usize>(names: [&str; N]) -> Result<[Option<String>; N]> {
+    let mut values = [const { None }; N];
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
-        match word.as_str() {
-            // cargo bench adds this one.
-            "--bench" => {}
-            "--listen" => address = Some(words.next().ok_or("--listen needs ADDR")?.parse()?),
-            "--cpu" => cpu = Some(words.next().ok_or("--cpu needs a number")?.parse()?),
-            _ => {
-                return Err(format!("unknown argument {word}; there are --listen ADDR and --cpu N").into());
-            }
+        // cargo bench adds this one.
+        if word == "--bench" {
+            continue;
         }
+        let Some(at) = names.iter().position(|name| *name == word) else {
+            return Err(format!("unknown argument {word}; there are {}", names.join(", ")).into());
+        };
+        values[at] = Some(words.next().ok_or_else(|| format!("{word} needs a value"))?);
     }
-    Ok((address, cpu))
+    Ok(values)
 }
 
-fn main() -> Result<()> {
-    let (address, cpu) = arguments()?;
-    let Some(address) = address else {
-        // `cargo bench` and `cargo test --all-targets` start every bench: a server would never end.
-        println!("tokio_server --listen ADDR [--cpu N]: nothing to do without an address");
-        return Ok(());
-    };
-    if let Some(id) = cpu
+/// Serves `address` for ever on one thread, pinned to `cpu` if there is one; `route` is made on that thread, before
+/// anybody can connect.
+///
+/// # Errors
+/// What keeps it from listening.
+pub(crate) fn run<R: Route>(
+    address: &str,
+    cpu: Option<&str>,
+    route: impl AsyncFnOnce(Rc<Users>) -> Result<R>,
+) -> Result<()> {
+    let address: SocketAddr = address.parse()?;
+    if let Some(id) = cpu.map(str::parse).transpose()?
         && !core_affinity::set_for_current(core_affinity::CoreId { id })
     {
         return Err(format!("cannot pin to CPU {id}").into());
@@ -378,12 +423,14 @@ fn main() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let tasks = tokio::task::LocalSet::new();
     tasks.block_on(&runtime, async move {
+        let users = Rc::new(Users::default());
+        let route = route(users.clone()).await?;
         let socket = TcpSocket::new_v4()?;
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;
         let listener = socket.listen(4096)?;
         println!("listening on {}", listener.local_addr()?);
-        listen(listener).await;
+        listen(listener, Rc::new(Hub { users, route })).await;
         Ok(())
     })
 }
