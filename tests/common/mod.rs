@@ -8,11 +8,13 @@
 
 pub mod client;
 pub mod gateway;
+pub mod redis;
 
 use std::time::{Duration, Instant};
 
 pub use client::{Client, Frame, Response, url_encode};
 pub use gateway::{Gateway, run_to_exit};
+pub use redis::{Cluster, Redis, Reply, Sentinels};
 
 /// How long anything may take before it counts as never: long, because machines that build and test at the same time are
 /// slow, and it is waited for in full only by a test that fails.
