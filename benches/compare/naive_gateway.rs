@@ -56,7 +56,8 @@ impl Classic {
 }
 
 impl Route for Classic {
-    /// Carrying out a message takes two round trips: what came for this connection meanwhile is written in between.
+    /// Carrying out a message takes two round trips: what came for this connection meanwhile is written in between. With 64,
+    /// as without Redis, CPU per message was the same within noise, and p99 with 8 in flight 90 to 100 ms instead of 20 to 40.
     const READ_BATCH_MAX: usize = 1;
 
     fn gateway_id(&self) -> &str {
