@@ -388,11 +388,11 @@ impl Report {
         )?;
         if self.received > 0 {
             let latency = if cross.received == self.received {
-                "all of them, latency as above".to_owned()
+                ", all of them, latency as above".to_owned()
             } else {
-                format!("of {}, latency {}", self.received, cross.latency_micros)
+                format!(" of {}, latency {}", self.received, cross.latency_micros)
             };
-            writeln!(out, "crossed      {} messages, {latency}", cross.received)?;
+            writeln!(out, "crossed      {} messages{latency}", cross.received)?;
         }
         Ok(())
     }
