@@ -14,11 +14,13 @@
 //! | [`engine`] | sockets only: io_uring and epoll behind one contract |
 //! | [`lanes`] | what threads say to each other |
 //! | [`cluster`] | pure: many gateways as one system |
+//! | [`broker`] | what a cluster asks of its store, carried out on Redis |
 //! | [`http`] | plain HTTP on the public port |
 //! | [`shard`] | one shard: its state, and the turn |
 //! | [`control`] | the control thread: start, watch, drain, stop |
 //! | [`runtime`] | the host: preflight, listeners, placement, signals |
 
+pub mod broker;
 pub mod cluster;
 pub mod config;
 pub mod control;

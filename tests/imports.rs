@@ -15,12 +15,16 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("router", &["ids"]),
     ("session", &["ids", "payload", "protocol", "router"]),
     ("config", &[]),
-    ("cluster", &["ids", "protocol", "router"]),
     ("settings", &["config", "protocol"]),
     ("metrics", &["protocol"]),
     ("engine", &["ids", "payload"]),
     ("lanes", &["engine", "ids", "protocol", "router", "session", "settings"]),
     ("view", &["ids", "lanes", "metrics", "settings"]),
+    (
+        "cluster",
+        &["engine", "ids", "lanes", "metrics", "protocol", "router", "view"],
+    ),
+    ("broker", &["cluster", "config", "metrics"]),
     ("http", &["ids", "metrics", "protocol", "settings", "view"]),
     (
         "shard",

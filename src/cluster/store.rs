@@ -35,7 +35,9 @@ impl FromStr for Incarnation {
         if text.len() != 16 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
             return Err(NotAnIncarnation);
         }
-        u64::from_str_radix(text, 16).map(Incarnation).map_err(|_| NotAnIncarnation)
+        u64::from_str_radix(text, 16)
+            .map(Incarnation)
+            .map_err(|_| NotAnIncarnation)
     }
 }
 
@@ -81,7 +83,13 @@ impl LeaseState {
 impl fmt::Display for Lease {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = LeaseState::WORDS.iter().find(|(state, _)| *state == self.state);
-        write!(f, "{} {} {}", self.incarnation, state.map_or("", |s| s.1), self.renewals)
+        write!(
+            f,
+            "{} {} {}",
+            self.incarnation,
+            state.map_or("", |s| s.1),
+            self.renewals
+        )
     }
 }
 

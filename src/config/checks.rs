@@ -11,7 +11,7 @@ use super::error::ConfigError;
 use super::keys::{self, KEYS};
 use super::sources::Settings;
 use super::value::Value;
-use super::{Config, EngineChoice, Heartbeat, Limits, Placement};
+use super::{Config, EngineChoice, Heartbeat, Limits, Placement, RedisConfig, RedisTarget};
 
 impl Settings {
     /// The checked configuration; `gateway_id` is what to use where none is set.
@@ -32,6 +32,14 @@ impl Settings {
             Placement::Cpus(cpus) => self.get::<Option<usize>>("shards").or(Some(cpus.len())),
             _ => self.get("shards"),
         };
+        let redis = self.get::<Option<RedisTarget>>("redis.url").map(|target| RedisConfig {
+            target: RedisTarget {
+                ca: self.get::<Option<String>>("redis.ca").map(Into::into),
+                ..target
+            },
+            start_timeout: self.get("redis.start_timeout"),
+            prefix: self.get("redis.prefix"),
+        });
         Ok(Config {
             listen: self.get("listen"),
             engine: self.get("engine"),
@@ -62,6 +70,8 @@ impl Settings {
             },
             auth_timeout: self.get("auth.timeout"),
             drain_timeout: self.get("drain.timeout"),
+            redis,
+            presence_ttl: self.get("presence.ttl"),
         })
     }
 
@@ -101,6 +111,13 @@ impl Settings {
                 "shards",
                 "cpus",
                 "every shard needs a CPU of its own in the list; list more, or use none",
+            );
+        }
+        if self.setting("redis.ca").value != Value::Unset && !config.redis.as_ref().is_some_and(|r| r.target.tls) {
+            return contradiction(
+                "redis.ca",
+                "redis.url",
+                "only TLS checks certificates: use rediss://, rediss-cluster:// or rediss-sentinel://, or leave the file out",
             );
         }
         if !config.listen.ip().to_canonical().is_loopback() && !config.insecure {
@@ -160,7 +177,22 @@ pub(super) fn restart_keys(old: &Config, new: &Config) -> Vec<&'static str> {
         heartbeat: Heartbeat { interval, timeout },
         auth_timeout,
         drain_timeout,
+        redis,
+        presence_ttl,
     } = old;
+    // Without a URL the other keys of Redis say nothing; with one that comes or goes, all of them begin or cease to.
+    let of_redis = |field: &dyn Fn(&RedisConfig, &RedisConfig) -> bool| match (redis, &new.redis) {
+        (Some(old), Some(new)) => field(old, new),
+        _ => false,
+    };
+    let another_target = |old: &RedisConfig, new: &RedisConfig| {
+        let ca = old.target.ca.clone();
+        old.target
+            != RedisTarget {
+                ca,
+                ..new.target.clone()
+            }
+    };
     let changes = [
         ("listen", *listen != new.listen),
         ("engine", *engine != new.engine),
@@ -175,6 +207,17 @@ pub(super) fn restart_keys(old: &Config, new: &Config) -> Vec<&'static str> {
         ("heartbeat.timeout", *timeout != new.heartbeat.timeout),
         ("auth.timeout", *auth_timeout != new.auth_timeout),
         ("drain.timeout", *drain_timeout != new.drain_timeout),
+        (
+            "redis.url",
+            redis.is_some() != new.redis.is_some() || of_redis(&another_target),
+        ),
+        ("redis.ca", of_redis(&|old, new| old.target.ca != new.target.ca)),
+        (
+            "redis.start_timeout",
+            of_redis(&|old, new| old.start_timeout != new.start_timeout),
+        ),
+        ("redis.prefix", of_redis(&|old, new| old.prefix != new.prefix)),
+        ("presence.ttl", *presence_ttl != new.presence_ttl),
     ];
     changes
         .into_iter()
@@ -209,6 +252,7 @@ from_value! {
     Duration: Value::Duration(time) => Some(*time);
     SocketAddr: Value::Address(address) => Some(*address);
     String: Value::Text(text) => Some(text.clone());
+    RedisTarget: Value::Text(text) => RedisTarget::parse(text).ok();
     LevelFilter: Value::Text(text) => text.parse().ok();
 }
 

@@ -131,15 +131,6 @@ pub(super) const CPU_MAX: u64 = 1023;
 const ALGORITHMS: &[&str] = &[
     "HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA",
 ];
-/// URL schemes of a Redis server, cluster and sentinel, each also over TLS.
-const REDIS_SCHEMES: &[&str] = &[
-    "redis",
-    "rediss",
-    "redis-cluster",
-    "rediss-cluster",
-    "redis-sentinel",
-    "rediss-sentinel",
-];
 
 const fn number(min: u64, max: u64, unit: &'static str) -> Kind {
     Kind::Integer { min, max, unit }
@@ -148,6 +139,12 @@ const fn number(min: u64, max: u64, unit: &'static str) -> Kind {
 /// Any time above zero, up to a day.
 const TIME: Kind = Kind::Duration {
     min: Duration::from_millis(1),
+    max: DAY,
+};
+/// A lease is renewed several times while it lasts, and a renewal may take as long as Redis is given to answer: below a
+/// second every hiccup would look like a death.
+const TTL: Kind = Kind::Duration {
+    min: Duration::from_secs(1),
     max: DAY,
 };
 /// Any time, zero included.
@@ -277,12 +274,14 @@ pub(super) static KEYS: &[Key] = &[
     row(TLS, "tls.key", Kind::File, Unset("none"), LATER, RESTART,
         "Private key in PEM"),
 
-    row(CLUSTER, "redis.url", Kind::Url(REDIS_SCHEMES), Unset("none: one gateway, embedded presence"), LATER, RESTART,
-        "Redis server, cluster or sentinel that joins gateways"),
-    row(CLUSTER, "redis.start_timeout", TIME, Value("5s"), LATER, RESTART,
+    row(CLUSTER, "redis.url", Kind::RedisUrl, Unset("none: one gateway, embedded presence"), HERE, RESTART,
+        "Redis server, cluster or sentinels that join gateways"),
+    row(CLUSTER, "redis.ca", Kind::File, Unset("the system's authorities"), HERE, RESTART,
+        "Authorities that may have signed the certificates of a rediss URL, in PEM"),
+    row(CLUSTER, "redis.start_timeout", TIME, Value("5s"), HERE, RESTART,
         "How long to wait for Redis at start before giving up with exit 1"),
-    row(CLUSTER, "redis.prefix", Kind::Text { max: 128 }, Value("shardgate:"), LATER, RESTART,
+    row(CLUSTER, "redis.prefix", Kind::Text { max: 128 }, Value("shardgate:"), HERE, RESTART,
         "Prefix of every key and channel in Redis"),
-    row(CLUSTER, "presence.ttl", TIME, Value("90s"), LATER, RESTART,
-        "The longest that a user can still look online after their gateway died"),
+    row(CLUSTER, "presence.ttl", TTL, Value("90s"), HERE, RESTART,
+        "The longest that a user can still look online after their gateway died; below a second every hiccup looks like a death"),
 ];

@@ -9,6 +9,7 @@
 //! | `value` | kinds: text or TOML to a checked value and back |
 //! | `sources` | flags, variables and TOML to one setting per key |
 //! | `checks` | settings to a [`Config`]; contradictions |
+//! | `redis_url` | [`RedisTarget`] |
 //! | `text` | `--help`, `--check-config`, documentation |
 //! | `error` | [`ConfigError`] |
 //! | [`origins`] | which web pages may connect |
@@ -20,6 +21,7 @@ mod checks;
 mod error;
 mod keys;
 pub mod origins;
+mod redis_url;
 mod sources;
 mod text;
 mod value;
@@ -34,6 +36,7 @@ use std::time::Duration;
 
 pub use error::{ConfigError, Place};
 pub use origins::{OriginError, OriginPolicy};
+pub use redis_url::{RedisAddress, RedisServers, RedisTarget};
 use sources::{Request, Settings};
 
 /// What the command line asked for.
@@ -155,6 +158,10 @@ pub struct Config {
     pub auth_timeout: Duration,
     /// How long a drain may last.
     pub drain_timeout: Duration,
+    /// Redis; `None`: one gateway, embedded presence.
+    pub redis: Option<RedisConfig>,
+    /// The longest that a user can still look online after their gateway died.
+    pub presence_ttl: Duration,
 }
 
 impl Config {
@@ -226,6 +233,17 @@ pub struct Limits {
     pub handshake_timeout: Duration,
     /// Bytes of one request head.
     pub header_bytes: usize,
+}
+
+/// How gateways are joined.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RedisConfig {
+    /// Where it is, with `redis.ca`.
+    pub target: RedisTarget,
+    /// How long to wait for it at start.
+    pub start_timeout: Duration,
+    /// Prefix of every key and channel.
+    pub prefix: String,
 }
 
 /// Heartbeat times.

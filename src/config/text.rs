@@ -115,6 +115,10 @@ pub(super) fn effective(settings: &Settings) -> String {
     // Keys without a table come first: in TOML whatever follows a header belongs to it.
     tables.sort_by_key(|table| !table.is_empty());
     let mut seen = Vec::new();
+    // A file of authorities says nothing without its URL, and would be refused.
+    let without_url = settings
+        .iter()
+        .any(|(key, setting)| key.name == "redis.url" && key.kind.write_toml(&setting.value).1);
     for table in tables {
         if seen.contains(&table) {
             continue;
@@ -124,6 +128,7 @@ pub(super) fn effective(settings: &Settings) -> String {
         for (key, setting) in settings.iter().filter(|(key, _)| key.table_and_leaf().0 == table) {
             let name = key.table_and_leaf().1;
             let (value, masked) = key.kind.write_toml(&setting.value);
+            let masked = masked || (without_url && key.name == "redis.ca");
             let comment = match &setting.place {
                 Place::Default => String::new(),
                 place => format!(" # {place}"),

@@ -11,6 +11,7 @@ use toml::de::DeValue;
 use super::Placement;
 use super::keys::{CPU_MAX, SHARDS_MAX};
 use super::origins::OriginPolicy;
+use super::redis_url::{self, RedisTarget};
 
 /// What stands in place of a secret.
 pub(super) const MASK: &str = "***";
@@ -44,6 +45,8 @@ pub(super) enum Kind {
     File,
     /// URL with one of these schemes; a password in it is never shown.
     Url(&'static [&'static str]),
+    /// URL of Redis; its credentials are never shown.
+    RedisUrl,
 }
 
 /// A checked value. No `Debug`: it may be a secret.
@@ -99,6 +102,10 @@ impl Kind {
             Kind::Url(schemes) => match text.split_once("://") {
                 Some((scheme, rest)) if schemes.contains(&scheme) && !rest.is_empty() => Ok(Value::Text(text.into())),
                 _ => Err(self.allowed()),
+            },
+            Kind::RedisUrl => match RedisTarget::parse(text) {
+                Ok(_) => Ok(Value::Text(text.to_owned())),
+                Err(why) => Err(format!("{}; {why}", self.allowed())),
             },
             Kind::Text { .. } | Kind::Secret | Kind::File => Ok(Value::Text(text.to_owned())),
         }
@@ -174,6 +181,11 @@ impl Kind {
             Kind::Text { max } => format!("text of 1 to {max} bytes without control characters"),
             Kind::Secret => "text, or @FILE to read it from a file".into(),
             Kind::File => "the path of a file".into(),
+            Kind::RedisUrl => format!(
+                "a URL that begins with {}://, such as redis://user:password@host:6379/0, redis-cluster://host,host or \
+                 redis-sentinel://host,host/master",
+                redis_url::SCHEMES.join("://, ")
+            ),
             Kind::Url(schemes) => format!("a URL that begins with {}://", schemes.join("://, ")),
         }
     }
@@ -191,7 +203,7 @@ impl Kind {
             Kind::Cpus => "CPUS",
             Kind::Text { .. } | Kind::Secret => "TEXT",
             Kind::File => "FILE",
-            Kind::Url(_) => "URL",
+            Kind::Url(_) | Kind::RedisUrl => "URL",
         }
     }
 
@@ -209,7 +221,7 @@ impl Kind {
         match self {
             Kind::Secret => MASK.to_owned(),
             // Without a scheme there is no telling where a password begins.
-            Kind::Url(_) if text.contains('@') && !text.contains("://") => MASK.to_owned(),
+            Kind::Url(_) | Kind::RedisUrl if text.contains('@') && !text.contains("://") => MASK.to_owned(),
             _ => show(text),
         }
     }
@@ -232,7 +244,7 @@ impl Kind {
                 false,
             ),
             (Kind::Secret, Value::Text(_)) => (quoted(MASK), true),
-            (Kind::Url(_), Value::Text(text)) => {
+            (Kind::Url(_) | Kind::RedisUrl, Value::Text(text)) => {
                 let masked = mask_url(text);
                 (quoted(&masked), masked != *text)
             }

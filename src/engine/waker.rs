@@ -46,6 +46,17 @@ impl Waker {
         Self::make(None)
     }
 
+    /// A waker for a thread without an engine, and the descriptor that is readable when it was woken from waiting. Whoever
+    /// waits on the descriptor reads it empty.
+    ///
+    /// # Errors
+    /// Out of descriptors.
+    pub fn with_descriptor() -> io::Result<(Self, File)> {
+        let waker = Self::make(None)?;
+        let descriptor = waker.shared.wait_fd.try_clone()?;
+        Ok((waker, descriptor))
+    }
+
     /// A waker of no engine: for tests that turn their shards by hand.
     ///
     /// # Errors

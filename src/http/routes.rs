@@ -251,31 +251,25 @@ fn metrics(view: &View) -> Answer {
     for (from, to, depth) in view.lanes() {
         exposition.sample(
             "shardgate_lane_depth",
-            format_args!("from=\"{from}\",to=\"{to}\""),
+            format_args!("from=\"{}\",to=\"{}\"", view.place_name(from), view.place_name(to)),
             depth,
         );
     }
-    // No Redis is configured in embedded mode, and these say so.
     exposition.single(
         "shardgate_redis_up",
         "gauge",
         "1 while Redis answers; 0 without Redis.",
-        0,
-    );
-    exposition.single(
-        "shardgate_redis_commands_total",
-        "counter",
-        "Commands sent to Redis.",
-        0,
+        u8::from(view.cluster.health().redis_answers()),
     );
     exposition.single(
         "shardgate_pubsub_probe_seconds",
         "gauge",
         "Round trip of the last pub/sub probe; 0 without Redis.",
-        0,
+        view.cluster.metrics.probe_ns.get() as f64 / 1e9,
     );
+    exposition.cluster(&view.cluster.metrics);
     process::expose(&mut exposition);
-    exposition.shards(&view.shards);
+    exposition.shards(&view.shards, &view.cluster.metrics);
     body(200, "text/plain; version=0.0.4; charset=utf-8", exposition.into_text())
 }
 

@@ -25,6 +25,8 @@ pub enum CloseReason {
     BadRequest,
     /// No `auth` within `auth.timeout`.
     NoCredential,
+    /// An administrator said so.
+    Administrator,
     /// The user opened more than `limits.connections_per_user`; the oldest goes.
     TooManyConnections,
     /// `auth` as somebody else on an authenticated connection.
@@ -33,7 +35,7 @@ pub enum CloseReason {
 
 impl CloseReason {
     /// Every reason.
-    pub const ALL: [CloseReason; 13] = [
+    pub const ALL: [CloseReason; 14] = [
         CloseReason::Protocol,
         CloseReason::Unsupported,
         CloseReason::InvalidUtf8,
@@ -45,9 +47,15 @@ impl CloseReason {
         CloseReason::InvalidCredential,
         CloseReason::BadRequest,
         CloseReason::NoCredential,
+        CloseReason::Administrator,
         CloseReason::TooManyConnections,
         CloseReason::NotPermitted,
     ];
+
+    /// The reason with this code.
+    pub fn by_code(code: u16) -> Option<Self> {
+        Self::ALL.into_iter().find(|reason| reason.code() == code)
+    }
 
     /// The code that goes into the close frame: RFC 6455 below 3000; 3000 to 3499 means come back,
     /// 3500 to 3999 means do not come back unchanged (Centrifugo's ranges, which its clients already know).
@@ -73,6 +81,7 @@ impl CloseReason {
             CloseReason::InvalidCredential => (3500, "invalid credential"),
             CloseReason::BadRequest => (3501, "bad request"),
             CloseReason::NoCredential => (3502, "no credential in time"),
+            CloseReason::Administrator => (3503, "closed by an administrator"),
             CloseReason::TooManyConnections => (3504, "too many connections of this user"),
             CloseReason::NotPermitted => (3507, "not permitted"),
         }

@@ -176,6 +176,8 @@ pub fn message(out: &mut Vec<u8>, message: &Message<'_>) {
 pub enum AckStatus {
     /// Queued to at least one live connection on this gateway.
     Delivered,
+    /// Not delivered here, but to at least one live connection on another gateway.
+    Routed,
     /// Nobody is there to take it.
     Offline,
     /// Could not be passed on; try again.
@@ -184,7 +186,7 @@ pub enum AckStatus {
 
 impl AckStatus {
     /// Labels in the order of the discriminants.
-    pub const LABELS: [&'static str; 3] = ["delivered", "offline", "failed"];
+    pub const LABELS: [&'static str; 4] = ["delivered", "routed", "offline", "failed"];
 
     /// The status on the wire.
     pub fn as_str(self) -> &'static str {
@@ -202,6 +204,19 @@ pub fn ack(out: &mut Vec<u8>, client_id: &str, message_id: Uuid, status: AckStat
         out.extend_from_slice(br#"","status":""#);
         out.extend_from_slice(status.as_str().as_bytes());
         out.extend_from_slice(br#""}"#);
+    });
+}
+
+/// Appends `broadcast`.
+pub fn broadcast(out: &mut Vec<u8>, id: Uuid, content: &str, ts_ms: u64) {
+    text(out, |out| {
+        out.extend_from_slice(br#"{"type":"broadcast","id":""#);
+        uuid(out, id);
+        out.extend_from_slice(br#"","content":"#);
+        out.extend_from_slice(content.as_bytes());
+        out.extend_from_slice(br#","ts":"#);
+        number(out, ts_ms);
+        out.push(b'}');
     });
 }
 

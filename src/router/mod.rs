@@ -2,6 +2,7 @@
 //!
 //! Pure. [`HomeMap`] is the same immutable value on every shard; [`users::Users`] belongs to one shard.
 
+pub mod locations;
 pub mod users;
 
 use siphasher::sip::SipHasher13;

@@ -144,6 +144,16 @@ impl Users {
         self.entries[user.0 as usize].devices.as_slice()
     }
 
+    /// Users from a place of the table on, at most so many places of it, and where to go on.
+    pub fn page(&self, from: u32, places: u32) -> (impl Iterator<Item = (&str, usize)>, Option<u32>) {
+        let end = (from as usize).saturating_add(places as usize).min(self.entries.len());
+        let start = (from as usize).min(end);
+        // A free entry has no name.
+        let users = self.entries[start..end].iter().filter(|entry| !entry.name.is_empty());
+        let next = (end < self.entries.len()).then_some(end as u32);
+        (users.map(|entry| (&*entry.name, entry.devices.as_slice().len())), next)
+    }
+
     /// The id of a user.
     pub fn name(&self, user: UserIndex) -> &str {
         &self.entries[user.0 as usize].name

@@ -20,12 +20,12 @@ const TRY_AGAIN: Duration = Duration::from_millis(10);
 /// The listeners of all shards, and what keeps other gateways off the address while they live.
 #[derive(Debug)]
 pub struct Listeners {
-    /// One per shard, listening, non-blocking.
-    pub sockets: Vec<OwnedFd>,
+    /// One per shard, non-blocking; they listen after [`Listeners::listen`].
+    sockets: Vec<Socket>,
     /// The address, with the port that the kernel chose if none was given.
     pub addr: SocketAddr,
     /// Held for the life of the gateway.
-    pub claim: Option<Claim>,
+    claim: Option<Claim>,
 }
 
 /// SO_REUSEPORT would let two gateways share an address and split its clients. Trying to bind without it shows one that
@@ -39,21 +39,18 @@ pub struct Claim {
 ///
 /// # Errors
 /// The address is in use or cannot be bound.
-pub fn bind(addr: SocketAddr, count: usize, backlog: u32) -> Result<Listeners, StartError> {
+pub fn bind(addr: SocketAddr, count: usize) -> Result<Listeners, StartError> {
     let until = Instant::now() + PREDECESSOR_GOES;
     loop {
-        match try_bind(addr, count, backlog) {
+        match try_bind(addr, count) {
             Err(StartError::AddressInUse { .. }) if Instant::now() < until => thread::sleep(TRY_AGAIN),
             result => return result,
         }
     }
 }
 
-fn try_bind(addr: SocketAddr, count: usize, backlog: u32) -> Result<Listeners, StartError> {
-    let refused = |cause: io::Error| match cause.kind() {
-        io::ErrorKind::AddrInUse => StartError::AddressInUse { addr },
-        _ => StartError::Listen { addr, cause },
-    };
+fn try_bind(addr: SocketAddr, count: usize) -> Result<Listeners, StartError> {
+    let refused = |cause: io::Error| refused(addr, cause);
     let claim = if addr.port() == 0 {
         None
     } else {
@@ -69,17 +66,30 @@ fn try_bind(addr: SocketAddr, count: usize, backlog: u32) -> Result<Listeners, S
     while sockets.len() < count {
         sockets.push(open(addr, true).map_err(refused)?);
     }
-    // All bound before the first one listens: the kernel spreads connections over those that listen.
-    for socket in &sockets {
-        socket
-            .listen(i32::try_from(backlog).unwrap_or(i32::MAX))
-            .map_err(refused)?;
+    Ok(Listeners { sockets, addr, claim })
+}
+
+impl Listeners {
+    /// Listens: from here on clients can connect. All were bound before the first one listens, as the kernel spreads
+    /// connections over those that listen.
+    ///
+    /// # Errors
+    /// Somebody else listens on the address meanwhile.
+    pub fn listen(self, backlog: u32) -> Result<(Vec<OwnedFd>, Option<Claim>), StartError> {
+        for socket in &self.sockets {
+            socket
+                .listen(i32::try_from(backlog).unwrap_or(i32::MAX))
+                .map_err(|cause| refused(self.addr, cause))?;
+        }
+        Ok((self.sockets.into_iter().map(Into::into).collect(), self.claim))
     }
-    Ok(Listeners {
-        sockets: sockets.into_iter().map(Into::into).collect(),
-        addr,
-        claim,
-    })
+}
+
+fn refused(addr: SocketAddr, cause: io::Error) -> StartError {
+    match cause.kind() {
+        io::ErrorKind::AddrInUse => StartError::AddressInUse { addr },
+        _ => StartError::Listen { addr, cause },
+    }
 }
 
 fn claim(addr: SocketAddr) -> io::Result<Claim> {
@@ -111,39 +121,40 @@ mod tests {
 
     #[test]
     fn a_second_gateway_is_told() {
-        let first = bind("127.0.0.1:0".parse().unwrap(), 2, 16).unwrap();
-        assert_eq!(first.sockets.len(), 2);
-        let error = bind(first.addr, 1, 16).unwrap_err();
+        let first = bind("127.0.0.1:0".parse().unwrap(), 2).unwrap();
+        let addr = first.addr;
+        let (sockets, claim) = first.listen(16).unwrap();
+        assert_eq!(sockets.len(), 2);
+        let error = bind(addr, 1).unwrap_err();
         assert!(
-            matches!(error, StartError::AddressInUse { addr } if addr == first.addr),
+            matches!(error, StartError::AddressInUse { addr: named } if named == addr),
             "{error}"
         );
-        let addr = first.addr;
-        drop(first);
-        let second = bind(addr, 1, 16).unwrap();
-        assert!(matches!(bind(addr, 1, 16), Err(StartError::AddressInUse { .. })));
+        drop((sockets, claim));
+        let second = bind(addr, 1).unwrap();
+        assert!(matches!(bind(addr, 1), Err(StartError::AddressInUse { .. })));
         drop(second);
     }
 
     #[test]
     fn two_that_start_at_once_meet_in_the_name() {
-        let addr = bind("127.0.0.1:0".parse().unwrap(), 1, 16).unwrap().addr;
+        let addr = bind("127.0.0.1:0".parse().unwrap(), 1).unwrap().addr;
         let held = claim(addr).unwrap();
-        assert!(matches!(bind(addr, 1, 16), Err(StartError::AddressInUse { .. })));
+        assert!(matches!(bind(addr, 1), Err(StartError::AddressInUse { .. })));
         drop(held);
-        bind(addr, 1, 16).unwrap();
+        bind(addr, 1).unwrap();
     }
 
     #[test]
     fn another_program_is_seen_too() {
         let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = other.local_addr().unwrap();
-        assert!(matches!(bind(addr, 1, 16), Err(StartError::AddressInUse { .. })));
+        assert!(matches!(bind(addr, 1), Err(StartError::AddressInUse { .. })));
     }
 
     #[test]
     fn an_address_of_another_host() {
-        let error = bind("203.0.113.1:9".parse().unwrap(), 1, 16).unwrap_err();
+        let error = bind("203.0.113.1:9".parse().unwrap(), 1).unwrap_err();
         assert!(
             error.to_string().starts_with("cannot listen on 203.0.113.1:9"),
             "{error}"

@@ -94,6 +94,22 @@ pub enum StartError {
         /// What broke.
         cause: String,
     },
+    /// Redis did not let us in within `redis.start_timeout`.
+    #[error("{cause} (waited {waited:?}): start Redis, correct redis.url, or raise redis.start_timeout")]
+    NoRedis {
+        /// What Redis said, or what became of asking.
+        cause: String,
+        /// `redis.start_timeout`.
+        waited: std::time::Duration,
+    },
+    /// A gateway with the same id lives.
+    #[error(
+        "another gateway with the id {id:?} is alive in this cluster: stop it, or choose another id with --gateway-id"
+    )]
+    IdTaken {
+        /// The id.
+        id: String,
+    },
     /// Something the system should always grant.
     #[error("{what}: {cause}")]
     System {

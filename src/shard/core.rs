@@ -15,7 +15,7 @@ use std::sync::Arc;
 use crate::engine::{Payload, SocketKey};
 use crate::http::HttpContext;
 use crate::ids::{IdSource, ShardId};
-use crate::lanes::{HandOver, Lanes, Parcel};
+use crate::lanes::{self, HandOver, Lanes, Parcel};
 use crate::metrics::{Ending, ShardMetrics};
 use crate::protocol::close::CloseReason;
 use crate::protocol::encode;
@@ -23,6 +23,7 @@ use crate::router::HomeMap;
 use crate::router::users::Users;
 use crate::session::outbox::Spares;
 use crate::settings::Settings;
+use crate::shard::remote::Remote;
 use crate::shard::timers::Draining;
 use crate::shard::wheel::Wheel;
 use crate::shard::{Connection, Stage};
@@ -50,6 +51,7 @@ pub enum Command {
 pub(super) struct TurnDeliveries {
     pub(super) local: u64,
     pub(super) from_lanes: Vec<u64>,
+    pub(super) from_gateways: Vec<u64>,
 }
 
 /// The state of one shard.
@@ -69,6 +71,8 @@ pub struct Core {
     pub(super) http: Rc<HttpContext>,
     pub(super) questions: super::deliver::Questions,
     pub(super) draining: Option<Draining>,
+    /// `None` in a gateway of its own.
+    pub(super) remote: Option<Remote>,
     pub(super) turn: TurnDeliveries,
     /// A frame being built, and slots being gone through; kept for their capacity.
     pub(super) scratch: Vec<u8>,
@@ -83,6 +87,9 @@ impl Core {
     /// The empty shard `lanes.me()` of the gateway that `view` describes.
     pub fn new(view: Arc<View>, settings: Arc<Settings>, homes: HomeMap, lanes: Lanes, seed: u64) -> Self {
         let me = lanes.me();
+        // Who has a lane to the control thread has other gateways to talk to.
+        let control = lanes::control_place(homes.shards());
+        let remote = (lanes.len() > control.index()).then(|| Remote::new(control));
         let http = Rc::new(HttpContext {
             view: Arc::clone(&view),
             settings: RefCell::new(Arc::clone(&settings)),
@@ -104,6 +111,7 @@ impl Core {
             http,
             questions: Default::default(),
             draining: None,
+            remote,
             turn: TurnDeliveries::default(),
             scratch: Vec::new(),
             scratch_slots: Vec::new(),
@@ -325,6 +333,8 @@ impl Core {
         let user = conn.user.take();
         let counted = std::mem::take(&mut conn.counted);
         if let Some(user) = user {
+            // Before, as the name goes with the last connection.
+            self.tell_presence(user, self.users.devices(user).len() - 1);
             self.users.leave(user, slot);
             self.metrics().users.set(self.users.len() as u64);
         }
@@ -396,6 +406,10 @@ impl Core {
                 self.begin_drain(until_ms);
                 1
             }
+            Parcel::Instruction(instruction) => {
+                self.handle_instruction(&instruction);
+                1
+            }
             Parcel::Stop => {
                 self.stopping = true;
                 for slot in 0..self.connections.len() as u32 {
@@ -454,6 +468,7 @@ impl Core {
 
     /// Sends what this turn brought for other shards.
     pub fn flush_lanes(&mut self) {
+        self.tell_presence_lost();
         self.lanes.flush();
     }
 
@@ -470,6 +485,9 @@ impl Core {
         }
         for received_ns in self.turn.from_lanes.drain(..) {
             metrics.delivered(crate::metrics::Path::Shard, now_ns.saturating_sub(received_ns), 1);
+        }
+        for received_ns in self.turn.from_gateways.drain(..) {
+            metrics.delivered(crate::metrics::Path::Gateway, now_ns.saturating_sub(received_ns), 1);
         }
         // Going through all connections costs too much for every turn, even in debug builds.
         if cfg!(debug_assertions) && self.now.mono_ns.is_multiple_of(61) {
@@ -552,6 +570,7 @@ impl Core {
             outboxes: self.connections.iter().filter(|conn| conn.outbox.is_some()).count(),
             deadlines: self.wheel.len(),
             questions: self.questions.len(),
+            asked: self.remote.as_ref().map_or(0, Remote::asked),
             commands: self.commands.len(),
         }
     }
@@ -567,5 +586,6 @@ pub struct Residue {
     pub outboxes: usize,
     pub deadlines: usize,
     pub questions: usize,
+    pub asked: usize,
     pub commands: usize,
 }

@@ -1,12 +1,11 @@
 //! Delivery: from a user id to outboxes here, to a lane, or to nobody; and what other shards ask of this one.
 
 use bytes::Bytes;
-use uuid::Uuid;
 
 use super::core::{Command, Core};
 use crate::engine::SocketKey;
 use crate::ids::ShardId;
-use crate::lanes::{Batch, Item, LaneFull, MessageItem, OutgoingMessage};
+use crate::lanes::{Batch, Item, LaneFull, MessageItem, OutgoingMessage, Wanted};
 use crate::metrics::{Drop, SentKind};
 use crate::protocol::close::CloseReason;
 use crate::protocol::encode::{self, AckStatus};
@@ -16,6 +15,8 @@ use crate::session::Stage;
 
 /// Frames up to this size are copied into every device's outbox; larger ones are shared.
 const SHARE_BYTES_MIN: usize = 1024;
+const OVERLOADED: &str = "overloaded: try again";
+const REDIS_AWAY: &str = "Redis is away: try again";
 /// Presence questions of one shard that may wait for other shards.
 const QUESTIONS_MAX: usize = 4096;
 
@@ -120,7 +121,7 @@ impl Core {
         self.mark_dirty(slot);
     }
 
-    fn append_shared(&mut self, slot: u32, frame: &Bytes, kind: SentKind) -> bool {
+    pub(super) fn append_shared(&mut self, slot: u32, frame: &Bytes, kind: SentKind) -> bool {
         let limit = self.settings.limits.outbox_bytes;
         let conn = &mut self.connections[slot as usize];
         if conn.has_no_room(frame.len(), limit) {
@@ -168,11 +169,10 @@ impl Core {
         self.say(slot, SentKind::Error, |_, out| encode::error(out, id, code, message));
     }
 
-    /// Queues a `message` frame for every connection of a user who lives here.
-    fn deliver(&mut self, hash: UserHash, to: &str, frame: &[u8]) -> AckStatus {
+    /// Queues a `message` frame for every connection of a user who lives here. Returns true if one took it.
+    pub(super) fn deliver(&mut self, hash: UserHash, to: &str, frame: &[u8]) -> bool {
         let Some(user) = self.users.find(hash, to) else {
-            self.metrics().dropped(Drop::MessageOffline);
-            return AckStatus::Offline;
+            return false;
         };
         let mut taken = false;
         if let &[slot] = self.users.devices(user) {
@@ -191,10 +191,43 @@ impl Core {
             self.scratch_slots = slots;
         }
         // A user whose only consumer was just closed for being slow is offline now, and that is counted as such.
-        if taken {
-            AckStatus::Delivered
+        taken
+    }
+
+    /// A message for a user of this shard: to the connections here, and to those on other gateways. Returns what became
+    /// of it; `None` if that is not known yet, and will be said to who wants it.
+    fn dispatch(&mut self, hash: UserHash, to: &str, frame: &[u8], wanted: Option<Wanted<'_>>) -> Option<AckStatus> {
+        let here = self.deliver(hash, to, frame);
+        let status = if self.remote.is_some() {
+            self.send_elsewhere(hash, to, frame, here, wanted)
+        } else if here {
+            Some(AckStatus::Delivered)
         } else {
-            AckStatus::Offline
+            Some(AckStatus::Offline)
+        };
+        if status == Some(AckStatus::Offline) {
+            self.metrics().dropped(Drop::MessageOffline);
+        }
+        status
+    }
+
+    /// Tells a sender what became of its message.
+    pub(super) fn answer(&mut self, wanted: &Wanted<'_>, status: AckStatus) {
+        if wanted.shard != self.me {
+            self.metrics().acked(status);
+            self.lanes.reply(wanted.shard, wanted.conn, |out| {
+                encode::ack(out, wanted.client_id, wanted.message_id, status);
+            });
+            return;
+        }
+        // The sender may be gone, or closed by its own message.
+        if self.is_open(wanted.conn) {
+            self.metrics().acked(status);
+            self.say(wanted.conn.slot, SentKind::Ack, |_, out| {
+                encode::ack(out, wanted.client_id, wanted.message_id, status);
+            });
+        } else {
+            self.metrics().dropped(Drop::ReplyGone);
         }
     }
 
@@ -216,16 +249,22 @@ impl Core {
         encode::message(&mut frame, &message);
         let hash = self.homes.hash(to);
         let home = self.homes.home(hash);
+        let wanted = client_id.map(|client_id| Wanted {
+            shard: self.me,
+            conn: self.key(slot),
+            client_id,
+            message_id,
+        });
         let status = if home == self.me {
-            let status = self.deliver(hash, to, &frame);
-            self.turn.local += u64::from(status == AckStatus::Delivered);
-            Some(status)
+            let status = self.dispatch(hash, to, &frame, wanted);
+            self.turn.local += u64::from(status == Some(AckStatus::Delivered));
+            status
         } else {
             let outgoing = OutgoingMessage {
                 hash,
                 to,
                 frame: &frame,
-                ack: client_id.map(|id| (self.key(slot), id, message_id)),
+                wanted,
                 received_ns: self.now.mono_ns,
             };
             match self.lanes.try_message(home, &outgoing) {
@@ -237,12 +276,8 @@ impl Core {
             }
         };
         self.scratch = frame;
-        if let (Some(status), Some(id)) = (status, client_id) {
-            self.metrics().acked(status);
-            // The sender may have been closed by its own message.
-            if matches!(self.conn(slot).stage, Stage::Open) {
-                self.say(slot, SentKind::Ack, |_, out| encode::ack(out, id, message_id, status));
-            }
+        if let (Some(status), Some(wanted)) = (status, &wanted) {
+            self.answer(wanted, status);
         }
     }
 
@@ -262,42 +297,57 @@ impl Core {
         }
         elsewhere.sort_unstable_by_key(|(home, place, _)| (*home, *place));
         let groups = elsewhere.chunk_by(|a, b| a.0 == b.0);
+        let control = self.remote.as_ref().map(|remote| remote.control);
         let question = Question {
             asker,
             client_id: client_id.map(Into::into),
             users,
             online,
-            waiting: groups.clone().count() as u16,
+            waiting: groups.clone().count() as u16 + u16::from(control.is_some()),
         };
+        if control.is_some() && !self.view.cluster.is_up() {
+            self.refuse_presence(&question, Drop::PresenceRedisAway, REDIS_AWAY);
+            return;
+        }
         if question.waiting == 0 {
             self.answer_presence(&question);
             return;
         }
         if self.questions.is_full() {
-            self.refuse_presence(&question);
+            self.refuse_presence(&question, Drop::PresenceLaneFull, OVERLOADED);
             return;
         }
         let ticket = self.questions.add(question);
+        let Some(question) = self.questions.get(ticket) else {
+            return;
+        };
+        let users = &question.users;
+        let mut asked = Ok(());
         for group in groups {
-            let Some(question) = self.questions.get(ticket) else {
-                return;
-            };
-            let users = &question.users;
-            let asked = group
+            let group_users = group
                 .iter()
                 .map(|(_, place, hash)| (*place, *hash, &*users[usize::from(*place)]));
-            if self.lanes.try_presence_query(group[0].0, ticket, asked).is_err()
-                && let Some(question) = self.questions.take(ticket)
-            {
-                self.refuse_presence(&question);
-                return;
-            }
+            asked = asked.and(self.lanes.try_presence_query(group[0].0, ticket, group_users));
+        }
+        if let Some(control) = control {
+            let homes = &self.homes;
+            let all = (0u8..)
+                .zip(users)
+                .map(|(place, user)| (place, homes.hash(user), &**user));
+            asked = asked.and(self.lanes.try_presence_query(control, ticket, all));
+        }
+        if asked.is_err()
+            && let Some(question) = self.questions.take(ticket)
+        {
+            self.refuse_presence(&question, Drop::PresenceLaneFull, OVERLOADED);
         }
     }
 
-    fn refuse_presence(&mut self, question: &Question) {
-        self.metrics().dropped(Drop::PresenceLaneFull);
-        let message = "overloaded: try again";
+    fn refuse_presence(&mut self, question: &Question, why: Drop, message: &str) {
+        self.metrics().dropped(why);
+        if !self.is_open(question.asker) {
+            return;
+        }
         self.say_error(
             question.asker.slot,
             question.client_id.as_deref(),
@@ -321,7 +371,7 @@ impl Core {
         });
     }
 
-    fn is_open(&mut self, key: SocketKey) -> bool {
+    pub(super) fn is_open(&mut self, key: SocketKey) -> bool {
         self.connection(key)
             .is_some_and(|conn| matches!(conn.stage, Stage::Open))
     }
@@ -353,22 +403,29 @@ impl Core {
                         self.answer_presence(&question);
                     }
                 }
+                Item::PresenceUnknown { ticket } => {
+                    if let Some(question) = self.questions.take(ticket) {
+                        self.refuse_presence(&question, Drop::PresenceRedisAway, REDIS_AWAY);
+                    }
+                }
+                other => self.handle_control_item(&batch, other),
             }
         }
     }
 
     fn handle_message_item(&mut self, from: ShardId, batch: &Batch, message: &MessageItem) {
-        let status = self.deliver(message.hash, batch.text(message.to), batch.bytes(message.frame));
-        if status == AckStatus::Delivered {
+        let wanted = message.ack.as_ref().map(|ack| Wanted {
+            shard: from,
+            conn: ack.conn,
+            client_id: batch.text(ack.client_id),
+            message_id: ack.message_id,
+        });
+        let status = self.dispatch(message.hash, batch.text(message.to), batch.bytes(message.frame), wanted);
+        if status == Some(AckStatus::Delivered) {
             self.turn.from_lanes.push(message.received_ns);
         }
-        if let Some(wanted) = &message.ack {
-            self.metrics().acked(status);
-            let client_id = batch.text(wanted.client_id);
-            let message_id: Uuid = wanted.message_id;
-            self.lanes.reply(from, wanted.conn, |out| {
-                encode::ack(out, client_id, message_id, status);
-            });
+        if let (Some(status), Some(wanted)) = (status, &wanted) {
+            self.answer(wanted, status);
         }
     }
 }

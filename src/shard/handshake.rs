@@ -186,6 +186,7 @@ impl Core {
     /// The user is known and lives here.
     pub(super) fn open(&mut self, slot: u32, user: &str, hash: UserHash) {
         let index = self.users.join(hash, user, slot);
+        self.tell_presence(index, self.users.devices(index).len());
         let conn = self.conn(slot);
         conn.user = Some(index);
         conn.stage = Stage::Open;

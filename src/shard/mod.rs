@@ -7,6 +7,7 @@ pub mod core;
 mod deliver;
 mod frames;
 mod handshake;
+mod remote;
 pub mod run;
 mod timers;
 pub mod wheel;

@@ -61,9 +61,26 @@ pub struct Plan {
     /// Seed of its ids and jitter.
     pub seed: u64,
     /// Where to the control thread it reports.
-    pub reports: Sender<Report>,
+    pub reports: Reporter,
     /// All mailboxes, once every shard has its waker.
     pub mailboxes: Receiver<Vec<Mailbox>>,
+}
+
+/// The way to the control thread.
+#[derive(Debug, Clone)]
+pub struct Reporter {
+    /// Where reports go.
+    pub sender: Sender<Report>,
+    /// Wakes the control thread.
+    pub waker: Waker,
+}
+
+impl Reporter {
+    /// Tells the control thread, which outlives the shards; if it is gone all the same, there is nobody to tell.
+    pub fn tell(&self, report: Report) {
+        let _ = self.sender.send(report);
+        self.waker.wake();
+    }
 }
 
 /// What a shard tells the control thread.
@@ -86,8 +103,7 @@ pub enum Report {
 pub async fn run<E: Engine>(plan: Plan) -> std::io::Result<()> {
     let engine = E::new(plan.listener)?;
     let waker = engine.waker();
-    // The control thread outlives the shards; if it is gone all the same, there is nobody to tell.
-    let _ = plan.reports.send(Report::Engine(plan.shard, waker.clone()));
+    plan.reports.tell(Report::Engine(plan.shard, waker.clone()));
     let Ok(mailboxes) = plan.mailboxes.recv() else {
         // Another shard could not start.
         return Ok(());
@@ -117,7 +133,7 @@ struct Shard<E> {
     inbox: Inbox,
     waker: Waker,
     view: Arc<View>,
-    reports: Sender<Report>,
+    reports: Reporter,
     commands: Vec<Command>,
     accept_retry_ms: Option<u64>,
     reported_drained: bool,
@@ -127,7 +143,7 @@ struct Shard<E> {
 
 impl<E: Engine> Shard<E> {
     async fn live(mut self, me: ShardId) -> std::io::Result<()> {
-        let _ = self.reports.send(Report::Accepting(me));
+        self.reports.tell(Report::Accepting(me));
         let mut wait = None;
         let mut idle_turns = 0u32;
         let mut yielded_ns = 0;
@@ -289,7 +305,7 @@ impl<E: Engine> Shard<E> {
             && !self.core.has_unfinished_sockets()
         {
             self.reported_drained = true;
-            let _ = self.reports.send(Report::Drained(me, count));
+            self.reports.tell(Report::Drained(me, count));
         }
     }
 

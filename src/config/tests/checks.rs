@@ -228,10 +228,6 @@ fn a_key_that_this_release_does_not_have_is_refused_unless_it_says_the_default()
         "admin.listen",
         "tls.cert",
         "tls.key",
-        "redis.url",
-        "redis.start_timeout",
-        "redis.prefix",
-        "presence.ttl",
         "auth.algorithm",
         "auth.key",
         "auth.jwks_url",
@@ -263,6 +259,8 @@ fn company(key: &Key) -> &'static [&'static str] {
     match key.name {
         "heartbeat.interval" => &["--heartbeat-timeout=2m"],
         "shards" => &["--cpus=none"],
+        "redis.start_timeout" | "redis.prefix" => &["--redis-url=redis://host"],
+        "redis.ca" => &["--redis-url=rediss://host"],
         _ => &[],
     }
 }

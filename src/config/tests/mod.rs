@@ -78,7 +78,7 @@ fn other_value(key: &Key) -> &'static str {
         Kind::Cpus => "5",
         Kind::Secret => "s3cret",
         Kind::File => "/other.pem",
-        Kind::Url(schemes) if schemes.contains(&"redis") => "redis://user:s3cret@host/0",
+        Kind::RedisUrl => "redis://user:s3cret@host/0",
         Kind::Url(_) => "https://user:s3cret@host/keys",
     }
 }

@@ -9,7 +9,7 @@ use crate::config::keys::KEYS;
 fn any_flags() -> impl Strategy<Value = Vec<String>> {
     let keys: Vec<&'static Key> = KEYS
         .iter()
-        .filter(|key| key.available && !["shards", "cpus", "insecure"].contains(&key.name))
+        .filter(|key| key.available && !["shards", "cpus", "insecure", "redis.url", "redis.ca"].contains(&key.name))
         .collect();
     let flag = |key: &'static Key| -> BoxedStrategy<String> {
         let value: BoxedStrategy<String> = match key.kind {
@@ -40,12 +40,19 @@ fn any_flags() -> impl Strategy<Value = Vec<String>> {
         (1usize..=256).prop_map(|shards| vec![format!("--shards={shards}"), "--cpus=none".to_owned()]),
         Just(vec!["--cpus=7,3-4,0".to_owned()]),
     ];
+    // No credentials: those are masked, and so printed as a comment.
+    let redis = prop_oneof![
+        Just(vec![]),
+        "--redis-url=rediss?://([a-z]{1,9}|\\[::1\\])(:[1-9][0-9]{0,3})?(/[0-9]{0,2})?".prop_map(|url| vec![url]),
+        "--redis-url=rediss-sentinel://[a-z]{1,9},[a-z]{1,9}/[a-z]{1,9}"
+            .prop_map(|url| vec![url, "--redis-ca=/a b.pem".to_owned()]),
+    ];
     let count = keys.len();
     let rest = proptest::sample::subsequence(keys, 0..=count);
     let rest = rest.prop_flat_map(move |keys| keys.into_iter().map(flag).collect::<Vec<_>>());
-    (rest, cpus, any::<bool>()).prop_map(|(rest, cpus, insecure)| {
+    (rest, cpus, redis, any::<bool>()).prop_map(|(rest, cpus, redis, insecure)| {
         let insecure = insecure.then(|| "--insecure".to_owned());
-        rest.into_iter().chain(cpus).chain(insecure).collect()
+        rest.into_iter().chain(cpus).chain(redis).chain(insecure).collect()
     })
 }
 

@@ -3,6 +3,8 @@
 //! One [`View`] per gateway, shared by `Arc`. Nothing in it is a table or a queue: counters with one writer each,
 //! one flag, and the one word of the admission rate.
 
+mod cluster;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -11,6 +13,7 @@ use crate::ids::ShardId;
 use crate::lanes::Depths;
 use crate::metrics::{Counter, ShardMetrics};
 use crate::settings::Settings;
+pub use cluster::{ClusterHealth, ClusterView};
 
 /// A shard or control thread that has not turned for this long does not live: parked shards turn once a second.
 pub const STALLED_AFTER: Duration = Duration::from_secs(5);
@@ -116,6 +119,8 @@ pub struct View {
     pub shards: Box<[ShardMetrics]>,
     /// Items under way between shards.
     pub depths: Arc<Depths>,
+    /// The other gateways.
+    pub cluster: ClusterView,
     /// The gateway's clock.
     pub clock: Clock,
     /// When the control thread last turned, milliseconds of the gateway's clock.
@@ -145,6 +150,7 @@ impl View {
             shards: cpus.iter().map(|_| ShardMetrics::default()).collect(),
             cpus,
             depths,
+            cluster: ClusterView::default(),
             clock: Clock::start(),
             control_turn_ms: Counter::default(),
             draining: AtomicBool::new(false),
@@ -244,9 +250,13 @@ impl View {
             ));
         }
         for (from, to, _) in self.lanes() {
-            if self.depths.is_full(ShardId(from), ShardId(to)) {
+            if self.depths.is_full(from, to) {
+                let (from, to) = (self.place_name(from), self.place_name(to));
                 reasons.push(format!("overloaded: the lane from shard {from} to shard {to} is full"));
             }
+        }
+        if let Some(trouble) = self.cluster.health().trouble() {
+            reasons.push(trouble.to_string());
         }
         if let Err(stalled) = self.liveness() {
             reasons.push(stalled);
@@ -285,13 +295,24 @@ impl View {
             .enumerate()
     }
 
-    /// All lanes: from, to, items under way.
-    pub fn lanes(&self) -> impl Iterator<Item = (u16, u16, u32)> {
+    /// All lanes: from, to, items under way. Those of the control thread only where there is a cluster.
+    pub fn lanes(&self) -> impl Iterator<Item = (ShardId, ShardId, u32)> {
         let shards = self.shards.len() as u16;
-        (0..shards).flat_map(move |from| {
-            (0..shards)
+        let places = if self.cluster.is_alone() { shards } else { shards + 1 };
+        (0..places).flat_map(move |from| {
+            (0..places)
                 .filter(move |to| *to != from)
-                .map(move |to| (from, to, self.depths.get(ShardId(from), ShardId(to))))
+                .map(move |to| (ShardId(from), ShardId(to)))
+                .map(|(from, to)| (from, to, self.depths.get(from, to)))
         })
+    }
+
+    /// The name of a lane's end: a shard's number, or `control`.
+    pub fn place_name(&self, place: ShardId) -> String {
+        if place.index() < self.shards.len() {
+            place.to_string()
+        } else {
+            "control".into()
+        }
     }
 }

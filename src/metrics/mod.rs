@@ -3,12 +3,15 @@
 //! Each [`ShardMetrics`] is written by its shard alone (plain load and store, no locked instruction) and may be read
 //! by any thread at any time. The names are the contract with Prometheus; `docs/metrics.md` explains them.
 
+mod cluster;
+
 use std::fmt::{Display, Write};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::protocol::close::CloseReason;
 use crate::protocol::encode::AckStatus;
 use crate::protocol::envelope::FrameKind;
+pub use cluster::{BrokerCounters, ClusterDrop, ClusterMetrics};
 
 /// A number with one writer.
 #[derive(Debug, Default)]
@@ -60,9 +63,9 @@ impl Histogram {
 
 /// Labels of `shardgate_connections_closed_total`: our codes, those of the RFC that peers send, 1005 for a close frame
 /// without a code, 1006 for an end without a close frame.
-pub const CLOSE_LABELS: [&str; 19] = [
+pub const CLOSE_LABELS: [&str; 20] = [
     "1000", "1001", "1002", "1003", "1005", "1006", "1007", "1009", "1011", "3001", "3008", "3012", "3013", "3500",
-    "3501", "3502", "3504", "3507", "other",
+    "3501", "3502", "3503", "3504", "3507", "other",
 ];
 
 /// How a connection ended, for its counter.
@@ -133,11 +136,12 @@ pub enum SentKind {
     Ping,
     Pong,
     Echo,
+    Broadcast,
 }
 
 impl SentKind {
     /// Labels in the order of the discriminants.
-    pub const LABELS: [&'static str; 11] = [
+    pub const LABELS: [&'static str; 12] = [
         "welcome",
         "message",
         "ack",
@@ -149,6 +153,7 @@ impl SentKind {
         "ping",
         "pong",
         "echo",
+        "broadcast",
     ];
 }
 
@@ -169,11 +174,19 @@ pub enum Drop {
     FrameSlowConsumer,
     /// An answer for a connection that had gone.
     ReplyGone,
+    /// A message for other gateways while Redis is away; its sender heard `failed` if nobody here took it.
+    MessageRedisAway,
+    /// A message for other gateways that was held while its receiver's place was asked for, and too many were.
+    MessageHeldFull,
+    /// A presence query while Redis is away; its sender heard `unavailable`.
+    PresenceRedisAway,
+    /// A message of another gateway for a user who is not here any more; its sender heard `offline`.
+    MessageMissed,
 }
 
 impl Drop {
     /// `kind` and `reason` in the order of the discriminants.
-    pub const LABELS: [(&'static str, &'static str); 7] = [
+    pub const LABELS: [(&'static str, &'static str); 11] = [
         ("message", "offline"),
         ("frame", "rate_limited"),
         ("message", "lane_full"),
@@ -181,6 +194,10 @@ impl Drop {
         ("handover", "lane_full"),
         ("frame", "slow_consumer"),
         ("reply", "connection_gone"),
+        ("message", "redis_away"),
+        ("message", "held_full"),
+        ("presence", "redis_away"),
+        ("message", "missed"),
     ];
 }
 
@@ -191,6 +208,8 @@ pub enum Path {
     Local,
     /// Over a lane.
     Shard,
+    /// From another gateway; counted where it is delivered, from its receipt there.
+    Gateway,
 }
 
 impl Path {
@@ -336,7 +355,7 @@ impl Exposition {
     }
 
     /// Adds everything that the shards count.
-    pub fn shards(&mut self, shards: &[ShardMetrics]) {
+    pub fn shards(&mut self, shards: &[ShardMetrics], cluster: &ClusterMetrics) {
         type Simple = (&'static str, &'static str, &'static str, fn(&ShardMetrics) -> &Counter);
         let simple: [Simple; 11] = [
             ("shardgate_connections", "gauge", "WebSocket connections now.", |m| {
@@ -457,6 +476,7 @@ impl Exposition {
                 self.sample(name, labels, counter.get());
             }
         }
+        self.cluster_dropped(name, cluster);
         self.begin(
             "shardgate_loop_turn_seconds",
             "histogram",
@@ -526,7 +546,7 @@ mod tests {
         shards[0].loop_turn.record(10_001, 1);
         shards[0].loop_turn.record(9_000_000_000, 1);
         let mut exposition = Exposition::default();
-        exposition.shards(&shards);
+        exposition.shards(&shards, &ClusterMetrics::default());
         let text = exposition.into_text();
         for line in [
             "shardgate_loop_turn_seconds_bucket{shard=\"0\",le=\"0.00001\"} 1",

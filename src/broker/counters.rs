@@ -1,0 +1,21 @@
+//! What is counted of each operation. Written on the control thread, read by whoever serves metrics.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use super::commands::{self, Step};
+use crate::cluster::store::Op;
+pub use crate::metrics::BrokerCounters;
+
+/// Counting by what is sent.
+pub(super) trait Count {
+    fn count(&self, step: &Step);
+}
+
+impl Count for BrokerCounters {
+    fn count(&self, step: &Step) {
+        self.operations[commands::kind_of(step)].fetch_add(1, Relaxed);
+        if let Step::Op(Op::Publish { payload, .. }) = step {
+            self.bytes_out.fetch_add(payload.len() as u64, Relaxed);
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! Answers of one request as they come in from several servers, until all are there.
+//!
+//! Owned by the request's items together. When the last of them is gone, the request is answered; an item that got
+//! lost on the way, whatever the reason, counts as failed. So every request is answered exactly once.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::time::Instant;
+
+use super::Signal;
+use super::commands::{Step, failed};
+use crate::cluster::store::{Answer, FailureKind, Op, Request, StoreEvent};
+
+/// Where the answers of one request meet.
+#[derive(Debug)]
+struct Gather {
+    ticket: u64,
+    answers: RefCell<Vec<Option<Answer>>>,
+    signals: UnboundedSender<Signal>,
+}
+
+impl Drop for Gather {
+    fn drop(&mut self) {
+        let answers = self.answers.take().into_iter();
+        let answers = answers.map(|answer| {
+            answer.unwrap_or_else(|| failed(FailureKind::Unavailable, "the connection to Redis was given up"))
+        });
+        // Nobody listens any more: then nobody waits for it either.
+        let _ = self.signals.send(Signal::Event(StoreEvent::Answered {
+            ticket: self.ticket,
+            answers: answers.collect(),
+        }));
+    }
+}
+
+/// One operation of a request on its way.
+#[derive(Debug)]
+pub(super) struct Item {
+    /// What to ask.
+    pub(super) step: Step,
+    /// Its slot; 0 where there are none.
+    pub(super) slot: u16,
+    /// How often it was sent to another server or once more.
+    pub(super) tries: u8,
+    /// The server must be told that it was named by another one.
+    pub(super) asking: bool,
+    /// When it fails, wherever it is.
+    pub(super) deadline: Instant,
+    gather: Rc<Gather>,
+    at: usize,
+}
+
+impl Item {
+    /// This is its answer.
+    pub(super) fn answer(self, answer: Answer) {
+        if let Some(place) = self.gather.answers.borrow_mut().get_mut(self.at) {
+            *place = Some(answer);
+        }
+    }
+
+    /// It was not carried out, or nobody knows.
+    pub(super) fn unavailable(self, text: &str) {
+        self.answer(failed(FailureKind::Unavailable, text));
+    }
+
+    /// A publish is never sent twice: the second could come after a later one.
+    pub(super) fn may_be_repeated(&self) -> bool {
+        !matches!(self.step, Step::Op(Op::Publish { .. }))
+    }
+}
+
+/// Takes a request apart.
+pub(super) fn items(request: Request, deadline: Instant, signals: &UnboundedSender<Signal>) -> Vec<Item> {
+    let gather = Rc::new(Gather {
+        ticket: request.ticket,
+        answers: RefCell::new(vec![None; request.ops.len()]),
+        signals: signals.clone(),
+    });
+    let item = |(at, op)| Item {
+        step: Step::Op(op),
+        slot: 0,
+        tries: 0,
+        asking: false,
+        deadline,
+        gather: gather.clone(),
+        at,
+    };
+    request.ops.into_iter().enumerate().map(item).collect()
+}

@@ -1,0 +1,102 @@
+//! Names of keys and channels. Pure.
+//!
+//! | name | type | what |
+//! | --- | --- | --- |
+//! | `<prefix>user:<user>` | hash | where a user is: incarnation to number of connections |
+//! | `<prefix>index:<incarnation>` | set | users that an incarnation wrote down, for the sweep after its death |
+//! | `<prefix>{gateways}` | hash | the directory: incarnation to gateway id |
+//! | `<prefix>{gateways}:lease:<id>` | string | the lease of a gateway id, expires |
+//! | `<prefix>{gateways}:takeover:<id>` | string | claim: somebody takes over this id, expires |
+//! | `<prefix>{gateways}:sweep:<incarnation>` | string | claim: somebody sweeps this incarnation, expires |
+//! | `<prefix>gw:<id>:<incarnation>` | channel | one life of one gateway |
+//! | `<prefix>all` | channel | all gateways |
+//!
+//! `{gateways}` is a hash tag: in a cluster directory and leases share a slot, so that one MGET reads all leases.
+//! A user or gateway id that has braces itself may share a slot with others; nothing depends on where it is.
+
+use std::sync::Arc;
+
+use crate::cluster::store::{Channel, Incarnation, Task};
+
+/// Makes names, all with one prefix.
+#[derive(Debug, Clone)]
+pub(super) struct Names {
+    prefix: Arc<str>,
+}
+
+impl Names {
+    pub(super) fn new(prefix: &str) -> Names {
+        Names { prefix: prefix.into() }
+    }
+
+    pub(super) fn user(&self, user: &str) -> String {
+        format!("{}user:{user}", self.prefix)
+    }
+
+    /// The user of a key that [`Names::user`] made; `None` for any other key.
+    pub(super) fn user_of(&self, key: &[u8]) -> Option<Arc<str>> {
+        let rest = key.strip_prefix(self.prefix.as_bytes())?.strip_prefix(b"user:")?;
+        std::str::from_utf8(rest).ok().map(Arc::from)
+    }
+
+    pub(super) fn index(&self, owner: Incarnation) -> String {
+        format!("{}index:{owner}", self.prefix)
+    }
+
+    pub(super) fn directory(&self) -> String {
+        format!("{}{{gateways}}", self.prefix)
+    }
+
+    pub(super) fn lease(&self, id: &str) -> String {
+        format!("{}{{gateways}}:lease:{id}", self.prefix)
+    }
+
+    pub(super) fn claim(&self, task: &Task) -> String {
+        match task {
+            Task::TakeOver(id) => format!("{}{{gateways}}:takeover:{id}", self.prefix),
+            Task::Sweep(owner) => format!("{}{{gateways}}:sweep:{owner}", self.prefix),
+        }
+    }
+
+    pub(super) fn channel(&self, channel: &Channel) -> String {
+        match channel {
+            Channel::Gateway(id, incarnation) => format!("{}gw:{id}:{incarnation}", self.prefix),
+            Channel::All => format!("{}all", self.prefix),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_as_documented() {
+        let names = Names::new("p:");
+        let life = Incarnation(0xab);
+        assert_eq!(names.user("bob"), "p:user:bob");
+        assert_eq!(names.index(life), "p:index:00000000000000ab");
+        assert_eq!(names.directory(), "p:{gateways}");
+        assert_eq!(names.lease("gw"), "p:{gateways}:lease:gw");
+        assert_eq!(names.claim(&Task::TakeOver("gw".into())), "p:{gateways}:takeover:gw");
+        assert_eq!(names.claim(&Task::Sweep(life)), "p:{gateways}:sweep:00000000000000ab");
+        assert_eq!(
+            names.channel(&Channel::Gateway("gw".into(), life)),
+            "p:gw:gw:00000000000000ab"
+        );
+        assert_eq!(names.channel(&Channel::All), "p:all");
+    }
+
+    #[test]
+    fn a_user_comes_back_from_its_key_and_nothing_else_does() {
+        let names = Names::new("p:");
+        assert_eq!(
+            names.user_of(names.user("ü:user:x").as_bytes()).as_deref(),
+            Some("ü:user:x")
+        );
+        for other in ["p:index:bob", "user:bob", "q:user:bob", "p:{gateways}"] {
+            assert_eq!(names.user_of(other.as_bytes()), None, "{other}");
+        }
+        assert_eq!(names.user_of(b"p:user:\xff"), None);
+    }
+}

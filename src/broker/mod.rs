@@ -1,0 +1,183 @@
+//! The driver of a cluster's store: carries out [`Op`](crate::cluster::store::Op)s on Redis and says what Redis says.
+//!
+//! Belongs to the control thread, on a tokio `current_thread` runtime inside a `LocalSet`. Decides nothing: what to write,
+//! when and why is [`crate::cluster`]'s. May touch sockets and clocks; knows no shard.
+//!
+//! | file | duty |
+//! | --- | --- |
+//! | `driver` | the one task that knows all servers |
+//! | `node` | one server: its command connection, order, time limits |
+//! | `pubsub` | one server: its connection for subscriptions |
+//! | `dial` | opens connections |
+//! | `gather` | answers of a request until all are there |
+//! | `commands` | pure: operation to command, reply to answer, what errors mean |
+//! | `keys` | pure: names of keys and channels |
+//! | `backlog` | how many packets may wait |
+//! | `backoff` | how long to wait before the next attempt |
+//! | `counters` | what is counted |
+//!
+//! Invariants:
+//! - *answered once*: every request is answered exactly once and within 2.5 s, see `gather` and `node`.
+//! - *order*: what goes to one server goes in the order of [`Broker::submit`], see `node`.
+//! - *no invalidation is lost*: each becomes an event; one that overtook the answer to a read before it stands in front
+//!   of it, and the asker sees by that that the answer is old.
+//! - *no secret*: credentials are in no event, log line or `Debug`.
+
+mod backlog;
+mod backoff;
+mod commands;
+mod counters;
+mod dial;
+mod driver;
+mod gather;
+mod keys;
+mod node;
+mod pubsub;
+
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::task::AbortHandle;
+
+use backlog::Backlog;
+pub use counters::BrokerCounters;
+use dial::Dialer;
+use driver::{Context, Driver, Input};
+use keys::Names;
+
+use crate::cluster::store::{Channel, Request, StoreEvent};
+use crate::config::{RedisServers, RedisTarget};
+
+/// What tasks say, in order; channels by name.
+#[derive(Debug)]
+enum Signal {
+    /// As it is.
+    Event(StoreEvent),
+    /// A channel is heard.
+    Heard(String),
+    /// It is not any more.
+    Unheard(String),
+    /// Somebody said something.
+    Packet { channel: String, payload: Bytes },
+}
+
+/// A store in Redis. Its tasks end when it is dropped.
+#[derive(Debug)]
+pub struct Broker {
+    names: Names,
+    inputs: UnboundedSender<Input>,
+    signals: UnboundedReceiver<Signal>,
+    /// Wanted channels by name, and whether they are heard.
+    channels: HashMap<String, (Channel, bool)>,
+    backlog: Arc<Backlog>,
+    driver: AbortHandle,
+}
+
+impl Broker {
+    /// Begins to connect in the background, at once. Trouble comes as [`StoreEvent::Lost`], and attempts go on, 50 ms to 1 s
+    /// apart.
+    ///
+    /// # Panics
+    /// Outside of a tokio `LocalSet`.
+    #[must_use]
+    pub fn start(target: RedisTarget, prefix: &str, counters: Arc<BrokerCounters>) -> Broker {
+        let (inputs, inputs_receiver) = unbounded_channel();
+        let (signals, signals_receiver) = unbounded_channel();
+        let backlog = Arc::new(Backlog::new(counters.clone()));
+        let names = Names::new(prefix);
+        let context = Context {
+            names: names.clone(),
+            sharded: matches!(target.servers, RedisServers::Cluster(_)),
+            dialer: Dialer::new(target),
+            signals,
+            backlog: backlog.clone(),
+            counters,
+        };
+        let driver = Driver::new(Rc::new(context), inputs.clone());
+        let driver = tokio::task::spawn_local(driver.run(inputs_receiver)).abort_handle();
+        Broker {
+            names,
+            inputs,
+            signals: signals_receiver,
+            channels: HashMap::new(),
+            backlog,
+            driver,
+        }
+    }
+
+    /// Sends a request. It is answered once by [`StoreEvent::Answered`], within 2.5 s; at once, with
+    /// [`Unavailable`](crate::cluster::store::FailureKind::Unavailable), where no server can be asked.
+    pub fn submit(&mut self, request: Request) {
+        // The driver ends with us and not before.
+        let _ = self.inputs.send(Input::Request(request));
+    }
+
+    /// Subscribes to a channel, until [`Broker::unsubscribe`]: over lost connections, failovers and moving slots.
+    pub fn subscribe(&mut self, channel: Channel) {
+        let name = self.names.channel(&channel);
+        self.channels.entry(name.clone()).or_insert((channel, false));
+        let _ = self.inputs.send(Input::Subscribe(name));
+    }
+
+    /// Ends a subscription. No event follows.
+    pub fn unsubscribe(&mut self, channel: &Channel) {
+        let name = self.names.channel(channel);
+        if self.channels.remove(&name).is_some() {
+            let _ = self.inputs.send(Input::Unsubscribe(name));
+        }
+    }
+
+    /// The next event. Cancel-safe.
+    pub async fn next_event(&mut self) -> StoreEvent {
+        loop {
+            match self.signals.recv().await {
+                Some(signal) => {
+                    if let Some(event) = self.translate(signal) {
+                        return event;
+                    }
+                }
+                // The driver's task ends with us; should it not be there, nothing will ever come.
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    /// The next event, if there is one already.
+    pub fn try_next_event(&mut self) -> Option<StoreEvent> {
+        while let Ok(signal) = self.signals.try_recv() {
+            if let Some(event) = self.translate(signal) {
+                return Some(event);
+            }
+        }
+        None
+    }
+
+    /// Channels by name to channels; nothing for those that nobody wants (any more).
+    fn translate(&mut self, signal: Signal) -> Option<StoreEvent> {
+        match signal {
+            Signal::Event(event) => Some(event),
+            Signal::Heard(name) => {
+                let (channel, heard) = self.channels.get_mut(&name)?;
+                (!std::mem::replace(heard, true)).then(|| StoreEvent::Subscribed(channel.clone()))
+            }
+            Signal::Unheard(name) => {
+                let (channel, heard) = self.channels.get_mut(&name)?;
+                std::mem::replace(heard, false).then(|| StoreEvent::Unsubscribed(channel.clone()))
+            }
+            Signal::Packet { channel, payload } => {
+                self.backlog.take(payload.len());
+                let (channel, _) = self.channels.get(&channel)?;
+                Some(StoreEvent::Received(channel.clone(), payload))
+            }
+        }
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}

@@ -1,0 +1,323 @@
+//! What the store's answers mean.
+
+use std::sync::Arc;
+
+use super::store::{Answer, Channel, Incarnation, Op, StoreEvent};
+use super::{Cluster, Purpose, Query};
+use crate::cluster::outbound::Lost;
+use crate::cluster::presence::{Sweep, Swept};
+use crate::lanes::{Item, Location};
+use crate::metrics::ClusterDrop;
+use crate::router::locations::{Berth, Places};
+
+impl Cluster {
+    /// Something came from the store.
+    pub fn handle_event(&mut self, event: StoreEvent) {
+        match event {
+            StoreEvent::Connected => self.handle_connected(),
+            StoreEvent::Lost(_) => {
+                self.connected = false;
+                self.membership.redis_away();
+            }
+            StoreEvent::Answered { ticket, answers } => {
+                if let Some((purpose, _)) = self.sent.remove(&ticket) {
+                    self.handle_answers(purpose, answers);
+                }
+            }
+            StoreEvent::Subscribed(channel) => {
+                if !self.heard.contains(&channel) {
+                    self.heard.push(channel);
+                }
+                self.follow_membership();
+            }
+            StoreEvent::Unsubscribed(channel) => {
+                self.heard.retain(|heard| *heard != channel);
+                // What is said on it meanwhile, answers to us too, is lost.
+                self.follow_membership();
+            }
+            StoreEvent::Received(channel, payload) => self.handle_heard(&channel, &payload),
+            StoreEvent::Forget(users) => {
+                for user in users {
+                    self.forget(&user);
+                }
+            }
+            StoreEvent::ForgetAll => self.forget_all(),
+        }
+    }
+
+    fn handle_connected(&mut self) {
+        let now_ms = self.now.mono_ms();
+        self.connected = true;
+        self.directory_due_ms = 0;
+        self.forget_all();
+        self.membership.redis_there();
+        if self.was_member {
+            self.directory.redis_returned(now_ms);
+            self.rebuild_presence();
+        }
+    }
+
+    fn rebuild_presence(&mut self) {
+        self.metrics().rebuilds.inc();
+        let incarnation = self.membership.incarnation();
+        self.book.rebuild(incarnation, self.now.mono_ms());
+    }
+
+    fn forget(&mut self, user: &Arc<str>) {
+        if let Some(moved) = self.asking.get_mut(user) {
+            *moved = true;
+        }
+        if !self.lanes.is_empty() {
+            let hash = self.homes.hash(user);
+            self.lanes
+                .say_of_user(self.homes.home(hash), user, |user| Item::Forget { hash, user });
+        }
+    }
+
+    fn forget_all(&mut self) {
+        for moved in self.asking.values_mut() {
+            *moved = true;
+        }
+        for shard in self.all_shards() {
+            self.lanes.say(shard, Item::ForgetAll);
+        }
+    }
+
+    fn handle_answers(&mut self, purpose: Purpose, answers: Vec<Answer>) {
+        let now_ms = self.now.mono_ms();
+        match purpose {
+            Purpose::Membership => {
+                let another = self.membership.handle_answers(&answers, now_ms, self.now.wall_ms);
+                if another {
+                    // Nothing that was written counts any more.
+                    self.rebuild_presence();
+                }
+                self.follow_membership();
+            }
+            Purpose::Directory => self.handle_directory(&answers),
+            Purpose::Presence => self.book.handle_written(&answers, now_ms),
+            Purpose::IndexScan => match answers.into_iter().next() {
+                Some(Answer::Users { cursor, users }) => {
+                    self.check_users(&users);
+                    self.book.handle_scanned(Some(cursor), now_ms);
+                }
+                _ => self.book.handle_scanned(None, now_ms),
+            },
+            Purpose::Locate(_) | Purpose::Query(_) if self.names_strangers(&answers) => {
+                self.directory_due_ms = 0;
+                self.deferred.push((purpose, answers));
+            }
+            Purpose::Locate(users) => self.handle_located(&users, &answers),
+            Purpose::Query(query) => self.handle_query(&query, &answers),
+            Purpose::Packet {
+                berth,
+                sequence,
+                messages,
+            } => {
+                let result = self.judge_packet(berth, &answers);
+                if result.is_err() {
+                    self.metrics().dropped(ClusterDrop::MessageGatewayGone, messages.into());
+                }
+                self.outbound.handle_published(berth, sequence, result);
+            }
+            Purpose::Order => {
+                if !matches!(answers.first(), Some(Answer::Count(_))) {
+                    self.metrics().dropped(ClusterDrop::OrderRedisAway, 1);
+                }
+            }
+            Purpose::Probe => {
+                if answers.first() == Some(&Answer::Count(0)) {
+                    // Nobody heard it, not even we.
+                    self.subscribe_anew();
+                    self.follow_membership();
+                }
+            }
+            Purpose::SweepClaim(target) => {
+                if answers.first() == Some(&Answer::Taken(true)) && self.sweep.is_none() && !self.leaving {
+                    log::info!("sweeping the presence of a dead gateway, incarnation {target}");
+                    self.sweep = Some(Sweep::new(target));
+                }
+            }
+            Purpose::SweepScan => self.handle_swept(answers),
+            Purpose::SweepClear | Purpose::Farewell => {}
+        }
+    }
+
+    /// Does an answer name a gateway that the directory does not know?
+    fn names_strangers(&self, answers: &[Answer]) -> bool {
+        let me = self.membership.incarnation();
+        let known = |owner: Incarnation| owner == me || self.directory.is_known(owner);
+        answers.iter().any(|answer| match answer {
+            Answer::Places(places) => !places.iter().all(|(owner, _)| known(*owner)),
+            _ => false,
+        })
+    }
+
+    fn handle_directory(&mut self, answers: &[Answer]) {
+        self.directory_asked = false;
+        let read = if let Some(Answer::Directory(registered)) = answers.first() {
+            let changes = self.directory.read(registered, self.membership.incarnation());
+            for berth in changes.gone {
+                let unsent = self.outbound.gone(berth);
+                self.metrics().dropped(ClusterDrop::MessageGatewayGone, unsent);
+                self.inbound.gone(berth);
+            }
+            if changes.changed {
+                self.forget_all();
+            }
+            for target in changes.to_sweep {
+                let known = self.to_sweep.contains(&target);
+                let running = self.sweep.as_ref().is_some_and(|sweep| sweep.target() == target);
+                if !known && !running {
+                    self.to_sweep.push(target);
+                }
+            }
+            true
+        } else {
+            false
+        };
+        for (purpose, answers) in std::mem::take(&mut self.deferred) {
+            // Whoever is not in the directory now is dead, and has been swept. Without one, nobody knows.
+            let answers = if read { answers } else { Vec::new() };
+            match purpose {
+                Purpose::Locate(users) => self.handle_located(&users, &answers),
+                Purpose::Query(query) => self.handle_query(&query, &answers),
+                _ => {}
+            }
+        }
+    }
+
+    /// Where users are: to the shards that asked.
+    fn handle_located(&mut self, users: &[Arc<str>], answers: &[Answer]) {
+        let complete = self.directory.is_complete(self.now.mono_ms());
+        for (place, user) in users.iter().enumerate() {
+            // Given up meanwhile.
+            let Some(moved) = self.asking.remove(user) else {
+                continue;
+            };
+            let location = match answers.get(place) {
+                Some(Answer::Places(places)) => {
+                    self.clear_dead(user, places);
+                    match self.live(places) {
+                        // The gateway where the user is may not have come back yet.
+                        Places::Nowhere if !complete => Location::Unknown,
+                        places if moved => Location::Fleeting(places),
+                        places => Location::Known(places),
+                    }
+                }
+                _ => Location::Unknown,
+            };
+            self.tell_location(user, location);
+        }
+    }
+
+    fn live(&self, places: &[(Incarnation, u32)]) -> Places {
+        let berths = places.iter().filter_map(|(owner, _)| self.directory.counts(*owner));
+        berths.collect()
+    }
+
+    /// Clears what dead gateways have written of a user, and was in no index yet when they died.
+    fn clear_dead(&mut self, user: &Arc<str>, places: &[(Incarnation, u32)]) {
+        let me = self.membership.incarnation();
+        let dead = places
+            .iter()
+            .map(|(owner, _)| *owner)
+            .filter(|owner| *owner != me && !self.directory.is_known(*owner));
+        let ops: Vec<Op> = dead
+            .map(|owner| Op::ClearPresence {
+                user: Arc::clone(user),
+                owner,
+            })
+            .collect();
+        if !ops.is_empty() {
+            self.request(Purpose::SweepClear, ops);
+        }
+    }
+
+    fn handle_query(&mut self, query: &Query, answers: &[Answer]) {
+        let complete = self.directory.is_complete(self.now.mono_ms());
+        let mut online = 0u128;
+        let mut unknown = false;
+        for (nth, place) in query.places.iter().enumerate() {
+            match answers.get(nth) {
+                Some(Answer::Places(places)) => {
+                    let there = !self.live(places).is_empty();
+                    online |= u128::from(there) << place;
+                    unknown |= !there && !complete;
+                }
+                _ => unknown = true,
+            }
+        }
+        let ticket = query.ticket;
+        let item = if unknown {
+            Item::PresenceUnknown { ticket }
+        } else {
+            Item::PresenceAnswer { ticket, online }
+        };
+        self.lanes.say(query.shard, item);
+    }
+
+    fn judge_packet(&mut self, berth: Berth, answers: &[Answer]) -> Result<(), Lost> {
+        match answers.first() {
+            Some(Answer::Count(0)) if self.directory.deaf(berth, self.now.mono_ms()) => Err(Lost::Dead),
+            Some(Answer::Count(0)) => {
+                // It is subscribing anew, or dead: the directory knows sooner or later.
+                self.directory_due_ms = self.directory_due_ms.min(self.now.mono_ms() + 100);
+                Err(Lost::Unknown)
+            }
+            Some(Answer::Count(_)) => {
+                self.directory.heard(berth);
+                Ok(())
+            }
+            _ => Err(Lost::Unknown),
+        }
+    }
+
+    /// Our index names these users: their shards say who of them is not here.
+    fn check_users(&mut self, users: &[Arc<str>]) {
+        for shard in self.all_shards() {
+            let homes = &self.homes;
+            let here: Vec<_> = users
+                .iter()
+                .map(|user| (homes.hash(user), &**user))
+                .filter(|(hash, _)| homes.home(*hash) == shard)
+                .collect();
+            if !here.is_empty() {
+                self.lanes
+                    .say_of_users(shard, here.into_iter(), |users| Item::CheckUsers { users });
+            }
+        }
+    }
+
+    fn handle_swept(&mut self, answers: Vec<Answer>) {
+        let Some(sweep) = &mut self.sweep else {
+            return;
+        };
+        let Some(Answer::Users { cursor, users }) = answers.into_iter().next() else {
+            // Redis is in trouble. A dead gateway stays in the directory, and is swept later; we leave without.
+            self.sweep = None;
+            self.left = self.leaving;
+            return;
+        };
+        match sweep.handle_scanned(cursor, users) {
+            Ok(ops) if ops.is_empty() => {}
+            Ok(ops) => self.request(Purpose::SweepClear, ops),
+            Err(Swept) => {
+                let target = sweep.target();
+                self.sweep = None;
+                if target == self.membership.incarnation() {
+                    self.left = true;
+                } else {
+                    self.metrics().sweeps.inc();
+                }
+                let op = Op::Unregister { incarnation: target };
+                self.request(Purpose::SweepClear, vec![op]);
+            }
+        }
+    }
+
+    /// True if this channel is one that we want to hear.
+    pub(super) fn is_ours(&self, channel: &Channel) -> bool {
+        *channel == Channel::All || self.channel.as_ref() == Some(channel)
+    }
+}

@@ -1,0 +1,264 @@
+//! The gateways of the cluster: who lives, who is gone, and how sure that is.
+//!
+//! Pure. A gateway gets a [`Berth`] when it is first heard of, which names it for shards and is never used again.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::store::{Incarnation, LeaseState, Registered};
+use crate::router::locations::Berth;
+
+/// A gateway that nobody listens for is taken for dead after this time, although its lease still lasts: it has had the
+/// time to subscribe again. Until then messages for it have `failed`, afterwards their receivers are `offline`.
+const DEAF_MS: u64 = 5_000;
+/// After Redis came back, gateways that were there before may take this long to come back, too; until then a user who is
+/// not found may be on one of them.
+const RETURN_MS: u64 = 5_000;
+
+/// One other gateway.
+#[derive(Debug)]
+struct Gateway {
+    id: Arc<str>,
+    incarnation: Incarnation,
+    /// As its lease says; `None` while it was heard of, but not seen in the directory yet.
+    state: Option<LeaseState>,
+    deaf_since_ms: Option<u64>,
+    /// Seen without a lease by the last reading.
+    lapsed: bool,
+}
+
+/// What a reading of the directory changed.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Gateways that are gone, and were there before.
+    pub gone: Vec<Berth>,
+    /// A gateway's users count no more, or count for the first time: nothing learned before holds.
+    pub changed: bool,
+    /// Dead gateways whose presence is to be swept.
+    pub to_sweep: Vec<Incarnation>,
+}
+
+/// All other gateways. Owned by the control thread.
+#[derive(Debug, Default)]
+pub struct Directory {
+    gateways: BTreeMap<Berth, Gateway>,
+    berths: u32,
+    /// Ids of gateways that were there before Redis went away and have not been seen since, and until when they may come.
+    missing: Vec<Arc<str>>,
+    missing_until_ms: u64,
+    /// Incarnations that had no lease when the directory was last read.
+    lapsed: Vec<Incarnation>,
+}
+
+impl Directory {
+    /// The gateway of this name; a new one is entered as heard of.
+    pub fn hear_of(&mut self, id: &str, incarnation: Incarnation) -> Berth {
+        if let Some(berth) = self.find(incarnation) {
+            return berth;
+        }
+        let berth = Berth(self.berths);
+        self.berths += 1;
+        self.gateways.insert(
+            berth,
+            Gateway {
+                id: id.into(),
+                incarnation,
+                state: None,
+                deaf_since_ms: None,
+                lapsed: false,
+            },
+        );
+        berth
+    }
+
+    /// The gateway of this incarnation, if it was heard of.
+    pub fn find(&self, incarnation: Incarnation) -> Option<Berth> {
+        let mut gateways = self.gateways.iter();
+        gateways
+            .find(|(_, gateway)| gateway.incarnation == incarnation)
+            .map(|(berth, _)| *berth)
+    }
+
+    /// True if this gateway was heard of, or seen to be dead: no new reading tells more.
+    pub fn is_known(&self, incarnation: Incarnation) -> bool {
+        self.find(incarnation).is_some() || self.lapsed.contains(&incarnation)
+    }
+
+    /// The name of a gateway.
+    pub fn name(&self, berth: Berth) -> Option<(Arc<str>, Incarnation)> {
+        let gateway = self.gateways.get(&berth)?;
+        Some((Arc::clone(&gateway.id), gateway.incarnation))
+    }
+
+    /// The gateway, if its users count: it has a lease and does not drain.
+    pub fn counts(&self, incarnation: Incarnation) -> Option<Berth> {
+        let berth = self.find(incarnation)?;
+        let state = self.gateways.get(&berth)?.state;
+        matches!(state, Some(LeaseState::Syncing | LeaseState::Synced)).then_some(berth)
+    }
+
+    /// Gateways with a lease.
+    pub fn len(&self) -> usize {
+        self.gateways.values().filter(|gateway| gateway.state.is_some()).count()
+    }
+
+    /// True if there is no other gateway.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Somebody took what was said to this gateway.
+    pub fn heard(&mut self, berth: Berth) {
+        if let Some(gateway) = self.gateways.get_mut(&berth) {
+            gateway.deaf_since_ms = None;
+        }
+    }
+
+    /// Nobody took what was said to this gateway. Returns true if that has gone on for so long that it must be dead.
+    pub fn deaf(&mut self, berth: Berth, now_ms: u64) -> bool {
+        let Some(gateway) = self.gateways.get_mut(&berth) else {
+            return true;
+        };
+        let since = *gateway.deaf_since_ms.get_or_insert(now_ms);
+        now_ms.saturating_sub(since) >= DEAF_MS
+    }
+
+    /// Redis came back, perhaps with nothing in it: who was there before is missing until seen again.
+    pub fn redis_returned(&mut self, now_ms: u64) {
+        let live = self.gateways.values().filter(|gateway| {
+            matches!(gateway.state, Some(LeaseState::Syncing | LeaseState::Synced)) && gateway.deaf_since_ms.is_none()
+        });
+        self.missing = live.map(|gateway| Arc::clone(&gateway.id)).collect();
+        self.missing_until_ms = now_ms + RETURN_MS;
+        self.lapsed.clear();
+    }
+
+    /// True if a user who is found nowhere is nowhere.
+    pub fn is_complete(&self, now_ms: u64) -> bool {
+        let syncing = self
+            .gateways
+            .values()
+            .any(|gateway| gateway.state == Some(LeaseState::Syncing));
+        !syncing && (self.missing.is_empty() || now_ms >= self.missing_until_ms)
+    }
+
+    /// Takes in what the directory says. `me` is left out.
+    pub fn read(&mut self, registered: &[Registered], me: Incarnation) -> Changes {
+        let mut changes = Changes::default();
+        let mut seen = Vec::new();
+        let mut lapsed = Vec::new();
+        for line in registered.iter().filter(|line| line.incarnation != me) {
+            let lease = line.lease.filter(|lease| lease.incarnation == line.incarnation);
+            let Some(lease) = lease else {
+                // Twice without a lease: one reading may fall between the writing of lease and directory.
+                if self.lapsed.contains(&line.incarnation) {
+                    changes.to_sweep.push(line.incarnation);
+                }
+                lapsed.push(line.incarnation);
+                continue;
+            };
+            let berth = self.hear_of(&line.id, line.incarnation);
+            seen.push(berth);
+            self.missing.retain(|id| *id != line.id);
+            if let Some(gateway) = self.gateways.get_mut(&berth) {
+                gateway.lapsed = false;
+                let counted = matches!(gateway.state, Some(LeaseState::Syncing | LeaseState::Synced));
+                let counts = lease.state != LeaseState::Leaving;
+                changes.changed |= counted != counts;
+                gateway.state = Some(lease.state);
+            }
+        }
+        self.lapsed = lapsed;
+        let mut gone = Vec::new();
+        self.gateways.retain(|berth, gateway| {
+            let stays = seen.contains(berth) || (gateway.state.is_none() && !gateway.lapsed);
+            // Heard of, but in no reading: the next one decides.
+            gateway.lapsed = true;
+            if !stays {
+                gone.push(*berth);
+            }
+            stays
+        });
+        changes.changed |= !gone.is_empty();
+        changes.gone = gone;
+        changes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::store::Lease;
+    use super::*;
+
+    const ME: Incarnation = Incarnation(1);
+
+    fn line(id: &str, incarnation: u64, state: Option<LeaseState>) -> Registered {
+        Registered {
+            id: id.into(),
+            incarnation: Incarnation(incarnation),
+            lease: state.map(|state| Lease {
+                incarnation: Incarnation(incarnation),
+                state,
+                renewals: 0,
+            }),
+        }
+    }
+
+    #[test]
+    fn gateways_come_drain_and_die() {
+        let mut directory = Directory::default();
+        let synced = Some(LeaseState::Synced);
+        let changes = directory.read(&[line("me", 1, synced), line("b", 2, synced)], ME);
+        assert!(changes.changed && changes.gone.is_empty());
+        let b = directory.counts(Incarnation(2)).unwrap();
+        assert_eq!(directory.counts(ME), None);
+        assert_eq!(directory.len(), 1);
+
+        let changes = directory.read(&[line("b", 2, Some(LeaseState::Leaving))], ME);
+        assert!(changes.changed && changes.gone.is_empty());
+        assert_eq!(directory.counts(Incarnation(2)), None);
+        assert_eq!(directory.find(Incarnation(2)), Some(b));
+
+        let changes = directory.read(&[line("b", 2, None)], ME);
+        assert_eq!((changes.gone, changes.to_sweep), (vec![b], vec![]));
+        let changes = directory.read(&[line("b", 2, None)], ME);
+        assert_eq!(changes.to_sweep, [Incarnation(2)]);
+        assert!(!changes.changed);
+    }
+
+    #[test]
+    fn one_that_was_heard_of_before_it_was_seen_stays_for_one_reading() {
+        let mut directory = Directory::default();
+        let berth = directory.hear_of("b", Incarnation(2));
+        assert!(directory.read(&[], ME).gone.is_empty());
+        assert_eq!(directory.read(&[], ME).gone, [berth]);
+        assert_ne!(directory.hear_of("b", Incarnation(2)), berth);
+    }
+
+    #[test]
+    fn nobody_is_offline_while_somebody_may_come_back() {
+        let mut directory = Directory::default();
+        let synced = Some(LeaseState::Synced);
+        directory.read(&[line("b", 2, synced), line("c", 3, synced)], ME);
+        assert!(directory.is_complete(0));
+        directory.redis_returned(1_000);
+        directory.read(&[line("b", 4, Some(LeaseState::Syncing))], ME);
+        assert!(!directory.is_complete(1_500));
+        directory.read(&[line("b", 4, synced)], ME);
+        assert!(!directory.is_complete(1_600));
+        assert!(directory.is_complete(1_000 + RETURN_MS));
+        directory.read(&[line("b", 4, synced), line("c", 5, synced)], ME);
+        assert!(directory.is_complete(1_700));
+    }
+
+    #[test]
+    fn the_deaf_are_dead_after_a_while() {
+        let mut directory = Directory::default();
+        let berth = directory.hear_of("b", Incarnation(2));
+        assert!(!directory.deaf(berth, 100));
+        assert!(!directory.deaf(berth, 100 + DEAF_MS - 1));
+        assert!(directory.deaf(berth, 100 + DEAF_MS));
+        directory.heard(berth);
+        assert!(!directory.deaf(berth, 100 + DEAF_MS));
+    }
+}

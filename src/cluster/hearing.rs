@@ -1,0 +1,166 @@
+//! What other gateways say.
+
+use bytes::Bytes;
+
+use super::Cluster;
+use super::packet::{Confirm, Packet, PacketError, PacketItem};
+use super::store::Channel;
+use crate::ids::ShardId;
+use crate::lanes::{Instruction, Item};
+use crate::metrics::ClusterDrop;
+use crate::protocol::close::CloseReason;
+use crate::router::locations::Berth;
+
+/// The messages of one packet on their way to the shards.
+#[derive(Default)]
+struct Parts {
+    place: u16,
+    /// Shards that have a message whose sender wants to hear.
+    shards: Vec<ShardId>,
+    wants_confirm: bool,
+    failed: Vec<u16>,
+}
+
+impl Cluster {
+    /// A packet came.
+    pub(super) fn handle_heard(&mut self, channel: &Channel, payload: &[u8]) {
+        if !self.is_ours(channel) {
+            return;
+        }
+        let mut packet = match Packet::read(payload) {
+            Ok(packet) => packet,
+            Err(error) => return self.not_understood(error),
+        };
+        let own = packet.origin.incarnation == self.membership.incarnation();
+        if *channel == Channel::All && own {
+            return;
+        }
+        let to_us = *channel != Channel::All && !own;
+        let from = if to_us && packet.sequence != 0 {
+            self.metrics().packets_received.inc();
+            let from = self.directory.hear_of(packet.origin.id, packet.origin.incarnation);
+            if !self.inbound.is_next(from, packet.sequence) {
+                self.refuse(from, packet.sequence);
+                return;
+            }
+            Some(from)
+        } else {
+            None
+        };
+        let mut parts = Parts::default();
+        loop {
+            match packet.next_item() {
+                Ok(Some(item)) => self.handle_packet_item(from, item, &mut parts),
+                Ok(None) => break,
+                Err(error) => {
+                    self.not_understood(error);
+                    break;
+                }
+            }
+        }
+        if let Some(from) = from {
+            self.finish_packet(from, packet.sequence, parts);
+        }
+    }
+
+    fn not_understood(&mut self, error: PacketError) {
+        log::debug!("a packet was not understood: {error}");
+        let drop = match error {
+            PacketError::Version(_) => ClusterDrop::PacketVersion,
+            PacketError::Malformed => ClusterDrop::PacketMalformed,
+        };
+        self.metrics().dropped(drop, 1);
+    }
+
+    fn refuse(&mut self, from: Berth, sequence: u32) {
+        self.metrics().dropped(ClusterDrop::PacketLate, 1);
+        let confirm = Confirm {
+            sequence,
+            refused: true,
+            ..Confirm::default()
+        };
+        self.outbound.confirm(self.membership.origin(), from, &confirm);
+    }
+
+    fn handle_packet_item(&mut self, from: Option<Berth>, item: PacketItem<'_>, parts: &mut Parts) {
+        match (item, from) {
+            (
+                PacketItem::Message {
+                    to,
+                    frame,
+                    wants_confirm,
+                },
+                Some(_),
+            ) => self.handle_message(to, frame, wants_confirm, parts),
+            (PacketItem::Confirm(confirm), Some(from)) => self.outbound.handle_confirm(from, &confirm),
+            (PacketItem::Broadcast { frame }, _) => {
+                let frame = Bytes::copy_from_slice(frame);
+                self.instructions.push_back(Instruction::Broadcast(frame));
+            }
+            (PacketItem::CloseUser { user, code }, _) => {
+                let reason = CloseReason::by_code(code).unwrap_or(CloseReason::Administrator);
+                let user = user.into();
+                self.instructions.push_back(Instruction::CloseUser { user, reason });
+            }
+            (PacketItem::Probe { nonce }, None) => {
+                if nonce == self.probe.nonce && self.probe.under_way {
+                    self.probe.under_way = false;
+                    self.probe.lost = false;
+                    let took = self.now.mono_ns.saturating_sub(self.probe.sent_ns);
+                    self.metrics().probe_ns.set(took);
+                }
+            }
+            (PacketItem::Look, _) => self.directory_due_ms = 0,
+            (PacketItem::Challenge, _) => self.membership.challenged(),
+            // Messages and their fates come with a sequence number.
+            (PacketItem::Message { .. } | PacketItem::Confirm(_), None) | (PacketItem::Probe { .. }, Some(_)) => {
+                self.metrics().dropped(ClusterDrop::PacketMalformed, 1);
+            }
+        }
+    }
+
+    fn handle_message(&mut self, to: &str, frame: &[u8], wants_confirm: bool, parts: &mut Parts) {
+        self.metrics().messages_received.inc();
+        let place = parts.place;
+        parts.place += 1;
+        parts.wants_confirm |= wants_confirm;
+        let hash = self.homes.hash(to);
+        let home = self.homes.home(hash);
+        let told = wants_confirm.then_some(place);
+        let taken = !self.lanes.is_empty()
+            && self
+                .lanes
+                .try_from_gateway(home, (hash, to), frame, told, self.now.mono_ns)
+                .is_ok();
+        if !taken {
+            self.metrics().dropped(ClusterDrop::MessageLaneFull, 1);
+            parts.failed.push(place);
+        } else if wants_confirm && !parts.shards.contains(&home) {
+            parts.shards.push(home);
+        }
+    }
+
+    /// All messages are with their shards: when those have answered, the other gateway is to hear what was missed.
+    fn finish_packet(&mut self, from: Berth, sequence: u32, parts: Parts) {
+        if !parts.wants_confirm {
+            return;
+        }
+        let confirm = Confirm {
+            sequence,
+            refused: false,
+            missed: Vec::new(),
+            failed: parts.failed,
+        };
+        if parts.shards.is_empty() {
+            return self.outbound.confirm(self.membership.origin(), from, &confirm);
+        }
+        // Without a name for it nobody hears anything, and the senders hear `failed` in time.
+        if let Some(packet) = self.inbound.open(from, parts.shards.len() as u16, confirm) {
+            for shard in parts.shards {
+                self.lanes.say(shard, Item::PacketEnd { packet });
+            }
+        } else {
+            self.metrics().dropped(ClusterDrop::PacketInboxFull, 1);
+        }
+    }
+}

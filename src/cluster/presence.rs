@@ -1,0 +1,498 @@
+//! Writing down who is here: changes, the list by which they can be swept, and both again after trouble.
+//!
+//! Pure. Says what to write ([`PresenceBook::poll_ops`]) and which users to ask the shards for ([`PresenceBook::poll_step`]);
+//! owns what is not written yet. Cost is in the changes: an idle user causes nothing.
+//!
+//! Rules: a user has at most one write under way, and what comes meanwhile is merged, so the last word wins; after any
+//! doubt (trouble with Redis, a full lane) everything is written again, paced, and then what is written is compared with
+//! who is here.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::store::{Answer, Failure, FailureKind, Incarnation, Op};
+
+/// Users written in one request: a few milliseconds of Redis' time.
+const WRITE_USERS_MAX: usize = 1_000;
+/// The list for sweeping is written this much later, in one command for many users. Should the gateway die meanwhile, the
+/// entries of those users are never believed, and cleared by who reads them next.
+const INDEX_DELAY_MS: u64 = 50;
+/// Users listed or compared in one step when everything is written again ...
+const STEP_USERS: u32 = 500;
+/// ... and the time between two steps: 10,000 users per second, whatever else Redis has to do.
+const STEP_MS: u64 = 50;
+/// After a refused or failed write everything is written again, but not at once.
+const RETRY_MS: u64 = 1_000;
+
+/// How far the writing of everything is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rebuild {
+    /// Everything is written.
+    Done,
+    /// Not before this time.
+    Due(u64),
+    /// The shards tell their users: this shard, from this place on.
+    Listing { shard: u16, from: u32, asked: bool },
+    /// All are told; not all are written.
+    Writing,
+    /// What is written is compared with who is here.
+    Checking { cursor: u64, asked: bool },
+}
+
+/// What has to be asked next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// A shard for its users.
+    List {
+        /// Which shard.
+        shard: u16,
+        /// From this place on.
+        from: u32,
+        /// So many places.
+        count: u32,
+    },
+    /// The store for a part of our index.
+    Scan {
+        /// From here on.
+        cursor: u64,
+    },
+}
+
+/// What is not written yet. Owned by the control thread.
+#[derive(Debug)]
+pub struct PresenceBook {
+    me: Incarnation,
+    shards: u16,
+    pending: BTreeMap<Arc<str>, u32>,
+    /// True to add a user to the index, false to take them off.
+    index: BTreeMap<Arc<str>, bool>,
+    index_due_ms: u64,
+    writing: bool,
+    rebuild: Rebuild,
+    /// The entries of an earlier time may be in the store, and some of them wrong.
+    check_wanted: bool,
+    step_due_ms: u64,
+    refused: Option<Arc<str>>,
+}
+
+impl PresenceBook {
+    /// Nothing to write for a gateway without users.
+    pub fn new(me: Incarnation, shards: u16) -> Self {
+        PresenceBook {
+            me,
+            shards,
+            pending: BTreeMap::new(),
+            index: BTreeMap::new(),
+            index_due_ms: 0,
+            writing: false,
+            rebuild: Rebuild::Done,
+            check_wanted: false,
+            step_due_ms: 0,
+            refused: None,
+        }
+    }
+
+    /// A user has this many connections here now.
+    pub fn set(&mut self, user: &str, connections: u32) {
+        match self.pending.get_mut(user) {
+            Some(pending) => *pending = connections,
+            None => {
+                self.pending.insert(user.into(), connections);
+            }
+        }
+    }
+
+    /// Users that wait to be written.
+    pub fn pending(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// Why the store refused the last write, if it did.
+    pub fn refused(&self) -> Option<&Arc<str>> {
+        self.refused.as_ref()
+    }
+
+    /// True if all users are written down, or at least were once.
+    pub fn is_written(&self) -> bool {
+        matches!(self.rebuild, Rebuild::Done | Rebuild::Checking { .. })
+    }
+
+    /// Writes everything again under this incarnation. What waited is part of that.
+    pub fn rebuild(&mut self, me: Incarnation, now_ms: u64) {
+        self.check_wanted |= me == self.me;
+        if me != self.me {
+            self.check_wanted = false;
+        }
+        self.me = me;
+        self.pending.clear();
+        self.index.clear();
+        self.writing = false;
+        self.rebuild = Rebuild::Due(now_ms);
+    }
+
+    /// A shard lost changes.
+    pub fn lost(&mut self, now_ms: u64) {
+        self.check_wanted = true;
+        self.rebuild = Rebuild::Due(now_ms);
+    }
+
+    /// True if nothing waits to be written.
+    pub fn is_idle(&self) -> bool {
+        !self.writing && self.pending.is_empty() && self.index.is_empty()
+    }
+
+    /// What to write now; one request at a time.
+    pub fn poll_ops(&mut self, now_ms: u64) -> Option<Vec<Op>> {
+        if self.writing {
+            return None;
+        }
+        let owner = self.me;
+        let mut ops = Vec::new();
+        while ops.len() < WRITE_USERS_MAX
+            && let Some((user, connections)) = self.pending.pop_first()
+        {
+            if self.index.is_empty() {
+                self.index_due_ms = now_ms + INDEX_DELAY_MS;
+            }
+            self.index.insert(Arc::clone(&user), connections > 0);
+            ops.push(match connections {
+                0 => Op::ClearPresence { user, owner },
+                _ => Op::SetPresence {
+                    user,
+                    owner,
+                    connections,
+                },
+            });
+        }
+        if !self.index.is_empty() && (now_ms >= self.index_due_ms || self.index.len() >= WRITE_USERS_MAX) {
+            let (come, gone): (Vec<_>, Vec<_>) =
+                std::mem::take(&mut self.index).into_iter().partition(|(_, here)| *here);
+            let users = |list: Vec<(Arc<str>, bool)>| list.into_iter().map(|(user, _)| user).collect::<Vec<_>>();
+            if !come.is_empty() {
+                let users = users(come);
+                ops.push(Op::IndexAdd { owner, users });
+            }
+            if !gone.is_empty() {
+                let users = users(gone);
+                ops.push(Op::IndexRemove { owner, users });
+            }
+        }
+        self.writing = !ops.is_empty();
+        self.writing.then_some(ops)
+    }
+
+    /// The answers to what was written.
+    pub fn handle_written(&mut self, answers: &[Answer], now_ms: u64) {
+        self.writing = false;
+        let failure = answers.iter().find_map(|answer| match answer {
+            Answer::Failed(failure) => Some(failure),
+            _ => None,
+        });
+        match failure {
+            None => self.refused = None,
+            Some(Failure { kind, text }) => {
+                if *kind == FailureKind::Refused {
+                    self.refused = Some(Arc::clone(text));
+                }
+                self.lost(now_ms + RETRY_MS);
+            }
+        }
+    }
+
+    /// What to ask next so that everything is written again.
+    pub fn poll_step(&mut self, now_ms: u64) -> Option<Step> {
+        match self.rebuild {
+            Rebuild::Due(due_ms) if now_ms >= due_ms => {
+                self.rebuild = Rebuild::Listing {
+                    shard: 0,
+                    from: 0,
+                    asked: false,
+                };
+            }
+            Rebuild::Writing if self.pending.is_empty() && !self.writing => {
+                self.rebuild = if std::mem::take(&mut self.check_wanted) {
+                    Rebuild::Checking {
+                        cursor: 0,
+                        asked: false,
+                    }
+                } else {
+                    Rebuild::Done
+                };
+            }
+            _ => {}
+        }
+        // Not faster than the store takes it.
+        if now_ms < self.step_due_ms || self.pending.len() >= 2 * WRITE_USERS_MAX {
+            return None;
+        }
+        let step = match &mut self.rebuild {
+            Rebuild::Listing { shard, from, asked } if !*asked => {
+                *asked = true;
+                Step::List {
+                    shard: *shard,
+                    from: *from,
+                    count: STEP_USERS,
+                }
+            }
+            Rebuild::Checking { cursor, asked } if !*asked => {
+                *asked = true;
+                Step::Scan { cursor: *cursor }
+            }
+            _ => return None,
+        };
+        self.step_due_ms = now_ms + STEP_MS;
+        Some(step)
+    }
+
+    /// A shard told the users of a step.
+    pub fn handle_listed(&mut self, shard: u16, next: Option<u32>) {
+        let Rebuild::Listing {
+            shard: at,
+            from,
+            asked: asked @ true,
+        } = &mut self.rebuild
+        else {
+            return;
+        };
+        if *at != shard {
+            return;
+        }
+        *asked = false;
+        match next {
+            Some(next) => *from = next,
+            None if shard + 1 < self.shards => {
+                *at = shard + 1;
+                *from = 0;
+            }
+            None => self.rebuild = Rebuild::Writing,
+        }
+    }
+
+    /// A part of our index was read; its users were sent to their shards to be looked for.
+    pub fn handle_scanned(&mut self, next: Option<u64>, now_ms: u64) {
+        if let Rebuild::Checking {
+            cursor,
+            asked: asked @ true,
+        } = &mut self.rebuild
+        {
+            *asked = false;
+            match next {
+                Some(0) => self.rebuild = Rebuild::Done,
+                Some(next) => *cursor = next,
+                None => self.lost(now_ms + RETRY_MS),
+            }
+        }
+    }
+
+    /// When there is something to do without anything happening before.
+    pub fn poll_timeout(&self) -> Option<u64> {
+        let write = match (self.writing, self.pending.is_empty(), self.index.is_empty()) {
+            (true, ..) | (false, true, true) => None,
+            (false, false, _) => Some(0),
+            (false, true, false) => Some(self.index_due_ms),
+        };
+        let full = self.pending.len() >= 2 * WRITE_USERS_MAX;
+        let step = match self.rebuild {
+            Rebuild::Due(due_ms) => Some(due_ms.max(self.step_due_ms)),
+            Rebuild::Listing { asked: false, .. } | Rebuild::Checking { asked: false, .. } if !full => {
+                Some(self.step_due_ms)
+            }
+            Rebuild::Writing if self.pending.is_empty() && !self.writing => Some(0),
+            _ => None,
+        };
+        [write, step].into_iter().flatten().min()
+    }
+}
+
+/// The clearing of everything that one gateway wrote: a dead one's, or our own when we leave.
+#[derive(Debug)]
+pub struct Sweep {
+    target: Incarnation,
+    cursor: u64,
+    found: bool,
+    due_ms: u64,
+    asked: bool,
+}
+
+impl Sweep {
+    /// Begins with the first part of the index.
+    pub fn new(target: Incarnation) -> Self {
+        Sweep {
+            target,
+            cursor: 0,
+            found: false,
+            due_ms: 0,
+            asked: false,
+        }
+    }
+
+    /// Whose presence it is.
+    pub fn target(&self) -> Incarnation {
+        self.target
+    }
+
+    /// The next part of the index to read.
+    pub fn poll_scan(&mut self, now_ms: u64) -> Option<Op> {
+        if self.asked || now_ms < self.due_ms {
+            return None;
+        }
+        self.asked = true;
+        self.due_ms = now_ms + STEP_MS / 2;
+        Some(Op::IndexScan {
+            owner: self.target,
+            cursor: self.cursor,
+        })
+    }
+
+    /// When the next part may be read.
+    pub fn poll_timeout(&self) -> Option<u64> {
+        (!self.asked).then_some(self.due_ms)
+    }
+
+    /// A part was read: what to clear. `Err` when nothing is left.
+    pub fn handle_scanned(&mut self, cursor: u64, users: Vec<Arc<str>>) -> Result<Vec<Op>, Swept> {
+        self.asked = false;
+        self.cursor = cursor;
+        let owner = self.target;
+        if users.is_empty() {
+            if cursor == 0 && !std::mem::take(&mut self.found) {
+                return Err(Swept);
+            }
+            return Ok(Vec::new());
+        }
+        // Taking members out while scanning may hide others from this pass: there is one more after it.
+        self.found = true;
+        let mut ops: Vec<Op> = users
+            .iter()
+            .map(|user| Op::ClearPresence {
+                user: Arc::clone(user),
+                owner,
+            })
+            .collect();
+        ops.push(Op::IndexRemove { owner, users });
+        Ok(ops)
+    }
+}
+
+/// A sweep is through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Swept;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ME: Incarnation = Incarnation(7);
+
+    fn users(ops: &[Op]) -> Vec<(String, u32)> {
+        ops.iter()
+            .filter_map(|op| match op {
+                Op::SetPresence { user, connections, .. } => Some((user.to_string(), *connections)),
+                Op::ClearPresence { user, .. } => Some((user.to_string(), 0)),
+                _ => None,
+            })
+            .collect()
+    }
+
+    #[test]
+    fn changes_are_merged_and_the_last_word_wins() {
+        let mut book = PresenceBook::new(ME, 1);
+        book.set("alice", 1);
+        book.set("alice", 0);
+        book.set("alice", 2);
+        let ops = book.poll_ops(0).unwrap();
+        assert_eq!(users(&ops), [("alice".into(), 2)]);
+        book.set("alice", 1);
+        book.set("alice", 0);
+        assert_eq!(book.poll_ops(0), None, "one write at a time");
+        book.handle_written(&[Answer::Done], 1);
+        assert_eq!(users(&book.poll_ops(1).unwrap()), [("alice".into(), 0)]);
+        book.handle_written(&[Answer::Done], 2);
+        // The index hears the end of the story only.
+        assert_eq!(book.poll_timeout(), Some(INDEX_DELAY_MS));
+        let ops = book.poll_ops(INDEX_DELAY_MS).unwrap();
+        assert_eq!(
+            ops,
+            [Op::IndexRemove {
+                owner: ME,
+                users: vec!["alice".into()]
+            }]
+        );
+        book.handle_written(&[Answer::Done], 60);
+        assert_eq!(book.poll_timeout(), None);
+    }
+
+    #[test]
+    fn a_thousand_connections_cost_a_thousand_commands_and_one() {
+        let mut book = PresenceBook::new(ME, 1);
+        let mut commands = 0;
+        for n in 0..1000 {
+            book.set(&format!("user{n}"), 1);
+            if let Some(ops) = book.poll_ops(n / 100) {
+                commands += ops.len();
+                book.handle_written(&[], n / 100);
+            }
+        }
+        commands += book.poll_ops(1_000).map_or(0, |ops| ops.len());
+        assert_eq!(commands, 1001);
+    }
+
+    #[test]
+    fn after_trouble_everything_is_written_then_compared() {
+        let mut book = PresenceBook::new(ME, 2);
+        book.set("alice", 1);
+        book.poll_ops(0).unwrap();
+        let failure = Failure {
+            kind: FailureKind::Refused,
+            text: "OOM".into(),
+        };
+        book.handle_written(&[Answer::Failed(failure)], 0);
+        assert_eq!(book.refused().map(|text| &**text), Some("OOM"));
+        assert_eq!(book.poll_step(RETRY_MS - 1), None);
+        let mut now = RETRY_MS;
+        let list = |shard, from| {
+            Some(Step::List {
+                shard,
+                from,
+                count: STEP_USERS,
+            })
+        };
+        assert_eq!(book.poll_step(now), list(0, 0));
+        assert_eq!(book.poll_step(now + STEP_MS), None, "not answered yet");
+        book.handle_listed(0, Some(500));
+        assert_eq!(book.poll_step(now), None, "paced");
+        now += STEP_MS;
+        assert_eq!(book.poll_step(now), list(0, 500));
+        book.handle_listed(0, None);
+        now += STEP_MS;
+        assert_eq!(book.poll_step(now), list(1, 0));
+        book.set("alice", 1);
+        book.handle_listed(1, None);
+        assert!(!book.is_written());
+        assert_eq!(book.poll_step(now + STEP_MS), None, "alice is not written");
+        book.poll_ops(now).unwrap();
+        book.handle_written(&[Answer::Done], now);
+        assert_eq!(book.refused(), None);
+        now += STEP_MS;
+        assert_eq!(book.poll_step(now), Some(Step::Scan { cursor: 0 }));
+        book.handle_scanned(Some(3), now);
+        now += STEP_MS;
+        assert_eq!(book.poll_step(now), Some(Step::Scan { cursor: 3 }));
+        book.handle_scanned(Some(0), now);
+        assert!(book.is_written());
+        assert_eq!(book.poll_step(now + STEP_MS), None);
+    }
+
+    #[test]
+    fn a_sweep_ends_after_a_pass_that_found_nothing() {
+        let mut sweep = Sweep::new(ME);
+        assert!(sweep.poll_scan(0).is_some());
+        assert!(sweep.poll_scan(1_000).is_none(), "not answered yet");
+        let ops = sweep.handle_scanned(0, vec!["a".into(), "b".into()]).unwrap();
+        assert_eq!(ops.len(), 3);
+        assert!(sweep.poll_scan(1_000).is_some());
+        assert_eq!(sweep.handle_scanned(0, vec![]), Ok(vec![]));
+        assert!(sweep.poll_scan(2_000).is_some());
+        assert_eq!(sweep.handle_scanned(0, vec![]), Err(Swept));
+    }
+}

@@ -1,0 +1,231 @@
+//! The link to the other gateways: the cluster's rules, and the store that carries out what they ask.
+//!
+//! Owned by the control thread. Here is where a gateway joins before its first shard runs, and leaves after its last
+//! client has gone.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::task::LocalSet;
+
+use super::Exit;
+use super::run::{Control, ControlPlan, Turns, Woken};
+use crate::broker::Broker;
+use crate::cluster::store::StoreEvent;
+use crate::cluster::{Cluster, Identity, Subscription};
+use crate::config::{Config, RedisConfig};
+use crate::lanes::{Lanes, Mailbox, control_place};
+use crate::runtime::StartError;
+use crate::view::{Clock, Now, View};
+
+/// How long the clearing of presence may take at the end of a drain, and then giving back the lease.
+const LEAVE_MAX: Duration = Duration::from_secs(2);
+const FINISH_MAX: Duration = Duration::from_millis(500);
+
+/// A control thread that has joined its cluster, if there is one, and waits for its shards.
+pub(super) struct Joined {
+    thread: JoinHandle<Exit>,
+    control: oneshot::Sender<Control>,
+}
+
+impl Joined {
+    /// Starts the control thread and waits until it has joined.
+    pub(super) fn spawn(plan: ControlPlan) -> Result<Joined, StartError> {
+        let system = |what: &'static str| move |cause: std::io::Error| StartError::System { what, cause };
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(system("cannot make the control thread's runtime"))?;
+        let (joined_sender, joined) = oneshot::channel();
+        let (control, control_receiver) = oneshot::channel();
+        let control_cpu = plan.config.control_cpu;
+        let thread = std::thread::Builder::new()
+            .name("control".into())
+            .spawn(move || {
+                if let Some(id) = control_cpu {
+                    core_affinity::set_for_current(core_affinity::CoreId { id });
+                }
+                let local = LocalSet::new();
+                local.block_on(&runtime, live(plan, joined_sender, control_receiver))
+            })
+            .map_err(system("cannot start the control thread"))?;
+        match joined.blocking_recv() {
+            Ok(Ok(())) => Ok(Joined { thread, control }),
+            Ok(Err(error)) => {
+                drop(control);
+                let _ = thread.join();
+                Err(error)
+            }
+            Err(_) => Err(StartError::System {
+                what: "the control thread ended",
+                cause: std::io::Error::other("it panicked"),
+            }),
+        }
+    }
+
+    /// Gives it its shards. Should this not be called, the thread leaves the cluster and ends.
+    pub(super) fn serve(self, control: Control) -> JoinHandle<Exit> {
+        // If it is gone, joining it tells.
+        let _ = self.control.send(control);
+        self.thread
+    }
+}
+
+async fn live(
+    mut plan: ControlPlan,
+    joined: oneshot::Sender<Result<(), StartError>>,
+    control: oneshot::Receiver<Control>,
+) -> Exit {
+    let descriptor = plan.descriptor.try_clone();
+    let woken = match descriptor.and_then(|descriptor| Woken::new(plan.waker.clone(), descriptor)) {
+        Ok(woken) => woken,
+        Err(cause) => {
+            let what = "cannot watch the control thread's waker";
+            let _ = joined.send(Err(StartError::System { what, cause }));
+            return Exit::Broken;
+        }
+    };
+    let mut link = None;
+    if let Some(redis) = plan.config.redis.take() {
+        let mut joining = Link::new(&plan, &redis);
+        if let Err(error) = joining.join(&plan.view.clock, &plan.config, redis.start_timeout).await {
+            let _ = joined.send(Err(error));
+            return Exit::Broken;
+        }
+        link = Some(joining);
+    }
+    let _ = joined.send(Ok(()));
+    let clock = plan.view.clock;
+    match control.await {
+        Ok(control) => Turns::new(plan, woken, link, control).live().await,
+        Err(_) => {
+            // The shards could not start.
+            if let Some(link) = link {
+                link.leave(&clock).await;
+            }
+            Exit::Broken
+        }
+    }
+}
+
+/// The cluster's rules and their store.
+pub(super) struct Link {
+    pub(super) cluster: Cluster,
+    broker: Broker,
+    /// Came while we waited.
+    event: Option<StoreEvent>,
+    /// Why Redis could last not be reached.
+    trouble: Option<Arc<str>>,
+}
+
+impl Link {
+    fn new(plan: &ControlPlan, redis: &RedisConfig) -> Self {
+        let identity = Identity {
+            id: plan.config.gateway_id.clone(),
+            seed: plan.seed,
+            ttl_ms: plan.config.presence_ttl.as_millis() as u64,
+        };
+        let now = plan.view.clock.now();
+        let counters = Arc::clone(&plan.view.cluster.metrics.broker);
+        Link {
+            cluster: Cluster::new(&identity, plan.homes.clone(), Arc::clone(&plan.view), now),
+            broker: Broker::start(redis.target.clone(), &redis.prefix, counters),
+            event: None,
+            trouble: None,
+        }
+    }
+
+    /// Until this gateway is one of the cluster.
+    async fn join(&mut self, clock: &Clock, config: &Config, timeout: Duration) -> Result<(), StartError> {
+        let until_ms = clock.now().mono_ms() + timeout.as_millis() as u64;
+        while !self.cluster.is_member() {
+            if self.cluster.is_id_taken() {
+                let id = config.gateway_id.clone();
+                return Err(StartError::IdTaken { id });
+            }
+            let now_ms = clock.now().mono_ms();
+            if now_ms >= until_ms {
+                if self.cluster.is_id_held() {
+                    let id = config.gateway_id.clone();
+                    return Err(StartError::IdTaken { id });
+                }
+                let cause = self.trouble.as_ref().map_or("Redis does not answer", |cause| cause);
+                return Err(StartError::NoRedis {
+                    cause: cause.to_string(),
+                    waited: timeout,
+                });
+            }
+            self.turn(clock, until_ms).await;
+        }
+        Ok(())
+    }
+
+    /// One turn without shards, which waits until `until_ms` at the longest.
+    async fn turn(&mut self, clock: &Clock, until_ms: u64) {
+        self.begin_turn(clock.now());
+        while let Some(event) = self.next_event() {
+            self.cluster.handle_event(event);
+        }
+        let due_ms = self.end_turn().map_or(until_ms, |due| due.min(until_ms));
+        let time = Duration::from_millis(due_ms.saturating_sub(clock.now().mono_ms()));
+        let _ = tokio::time::timeout(time, self.wait_event()).await;
+    }
+
+    /// The shards are there.
+    pub(super) fn attach(&mut self, mailboxes: &[Mailbox], view: &View) {
+        let me = control_place(view.shards.len() as u16);
+        self.cluster
+            .attach(Lanes::new(me, mailboxes.to_vec(), Arc::clone(&view.depths)));
+    }
+
+    pub(super) fn begin_turn(&mut self, now: Now) {
+        self.cluster.begin_turn(now);
+    }
+
+    /// Carries out what the turn brought. Returns when the next one is due, if nothing happens.
+    pub(super) fn end_turn(&mut self) -> Option<u64> {
+        self.cluster.end_turn();
+        while let Some(subscription) = self.cluster.poll_subscription() {
+            match subscription {
+                Subscription::Begin(channel) => self.broker.subscribe(channel),
+                Subscription::End(channel) => self.broker.unsubscribe(&channel),
+            }
+        }
+        while let Some(request) = self.cluster.poll_request() {
+            self.broker.submit(request);
+        }
+        self.cluster.poll_timeout()
+    }
+
+    pub(super) fn next_event(&mut self) -> Option<StoreEvent> {
+        let event = self.event.take().or_else(|| self.broker.try_next_event())?;
+        if let StoreEvent::Lost(cause) = &event {
+            self.trouble = Some(Arc::clone(cause));
+        }
+        Some(event)
+    }
+
+    /// Until the store says something. Cancel-safe.
+    pub(super) async fn wait_event(&mut self) {
+        if self.event.is_none() {
+            self.event = Some(self.broker.next_event().await);
+        }
+    }
+
+    /// Takes this gateway out of the cluster, as far as Redis lets us in time.
+    pub(super) async fn leave(mut self, clock: &Clock) {
+        if self.cluster.is_leaving() {
+            let until_ms = clock.now().mono_ms() + LEAVE_MAX.as_millis() as u64;
+            while !self.cluster.has_left() && self.cluster.is_member() && clock.now().mono_ms() < until_ms {
+                self.turn(clock, until_ms).await;
+            }
+        }
+        self.cluster.finish();
+        let until_ms = clock.now().mono_ms() + FINISH_MAX.as_millis() as u64;
+        while !self.cluster.is_idle() && self.cluster.is_member() && clock.now().mono_ms() < until_ms {
+            self.turn(clock, until_ms).await;
+        }
+    }
+}

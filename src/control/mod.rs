@@ -1,0 +1,260 @@
+//! The control thread of one gateway: it starts the shards, watches them, drains and stops them, and owns everything that
+//! is Redis.
+//!
+//! Owns the join handles of the shards and everything that concerns the gateway as a whole. Shards never wait for it.
+//! Two gateways in one process share nothing.
+//!
+//! | file | duty |
+//! | --- | --- |
+//! | `mod` | [`Gateway`] and [`Handle`]: what the rest of the program sees; the start |
+//! | `shards` | the shards' threads |
+//! | `run` | the control thread's turn |
+//! | `link` | the cluster, its store, and how they are joined and left |
+
+mod link;
+mod run;
+mod shards;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use bytes::Bytes;
+use crossbeam_channel::{Sender, unbounded};
+
+use crate::config::{Config, ConfigError};
+use crate::engine::Waker;
+use crate::lanes::{self, Instruction};
+use crate::protocol::close::CloseReason;
+use crate::router::HomeMap;
+use crate::runtime::StartError;
+use crate::runtime::listener;
+use crate::runtime::preflight::{self, EngineKind};
+use crate::settings::Settings;
+use crate::shard::run::Reporter;
+use crate::view::View;
+use link::Joined;
+use run::{Control, ControlPlan};
+use shards::{Shards, ShardsPlan};
+
+/// How a gateway ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// After a drain, everybody gone or told.
+    Drained {
+        /// Clients that went by themselves.
+        left: u64,
+        /// Clients that were closed.
+        closed: u64,
+    },
+    /// At once, as asked.
+    Stopped,
+    /// A shard broke; the log says how.
+    Broken,
+}
+
+/// What may be asked of a running gateway.
+#[derive(Debug)]
+enum Order {
+    Drain,
+    Stop,
+    Reload(Box<Config>),
+    /// For this gateway and all others.
+    Everywhere(Instruction),
+}
+
+/// A running gateway. Dropping it stops it at once.
+#[derive(Debug)]
+pub struct Gateway {
+    addr: SocketAddr,
+    view: Arc<View>,
+    handle: Handle,
+    control: Option<JoinHandle<Exit>>,
+}
+
+/// The means to order a gateway about from another thread.
+#[derive(Debug, Clone)]
+pub struct Handle {
+    orders: Sender<Order>,
+    waker: Waker,
+}
+
+impl Handle {
+    fn order(&self, order: Order) {
+        // The only error is that the gateway has ended.
+        let _ = self.orders.send(order);
+        self.waker.wake();
+    }
+
+    /// Begins a drain; a second call changes nothing.
+    pub fn drain(&self) {
+        self.order(Order::Drain);
+    }
+
+    /// Ends the gateway at once.
+    pub fn stop(&self) {
+        self.order(Order::Stop);
+    }
+
+    /// Goes by this configuration from now on, as far as that is possible while running.
+    pub fn reload(&self, config: Config) {
+        self.order(Order::Reload(Box::new(config)));
+    }
+
+    /// Sends a whole frame to every connection of every gateway.
+    pub fn broadcast(&self, frame: Bytes) {
+        self.order(Order::Everywhere(Instruction::Broadcast(frame)));
+    }
+
+    /// Closes all connections of a user on every gateway.
+    pub fn close_user(&self, user: &str, reason: CloseReason) {
+        let user = user.into();
+        self.order(Order::Everywhere(Instruction::CloseUser { user, reason }));
+    }
+}
+
+impl Gateway {
+    /// Starts a gateway and returns when all its shards accept, as one of the cluster if there is one.
+    ///
+    /// # Errors
+    /// What keeps it from running; nothing is left behind then.
+    pub fn start(config: &Config) -> Result<Gateway, StartError> {
+        let host = preflight::inspect(config)?;
+        let listeners = listener::bind(config.listen, host.cpus.len())?;
+        let addr = listeners.addr;
+        let shards = host.cpus.len() as u16;
+        let (mut inboxes, senders, depths) = lanes::inboxes(shards);
+        let engine = match host.engine {
+            EngineKind::Ring => <crate::engine::RingEngine as crate::engine::Engine>::NAME,
+            EngineKind::Epoll => <crate::engine::EpollEngine as crate::engine::Engine>::NAME,
+        };
+        // No credential source can be configured yet: users name themselves.
+        let development = true;
+        let view = Arc::new(View::new(
+            config.gateway_id.clone(),
+            development,
+            engine,
+            host.cpus.clone(),
+            depths,
+        ));
+        let settings = Arc::new(Settings::new(config, host.connections_max)?);
+        let mut key = [0; 16];
+        getrandom::fill(&mut key).map_err(no_random)?;
+        let homes = HomeMap::new(shards, key);
+
+        let (waker, descriptor) = Waker::with_descriptor().map_err(|cause| StartError::System {
+            what: "cannot make the control thread's waker",
+            cause,
+        })?;
+        let (orders_sender, orders) = unbounded();
+        let (reports_sender, reports) = unbounded();
+        let handle = Handle {
+            orders: orders_sender,
+            waker: waker.clone(),
+        };
+        let Some(inbox) = inboxes.pop() else {
+            unreachable!("there is an inbox more than there are shards");
+        };
+        let plan = ControlPlan {
+            config: config.clone(),
+            connections_possible: host.connections_possible,
+            homes: homes.clone(),
+            view: Arc::clone(&view),
+            seed: getrandom::u64().map_err(no_random)?,
+            inbox,
+            orders,
+            reports: reports.clone(),
+            waker: waker.clone(),
+            descriptor,
+        };
+        // It joins the cluster, then waits for the shards.
+        let control = Joined::spawn(plan)?;
+
+        let (sockets, claim) = listeners.listen(config.listen_backlog)?;
+        let shards = Shards::start(
+            ShardsPlan {
+                host: &host,
+                view: Arc::clone(&view),
+                settings,
+                homes,
+                clustered: config.redis.is_some(),
+            },
+            inboxes,
+            senders,
+            sockets,
+            &Reporter {
+                sender: reports_sender,
+                waker,
+            },
+            &reports,
+        )?;
+        Ok(Gateway {
+            addr,
+            view,
+            handle,
+            control: Some(control.serve(Control::new(shards, claim))),
+        })
+    }
+
+    /// Where it listens.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// What it counts and says of itself.
+    pub fn view(&self) -> &View {
+        &self.view
+    }
+
+    /// For ordering it about while [`Gateway::wait`] blocks.
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// Waits for its end: every shard joined, every descriptor closed.
+    pub fn wait(mut self) -> Exit {
+        self.join()
+    }
+
+    fn join(&mut self) -> Exit {
+        match self.control.take().map(JoinHandle::join) {
+            Some(Ok(exit)) => exit,
+            Some(Err(_)) | None => Exit::Broken,
+        }
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        if self.control.is_some() {
+            self.handle.stop();
+            self.join();
+        }
+    }
+}
+
+fn no_random(cause: getrandom::Error) -> StartError {
+    StartError::System {
+        what: "cannot get random numbers",
+        cause: cause.into(),
+    }
+}
+
+/// A configuration that cannot be reloaded leaves the running one in place.
+pub fn log_reload(result: Result<(Config, Vec<&'static str>), ConfigError>, handle: &Handle) -> Option<Config> {
+    match result {
+        Ok((config, need_restart)) => {
+            log::set_max_level(config.log_level);
+            log::info!("configuration read again");
+            if !need_restart.is_empty() {
+                log::warn!("changed, but only a restart applies it: {}", need_restart.join(", "));
+            }
+            handle.reload(config.clone());
+            Some(config)
+        }
+        Err(error) => {
+            log::error!("configuration not changed: {error}");
+            None
+        }
+    }
+}

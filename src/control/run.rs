@@ -1,0 +1,352 @@
+//! The control thread's turn.
+//!
+//! Owns the thread, inside a tokio runtime of one thread. One turn: what shards say, what the store says, orders,
+//! reports, then time; then requests go to the store and batches to the shards. It waits for any of these.
+
+use std::fs::File;
+use std::io::Read;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam_channel::Receiver;
+use tokio::io::unix::AsyncFd;
+
+use super::link::Link;
+use super::shards::Shards;
+use super::{Exit, Order};
+use crate::config::Config;
+use crate::engine::Waker;
+use crate::lanes::{Inbox, Instruction, Parcel};
+use crate::router::HomeMap;
+use crate::runtime::listener::Claim;
+use crate::settings::Settings;
+use crate::shard::run::Report;
+use crate::view::{STALLED_AFTER, View};
+
+/// What a drain takes at the most if `drain.timeout` is less: `shutdown` and the close frames need time to leave.
+const FAREWELL_MS: u64 = 1_000;
+/// How often the control thread looks at the shards when nothing else happens.
+const WATCH_EVERY_MS: u64 = 500;
+/// How often the control thread looks whether the last connection between two shards has arrived.
+const LANES_EMPTY_EVERY_MS: u64 = 20;
+/// Lane items taken in one turn, so that packets leave while more comes.
+const INBOX_ITEMS_PER_TURN: usize = 4_096;
+/// Events of the store taken in one turn.
+const EVENTS_PER_TURN: usize = 256;
+
+/// What the control thread starts with.
+pub(super) struct ControlPlan {
+    pub(super) config: Config,
+    pub(super) connections_possible: usize,
+    pub(super) homes: HomeMap,
+    pub(super) view: Arc<View>,
+    pub(super) seed: u64,
+    pub(super) inbox: Inbox,
+    pub(super) orders: Receiver<Order>,
+    pub(super) reports: Receiver<Report>,
+    pub(super) waker: Waker,
+    /// Readable when the waker was used while we wait.
+    pub(super) descriptor: File,
+}
+
+/// What it gets when the shards run.
+pub(super) struct Control {
+    shards: Shards,
+    _claim: Option<Claim>,
+}
+
+impl Control {
+    pub(super) fn new(shards: Shards, claim: Option<Claim>) -> Self {
+        Control { shards, _claim: claim }
+    }
+}
+
+/// Woken by other threads.
+pub(super) struct Woken {
+    waker: Waker,
+    descriptor: AsyncFd<File>,
+}
+
+impl Woken {
+    #[allow(
+        deprecated,
+        reason = "unsound only for types whose descriptor may change; a File's does not"
+    )]
+    pub(super) fn new(waker: Waker, descriptor: File) -> std::io::Result<Self> {
+        Ok(Woken {
+            waker,
+            descriptor: AsyncFd::new(descriptor)?,
+        })
+    }
+
+    /// Until somebody wakes us. Cancel-safe.
+    pub(super) async fn woken(&self) {
+        if let Ok(mut ready) = self.descriptor.readable().await {
+            let _ = ready.get_inner().read(&mut [0; 8]);
+            ready.clear_ready();
+        }
+    }
+}
+
+/// A drain under way.
+struct Drain {
+    until_ms: u64,
+    shards_left: usize,
+    left: u64,
+    closed: u64,
+}
+
+/// The state of the control thread while the gateway runs.
+pub(super) struct Turns {
+    view: Arc<View>,
+    connections_possible: usize,
+    drain_timeout: Duration,
+    inbox: Inbox,
+    orders: Receiver<Order>,
+    reports: Receiver<Report>,
+    woken: Woken,
+    link: Option<Link>,
+    control: Control,
+    drain: Option<Drain>,
+    stalled: Vec<bool>,
+}
+
+impl Turns {
+    pub(super) fn new(plan: ControlPlan, woken: Woken, mut link: Option<Link>, control: Control) -> Self {
+        if let Some(link) = &mut link {
+            link.attach(control.shards.mailboxes(), &plan.view);
+        }
+        Turns {
+            connections_possible: plan.connections_possible,
+            drain_timeout: plan.config.drain_timeout,
+            inbox: plan.inbox,
+            orders: plan.orders,
+            reports: plan.reports,
+            woken,
+            link,
+            drain: None,
+            stalled: vec![false; control.shards.count()],
+            control,
+            view: plan.view,
+        }
+    }
+
+    /// Until the gateway shall end; then it leaves the cluster. The shards are stopped and joined when `self` goes.
+    pub(super) async fn live(mut self) -> Exit {
+        let exit = loop {
+            self.woken.waker.set_running();
+            let now = self.view.clock.now();
+            self.view.control_turn_ms.set(now.mono_ms());
+            if let Some(link) = &mut self.link {
+                link.begin_turn(now);
+            }
+            let busy = self.take_parcels() | self.take_events();
+            if let Some(exit) = self.take_orders().or_else(|| self.take_reports()) {
+                break exit;
+            }
+            self.watch_shards(now.mono_ms());
+            self.follow_instructions();
+            let mut due_ms = now.mono_ms() + WATCH_EVERY_MS;
+            if let Some(link) = &mut self.link {
+                due_ms = link.end_turn().map_or(due_ms, |due| due.min(due_ms));
+            }
+            match self.drain_over(now.mono_ms()) {
+                Ok(exit) => break exit,
+                Err(look_ms) => due_ms = due_ms.min(look_ms),
+            }
+            if busy {
+                // The store's connections want their turn, too.
+                tokio::task::yield_now().await;
+                continue;
+            }
+            self.wait(due_ms).await;
+        };
+        if let Some(link) = self.link.take() {
+            link.leave(&self.view.clock).await;
+        }
+        exit
+    }
+
+    async fn wait(&mut self, due_ms: u64) {
+        self.woken.waker.set_waiting();
+        // Whoever sends after this look sees that we wait.
+        if !(self.inbox.is_empty() && self.orders.is_empty() && self.reports.is_empty()) {
+            return;
+        }
+        let now_ns = self.view.clock.mono_ns();
+        let time = Duration::from_nanos((due_ms * 1_000_000).saturating_sub(now_ns));
+        if time.is_zero() {
+            return tokio::task::yield_now().await;
+        }
+        let something = async {
+            match &mut self.link {
+                Some(link) => link.wait_event().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = self.woken.woken() => {}
+            () = something => {}
+            () = tokio::time::sleep(time) => {}
+        }
+    }
+
+    fn take_parcels(&mut self) -> bool {
+        let mut items = 0;
+        while items < INBOX_ITEMS_PER_TURN
+            && let Some(parcel) = self.inbox.try_next()
+        {
+            let room = parcel.room();
+            if let (Parcel::Batch(batch), Some(link)) = (parcel, &mut self.link) {
+                items += batch.items.len();
+                link.cluster.handle_batch(batch);
+            }
+            if let Some(room) = room {
+                self.inbox.done(room);
+            }
+        }
+        items > 0
+    }
+
+    fn take_events(&mut self) -> bool {
+        let mut events = 0;
+        while events < EVENTS_PER_TURN
+            && let Some(event) = self.link.as_mut().and_then(Link::next_event)
+            && let Some(link) = &mut self.link
+        {
+            events += 1;
+            link.cluster.handle_event(event);
+        }
+        events > 0
+    }
+
+    fn take_orders(&mut self) -> Option<Exit> {
+        while let Ok(order) = self.orders.try_recv() {
+            match order {
+                Order::Drain => {
+                    if self.view.begin_draining() {
+                        self.drain = Some(self.begin_drain());
+                    }
+                }
+                Order::Reload(config) => self.reload(&config),
+                Order::Everywhere(instruction) => {
+                    if let Some(link) = &mut self.link {
+                        link.cluster.spread(&instruction);
+                    }
+                    self.instruct(instruction);
+                }
+                Order::Stop => return Some(Exit::Stopped),
+            }
+        }
+        None
+    }
+
+    fn take_reports(&mut self) -> Option<Exit> {
+        while let Ok(report) = self.reports.try_recv() {
+            match report {
+                Report::Drained(_, count) => {
+                    if let Some(drain) = &mut self.drain {
+                        drain.shards_left -= 1;
+                        drain.left += count.left;
+                        drain.closed += count.closed;
+                    }
+                }
+                Report::Ended(shard, result) => {
+                    let cause = result.err().unwrap_or_else(|| "without being asked".into());
+                    log::error!("shard {shard} has ended: {cause}; stopping the gateway");
+                    return Some(Exit::Broken);
+                }
+                Report::Engine(..) | Report::Accepting(_) => {}
+            }
+        }
+        None
+    }
+
+    /// What other gateways want all shards to do.
+    fn follow_instructions(&mut self) {
+        while let Some(instruction) = self.link.as_mut().and_then(|link| link.cluster.poll_instruction()) {
+            self.instruct(instruction);
+        }
+    }
+
+    fn instruct(&self, instruction: Instruction) {
+        self.control
+            .shards
+            .post_all(|| Parcel::Instruction(instruction.clone()));
+    }
+
+    fn begin_drain(&mut self) -> Drain {
+        let now_ms = self.view.clock.now().mono_ms();
+        let until_ms = now_ms + self.drain_timeout.as_millis() as u64;
+        log::info!(
+            "draining {} connections for at most {:?}",
+            self.view.connections(),
+            self.drain_timeout
+        );
+        if let Some(link) = &mut self.link {
+            link.cluster.leave();
+        }
+        self.control.shards.post_all(|| Parcel::Drain { until_ms });
+        Drain {
+            // However short it is, what clients are told must get out.
+            until_ms: until_ms.max(now_ms + FAREWELL_MS),
+            shards_left: self.control.shards.count(),
+            left: 0,
+            closed: 0,
+        }
+    }
+
+    /// The end of a drain, or when to look again.
+    fn drain_over(&self, now_ms: u64) -> Result<Exit, u64> {
+        let Some(drain) = &self.drain else {
+            return Err(u64::MAX);
+        };
+        // A connection between two shards has a place, though no shard knows it.
+        let over = drain.shards_left == 0 && self.view.places() == 0;
+        if !over && now_ms < drain.until_ms {
+            let look_ms = if drain.shards_left == 0 {
+                now_ms + LANES_EMPTY_EVERY_MS
+            } else {
+                drain.until_ms
+            };
+            return Err(look_ms.min(drain.until_ms));
+        }
+        if !over {
+            log::warn!("drain: time is up, closing {} connections", self.view.connections());
+        }
+        Ok(Exit::Drained {
+            left: drain.left,
+            closed: drain.closed + self.view.connections(),
+        })
+    }
+
+    fn reload(&self, config: &Config) {
+        let possible = self.connections_possible;
+        let wanted = config.limits.connections.unwrap_or(possible);
+        if wanted > possible {
+            log::warn!("limits.connections is {wanted}, but nofile permits {possible}: going by that");
+        }
+        let connections_max = wanted.min(possible);
+        let settings = match Settings::new(config, connections_max) {
+            Ok(settings) => Arc::new(settings),
+            Err(error) => return log::error!("configuration not changed: {error}"),
+        };
+        self.control.shards.post_all(|| Parcel::Settings(Arc::clone(&settings)));
+    }
+
+    /// Speaks when a shard stops turning, and when it turns again; wakes it, as a last resort against a lost wake.
+    fn watch_shards(&mut self, now_ms: u64) {
+        let limit = STALLED_AFTER.as_millis() as u64;
+        for (shard, age) in self.view.turn_ages(now_ms) {
+            if age > limit {
+                if !self.stalled[shard] {
+                    log::error!("shard {shard} has not turned for {age} ms");
+                }
+                self.control.shards.mailboxes()[shard].wake();
+            } else if self.stalled[shard] {
+                log::warn!("shard {shard} turns again");
+            }
+            self.stalled[shard] = age > limit;
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! The shards' threads: started together, stopped and joined together.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use glommio::{ExecutorJoinHandle, LocalExecutorBuilder};
+
+use super::no_random;
+use crate::engine::{EpollEngine, RingEngine, Waker};
+use crate::ids::ShardId;
+use crate::lanes::{self, Inbox, Mailbox, Parcel};
+use crate::router::HomeMap;
+use crate::runtime::StartError;
+use crate::runtime::preflight::{EngineKind, Host};
+use crate::settings::Settings;
+use crate::shard::run::{self, Plan, Report, Reporter};
+use crate::view::View;
+
+/// The executor's preemption must never fire: with it, glommio 0.9 parks although its task can run
+/// (ARCHITECTURE.md, "Living with glommio").
+const NO_PREEMPTION: Duration = Duration::from_secs(3600);
+/// Registered memory and depth of the executor's own rings, which carry nothing but parking.
+const EXECUTOR_IO_MEMORY: usize = 64 * 1024;
+const EXECUTOR_RING_DEPTH: usize = 32;
+
+/// What all shards have in common.
+pub(super) struct ShardsPlan<'a> {
+    pub(super) host: &'a Host,
+    pub(super) view: Arc<View>,
+    pub(super) settings: Arc<Settings>,
+    pub(super) homes: HomeMap,
+    /// There are other gateways: shards talk to the control thread about them.
+    pub(super) clustered: bool,
+}
+
+/// The shards that run. Dropping it stops and joins them.
+#[derive(Default)]
+pub(super) struct Shards {
+    threads: Vec<ExecutorJoinHandle<()>>,
+    /// Empty until every shard has its waker; a shard that waits for them then ends by itself.
+    mailboxes: Vec<Mailbox>,
+}
+
+impl Shards {
+    /// Starts every shard and waits until all accept. On failure those that run are stopped and joined.
+    pub(super) fn start(
+        plan: ShardsPlan<'_>,
+        inboxes: Vec<Inbox>,
+        senders: Vec<Sender<Parcel>>,
+        sockets: Vec<OwnedFd>,
+        reporter: &Reporter,
+        reports: &Receiver<Report>,
+    ) -> Result<Self, StartError> {
+        let mut running = Shards::default();
+        let shards = inboxes.len() as u16;
+        let (mailboxes_sender, mailboxes_receiver) = bounded::<Vec<Mailbox>>(shards.into());
+        for (((shard, inbox), listener), cpu) in (0..shards).zip(inboxes).zip(sockets).zip(&plan.host.cpus) {
+            let shard_plan = Plan {
+                shard: ShardId(shard),
+                listener,
+                inbox,
+                view: Arc::clone(&plan.view),
+                settings: Arc::clone(&plan.settings),
+                homes: plan.homes.clone(),
+                seed: getrandom::u64().map_err(no_random)?,
+                reports: reporter.clone(),
+                mailboxes: mailboxes_receiver.clone(),
+            };
+            let thread =
+                spawn(shard_plan, *cpu, plan.host.engine).map_err(|cause| StartError::Shard { shard, cause })?;
+            running.threads.push(thread);
+        }
+        drop(mailboxes_receiver);
+        let mut wakers = collect_wakers(reports, shards)?;
+        if plan.clustered {
+            wakers.push(reporter.waker.clone());
+        }
+        let mailboxes = lanes::mailboxes(senders, wakers);
+        for _ in 0..shards {
+            let _ = mailboxes_sender.send(mailboxes.clone());
+        }
+        running.mailboxes = mailboxes;
+        for _ in 0..shards {
+            match reports.recv() {
+                Ok(Report::Ended(shard, result)) => return Err(ended_early(shard, result)),
+                Ok(_) => {}
+                Err(_) => return Err(ended_early(ShardId(0), Ok(()))),
+            }
+        }
+        Ok(running)
+    }
+
+    /// How many there are.
+    pub(super) fn count(&self) -> usize {
+        self.threads.len()
+    }
+
+    /// The way to the inboxes: the shards', and the control thread's where there is a cluster.
+    pub(super) fn mailboxes(&self) -> &[Mailbox] {
+        &self.mailboxes
+    }
+
+    /// Puts a parcel into every shard's inbox.
+    pub(super) fn post_all(&self, parcel: impl Fn() -> Parcel) {
+        for mailbox in &self.mailboxes[..self.count()] {
+            mailbox.post(parcel());
+        }
+    }
+}
+
+impl Drop for Shards {
+    fn drop(&mut self) {
+        // Without mailboxes the shards end by themselves.
+        if !self.mailboxes.is_empty() {
+            self.post_all(|| Parcel::Stop);
+        }
+        for thread in self.threads.drain(..) {
+            if let Err(error) = thread.join() {
+                log::error!("a shard could not be joined: {error}");
+            }
+        }
+    }
+}
+
+fn ended_early(shard: ShardId, result: Result<(), String>) -> StartError {
+    StartError::Shard {
+        shard: shard.0,
+        cause: result.err().unwrap_or_else(|| "it ended".into()),
+    }
+}
+
+/// Waits for each shard's waker. A shard that fails drops the others' mailboxes, and they end by themselves.
+fn collect_wakers(reports: &Receiver<Report>, shards: u16) -> Result<Vec<Waker>, StartError> {
+    let mut wakers = BTreeMap::new();
+    while wakers.len() < usize::from(shards) {
+        match reports.recv() {
+            Ok(Report::Engine(shard, waker)) => {
+                wakers.insert(shard, waker);
+            }
+            Ok(Report::Ended(shard, result)) => return Err(ended_early(shard, result)),
+            Ok(_) => {}
+            Err(_) => return Err(ended_early(ShardId(0), Ok(()))),
+        }
+    }
+    Ok(wakers.into_values().collect())
+}
+
+/// Tells the control thread that a shard has ended, also when it ends in a panic.
+struct EndReport {
+    shard: ShardId,
+    reports: Reporter,
+    result: Option<Result<(), String>>,
+}
+
+impl Drop for EndReport {
+    fn drop(&mut self) {
+        let result = self.result.take().unwrap_or_else(|| Err("it panicked".into()));
+        self.reports.tell(Report::Ended(self.shard, result));
+    }
+}
+
+fn spawn(plan: Plan, cpu: Option<usize>, engine: EngineKind) -> Result<ExecutorJoinHandle<()>, String> {
+    let placement = cpu.map_or(glommio::Placement::Unbound, glommio::Placement::Fixed);
+    let shard = plan.shard;
+    LocalExecutorBuilder::new(placement)
+        .name(&format!("shard-{shard}"))
+        .io_memory(EXECUTOR_IO_MEMORY)
+        .ring_depth(EXECUTOR_RING_DEPTH)
+        .preempt_timer(NO_PREEMPTION)
+        .spawn(move || async move {
+            let mut end = EndReport {
+                shard,
+                reports: plan.reports.clone(),
+                result: None,
+            };
+            let result = match engine {
+                EngineKind::Ring => run::run::<RingEngine>(plan).await,
+                EngineKind::Epoll => run::run::<EpollEngine>(plan).await,
+            };
+            end.result = Some(result.map_err(|error| error.to_string()));
+        })
+        .map_err(|error| error.to_string())
+}

@@ -1,0 +1,120 @@
+//! What all threads may read of the cluster. Written by the control thread alone.
+
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use crate::metrics::ClusterMetrics;
+
+/// How this gateway stands with the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(u8)]
+pub enum ClusterHealth {
+    /// No Redis: a gateway of its own.
+    #[default]
+    Alone,
+    /// All is well.
+    Member,
+    /// Connecting to Redis, or taking the lease.
+    Joining,
+    /// Redis cannot be reached.
+    Unreachable,
+    /// Redis has not answered for a second.
+    Slow,
+    /// The gateway's own channel is not heard.
+    Deaf,
+    /// A probe on the gateway's own channel did not come back.
+    ProbeLost,
+    /// Redis refuses to write (out of memory, read-only, no permission): presence is not right.
+    Refusing,
+    /// Another gateway has this one's id.
+    IdTaken,
+}
+
+impl ClusterHealth {
+    const ALL: [ClusterHealth; 9] = [
+        ClusterHealth::Alone,
+        ClusterHealth::Member,
+        ClusterHealth::Joining,
+        ClusterHealth::Unreachable,
+        ClusterHealth::Slow,
+        ClusterHealth::Deaf,
+        ClusterHealth::ProbeLost,
+        ClusterHealth::Refusing,
+        ClusterHealth::IdTaken,
+    ];
+
+    /// What is wrong, in words; `None` if nothing is.
+    pub fn trouble(self) -> Option<&'static str> {
+        match self {
+            ClusterHealth::Alone | ClusterHealth::Member => None,
+            ClusterHealth::Joining => Some("Redis: joining the cluster"),
+            ClusterHealth::Unreachable => Some("Redis is unreachable"),
+            ClusterHealth::Slow => Some("Redis has not answered for a second"),
+            ClusterHealth::Deaf => Some("Redis: the subscription to this gateway's channel is lost"),
+            ClusterHealth::ProbeLost => Some("Redis: a pub/sub probe does not come back"),
+            ClusterHealth::Refusing => Some("Redis refuses to write: presence is not up to date"),
+            ClusterHealth::IdTaken => {
+                Some("another gateway has taken this gateway's id: restart with another gateway_id")
+            }
+        }
+    }
+
+    /// True if Redis answers, whatever else is wrong.
+    pub fn redis_answers(self) -> bool {
+        self.is_up() || matches!(self, ClusterHealth::Deaf | ClusterHealth::IdTaken)
+    }
+
+    /// True if other gateways can be reached, as far as is known.
+    pub fn is_up(self) -> bool {
+        matches!(
+            self,
+            ClusterHealth::Member | ClusterHealth::Refusing | ClusterHealth::ProbeLost
+        )
+    }
+}
+
+/// What all threads may read of the cluster.
+#[derive(Debug, Default)]
+pub struct ClusterView {
+    health: AtomicU8,
+    /// What the control thread counts.
+    pub metrics: ClusterMetrics,
+}
+
+impl ClusterView {
+    /// How this gateway stands with the others.
+    pub fn health(&self) -> ClusterHealth {
+        let health = self.health.load(Ordering::Relaxed);
+        ClusterHealth::ALL.get(usize::from(health)).copied().unwrap_or_default()
+    }
+
+    /// For the control thread.
+    pub fn set_health(&self, health: ClusterHealth) {
+        self.health.store(health as u8, Ordering::Relaxed);
+    }
+
+    /// True if there are other gateways to talk to, and they can be reached.
+    pub fn is_up(&self) -> bool {
+        self.health().is_up()
+    }
+
+    /// True if this gateway is on its own by configuration.
+    pub fn is_alone(&self) -> bool {
+        self.health() == ClusterHealth::Alone
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn health_is_what_was_said() {
+        let view = ClusterView::default();
+        assert!(view.is_alone() && !view.is_up());
+        for (value, health) in ClusterHealth::ALL.into_iter().enumerate() {
+            assert_eq!(health as usize, value);
+            view.set_health(health);
+            assert_eq!(view.health(), health);
+        }
+    }
+}
