@@ -164,7 +164,6 @@ fn figures_that_make_no_sense_are_refused() {
 
 /// The whole: every message goes from one gateway to the other.
 #[test]
-#[ignore = "needs gateways that know Redis"]
 fn messages_cross_two_gateways_on_one_redis() {
     let redis = Redis::start();
     let redis_url = redis.url();
