@@ -30,15 +30,13 @@ pub(super) enum Outcome {
     Then(Step),
     /// Another server has this slot, for good (MOVED) or for this key (ASK).
     Elsewhere {
-        /// `host:port`; the host is empty where it is the server's own that answered.
+        /// As the server wrote it, see [`super::topology::named_address`].
         address: String,
         /// ASK.
         asking: bool,
         /// The server's words.
         text: Arc<str>,
     },
-    /// Not now, without doubt not carried out: worth another try.
-    Again(Arc<str>),
 }
 
 /// What an error means.
@@ -205,7 +203,6 @@ fn outcome_of_error(error: &ServerError) -> Outcome {
                 None => Outcome::Answer(failed(FailureKind::Unavailable, &text)),
             }
         }
-        "TRYAGAIN" | "CLUSTERDOWN" => Outcome::Again(text.into()),
         _ => Outcome::Answer(failed(verdict(error).kind, &text)),
     }
 }
@@ -320,5 +317,241 @@ fn pairs(value: Value) -> Option<Vec<(Value, Value)>> {
             Some(pairs)
         }
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use proptest::prelude::*;
+    use redis::parse_redis_value;
+
+    use super::*;
+    use crate::cluster::store::{Channel, LeaseState, Task};
+
+    const LIFE: Incarnation = Incarnation(0xab);
+
+    fn one_of_each() -> Vec<(Op, &'static str)> {
+        let (user, id): (Arc<str>, Arc<str>) = ("bob".into(), "gw".into());
+        let lease = Lease {
+            incarnation: LIFE,
+            state: LeaseState::Synced,
+            renewals: 7,
+        };
+        let (owner, incarnation, ttl_ms) = (LIFE, LIFE, 500);
+        let users = vec![user.clone(), "ann".into()];
+        vec![
+            (
+                Op::SetPresence {
+                    user: user.clone(),
+                    owner,
+                    connections: 2,
+                },
+                "HSET p:user:bob 00000000000000ab 2",
+            ),
+            (
+                Op::ClearPresence {
+                    user: user.clone(),
+                    owner,
+                },
+                "HDEL p:user:bob 00000000000000ab",
+            ),
+            (Op::Locate { user }, "HGETALL p:user:bob"),
+            (
+                Op::IndexAdd {
+                    owner,
+                    users: users.clone(),
+                },
+                "SADD p:index:00000000000000ab bob ann",
+            ),
+            (
+                Op::IndexRemove { owner, users },
+                "SREM p:index:00000000000000ab bob ann",
+            ),
+            (
+                Op::IndexScan { owner, cursor: 3 },
+                "SSCAN p:index:00000000000000ab 3 COUNT 500",
+            ),
+            (
+                Op::Publish {
+                    channel: Channel::All,
+                    payload: Bytes::from_static(b"hi"),
+                },
+                "PUBLISH p:all hi",
+            ),
+            (
+                Op::LeaseTake {
+                    id: id.clone(),
+                    lease,
+                    ttl_ms,
+                },
+                "SET p:{gateways}:lease:gw 00000000000000ab synced 7 NX PX 500",
+            ),
+            (
+                Op::LeaseWrite {
+                    id: id.clone(),
+                    lease,
+                    ttl_ms,
+                },
+                "SET p:{gateways}:lease:gw 00000000000000ab synced 7 PX 500",
+            ),
+            (Op::LeaseRead { id: id.clone() }, "GET p:{gateways}:lease:gw"),
+            (Op::LeaseDrop { id: id.clone() }, "DEL p:{gateways}:lease:gw"),
+            (
+                Op::Register { id, incarnation },
+                "HSET p:{gateways} 00000000000000ab gw",
+            ),
+            (Op::Unregister { incarnation }, "HDEL p:{gateways} 00000000000000ab"),
+            (Op::ReadDirectory, "HGETALL p:{gateways}"),
+            (
+                Op::Claim {
+                    task: Task::Sweep(LIFE),
+                    by: LIFE,
+                    ttl_ms,
+                },
+                "SET p:{gateways}:sweep:00000000000000ab 00000000000000ab NX PX 500",
+            ),
+        ]
+    }
+
+    fn line(command: &Cmd) -> String {
+        let words = command.args_iter().map(|arg| match arg {
+            redis::Arg::Simple(bytes) => String::from_utf8_lossy(bytes).into_owned(),
+            _ => "?".to_owned(),
+        });
+        words.collect::<Vec<_>>().join(" ")
+    }
+
+    fn reply(text: &str) -> Value {
+        parse_redis_value(text.replace('|', "\r\n").as_bytes()).unwrap()
+    }
+
+    fn answer(op: Op, text: &str) -> Answer {
+        match outcome(&Step::Op(op), reply(text)) {
+            Outcome::Answer(answer) => answer,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn each_operation_is_one_command_and_has_a_label() {
+        let names = Names::new("p:");
+        for (at, (op, expected)) in one_of_each().into_iter().enumerate() {
+            let step = Step::Op(op);
+            assert_eq!(line(&command(&names, &step, false)), expected);
+            assert_eq!(kind_of(&step), at, "the order of LABELS");
+            let key = routing_key(&names, &step);
+            assert!(expected.contains(&key), "{key} decides where {expected} goes");
+        }
+        let publish = Step::Op(one_of_each().swap_remove(6).0);
+        assert_eq!(line(&command(&names, &publish, true)), "SPUBLISH p:all hi");
+        let leases = Step::Leases(vec![("a".into(), LIFE), ("b".into(), LIFE)]);
+        assert_eq!(
+            line(&command(&names, &leases, true)),
+            "MGET p:{gateways}:lease:a p:{gateways}:lease:b"
+        );
+    }
+
+    #[test]
+    fn replies_become_answers_and_nonsense_by_other_hands_is_left_out() {
+        let locate = || Op::Locate { user: "bob".into() };
+        let map = "%3|$16|00000000000000ab|$1|2|$3|new|$1|1|$16|00000000000000cd|$1|x|";
+        assert_eq!(answer(locate(), map), Answer::Places(vec![(LIFE, 2)]));
+        assert_eq!(
+            answer(locate(), "*2|$16|00000000000000ab|$1|2|"),
+            Answer::Places(vec![(LIFE, 2)])
+        );
+        let scan = || Op::IndexScan { owner: LIFE, cursor: 0 };
+        let users = vec!["bob".into()];
+        assert_eq!(
+            answer(scan(), "*2|$2|17|*1|$3|bob|"),
+            Answer::Users { cursor: 17, users }
+        );
+        let read = || Op::LeaseRead { id: "gw".into() };
+        assert_eq!(answer(read(), "_|"), Answer::Lease(None));
+        for (op, wrong) in [(locate(), "+OK|"), (scan(), "*1|$1|0|"), (read(), "$8|nonsense|")] {
+            let Answer::Failed(failure) = answer(op, wrong) else {
+                panic!("{wrong}")
+            };
+            assert_eq!(failure.kind, FailureKind::Refused);
+        }
+    }
+
+    #[test]
+    fn the_directory_is_read_in_two_steps() {
+        let read = Step::Op(Op::ReadDirectory);
+        assert_eq!(outcome(&read, reply("%0|")), Outcome::Answer(Answer::Directory(vec![])));
+        let Outcome::Then(step) = outcome(&read, reply("%2|$16|00000000000000ab|$2|gw|$3|odd|$1|x|")) else {
+            panic!()
+        };
+        assert_eq!(step, Step::Leases(vec![("gw".into(), LIFE)]));
+        let registered = |lease| {
+            Outcome::Answer(Answer::Directory(vec![Registered {
+                id: "gw".into(),
+                incarnation: LIFE,
+                lease,
+            }]))
+        };
+        assert_eq!(outcome(&step, reply("*1|_|")), registered(None));
+        assert_eq!(outcome(&step, reply("*1|$3|odd|")), registered(None));
+        assert!(matches!(
+            outcome(&step, reply("*0|")),
+            Outcome::Answer(Answer::Failed(_))
+        ));
+    }
+
+    #[test]
+    fn errors_mean_what_the_contract_says() {
+        use FailureKind::{Refused, Unavailable};
+        for (error, kind, lost) in [
+            ("OOM command not allowed", Refused, false),
+            ("NOPERM no", Refused, false),
+            ("MISCONF disk", Refused, false),
+            ("WRONGTYPE key", Refused, false),
+            ("READONLY replica", Refused, true),
+            ("NOAUTH who", Refused, true),
+            ("LOADING data", Unavailable, true),
+            ("MASTERDOWN link", Unavailable, true),
+            ("CLUSTERDOWN down", Unavailable, false),
+            ("TRYAGAIN later", Unavailable, false),
+        ] {
+            let Value::ServerError(parsed) = reply(&format!("-{error}|")) else {
+                panic!()
+            };
+            assert_eq!(words(&parsed), error);
+            let expected = Verdict {
+                kind,
+                connection_is_lost: lost,
+            };
+            assert_eq!(verdict(&parsed), expected, "{error}");
+            let expected = Outcome::Answer(failed(kind, error));
+            assert_eq!(
+                outcome(&Step::Op(Op::ReadDirectory), Value::ServerError(parsed)),
+                expected
+            );
+        }
+        for (error, asking) in [("MOVED 1 h:2", false), ("ASK 1 h:2", true)] {
+            let expected = Outcome::Elsewhere {
+                address: "h:2".into(),
+                asking,
+                text: error.into(),
+            };
+            assert_eq!(
+                outcome(&Step::Op(Op::ReadDirectory), reply(&format!("-{error}|"))),
+                expected
+            );
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_reply_panics(bytes in "[%*$:_+~-][0-9a-f]{0,3}\r\n([$:*_][0-3]\r\n[a-z]{0,3}(\r\n)?){0,5}") {
+            if let Ok(value) = parse_redis_value(bytes.as_bytes()) {
+                for (op, _) in one_of_each() {
+                    let _ = outcome(&Step::Op(op), value.clone());
+                }
+                let _ = outcome(&Step::Leases(vec![("gw".into(), LIFE)]), value);
+            }
+        }
     }
 }

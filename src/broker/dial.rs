@@ -3,23 +3,29 @@
 //!
 //! Owns the target with its credentials; what it says of a failure never has them.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::io::tcp::{TcpSettings, socket2::TcpKeepalive};
 use redis::{
-    AsyncConnectionConfig, Client, ConnectionAddr, IntoConnectionInfo, Pipeline, ProtocolVersion, PushInfo,
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, IntoConnectionInfo, Pipeline, ProtocolVersion, PushInfo,
     RedisConnectionInfo, TlsCertificates, Value, cmd,
 };
 use tokio::time::timeout;
 
 use super::commands;
+use super::topology::View;
 use crate::config::{RedisAddress, RedisServers, RedisTarget};
 
 /// How long a server may take for anything: to let us in, or to answer one pipeline. A server that takes longer is
 /// treated as gone, so that the asker hears within [2.5 s](super::Broker::submit).
 pub(super) const ANSWER_MAX: Duration = Duration::from_secs(2);
+/// How long a sentinel may take: several must fit into one attempt.
+const SENTINEL_ANSWER_MAX: Duration = Duration::from_millis(500);
+/// How long one of several servers of a cluster may take to say who is in it.
+const LOOK_ANSWER_MAX: Duration = Duration::from_secs(1);
 /// Unacknowledged bytes for this long end a connection in the kernel, for those that nobody waits for.
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Requests that may wait inside the crate's connection before their senders wait, in order.
@@ -41,11 +47,37 @@ pub(super) enum Place {
 #[derive(Debug)]
 pub(super) struct Dialer {
     target: RedisTarget,
+    /// Which sentinel is asked first.
+    first_sentinel: Cell<usize>,
+}
+
+/// As whom a connection is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Login {
+    /// With the credentials, in the database.
+    Full,
+    /// With the credentials; sentinels have no databases.
+    WithoutDatabase,
+    /// As nobody.
+    Anonymous,
+}
+
+/// What a server is asked for its view of the cluster. `CLUSTER SHARDS` would be the newer question, but Redis 6 does not
+/// know it, and all later ones answer this one.
+pub(super) fn view_commands() -> [Cmd; 2] {
+    [cmd("CLUSTER").arg("INFO").clone(), cmd("CLUSTER").arg("SLOTS").clone()]
 }
 
 impl Dialer {
     pub(super) fn new(target: RedisTarget) -> Dialer {
-        Dialer { target }
+        if target.tls {
+            // The crate takes the process's provider; that somebody chose one before is as good.
+            let _ = rustls::crypto::ring::default_provider().install_default();
+        }
+        Dialer {
+            target,
+            first_sentinel: Cell::new(0),
+        }
     }
 
     pub(super) fn servers(&self) -> &RedisServers {
@@ -54,15 +86,19 @@ impl Dialer {
 
     /// Opens a connection for commands to the master at that place: tracking is on, and it has said that it can be
     /// asked. What the server says unasked goes to `push`, on the connection's own task.
-    pub(super) async fn open_commands<F>(&self, place: &Place, push: F) -> Result<MultiplexedConnection, Cause>
+    pub(super) async fn open_commands<F>(
+        &self,
+        place: &Place,
+        push: F,
+    ) -> Result<(RedisAddress, MultiplexedConnection), Cause>
     where
         F: Fn(PushInfo) + Send + Sync + 'static,
     {
         self.within(place, async {
             let address = self.find(place).await?;
-            let mut connection = self.open(&address, push).await?;
+            let mut connection = self.open(&address, push, Login::Full).await?;
             self.check_master(&address, &mut connection, true).await?;
-            Ok(connection)
+            Ok((address, connection))
         })
         .await
     }
@@ -74,7 +110,7 @@ impl Dialer {
     {
         self.within(place, async {
             let address = self.find(place).await?;
-            let mut connection = self.open(&address, push).await?;
+            let mut connection = self.open(&address, push, Login::Full).await?;
             self.check_master(&address, &mut connection, false).await?;
             Ok(connection)
         })
@@ -97,25 +133,115 @@ impl Dialer {
     async fn find(&self, place: &Place) -> Result<RedisAddress, Cause> {
         match place {
             Place::At(address) => Ok(address.clone()),
-            Place::BySentinel => Err("sentinels are not asked yet".into()),
+            Place::BySentinel => self.ask_sentinels().await,
         }
     }
 
+    /// Where the first sentinel that answers says that the master is. Sentinels that were asked in vain are asked last
+    /// the next time.
+    async fn ask_sentinels(&self) -> Result<RedisAddress, Cause> {
+        let RedisServers::Sentinel { sentinels, master } = &self.target.servers else {
+            return Err("there are no sentinels".into());
+        };
+        let mut cause: Cause = "there are no sentinels".into();
+        for _ in 0..sentinels.len() {
+            let first = self.first_sentinel.get() % sentinels.len();
+            let sentinel = &sentinels[first];
+            cause = match timeout(SENTINEL_ANSWER_MAX, self.ask_sentinel(sentinel, master)).await {
+                Ok(Ok(address)) => return Ok(address),
+                Ok(Err(why)) => why,
+                Err(_) => format!("the sentinel at {sentinel} did not answer").into(),
+            };
+            self.first_sentinel.set(first + 1);
+        }
+        Err(cause)
+    }
+
+    async fn ask_sentinel(&self, sentinel: &RedisAddress, master: &str) -> Result<RedisAddress, Cause> {
+        let mut question = cmd("SENTINEL");
+        question.arg("get-master-addr-by-name").arg(master);
+        // Most sentinels have no password, and one without it may refuse a user that only the servers know.
+        let mut connection = match self.open(sentinel, |_| {}, Login::Anonymous).await {
+            Err(why) if why.contains("NOAUTH") => self.open(sentinel, |_| {}, Login::WithoutDatabase).await?,
+            opened => opened?,
+        };
+        let mut reply = connection.send_packed_command(&question).await;
+        if matches!(&reply, Ok(Value::ServerError(error)) if error.code() == "NOAUTH") {
+            connection = self.open(sentinel, |_| {}, Login::WithoutDatabase).await?;
+            reply = connection.send_packed_command(&question).await;
+        }
+        let words = match reply.map_err(|error| self.cause(sentinel, &error))? {
+            Value::Array(words) => words,
+            Value::ServerError(error) => {
+                return Err(format!("the sentinel at {sentinel} refused: {}", commands::words(&error)).into());
+            }
+            _ => return Err(format!("the sentinel at {sentinel} knows no master {master:?}").into()),
+        };
+        let text = |at: usize| match words.get(at) {
+            Some(Value::BulkString(text)) => std::str::from_utf8(text).ok(),
+            _ => None,
+        };
+        match (text(0), text(1).and_then(|port| port.parse().ok())) {
+            (Some(host), Some(port)) => Ok(RedisAddress {
+                host: host.to_owned(),
+                port,
+            }),
+            _ => Err(format!("the sentinel at {sentinel} gave no address").into()),
+        }
+    }
+
+    /// Asks these servers, one after the other, for their view of the cluster; the first that has one is it.
+    pub(super) async fn look(&self, candidates: Vec<RedisAddress>) -> Result<View, Cause> {
+        let mut cause: Cause = "no server of the cluster is known".into();
+        for address in candidates {
+            match timeout(LOOK_ANSWER_MAX, self.look_from(&address)).await {
+                Ok(Ok(view)) => return Ok(view),
+                Ok(Err(why)) => cause = why,
+                Err(_) => cause = format!("Redis at {address} did not answer").into(),
+            }
+        }
+        Err(cause)
+    }
+
+    async fn look_from(&self, address: &RedisAddress) -> Result<View, Cause> {
+        let mut connection = self.open(address, |_| {}, Login::Full).await?;
+        let mut pipeline = Pipeline::new();
+        for command in view_commands() {
+            pipeline.add_command(command);
+        }
+        let replies = connection.send_packed_commands(&pipeline, 0, 2).await;
+        let replies = replies.map_err(|error| self.cause(address, &error))?;
+        if let Some(Value::ServerError(error)) = replies.iter().find(|reply| matches!(reply, Value::ServerError(_))) {
+            return Err(format!("Redis at {address} refused: {}", commands::words(error)).into());
+        }
+        match &replies[..] {
+            [info, slots] => View::read(info, slots, address),
+            _ => None,
+        }
+        .ok_or_else(|| format!("Redis at {address} does not say who is in the cluster").into())
+    }
+
     /// A connection that is logged in, and no more.
-    async fn open<F>(&self, address: &RedisAddress, push: F) -> Result<MultiplexedConnection, Cause>
+    async fn open<F>(&self, address: &RedisAddress, push: F, as_whom: Login) -> Result<MultiplexedConnection, Cause>
     where
         F: Fn(PushInfo) + Send + Sync + 'static,
     {
         let mut login = RedisConnectionInfo::default()
             .set_protocol(ProtocolVersion::RESP3)
-            .set_db(i64::from(self.target.db))
+            .set_db(if as_whom == Login::Full {
+                i64::from(self.target.db)
+            } else {
+                0
+            })
             // Two commands less per connection; CLIENT SETNAME tells who we are.
             .set_skip_set_lib_name();
-        if let Some(username) = &self.target.username {
-            login = login.set_username(username);
-        }
-        if let Some(password) = &self.target.password {
-            login = login.set_password(password);
+        if as_whom != Login::Anonymous {
+            if let Some(username) = &self.target.username {
+                login = login.set_username(username);
+            }
+            if let Some(password) = &self.target.password {
+                login = login.set_password(password);
+            }
         }
         let RedisAddress { host, port } = address.clone();
         let addr = if self.target.tls {

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::Signal;
 use super::commands::{Step, failed};
+use super::node::NodeId;
 use crate::cluster::store::{Answer, FailureKind, Op, Request, StoreEvent};
 
 /// Where the answers of one request meet.
@@ -44,8 +45,8 @@ pub(super) struct Item {
     pub(super) slot: u16,
     /// How often it was sent to another server or once more.
     pub(super) tries: u8,
-    /// The server must be told that it was named by another one.
-    pub(super) asking: bool,
+    /// Goes there, whoever serves its slot: another server said so, and this one must be told.
+    pub(super) asking: Option<NodeId>,
     /// When it fails, wherever it is.
     pub(super) deadline: Instant,
     gather: Rc<Gather>,
@@ -82,10 +83,37 @@ pub(super) fn items(request: Request, deadline: Instant, signals: &UnboundedSend
         step: Step::Op(op),
         slot: 0,
         tries: 0,
-        asking: false,
+        asking: None,
         deadline,
         gather: gather.clone(),
         at,
     };
     request.ops.into_iter().enumerate().map(item).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc::unbounded_channel;
+
+    use super::*;
+
+    #[test]
+    fn a_request_is_answered_once_when_its_last_item_is_gone_and_a_lost_one_counts_as_failed() {
+        let (signals, mut received) = unbounded_channel();
+        let ops = vec![Op::ReadDirectory, Op::ReadDirectory, Op::ReadDirectory];
+        let mut made = items(Request { ticket: 3, ops }, Instant::now(), &signals);
+        made.remove(2).answer(Answer::Done);
+        made.remove(0).unavailable("gone");
+        assert!(received.try_recv().is_err());
+        drop(made);
+        let Ok(Signal::Event(StoreEvent::Answered { ticket: 3, answers })) = received.try_recv() else {
+            panic!("no answer")
+        };
+        let kinds: Vec<bool> = answers
+            .iter()
+            .map(|answer| matches!(answer, Answer::Failed(_)))
+            .collect();
+        assert_eq!(kinds, [true, true, false]);
+        assert!(received.try_recv().is_err());
+    }
 }

@@ -11,6 +11,8 @@
 //! | `dial` | opens connections |
 //! | `gather` | answers of a request until all are there |
 //! | `commands` | pure: operation to command, reply to answer, what errors mean |
+//! | `topology` | pure: slots, and who serves them |
+//! | `detours` | pure: order while a slot changes its server |
 //! | `keys` | pure: names of keys and channels |
 //! | `backlog` | how many packets may wait |
 //! | `backoff` | how long to wait before the next attempt |
@@ -27,12 +29,14 @@ mod backlog;
 mod backoff;
 mod commands;
 mod counters;
+mod detours;
 mod dial;
 mod driver;
 mod gather;
 mod keys;
 mod node;
 mod pubsub;
+mod topology;
 
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -47,6 +51,7 @@ pub use counters::BrokerCounters;
 use dial::Dialer;
 use driver::{Context, Driver, Input};
 use keys::Names;
+use node::NodeId;
 
 use crate::cluster::store::{Channel, Request, StoreEvent};
 use crate::config::{RedisServers, RedisTarget};
@@ -56,10 +61,10 @@ use crate::config::{RedisServers, RedisTarget};
 enum Signal {
     /// As it is.
     Event(StoreEvent),
-    /// A channel is heard.
-    Heard(String),
+    /// A channel is heard over that server.
+    Heard(String, NodeId),
     /// It is not any more.
-    Unheard(String),
+    Unheard(String, NodeId),
     /// Somebody said something.
     Packet { channel: String, payload: Bytes },
 }
@@ -70,8 +75,9 @@ pub struct Broker {
     names: Names,
     inputs: UnboundedSender<Input>,
     signals: UnboundedReceiver<Signal>,
-    /// Wanted channels by name, and whether they are heard.
-    channels: HashMap<String, (Channel, bool)>,
+    /// Wanted channels by name, and over which server they are heard. Where a channel moved, the old server may say that
+    /// it is gone after the new one said that it is there.
+    channels: HashMap<String, (Channel, Option<NodeId>)>,
     backlog: Arc<Backlog>,
     driver: AbortHandle,
 }
@@ -118,7 +124,7 @@ impl Broker {
     /// Subscribes to a channel, until [`Broker::unsubscribe`]: over lost connections, failovers and moving slots.
     pub fn subscribe(&mut self, channel: Channel) {
         let name = self.names.channel(&channel);
-        self.channels.entry(name.clone()).or_insert((channel, false));
+        self.channels.entry(name.clone()).or_insert((channel, None));
         let _ = self.inputs.send(Input::Subscribe(name));
     }
 
@@ -159,13 +165,18 @@ impl Broker {
     fn translate(&mut self, signal: Signal) -> Option<StoreEvent> {
         match signal {
             Signal::Event(event) => Some(event),
-            Signal::Heard(name) => {
+            Signal::Heard(name, by) => {
                 let (channel, heard) = self.channels.get_mut(&name)?;
-                (!std::mem::replace(heard, true)).then(|| StoreEvent::Subscribed(channel.clone()))
+                heard
+                    .replace(by)
+                    .is_none()
+                    .then(|| StoreEvent::Subscribed(channel.clone()))
             }
-            Signal::Unheard(name) => {
+            Signal::Unheard(name, by) => {
                 let (channel, heard) = self.channels.get_mut(&name)?;
-                std::mem::replace(heard, false).then(|| StoreEvent::Unsubscribed(channel.clone()))
+                heard
+                    .take_if(|over| *over == by)
+                    .map(|_| StoreEvent::Unsubscribed(channel.clone()))
             }
             Signal::Packet { channel, payload } => {
                 self.backlog.take(payload.len());

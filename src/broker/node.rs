@@ -29,11 +29,13 @@ use super::Signal;
 use super::backoff::Backoff;
 use super::commands;
 use super::counters::Count as _;
-use super::dial::{ANSWER_MAX, Cause, Place};
+use super::dial::{self, ANSWER_MAX, Cause, Place};
 use super::driver::{Context, Input};
 use super::gather::Item;
 use super::keys::Names;
+use super::topology::View;
 use crate::cluster::store::StoreEvent;
+use crate::config::RedisAddress;
 
 /// A connection on which nothing was asked for this long is asked PING: one that died in silence is to be noticed before
 /// somebody needs it. At the cost of one command per second and idle server.
@@ -46,32 +48,65 @@ pub(super) struct NodeId(pub(super) u64);
 /// What a node tells the driver.
 #[derive(Debug)]
 pub(super) enum News {
-    /// It can be asked.
-    Up,
+    /// It can be asked; at this address.
+    Up(RedisAddress),
     /// It cannot be asked (any more).
     Down(Cause),
     /// Items with their replies.
     Replies(Vec<(Item, Value)>),
     /// Items without reply: nobody knows whether they were carried out.
     Failed(Vec<Item>, Cause),
-    /// Items that were never sent.
-    Refused(Vec<Item>, Cause),
+    /// How it sees the cluster.
+    View(View),
 }
 
-/// One pipeline's end: which, and how it went; `Err(None)`: out of time.
-type Landed = (u64, Result<RedisResult<Vec<Value>>, ()>);
+/// What the driver wants of a node.
+#[derive(Debug)]
+pub(super) enum Order {
+    /// These operations, as one pipeline.
+    Items(Vec<Item>),
+    /// Its view of the cluster.
+    Look,
+}
 
-/// Runs until the driver lets go of `orders`.
+/// One pipeline's end: which, and how it went.
+type Landed = (u64, Result<RedisResult<Vec<Value>>, OutOfTime>);
+
+/// What a pipeline had to wait for too long.
+#[derive(Debug)]
+enum OutOfTime {
+    /// The server: the connection is no good.
+    Server,
+    /// Somebody else, before it came here.
+    Before,
+}
+
+/// What a pipeline is for.
+#[derive(Debug)]
+enum Freight {
+    Items(Vec<Item>),
+    Look,
+    Ping,
+}
+
+/// Runs until the driver lets go of `orders`, and until what is under way has landed. What comes before there is a
+/// connection fails at once, except that a `patient` node makes it wait for the end of the first attempt.
 pub(super) async fn run(
     context: Rc<Context>,
     id: NodeId,
     place: Place,
-    mut orders: UnboundedReceiver<Vec<Item>>,
+    mut orders: UnboundedReceiver<Order>,
     inputs: UnboundedSender<Input>,
+    mut patient: bool,
 ) {
     let tell = |news| {
         // The driver outlives its nodes; if it does not, nobody is left to tell.
         let _ = inputs.send(Input::Node(id, news));
+    };
+    let refuse = |order, cause: &Cause| {
+        if let Order::Items(items) = order {
+            tell(News::Failed(items, cause.clone()));
+        }
     };
     let mut backoff = Backoff::default();
     let mut cause: Cause = "not connected to Redis yet".into();
@@ -83,17 +118,18 @@ pub(super) async fn run(
         let opened = loop {
             tokio::select! {
                 opened = &mut opening => break opened,
-                order = orders.recv() => match order {
-                    Some(items) => tell(News::Refused(items, cause.clone())),
+                order = orders.recv(), if !patient => match order {
+                    Some(order) => refuse(order, &cause),
                     None => return,
                 },
             }
         };
+        patient = false;
         match opened {
-            Ok(connection) => {
-                tell(News::Up);
+            Ok((address, connection)) => {
+                tell(News::Up(address.clone()));
                 let began = Instant::now();
-                let flight = Flight::new(&context, connection);
+                let flight = Flight::new(&context, address, connection);
                 match flight.serve(&gone, &mut orders, &tell).await {
                     Some(why) => cause = why,
                     None => return,
@@ -109,7 +145,7 @@ pub(super) async fn run(
             tokio::select! {
                 () = sleep_until(until) => break,
                 order = orders.recv() => match order {
-                    Some(items) => tell(News::Refused(items, cause.clone())),
+                    Some(order) => refuse(order, &cause),
                     None => return,
                 },
             }
@@ -153,19 +189,21 @@ fn push_handler(
 /// What is under way on one connection.
 struct Flight<'a> {
     context: &'a Context,
+    address: RedisAddress,
     connection: MultiplexedConnection,
     /// Pipelines under way; the items stay here, so that they come back even when their future does not.
-    items: BTreeMap<u64, Vec<Item>>,
+    freight: BTreeMap<u64, Freight>,
     landings: FuturesUnordered<LocalBoxFuture<'static, Landed>>,
     next: u64,
 }
 
 impl<'a> Flight<'a> {
-    fn new(context: &'a Context, connection: MultiplexedConnection) -> Flight<'a> {
+    fn new(context: &'a Context, address: RedisAddress, connection: MultiplexedConnection) -> Flight<'a> {
         Flight {
             context,
+            address,
             connection,
-            items: BTreeMap::new(),
+            freight: BTreeMap::new(),
             landings: FuturesUnordered::new(),
             next: 0,
         }
@@ -175,10 +213,11 @@ impl<'a> Flight<'a> {
     async fn serve(
         mut self,
         gone: &Notify,
-        orders: &mut UnboundedReceiver<Vec<Item>>,
+        orders: &mut UnboundedReceiver<Order>,
         tell: &impl Fn(News),
     ) -> Option<Cause> {
         let mut asked = Instant::now();
+        let mut leaving = false;
         let lost: Option<Cause> = loop {
             tokio::select! {
                 biased;
@@ -187,51 +226,77 @@ impl<'a> Flight<'a> {
                         break Some(why);
                     }
                 }
-                () = gone.notified() => break Some("Redis closed the connection".into()),
-                order = orders.recv() => {
-                    let Some(items) = order else { break None };
+                () = gone.notified(), if !(leaving && self.landings.is_empty()) => break Some("Redis closed the connection".into()),
+                order = orders.recv(), if !leaving => match order {
+                    Some(order) => {
+                        asked = Instant::now();
+                        self.send(match order {
+                            Order::Items(items) => Freight::Items(items),
+                            Order::Look => Freight::Look,
+                        })
+                        .await;
+                    }
+                    None => leaving = true,
+                },
+                () = sleep_until(asked + IDLE_MAX), if self.landings.is_empty() && !leaving => {
                     asked = Instant::now();
-                    self.send(items).await;
+                    self.send(Freight::Ping).await;
                 }
-                () = sleep_until(asked + IDLE_MAX), if self.landings.is_empty() => {
-                    asked = Instant::now();
-                    self.send(Vec::new()).await;
-                }
+                else => break None,
             }
         };
         let why = lost.clone().unwrap_or_else(|| "the server left the cluster".into());
-        for (_, items) in std::mem::take(&mut self.items) {
-            tell(News::Failed(items, why.clone()));
+        for (_, freight) in std::mem::take(&mut self.freight) {
+            if let Freight::Items(items) = freight {
+                tell(News::Failed(items, why.clone()));
+            }
         }
         lost
     }
 
-    /// Sends one pipeline; without items a PING. Does not wait for anything.
-    async fn send(&mut self, items: Vec<Item>) {
+    /// Sends one pipeline. Does not wait for anything.
+    async fn send(&mut self, freight: Freight) {
         let counters = &self.context.counters;
-        let mut pipeline = Pipeline::with_capacity(items.len() + 1);
-        let mut deadline = Instant::now() + ANSWER_MAX;
-        for item in &items {
-            if item.asking {
-                pipeline.add_command(cmd("ASKING"));
+        let mut pipeline = Pipeline::new();
+        let patience = Instant::now() + ANSWER_MAX;
+        let mut deadline = patience;
+        match &freight {
+            Freight::Items(items) => {
+                for item in items {
+                    if item.asking.is_some() {
+                        pipeline.add_command(cmd("ASKING"));
+                    }
+                    pipeline.add_command(commands::command(&self.context.names, &item.step, self.context.sharded));
+                    counters.count(&item.step);
+                    deadline = deadline.min(item.deadline);
+                }
             }
-            pipeline.add_command(commands::command(&self.context.names, &item.step, self.context.sharded));
-            counters.count(&item.step);
-            deadline = deadline.min(item.deadline);
-        }
-        if items.is_empty() {
-            pipeline.add_command(cmd("PING"));
+            Freight::Look => {
+                for command in dial::view_commands() {
+                    pipeline.add_command(command);
+                }
+            }
+            Freight::Ping => {
+                pipeline.add_command(cmd("PING"));
+            }
         }
         counters.commands_total.fetch_add(pipeline.len() as u64, Relaxed);
         let which = self.next;
         self.next += 1;
-        self.items.insert(which, items);
+        self.freight.insert(which, freight);
         let mut connection = self.connection.clone();
         let mut landing: LocalBoxFuture<'static, Landed> = Box::pin(async move {
             let count = pipeline.len();
-            // A pipeline that grew old elsewhere is out of time early; that says nothing about this server.
             let sending = tokio::task::unconstrained(connection.send_packed_commands(&pipeline, 0, count));
-            (which, timeout_at(deadline, sending).await.map_err(|_| ()))
+            let landed = timeout_at(deadline, sending).await;
+            let who = || {
+                if deadline < patience {
+                    OutOfTime::Before
+                } else {
+                    OutOfTime::Server
+                }
+            };
+            (which, landed.map_err(|_| who()))
         });
         // The first poll puts it in its place, see above.
         std::future::poll_fn(|cx| {
@@ -248,36 +313,53 @@ impl<'a> Flight<'a> {
     fn land(
         &mut self,
         which: u64,
-        landed: Result<RedisResult<Vec<Value>>, ()>,
+        landed: Result<RedisResult<Vec<Value>>, OutOfTime>,
         tell: &impl Fn(News),
     ) -> Result<(), Cause> {
-        let items = self.items.remove(&which).unwrap_or_default();
-        let fail = |items, why: Cause| {
+        let freight = self.freight.remove(&which).unwrap_or(Freight::Ping);
+        let address = &self.address;
+        let (why, good) = match landed {
+            Ok(Ok(replies)) => return self.unload(freight, replies, tell),
+            Ok(Err(error)) => (format!("the connection to Redis at {address} broke: {error}"), false),
+            Err(OutOfTime::Server) => (
+                format!("Redis at {address} did not answer within {} s", ANSWER_MAX.as_secs()),
+                false,
+            ),
+            Err(OutOfTime::Before) => ("out of time while the slot changed its server".to_owned(), true),
+        };
+        let why: Cause = why.into();
+        if let Freight::Items(items) = freight {
             tell(News::Failed(items, why.clone()));
-            Err(why)
-        };
-        let replies = match landed {
-            Ok(Ok(replies)) => replies,
-            Ok(Err(error)) => return fail(items, format!("the connection to Redis broke: {error}").into()),
-            Err(()) => {
-                return fail(
-                    items,
-                    format!("Redis did not answer within {} s", ANSWER_MAX.as_secs()).into(),
-                );
-            }
-        };
+        }
+        if good { Ok(()) } else { Err(why) }
+    }
+
+    fn unload(&self, freight: Freight, replies: Vec<Value>, tell: &impl Fn(News)) -> Result<(), Cause> {
         let mut lost = Ok(());
         for reply in &replies {
             if let Value::ServerError(error) = reply
                 && commands::verdict(error).connection_is_lost
             {
-                lost = Err(format!("Redis refused: {}", commands::words(error)).into());
+                let address = &self.address;
+                lost = Err(format!("Redis at {address} refused: {}", commands::words(error)).into());
             }
         }
+        let items = match freight {
+            Freight::Items(items) => items,
+            Freight::Look => {
+                if let [info, slots] = &replies[..]
+                    && let Some(view) = View::read(info, slots, &self.address)
+                {
+                    tell(News::View(view));
+                }
+                return lost;
+            }
+            Freight::Ping => return lost,
+        };
         let mut replies = replies.into_iter();
         let mut answered = Vec::with_capacity(items.len());
         for item in items {
-            if item.asking {
+            if item.asking.is_some() {
                 // ASKING's own OK.
                 let _ = replies.next();
             }

@@ -9,7 +9,7 @@
 //! is under way, and from then on replies belong to the command before. The crate never subscribes again by itself
 //! here: its way is silent, and in a cluster it fails as soon as the channels of one server lie in two slots.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -21,7 +21,7 @@ use futures_util::future::LocalBoxFuture;
 use futures_util::stream::FuturesUnordered;
 use log::warn;
 use redis::aio::MultiplexedConnection;
-use redis::{PushInfo, PushKind, RedisResult, Value, cmd};
+use redis::{PushInfo, PushKind, RedisResult, ServerError, Value, cmd};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 
@@ -31,6 +31,7 @@ use super::backoff::Backoff;
 use super::commands;
 use super::dial::{ANSWER_MAX, Cause, Place};
 use super::driver::{Context, Input};
+use super::node::NodeId;
 
 /// How often the task looks after silence, confirmations and refusals.
 const TICK: Duration = Duration::from_secs(1);
@@ -45,6 +46,10 @@ pub(super) enum Want {
     Channel(String),
     /// No more.
     NotChannel(String),
+    /// The server's other connection was lost: is this one good?
+    Check,
+    /// The master is another one now.
+    Restart,
 }
 
 /// How far a subscription is.
@@ -72,16 +77,24 @@ type Landed = (Option<String>, Result<RedisResult<Value>, ()>);
 /// Runs until the driver lets go of `wants`.
 pub(super) async fn run(
     context: Rc<Context>,
+    source: NodeId,
     place: Place,
     mut wants: UnboundedReceiver<Want>,
     inputs: UnboundedSender<Input>,
 ) {
     let mut wanted: BTreeMap<String, Stage> = BTreeMap::new();
+    let mut told = BTreeSet::new();
     let mut backoff = Backoff::default();
     loop {
         let (notes, mut heard) = unbounded_channel();
         let pulse = Arc::new(AtomicU64::new(0));
-        let push = push_handler(context.signals.clone(), context.backlog.clone(), notes, pulse.clone());
+        let push = push_handler(
+            source,
+            context.signals.clone(),
+            context.backlog.clone(),
+            notes,
+            pulse.clone(),
+        );
         let opening = context.dialer.open_subscriptions(&place, push);
         tokio::pin!(opening);
         let opened = loop {
@@ -98,15 +111,17 @@ pub(super) async fn run(
             let began = Instant::now();
             let session = Session {
                 context: &context,
+                source,
                 connection,
                 wanted: &mut wanted,
+                told: &mut told,
                 landings: FuturesUnordered::new(),
                 inputs: &inputs,
             };
             let why = session.serve(&mut wants, &mut heard, &pulse).await;
             for (channel, stage) in &mut wanted {
                 if *stage == Stage::Heard {
-                    let _ = context.signals.send(Signal::Unheard(channel.clone()));
+                    let _ = context.signals.send(Signal::Unheard(channel.clone(), source));
                 }
                 *stage = Stage::Idle;
             }
@@ -138,10 +153,13 @@ fn note_want(wanted: &mut BTreeMap<String, Stage>, want: Want) {
         Want::NotChannel(channel) => {
             wanted.remove(&channel);
         }
+        // Both are about a connection that is not there.
+        Want::Check | Want::Restart => {}
     }
 }
 
 fn push_handler(
+    source: NodeId,
     signals: UnboundedSender<Signal>,
     backlog: Arc<Backlog>,
     notes: UnboundedSender<Note>,
@@ -161,19 +179,19 @@ fn push_handler(
             return;
         };
         match (info.kind, data.next()) {
-            (PushKind::Message | PushKind::SMessage, Some(Value::BulkString(payload))) => {
-                if backlog.admit(payload.len()) {
-                    let payload = Bytes::from(payload);
-                    let _ = signals.send(Signal::Packet { channel, payload });
-                }
+            (PushKind::Message | PushKind::SMessage, Some(Value::BulkString(payload)))
+                if backlog.admit(payload.len()) =>
+            {
+                let payload = Bytes::from(payload);
+                let _ = signals.send(Signal::Packet { channel, payload });
             }
             // Signals of both kinds go from here, so that they keep their place between the packets.
             (PushKind::Subscribe | PushKind::SSubscribe, _) => {
-                let _ = signals.send(Signal::Heard(channel.clone()));
+                let _ = signals.send(Signal::Heard(channel.clone(), source));
                 let _ = notes.send(Note::Heard(channel));
             }
             (PushKind::Unsubscribe | PushKind::SUnsubscribe, _) => {
-                let _ = signals.send(Signal::Unheard(channel.clone()));
+                let _ = signals.send(Signal::Unheard(channel.clone(), source));
                 let _ = notes.send(Note::Unheard(channel));
             }
             _ => {}
@@ -184,8 +202,11 @@ fn push_handler(
 /// One connection's life.
 struct Session<'a> {
     context: &'a Context,
+    source: NodeId,
     connection: MultiplexedConnection,
     wanted: &'a mut BTreeMap<String, Stage>,
+    /// Refused channels that the log has.
+    told: &'a mut BTreeSet<String>,
     landings: FuturesUnordered<LocalBoxFuture<'static, Landed>>,
     inputs: &'a UnboundedSender<Input>,
 }
@@ -208,26 +229,30 @@ impl Session<'_> {
                 note = heard.recv() => match note {
                     Some(Note::Gone) | None => return Some("Redis closed it".into()),
                     Some(Note::Heard(channel)) => {
+                        self.told.remove(&channel);
                         if let Some(stage) = self.wanted.get_mut(&channel) {
                             *stage = Stage::Heard;
                         }
                     }
                     Some(Note::Unheard(channel)) => {
                         // Not by our wish, as then it is not wanted any more: its slot has moved.
+                        // Asked again, the server tells where it went.
                         if let Some(stage) = self.wanted.get_mut(&channel) {
                             *stage = Stage::Idle;
-                            let _ = self.inputs.send(Input::Misplaced);
+                            self.subscribe_idle();
                         }
                     }
                 },
                 Some((channel, landed)) = self.landings.next() => match landed {
                     Err(()) => return Some(format!("Redis did not answer within {} s", ANSWER_MAX.as_secs()).into()),
                     Ok(Err(error)) => return Some(error.to_string().into()),
-                    Ok(Ok(Value::ServerError(error))) => self.refused(channel, &commands::words(&error)),
+                    Ok(Ok(Value::ServerError(error))) => self.refused(channel, &error),
                     Ok(Ok(_)) => {}
                 },
                 want = wants.recv() => match want {
                     None => return None,
+                    Some(Want::Restart) => return Some("the master is another server now".into()),
+                    Some(Want::Check) => self.send(None, "PING", None),
                     Some(want) => self.want(want),
                 },
                 _ = ticks.tick() => {
@@ -250,7 +275,7 @@ impl Session<'_> {
 
     fn want(&mut self, want: Want) {
         if let Want::NotChannel(channel) = &want
-            && self.wanted.contains_key(channel)
+            && self.wanted.get(channel).is_some_and(|stage| *stage != Stage::Idle)
         {
             let name = if self.context.sharded {
                 "SUNSUBSCRIBE"
@@ -295,12 +320,23 @@ impl Session<'_> {
         }));
     }
 
-    fn refused(&mut self, channel: Option<String>, words: &str) {
+    fn refused(&mut self, channel: Option<String>, error: &ServerError) {
         let Some(channel) = channel else { return };
-        warn!("Redis refused the subscription to {channel}: {words}");
         if let Some(stage) = self.wanted.get_mut(&channel) {
             *stage = Stage::Idle;
         }
-        let _ = self.inputs.send(Input::Misplaced);
+        if error.code() == "MOVED" {
+            let named = error.details().and_then(|details| details.split(' ').nth(1));
+            let named = named.unwrap_or_default().to_owned();
+            let _ = self.inputs.send(Input::Misplaced(self.source, channel, named));
+        } else {
+            // It is asked for again at each tick, but told of once.
+            if self.told.insert(channel.clone()) {
+                warn!(
+                    "Redis refused the subscription to {channel}: {}",
+                    commands::words(error)
+                );
+            }
+        }
     }
 }

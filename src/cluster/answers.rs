@@ -133,6 +133,7 @@ impl Cluster {
                 }
             }
             Purpose::SweepClaim(target) => {
+                self.claiming = false;
                 if answers.first() == Some(&Answer::Taken(true)) && self.sweep.is_none() && !self.leaving {
                     log::info!("sweeping the presence of a dead gateway, incarnation {target}");
                     self.sweep = Some(Sweep::new(target));
@@ -176,7 +177,7 @@ impl Cluster {
         } else {
             false
         };
-        for (purpose, answers) in std::mem::take(&mut self.deferred) {
+        for (purpose, answers) in std::mem::take(&mut self.deferred_asked) {
             // Whoever is not in the directory now is dead, and has been swept. Without one, nobody knows.
             let answers = if read { answers } else { Vec::new() };
             match purpose {

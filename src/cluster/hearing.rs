@@ -19,7 +19,12 @@ struct Parts {
     shards: Vec<ShardId>,
     wants_confirm: bool,
     failed: Vec<u16>,
+    /// The rest of the packet made no sense.
+    broken: bool,
 }
+
+/// The name of a packet that nobody hears of.
+const NOBODYS: u32 = u32::MAX;
 
 impl Cluster {
     /// A packet came.
@@ -54,6 +59,7 @@ impl Cluster {
                 Ok(None) => break,
                 Err(error) => {
                     self.not_understood(error);
+                    parts.broken = true;
                     break;
                 }
             }
@@ -151,16 +157,21 @@ impl Cluster {
             missed: Vec::new(),
             failed: parts.failed,
         };
-        if parts.shards.is_empty() {
+        // Where it cannot be said what became of all, nothing is said, and the senders hear `failed` in time.
+        if parts.shards.is_empty() && !parts.broken {
             return self.outbound.confirm(self.membership.origin(), from, &confirm);
         }
-        // Without a name for it nobody hears anything, and the senders hear `failed` in time.
-        if let Some(packet) = self.inbound.open(from, parts.shards.len() as u16, confirm) {
-            for shard in parts.shards {
-                self.lanes.say(shard, Item::PacketEnd { packet });
-            }
+        let open = if parts.broken {
+            None
         } else {
+            self.inbound.open(from, parts.shards.len() as u16, confirm)
+        };
+        if open.is_none() && !parts.broken {
             self.metrics().dropped(ClusterDrop::PacketInboxFull, 1);
+        }
+        let packet = open.unwrap_or(NOBODYS);
+        for shard in parts.shards {
+            self.lanes.say(shard, Item::PacketEnd { packet });
         }
     }
 }

@@ -111,6 +111,8 @@ pub struct Cluster {
     book: PresenceBook,
     sweep: Option<Sweep>,
     to_sweep: Vec<Incarnation>,
+    /// A claim is under way: one at a time, as a claim that we do not use keeps others from it.
+    claiming: bool,
     outbound: Outbound,
     inbound: Inbound,
     /// For all gateways.
@@ -135,8 +137,10 @@ pub struct Cluster {
     asking: BTreeMap<Arc<str>, bool>,
     to_locate: Vec<Arc<str>>,
     queries: Vec<(Query, Vec<Arc<str>>)>,
-    /// Answers that name gateways which are not in the directory; it is being read.
+    /// Answers that name gateways which are not in the directory; it will be read.
     deferred: Vec<(Purpose, Vec<Answer>)>,
+    /// The same, and the reading that will tell has begun since.
+    deferred_asked: Vec<(Purpose, Vec<Answer>)>,
     directory_due_ms: u64,
     directory_asked: bool,
     probe: Probe,
@@ -168,6 +172,7 @@ impl Cluster {
             directory: Directory::default(),
             sweep: None,
             to_sweep: Vec::new(),
+            claiming: false,
             outbound: Outbound::default(),
             inbound: Inbound::default(),
             orders: PacketBuilder::default(),
@@ -193,6 +198,7 @@ impl Cluster {
             to_locate: Vec::new(),
             queries: Vec::new(),
             deferred: Vec::new(),
+            deferred_asked: Vec::new(),
             directory_due_ms: 0,
             directory_asked: false,
             probe: Probe::default(),
@@ -430,6 +436,7 @@ impl Cluster {
         let entered = matches!(self.membership.standing(), Standing::Entering | Standing::Member);
         if entered && !self.directory_asked && now_ms >= self.directory_due_ms {
             self.directory_asked = true;
+            self.deferred_asked.append(&mut self.deferred);
             self.directory_due_ms = now_ms + self.times.directory_ms;
             self.request(Purpose::Directory, vec![Op::ReadDirectory]);
         }
@@ -542,6 +549,7 @@ impl Cluster {
                 self.sweep = Some(Sweep::new(self.membership.incarnation()));
             }
         } else if self.sweep.is_none()
+            && !self.claiming
             && self.is_member()
             && let Some(target) = self.to_sweep.pop()
         {
@@ -550,6 +558,7 @@ impl Cluster {
                 by: self.membership.incarnation(),
                 ttl_ms: SWEEP_CLAIM_MS,
             };
+            self.claiming = true;
             self.request(Purpose::SweepClaim(target), vec![op]);
         }
         if let Some(op) = self.sweep.as_mut().and_then(|sweep| sweep.poll_scan(now_ms)) {
@@ -591,7 +600,8 @@ impl Cluster {
         let unsent = self.outbound.redis_away();
         self.metrics().dropped(ClusterDrop::MessageRedisAway, unsent);
         self.to_locate.clear();
-        let deferred = std::mem::take(&mut self.deferred);
+        let mut deferred = std::mem::take(&mut self.deferred);
+        deferred.append(&mut self.deferred_asked);
         let under_way = self.sent.values_mut().map(|(purpose, _)| purpose);
         let mut queries: Vec<(ShardId, u32)> = std::mem::take(&mut self.queries)
             .into_iter()
@@ -650,6 +660,9 @@ impl Cluster {
 
     /// When the next turn is due although nothing happens, milliseconds of the gateway's clock.
     pub fn poll_timeout(&self) -> Option<u64> {
+        if self.finished {
+            return None;
+        }
         let standing = self.membership.standing();
         let entered = self.connected && matches!(standing, Standing::Entering | Standing::Member);
         let first = self.sent.first_key_value().map(|(_, (_, sent_ms))| sent_ms + SLOW_MS);

@@ -162,15 +162,18 @@ impl Link {
         Ok(())
     }
 
-    /// One turn without shards, which waits until `until_ms` at the longest.
+    /// One turn without shards: asks, waits until `until_ms` at the longest, takes what came.
     async fn turn(&mut self, clock: &Clock, until_ms: u64) {
+        self.begin_turn(clock.now());
+        let due_ms = self.end_turn().map_or(until_ms, |due| due.min(until_ms));
+        let time = Duration::from_millis(due_ms.saturating_sub(clock.now().mono_ms()));
+        // The store's connections want their turn, however short the time.
+        tokio::task::yield_now().await;
+        let _ = tokio::time::timeout(time, self.wait_event()).await;
         self.begin_turn(clock.now());
         while let Some(event) = self.next_event() {
             self.cluster.handle_event(event);
         }
-        let due_ms = self.end_turn().map_or(until_ms, |due| due.min(until_ms));
-        let time = Duration::from_millis(due_ms.saturating_sub(clock.now().mono_ms()));
-        let _ = tokio::time::timeout(time, self.wait_event()).await;
     }
 
     /// The shards are there.

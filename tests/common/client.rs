@@ -281,6 +281,21 @@ impl Client {
         }
     }
 
+    /// Whatever frame comes next, however long it takes; `None` at the end of the stream, also when that comes within a
+    /// frame, as it does when a gateway is killed.
+    pub fn next_frame(&mut self) -> Option<Frame> {
+        self.stream.set_read_timeout(None).unwrap();
+        loop {
+            if let Some((frame, len)) = parse_frame(&self.buffer) {
+                self.buffer.drain(..len);
+                return Some(frame);
+            }
+            if !self.fill() {
+                return None;
+            }
+        }
+    }
+
     #[track_caller]
     pub fn recv_frame(&mut self) -> Frame {
         self.try_recv_frame()

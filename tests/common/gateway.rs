@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::client::{Client, Response};
 use super::{DEADLINE, eventually};
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_shardgate");
+pub(super) const PROGRAM: &str = env!("CARGO_BIN_EXE_shardgate");
 
 /// What the child wrote to stderr so far.
 #[derive(Default)]
@@ -319,6 +319,15 @@ impl Gateway {
         assert_eq!(result, 0);
     }
 
+    /// Kills it as a crash does: it says goodbye to nobody.
+    pub fn kill(&mut self) {
+        if !self.reaped {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+            self.reaped = true;
+        }
+    }
+
     pub fn is_running(&mut self) -> bool {
         let ended = self.child.try_wait().unwrap().is_some();
         self.reaped |= ended;
@@ -357,10 +366,7 @@ impl Gateway {
 
 impl Drop for Gateway {
     fn drop(&mut self) {
-        if !self.reaped {
-            let _ = self.child.kill();
-            let _ = self.child.wait();
-        }
+        self.kill();
         if let Some(reader) = self.log_reader.take() {
             let _ = reader.join();
         }

@@ -7,13 +7,17 @@
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
 
 pub mod client;
+pub mod fleet;
 pub mod gateway;
+pub mod peer;
 pub mod redis;
 
 use std::time::{Duration, Instant};
 
 pub use client::{Client, Frame, Response, url_encode};
+pub use fleet::Fleet;
 pub use gateway::{Gateway, run_to_exit};
+pub use peer::Peer;
 pub use redis::{Cluster, Redis, Reply, Sentinels};
 
 /// How long anything may take before it counts as never: long, because machines that build and test at the same time are
@@ -31,6 +35,15 @@ pub fn eventually(what: &str, mut happened: impl FnMut() -> bool) {
     while !happened() {
         assert!(Instant::now() < until, "never happened: {what}");
         std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Like [`eventually`], without a pause: for tests that act in the instant after.
+#[track_caller]
+pub fn at_once_when(what: &str, mut happened: impl FnMut() -> bool) {
+    let until = Instant::now() + DEADLINE;
+    while !happened() {
+        assert!(Instant::now() < until, "never happened: {what}");
     }
 }
 

@@ -226,7 +226,7 @@ impl Redis {
     /// A server that does not run yet: [`Redis::restart`] starts it.
     #[track_caller]
     pub fn not_yet(config: &[(&str, &str)]) -> Redis {
-        let mut redis = Redis::start_with(config, false, false);
+        let redis = Redis::start_with(config, false, false);
         redis.write_config(config);
         redis
     }

@@ -312,3 +312,45 @@ fn a_reload_keeps_the_id_and_refuses_as_a_start_does() {
         &["limits.burst", "line 2"],
     );
 }
+
+#[test]
+fn redis_is_one_url_and_what_belongs_to_it() {
+    let config = run(&[], &[]);
+    assert_eq!((config.redis, config.presence_ttl), (None, Duration::from_secs(90)));
+    let args = [
+        "--redis-url=rediss://u:s3cret@host/1",
+        "--redis-ca=/ca.pem",
+        "--redis-prefix=p",
+    ];
+    let config = run(&args, &[]);
+    let redis = config.redis.unwrap();
+    assert_eq!(
+        (redis.start_timeout, redis.prefix.as_str()),
+        (Duration::from_secs(5), "p")
+    );
+    assert_eq!(redis.target.ca.as_deref(), Some(Path::new("/ca.pem")));
+    assert_eq!(redis.target.password.as_deref(), Some("s3cret"));
+    assert!(!format!("{redis:?}").contains("s3cret"));
+
+    for url in [None, Some("--redis-url=redis://u:s3cret@host")] {
+        let args: Vec<&str> = url.into_iter().chain(["--redis-ca=/ca.pem"]).collect();
+        let said = refused(&args, &[]);
+        assert_says(&said, &["redis.ca = \"/ca.pem\"", "contradicts redis.url", "rediss://"]);
+        assert!(!said.contains("s3cret"), "{said}");
+    }
+    let said = refused(&["--redis-url=redis-sentinel://u:s3cret@host"], &[]);
+    assert_says(
+        &said,
+        &[
+            "redis.url",
+            "***@host",
+            "name of the master is missing",
+            "redis-cluster://",
+        ],
+    );
+    assert!(!said.contains("s3cret"), "{said}");
+    assert_says(
+        &refused(&["--presence-ttl=999ms"], &[]),
+        &["presence.ttl", "from 1s to 24h"],
+    );
+}

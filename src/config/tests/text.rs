@@ -21,6 +21,16 @@ fn check_config_comments_secrets_out() {
 }
 
 #[test]
+fn check_config_with_a_masked_url_still_loads() {
+    let text = checked(&["--redis-url=rediss://u:s3cret@host", "--redis-ca=/ca.pem"], &[]);
+    assert_says(&text, &["# url = \"rediss://***@host\"", "# ca = \"/ca.pem\""]);
+    assert!(!text.contains("s3cret"));
+    assert_eq!(run_toml(&text).redis, None);
+    let text = checked(&["--redis-url=rediss://host", "--redis-ca=/ca.pem"], &[]);
+    assert!(run_toml(&text).redis.is_some_and(|redis| redis.target.ca.is_some()));
+}
+
+#[test]
 fn check_config_tells_the_source_of_what_is_not_default() {
     let file = file("\n[limits]\nburst = 7\n");
     let path = file.path().to_str().unwrap();

@@ -86,6 +86,8 @@ impl World {
         let homes = HomeMap::new(count, [7; 16]);
         let shards = inboxes
             .into_iter()
+            // The last one is the control thread's, of which a gateway of its own has no need.
+            .take(usize::from(count))
             .enumerate()
             .map(|(shard, inbox)| {
                 let lanes = Lanes::new(ShardId(shard as u16), mailboxes.clone(), Arc::clone(&depths));
@@ -521,7 +523,7 @@ impl World {
     /// Sum over all shards of a metric, with these labels if any.
     pub fn metric(&self, name: &str, labels: &str) -> u64 {
         let mut exposition = Exposition::default();
-        exposition.shards(&self.view.shards);
+        exposition.shards(&self.view.shards, &self.view.cluster.metrics);
         let text = exposition.into_text();
         text.lines()
             .filter(|line| line.starts_with(name) && line[name.len()..].starts_with('{') && line.contains(labels))

@@ -1,16 +1,10 @@
-//! The broker against real Redis servers: every operation, order, and what it says when servers fail.
+//! A broker with its events, and the checks that every kind of server must pass.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use bytes::Bytes;
-use common::redis::Redis;
 use shardgate::broker::{Broker, BrokerCounters};
 use shardgate::cluster::store::{
     Answer, Channel, FailureKind, Incarnation, Lease, LeaseState, Op, Registered, Request, StoreEvent, Task,
@@ -19,14 +13,14 @@ use shardgate::config::RedisTarget;
 use tokio::time::{Instant, timeout};
 
 /// Whatever is waited for here happens within this time, on a loaded machine too.
-const DEADLINE: Duration = Duration::from_secs(20);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 /// What the broker promises for every request, and a little for a loaded machine.
-const ANSWER_MAX: Duration = Duration::from_millis(3_500);
+pub(crate) const ANSWER_MAX: Duration = Duration::from_millis(3_500);
 
-const ME: Incarnation = Incarnation(0x17);
+pub(crate) const ME: Incarnation = Incarnation(0x17);
 
 /// Runs a test as the control thread runs a broker.
-fn on_control_thread<F: Future<Output = ()>>(test: F) {
+pub(crate) fn on_control_thread<F: Future<Output = ()>>(test: F) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -35,19 +29,19 @@ fn on_control_thread<F: Future<Output = ()>>(test: F) {
 }
 
 /// A broker, its events kept until somebody asks for them.
-struct Store {
-    broker: Broker,
-    counters: Arc<BrokerCounters>,
-    unread: VecDeque<StoreEvent>,
-    ticket: u64,
+pub(crate) struct Store {
+    pub(crate) broker: Broker,
+    pub(crate) counters: Arc<BrokerCounters>,
+    pub(crate) unread: VecDeque<StoreEvent>,
+    pub(crate) ticket: u64,
 }
 
 impl Store {
-    fn start(url: &str) -> Store {
+    pub(crate) fn start(url: &str) -> Store {
         Store::at(RedisTarget::parse(url).unwrap())
     }
 
-    fn at(target: RedisTarget) -> Store {
+    pub(crate) fn at(target: RedisTarget) -> Store {
         let counters = Arc::new(BrokerCounters::default());
         Store {
             broker: Broker::start(target, "t:", counters.clone()),
@@ -57,14 +51,14 @@ impl Store {
         }
     }
 
-    async fn connected(url: &str) -> Store {
+    pub(crate) async fn connected(url: &str) -> Store {
         let mut store = Store::start(url);
         store.until_connected().await;
         store
     }
 
     /// The first event, read or not, for which `pick` gives something; the others stay.
-    async fn until<T>(&mut self, what: &str, mut pick: impl FnMut(&StoreEvent) -> Option<T>) -> T {
+    pub(crate) async fn until<T>(&mut self, what: &str, mut pick: impl FnMut(&StoreEvent) -> Option<T>) -> T {
         let end = Instant::now() + DEADLINE;
         let mut seen = 0;
         loop {
@@ -81,14 +75,14 @@ impl Store {
         }
     }
 
-    async fn until_connected(&mut self) {
+    pub(crate) async fn until_connected(&mut self) {
         self.until("Connected", |event| {
             matches!(event, StoreEvent::Connected).then_some(())
         })
         .await;
     }
 
-    async fn until_lost(&mut self) -> String {
+    pub(crate) async fn until_lost(&mut self) -> String {
         let lost = |event: &StoreEvent| match event {
             StoreEvent::Lost(cause) => Some(cause.to_string()),
             _ => None,
@@ -96,19 +90,19 @@ impl Store {
         self.until("Lost", lost).await
     }
 
-    async fn until_subscribed(&mut self, wanted: &Channel) {
+    pub(crate) async fn until_subscribed(&mut self, wanted: &Channel) {
         let is =
             |event: &StoreEvent| matches!(event, StoreEvent::Subscribed(channel) if channel == wanted).then_some(());
         self.until("Subscribed", is).await;
     }
 
-    async fn until_unsubscribed(&mut self, wanted: &Channel) {
+    pub(crate) async fn until_unsubscribed(&mut self, wanted: &Channel) {
         let is =
             |event: &StoreEvent| matches!(event, StoreEvent::Unsubscribed(channel) if channel == wanted).then_some(());
         self.until("Unsubscribed", is).await;
     }
 
-    async fn until_received(&mut self) -> (Channel, Bytes) {
+    pub(crate) async fn until_received(&mut self) -> (Channel, Bytes) {
         let received = |event: &StoreEvent| match event {
             StoreEvent::Received(channel, payload) => Some((channel.clone(), payload.clone())),
             _ => None,
@@ -116,7 +110,7 @@ impl Store {
         self.until("Received", received).await
     }
 
-    async fn until_forgotten(&mut self, user: &str) {
+    pub(crate) async fn until_forgotten(&mut self, user: &str) {
         let is = |event: &StoreEvent| match event {
             StoreEvent::Forget(users) => users.iter().any(|u| &**u == user).then_some(()),
             StoreEvent::ForgetAll => Some(()),
@@ -125,7 +119,7 @@ impl Store {
         self.until("Forget", is).await;
     }
 
-    fn submit(&mut self, ops: Vec<Op>) -> u64 {
+    pub(crate) fn submit(&mut self, ops: Vec<Op>) -> u64 {
         self.ticket += 1;
         self.broker.submit(Request {
             ticket: self.ticket,
@@ -134,7 +128,7 @@ impl Store {
         self.ticket
     }
 
-    async fn answers_to(&mut self, wanted: u64) -> Vec<Answer> {
+    pub(crate) async fn answers_to(&mut self, wanted: u64) -> Vec<Answer> {
         let is = |event: &StoreEvent| match event {
             StoreEvent::Answered { ticket, answers } if *ticket == wanted => Some(answers.clone()),
             _ => None,
@@ -143,21 +137,21 @@ impl Store {
     }
 
     /// Within the time that the broker promises.
-    async fn ask(&mut self, ops: Vec<Op>) -> Vec<Answer> {
+    pub(crate) async fn ask(&mut self, ops: Vec<Op>) -> Vec<Answer> {
         let ticket = self.submit(ops);
         timeout(ANSWER_MAX, self.answers_to(ticket))
             .await
             .expect("an answer in time")
     }
 
-    async fn ask_one(&mut self, op: Op) -> Answer {
+    pub(crate) async fn ask_one(&mut self, op: Op) -> Answer {
         let mut answers = self.ask(vec![op]).await;
         assert_eq!(answers.len(), 1);
         answers.remove(0)
     }
 
     /// Asks until it is carried out.
-    async fn ask_until_done(&mut self, op: Op) -> Answer {
+    pub(crate) async fn ask_until_done(&mut self, op: Op) -> Answer {
         let end = Instant::now() + DEADLINE;
         loop {
             match self.ask_one(op.clone()).await {
@@ -169,11 +163,11 @@ impl Store {
     }
 }
 
-fn locate(user: &str) -> Op {
+pub(crate) fn locate(user: &str) -> Op {
     Op::Locate { user: user.into() }
 }
 
-fn set(user: &str, owner: Incarnation, connections: u32) -> Op {
+pub(crate) fn set(user: &str, owner: Incarnation, connections: u32) -> Op {
     Op::SetPresence {
         user: user.into(),
         owner,
@@ -181,19 +175,19 @@ fn set(user: &str, owner: Incarnation, connections: u32) -> Op {
     }
 }
 
-fn publish(channel: &Channel, payload: impl Into<Bytes>) -> Op {
+pub(crate) fn publish(channel: &Channel, payload: impl Into<Bytes>) -> Op {
     Op::Publish {
         channel: channel.clone(),
         payload: payload.into(),
     }
 }
 
-fn mine() -> Channel {
+pub(crate) fn mine() -> Channel {
     Channel::Gateway("gw".into(), ME)
 }
 
 #[track_caller]
-fn failure(answer: &Answer) -> (FailureKind, String) {
+pub(crate) fn failure(answer: &Answer) -> (FailureKind, String) {
     match answer {
         Answer::Failed(failure) => (failure.kind, failure.text.to_string()),
         other => panic!("carried out: {other:?}"),
@@ -201,7 +195,7 @@ fn failure(answer: &Answer) -> (FailureKind, String) {
 }
 
 /// Every operation does what the contract says. Other servers must do the same.
-async fn every_operation(store: &mut Store) {
+pub(crate) async fn every_operation(store: &mut Store) {
     let (a, b) = (Incarnation(0xa), Incarnation(0xb));
     let user = |name: &str| -> Arc<str> { name.into() };
 
@@ -391,7 +385,7 @@ async fn every_operation(store: &mut Store) {
 }
 
 /// What was published came in order, whole, and once.
-async fn publishes_stay_in_order(store: &mut Store, channel: Channel) {
+pub(crate) async fn publishes_stay_in_order(store: &mut Store, channel: Channel) {
     const REQUESTS: usize = 2_500;
     const EACH: usize = 4;
     store.broker.subscribe(channel.clone());
@@ -404,25 +398,4 @@ async fn publishes_stay_in_order(store: &mut Store, channel: Channel) {
         let (_, payload) = store.until_received().await;
         assert_eq!(payload, n.to_string());
     }
-}
-
-#[test]
-fn every_operation_on_one_server() {
-    let redis = Redis::start();
-    on_control_thread(async {
-        let mut store = Store::connected(&redis.url()).await;
-        every_operation(&mut store).await;
-        let total: u64 = store.counters.operations.iter().map(|count| count.load(Relaxed)).sum();
-        assert!(store.counters.operations.iter().all(|count| count.load(Relaxed) > 0));
-        assert!(store.counters.commands_total.load(Relaxed) >= total);
-    });
-}
-
-#[test]
-fn ten_thousand_publishes_stay_in_order() {
-    let redis = Redis::start();
-    on_control_thread(async {
-        let mut store = Store::connected(&redis.url()).await;
-        publishes_stay_in_order(&mut store, Channel::All).await;
-    });
 }

@@ -1,0 +1,455 @@
+//! The one task that knows all servers: hands each operation to the right one, and tells when they come and go.
+//!
+//! Owns the nodes, who serves which slot, and what is subscribed to where. Everything reaches it through one channel, so
+//! requests are handed on in the order in which they were made. One server, or a master behind sentinels, is one node
+//! that serves slot 0, where everything is then.
+
+mod view;
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use log::{error, info, warn};
+use redis::Value;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
+
+use super::Signal;
+use super::backlog::Backlog;
+use super::backoff::Backoff;
+use super::commands::{self, Outcome};
+use super::counters::BrokerCounters;
+use super::detours::Detours;
+use super::dial::{Cause, Dialer, Place};
+use super::gather::{Item, items};
+use super::keys::Names;
+use super::node::{self, News, NodeId, Order};
+use super::pubsub::{self, Want};
+use super::topology::{SLOTS, View, slot_of};
+use crate::cluster::store::{Answer, FailureKind, Request, StoreEvent};
+use crate::config::{RedisAddress, RedisServers};
+
+/// Every operation is answered within this time, those too that are sent to another server meanwhile.
+const REQUEST_MAX: Duration = Duration::from_millis(2_300);
+/// How often one operation may be sent to another server.
+const DETOURS_MAX: u8 = 3;
+
+/// What all tasks of a broker share.
+#[derive(Debug)]
+pub(super) struct Context {
+    pub(super) names: Names,
+    pub(super) dialer: Dialer,
+    /// A cluster: keys and channels belong to slots.
+    pub(super) sharded: bool,
+    pub(super) signals: UnboundedSender<Signal>,
+    pub(super) backlog: Arc<Backlog>,
+    pub(super) counters: Arc<BrokerCounters>,
+}
+
+/// What reaches the driver.
+#[derive(Debug)]
+pub(super) enum Input {
+    /// From the broker's owner.
+    Request(Request),
+    /// From the broker's owner: the name of a channel.
+    Subscribe(String),
+    /// From the broker's owner.
+    Unsubscribe(String),
+    /// From a node.
+    Node(NodeId, News),
+    /// From a node's subscriptions: this channel is elsewhere, at the address in the server's words.
+    Misplaced(NodeId, String, String),
+    /// A view of the cluster over a connection of its own, as no node could be asked.
+    View(Result<View, Cause>),
+}
+
+/// How a node is.
+#[derive(Debug, PartialEq)]
+enum Standing {
+    /// First attempt to connect.
+    Fresh,
+    /// It can be asked.
+    Up,
+    /// It cannot.
+    Down(Cause),
+}
+
+/// A server that can be asked, or is being connected to.
+#[derive(Debug)]
+struct Node {
+    orders: UnboundedSender<Order>,
+    standing: Standing,
+    /// Its connection for subscriptions, once a channel is wanted of it.
+    wants: Option<UnboundedSender<Want>>,
+    place: Place,
+    /// Where it was when it was up last.
+    address: Option<RedisAddress>,
+}
+
+/// How the cluster is as a whole.
+#[derive(Debug)]
+enum Whole {
+    /// No server was asked yet.
+    Unseen,
+    /// It cannot be asked.
+    Broken(Cause),
+    /// All slots are served. One server is always whole.
+    Works,
+}
+
+/// The task's state.
+#[derive(Debug)]
+pub(super) struct Driver {
+    context: Rc<Context>,
+    inputs: UnboundedSender<Input>,
+    nodes: BTreeMap<NodeId, Node>,
+    /// Aborts what it holds when the driver goes.
+    tasks: JoinSet<()>,
+    next_node: u64,
+    /// Who serves which slot: one entry without a cluster.
+    owners: Vec<Option<NodeId>>,
+    whole: Whole,
+    detours: Option<Detours>,
+    /// Servers that were heard of, for when no node can be asked.
+    candidates: Vec<RedisAddress>,
+    next_look: Instant,
+    last_look: Instant,
+    /// Who was asked last.
+    looked_from: NodeId,
+    looking_around: bool,
+    /// Between attempts to find anybody at all.
+    backoff: Backoff,
+    /// Wanted channels with the node that was asked for them.
+    channels: BTreeMap<String, Option<NodeId>>,
+    state: State,
+}
+
+/// What was last told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Beginning,
+    Connected,
+    Lost,
+}
+
+impl Driver {
+    pub(super) fn new(context: Rc<Context>, inputs: UnboundedSender<Input>) -> Driver {
+        let now = Instant::now();
+        let mut driver = Driver {
+            context: context.clone(),
+            inputs,
+            nodes: BTreeMap::new(),
+            tasks: JoinSet::new(),
+            next_node: 0,
+            owners: Vec::new(),
+            whole: Whole::Works,
+            detours: None,
+            candidates: Vec::new(),
+            next_look: now,
+            last_look: now,
+            looked_from: NodeId(0),
+            looking_around: false,
+            backoff: Backoff::default(),
+            channels: BTreeMap::new(),
+            state: State::Beginning,
+        };
+        let place = match context.dialer.servers() {
+            RedisServers::Single(address) => Place::At(address.clone()),
+            RedisServers::Sentinel { .. } => Place::BySentinel,
+            RedisServers::Cluster(seeds) => {
+                driver.candidates.clone_from(seeds);
+                driver.owners = vec![None; usize::from(SLOTS)];
+                driver.whole = Whole::Unseen;
+                driver.detours = Some(Detours::new());
+                return driver;
+            }
+        };
+        let only = driver.add_node(place);
+        driver.owners = vec![Some(only)];
+        driver
+    }
+
+    pub(super) async fn run(mut self, mut inputs: UnboundedReceiver<Input>) {
+        loop {
+            tokio::select! {
+                biased;
+                input = inputs.recv() => match input {
+                    Some(input) => self.handle(input),
+                    None => return,
+                },
+                () = sleep_until(self.next_look), if self.context.sharded && !self.looking_around => self.look(),
+                Some(ended) = self.tasks.join_next() => {
+                    // Only a bug of ours does that; what belonged to the task fails from now on.
+                    if let Err(panic) = ended {
+                        error!("a task of the broker broke: {panic}");
+                    }
+                }
+            }
+        }
+    }
+
+    fn handle(&mut self, input: Input) {
+        match input {
+            Input::Request(request) => {
+                let mut items = items(request, Instant::now() + REQUEST_MAX, &self.context.signals);
+                for item in &mut items {
+                    item.slot = self.slot(|names| commands::routing_key(names, &item.step));
+                }
+                self.dispatch(items);
+            }
+            Input::Subscribe(channel) => {
+                self.channels.entry(channel.clone()).or_insert(None);
+                self.place_channel(&channel);
+            }
+            Input::Unsubscribe(channel) => {
+                let node = self.channels.remove(&channel).flatten();
+                self.want(node, Want::NotChannel(channel));
+            }
+            Input::Node(id, news) => self.handle_news(id, news),
+            Input::Misplaced(id, channel, named) => {
+                if let Some(owner) = self.named_node(id, &named) {
+                    let slot = self.slot(|_| channel.clone());
+                    self.learn(slot, owner);
+                }
+            }
+            Input::View(view) => {
+                self.looking_around = false;
+                match view {
+                    Ok(view) => {
+                        self.backoff = Backoff::default();
+                        self.apply(view);
+                    }
+                    Err(cause) => {
+                        self.whole = Whole::Broken(cause);
+                        self.next_look = Instant::now() + self.backoff.next_delay();
+                        self.tell_state();
+                    }
+                }
+            }
+        }
+    }
+
+    fn handle_news(&mut self, id: NodeId, news: News) {
+        match news {
+            News::Up(address) => {
+                let Some(node) = self.nodes.get_mut(&id) else { return };
+                node.standing = Standing::Up;
+                let before = node.address.replace(address.clone());
+                if before.is_some_and(|before| before != address) {
+                    // The old master may live on, cut off or as a replica, and so may the connection to it.
+                    if let Some(wants) = &node.wants {
+                        let _ = wants.send(Want::Restart);
+                    }
+                }
+                self.tell_state();
+            }
+            News::Down(cause) => {
+                let Some(node) = self.nodes.get_mut(&id) else { return };
+                node.standing = Standing::Down(cause);
+                if let Some(wants) = &node.wants {
+                    let _ = wants.send(Want::Check);
+                }
+                self.look_soon();
+                self.tell_state();
+            }
+            News::Replies(replies) => {
+                for (item, reply) in replies {
+                    self.land(id, item, reply);
+                }
+            }
+            News::Failed(items, cause) => {
+                for item in items {
+                    self.fail(item, &cause);
+                }
+            }
+            News::View(view) => self.apply(view),
+        }
+    }
+
+    /// Takes a reply.
+    fn land(&mut self, from: NodeId, mut item: Item, reply: Value) {
+        let slot = item.slot;
+        item.asking = None;
+        let mut again = None;
+        match commands::outcome(&item.step, reply) {
+            Outcome::Answer(answer) => {
+                if matches!(&answer, Answer::Failed(failure) if failure.kind == FailureKind::Unavailable) {
+                    // CLUSTERDOWN: let us see.
+                    self.look_soon();
+                }
+                item.answer(answer);
+            }
+            Outcome::Then(step) => {
+                item.step = step;
+                again = Some(item);
+            }
+            Outcome::Elsewhere { address, asking, text } => {
+                let named = self.named_node(from, &address);
+                if let (Some(named), false) = (named, asking) {
+                    self.learn(slot, named);
+                }
+                match (&mut self.detours, named) {
+                    (Some(detours), Some(named)) if item.tries < DETOURS_MAX && item.may_be_repeated() => {
+                        item.tries += 1;
+                        item.asking = asking.then_some(named);
+                        detours.turn_back(item);
+                    }
+                    _ => item.unavailable(&text),
+                }
+            }
+        }
+        self.arrived(slot);
+        self.dispatch(again.into_iter().collect());
+    }
+
+    /// An item that comes back without reply.
+    fn fail(&mut self, item: Item, cause: &str) {
+        let slot = item.slot;
+        item.unavailable(cause);
+        self.arrived(slot);
+    }
+
+    /// One item on this slot less is under way.
+    fn arrived(&mut self, slot: u16) {
+        if let Some(detours) = &mut self.detours {
+            let freed = detours.arrived(slot);
+            if !freed.is_empty() {
+                self.dispatch(freed);
+            }
+        }
+    }
+
+    /// Hands items to their nodes, in order: one pipeline per node.
+    fn dispatch(&mut self, items: Vec<Item>) {
+        let mut parts: BTreeMap<NodeId, Vec<Item>> = BTreeMap::new();
+        let mut nowhere = Vec::new();
+        for item in items {
+            let item = match &mut self.detours {
+                Some(detours) => detours.set_out(item),
+                None => Some(item),
+            };
+            let Some(item) = item else { continue };
+            match item
+                .asking
+                .or(self.owner(item.slot))
+                .filter(|id| self.nodes.contains_key(id))
+            {
+                Some(node) => parts.entry(node).or_default().push(item),
+                None => nowhere.push(item),
+            }
+        }
+        for (id, part) in parts {
+            // A node's task ends after its entry here.
+            if let Some(node) = self.nodes.get(&id)
+                && let Err(unsent) = node.orders.send(Order::Items(part))
+                && let Order::Items(part) = unsent.0
+            {
+                nowhere.extend(part);
+            }
+        }
+        for item in nowhere {
+            let cause = match &self.whole {
+                Whole::Broken(cause) => cause.clone(),
+                _ => "no server is known for this slot".into(),
+            };
+            self.fail(item, &cause);
+        }
+    }
+
+    fn slot(&self, key: impl FnOnce(&Names) -> String) -> u16 {
+        if self.context.sharded {
+            slot_of(&key(&self.context.names))
+        } else {
+            0
+        }
+    }
+
+    fn owner(&self, slot: u16) -> Option<NodeId> {
+        self.owners.get(usize::from(slot)).copied().flatten()
+    }
+
+    fn add_node(&mut self, place: Place) -> NodeId {
+        let id = NodeId(self.next_node);
+        self.next_node += 1;
+        let (orders, receiver) = unbounded_channel();
+        let (context, inputs) = (self.context.clone(), self.inputs.clone());
+        // A server that joins a cluster which works is worth waiting for; before that nothing works anyway.
+        let patient = self.state == State::Connected;
+        let task = node::run(context, id, place.clone(), receiver, inputs, patient);
+        self.tasks.spawn_local(task);
+        let node = Node {
+            orders,
+            standing: Standing::Fresh,
+            wants: None,
+            place,
+            address: None,
+        };
+        self.nodes.insert(id, node);
+        id
+    }
+
+    fn place_channels(&mut self) {
+        let channels: Vec<String> = self.channels.keys().cloned().collect();
+        for channel in channels {
+            self.place_channel(&channel);
+        }
+    }
+
+    /// Asks the right node for a wanted channel, and no other.
+    fn place_channel(&mut self, channel: &str) {
+        let owner = self.owner(self.slot(|_| channel.to_owned()));
+        let Some(now) = self.channels.get_mut(channel) else {
+            return;
+        };
+        let before = std::mem::replace(now, owner);
+        if before != owner {
+            self.want(before, Want::NotChannel(channel.to_owned()));
+            self.want(owner, Want::Channel(channel.to_owned()));
+        }
+    }
+
+    fn want(&mut self, id: Option<NodeId>, want: Want) {
+        let Some((id, node)) = id.and_then(|id| Some((id, self.nodes.get_mut(&id)?))) else {
+            return;
+        };
+        let wants = node.wants.get_or_insert_with(|| {
+            let (wants, receiver) = unbounded_channel();
+            let (context, inputs) = (self.context.clone(), self.inputs.clone());
+            let task = pubsub::run(context, id, node.place.clone(), receiver, inputs);
+            self.tasks.spawn_local(task);
+            wants
+        });
+        let _ = wants.send(want);
+    }
+
+    /// Tells when all can be asked, and, once, when one cannot.
+    fn tell_state(&mut self) {
+        let down = self.nodes.values().find_map(|node| match &node.standing {
+            Standing::Down(cause) => Some(cause.clone()),
+            _ => None,
+        });
+        let cause = down.or_else(|| match &self.whole {
+            Whole::Broken(cause) => Some(cause.clone()),
+            _ => None,
+        });
+        let all_up =
+            matches!(self.whole, Whole::Works) && self.nodes.values().all(|node| node.standing == Standing::Up);
+        let event = match (self.state, cause) {
+            (State::Beginning | State::Lost, None) if all_up => {
+                info!("connected to Redis");
+                self.state = State::Connected;
+                StoreEvent::Connected
+            }
+            (State::Beginning | State::Connected, Some(cause)) => {
+                warn!("Redis is away: {cause}");
+                self.state = State::Lost;
+                StoreEvent::Lost(cause)
+            }
+            _ => return,
+        };
+        let _ = self.context.signals.send(Signal::Event(event));
+    }
+}

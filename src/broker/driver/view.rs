@@ -1,0 +1,126 @@
+//! The driver's view of a cluster: who serves which slot, when to ask, whom to ask.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::super::Signal;
+use super::super::dial::Place;
+use super::super::node::{NodeId, Order};
+use super::super::topology::{SLOTS, View, named_address};
+use super::{Driver, Input, Standing, State, Whole};
+use crate::cluster::store::StoreEvent;
+use crate::config::{RedisAddress, RedisServers};
+
+/// How often a cluster that works is looked at: two commands each time.
+const LOOK_INTERVAL: Duration = Duration::from_secs(5);
+/// How often at most, when something is wrong.
+const LOOK_SPACING: Duration = Duration::from_millis(200);
+impl Driver {
+    /// The node at this address, a new one if need be.
+    fn node_at(&mut self, address: &RedisAddress) -> NodeId {
+        let known = self
+            .nodes
+            .iter()
+            .find(|(_, node)| node.place == Place::At(address.clone()));
+        match known {
+            Some((id, _)) => *id,
+            None => self.add_node(Place::At(address.clone())),
+        }
+    }
+
+    /// The node that another one named in MOVED or ASK. Only a cluster does that.
+    pub(super) fn named_node(&mut self, by: NodeId, named: &str) -> Option<NodeId> {
+        let Some(Place::At(asked)) = self.nodes.get(&by).map(|node| node.place.clone()) else {
+            return None;
+        };
+        let address = named_address(named, &asked)?;
+        self.context.sharded.then(|| self.node_at(&address))
+    }
+
+    /// A server said that this one has the slot; the others' views follow.
+    pub(super) fn learn(&mut self, slot: u16, owner: NodeId) {
+        if let Some(entry) = self.owners.get_mut(usize::from(slot))
+            && entry.replace(owner) != Some(owner)
+        {
+            self.place_channels();
+        }
+        self.look_soon();
+    }
+
+    pub(super) fn look_soon(&mut self) {
+        let soon = (self.last_look + LOOK_SPACING).max(Instant::now());
+        self.next_look = self.next_look.min(soon);
+    }
+
+    /// Asks for a view of the cluster: a node that is up, in turn, as one of them may be behind; else any server.
+    pub(super) fn look(&mut self) {
+        self.last_look = Instant::now();
+        self.next_look = self.last_look
+            + if self.state == State::Connected {
+                LOOK_INTERVAL
+            } else {
+                LOOK_SPACING
+            };
+        let up = || self.nodes.iter().filter(|(_, node)| node.standing == Standing::Up);
+        let next = up().find(|(id, _)| **id > self.looked_from).or_else(|| up().next());
+        if let Some((id, node)) = next {
+            self.looked_from = *id;
+            let _ = node.orders.send(Order::Look);
+            return;
+        }
+        self.looking_around = true;
+        // Not always the same one first: it may be the one that is behind.
+        if !self.candidates.is_empty() {
+            self.candidates.rotate_left(1);
+        }
+        let (context, inputs, candidates) = (self.context.clone(), self.inputs.clone(), self.candidates.clone());
+        self.tasks.spawn_local(async move {
+            let _ = inputs.send(Input::View(context.dialer.look(candidates).await));
+        });
+    }
+
+    /// Takes over a server's view of the cluster.
+    pub(super) fn apply(&mut self, view: View) {
+        self.whole = match view.first_gap() {
+            Some(slot) => Whole::Broken(format!("no server of the cluster has slot {slot}").into()),
+            None if !view.works => Whole::Broken("the cluster is down, says CLUSTER INFO".into()),
+            None => Whole::Works,
+        };
+        let mut owners = vec![None; usize::from(SLOTS)];
+        let mut serving = Vec::new();
+        for (first, last, address) in &view.ranges {
+            let id = self.node_at(address);
+            owners[usize::from(*first)..=usize::from(*last)].fill(Some(id));
+            if !serving.contains(&id) {
+                serving.push(id);
+            }
+        }
+        // A view without anybody is of a server that was cast out: better an old one than that.
+        if !serving.is_empty() {
+            self.owners = owners;
+            let before = self.nodes.len();
+            self.nodes.retain(|id, _| serving.contains(id));
+            if self.nodes.len() < before {
+                // What was read there was tracked by a connection that now ends.
+                let _ = self.context.signals.send(Signal::Event(StoreEvent::ForgetAll));
+            }
+            let heard_of = view
+                .ranges
+                .into_iter()
+                .map(|(_, _, address)| address)
+                .chain(view.replicas);
+            let RedisServers::Cluster(seeds) = self.context.dialer.servers() else {
+                return;
+            };
+            self.candidates = heard_of.chain(seeds.iter().cloned()).collect();
+            self.candidates.sort_unstable();
+            self.candidates.dedup();
+            self.place_channels();
+        }
+        self.tell_state();
+        if self.state != State::Connected {
+            self.look_soon();
+        }
+    }
+}
