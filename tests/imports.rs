@@ -36,7 +36,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     (
         "control",
         &[
-            "config", "engine", "ids", "lanes", "metrics", "router", "runtime", "settings", "shard", "view",
+            "broker", "cluster", "config", "engine", "ids", "lanes", "metrics", "protocol", "router", "runtime",
+            "settings", "shard", "view",
         ],
     ),
 ];
@@ -50,6 +51,7 @@ const PURE_FILES: &[&str] = &[
     "shard/deliver.rs",
     "shard/frames.rs",
     "shard/handshake.rs",
+    "shard/remote.rs",
     "shard/timers.rs",
     "shard/wheel.rs",
 ];

@@ -84,7 +84,8 @@ fn a_bad_configuration() {
         (&["--config", "/no/such/file.toml"], &["/no/such/file.toml"]),
         (&["--shards", "0"], &["shards", "0"]),
         (&["--auth-key", "secret"], &["auth.key"]),
-        (&["--redis-url", "redis://h"], &["redis.url"]),
+        (&["--redis-url", "redis:/h"], &["redis.url", "redis://"]),
+        (&["--presence-ttl", "10ms"], &["presence.ttl", "1s"]),
         (&["nonsense"], &["nonsense"]),
     ] {
         assert_refused(&run_to_exit(args), 2, words);

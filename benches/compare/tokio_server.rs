@@ -1,389 +1,44 @@
-//! The opponent: the gateway's wire contract, as far as the benchmark uses it, on tokio and tungstenite.
+//! The opponent of one gateway: the same wire contract on tokio and tungstenite, all users in one process.
 //!
-//! Duty: to be the server that a competent user of tokio would write for one core, so that a comparison with
-//! shardgate says something. What it does for speed and memory, on purpose: one task per connection and no split
-//! of the stream (no lock between halves), a read buffer of 4 KiB instead of 128, everything that is ready is
-//! handled before one flush, a frame is encoded once for all connections of a user, the envelope is parsed with
-//! borrows and the content is spliced through, message ids come without a system call, and the future of the
-//! handshake is boxed so that it does not stay in the connection's task.
-//! What it does not have: authentication, limits per connection, metrics, channels, presence, a cluster.
+//! Duty: the part of [`opponent`] that differs: everybody is here, so a message goes into a queue or nowhere.
 
-use std::borrow::Cow;
-use std::cell::RefCell;
-use std::collections::HashMap;
-use std::net::SocketAddr;
+mod opponent;
+
 use std::rc::Rc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use futures_util::{FutureExt, SinkExt, StreamExt};
-use serde::Deserialize;
-use serde_json::value::RawValue;
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::mpsc;
-use tokio::time::{Instant, MissedTickBehavior};
-use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::handshake::server::{ErrorResponse, Request, Response};
-use tokio_tungstenite::tungstenite::http::StatusCode;
-use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
-use tokio_tungstenite::tungstenite::{Bytes, Message, Utf8Bytes};
+use opponent::{Result, Route, Users};
+use tokio_tungstenite::tungstenite::Utf8Bytes;
 
-const PING_INTERVAL: Duration = Duration::from_secs(25);
-const LIFE_TIMEOUT: Duration = Duration::from_secs(90);
-/// How many frames may wait for one connection before it counts as too slow.
-const QUEUE_FRAMES_MAX: usize = 1024;
-/// How many frames one connection may read before the others get their turn.
-const READ_BATCH_MAX: usize = 64;
+struct Local;
 
-/// Everything that tasks share. One thread, so a `RefCell`, never borrowed across an `await`.
-struct Hub {
-    users: RefCell<HashMap<Box<str>, Vec<Device>>>,
-}
+impl Route for Local {
+    const READ_BATCH_MAX: usize = 64;
 
-/// One live connection of a user, as senders see it.
-struct Device {
-    conn: uuid::Uuid,
-    queue: mpsc::Sender<Utf8Bytes>,
-}
-
-impl Hub {
-    fn join(&self, user: &str, conn: uuid::Uuid, queue: mpsc::Sender<Utf8Bytes>) {
-        let mut users = self.users.borrow_mut();
-        let device = Device { conn, queue };
-        match users.get_mut(user) {
-            Some(devices) => devices.push(device),
-            None => {
-                users.insert(user.into(), vec![device]);
-            }
-        }
+    fn gateway_id(&self) -> &str {
+        "tokio"
     }
 
-    fn leave(&self, user: &str, conn: uuid::Uuid) {
-        let mut users = self.users.borrow_mut();
-        if let Some(devices) = users.get_mut(user) {
-            devices.retain(|device| device.conn != conn);
-            if devices.is_empty() {
-                users.remove(user);
-            }
-        }
-    }
-
-    /// Queues `frame` for every connection of `user`; false if nobody took it.
-    fn deliver(&self, user: &str, frame: &Utf8Bytes) -> bool {
-        let users = self.users.borrow();
-        let Some(devices) = users.get(user) else {
-            return false;
-        };
-        let mut taken = false;
-        for device in devices {
-            taken |= device.queue.try_send(frame.clone()).is_ok();
-        }
-        taken
-    }
-}
-
-#[derive(Deserialize)]
-struct Envelope<'a> {
-    #[serde(rename = "type", borrow)]
-    kind: Cow<'a, str>,
-    #[serde(borrow, default)]
-    to: Option<Cow<'a, str>>,
-    #[serde(borrow, default)]
-    content: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    id: Option<Cow<'a, str>>,
-    #[serde(borrow, default, rename = "userId")]
-    user_id: Option<Cow<'a, str>>,
-}
-
-fn now_ms() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |d| d.as_millis() as u64)
-}
-
-fn new_id(now_ms: u64) -> uuid::Uuid {
-    let mut random = [0; 10];
-    fastrand::fill(&mut random);
-    uuid::Builder::from_unix_timestamp_millis(now_ms, &random).into_uuid()
-}
-
-fn json_string(text: &str) -> String {
-    serde_json::to_string(text).unwrap_or_else(|_| "\"\"".to_owned())
-}
-
-/// One connection's task: its stream, its user once it is known, and whether something waits for a flush.
-struct Connection {
-    hub: Rc<Hub>,
-    stream: WebSocketStream<TcpStream>,
-    id: uuid::Uuid,
-    /// The user and the same as a JSON string; `None` until authenticated.
-    user: Option<(Box<str>, Box<str>)>,
-    queue: mpsc::Sender<Utf8Bytes>,
-    dirty: bool,
-}
-
-type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
-
-impl Connection {
-    async fn feed(&mut self, frame: Message) -> Result<()> {
-        self.dirty = true;
-        Ok(self.stream.feed(frame).await?)
-    }
-
-    async fn flush(&mut self) -> Result<()> {
-        if self.dirty {
-            self.dirty = false;
-            self.stream.flush().await?;
-        }
+    async fn join(&self, _user: &str) -> Result<()> {
         Ok(())
     }
 
-    async fn welcome(&mut self, user: &str) -> Result<()> {
-        let quoted = json_string(user);
-        let frame = format!(
-            r#"{{"type":"welcome","connId":"{}","userId":{quoted},"gatewayId":"tokio","heartbeatMs":25000}}"#,
-            self.id
-        );
-        self.hub.join(user, self.id, self.queue.clone());
-        self.user = Some((user.into(), quoted.into()));
-        self.feed(Message::text(frame)).await
-    }
+    async fn leave(&self, _user: &str) {}
 
-    async fn error(&mut self, code: &str, message: &str) -> Result<()> {
-        let frame = format!(r#"{{"type":"error","code":"{code}","message":"{message}"}}"#);
-        self.feed(Message::text(frame)).await
-    }
-
-    /// Carries out one text frame.
-    async fn handle_text(&mut self, text: &str) -> Result<()> {
-        let Ok(envelope) = serde_json::from_str::<Envelope>(text) else {
-            return self.error("badRequest", "not a valid frame").await;
-        };
-        match (&*envelope.kind, &self.user) {
-            ("message", Some((_, from))) => {
-                let (Some(to), Some(content)) = (envelope.to, envelope.content) else {
-                    return self.error("badRequest", "to or content is missing").await;
-                };
-                let ts = now_ms();
-                let id = new_id(ts);
-                let mut id_text = [0; uuid::fmt::Hyphenated::LENGTH];
-                let id_text: &str = id.hyphenated().encode_lower(&mut id_text);
-                let mut frame = String::with_capacity(128 + from.len() + to.len() + content.get().len());
-                frame.push_str(r#"{"type":"message","id":""#);
-                frame.push_str(id_text);
-                frame.push_str(r#"","from":"#);
-                frame.push_str(from);
-                frame.push_str(r#","to":"#);
-                frame.push_str(&json_string(&to));
-                frame.push_str(r#","content":"#);
-                frame.push_str(content.get());
-                frame.push_str(r#","ts":"#);
-                frame.push_str(itoa::Buffer::new().format(ts));
-                frame.push('}');
-                let taken = self.hub.deliver(&to, &Utf8Bytes::from(frame));
-                if let Some(client_id) = envelope.id {
-                    let status = if taken { "delivered" } else { "offline" };
-                    let client_id = json_string(&client_id);
-                    let ack =
-                        format!(r#"{{"type":"ack","id":{client_id},"messageId":"{id_text}","status":"{status}"}}"#);
-                    self.feed(Message::text(ack)).await?;
-                }
-                Ok(())
-            }
-            ("heartbeat", Some(_)) => {
-                self.feed(Message::text(format!(r#"{{"type":"heartbeat","ts":{}}}"#, now_ms())))
-                    .await
-            }
-            ("auth", None) => match envelope.user_id {
-                Some(user) => self.welcome(&user).await,
-                None => self.error("badRequest", "userId is missing").await,
-            },
-            (_, None) => self.error("unauthorized", "authenticate first").await,
-            _ => self.error("unknownType", "unknown type").await,
+    async fn send(&self, users: &Users, to: &str, frame: Utf8Bytes) -> &'static str {
+        if users.deliver(to, &frame) {
+            "delivered"
+        } else {
+            "offline"
         }
     }
-
-    /// Handles one frame; false when the peer is leaving.
-    async fn handle(&mut self, message: Message) -> Result<bool> {
-        match message {
-            Message::Text(text) => self.handle_text(&text).await?,
-            // tungstenite queued the pong; it leaves with the flush.
-            Message::Ping(_) => self.dirty = true,
-            Message::Pong(_) | Message::Frame(_) => {}
-            Message::Close(_) => {
-                self.stream.flush().await.ok();
-                return Ok(false);
-            }
-            Message::Binary(_) => {
-                self.stream.close(None).await?;
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
-
-    async fn run(&mut self, mut inbox: mpsc::Receiver<Utf8Bytes>) -> Result<()> {
-        let mut ping = tokio::time::interval_at(Instant::now() + PING_INTERVAL, PING_INTERVAL);
-        ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut last_seen = Instant::now();
-        self.flush().await?;
-        loop {
-            tokio::select! {
-                biased;
-                frame = self.stream.next() => {
-                    let Some(frame) = frame else { return Ok(()) };
-                    if !self.handle(frame?).await? {
-                        return Ok(());
-                    }
-                    for _ in 1..READ_BATCH_MAX {
-                        match self.stream.next().now_or_never() {
-                            Some(Some(frame)) => if !self.handle(frame?).await? {
-                                return Ok(());
-                            },
-                            Some(None) => return Ok(()),
-                            None => break,
-                        }
-                    }
-                    last_seen = Instant::now();
-                }
-                frame = inbox.recv() => {
-                    if let Some(frame) = frame {
-                        self.feed(Message::Text(frame)).await?;
-                    }
-                }
-                now = ping.tick() => {
-                    if now.duration_since(last_seen) > LIFE_TIMEOUT {
-                        return Ok(());
-                    }
-                    if now.duration_since(last_seen) >= PING_INTERVAL {
-                        self.feed(Message::Ping(Bytes::new())).await?;
-                    }
-                }
-            }
-            while let Ok(frame) = inbox.try_recv() {
-                self.feed(Message::Text(frame)).await?;
-            }
-            self.flush().await?;
-        }
-    }
-}
-
-// The error type is what tungstenite's callback asks for.
-#[allow(clippy::result_large_err)]
-async fn accept(socket: TcpStream) -> Result<(WebSocketStream<TcpStream>, Option<String>)> {
-    let config = WebSocketConfig::default()
-        .read_buffer_size(4096)
-        .write_buffer_size(16 * 1024)
-        .max_write_buffer_size(1024 * 1024)
-        .max_message_size(Some(64 * 1024))
-        .max_frame_size(Some(64 * 1024));
-    let mut user = None;
-    let check = |request: &Request, response: Response| -> std::result::Result<Response, ErrorResponse> {
-        if request.uri().path() != "/ws" {
-            let mut refusal = ErrorResponse::new(Some("not found".to_owned()));
-            *refusal.status_mut() = StatusCode::NOT_FOUND;
-            return Err(refusal);
-        }
-        user = request
-            .uri()
-            .query()
-            .and_then(|query| query.split('&').find_map(|pair| pair.strip_prefix("user=")))
-            .map(str::to_owned);
-        Ok(response)
-    };
-    let stream = tokio_tungstenite::accept_hdr_async_with_config(socket, check, Some(config)).await?;
-    Ok((stream, user))
-}
-
-async fn serve(hub: Rc<Hub>, socket: TcpStream) -> Result<()> {
-    socket.set_nodelay(true)?;
-    let handshake = Box::pin(tokio::time::timeout(Duration::from_secs(10), accept(socket)));
-    let (stream, user) = handshake.await??;
-    let (queue, inbox) = mpsc::channel(QUEUE_FRAMES_MAX);
-    let id = new_id(now_ms());
-    let mut connection = Connection {
-        hub,
-        stream,
-        id,
-        user: None,
-        queue,
-        dirty: false,
-    };
-    if let Some(user) = user {
-        connection.welcome(&user).await?;
-    }
-    let result = connection.run(inbox).await;
-    if let Some((user, _)) = &connection.user {
-        connection.hub.leave(user, id);
-    }
-    result
-}
-
-async fn listen(listener: TcpListener) {
-    let hub = Rc::new(Hub {
-        users: RefCell::new(HashMap::new()),
-    });
-    loop {
-        match listener.accept().await {
-            Ok((socket, _)) => {
-                let hub = hub.clone();
-                tokio::task::spawn_local(async move {
-                    // A broken connection is the peer's business; this server keeps no log.
-                    let _ = serve(hub, socket).await;
-                });
-            }
-            Err(error) => {
-                eprintln!("accept: {error}");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-        }
-    }
-}
-
-fn arguments() -> Result<(Option<SocketAddr>, Option<usize>)> {
-    let (mut address, mut cpu) = (None, None);
-    let mut words = std::env::args().skip(1);
-    while let Some(word) = words.next() {
-        match word.as_str() {
-            // cargo bench adds this one.
-            "--bench" => {}
-            "--listen" => address = Some(words.next().ok_or("--listen needs ADDR")?.parse()?),
-            "--cpu" => cpu = Some(words.next().ok_or("--cpu needs a number")?.parse()?),
-            _ => {
-                return Err(format!("unknown argument {word}; there are --listen ADDR and --cpu N").into());
-            }
-        }
-    }
-    Ok((address, cpu))
 }
 
 fn main() -> Result<()> {
-    let (address, cpu) = arguments()?;
+    let [address, cpu] = opponent::arguments(["--listen", "--cpu"])?;
     let Some(address) = address else {
         // `cargo bench` and `cargo test --all-targets` start every bench: a server would never end.
         println!("tokio_server --listen ADDR [--cpu N]: nothing to do without an address");
         return Ok(());
     };
-    if let Some(id) = cpu
-        && !core_affinity::set_for_current(core_affinity::CoreId { id })
-    {
-        return Err(format!("cannot pin to CPU {id}").into());
-    }
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-    let raised = rustix::process::Rlimit {
-        current: limit.maximum,
-        maximum: limit.maximum,
-    };
-    rustix::process::setrlimit(rustix::process::Resource::Nofile, raised)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let tasks = tokio::task::LocalSet::new();
-    tasks.block_on(&runtime, async move {
-        let socket = TcpSocket::new_v4()?;
-        socket.set_reuseaddr(true)?;
-        socket.bind(address)?;
-        let listener = socket.listen(4096)?;
-        println!("listening on {}", listener.local_addr()?);
-        listen(listener).await;
-        Ok(())
-    })
+    opponent::run(&address, cpu.as_deref(), async |_: Rc<Users>| Ok(Local))
 }

@@ -2,21 +2,26 @@
 //!
 //! Duty: words to one checked [`Options`]; what is wrong is refused by name, with what would be right. Pure.
 
-use std::net::{SocketAddr, ToSocketAddrs};
 use std::time::Duration;
 
 use crate::message::{PAYLOAD_BYTES_MIN, USERS_MAX};
+use crate::redis;
 use crate::scenario::Kind;
+use crate::target::Targets;
 
 /// A source address carries so many connections: the ephemeral ports are 28,232 by default, and some are taken.
 pub(crate) const CONNECTIONS_PER_SOURCE: usize = 20_000;
 
 pub(crate) const USAGE: &str = "\
-shardgate-load SCENARIO --url ws://HOST:PORT/ws [flags]
+shardgate-load SCENARIO --url ws://HOST:PORT/ws [--url ...] [flags]
 
 Scenarios
   idle      connect and hold N authenticated connections
   direct    users are paired and send messages to each other
+
+Several gateways
+  --url URL[,URL...]      may be given several times: user i connects to gateway i % n, so the two users of a pair
+                          are on different ones and every message of direct crosses (a comma in a path: %2C)
 
 Load
   --users N               connections, one user each (100)
@@ -43,7 +48,10 @@ Generator
   --spin                  never sleep while load runs: exact send times for a whole core
 
 Report
-  --pid PID               the server's process: measures its CPU and memory
+  --pid PID[,PID...]      the server's process: measures its CPU and memory. Several are shown apart and as a sum;
+                          with several --url give one per gateway, in the same order
+  --redis HOST:PORT       Redis behind the gateways, or redis://:PASSWORD@HOST:PORT: its commands and CPU per message
+                          and per connection, from INFO
   --json FILE             write the report as JSON, - for standard output
   --quiet                 no progress, no summary
 
@@ -60,22 +68,11 @@ pub(crate) enum Auth {
     Message,
 }
 
-/// Where the server is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Target {
-    pub(crate) url: String,
-    /// Host and port, for the `Host` header.
-    pub(crate) host: String,
-    /// The path, and the query if there is one.
-    pub(crate) path: String,
-    pub(crate) address: SocketAddr,
-}
-
 /// Everything the command line says.
 #[derive(Clone, Debug)]
 pub(crate) struct Options {
     pub(crate) kind: Kind,
-    pub(crate) target: Target,
+    pub(crate) targets: Targets,
     pub(crate) users: usize,
     pub(crate) rate: Option<f64>,
     pub(crate) in_flight: u32,
@@ -94,12 +91,14 @@ pub(crate) struct Options {
     pub(crate) threads: usize,
     pub(crate) cpus: Vec<usize>,
     pub(crate) spin: bool,
-    pub(crate) pid: Option<u32>,
+    /// The gateways' processes; with several targets none, or one for each in their order.
+    pub(crate) pids: Vec<u32>,
+    pub(crate) redis: Option<redis::Server>,
     pub(crate) json: Option<String>,
     pub(crate) quiet: bool,
 }
 
-const FLAGS: [&str; 22] = [
+const FLAGS: [&str; 23] = [
     "--url",
     "--users",
     "--rate",
@@ -118,13 +117,14 @@ const FLAGS: [&str; 22] = [
     "--threads",
     "--cpus",
     "--pid",
+    "--redis",
     "--json",
     // Without a value:
     "--ack",
     "--spin",
     "--quiet",
 ];
-const SWITCHES_FROM: usize = 19;
+const SWITCHES_FROM: usize = 20;
 
 /// Reads the words after the program's name.
 ///
@@ -137,17 +137,12 @@ pub(crate) fn parse(words: impl IntoIterator<Item = String>) -> Result<Options, 
         .ok_or_else(|| format!("which scenario? There are {}", Kind::names()))?;
     let kind = Kind::from_name(&scenario)
         .ok_or_else(|| format!("there is no scenario {scenario:?}; there are {}", Kind::names()))?;
-    let mut url = None;
+    let mut urls = vec![];
     let mut sources = None;
     let mut in_flight = None;
     let mut options = Options {
         kind,
-        target: Target {
-            url: String::new(),
-            host: String::new(),
-            path: String::new(),
-            address: SocketAddr::from(([127, 0, 0, 1], 0)),
-        },
+        targets: Targets::default(),
         users: 100,
         rate: None,
         in_flight: 1,
@@ -166,7 +161,8 @@ pub(crate) fn parse(words: impl IntoIterator<Item = String>) -> Result<Options, 
         threads: 1,
         cpus: vec![],
         spin: false,
-        pid: None,
+        pids: vec![],
+        redis: None,
         json: None,
         quiet: false,
     };
@@ -186,7 +182,7 @@ pub(crate) fn parse(words: impl IntoIterator<Item = String>) -> Result<Options, 
         };
         let say = |what: &str| format!("{flag} {value}: {what}");
         match flag.as_str() {
-            "--url" => url = Some(parse_url(&value).map_err(|why| say(&why))?),
+            "--url" => urls.push(value),
             "--users" => {
                 options.users = count(&value)
                     .filter(|n| *n <= USERS_MAX)
@@ -242,7 +238,17 @@ pub(crate) fn parse(words: impl IntoIterator<Item = String>) -> Result<Options, 
                     .ok_or_else(|| say("must be 1 to 256"))?;
             }
             "--cpus" => options.cpus = cpu_list(&value).ok_or_else(|| say("must be like 1 or 0-3,6"))?,
-            "--pid" => options.pid = Some(value.parse().map_err(|_| say("must be the id of a process"))?),
+            "--pid" => {
+                for pid in value.split(',') {
+                    options
+                        .pids
+                        .push(pid.parse().map_err(|_| say("must be the id of a process"))?);
+                }
+            }
+            "--redis" if options.redis.is_some() => {
+                return Err("--redis: the second one; the figures are those of one server".to_owned());
+            }
+            "--redis" => options.redis = Some(redis::Server::parse(&value).map_err(|why| format!("--redis: {why}"))?),
             "--json" => options.json = Some(value),
             "--ack" => options.ack = true,
             "--spin" => options.spin = true,
@@ -250,7 +256,7 @@ pub(crate) fn parse(words: impl IntoIterator<Item = String>) -> Result<Options, 
             _ => return Err(unknown(&flag)),
         }
     }
-    options.target = url.ok_or("--url is missing: where is the server? (--url ws://127.0.0.1:8080/ws)")?;
+    options.targets = Targets::parse(&urls)?;
     if in_flight.is_some() && options.rate.is_some() {
         return Err("--in-flight is for closed loop and --rate makes it open: give one of them".to_owned());
     }
@@ -289,7 +295,8 @@ fn check(options: &mut Options, sources: Option<usize>) -> Result<(), String> {
     if options.kind == Kind::Idle && (options.rate.is_some() || options.ack) {
         return Err("--rate and --ack mean nothing to idle, which sends no messages".to_owned());
     }
-    let loopback = options.target.address.ip().is_loopback() && options.target.address.is_ipv4();
+    check_gateways(options)?;
+    let loopback = options.targets.are_loopback();
     match sources {
         Some(n) if n > 1 && !loopback => {
             return Err(format!("--sources {n}: only for a target on 127.0.0.0/8"));
@@ -299,6 +306,30 @@ fn check(options: &mut Options, sources: Option<usize>) -> Result<(), String> {
         None => {}
     }
     options.threads = options.threads.min(options.users / unit);
+    Ok(())
+}
+
+/// Whether targets, users and processes fit together.
+fn check_gateways(options: &Options) -> Result<(), String> {
+    let (targets, users, pids) = (options.targets.len(), options.users, &options.pids);
+    if users < targets {
+        return Err(format!(
+            "--users {users}: fewer than the {targets} gateways of --url; some would have nobody"
+        ));
+    }
+    if let Some(pid) = pids
+        .iter()
+        .enumerate()
+        .find_map(|(i, pid)| pids[..i].contains(pid).then_some(pid))
+    {
+        return Err(format!("--pid {pid} is there twice: it would be counted twice"));
+    }
+    if targets > 1 && !pids.is_empty() && pids.len() != targets {
+        return Err(format!(
+            "--pid: {} for {targets} gateways; give one per --url in the same order, or none",
+            pids.len()
+        ));
+    }
     Ok(())
 }
 
@@ -340,44 +371,6 @@ fn cpu_list(text: &str) -> Option<Vec<usize>> {
     Some(cpus)
 }
 
-fn parse_url(url: &str) -> Result<Target, String> {
-    let rest = match url.split_once("://") {
-        Some(("ws", rest)) => rest,
-        Some(("wss", _)) => {
-            return Err("no TLS here: put the load on the plain listener".to_owned());
-        }
-        _ => return Err("must be like ws://127.0.0.1:8080/ws".to_owned()),
-    };
-    let (host, path) = match rest.find(['/', '?']) {
-        Some(at) => rest.split_at(at),
-        None => (rest, "/ws"),
-    };
-    let path = if path.starts_with('?') {
-        format!("/{path}")
-    } else {
-        path.to_owned()
-    };
-    if !path.bytes().all(|b| b.is_ascii_graphic()) {
-        return Err("the path has characters that need %-encoding".to_owned());
-    }
-    let with_port = if host.rsplit(']').next().is_some_and(|tail| tail.contains(':')) {
-        host.to_owned()
-    } else {
-        format!("{host}:80")
-    };
-    let address = with_port
-        .to_socket_addrs()
-        .map_err(|error| format!("cannot resolve {host}: {error}"))?
-        .next()
-        .ok_or_else(|| format!("{host} has no address"))?;
-    Ok(Target {
-        url: url.to_owned(),
-        host: host.to_owned(),
-        path,
-        address,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -402,10 +395,18 @@ mod tests {
             (Duration::from_millis(500), vec![1, 3, 4])
         );
         assert_eq!((options.sources, options.threads), (2, 2));
-        assert_eq!(
-            (options.target.host.as_str(), options.target.path.as_str()),
-            ("127.0.0.1:9", "/ws")
-        );
+        assert_eq!(options.targets.urls(), "ws://127.0.0.1:9/ws");
+        assert!(options.pids.is_empty() && options.redis.is_none());
+    }
+
+    #[test]
+    fn several_gateways() {
+        let options = parse_line(
+            "direct --url ws://127.0.0.1:9,ws://127.0.0.1:10 --url=ws://127.0.0.1:11 --pid 1,2 --pid 3 --redis 127.0.0.1:6",
+        )
+        .unwrap();
+        assert_eq!((options.targets.len(), options.pids), (3, vec![1, 2, 3]));
+        assert_eq!(options.redis.map(|redis| redis.host).as_deref(), Some("127.0.0.1:6"));
     }
 
     #[test]
@@ -429,6 +430,18 @@ mod tests {
             ("idle --url wss://127.0.0.1/ws".to_owned(), "TLS"),
             ("idle --url http://127.0.0.1/ws".to_owned(), "ws://"),
             ("idle --url ws://10.0.0.1:9/ws --sources 2".to_owned(), "127.0.0.0/8"),
+            (
+                format!("idle {url} --url ws://10.0.0.1:9/ws --sources 2"),
+                "127.0.0.0/8",
+            ),
+            (format!("idle {url},wss://127.0.0.1:10/ws"), "different schemes"),
+            (format!("idle {url},ws://127.0.0.1:10 --users 1"), "2 gateways"),
+            (format!("idle {url},ws://127.0.0.1:10 --pid 7"), "one per --url"),
+            (format!("idle {url} --pid 7,8 --pid 7"), "--pid 7 is there twice"),
+            (format!("idle {url} --pid 7,x"), "id of a process"),
+            (format!("idle {url} --redis redis://:secret@:1"), "must be like"),
+            (format!("idle {url} --redis rediss://127.0.0.1:1"), "no TLS"),
+            (format!("idle {url} --redis 127.0.0.1:1 --redis 127.0.0.1:2"), "second"),
         ] {
             let why = parse_line(&line).err().unwrap_or_default();
             assert!(why.contains(part), "{line:?} -> {why:?}");

@@ -34,8 +34,8 @@ pub(crate) enum State {
 pub(crate) enum Event<'a> {
     /// The handshake is done: the moment to authenticate in-band.
     Upgraded,
-    /// `welcome` came.
-    Ready,
+    /// `welcome` came, from the gateway with this id.
+    Ready(Option<String>),
     /// A text frame, other than the `welcome`.
     Text(&'a [u8]),
     /// A ping that wants its payload back.
@@ -70,9 +70,14 @@ impl State {
             return Ok(None);
         };
         let event = match frame.opcode {
-            wire::TEXT if *self == Self::Authenticating && kind(frame.payload) == "welcome" => {
-                *self = Self::Ready;
-                Event::Ready
+            wire::TEXT if *self == Self::Authenticating => {
+                let envelope = envelope(frame.payload);
+                if envelope.kind == "welcome" {
+                    *self = Self::Ready;
+                    Event::Ready(envelope.gateway_id)
+                } else {
+                    Event::Text(frame.payload)
+                }
             }
             wire::TEXT => Event::Text(frame.payload),
             9 => Event::Ping(frame.payload),
@@ -93,15 +98,13 @@ pub(crate) struct Envelope {
     pub(crate) id: Option<String>,
     pub(crate) code: Option<String>,
     pub(crate) status: Option<String>,
+    #[serde(rename = "gatewayId")]
+    pub(crate) gateway_id: Option<String>,
 }
 
 /// Reads a frame the slow way; what is no JSON object has an empty kind.
 pub(crate) fn envelope(text: &[u8]) -> Envelope {
     serde_json::from_slice(text).unwrap_or_default()
-}
-
-fn kind(text: &[u8]) -> String {
-    envelope(text).kind
 }
 
 #[cfg(test)]
@@ -115,13 +118,13 @@ mod tests {
     #[test]
     fn a_life_from_handshake_to_close() {
         let head = b"HTTP/1.1 101 X\r\nsec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
-        let welcome = frame(1, br#"{"type":"welcome","userId":"a"}"#);
+        let welcome = frame(1, br#"{"type":"welcome","userId":"a","gatewayId":"g"}"#);
         let mut state = State::Handshaking;
         let input = [&head[..], &welcome].concat();
         assert_eq!(state.handle_input(&input), Ok(Some((head.len(), Event::Upgraded))));
         assert_eq!(
             state.handle_input(&input[head.len()..]),
-            Ok(Some((welcome.len(), Event::Ready)))
+            Ok(Some((welcome.len(), Event::Ready(Some("g".to_owned())))))
         );
         assert_eq!(state, State::Ready);
         // A second one is a frame like any other: a server answers a refreshed token with it.

@@ -12,7 +12,8 @@ use std::time::Duration;
 use crate::args::Options;
 use crate::board::{Board, Meter, Note, Phase};
 use crate::driver::{Driver, Post};
-use crate::procfs::{self, Sample};
+use crate::procfs;
+use crate::redis;
 use crate::scenario::{Direct, Idle, Kind};
 use crate::sys::{self, Clock};
 use crate::tally::Tally;
@@ -31,25 +32,36 @@ struct Totals {
     received: u64,
 }
 
-/// The server (or the generator) at the turning points of a run.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Samples {
+/// Everybody who works in a run, at one moment.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Moment {
+    /// One per `--pid`. A process that is gone has cost nothing more.
+    pub(crate) servers: Vec<procfs::Sample>,
+    pub(crate) generator: procfs::Sample,
+    /// None without `--redis`, or when it did not answer.
+    pub(crate) redis: Option<redis::Sample>,
+}
+
+/// The turning points of a run.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Moments {
     /// Before the connections that are measured.
-    pub(crate) base: Sample,
+    pub(crate) base: Moment,
     /// When the last one was ready.
-    pub(crate) connected: Sample,
-    /// A moment later: memory is read here.
-    pub(crate) settled: Sample,
-    pub(crate) measure_begin: Sample,
-    pub(crate) measure_end: Sample,
+    pub(crate) connected: Moment,
+    /// A moment later: memory is read here, and what gateways write down late about a new connection is in here.
+    pub(crate) settled: Moment,
+    pub(crate) measure_begin: Moment,
+    pub(crate) measure_end: Moment,
 }
 
 /// Everything that a report is made from.
 #[derive(Debug)]
 pub(crate) struct Outcome {
     pub(crate) tally: Tally,
-    pub(crate) server: Option<Samples>,
-    pub(crate) generator: Samples,
+    pub(crate) moments: Moments,
+    /// Why there are no figures of Redis although they were asked for.
+    pub(crate) redis_failure: Option<String>,
     /// Connections made between the samples `base` and `connected`, and how long that took.
     pub(crate) connected: u64,
     pub(crate) connect_seconds: f64,
@@ -74,17 +86,20 @@ struct Coordinator {
     tick_ns: u64,
     last: Totals,
     per_second: Vec<u64>,
+    redis: Option<redis::Client>,
+    redis_failure: Option<String>,
 }
 
 /// Runs what `options` say.
 ///
 /// # Errors
-/// The server's process cannot be looked at, or the kernel gives no thread or descriptor.
+/// A server's process cannot be looked at, Redis cannot be asked, or the kernel gives no thread or descriptor.
 pub(crate) fn run(options: Options) -> Result<Outcome, String> {
     let options = Arc::new(options);
-    if let Some(pid) = options.pid {
+    for pid in &options.pids {
         procfs::sample(&pid.to_string())?;
     }
+    let redis = options.redis.as_ref().map(redis::Client::connect).transpose()?;
     if !options.cpus.is_empty() {
         sys::pin(&options.cpus)?;
     }
@@ -101,6 +116,8 @@ pub(crate) fn run(options: Options) -> Result<Outcome, String> {
         tick_ns: TICK_NS,
         last: Totals::default(),
         per_second: vec![],
+        redis,
+        redis_failure: None,
         options,
     };
     let threads = coordinator
@@ -137,22 +154,22 @@ impl Coordinator {
 
     fn lead(mut self, threads: Vec<JoinHandle<Tally>>) -> Result<Outcome, String> {
         let options = self.options.clone();
-        let (mut server, mut generator) = (Samples::default(), Samples::default());
+        let mut moments = Moments::default();
         if options.warmup_connections > 0 {
             self.connect(options.warmup_connections);
             self.wait(self.clock.now_ns() + SETTLE_NS, |_| false);
         }
-        (server.base, generator.base) = self.sample();
+        moments.base = self.sample();
         let (before, connect_ns) = (self.totals().ready, self.clock.now_ns());
         self.connect(options.users);
         let connect_seconds = (self.clock.now_ns() - connect_ns) as f64 / 1e9;
-        (server.connected, generator.connected) = self.sample();
+        moments.connected = self.sample();
         let connected = self.totals().ready - before;
         self.enter(Phase::Hold);
-        if options.pid.is_some() {
+        if !options.pids.is_empty() || self.redis.is_some() {
             self.wait(self.clock.now_ns() + SETTLE_NS, Self::all_gone);
         }
-        (server.settled, generator.settled) = self.sample();
+        moments.settled = self.sample();
         let mut measured = (0, 0.0);
         let mut drained = true;
         if !self.all_gone() {
@@ -166,12 +183,12 @@ impl Coordinator {
                 self.board.set_phase(Phase::Measure, self.board.load_ns());
                 self.wake();
             }
-            (server.measure_begin, generator.measure_begin) = self.sample();
+            moments.measure_begin = self.sample();
             let (begin, begin_ns) = (self.totals(), self.clock.now_ns());
             self.last = begin;
             self.tick_ns = begin_ns + TICK_NS;
             self.wait(begin_ns + options.duration.as_nanos() as u64, Self::all_gone);
-            (server.measure_end, generator.measure_end) = self.sample();
+            moments.measure_end = self.sample();
             let (end, end_ns) = (self.totals(), self.clock.now_ns());
             // The wait ends on the last tick or just before it.
             if end_ns + TICK_NS / 2 > self.tick_ns {
@@ -193,8 +210,8 @@ impl Coordinator {
         }
         Ok(Outcome {
             tally,
-            server: options.pid.map(|_| server),
-            generator,
+            moments,
+            redis_failure: self.redis_failure,
             connected,
             connect_seconds,
             measured_seconds: measured.1,
@@ -298,10 +315,24 @@ impl Coordinator {
         }
     }
 
-    /// The server, if we were told its process, and ourselves. A server that is gone has cost nothing more.
-    fn sample(&self) -> (Sample, Sample) {
-        let server = self.options.pid.and_then(|pid| procfs::sample(&pid.to_string()).ok());
-        (server.unwrap_or_default(), procfs::sample("self").unwrap_or_default())
+    /// The servers, if we were told their processes, Redis, and ourselves.
+    fn sample(&mut self) -> Moment {
+        let look = |pid: &u32| procfs::sample(&pid.to_string()).unwrap_or_default();
+        let redis = match self.redis.as_mut().map(redis::Client::sample) {
+            Some(Ok(sample)) => Some(sample),
+            Some(Err(why)) => {
+                // A connection that failed once is out of step: ask no more.
+                self.redis = None;
+                self.redis_failure = Some(why);
+                None
+            }
+            None => None,
+        };
+        Moment {
+            servers: self.options.pids.iter().map(look).collect(),
+            generator: procfs::sample("self").unwrap_or_default(),
+            redis,
+        }
     }
 }
 

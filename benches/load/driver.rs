@@ -320,7 +320,7 @@ impl<S: Scenario> Driver<S> {
         match event {
             Event::Text(text) => self.scenario.handle_text(&mut self.net, index, text, now_ns),
             Event::Upgraded => self.net.upgraded(index),
-            Event::Ready => self.net.ready(index, now_ns),
+            Event::Ready(gateway) => self.net.ready(index, gateway, now_ns),
             Event::Ping(payload) => {
                 self.net.tally.pings += 1;
                 wire::write_frame(self.net.out(index), wire::PONG, payload);

@@ -12,8 +12,10 @@
 //! | `driver` | the epoll loop of one thread |
 //! | `board` | what threads and coordinator tell each other |
 //! | `coordinator` | phases, sampling, progress |
+//! | `target` | the gateways, and who connects to which |
 //! | `procfs`, `sys` | what is asked of the kernel |
-//! | `tally`, `report` | counts and what is made of them |
+//! | `redis` | what is asked of Redis |
+//! | `tally`, `cost`, `report` | counts and what is made of them |
 //!
 //! One connection of the report is one user. Threads share nothing but a few counters.
 
@@ -21,15 +23,18 @@ mod args;
 mod board;
 mod conn;
 mod coordinator;
+mod cost;
 mod driver;
 mod message;
 mod net;
 mod procfs;
+mod redis;
 mod report;
 mod scenario;
 mod sequence;
 mod sys;
 mod tally;
+mod target;
 mod wire;
 
 use std::fs::File;

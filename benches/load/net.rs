@@ -4,6 +4,7 @@
 //! the epoll set; the driver reads. Writes are gathered per connection: what a scenario appends while it handles
 //! one read leaves in one `send`.
 
+use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -30,6 +31,8 @@ pub(crate) struct Conn {
     /// What the socket did not take.
     pending: Vec<u8>,
     began_ns: u64,
+    /// The gateway that said `welcome`, as numbered by [`Net`].
+    gateway: u32,
     /// The server's close frame was seen and counted.
     close_counted: bool,
 }
@@ -46,6 +49,8 @@ pub(crate) struct Net {
     pub(crate) gone: Vec<usize>,
     /// Sockets that are open.
     pub(crate) open: usize,
+    /// The gateways that said `welcome` to this thread, by id.
+    gateways: HashMap<String, u32>,
     options: Arc<Options>,
     out: Vec<u8>,
     out_for: usize,
@@ -60,6 +65,7 @@ impl Net {
             tally: Tally::new(),
             gone: vec![],
             open: 0,
+            gateways: HashMap::new(),
             options,
             out: Vec::with_capacity(2 * GATHER_BYTES_MAX),
             out_for: 0,
@@ -83,8 +89,9 @@ impl Net {
     /// Begins connection `index`.
     pub(crate) fn begin(&mut self, index: usize, now_ns: u64) {
         self.tally.attempted += 1;
-        let source = sys::source_address(self.user(index) as usize, self.options.sources);
-        let socket = sys::begin_connect(self.options.target.address, source).and_then(|socket| {
+        let user = self.user(index) as usize;
+        let source = sys::source_address(user, self.options.sources);
+        let socket = sys::begin_connect(self.options.targets.of(user).address, source).and_then(|socket| {
             let data = epoll::EventData::new_u64(index as u64);
             epoll::add(&self.epoll, &socket, data, epoll::EventFlags::OUT)?;
             Ok(socket)
@@ -114,7 +121,7 @@ impl Net {
         }
         self.conns[index].state = State::Handshaking;
         self.watch(index, false);
-        let target = &self.options.target;
+        let target = self.options.targets.of(self.user(index) as usize);
         let mut path = target.path.clone();
         if self.options.auth == Auth::Query {
             path.push(if path.contains('?') { '&' } else { '?' });
@@ -134,12 +141,21 @@ impl Net {
         }
     }
 
-    /// Connection `index` is authenticated.
-    pub(crate) fn ready(&mut self, index: usize, now_ns: u64) {
+    /// Connection `index` is authenticated, by the gateway with this id; one that does not say is known by its url.
+    pub(crate) fn ready(&mut self, index: usize, gateway: Option<String>, now_ns: u64) {
         self.tally.ready += 1;
+        let gateway = gateway.unwrap_or_else(|| self.options.targets.of(self.user(index) as usize).url.clone());
+        let number = self.gateways.len() as u32;
+        self.conns[index].gateway = *self.gateways.entry(gateway.clone()).or_insert(number);
+        *self.tally.gateways.entry(gateway).or_default() += 1;
         self.tally
             .connect
             .saturating_record(now_ns - self.conns[index].began_ns);
+    }
+
+    /// Whether two connections, ready at least once, are on different gateways.
+    pub(crate) fn are_apart(&self, one: usize, other: usize) -> bool {
+        self.conns[one].gateway != self.conns[other].gateway
     }
 
     /// Where to append bytes for `index`; they leave with the next [`Self::flush`] or when another one's turn comes.

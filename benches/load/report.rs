@@ -10,7 +10,8 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use crate::args::{Auth, Options};
-use crate::coordinator::{Outcome, Samples};
+use crate::coordinator::Outcome;
+use crate::cost::{Redis, Server, list, round, shown};
 
 /// A thread that is busy for more than this share of the time may have been the limit.
 const SATURATED_FROM: f64 = 0.95;
@@ -30,6 +31,10 @@ pub(crate) struct Report {
     latency_micros: Quantiles,
     connections: Connections,
     server: Server,
+    /// What users on different gateways said to each other.
+    cross_gateway: CrossGateway,
+    /// Null without `--redis`.
+    redis: Option<Redis>,
 
     version: &'static str,
     config: Config,
@@ -74,20 +79,17 @@ struct Connections {
     ready_micros: Quantiles,
 }
 
-/// All null without `--pid`.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Server {
-    cpu_seconds_per_million: Option<f64>,
-    rss_bytes_per_connection: Option<f64>,
-    /// The same of anonymous memory: the heap without the program's own pages.
-    anon_bytes_per_connection: Option<f64>,
-    rss_bytes: Option<u64>,
-    anon_bytes: Option<u64>,
-    connect_cpu_micros_per_connection: Option<f64>,
-    /// Of one core, in the measured part.
-    cpu_percent: Option<f64>,
-    cpu_seconds: Option<f64>,
+struct CrossGateway {
+    /// Gateways that said `welcome`, by their ids.
+    gateways: usize,
+    /// Ready connections of each.
+    connections: BTreeMap<String, u64>,
+    /// Messages that crossed; `received` counts the others too.
+    received: u64,
+    /// Of those; the same as `latencyMicros` when all crossed.
+    latency_micros: Quantiles,
 }
 
 #[derive(Debug, Serialize)]
@@ -122,6 +124,7 @@ struct Generator {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Config {
+    /// All targets, with commas between them; user i is on number i modulo their number.
     url: String,
     users: usize,
     rate: Option<f64>,
@@ -143,7 +146,7 @@ struct Config {
 impl Config {
     fn new(options: &Options) -> Self {
         Self {
-            url: options.target.url.clone(),
+            url: options.targets.urls(),
             users: options.users,
             rate: options.rate,
             in_flight: options.rate.is_none().then_some(options.in_flight),
@@ -180,50 +183,25 @@ impl Quantiles {
     }
 }
 
-impl Server {
-    fn new(samples: &Samples, outcome: &Outcome) -> Self {
-        let connected = outcome.connected as f64;
-        let per_connection = |amount: f64| (outcome.connected > 0).then(|| round(amount / connected, 1));
-        let connect_ns = samples.connected.cpu_ns_since(&samples.base) as f64;
-        let measured_ns = samples.measure_end.cpu_ns_since(&samples.measure_begin) as f64;
-        let received = outcome.measured_received;
-        let growth = |after: u64, before: u64| after as f64 - before as f64;
-        Self {
-            cpu_seconds_per_million: (received > 0).then(|| round(measured_ns / 1e3 / received as f64, 4)),
-            rss_bytes_per_connection: per_connection(growth(samples.settled.rss_bytes, samples.base.rss_bytes)),
-            anon_bytes_per_connection: per_connection(growth(samples.settled.anon_bytes, samples.base.anon_bytes)),
-            rss_bytes: Some(samples.settled.rss_bytes),
-            anon_bytes: Some(samples.settled.anon_bytes),
-            connect_cpu_micros_per_connection: per_connection(connect_ns / 1e3),
-            cpu_percent: (outcome.measured_seconds > 0.0)
-                .then(|| round(measured_ns / 1e7 / outcome.measured_seconds, 3)),
-            cpu_seconds: Some(round(measured_ns / 1e9, 6)),
-        }
-    }
-}
-
 impl Report {
     /// Puts the report together.
     pub(crate) fn new(options: &Options, outcome: Outcome) -> Self {
-        let server = outcome
-            .server
-            .as_ref()
-            .map(|samples| Server::new(samples, &outcome))
-            .unwrap_or_default();
+        let server = Server::new(options, &outcome);
+        let redis = Redis::new(options, &outcome);
         let Outcome {
             tally,
-            generator,
+            moments,
             measured_received: received,
             measured_seconds: seconds,
             ..
         } = outcome;
         let per_message = |ns: u64| (received > 0).then(|| round(ns as f64 / 1e3 / received as f64, 3));
-        let user_ns = generator.measure_end.user_ns - generator.measure_begin.user_ns;
+        let user_ns = moments.measure_end.generator.user_ns - moments.measure_begin.generator.user_ns;
         Self {
             scenario: options.kind.name(),
             ok: tally.is_clean() && outcome.drained,
             messages_per_second: round(received as f64 / seconds.max(1e-9), 1),
-            latency_micros: Quantiles::new(&tally.latency),
+            latency_micros: Quantiles::new(&tally.latency()),
             connections: Connections {
                 attempted: tally.attempted,
                 ready: tally.ready,
@@ -234,6 +212,13 @@ impl Report {
                 failures: tally.failures,
             },
             server,
+            cross_gateway: CrossGateway {
+                gateways: tally.gateways.len(),
+                connections: tally.gateways,
+                received: tally.crossed,
+                latency_micros: Quantiles::new(&tally.crossed_latency),
+            },
+            redis,
             version: env!("CARGO_PKG_VERSION"),
             config: Config::new(options),
             drained: outcome.drained,
@@ -346,23 +331,16 @@ impl Report {
                 acks.unexpected
             )?;
         }
-        let number = |value: Option<f64>| value.map_or("-".to_owned(), |v| format!("{v:.2}"));
-        if let Some(rss) = self.server.rss_bytes {
-            writeln!(
-                out,
-                "server       {} us CPU per message, {} us per connect, {} % of a core; {} bytes per connection, rss {} KiB",
-                number(self.server.cpu_seconds_per_million),
-                number(self.server.connect_cpu_micros_per_connection),
-                number(self.server.cpu_percent),
-                number(self.server.rss_bytes_per_connection),
-                rss / 1024
-            )?;
+        self.write_cross_gateway(out)?;
+        self.server.write_summary(out)?;
+        if let Some(redis) = &self.redis {
+            redis.write_summary(out)?;
         }
         writeln!(
             out,
             "generator    {} us CPU per message ({} user), busiest thread {:.0} % of its core{}",
-            number(self.generator.cpu_micros_per_message),
-            number(self.generator.user_micros_per_message),
+            shown(self.generator.cpu_micros_per_message),
+            shown(self.generator.user_micros_per_message),
             self.generator.busiest_percent,
             if self.generator.saturated {
                 ": SATURATED, the server may be faster than shown"
@@ -395,6 +373,29 @@ impl Report {
         }
         writeln!(out, "{}", if self.ok { "ok" } else { "FAILED" })
     }
+
+    fn write_cross_gateway(&self, out: &mut String) -> std::fmt::Result {
+        let cross = &self.cross_gateway;
+        let targets = self.config.url.split(',').count();
+        if targets == 1 && cross.gateways < 2 {
+            return Ok(());
+        }
+        writeln!(
+            out,
+            "gateways     {} at {targets} addresses ({})",
+            cross.gateways,
+            list(&cross.connections)
+        )?;
+        if self.received > 0 {
+            let latency = if cross.received == self.received {
+                ", all of them, latency as above".to_owned()
+            } else {
+                format!(" of {}, latency {}", self.received, cross.latency_micros)
+            };
+            writeln!(out, "crossed      {} messages{latency}", cross.received)?;
+        }
+        Ok(())
+    }
 }
 
 impl std::fmt::Display for Quantiles {
@@ -406,17 +407,4 @@ impl std::fmt::Display for Quantiles {
             _ => f.write_str("nothing measured"),
         }
     }
-}
-
-fn list<K: std::fmt::Display>(counts: &BTreeMap<K, u64>) -> String {
-    counts
-        .iter()
-        .map(|(key, n)| format!("{key}: {n}"))
-        .collect::<Vec<_>>()
-        .join(", ")
-}
-
-fn round(value: f64, digits: i32) -> f64 {
-    let scale = 10f64.powi(digits);
-    (value * scale).round() / scale
 }

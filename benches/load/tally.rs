@@ -17,6 +17,8 @@ pub(crate) fn histogram() -> Histogram<u64> {
 pub(crate) struct Tally {
     pub(crate) attempted: u64,
     pub(crate) ready: u64,
+    /// Ready connections by the id of their gateway.
+    pub(crate) gateways: BTreeMap<String, u64>,
     /// Connections that never became ready, by reason.
     pub(crate) failures: BTreeMap<String, u64>,
     /// Connections that were ready and broke otherwise than by a close frame, by reason.
@@ -33,6 +35,8 @@ pub(crate) struct Tally {
     pub(crate) sent: u64,
     /// Distinct messages.
     pub(crate) received: u64,
+    /// Of those, how many came from a user on another gateway.
+    pub(crate) crossed: u64,
     pub(crate) lost: u64,
     pub(crate) duplicates: u64,
     pub(crate) reordered: u64,
@@ -46,8 +50,10 @@ pub(crate) struct Tally {
     pub(crate) acks: BTreeMap<String, u64>,
     pub(crate) acks_missing: u64,
     pub(crate) acks_unexpected: u64,
-    /// From the intended time of sending to arrival, measured part only.
-    pub(crate) latency: Histogram<u64>,
+    /// From the intended time of sending to arrival, measured part only, of messages within a gateway.
+    pub(crate) local_latency: Histogram<u64>,
+    /// The same of messages from one gateway to another.
+    pub(crate) crossed_latency: Histogram<u64>,
     /// How late this generator sent, open loop.
     pub(crate) lag: Histogram<u64>,
     /// The longest time without any message while at least one was under way.
@@ -64,6 +70,7 @@ impl Tally {
         Self {
             attempted: 0,
             ready: 0,
+            gateways: BTreeMap::new(),
             failures: BTreeMap::new(),
             breaks: BTreeMap::new(),
             closes: BTreeMap::new(),
@@ -74,6 +81,7 @@ impl Tally {
             connect: histogram(),
             sent: 0,
             received: 0,
+            crossed: 0,
             lost: 0,
             duplicates: 0,
             reordered: 0,
@@ -83,7 +91,8 @@ impl Tally {
             acks: BTreeMap::new(),
             acks_missing: 0,
             acks_unexpected: 0,
-            latency: histogram(),
+            local_latency: histogram(),
+            crossed_latency: histogram(),
             lag: histogram(),
             silence_ns: 0,
             cpu_ns: 0,
@@ -93,6 +102,13 @@ impl Tally {
 
     pub(crate) fn failed(&self) -> u64 {
         self.failures.values().sum()
+    }
+
+    /// The latency of all messages.
+    pub(crate) fn latency(&self) -> Histogram<u64> {
+        let mut all = self.local_latency.clone();
+        all.add(&self.crossed_latency).expect("equal bounds");
+        all
     }
 
     /// Connections that ended although nobody asked them to.
@@ -145,6 +161,7 @@ impl Tally {
         add(&mut self.errors, other.errors);
         add(&mut self.others, other.others);
         add(&mut self.acks, other.acks);
+        add(&mut self.gateways, other.gateways);
         self.error_samples.extend(other.error_samples);
         self.error_samples.truncate(SAMPLES_MAX);
         self.attempted += other.attempted;
@@ -152,6 +169,7 @@ impl Tally {
         self.pings += other.pings;
         self.sent += other.sent;
         self.received += other.received;
+        self.crossed += other.crossed;
         self.lost += other.lost;
         self.duplicates += other.duplicates;
         self.reordered += other.reordered;
@@ -165,7 +183,8 @@ impl Tally {
         self.busiest = self.busiest.max(other.busiest);
         for (to, from) in [
             (&mut self.connect, &other.connect),
-            (&mut self.latency, &other.latency),
+            (&mut self.local_latency, &other.local_latency),
+            (&mut self.crossed_latency, &other.crossed_latency),
             (&mut self.lag, &other.lag),
         ] {
             to.add(from).expect("equal bounds");

@@ -133,6 +133,7 @@ impl Cluster {
                 }
             }
             Purpose::SweepClaim(target) => {
+                self.claiming = false;
                 if answers.first() == Some(&Answer::Taken(true)) && self.sweep.is_none() && !self.leaving {
                     log::info!("sweeping the presence of a dead gateway, incarnation {target}");
                     self.sweep = Some(Sweep::new(target));

@@ -111,6 +111,8 @@ pub struct Cluster {
     book: PresenceBook,
     sweep: Option<Sweep>,
     to_sweep: Vec<Incarnation>,
+    /// A claim is under way: one at a time, as a claim that we do not use keeps others from it.
+    claiming: bool,
     outbound: Outbound,
     inbound: Inbound,
     /// For all gateways.
@@ -170,6 +172,7 @@ impl Cluster {
             directory: Directory::default(),
             sweep: None,
             to_sweep: Vec::new(),
+            claiming: false,
             outbound: Outbound::default(),
             inbound: Inbound::default(),
             orders: PacketBuilder::default(),
@@ -546,6 +549,7 @@ impl Cluster {
                 self.sweep = Some(Sweep::new(self.membership.incarnation()));
             }
         } else if self.sweep.is_none()
+            && !self.claiming
             && self.is_member()
             && let Some(target) = self.to_sweep.pop()
         {
@@ -554,6 +558,7 @@ impl Cluster {
                 by: self.membership.incarnation(),
                 ttl_ms: SWEEP_CLAIM_MS,
             };
+            self.claiming = true;
             self.request(Purpose::SweepClaim(target), vec![op]);
         }
         if let Some(op) = self.sweep.as_mut().and_then(|sweep| sweep.poll_scan(now_ms)) {

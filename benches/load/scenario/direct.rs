@@ -9,6 +9,7 @@
 //! queue with its due time.
 //! In both, `sent` and `received` count the same things, warm-up included: sent = received + lost.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 
 use crate::args::Options;
@@ -25,6 +26,7 @@ const SENDS_PER_TURN_MAX: u32 = 128;
 const MESSAGE: &[u8] = br#"{"type":"message""#;
 const ACK: &[u8] = br#"{"type":"ack","id":""#;
 const DELIVERED: &[u8] = br#""status":"delivered"}"#;
+const ROUTED: &[u8] = br#""status":"routed"}"#;
 
 /// One user. Its peer is the one whose index differs in the last bit.
 #[derive(Debug, Default)]
@@ -160,10 +162,15 @@ impl Direct {
         }
         user.received += 1;
         net.tally.received += 1;
+        let crossed = net.are_apart(index, peer);
+        net.tally.crossed += u64::from(crossed);
         if numbers.intended_ns >= self.measure_ns {
-            net.tally
-                .latency
-                .saturating_record(now_ns.saturating_sub(numbers.intended_ns));
+            let latency = if crossed {
+                &mut net.tally.crossed_latency
+            } else {
+                &mut net.tally.local_latency
+            };
+            latency.saturating_record(now_ns.saturating_sub(numbers.intended_ns));
         }
         if !self.users[index].live {
             return;
@@ -175,16 +182,20 @@ impl Direct {
     }
 
     fn handle_ack(&mut self, net: &mut Net, index: usize, text: &[u8], now_ns: u64) {
-        let fast = text
-            .ends_with(DELIVERED)
-            .then(|| text.get(ACK.len()..ACK.len() + 8))
-            .flatten();
-        let (number, status) = match fast.and_then(parse_ack_id) {
-            Some(number) => (Some(number), "delivered".to_owned()),
-            None => {
+        let common = if text.ends_with(DELIVERED) {
+            Some("delivered")
+        } else if text.ends_with(ROUTED) {
+            Some("routed")
+        } else {
+            None
+        };
+        let fast = text.get(ACK.len()..ACK.len() + 8).and_then(parse_ack_id);
+        let (number, status) = match (fast, common) {
+            (Some(number), Some(status)) => (Some(number), Cow::Borrowed(status)),
+            _ => {
                 let envelope = crate::conn::envelope(text);
                 let number = envelope.id.and_then(|id| parse_ack_id(id.as_bytes()));
-                (number, envelope.status.unwrap_or_default())
+                (number, envelope.status.unwrap_or_default().into())
             }
         };
         let user = &mut self.users[index];
@@ -194,9 +205,9 @@ impl Direct {
             // Nobody promises an order of acks.
             Some(Arrival::InOrder | Arrival::Reordered) => {
                 user.acked += 1;
-                match net.tally.acks.get_mut(&status) {
+                match net.tally.acks.get_mut(&*status) {
                     Some(n) => *n += 1,
-                    None => drop(net.tally.acks.insert(status, 1)),
+                    None => drop(net.tally.acks.insert(status.into_owned(), 1)),
                 }
                 if user.live {
                     self.arrived(net, now_ns);

@@ -86,6 +86,8 @@ impl World {
         let homes = HomeMap::new(count, [7; 16]);
         let shards = inboxes
             .into_iter()
+            // The last one is the control thread's, of which a gateway of its own has no need.
+            .take(usize::from(count))
             .enumerate()
             .map(|(shard, inbox)| {
                 let lanes = Lanes::new(ShardId(shard as u16), mailboxes.clone(), Arc::clone(&depths));
