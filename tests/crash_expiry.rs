@@ -109,7 +109,7 @@ fn all_die_at_once() {
     }
 }
 
-/// The list for sweeping is written a little later than the users: who came right before the death is in none.
+/// Should the list for sweeping be written later than the users, it lacks who came right before the death.
 #[test]
 fn who_came_right_before_the_death() {
     let redis = Redis::start();
@@ -117,10 +117,13 @@ fn who_came_right_before_the_death() {
     let [gw1, mut gw2] = fleet.start();
     let mut alice = Peer::connect(&gw1, "alice");
     let incarnation = fleet.incarnation(&redis, "gw2");
+    // The list was written just now, for somebody else.
+    let first = Peer::connect(&gw2, "first");
+    at_once_when("somebody is written down", || !fleet.places(&redis, "first").is_empty());
     let bob = gw2.connect("bob");
     at_once_when("bob is written down", || !fleet.places(&redis, "bob").is_empty());
     gw2.kill();
-    drop(bob);
+    drop((first, bob));
     alice.wait_to_see("bob", false);
     alice.tell_until("bob", 1, "offline");
     fleet.wait_until_swept(&redis, &incarnation);
