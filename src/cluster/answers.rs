@@ -15,7 +15,8 @@ impl Cluster {
     pub fn handle_event(&mut self, event: StoreEvent) {
         match event {
             StoreEvent::Connected => self.handle_connected(),
-            StoreEvent::Lost(_) => {
+            StoreEvent::Lost(cause) => {
+                self.trouble = Some(cause);
                 self.connected = false;
                 self.membership.redis_away();
             }
@@ -87,6 +88,9 @@ impl Cluster {
         let now_ms = self.now.mono_ms();
         match purpose {
             Purpose::Membership => {
+                if let Some(Answer::Failed(failure)) = answers.iter().find(|a| matches!(a, Answer::Failed(_))) {
+                    self.trouble = Some(Arc::clone(&failure.text));
+                }
                 let another = self.membership.handle_answers(&answers, now_ms, self.now.wall_ms);
                 if another {
                     // Nothing that was written counts any more.
@@ -274,8 +278,8 @@ impl Cluster {
         }
     }
 
-    /// Our index names these users: their shards say who of them is not here.
-    fn check_users(&mut self, users: &[Arc<str>]) {
+    /// These users may be written down: their shards say who of them is not here.
+    pub(super) fn check_users(&mut self, users: &[Arc<str>]) {
         for shard in self.all_shards() {
             let homes = &self.homes;
             let here: Vec<_> = users

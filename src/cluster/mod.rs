@@ -147,6 +147,8 @@ pub struct Cluster {
     leaving: bool,
     left: bool,
     finished: bool,
+    /// The last words of a store that could not be asked, or refused.
+    trouble: Option<Arc<str>>,
 }
 
 /// What makes this gateway this one.
@@ -165,7 +167,7 @@ impl Cluster {
     pub fn new(identity: &Identity, homes: HomeMap, view: Arc<View>, now: Now) -> Self {
         let times = LeaseTimes::new(identity.ttl_ms);
         let membership = Membership::new(&identity.id, times, identity.seed, now.wall_ms);
-        view.cluster.set_health(ClusterHealth::Joining);
+        view.cluster.set_health(ClusterHealth::Joining, None);
         Cluster {
             book: PresenceBook::new(membership.incarnation(), homes.shards()),
             membership,
@@ -205,6 +207,7 @@ impl Cluster {
             leaving: false,
             left: false,
             finished: false,
+            trouble: None,
         }
     }
 
@@ -221,6 +224,11 @@ impl Cluster {
     /// True if a live gateway has our id.
     pub fn is_id_taken(&self) -> bool {
         self.membership.standing() == Standing::IdTaken
+    }
+
+    /// The last words of a store that could not be asked, or refused.
+    pub fn trouble(&self) -> Option<&str> {
+        self.trouble.as_deref()
     }
 
     /// True if somebody has our id, alive or not.
@@ -451,6 +459,7 @@ impl Cluster {
                 Some(Step::List { shard, from, count }) => {
                     self.lanes.say(ShardId(shard), Item::ListUsers { from, count });
                 }
+                Some(Step::Check(users)) => self.check_users(&users),
                 Some(Step::Scan { cursor }) => {
                     let owner = self.membership.incarnation();
                     self.request(Purpose::IndexScan, vec![Op::IndexScan { owner, cursor }]);
@@ -568,6 +577,7 @@ impl Cluster {
 
     fn judge_health(&mut self, now_ms: u64) {
         let before = self.view.cluster.health();
+        let refused = self.book.refused().cloned();
         let slow = self
             .sent
             .first_key_value()
@@ -583,12 +593,17 @@ impl Cluster {
             Standing::Member if self.book.refused().is_some() => ClusterHealth::Refusing,
             Standing::Member => ClusterHealth::Member,
         };
-        self.view.cluster.set_health(health);
+        let words = match health {
+            ClusterHealth::Refusing => refused,
+            ClusterHealth::Unreachable | ClusterHealth::Joining => self.trouble.clone(),
+            _ => None,
+        };
+        self.view.cluster.set_health(health, words.as_deref());
         if before.is_up() && !health.is_up() {
             self.fail_everything();
         }
         if before != health {
-            match health.trouble() {
+            match self.view.cluster.trouble() {
                 Some(trouble) => log::warn!("{trouble}"),
                 None => log::info!("one of {} gateways", self.directory.len() + 1),
             }
