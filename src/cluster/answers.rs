@@ -49,7 +49,15 @@ impl Cluster {
     fn handle_connected(&mut self) {
         let now_ms = self.now.mono_ms();
         self.connected = true;
+        // Whatever was asked before is asked again: nothing that was under way counts any more.
+        self.fail_everything();
+        self.sent.clear();
+        self.requests.clear();
         self.directory_due_ms = 0;
+        self.directory_asked = false;
+        self.claiming = false;
+        self.sweep = None;
+        self.probe.under_way = false;
         self.forget_all();
         self.membership.redis_there();
         if self.was_member {
@@ -144,7 +152,7 @@ impl Cluster {
                 }
             }
             Purpose::SweepScan => self.handle_swept(answers),
-            Purpose::SweepClear | Purpose::Farewell => {}
+            Purpose::SweepClear | Purpose::Farewell | Purpose::Abandoned => {}
         }
     }
 

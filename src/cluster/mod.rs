@@ -73,6 +73,8 @@ enum Purpose {
     SweepScan,
     SweepClear,
     Farewell,
+    /// Nobody waits for it any more. It still tells whether Redis answers.
+    Abandoned,
 }
 
 /// A shard's question who is online.
@@ -615,18 +617,24 @@ impl Cluster {
         let unsent = self.outbound.redis_away();
         self.metrics().dropped(ClusterDrop::MessageRedisAway, unsent);
         self.to_locate.clear();
-        let mut deferred = std::mem::take(&mut self.deferred);
-        deferred.append(&mut self.deferred_asked);
-        let under_way = self.sent.values_mut().map(|(purpose, _)| purpose);
-        let mut queries: Vec<(ShardId, u32)> = std::mem::take(&mut self.queries)
+        let mut given_up: Vec<Purpose> = std::mem::take(&mut self.deferred)
             .into_iter()
-            .map(|(query, _)| (query.shard, query.ticket))
+            .chain(std::mem::take(&mut self.deferred_asked))
+            .map(|(purpose, _)| purpose)
             .collect();
-        for purpose in under_way.map(|p| &*p).chain(deferred.iter().map(|(p, _)| p)) {
-            if let Purpose::Query(query) = purpose {
-                queries.push((query.shard, query.ticket));
+        // A late answer must not pass for one to the same question asked again: what it says may have changed since, and
+        // the store has told so already.
+        for (purpose, _) in self.sent.values_mut() {
+            if matches!(purpose, Purpose::Locate(_) | Purpose::Query(_) | Purpose::Packet { .. }) {
+                given_up.push(std::mem::replace(purpose, Purpose::Abandoned));
             }
         }
+        let waiting = std::mem::take(&mut self.queries).into_iter().map(|(query, _)| query);
+        let asked = given_up.into_iter().filter_map(|purpose| match purpose {
+            Purpose::Query(query) => Some(query),
+            _ => None,
+        });
+        let queries: Vec<(ShardId, u32)> = waiting.chain(asked).map(|query| (query.shard, query.ticket)).collect();
         for (shard, ticket) in queries {
             self.lanes.say(shard, Item::PresenceUnknown { ticket });
         }
