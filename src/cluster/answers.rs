@@ -15,7 +15,8 @@ impl Cluster {
     pub fn handle_event(&mut self, event: StoreEvent) {
         match event {
             StoreEvent::Connected => self.handle_connected(),
-            StoreEvent::Lost(_) => {
+            StoreEvent::Lost(cause) => {
+                self.trouble = Some(cause);
                 self.connected = false;
                 self.membership.redis_away();
             }
@@ -48,7 +49,15 @@ impl Cluster {
     fn handle_connected(&mut self) {
         let now_ms = self.now.mono_ms();
         self.connected = true;
+        // Whatever was asked before is asked again: nothing that was under way counts any more.
+        self.fail_everything();
+        self.sent.clear();
+        self.requests.clear();
         self.directory_due_ms = 0;
+        self.directory_asked = false;
+        self.claiming = false;
+        self.sweep = None;
+        self.probe.under_way = false;
         self.forget_all();
         self.membership.redis_there();
         if self.was_member {
@@ -87,6 +96,9 @@ impl Cluster {
         let now_ms = self.now.mono_ms();
         match purpose {
             Purpose::Membership => {
+                if let Some(Answer::Failed(failure)) = answers.iter().find(|a| matches!(a, Answer::Failed(_))) {
+                    self.trouble = Some(Arc::clone(&failure.text));
+                }
                 let another = self.membership.handle_answers(&answers, now_ms, self.now.wall_ms);
                 if another {
                     // Nothing that was written counts any more.
@@ -140,7 +152,7 @@ impl Cluster {
                 }
             }
             Purpose::SweepScan => self.handle_swept(answers),
-            Purpose::SweepClear | Purpose::Farewell => {}
+            Purpose::SweepClear | Purpose::Farewell | Purpose::Abandoned => {}
         }
     }
 
@@ -274,8 +286,8 @@ impl Cluster {
         }
     }
 
-    /// Our index names these users: their shards say who of them is not here.
-    fn check_users(&mut self, users: &[Arc<str>]) {
+    /// These users may be written down: their shards say who of them is not here.
+    pub(super) fn check_users(&mut self, users: &[Arc<str>]) {
         for shard in self.all_shards() {
             let homes = &self.homes;
             let here: Vec<_> = users

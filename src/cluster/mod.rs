@@ -73,6 +73,8 @@ enum Purpose {
     SweepScan,
     SweepClear,
     Farewell,
+    /// Nobody waits for it any more. It still tells whether Redis answers.
+    Abandoned,
 }
 
 /// A shard's question who is online.
@@ -147,6 +149,8 @@ pub struct Cluster {
     leaving: bool,
     left: bool,
     finished: bool,
+    /// The last words of a store that could not be asked, or refused.
+    trouble: Option<Arc<str>>,
 }
 
 /// What makes this gateway this one.
@@ -165,7 +169,7 @@ impl Cluster {
     pub fn new(identity: &Identity, homes: HomeMap, view: Arc<View>, now: Now) -> Self {
         let times = LeaseTimes::new(identity.ttl_ms);
         let membership = Membership::new(&identity.id, times, identity.seed, now.wall_ms);
-        view.cluster.set_health(ClusterHealth::Joining);
+        view.cluster.set_health(ClusterHealth::Joining, None);
         Cluster {
             book: PresenceBook::new(membership.incarnation(), homes.shards()),
             membership,
@@ -205,6 +209,7 @@ impl Cluster {
             leaving: false,
             left: false,
             finished: false,
+            trouble: None,
         }
     }
 
@@ -221,6 +226,11 @@ impl Cluster {
     /// True if a live gateway has our id.
     pub fn is_id_taken(&self) -> bool {
         self.membership.standing() == Standing::IdTaken
+    }
+
+    /// The last words of a store that could not be asked, or refused.
+    pub fn trouble(&self) -> Option<&str> {
+        self.trouble.as_deref()
     }
 
     /// True if somebody has our id, alive or not.
@@ -451,6 +461,7 @@ impl Cluster {
                 Some(Step::List { shard, from, count }) => {
                     self.lanes.say(ShardId(shard), Item::ListUsers { from, count });
                 }
+                Some(Step::Check(users)) => self.check_users(&users),
                 Some(Step::Scan { cursor }) => {
                     let owner = self.membership.incarnation();
                     self.request(Purpose::IndexScan, vec![Op::IndexScan { owner, cursor }]);
@@ -568,6 +579,7 @@ impl Cluster {
 
     fn judge_health(&mut self, now_ms: u64) {
         let before = self.view.cluster.health();
+        let refused = self.book.refused().cloned();
         let slow = self
             .sent
             .first_key_value()
@@ -583,12 +595,17 @@ impl Cluster {
             Standing::Member if self.book.refused().is_some() => ClusterHealth::Refusing,
             Standing::Member => ClusterHealth::Member,
         };
-        self.view.cluster.set_health(health);
+        let words = match health {
+            ClusterHealth::Refusing => refused,
+            ClusterHealth::Unreachable | ClusterHealth::Joining => self.trouble.clone(),
+            _ => None,
+        };
+        self.view.cluster.set_health(health, words.as_deref());
         if before.is_up() && !health.is_up() {
             self.fail_everything();
         }
         if before != health {
-            match health.trouble() {
+            match self.view.cluster.trouble() {
                 Some(trouble) => log::warn!("{trouble}"),
                 None => log::info!("one of {} gateways", self.directory.len() + 1),
             }
@@ -600,18 +617,24 @@ impl Cluster {
         let unsent = self.outbound.redis_away();
         self.metrics().dropped(ClusterDrop::MessageRedisAway, unsent);
         self.to_locate.clear();
-        let mut deferred = std::mem::take(&mut self.deferred);
-        deferred.append(&mut self.deferred_asked);
-        let under_way = self.sent.values_mut().map(|(purpose, _)| purpose);
-        let mut queries: Vec<(ShardId, u32)> = std::mem::take(&mut self.queries)
+        let mut given_up: Vec<Purpose> = std::mem::take(&mut self.deferred)
             .into_iter()
-            .map(|(query, _)| (query.shard, query.ticket))
+            .chain(std::mem::take(&mut self.deferred_asked))
+            .map(|(purpose, _)| purpose)
             .collect();
-        for purpose in under_way.map(|p| &*p).chain(deferred.iter().map(|(p, _)| p)) {
-            if let Purpose::Query(query) = purpose {
-                queries.push((query.shard, query.ticket));
+        // A late answer must not pass for one to the same question asked again: what it says may have changed since, and
+        // the store has told so already.
+        for (purpose, _) in self.sent.values_mut() {
+            if matches!(purpose, Purpose::Locate(_) | Purpose::Query(_) | Purpose::Packet { .. }) {
+                given_up.push(std::mem::replace(purpose, Purpose::Abandoned));
             }
         }
+        let waiting = std::mem::take(&mut self.queries).into_iter().map(|(query, _)| query);
+        let asked = given_up.into_iter().filter_map(|purpose| match purpose {
+            Purpose::Query(query) => Some(query),
+            _ => None,
+        });
+        let queries: Vec<(ShardId, u32)> = waiting.chain(asked).map(|query| (query.shard, query.ticket)).collect();
         for (shard, ticket) in queries {
             self.lanes.say(shard, Item::PresenceUnknown { ticket });
         }

@@ -336,7 +336,8 @@ impl Outbound {
         fronts.map(|sent| sent.sent_ms + CONFIRM_MS).min()
     }
 
-    /// A gateway is gone: what was on its way found nobody. Returns the messages that were not even sent.
+    /// A gateway is gone: what was not sent finds nobody, and what was may have arrived before. Returns the messages that
+    /// were not sent.
     pub fn gone(&mut self, berth: Berth) -> u64 {
         self.drop_destination(berth, Fate::Missed)
     }
@@ -357,23 +358,20 @@ impl Outbound {
             .sum()
     }
 
-    fn drop_destination(&mut self, berth: Berth, fate: Fate) -> u64 {
+    fn drop_destination(&mut self, berth: Berth, unsent_fate: Fate) -> u64 {
         let Some(destination) = self.destinations.remove(&berth) else {
             return 0;
         };
         let unsent = destination.closed.into_iter().chain([destination.open]);
         let mut messages = 0;
-        let mut wanting: Vec<_> = destination
-            .unconfirmed
-            .into_iter()
-            .flat_map(|sent| sent.wanting)
-            .collect();
+        for (_, ack) in destination.unconfirmed.into_iter().flat_map(|sent| sent.wanting) {
+            self.acks.settle(ack, Fate::Failed, &mut self.verdicts);
+        }
         for open in unsent {
             messages += u64::from(open.builder.messages());
-            wanting.extend(open.wanting);
-        }
-        for (_, ack) in wanting {
-            self.acks.settle(ack, fate, &mut self.verdicts);
+            for (_, ack) in open.wanting {
+                self.acks.settle(ack, unsent_fate, &mut self.verdicts);
+            }
         }
         messages
     }
@@ -510,7 +508,11 @@ mod tests {
         );
         assert!(send(&mut outbound, "next", 20).unwrap() > second, "numbers rise");
         assert_eq!(outbound.gone(b), 0);
-        assert_eq!(verdicts(&mut outbound), [("next".into(), AckStatus::Offline)]);
+        // It may have arrived before.
+        assert_eq!(verdicts(&mut outbound), [("next".into(), AckStatus::Failed)]);
+        outbound.message(ME, &[b], "bob", b"x", wanted("unsent")).unwrap();
+        assert_eq!(outbound.gone(b), 1);
+        assert_eq!(verdicts(&mut outbound), [("unsent".into(), AckStatus::Offline)]);
         assert_eq!(outbound.waiting(), 0);
     }
 

@@ -40,7 +40,7 @@ enum Rebuild {
 }
 
 /// What has to be asked next.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
     /// A shard for its users.
     List {
@@ -51,6 +51,8 @@ pub enum Step {
         /// So many places.
         count: u32,
     },
+    /// The shards whether these users are here; those who are not are to be told as having left.
+    Check(Vec<Arc<str>>),
     /// The store for a part of our index.
     Scan {
         /// From here on.
@@ -68,6 +70,10 @@ pub struct PresenceBook {
     index: BTreeMap<Arc<str>, bool>,
     index_due_ms: u64,
     writing: bool,
+    /// Users of the write under way.
+    under_way: Vec<Arc<str>>,
+    /// Users who may be written down without being in the index, as trouble came in between.
+    doubtful: Vec<Arc<str>>,
     rebuild: Rebuild,
     /// The entries of an earlier time may be in the store, and some of them wrong.
     check_wanted: bool,
@@ -85,6 +91,8 @@ impl PresenceBook {
             index: BTreeMap::new(),
             index_due_ms: 0,
             writing: false,
+            under_way: Vec::new(),
+            doubtful: Vec::new(),
             rebuild: Rebuild::Done,
             check_wanted: false,
             step_due_ms: 0,
@@ -119,13 +127,19 @@ impl PresenceBook {
 
     /// Writes everything again under this incarnation. What waited is part of that.
     pub fn rebuild(&mut self, me: Incarnation, now_ms: u64) {
-        self.check_wanted |= me == self.me;
-        if me != self.me {
+        let waiting = std::mem::take(&mut self.pending).into_keys();
+        let unlisted = std::mem::take(&mut self.index).into_keys();
+        if me == self.me {
+            self.check_wanted = true;
+            self.doubtful.extend(waiting.chain(unlisted));
+            self.doubtful.append(&mut self.under_way);
+        } else {
+            // Nothing was written under this one.
             self.check_wanted = false;
+            self.doubtful.clear();
+            self.under_way.clear();
         }
         self.me = me;
-        self.pending.clear();
-        self.index.clear();
         self.writing = false;
         self.rebuild = Rebuild::Due(now_ms);
     }
@@ -176,6 +190,7 @@ impl PresenceBook {
                 ops.push(Op::IndexRemove { owner, users });
             }
         }
+        self.under_way = ops.iter().flat_map(users_of).cloned().collect();
         self.writing = !ops.is_empty();
         self.writing.then_some(ops)
     }
@@ -188,8 +203,9 @@ impl PresenceBook {
             _ => None,
         });
         match failure {
-            None => self.refused = None,
+            None => self.under_way.clear(),
             Some(Failure { kind, text }) => {
+                self.doubtful.append(&mut self.under_way);
                 if *kind == FailureKind::Refused {
                     self.refused = Some(Arc::clone(text));
                 }
@@ -209,6 +225,8 @@ impl PresenceBook {
                 };
             }
             Rebuild::Writing if self.pending.is_empty() && !self.writing => {
+                // A write that was taken meanwhile proved nothing: deletions are not refused for lack of memory.
+                self.refused = None;
                 self.rebuild = if std::mem::take(&mut self.check_wanted) {
                     Rebuild::Checking {
                         cursor: 0,
@@ -232,6 +250,10 @@ impl PresenceBook {
                     from: *from,
                     count: STEP_USERS,
                 }
+            }
+            Rebuild::Checking { asked: false, .. } if !self.doubtful.is_empty() => {
+                let rest = self.doubtful.len().saturating_sub(STEP_USERS as usize);
+                Step::Check(self.doubtful.split_off(rest))
             }
             Rebuild::Checking { cursor, asked } if !*asked => {
                 *asked = true;
@@ -300,6 +322,15 @@ impl PresenceBook {
             _ => None,
         };
         [write, step].into_iter().flatten().min()
+    }
+}
+
+/// The users that an operation of ours is about.
+fn users_of(op: &Op) -> &[Arc<str>] {
+    match op {
+        Op::SetPresence { user, .. } | Op::ClearPresence { user, .. } => std::slice::from_ref(user),
+        Op::IndexAdd { users, .. } | Op::IndexRemove { users, .. } => users,
+        _ => &[],
     }
 }
 
@@ -475,7 +506,13 @@ mod tests {
         assert_eq!(book.poll_step(now + STEP_MS), None, "alice is not written");
         book.poll_ops(now).unwrap();
         book.handle_written(&[Answer::Done], now);
-        assert_eq!(book.refused(), None);
+        assert!(book.refused().is_some(), "not before all is written");
+        now += STEP_MS;
+        // Nobody knows what became of her first write, which was refused.
+        assert_eq!(
+            book.poll_step(now),
+            Some(Step::Check(vec!["alice".into(), "alice".into()]))
+        );
         now += STEP_MS;
         assert_eq!(book.poll_step(now), Some(Step::Scan { cursor: 0 }));
         book.handle_scanned(Some(3), now);

@@ -87,6 +87,22 @@ impl fmt::Debug for RedisTarget {
     }
 }
 
+/// The addresses, nothing else.
+impl fmt::Display for RedisServers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let addresses = match self {
+            RedisServers::Single(address) => std::slice::from_ref(address),
+            RedisServers::Cluster(addresses) => addresses,
+            RedisServers::Sentinel { sentinels, .. } => sentinels,
+        };
+        for (place, address) in addresses.iter().enumerate() {
+            let comma = if place > 0 { ", " } else { "" };
+            write!(f, "{comma}{address}")?;
+        }
+        Ok(())
+    }
+}
+
 impl RedisTarget {
     /// Reads a URL such as `redis://user:password@host:6379/0`, `redis-cluster://a,b:7000` or
     /// `redis-sentinel://a,b/master/0`.

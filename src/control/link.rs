@@ -74,7 +74,7 @@ impl Joined {
 }
 
 async fn live(
-    mut plan: ControlPlan,
+    plan: ControlPlan,
     joined: oneshot::Sender<Result<(), StartError>>,
     control: oneshot::Receiver<Control>,
 ) -> Exit {
@@ -88,8 +88,8 @@ async fn live(
         }
     };
     let mut link = None;
-    if let Some(redis) = plan.config.redis.take() {
-        let mut joining = Link::new(&plan, &redis);
+    if let Some(redis) = &plan.config.redis {
+        let mut joining = Link::new(&plan, redis);
         if let Err(error) = joining.join(&plan.view.clock, &plan.config, redis.start_timeout).await {
             let _ = joined.send(Err(error));
             return Exit::Broken;
@@ -116,8 +116,6 @@ pub(super) struct Link {
     broker: Broker,
     /// Came while we waited.
     event: Option<StoreEvent>,
-    /// Why Redis could last not be reached.
-    trouble: Option<Arc<str>>,
 }
 
 impl Link {
@@ -133,7 +131,6 @@ impl Link {
             cluster: Cluster::new(&identity, plan.homes.clone(), Arc::clone(&plan.view), now),
             broker: Broker::start(redis.target.clone(), &redis.prefix, counters),
             event: None,
-            trouble: None,
         }
     }
 
@@ -151,9 +148,10 @@ impl Link {
                     let id = config.gateway_id.clone();
                     return Err(StartError::IdTaken { id });
                 }
-                let cause = self.trouble.as_ref().map_or("Redis does not answer", |cause| cause);
+                let servers = config.redis.as_ref().map(|redis| redis.target.servers.to_string());
+                let silent = || format!("Redis at {} does not answer", servers.unwrap_or_default());
                 return Err(StartError::NoRedis {
-                    cause: cause.to_string(),
+                    cause: self.cluster.trouble().map_or_else(silent, str::to_string),
                     waited: timeout,
                 });
             }
@@ -203,11 +201,7 @@ impl Link {
     }
 
     pub(super) fn next_event(&mut self) -> Option<StoreEvent> {
-        let event = self.event.take().or_else(|| self.broker.try_next_event())?;
-        if let StoreEvent::Lost(cause) = &event {
-            self.trouble = Some(Arc::clone(cause));
-        }
-        Some(event)
+        self.event.take().or_else(|| self.broker.try_next_event())
     }
 
     /// Until the store says something. Cancel-safe.

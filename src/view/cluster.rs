@@ -1,6 +1,9 @@
 //! What all threads may read of the cluster. Written by the control thread alone.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+
+use arc_swap::ArcSwapOption;
 
 use crate::metrics::ClusterMetrics;
 
@@ -76,6 +79,8 @@ impl ClusterHealth {
 #[derive(Debug, Default)]
 pub struct ClusterView {
     health: AtomicU8,
+    /// Redis' own words about it.
+    words: ArcSwapOption<String>,
     /// What the control thread counts.
     pub metrics: ClusterMetrics,
 }
@@ -87,8 +92,20 @@ impl ClusterView {
         ClusterHealth::ALL.get(usize::from(health)).copied().unwrap_or_default()
     }
 
+    /// What is wrong, in our words and in Redis'; `None` if nothing is.
+    pub fn trouble(&self) -> Option<String> {
+        let trouble = self.health().trouble()?;
+        Some(match &*self.words.load() {
+            Some(words) => format!("{trouble}: {words}"),
+            None => trouble.to_string(),
+        })
+    }
+
     /// For the control thread.
-    pub fn set_health(&self, health: ClusterHealth) {
+    pub fn set_health(&self, health: ClusterHealth, words: Option<&str>) {
+        if self.words.load().as_ref().map(|known| known.as_str()) != words {
+            self.words.store(words.map(|words| Arc::new(words.to_string())));
+        }
         self.health.store(health as u8, Ordering::Relaxed);
     }
 
@@ -113,8 +130,12 @@ mod tests {
         assert!(view.is_alone() && !view.is_up());
         for (value, health) in ClusterHealth::ALL.into_iter().enumerate() {
             assert_eq!(health as usize, value);
-            view.set_health(health);
+            view.set_health(health, Some("so it says"));
             assert_eq!(view.health(), health);
+            assert_eq!(view.trouble().is_some(), health.trouble().is_some());
         }
+        assert!(view.trouble().is_some_and(|trouble| trouble.ends_with(": so it says")));
+        view.set_health(ClusterHealth::Unreachable, None);
+        assert_eq!(view.trouble().as_deref(), ClusterHealth::Unreachable.trouble());
     }
 }

@@ -255,9 +255,7 @@ impl View {
                 reasons.push(format!("overloaded: the lane from shard {from} to shard {to} is full"));
             }
         }
-        if let Some(trouble) = self.cluster.health().trouble() {
-            reasons.push(trouble.to_string());
-        }
+        reasons.extend(self.cluster.trouble());
         if let Err(stalled) = self.liveness() {
             reasons.push(stalled);
         }
