@@ -315,8 +315,9 @@ impl Dialer {
         // Unlike most of a connection's set-up it is refused while the server loads its data.
         questions.add_command(cmd("PING"));
         if tracking {
-            // NOLOOP: what we change ourselves we know.
-            questions.add_command(cmd("CLIENT").arg("TRACKING").arg("ON").arg("NOLOOP").clone());
+            // Not NOLOOP: it withholds what we change ourselves, but forgets all the same that we have read the key, and so
+            // the next change of somebody else is not told either.
+            questions.add_command(cmd("CLIENT").arg("TRACKING").arg("ON").clone());
         }
         let count = questions.len();
         let replies = connection.send_packed_commands(&questions, 0, count).await;

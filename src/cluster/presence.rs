@@ -7,16 +7,18 @@
 //! doubt (trouble with Redis, a full lane) everything is written again, paced, and then what is written is compared with
 //! who is here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::store::{Answer, Failure, FailureKind, Incarnation, Op};
 
 /// Users written in one request: a few milliseconds of Redis' time.
 const WRITE_USERS_MAX: usize = 1_000;
-/// The list for sweeping is written this much later, in one command for many users. Should the gateway die meanwhile, the
-/// entries of those users are never believed, and cleared by who reads them next.
-const INDEX_EVERY_MS: u64 = 50;
+/// Writes are not closer together than this: in a rush many users share one command for the list by which they can be
+/// swept, and a connection costs little more than one command.
+const WRITE_EVERY_MS: u64 = 2;
+/// Users are taken off that list in one command for many, as nothing is wrong while they are still on it.
+const UNLIST_EVERY_MS: u64 = 50;
 /// Users listed or compared in one step when everything is written again ...
 const STEP_USERS: u32 = 500;
 /// ... and the time between two steps: 20,000 users per second, a few per cent of what Redis can do.
@@ -66,9 +68,10 @@ pub struct PresenceBook {
     me: Incarnation,
     shards: u16,
     pending: BTreeMap<Arc<str>, u32>,
-    /// True to add a user to the index, false to take them off.
-    index: BTreeMap<Arc<str>, bool>,
-    index_due_ms: u64,
+    write_due_ms: u64,
+    /// Users who are on the list for sweeping without being written down any more.
+    unlist: BTreeSet<Arc<str>>,
+    unlist_due_ms: u64,
     writing: bool,
     /// Users of the write under way.
     under_way: Vec<Arc<str>>,
@@ -88,8 +91,9 @@ impl PresenceBook {
             me,
             shards,
             pending: BTreeMap::new(),
-            index: BTreeMap::new(),
-            index_due_ms: 0,
+            write_due_ms: 0,
+            unlist: BTreeSet::new(),
+            unlist_due_ms: 0,
             writing: false,
             under_way: Vec::new(),
             doubtful: Vec::new(),
@@ -127,11 +131,10 @@ impl PresenceBook {
 
     /// Writes everything again under this incarnation. What waited is part of that.
     pub fn rebuild(&mut self, me: Incarnation, now_ms: u64) {
-        let waiting = std::mem::take(&mut self.pending).into_keys();
-        let unlisted = std::mem::take(&mut self.index).into_keys();
+        self.pending.clear();
+        self.unlist.clear();
         if me == self.me {
             self.check_wanted = true;
-            self.doubtful.extend(waiting.chain(unlisted));
             self.doubtful.append(&mut self.under_way);
         } else {
             // Nothing was written under this one.
@@ -152,7 +155,7 @@ impl PresenceBook {
 
     /// True if nothing waits to be written.
     pub fn is_idle(&self) -> bool {
-        !self.writing && self.pending.is_empty() && self.index.is_empty()
+        !self.writing && self.pending.is_empty() && self.unlist.is_empty()
     }
 
     /// What to write now; one request at a time.
@@ -162,33 +165,37 @@ impl PresenceBook {
         }
         let owner = self.me;
         let mut ops = Vec::new();
-        while ops.len() < WRITE_USERS_MAX
+        let mut come = Vec::new();
+        while now_ms >= self.write_due_ms
+            && ops.len() < WRITE_USERS_MAX
             && let Some((user, connections)) = self.pending.pop_first()
         {
-            self.index.insert(Arc::clone(&user), connections > 0);
-            ops.push(match connections {
-                0 => Op::ClearPresence { user, owner },
-                _ => Op::SetPresence {
+            if connections == 0 {
+                if self.unlist.is_empty() {
+                    self.unlist_due_ms = now_ms + UNLIST_EVERY_MS;
+                }
+                self.unlist.insert(Arc::clone(&user));
+                ops.push(Op::ClearPresence { user, owner });
+            } else {
+                self.unlist.remove(&user);
+                come.push(Arc::clone(&user));
+                ops.push(Op::SetPresence {
                     user,
                     owner,
                     connections,
-                },
-            });
+                });
+            }
         }
-        if !self.index.is_empty() && (now_ms >= self.index_due_ms || self.index.len() >= WRITE_USERS_MAX) {
-            self.index_due_ms = now_ms + INDEX_EVERY_MS;
-            let (come, gone): (Vec<_>, Vec<_>) =
-                std::mem::take(&mut self.index).into_iter().partition(|(_, here)| *here);
-            let users = |list: Vec<(Arc<str>, bool)>| list.into_iter().map(|(user, _)| user).collect::<Vec<_>>();
-            // Whoever is written is in the list: added before, taken off after.
-            if !come.is_empty() {
-                let users = users(come);
-                ops.insert(0, Op::IndexAdd { owner, users });
-            }
-            if !gone.is_empty() {
-                let users = users(gone);
-                ops.push(Op::IndexRemove { owner, users });
-            }
+        // Whoever is written down is on the list: put there before, taken off after.
+        if !come.is_empty() {
+            ops.insert(0, Op::IndexAdd { owner, users: come });
+        }
+        if !self.unlist.is_empty() && (now_ms >= self.unlist_due_ms || self.unlist.len() >= WRITE_USERS_MAX) {
+            let users = std::mem::take(&mut self.unlist).into_iter().collect();
+            ops.push(Op::IndexRemove { owner, users });
+        }
+        if !ops.is_empty() {
+            self.write_due_ms = now_ms + WRITE_EVERY_MS;
         }
         self.under_way = ops.iter().flat_map(users_of).cloned().collect();
         self.writing = !ops.is_empty();
@@ -307,10 +314,10 @@ impl PresenceBook {
 
     /// When there is something to do without anything happening before.
     pub fn poll_timeout(&self) -> Option<u64> {
-        let write = match (self.writing, self.pending.is_empty(), self.index.is_empty()) {
+        let write = match (self.writing, self.pending.is_empty(), self.unlist.is_empty()) {
             (true, ..) | (false, true, true) => None,
-            (false, false, _) => Some(0),
-            (false, true, false) => Some(self.index_due_ms),
+            (false, false, _) => Some(self.write_due_ms),
+            (false, true, false) => Some(self.unlist_due_ms),
         };
         let full = self.pending.len() >= 2 * WRITE_USERS_MAX;
         let step = match self.rebuild {
@@ -434,17 +441,24 @@ mod tests {
         assert_eq!(users(&ops), [("alice".into(), 2)]);
         assert!(
             matches!(ops[0], Op::IndexAdd { .. }),
-            "in the index before it is written"
+            "on the list before she is written"
         );
         book.set("alice", 1);
         book.set("alice", 0);
-        assert_eq!(book.poll_ops(0), None, "one write at a time");
-        book.handle_written(&[Answer::Done], 1);
-        assert_eq!(users(&book.poll_ops(1).unwrap()), [("alice".into(), 0)]);
-        book.handle_written(&[Answer::Done], 2);
-        // The index was written with the first, and hears the end of the story only.
-        assert_eq!(book.poll_timeout(), Some(INDEX_EVERY_MS));
-        let ops = book.poll_ops(INDEX_EVERY_MS).unwrap();
+        assert_eq!(book.poll_ops(9), None, "one write at a time");
+        book.handle_written(&[Answer::Done], 10);
+        assert_eq!(users(&book.poll_ops(10).unwrap()), [("alice".into(), 0)]);
+        book.handle_written(&[Answer::Done], 11);
+        book.set("bob", 0);
+        assert_eq!(book.poll_ops(11), None, "not at once again");
+        assert_eq!(users(&book.poll_ops(12).unwrap()), [("bob".into(), 0)]);
+        book.handle_written(&[Answer::Done], 13);
+        // Bob comes back before he is off the list.
+        book.set("bob", 1);
+        book.poll_ops(20).unwrap();
+        book.handle_written(&[Answer::Done], 21);
+        assert_eq!(book.poll_timeout(), Some(10 + UNLIST_EVERY_MS));
+        let ops = book.poll_ops(10 + UNLIST_EVERY_MS).unwrap();
         assert_eq!(
             ops,
             [Op::IndexRemove {
@@ -452,23 +466,25 @@ mod tests {
                 users: vec!["alice".into()]
             }]
         );
-        book.handle_written(&[Answer::Done], 60);
+        book.handle_written(&[Answer::Done], 62);
         assert_eq!(book.poll_timeout(), None);
     }
 
     #[test]
-    fn a_thousand_connections_cost_a_thousand_commands_and_two() {
+    fn in_a_rush_a_connection_costs_little_more_than_a_command() {
         let mut book = PresenceBook::new(ME, 1);
         let mut commands = 0;
+        // 10,000 per second.
         for n in 0..1000 {
+            let now_ms = n / 10;
             book.set(&format!("user{n}"), 1);
-            if let Some(ops) = book.poll_ops(n / 100) {
+            if let Some(ops) = book.poll_ops(now_ms) {
                 commands += ops.len();
-                book.handle_written(&[], n / 100);
+                book.handle_written(&[], now_ms);
             }
         }
         commands += book.poll_ops(1_000).map_or(0, |ops| ops.len());
-        assert_eq!(commands, 1002);
+        assert!((1_000..1_100).contains(&commands), "{commands}");
     }
 
     #[test]
