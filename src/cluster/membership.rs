@@ -523,14 +523,12 @@ mod tests {
     fn a_live_holder_is_found_to_live() {
         let mut membership = Membership::new("gw", TIMES, 1, 1_000);
         membership.redis_there();
-        let mut renewals = 5;
-        for now in [0, WATCH_MS] {
+        for (now, renewals) in [(0, 5), (WATCH_MS, 6)] {
             drive(&mut membership, now, |op| match op {
                 Op::LeaseRead { .. } => other(renewals),
                 Op::Publish { .. } => Answer::Count(1),
                 other => panic!("{other:?}"),
             });
-            renewals += 1;
         }
         assert_eq!(membership.standing(), Standing::IdTaken);
         // It goes: then the id is free.

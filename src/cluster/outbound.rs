@@ -317,9 +317,9 @@ impl Outbound {
     pub fn handle_timeouts(&mut self, now_ms: u64) -> u64 {
         let mut count = 0;
         for destination in self.destinations.values_mut() {
-            while let Some(sent) = destination
-                .unconfirmed
-                .pop_front_if(|sent| now_ms.saturating_sub(sent.sent_ms) >= CONFIRM_MS)
+            let late = |sent: &Sent| now_ms.saturating_sub(sent.sent_ms) >= CONFIRM_MS;
+            while destination.unconfirmed.front().is_some_and(late)
+                && let Some(sent) = destination.unconfirmed.pop_front()
             {
                 count += 1;
                 for (_, ack) in sent.wanting {

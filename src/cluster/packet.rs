@@ -33,6 +33,9 @@ const PROBE: u8 = 5;
 const LOOK: u8 = 6;
 const CHALLENGE: u8 = 7;
 
+/// A user's length is one byte.
+const _: () = assert!(USER_ID_BYTES_MAX < 256);
+
 const WANTS_CONFIRM: u8 = 1;
 const REFUSED: u8 = 1;
 
@@ -244,7 +247,6 @@ impl<'a> Reader<'a> {
 
     fn user(&mut self) -> Result<&'a str, PacketError> {
         let user = self.short_text()?;
-        debug_assert!(USER_ID_BYTES_MAX < 256, "a user's length is one byte");
         if is_valid_user_id(user) {
             Ok(user)
         } else {
