@@ -315,8 +315,9 @@ impl Dialer {
         // Unlike most of a connection's set-up it is refused while the server loads its data.
         questions.add_command(cmd("PING"));
         if tracking {
-            // NOLOOP: what we change ourselves we know.
-            questions.add_command(cmd("CLIENT").arg("TRACKING").arg("ON").arg("NOLOOP").clone());
+            // Not NOLOOP: the server forgets a reading with the first change after it, whoever made that and whether we
+            // are told or not. Changed by ourselves in silence, the next change by others would be silent too.
+            questions.add_command(cmd("CLIENT").arg("TRACKING").arg("ON").clone());
         }
         let count = questions.len();
         let replies = connection.send_packed_commands(&questions, 0, count).await;
