@@ -253,6 +253,30 @@ impl Cluster {
         self.requests.is_empty() && self.sent.is_empty()
     }
 
+    /// Which life of this gateway it is.
+    #[doc(hidden)]
+    pub fn incarnation(&self) -> Incarnation {
+        self.membership.incarnation()
+    }
+
+    /// What is held for others, for tests that expect nothing.
+    #[doc(hidden)]
+    pub fn residue(&self) -> Residue {
+        Residue {
+            acks: self.outbound.waiting(),
+            strangers: self
+                .outbound
+                .berths()
+                .filter(|b| self.directory.name(*b).is_none())
+                .count(),
+            inbound: self.inbound.len(),
+            asking: self.asking.len() + self.to_locate.len(),
+            queries: self.queries.len() + self.deferred.len(),
+            instructions: self.instructions.len(),
+            presence: self.book.pending(),
+        }
+    }
+
     fn metrics(&self) -> &ClusterMetrics {
         &self.view.cluster.metrics
     }
@@ -671,4 +695,19 @@ impl Cluster {
         let all = [slow, membership, directory, probe, probe_back, book, sweep, confirm];
         all.into_iter().flatten().min()
     }
+}
+
+/// What a cluster holds for others.
+#[doc(hidden)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[allow(missing_docs, reason = "the names say it")]
+pub struct Residue {
+    pub acks: usize,
+    /// Gateways with something on its way that are in no directory.
+    pub strangers: usize,
+    pub inbound: usize,
+    pub asking: usize,
+    pub queries: usize,
+    pub instructions: usize,
+    pub presence: usize,
 }
