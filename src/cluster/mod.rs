@@ -680,7 +680,8 @@ impl Cluster {
         let standing = self.membership.standing();
         let entered = self.connected && matches!(standing, Standing::Entering | Standing::Member);
         let first = self.sent.first_key_value().map(|(_, (_, sent_ms))| sent_ms + SLOW_MS);
-        let slow = first.filter(|_| self.view.cluster.health() != ClusterHealth::Slow);
+        // Only a member is called slow; nobody else is to be woken for that.
+        let slow = first.filter(|_| standing == Standing::Member && self.view.cluster.health() != ClusterHealth::Slow);
         let membership = self.membership.poll_timeout().filter(|_| self.connected);
         let when = |yes: bool, due: Option<u64>| if yes { due } else { None };
         let directory = when(entered && !self.directory_asked, Some(self.directory_due_ms));
@@ -689,7 +690,12 @@ impl Cluster {
             probe.is_some() && self.probe.under_way,
             Some(self.probe.sent_ns / 1_000_000 + PROBE_LOST_MS),
         );
-        let book = when(entered && !self.lanes.is_empty(), self.book.poll_timeout());
+        // Who leaves lists nobody any more, but writes what it has.
+        let book = match self.leaving {
+            true => self.book.write_timeout(),
+            false => self.book.poll_timeout(),
+        };
+        let book = when(entered && !self.lanes.is_empty(), book);
         let sweep = when(entered, self.sweep.as_ref().and_then(Sweep::poll_timeout));
         let confirm = self.outbound.poll_timeout();
         let all = [slow, membership, directory, probe, probe_back, book, sweep, confirm];

@@ -284,13 +284,18 @@ impl PresenceBook {
         }
     }
 
-    /// When there is something to do without anything happening before.
-    pub fn poll_timeout(&self) -> Option<u64> {
-        let write = match (self.writing, self.pending.is_empty(), self.index.is_empty()) {
+    /// When there is something to write without anything happening before.
+    pub fn write_timeout(&self) -> Option<u64> {
+        match (self.writing, self.pending.is_empty(), self.index.is_empty()) {
             (true, ..) | (false, true, true) => None,
             (false, false, _) => Some(0),
             (false, true, false) => Some(self.index_due_ms),
-        };
+        }
+    }
+
+    /// When there is something to do without anything happening before.
+    pub fn poll_timeout(&self) -> Option<u64> {
+        let write = self.write_timeout();
         let full = self.pending.len() >= 2 * WRITE_USERS_MAX;
         let step = match self.rebuild {
             Rebuild::Due(due_ms) => Some(due_ms.max(self.step_due_ms)),
