@@ -57,7 +57,7 @@ fn world(mut chance: Chance, faults: &[Fault]) -> World {
         users: 2 + chance.below(7),
         clients_max: 4 + chance.below(16),
         ttl_ms: chance.pick(&[9_000, 15_000]),
-        pace_ns: chance.pick(&[5 * MS, 20 * MS, 60 * MS]),
+        pace_ns: chance.pick(&[8 * MS, 40 * MS, 100 * MS]),
         moves: chance.pick(&[1, 5, 20, 50]),
     };
     let mut world = World::new(setup, chance);

@@ -427,6 +427,7 @@ impl Cluster {
         if matches!(standing, Standing::Entering | Standing::Member) {
             let channel = self.membership.channel();
             if self.channel.as_ref() != Some(&channel) {
+                self.inbound.begin_channel();
                 if let Some(old) = self.channel.replace(channel.clone()) {
                     self.heard.retain(|heard| *heard != old);
                     self.subscriptions.push_back(Subscription::End(old));

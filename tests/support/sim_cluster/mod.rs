@@ -250,7 +250,17 @@ impl World {
         for (wire, said) in std::mem::take(&mut self.spoken) {
             match said {
                 // Wires and clients have the same numbers.
-                Said::Text(text) => self.books.hear(wire, &text, now_ns),
+                Said::Text(text) => {
+                    self.books.hear(wire, &text, now_ns);
+                    if let Some(n) = std::env::var_os("SIM_STOP")
+                        && text.contains("\"ack\"") && text.contains(&format!("\"m{}\"", n.to_str().unwrap()))
+                    {
+                        let g = self.slots[slot].gateway.as_ref().unwrap();
+                        eprintln!("{text} {:#?}", g.cluster);
+                        eprintln!("{:#?}", self.redis.data);
+                        panic!("stop");
+                    }
+                }
                 Said::Close(_) => self.hang_up(wire),
                 Said::Head(101) => {}
                 Said::Head(_) => self.books.end(wire, now_ns),
