@@ -498,11 +498,13 @@ impl Cluster {
     fn send_packets(&mut self, now_ms: u64) {
         while let Some(packet) = self.outbound.poll_packet(now_ms) {
             let Some((id, incarnation)) = self.directory.name(packet.berth) else {
-                // It was taken out of the directory after the shard had asked.
+                // It was taken out of the directory after the shard had asked, or had sent what is answered now.
                 self.metrics()
                     .dropped(ClusterDrop::MessageGatewayGone, packet.messages.into());
                 self.outbound
                     .handle_published(packet.berth, packet.sequence, Err(Lost::Dead));
+                let unsent = self.outbound.gone(packet.berth);
+                self.metrics().dropped(ClusterDrop::MessageGatewayGone, unsent);
                 continue;
             };
             self.metrics().packets_sent.inc();
