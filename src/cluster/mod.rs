@@ -111,6 +111,8 @@ pub struct Cluster {
     book: PresenceBook,
     sweep: Option<Sweep>,
     to_sweep: Vec<Incarnation>,
+    /// Our own earlier incarnations.
+    past: Vec<Incarnation>,
     outbound: Outbound,
     inbound: Inbound,
     /// For all gateways.
@@ -168,6 +170,7 @@ impl Cluster {
             directory: Directory::default(),
             sweep: None,
             to_sweep: Vec::new(),
+            past: Vec::new(),
             outbound: Outbound::default(),
             inbound: Inbound::default(),
             orders: PacketBuilder::default(),
@@ -469,6 +472,7 @@ impl Cluster {
                 Some(Step::List { shard, from, count }) => {
                     self.lanes.say(ShardId(shard), Item::ListUsers { from, count });
                 }
+                Some(Step::Check(users)) => self.check_users(&users),
                 Some(Step::Scan { cursor }) => {
                     let owner = self.membership.incarnation();
                     self.request(Purpose::IndexScan, vec![Op::IndexScan { owner, cursor }]);
@@ -568,6 +572,11 @@ impl Cluster {
             if !self.left && self.membership.has_left() && self.book.is_idle() {
                 self.sweep = Some(Sweep::new(self.membership.incarnation()));
             }
+        } else if self.sweep.is_none()
+            && self.is_member()
+            && let Some(target) = self.past.pop()
+        {
+            self.sweep = Some(Sweep::new(target));
         } else if self.sweep.is_none()
             && self.is_member()
             && let Some(target) = self.to_sweep.pop()

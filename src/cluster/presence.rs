@@ -7,7 +7,7 @@
 //! doubt (trouble with Redis, a full lane) everything is written again, paced, and then what is written is compared with
 //! who is here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::store::{Answer, Failure, FailureKind, Incarnation, Op};
@@ -23,6 +23,11 @@ const STEP_USERS: u32 = 500;
 const STEP_MS: u64 = 50;
 /// After a refused or failed write everything is written again, but not at once.
 const RETRY_MS: u64 = 1_000;
+
+/// Users that were written within the last one to two times of this length are remembered: when the store has lost what
+/// it was told last, or did not take it, they may be written down without being in the index. Longer than an answer may
+/// take, and than a replica lags.
+const RECENT_MS: u64 = 4_000;
 
 /// How far the writing of everything is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,8 +45,10 @@ enum Rebuild {
 }
 
 /// What has to be asked next.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
+    /// The shards whether these users are here: they may be written down without being in the index.
+    Check(Vec<Arc<str>>),
     /// A shard for its users.
     List {
         /// Which shard.
@@ -67,6 +74,11 @@ pub struct PresenceBook {
     /// True to add a user to the index, false to take them off.
     index: BTreeMap<Arc<str>, bool>,
     index_due_ms: u64,
+    /// Users written lately, those before, and when the former become the latter.
+    recent: [BTreeSet<Arc<str>>; 2],
+    recent_until_ms: u64,
+    /// Users who were written lately when trouble came.
+    doubtful: BTreeSet<Arc<str>>,
     writing: bool,
     rebuild: Rebuild,
     /// The entries of an earlier time may be in the store, and some of them wrong.
@@ -84,6 +96,9 @@ impl PresenceBook {
             pending: BTreeMap::new(),
             index: BTreeMap::new(),
             index_due_ms: 0,
+            recent: Default::default(),
+            recent_until_ms: 0,
+            doubtful: BTreeSet::new(),
             writing: false,
             rebuild: Rebuild::Done,
             check_wanted: false,
@@ -117,17 +132,24 @@ impl PresenceBook {
         matches!(self.rebuild, Rebuild::Done | Rebuild::Checking { .. })
     }
 
-    /// Writes everything again under this incarnation. What waited is part of that.
-    pub fn rebuild(&mut self, me: Incarnation, now_ms: u64) {
-        self.check_wanted |= me == self.me;
-        if me != self.me {
-            self.check_wanted = false;
-        }
+    /// Writes everything again under this incarnation. What waited is part of that. Returns the users who may be written
+    /// down under the incarnation before, if it was another one, without being in its index.
+    pub fn rebuild(&mut self, me: Incarnation, now_ms: u64) -> BTreeSet<Arc<str>> {
+        let mut recent = std::mem::take(&mut self.recent);
+        self.doubtful.append(&mut recent[0]);
+        self.doubtful.append(&mut recent[1]);
+        let same = me == self.me;
+        self.check_wanted = same;
         self.me = me;
         self.pending.clear();
         self.index.clear();
         self.writing = false;
         self.rebuild = Rebuild::Due(now_ms);
+        if same {
+            BTreeSet::new()
+        } else {
+            std::mem::take(&mut self.doubtful)
+        }
     }
 
     /// A shard lost changes.
@@ -147,6 +169,11 @@ impl PresenceBook {
             return None;
         }
         let owner = self.me;
+        if now_ms >= self.recent_until_ms {
+            self.recent_until_ms = now_ms + RECENT_MS;
+            self.recent.swap(0, 1);
+            self.recent[0].clear();
+        }
         let mut ops = Vec::new();
         while ops.len() < WRITE_USERS_MAX
             && let Some((user, connections)) = self.pending.pop_first()
@@ -155,6 +182,7 @@ impl PresenceBook {
                 self.index_due_ms = now_ms + INDEX_DELAY_MS;
             }
             self.index.insert(Arc::clone(&user), connections > 0);
+            self.recent[0].insert(Arc::clone(&user));
             ops.push(match connections {
                 0 => Op::ClearPresence { user, owner },
                 _ => Op::SetPresence {
@@ -220,6 +248,9 @@ impl PresenceBook {
                 };
             }
             _ => {}
+        }
+        if matches!(self.rebuild, Rebuild::Checking { .. }) && !self.doubtful.is_empty() {
+            return Some(Step::Check(std::mem::take(&mut self.doubtful).into_iter().collect()));
         }
         // Not faster than the store takes it.
         if now_ms < self.step_due_ms || self.pending.len() >= 2 * WRITE_USERS_MAX {
@@ -486,6 +517,24 @@ mod tests {
         book.handle_scanned(Some(0), now);
         assert!(book.is_written());
         assert_eq!(book.poll_step(now + STEP_MS), None);
+    }
+
+    #[test]
+    fn who_was_written_lately_is_looked_for_after_trouble() {
+        let mut book = PresenceBook::new(ME, 1);
+        book.set("alice", 1);
+        book.poll_ops(0).unwrap();
+        // The index is not written yet; alice goes while Redis is away.
+        assert!(book.rebuild(ME, 10).is_empty());
+        assert!(book.poll_step(10).is_some());
+        book.handle_listed(0, None);
+        let check = Step::Check(vec!["alice".into()]);
+        assert_eq!(book.poll_step(10 + STEP_MS), Some(check));
+        assert_eq!(book.poll_step(10 + STEP_MS), Some(Step::Scan { cursor: 0 }));
+        book.set("bob", 1);
+        book.poll_ops(20).unwrap();
+        let left = book.rebuild(Incarnation(8), 30);
+        assert_eq!(left.into_iter().collect::<Vec<_>>(), [Arc::<str>::from("bob")]);
     }
 
     #[test]
