@@ -74,6 +74,7 @@ pub struct World {
     effects: Vec<Effect>,
     /// Gateways were killed, at these times.
     pub deaths: Vec<u64>,
+    pub slow_sweeps: u64,
 }
 
 fn settings() -> Arc<Settings> {
@@ -122,6 +123,7 @@ impl World {
             spoken: Vec::new(),
             effects: Vec::new(),
             deaths: Vec::new(),
+            slow_sweeps: 0,
         };
         world.run_until(now_ns + 3_000 * MS);
         world
@@ -253,7 +255,8 @@ impl World {
                 Said::Text(text) => {
                     self.books.hear(wire, &text, now_ns);
                     if let Some(n) = std::env::var_os("SIM_STOP")
-                        && text.contains("\"ack\"") && text.contains(&format!("\"m{}\"", n.to_str().unwrap()))
+                        && text.contains("\"ack\"")
+                        && text.contains(&format!("\"m{}\"", n.to_str().unwrap()))
                     {
                         let g = self.slots[slot].gateway.as_ref().unwrap();
                         eprintln!("{text} {:#?}", g.cluster);
@@ -486,6 +489,11 @@ impl World {
     pub fn check(&mut self) {
         self.books.check(self.now_ns);
         self.check_presence();
+        if self.has_dead() {
+            // Who claimed the sweep did not finish it: others may after a minute.
+            self.slow_sweeps += 1;
+            self.run_until(self.now_ns + 70_000 * MS);
+        }
         self.check_store();
         self.check_residue();
     }
@@ -524,6 +532,16 @@ impl World {
             self.leave(prober);
         }
         self.run_until(self.now_ns + 1_500 * MS);
+    }
+
+    /// True if a gateway that is no more is still to be swept.
+    fn has_dead(&self) -> bool {
+        let lives: BTreeSet<_> = self
+            .slots
+            .iter()
+            .filter_map(|slot| Some(slot.gateway.as_ref()?.incarnation()))
+            .collect();
+        self.redis.data.directory.keys().any(|life| !lives.contains(life))
     }
 
     fn check_store(&mut self) {
