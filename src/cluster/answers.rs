@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::store::{Answer, Channel, Incarnation, Op, StoreEvent};
-use super::{Cluster, Purpose, Query};
+use super::{Cluster, LOCATES_MAX, Purpose, Query};
 use crate::cluster::outbound::Lost;
 use crate::cluster::presence::{Sweep, Swept};
 use crate::lanes::{Item, Location};
@@ -72,6 +72,20 @@ impl Cluster {
         self.book.rebuild(incarnation, self.now.mono_ms());
     }
 
+    /// The lease was lost. What was written under the earlier incarnation may have come behind the sweep by somebody who
+    /// saw that first, and behind its end nobody looks there any more: so we clear it, too.
+    fn clear_past(&mut self, past: Incarnation) {
+        self.metrics().rebuilds.inc();
+        let incarnation = self.membership.incarnation();
+        let users = self.book.rebuild(incarnation, self.now.mono_ms());
+        let clear = |user| Op::ClearPresence { user, owner: past };
+        let ops: Vec<Op> = users.into_iter().map(clear).collect();
+        for ops in ops.chunks(LOCATES_MAX) {
+            self.request(Purpose::SweepClear, ops.to_vec());
+        }
+        self.past.push(past);
+    }
+
     fn forget(&mut self, user: &Arc<str>) {
         if let Some(moved) = self.asking.get_mut(user) {
             *moved = true;
@@ -99,10 +113,11 @@ impl Cluster {
                 if let Some(Answer::Failed(failure)) = answers.iter().find(|a| matches!(a, Answer::Failed(_))) {
                     self.trouble = Some(Arc::clone(&failure.text));
                 }
+                let before = self.membership.incarnation();
                 let another = self.membership.handle_answers(&answers, now_ms, self.now.wall_ms);
                 if another {
                     // Nothing that was written counts any more.
-                    self.rebuild_presence();
+                    self.clear_past(before);
                 }
                 self.follow_membership();
             }

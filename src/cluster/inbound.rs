@@ -41,6 +41,12 @@ impl Inbound {
         next
     }
 
+    /// We are heard on another channel from now on: the others begin to count anew there, and what is still said on the
+    /// old one is not heard.
+    pub fn begin_channel(&mut self) {
+        self.last.clear();
+    }
+
     /// A gateway is gone.
     pub fn gone(&mut self, from: Berth) {
         self.last.remove(&from);
@@ -99,6 +105,9 @@ mod tests {
         assert!(inbound.is_next(a, 9) && inbound.is_next(b, 1));
         inbound.gone(a);
         assert!(inbound.is_next(a, u32::MAX) && inbound.is_next(a, 0) && !inbound.is_next(a, u32::MAX));
+        assert!(!inbound.is_next(b, 1));
+        inbound.begin_channel();
+        assert!(inbound.is_next(b, 1));
     }
 
     #[test]

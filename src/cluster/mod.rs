@@ -115,6 +115,8 @@ pub struct Cluster {
     to_sweep: Vec<Incarnation>,
     /// A claim is under way: one at a time, as a claim that we do not use keeps others from it.
     claiming: bool,
+    /// Our own earlier incarnations.
+    past: Vec<Incarnation>,
     outbound: Outbound,
     inbound: Inbound,
     /// For all gateways.
@@ -177,6 +179,7 @@ impl Cluster {
             sweep: None,
             to_sweep: Vec::new(),
             claiming: false,
+            past: Vec::new(),
             outbound: Outbound::default(),
             inbound: Inbound::default(),
             orders: PacketBuilder::default(),
@@ -267,6 +270,30 @@ impl Cluster {
     /// True if nothing is asked that is not answered.
     pub fn is_idle(&self) -> bool {
         self.requests.is_empty() && self.sent.is_empty()
+    }
+
+    /// Which life of this gateway it is.
+    #[doc(hidden)]
+    pub fn incarnation(&self) -> Incarnation {
+        self.membership.incarnation()
+    }
+
+    /// What is held for others, for tests that expect nothing.
+    #[doc(hidden)]
+    pub fn residue(&self) -> Residue {
+        Residue {
+            acks: self.outbound.waiting(),
+            strangers: self
+                .outbound
+                .berths()
+                .filter(|b| self.directory.name(*b).is_none())
+                .count(),
+            inbound: self.inbound.len(),
+            asking: self.asking.len() + self.to_locate.len(),
+            queries: self.queries.len() + self.deferred.len(),
+            instructions: self.instructions.len(),
+            presence: self.book.pending(),
+        }
     }
 
     fn metrics(&self) -> &ClusterMetrics {
@@ -419,6 +446,7 @@ impl Cluster {
         if matches!(standing, Standing::Entering | Standing::Member) {
             let channel = self.membership.channel();
             if self.channel.as_ref() != Some(&channel) {
+                self.inbound.begin_channel();
                 if let Some(old) = self.channel.replace(channel.clone()) {
                     self.heard.retain(|heard| *heard != old);
                     self.subscriptions.push_back(Subscription::End(old));
@@ -491,11 +519,13 @@ impl Cluster {
     fn send_packets(&mut self, now_ms: u64) {
         while let Some(packet) = self.outbound.poll_packet(now_ms) {
             let Some((id, incarnation)) = self.directory.name(packet.berth) else {
-                // It was taken out of the directory after the shard had asked.
+                // It was taken out of the directory after the shard had asked, or had sent what is answered now.
                 self.metrics()
                     .dropped(ClusterDrop::MessageGatewayGone, packet.messages.into());
                 self.outbound
                     .handle_published(packet.berth, packet.sequence, Err(Lost::Dead));
+                let unsent = self.outbound.gone(packet.berth);
+                self.metrics().dropped(ClusterDrop::MessageGatewayGone, unsent);
                 continue;
             };
             self.metrics().packets_sent.inc();
@@ -559,6 +589,12 @@ impl Cluster {
             if !self.left && self.membership.has_left() && self.book.is_idle() {
                 self.sweep = Some(Sweep::new(self.membership.incarnation()));
             }
+        } else if self.sweep.is_none()
+            && !self.claiming
+            && self.is_member()
+            && let Some(target) = self.past.pop()
+        {
+            self.sweep = Some(Sweep::new(target));
         } else if self.sweep.is_none()
             && !self.claiming
             && self.is_member()
@@ -689,7 +725,8 @@ impl Cluster {
         let standing = self.membership.standing();
         let entered = self.connected && matches!(standing, Standing::Entering | Standing::Member);
         let first = self.sent.first_key_value().map(|(_, (_, sent_ms))| sent_ms + SLOW_MS);
-        let slow = first.filter(|_| self.view.cluster.health() != ClusterHealth::Slow);
+        // Only a member is called slow; nobody else is to be woken for that.
+        let slow = first.filter(|_| standing == Standing::Member && self.view.cluster.health() != ClusterHealth::Slow);
         let membership = self.membership.poll_timeout().filter(|_| self.connected);
         let when = |yes: bool, due: Option<u64>| if yes { due } else { None };
         let directory = when(entered && !self.directory_asked, Some(self.directory_due_ms));
@@ -698,10 +735,30 @@ impl Cluster {
             probe.is_some() && self.probe.under_way,
             Some(self.probe.sent_ns / 1_000_000 + PROBE_LOST_MS),
         );
-        let book = when(entered && !self.lanes.is_empty(), self.book.poll_timeout());
+        // Who leaves lists nobody any more, but writes what it has.
+        let book = match self.leaving {
+            true => self.book.write_timeout(),
+            false => self.book.poll_timeout(),
+        };
+        let book = when(entered && !self.lanes.is_empty(), book);
         let sweep = when(entered, self.sweep.as_ref().and_then(Sweep::poll_timeout));
         let confirm = self.outbound.poll_timeout();
         let all = [slow, membership, directory, probe, probe_back, book, sweep, confirm];
         all.into_iter().flatten().min()
     }
+}
+
+/// What a cluster holds for others.
+#[doc(hidden)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[allow(missing_docs, reason = "the names say it")]
+pub struct Residue {
+    pub acks: usize,
+    /// Gateways with something on its way that are in no directory.
+    pub strangers: usize,
+    pub inbound: usize,
+    pub asking: usize,
+    pub queries: usize,
+    pub instructions: usize,
+    pub presence: usize,
 }

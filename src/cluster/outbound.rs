@@ -381,6 +381,11 @@ impl Outbound {
         self.verdicts.drain(..)
     }
 
+    /// Gateways that something is remembered of.
+    pub(super) fn berths(&self) -> impl Iterator<Item = Berth> {
+        self.destinations.keys().copied()
+    }
+
     /// Senders who have not heard yet.
     pub fn waiting(&self) -> usize {
         self.acks.len()

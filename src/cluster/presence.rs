@@ -26,6 +26,11 @@ const STEP_MS: u64 = 25;
 /// After a refused or failed write everything is written again, but not at once.
 const RETRY_MS: u64 = 1_000;
 
+/// Users that were written within the last one to two times of this length are remembered: when the store has lost what
+/// it was told last, or did not take it, they may be written down without being in the index. Longer than an answer may
+/// take, and than a replica lags.
+const RECENT_MS: u64 = 4_000;
+
 /// How far the writing of everything is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Rebuild {
@@ -73,10 +78,11 @@ pub struct PresenceBook {
     unlist: BTreeSet<Arc<str>>,
     unlist_due_ms: u64,
     writing: bool,
-    /// Users of the write under way.
-    under_way: Vec<Arc<str>>,
-    /// Users who may be written down without being in the index, as trouble came in between.
-    doubtful: Vec<Arc<str>>,
+    /// Users written lately, those before, and when the former become the latter.
+    recent: [BTreeSet<Arc<str>>; 2],
+    recent_until_ms: u64,
+    /// Users who were written lately when trouble came.
+    doubtful: BTreeSet<Arc<str>>,
     rebuild: Rebuild,
     /// The entries of an earlier time may be in the store, and some of them wrong.
     check_wanted: bool,
@@ -95,8 +101,9 @@ impl PresenceBook {
             unlist: BTreeSet::new(),
             unlist_due_ms: 0,
             writing: false,
-            under_way: Vec::new(),
-            doubtful: Vec::new(),
+            recent: Default::default(),
+            recent_until_ms: 0,
+            doubtful: BTreeSet::new(),
             rebuild: Rebuild::Done,
             check_wanted: false,
             step_due_ms: 0,
@@ -129,22 +136,28 @@ impl PresenceBook {
         matches!(self.rebuild, Rebuild::Done | Rebuild::Checking { .. })
     }
 
-    /// Writes everything again under this incarnation. What waited is part of that.
-    pub fn rebuild(&mut self, me: Incarnation, now_ms: u64) {
+    /// Writes everything again under this incarnation. What waited is part of that. Returns the users who may be written
+    /// down under the incarnation before, if it was another one, without being in its index.
+    pub fn rebuild(&mut self, me: Incarnation, now_ms: u64) -> BTreeSet<Arc<str>> {
+        self.doubt_recent();
+        let same = me == self.me;
+        self.check_wanted = same;
+        self.me = me;
         self.pending.clear();
         self.unlist.clear();
-        if me == self.me {
-            self.check_wanted = true;
-            self.doubtful.append(&mut self.under_way);
-        } else {
-            // Nothing was written under this one.
-            self.check_wanted = false;
-            self.doubtful.clear();
-            self.under_way.clear();
-        }
-        self.me = me;
         self.writing = false;
         self.rebuild = Rebuild::Due(now_ms);
+        if same {
+            BTreeSet::new()
+        } else {
+            std::mem::take(&mut self.doubtful)
+        }
+    }
+
+    fn doubt_recent(&mut self) {
+        for recent in &mut self.recent {
+            self.doubtful.append(recent);
+        }
     }
 
     /// A shard lost changes.
@@ -164,12 +177,18 @@ impl PresenceBook {
             return None;
         }
         let owner = self.me;
+        if now_ms >= self.recent_until_ms {
+            self.recent_until_ms = now_ms + RECENT_MS;
+            self.recent.swap(0, 1);
+            self.recent[0].clear();
+        }
         let mut ops = Vec::new();
         let mut come = Vec::new();
         while now_ms >= self.write_due_ms
             && ops.len() < WRITE_USERS_MAX
             && let Some((user, connections)) = self.pending.pop_first()
         {
+            self.recent[0].insert(Arc::clone(&user));
             if connections == 0 {
                 if self.unlist.is_empty() {
                     self.unlist_due_ms = now_ms + UNLIST_EVERY_MS;
@@ -197,7 +216,6 @@ impl PresenceBook {
         if !ops.is_empty() {
             self.write_due_ms = now_ms + WRITE_EVERY_MS;
         }
-        self.under_way = ops.iter().flat_map(users_of).cloned().collect();
         self.writing = !ops.is_empty();
         self.writing.then_some(ops)
     }
@@ -210,9 +228,9 @@ impl PresenceBook {
             _ => None,
         });
         match failure {
-            None => self.under_way.clear(),
+            None => {}
             Some(Failure { kind, text }) => {
-                self.doubtful.append(&mut self.under_way);
+                self.doubt_recent();
                 if *kind == FailureKind::Refused {
                     self.refused = Some(Arc::clone(text));
                 }
@@ -259,8 +277,7 @@ impl PresenceBook {
                 }
             }
             Rebuild::Checking { asked: false, .. } if !self.doubtful.is_empty() => {
-                let rest = self.doubtful.len().saturating_sub(STEP_USERS as usize);
-                Step::Check(self.doubtful.split_off(rest))
+                Step::Check(std::mem::take(&mut self.doubtful).into_iter().collect())
             }
             Rebuild::Checking { cursor, asked } if !*asked => {
                 *asked = true;
@@ -312,13 +329,18 @@ impl PresenceBook {
         }
     }
 
-    /// When there is something to do without anything happening before.
-    pub fn poll_timeout(&self) -> Option<u64> {
-        let write = match (self.writing, self.pending.is_empty(), self.unlist.is_empty()) {
+    /// When there is something to write without anything happening before.
+    pub fn write_timeout(&self) -> Option<u64> {
+        match (self.writing, self.pending.is_empty(), self.unlist.is_empty()) {
             (true, ..) | (false, true, true) => None,
             (false, false, _) => Some(self.write_due_ms),
             (false, true, false) => Some(self.unlist_due_ms),
-        };
+        }
+    }
+
+    /// When there is something to do without anything happening before.
+    pub fn poll_timeout(&self) -> Option<u64> {
+        let write = self.write_timeout();
         let full = self.pending.len() >= 2 * WRITE_USERS_MAX;
         let step = match self.rebuild {
             Rebuild::Due(due_ms) => Some(due_ms.max(self.step_due_ms)),
@@ -329,15 +351,6 @@ impl PresenceBook {
             _ => None,
         };
         [write, step].into_iter().flatten().min()
-    }
-}
-
-/// The users that an operation of ours is about.
-fn users_of(op: &Op) -> &[Arc<str>] {
-    match op {
-        Op::SetPresence { user, .. } | Op::ClearPresence { user, .. } => std::slice::from_ref(user),
-        Op::IndexAdd { users, .. } | Op::IndexRemove { users, .. } => users,
-        _ => &[],
     }
 }
 
@@ -525,10 +538,7 @@ mod tests {
         assert!(book.refused().is_some(), "not before all is written");
         now += STEP_MS;
         // Nobody knows what became of her first write, which was refused.
-        assert_eq!(
-            book.poll_step(now),
-            Some(Step::Check(vec!["alice".into(), "alice".into()]))
-        );
+        assert_eq!(book.poll_step(now), Some(Step::Check(vec!["alice".into()])));
         now += STEP_MS;
         assert_eq!(book.poll_step(now), Some(Step::Scan { cursor: 0 }));
         book.handle_scanned(Some(3), now);
@@ -537,6 +547,24 @@ mod tests {
         book.handle_scanned(Some(0), now);
         assert!(book.is_written());
         assert_eq!(book.poll_step(now + STEP_MS), None);
+    }
+
+    #[test]
+    fn who_was_written_lately_is_looked_for_after_trouble() {
+        let mut book = PresenceBook::new(ME, 1);
+        book.set("alice", 1);
+        book.poll_ops(0).unwrap();
+        // Nobody knows what was written; alice goes while Redis is away.
+        assert!(book.rebuild(ME, 10).is_empty());
+        assert!(book.poll_step(10).is_some());
+        book.handle_listed(0, None);
+        let check = Step::Check(vec!["alice".into()]);
+        assert_eq!(book.poll_step(10 + STEP_MS), Some(check));
+        assert_eq!(book.poll_step(10 + 2 * STEP_MS), Some(Step::Scan { cursor: 0 }));
+        book.set("bob", 1);
+        book.poll_ops(20).unwrap();
+        let left = book.rebuild(Incarnation(8), 30);
+        assert_eq!(left.into_iter().collect::<Vec<_>>(), [Arc::<str>::from("bob")]);
     }
 
     #[test]

@@ -1,0 +1,234 @@
+//! What can go wrong.
+
+use super::World;
+use super::link::MS;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// Redis starts again without data.
+    RestartEmpty,
+    /// Redis starts again with what it had a moment ago.
+    RestartOld,
+    /// One gateway's connection for commands, or both, break and stay away.
+    Cut,
+    /// One gateway's connection for subscriptions breaks and stays away.
+    Deaf,
+    /// The same, and nobody notices for a while.
+    HalfDead,
+    /// Packets to one gateway get lost.
+    Lossy,
+    /// One gateway's way to Redis is slow.
+    Slow,
+    /// Redis stands still.
+    Freeze,
+    /// Redis refuses to write.
+    Oom,
+    /// A gateway is killed and started again.
+    Kill,
+    /// A gateway drains and is started again.
+    Drain,
+    /// A gateway's control thread stands still.
+    Stall,
+    /// A shard stands still.
+    StallShard,
+}
+
+impl Fault {
+    pub const ALL: [Fault; 13] = [
+        Fault::RestartEmpty,
+        Fault::RestartOld,
+        Fault::Cut,
+        Fault::Deaf,
+        Fault::HalfDead,
+        Fault::Lossy,
+        Fault::Slow,
+        Fault::Freeze,
+        Fault::Oom,
+        Fault::Kill,
+        Fault::Drain,
+        Fault::Stall,
+        Fault::StallShard,
+    ];
+
+    fn name(self) -> &'static str {
+        const NAMES: [&str; 13] = [
+            "restart empty",
+            "restart old",
+            "cut",
+            "deaf",
+            "half dead",
+            "lossy",
+            "slow",
+            "freeze",
+            "oom",
+            "kill",
+            "drain",
+            "stall",
+            "stall shard",
+        ];
+        NAMES[self as usize]
+    }
+}
+
+/// What ends later.
+#[derive(Debug, Clone, Copy)]
+pub enum Later {
+    Fast(usize),
+    Memory,
+}
+
+impl World {
+    fn later(&mut self, after_ns: u64, what: Later) {
+        self.agenda_count += 1;
+        self.agenda.insert((self.now_ns + after_ns, self.agenda_count), what);
+    }
+
+    pub fn follow_agenda(&mut self) {
+        while let Some(entry) = self.agenda.first_entry()
+            && entry.key().0 <= self.now_ns
+        {
+            match entry.remove() {
+                Later::Fast(slot) => {
+                    if let Some(gateway) = &mut self.slots[slot].gateway {
+                        gateway.link.slow_ns = 0;
+                    }
+                }
+                Later::Memory => self.redis.oom = false,
+            }
+        }
+    }
+
+    /// All that lasts ends; who is gone comes back soon.
+    pub fn end_faults(&mut self) {
+        let now_ns = self.now_ns;
+        self.redis.oom = false;
+        self.redis.down_until_ns = self.redis.down_until_ns.min(now_ns);
+        self.redis.frozen_until_ns = self.redis.frozen_until_ns.min(now_ns);
+        self.agenda.clear();
+        for slot in &mut self.slots {
+            slot.start_ns = slot.start_ns.min(now_ns + 4_000 * MS);
+            let Some(gateway) = &mut slot.gateway else { continue };
+            gateway.frozen_until_ns = gateway.frozen_until_ns.min(now_ns);
+            gateway.link.slow_ns = 0;
+            gateway.link.cut_until_ns = 0;
+            gateway.link.deaf_until_ns = 0;
+            gateway.link.lossy_until_ns = 0;
+            for shard in &mut gateway.shards {
+                shard.stalled_until_ns = shard.stalled_until_ns.min(now_ns);
+            }
+        }
+    }
+
+    /// Short more often than long, up to `max_ms`.
+    fn spell_ns(&mut self, max_ms: usize) -> u64 {
+        let max_ms = if self.chance.percent(60) { max_ms / 5 } else { max_ms };
+        (20 + self.chance.below(max_ms) as u64) * MS
+    }
+
+    /// One of the faults that this run is about.
+    pub fn fault(&mut self) {
+        let fault = self.chance.pick(&self.faults);
+        let slot = self.chance.below(self.slots.len());
+        self.begin_fault(fault, slot);
+    }
+
+    pub fn begin_fault(&mut self, fault: Fault, slot: usize) {
+        *self.faults_seen.entry(fault.name()).or_default() += 1;
+        if std::env::var_os("SIM_TRACE").is_some() {
+            eprintln!("{} ms: {fault:?} {slot}", self.now_ms());
+        }
+        let now_ns = self.now_ns;
+        let lease_ms = self.setup.ttl_ms as usize;
+        match fault {
+            Fault::RestartEmpty | Fault::RestartOld => {
+                let data = if fault == Fault::RestartOld {
+                    self.redis.snapshot.clone()
+                } else {
+                    Default::default()
+                };
+                let down_ns = self.spell_ns(4_000);
+                self.break_everything();
+                self.redis.restart(data, now_ns + down_ns);
+                return;
+            }
+            Fault::Freeze => {
+                let spell_ns = self.spell_ns(5_000);
+                self.redis.frozen_until_ns = now_ns + spell_ns;
+                self.books.frozen.push((now_ns, now_ns + spell_ns));
+                return;
+            }
+            Fault::Oom => {
+                self.redis.oom = true;
+                let spell_ns = self.spell_ns(10_000);
+                self.later(spell_ns, Later::Memory);
+                return;
+            }
+            _ => {}
+        }
+        let spell_ns = match fault {
+            Fault::Lossy => self.spell_ns(500),
+            Fault::Slow | Fault::StallShard => self.spell_ns(3_000),
+            // Long enough to lose the lease now and then.
+            _ => self.spell_ns(lease_ms),
+        };
+        if fault == Fault::Kill {
+            if self.slots[slot].gateway.is_some() {
+                self.deaths.push(now_ns);
+                self.remove(slot, now_ns + spell_ns);
+            }
+            return;
+        }
+        let Some(gateway) = &mut self.slots[slot].gateway else {
+            return;
+        };
+        let (redis, chance) = (&mut self.redis, &mut self.chance);
+        match fault {
+            Fault::Cut => {
+                gateway.link.cut_until_ns = now_ns + spell_ns;
+                gateway.link.lose_commands(redis, now_ns, chance);
+                if chance.percent(70) {
+                    gateway.link.lose_ears(redis, now_ns, chance);
+                }
+            }
+            Fault::Deaf => {
+                gateway.link.deaf_until_ns = now_ns + spell_ns;
+                gateway.link.lose_ears(redis, now_ns, chance);
+            }
+            Fault::HalfDead => gateway.link.lose_hearing(now_ns),
+            Fault::Lossy => gateway.link.lossy_until_ns = now_ns + spell_ns,
+            Fault::Slow => {
+                gateway.link.slow_ns = (50 + chance.below(1_300) as u64) * MS;
+                self.books.frozen.push((now_ns, now_ns + spell_ns + 2_000 * MS));
+                self.later(spell_ns, Later::Fast(slot));
+            }
+            Fault::Drain => {
+                if gateway.is_serving() {
+                    let within_ms = 500 + chance.below(4_000) as u64;
+                    gateway.begin_drain(now_ns, within_ms);
+                }
+            }
+            Fault::Stall => {
+                gateway.frozen_until_ns = now_ns + spell_ns;
+                self.books.frozen.push((now_ns, now_ns + spell_ns));
+            }
+            Fault::StallShard => {
+                let shard = chance.below(gateway.shards.len());
+                gateway.shards[shard].stalled_until_ns = now_ns + spell_ns;
+                self.books.frozen.push((now_ns, now_ns + spell_ns));
+            }
+            _ => unreachable!("done above"),
+        }
+    }
+
+    /// Everybody's connections to Redis are gone.
+    fn break_everything(&mut self) {
+        for slot in &mut self.slots {
+            if let Some(gateway) = &mut slot.gateway {
+                gateway
+                    .link
+                    .lose_commands(&mut self.redis, self.now_ns, &mut self.chance);
+                gateway.link.lose_ears(&mut self.redis, self.now_ns, &mut self.chance);
+            }
+        }
+    }
+}

@@ -1,0 +1,472 @@
+//! One gateway's connections to Redis, as `shardgate::broker` keeps them: order, delays, time limits, trouble.
+//!
+//! Two connections: commands, with invalidations coming back on it, and subscriptions. What travels on one of them stays
+//! in order; an invalidation may overtake answers that were given before it, but never comes behind one given after it.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use shardgate::cluster::store::{Answer, Channel, FailureKind, Request, StoreEvent};
+
+use super::sim::chance::Chance;
+use super::store::{ConnId, Effect, Outcome, Redis, Step, failed};
+
+pub const MS: u64 = 1_000_000;
+/// The broker's own limit for an answer.
+const ANSWER_MAX_NS: u64 = 2_000 * MS;
+/// How long it takes to notice that a connection for subscriptions is dead.
+const SILENCE_NS: u64 = 5_000 * MS;
+
+#[derive(Debug)]
+struct Asked {
+    ticket: u64,
+    place: usize,
+    step: Step,
+}
+
+#[derive(Debug)]
+struct Pending {
+    sent_ns: u64,
+    answers: Vec<Option<Answer>>,
+}
+
+#[derive(Debug)]
+enum Said {
+    Subscribed(Channel),
+    Unsubscribed(Channel),
+    Packet(Channel, Bytes),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    Idle,
+    Asked(u64),
+    Heard,
+}
+
+/// Something under way, in order.
+#[derive(Debug)]
+struct Pipe<T> {
+    queue: VecDeque<(u64, T)>,
+    last_ns: u64,
+}
+
+impl<T> Default for Pipe<T> {
+    fn default() -> Self {
+        Pipe {
+            queue: VecDeque::new(),
+            last_ns: 0,
+        }
+    }
+}
+
+impl<T> Pipe<T> {
+    fn push(&mut self, due_ns: u64, what: T) {
+        self.last_ns = self.last_ns.max(due_ns);
+        self.queue.push_back((self.last_ns, what));
+    }
+
+    fn pop(&mut self, now_ns: u64) -> Option<T> {
+        self.queue.pop_front_if(|(due, _)| *due <= now_ns).map(|(_, what)| what)
+    }
+
+    fn due_ns(&self) -> Option<u64> {
+        self.queue.front().map(|(due, _)| *due)
+    }
+}
+
+#[derive(Debug, Default)]
+struct Commands {
+    conn: Option<ConnId>,
+    retry_ns: u64,
+    asked: Pipe<Asked>,
+    replies: Pipe<(u64, usize, Answer)>,
+    pushes: Pipe<Arc<str>>,
+}
+
+#[derive(Debug, Default)]
+struct Ears {
+    conn: Option<ConnId>,
+    retry_ns: u64,
+    orders: Pipe<(bool, Channel)>,
+    said: Pipe<Said>,
+    wanted: BTreeMap<Channel2, Wanted>,
+    /// Nothing comes through, and nobody has noticed yet.
+    dead_since_ns: Option<u64>,
+}
+
+/// Channels have no order of their own.
+type Channel2 = (String, u64);
+
+fn name(channel: &Channel) -> Channel2 {
+    match channel {
+        Channel::Gateway(id, life) => (id.to_string(), life.0),
+        Channel::All => (String::new(), 0),
+    }
+}
+
+/// Both connections of one gateway, and what they have to say.
+#[derive(Debug, Default)]
+pub struct Link {
+    commands: Commands,
+    ears: Ears,
+    pending: BTreeMap<u64, Pending>,
+    events: VecDeque<StoreEvent>,
+    /// Wanted channels, and whether they are heard, as the broker's owner knows it.
+    channels: BTreeMap<Channel2, (Channel, bool)>,
+    told_down: bool,
+    was_up: bool,
+    /// Nobody gets through to Redis before this time.
+    pub cut_until_ns: u64,
+    /// The same for subscriptions alone.
+    pub deaf_until_ns: u64,
+    /// Packets are dropped on the way until then, and nothing else happens.
+    pub lossy_until_ns: u64,
+    /// Everything takes this much longer.
+    pub slow_ns: u64,
+    /// The usual time of one way.
+    pub delay_ns: u64,
+    pub packets_lost: u64,
+}
+
+impl Link {
+    pub fn new(chance: &mut Chance) -> Link {
+        Link {
+            delay_ns: 1 + chance.pick(&[MS / 20, MS / 2, 3 * MS]),
+            ..Link::default()
+        }
+    }
+
+    fn delay(&self, chance: &mut Chance) -> u64 {
+        let usual = chance.below(self.delay_ns as usize) as u64;
+        let rare = if chance.percent(2) { 10 * usual } else { 0 };
+        usual + rare + self.slow_ns
+    }
+
+    pub fn ear(&self) -> Option<ConnId> {
+        self.ears.conn
+    }
+
+    /// All is well on both connections.
+    pub fn is_sound(&self, now_ns: u64) -> bool {
+        self.commands.conn.is_some()
+            && self.ears.conn.is_some()
+            && self.ears.dead_since_ns.is_none()
+            && self.slow_ns == 0
+            && now_ns >= self.lossy_until_ns
+    }
+
+    pub fn next_event(&mut self) -> Option<StoreEvent> {
+        self.events.pop_front()
+    }
+
+    pub fn due_ns(&self) -> u64 {
+        let (commands, ears) = (&self.commands, &self.ears);
+        let retry = |conn: &Option<ConnId>, at: u64| conn.is_none().then_some(at);
+        let wants = !ears.wanted.is_empty();
+        let first = self.pending.values().next().map(|p| p.sent_ns + ANSWER_MAX_NS);
+        let dues = [
+            commands.asked.due_ns(),
+            commands.replies.due_ns(),
+            commands.pushes.due_ns(),
+            retry(&commands.conn, commands.retry_ns),
+            ears.orders.due_ns(),
+            ears.said.due_ns(),
+            retry(&ears.conn, ears.retry_ns).filter(|_| wants),
+            ears.dead_since_ns.map(|since| since + SILENCE_NS),
+            first,
+            (!self.events.is_empty()).then_some(0),
+        ];
+        dues.into_iter().flatten().min().unwrap_or(u64::MAX)
+    }
+
+    pub fn submit(&mut self, request: Request, now_ns: u64, chance: &mut Chance) {
+        assert!(!request.ops.is_empty(), "an empty request");
+        let Request { ticket, ops } = request;
+        if self.commands.conn.is_none() {
+            let refused = || failed(FailureKind::Unavailable, "not connected");
+            let answers = ops.iter().map(|_| refused()).collect();
+            self.events.push_back(StoreEvent::Answered { ticket, answers });
+            return;
+        }
+        let mut due_ns = now_ns + self.delay(chance);
+        let pending = Pending {
+            sent_ns: now_ns,
+            answers: vec![None; ops.len()],
+        };
+        assert!(self.pending.insert(ticket, pending).is_none(), "a ticket twice");
+        for (place, op) in ops.into_iter().enumerate() {
+            if chance.percent(5) {
+                // The pipeline comes in pieces, and others' commands between them.
+                due_ns += self.delay(chance);
+            }
+            let step = Step::Op(op);
+            self.commands.asked.push(due_ns, Asked { ticket, place, step });
+        }
+    }
+
+    pub fn subscribe(&mut self, channel: Channel, now_ns: u64, chance: &mut Chance) {
+        self.channels.entry(name(&channel)).or_insert((channel.clone(), false));
+        self.ears.wanted.entry(name(&channel)).or_insert(Wanted::Idle);
+        self.ask_for_idle(now_ns, chance);
+    }
+
+    pub fn unsubscribe(&mut self, channel: &Channel, now_ns: u64, chance: &mut Chance) {
+        if self.channels.remove(&name(channel)).is_some() && self.ears.wanted.remove(&name(channel)).is_some() {
+            let due_ns = now_ns + self.delay(chance);
+            self.ears.orders.push(due_ns, (false, channel.clone()));
+        }
+    }
+
+    fn ask_for_idle(&mut self, now_ns: u64, chance: &mut Chance) {
+        if self.ears.conn.is_none() {
+            return;
+        }
+        let due_ns = now_ns + self.delay(chance);
+        for (name, wanted) in &mut self.ears.wanted {
+            if *wanted == Wanted::Idle
+                && let Some((channel, _)) = self.channels.get(name)
+            {
+                *wanted = Wanted::Asked(now_ns);
+                self.ears.orders.push(due_ns, (true, channel.clone()));
+            }
+        }
+    }
+
+    /// What reached the server by now is carried out.
+    pub fn serve(&mut self, redis: &mut Redis, now_ns: u64, chance: &mut Chance, effects: &mut Vec<Effect>) -> bool {
+        if now_ns < redis.frozen_until_ns {
+            return false;
+        }
+        let mut moved = false;
+        while let Some(conn) = self.commands.conn
+            && let Some(asked) = self.commands.asked.pop(now_ns)
+        {
+            moved = true;
+            self.carry_out(conn, asked, redis, now_ns, chance, effects);
+        }
+        while let Some(conn) = self.ears.conn
+            && let Some((begin, channel)) = self.ears.orders.pop(now_ns)
+        {
+            moved = true;
+            let due_ns = now_ns + self.delay(chance);
+            if begin {
+                redis.subscribe(conn, channel.clone());
+                self.ears.said.push(due_ns, Said::Subscribed(channel));
+            } else {
+                redis.unsubscribe(conn, &channel);
+                self.ears.said.push(due_ns, Said::Unsubscribed(channel));
+            }
+        }
+        moved
+    }
+
+    fn carry_out(
+        &mut self,
+        conn: ConnId,
+        asked: Asked,
+        redis: &mut Redis,
+        now_ns: u64,
+        chance: &mut Chance,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Asked { ticket, place, step } = asked;
+        match redis.carry_out(conn, step, now_ns / MS, effects) {
+            Outcome::Answer(answer) => {
+                let due_ns = (now_ns + self.delay(chance)).max(self.commands.pushes.last_ns);
+                self.commands.replies.push(due_ns, (ticket, place, answer));
+            }
+            Outcome::Then(step) => {
+                let due_ns = now_ns + self.delay(chance) + self.delay(chance);
+                self.commands.asked.push(due_ns, Asked { ticket, place, step });
+            }
+        }
+    }
+
+    /// Something for one of our connections from the server.
+    pub fn take_effect(&mut self, effect: &Effect, now_ns: u64, chance: &mut Chance) -> bool {
+        let due_ns = now_ns + self.delay(chance);
+        match effect {
+            Effect::Invalidate(conn, user) if self.commands.conn == Some(*conn) => {
+                self.commands.pushes.push(due_ns, Arc::clone(user));
+            }
+            Effect::Packet(conn, channel, payload) if self.ears.conn == Some(*conn) => {
+                self.ears
+                    .said
+                    .push(due_ns, Said::Packet(channel.clone(), payload.clone()));
+            }
+            _ => return false,
+        }
+        true
+    }
+
+    /// What reached the gateway by now becomes events; connections that are away are tried again.
+    pub fn work(&mut self, redis: &mut Redis, now_ns: u64, chance: &mut Chance) {
+        while let Some(user) = self.commands.pushes.pop(now_ns) {
+            self.events.push_back(StoreEvent::Forget(vec![user]));
+        }
+        while let Some((ticket, place, answer)) = self.commands.replies.pop(now_ns) {
+            self.land(ticket, place, answer);
+        }
+        if self.pending.values().any(|p| now_ns >= p.sent_ns + ANSWER_MAX_NS) {
+            self.lose_commands(redis, now_ns, chance);
+        }
+        if self.commands.conn.is_none() && now_ns >= self.commands.retry_ns {
+            if now_ns >= self.cut_until_ns && redis.takes_connections(now_ns) {
+                self.commands = Commands {
+                    conn: Some(redis.connect()),
+                    ..Commands::default()
+                };
+                self.events.push_back(StoreEvent::Connected);
+                self.was_up = true;
+                self.told_down = false;
+            } else {
+                self.tell_down();
+                self.commands.retry_ns = now_ns + self.backoff(chance);
+            }
+        }
+        self.hear(redis, now_ns, chance);
+    }
+
+    fn backoff(&self, chance: &mut Chance) -> u64 {
+        (50 + chance.below(950) as u64) * MS
+    }
+
+    fn land(&mut self, ticket: u64, place: usize, answer: Answer) {
+        let Some(pending) = self.pending.get_mut(&ticket) else {
+            return;
+        };
+        pending.answers[place] = Some(answer);
+        if pending.answers.iter().all(Option::is_some)
+            && let Some(pending) = self.pending.remove(&ticket)
+        {
+            let answers = pending.answers.into_iter().flatten().collect();
+            self.events.push_back(StoreEvent::Answered { ticket, answers });
+        }
+    }
+
+    fn tell_down(&mut self) {
+        if !std::mem::replace(&mut self.told_down, true) {
+            self.events.push_back(StoreEvent::Lost("the model says so".into()));
+        }
+    }
+
+    /// The connection for commands breaks: some of what is under way is still carried out, nothing is answered.
+    pub fn lose_commands(&mut self, redis: &mut Redis, now_ns: u64, chance: &mut Chance) {
+        let Some(conn) = self.commands.conn.take() else {
+            return;
+        };
+        let mut effects = Vec::new();
+        let mut asked = std::mem::take(&mut self.commands).asked.queue;
+        let reach = chance.below(asked.len() + 1);
+        for (_, asked) in asked.drain(..reach) {
+            redis.carry_out(conn, asked.step, now_ns / MS, &mut effects);
+        }
+        redis.disconnect(conn);
+        self.commands.retry_ns = now_ns + self.backoff(chance);
+        for (ticket, pending) in std::mem::take(&mut self.pending) {
+            let lost = |answer: Option<Answer>| answer.unwrap_or_else(|| failed(FailureKind::Unavailable, "lost"));
+            let answers = pending.answers.into_iter().map(lost).collect();
+            self.events.push_back(StoreEvent::Answered { ticket, answers });
+        }
+        self.tell_down();
+        redis.late.append(&mut effects);
+    }
+
+    /// The connection for subscriptions breaks, and that is noticed.
+    pub fn lose_ears(&mut self, redis: &mut Redis, now_ns: u64, chance: &mut Chance) {
+        let Some(conn) = self.ears.conn.take() else {
+            return;
+        };
+        redis.disconnect(conn);
+        let wanted = std::mem::take(&mut self.ears.wanted);
+        self.ears = Ears {
+            retry_ns: now_ns + self.backoff(chance),
+            ..Ears::default()
+        };
+        for (name, stage) in wanted {
+            if stage == Wanted::Heard {
+                self.say_unheard(&name);
+            }
+            self.ears.wanted.insert(name, Wanted::Idle);
+        }
+    }
+
+    /// Nothing comes through any more, which nobody notices for a while: the server goes on counting us.
+    pub fn lose_hearing(&mut self, now_ns: u64) {
+        if self.ears.conn.is_some() && self.ears.dead_since_ns.is_none() {
+            self.ears.dead_since_ns = Some(now_ns);
+        }
+    }
+
+    fn say_unheard(&mut self, name: &Channel2) {
+        if let Some((channel, heard)) = self.channels.get_mut(name)
+            && std::mem::take(heard)
+        {
+            self.events.push_back(StoreEvent::Unsubscribed(channel.clone()));
+        }
+    }
+
+    fn hear(&mut self, redis: &mut Redis, now_ns: u64, chance: &mut Chance) {
+        if let Some(since_ns) = self.ears.dead_since_ns {
+            while self.ears.said.pop(now_ns).is_some() {
+                self.packets_lost += 1;
+            }
+            if now_ns >= since_ns + SILENCE_NS {
+                self.lose_ears(redis, now_ns, chance);
+            }
+            return;
+        }
+        while let Some(said) = self.ears.said.pop(now_ns) {
+            match said {
+                Said::Subscribed(channel) => {
+                    if let Some(wanted) = self.ears.wanted.get_mut(&name(&channel)) {
+                        *wanted = Wanted::Heard;
+                    }
+                    if let Some((channel, heard)) = self.channels.get_mut(&name(&channel))
+                        && !std::mem::replace(heard, true)
+                    {
+                        self.events.push_back(StoreEvent::Subscribed(channel.clone()));
+                    }
+                }
+                Said::Unsubscribed(channel) => {
+                    self.say_unheard(&name(&channel));
+                    if let Some(wanted) = self.ears.wanted.get_mut(&name(&channel)) {
+                        *wanted = Wanted::Idle;
+                        self.ask_for_idle(now_ns, chance);
+                    }
+                }
+                Said::Packet(channel, payload) => {
+                    if now_ns < self.lossy_until_ns {
+                        self.packets_lost += 1;
+                    } else if self.channels.contains_key(&name(&channel)) {
+                        self.events.push_back(StoreEvent::Received(channel, payload));
+                    }
+                }
+            }
+        }
+        let late = |stage: &Wanted| matches!(stage, Wanted::Asked(at) if now_ns > at + ANSWER_MAX_NS);
+        if self.ears.conn.is_some() && self.ears.wanted.values().any(late) {
+            self.lose_ears(redis, now_ns, chance);
+        }
+        let wants = !self.ears.wanted.is_empty();
+        if wants && self.ears.conn.is_none() && now_ns >= self.ears.retry_ns {
+            let cut_until_ns = self.cut_until_ns.max(self.deaf_until_ns);
+            if now_ns >= cut_until_ns && redis.takes_connections(now_ns) {
+                self.ears.conn = Some(redis.connect());
+                self.ask_for_idle(now_ns, chance);
+            } else {
+                self.ears.retry_ns = now_ns + self.backoff(chance);
+            }
+        }
+    }
+
+    /// The process is gone, and its sockets with it.
+    pub fn kill(&mut self, redis: &mut Redis, now_ns: u64, chance: &mut Chance) {
+        self.lose_commands(redis, now_ns, chance);
+        if let Some(conn) = self.ears.conn.take() {
+            redis.disconnect(conn);
+        }
+    }
+}

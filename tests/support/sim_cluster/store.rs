@@ -1,0 +1,287 @@
+//! Redis as one server, as far as a cluster needs it: data, leases that expire, who reads what, who listens.
+//!
+//! Operations are carried out one at a time. What comes of one for others (packets, invalidations) is given back and
+//! travels on the others' connections.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use shardgate::cluster::store::{
+    Answer, Channel, Failure, FailureKind, Incarnation, Lease, LeaseState, Op, Registered, Task,
+};
+
+/// One connection that the server has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ConnId(pub u64);
+
+/// What is written down.
+#[derive(Debug, Clone, Default)]
+pub struct Data {
+    pub users: BTreeMap<Arc<str>, BTreeMap<Incarnation, u32>>,
+    pub indices: BTreeMap<Incarnation, BTreeSet<Arc<str>>>,
+    pub directory: BTreeMap<Incarnation, Arc<str>>,
+    leases: BTreeMap<Arc<str>, (Lease, u64)>,
+    claims: BTreeMap<String, u64>,
+}
+
+/// One step of an operation. Reading the directory takes two.
+#[derive(Debug, Clone)]
+pub enum Step {
+    Op(Op),
+    Leases(Vec<(Arc<str>, Incarnation)>),
+}
+
+#[derive(Debug)]
+pub enum Outcome {
+    Answer(Answer),
+    Then(Step),
+}
+
+/// What an operation brings to others.
+#[derive(Debug)]
+pub enum Effect {
+    /// On a connection for commands.
+    Invalidate(ConnId, Arc<str>),
+    /// On a connection for subscriptions.
+    Packet(ConnId, Channel, Bytes),
+}
+
+/// The server.
+#[derive(Debug, Default)]
+pub struct Redis {
+    pub data: Data,
+    /// What a restart with data comes back with.
+    pub snapshot: Data,
+    /// Writes are refused: out of memory.
+    pub oom: bool,
+    /// Nobody can connect before this time.
+    pub down_until_ns: u64,
+    /// Nothing is carried out before this time.
+    pub frozen_until_ns: u64,
+    subscribers: Vec<(ConnId, Channel)>,
+    readers: BTreeMap<Arc<str>, BTreeSet<ConnId>>,
+    last_conn: u64,
+    /// Effects of what was carried out on connections that broke.
+    pub late: Vec<Effect>,
+    /// Users asked for.
+    pub locates: u64,
+}
+
+pub fn failed(kind: FailureKind, text: &str) -> Answer {
+    let text = text.into();
+    Answer::Failed(Failure { kind, text })
+}
+
+fn key(task: &Task) -> String {
+    match task {
+        Task::TakeOver(id) => format!("id {id}"),
+        Task::Sweep(incarnation) => format!("sweep {incarnation}"),
+    }
+}
+
+/// An order that has nothing to do with when a user came, and never 0.
+fn place(user: &str) -> u64 {
+    let hash = user.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    (hash >> 40) + 1
+}
+
+/// Users in one answer of a scan: few, so that scans take several.
+const SCANNED: usize = 2;
+
+impl Redis {
+    pub fn connect(&mut self) -> ConnId {
+        self.last_conn += 1;
+        ConnId(self.last_conn)
+    }
+
+    pub fn disconnect(&mut self, conn: ConnId) {
+        self.subscribers.retain(|(subscriber, _)| *subscriber != conn);
+        for readers in self.readers.values_mut() {
+            readers.remove(&conn);
+        }
+    }
+
+    /// All connections are gone; the data is what the caller makes it.
+    pub fn restart(&mut self, data: Data, until_ns: u64) {
+        self.data = data;
+        self.down_until_ns = until_ns;
+        self.frozen_until_ns = 0;
+        self.subscribers.clear();
+        self.readers.clear();
+    }
+
+    pub fn subscribe(&mut self, conn: ConnId, channel: Channel) {
+        self.unsubscribe(conn, &channel);
+        self.subscribers.push((conn, channel));
+    }
+
+    pub fn unsubscribe(&mut self, conn: ConnId, channel: &Channel) {
+        self.subscribers
+            .retain(|(subscriber, heard)| *subscriber != conn || heard != channel);
+    }
+
+    pub fn is_heard(&self, conn: ConnId, channel: &Channel) -> bool {
+        self.subscribers.iter().any(|(c, heard)| *c == conn && heard == channel)
+    }
+
+    pub fn lease(&self, id: &str, now_ms: u64) -> Option<Lease> {
+        let (lease, until_ms) = self.data.leases.get(id)?;
+        (now_ms < *until_ms).then_some(*lease)
+    }
+
+    fn changed(&mut self, user: &Arc<str>, effects: &mut Vec<Effect>) {
+        // Once for each reading, and those who change something are told as well.
+        let readers = self.readers.remove(user).unwrap_or_default();
+        effects.extend(
+            readers
+                .into_iter()
+                .map(|conn| Effect::Invalidate(conn, Arc::clone(user))),
+        );
+    }
+
+    pub fn carry_out(&mut self, conn: ConnId, step: Step, now_ms: u64, effects: &mut Vec<Effect>) -> Outcome {
+        let op = match step {
+            Step::Op(op) => op,
+            Step::Leases(gateways) => {
+                let lines = gateways.into_iter().map(|(id, incarnation)| Registered {
+                    lease: self.lease(&id, now_ms),
+                    id,
+                    incarnation,
+                });
+                return Outcome::Answer(Answer::Directory(lines.collect()));
+            }
+        };
+        let takes_memory = matches!(
+            op,
+            Op::SetPresence { .. }
+                | Op::IndexAdd { .. }
+                | Op::LeaseTake { .. }
+                | Op::LeaseWrite { .. }
+                | Op::Register { .. }
+                | Op::Claim { .. }
+        );
+        if self.oom && takes_memory {
+            return Outcome::Answer(failed(FailureKind::Refused, "OOM"));
+        }
+        let data = &mut self.data;
+        Outcome::Answer(match op {
+            Op::SetPresence {
+                user,
+                owner,
+                connections,
+            } => {
+                data.users
+                    .entry(Arc::clone(&user))
+                    .or_default()
+                    .insert(owner, connections);
+                self.changed(&user, effects);
+                Answer::Done
+            }
+            Op::ClearPresence { user, owner } => {
+                if let Some(owners) = data.users.get_mut(&user)
+                    && owners.remove(&owner).is_some()
+                {
+                    if owners.is_empty() {
+                        data.users.remove(&user);
+                    }
+                    self.changed(&user, effects);
+                }
+                Answer::Done
+            }
+            Op::Locate { user } => {
+                self.locates += 1;
+                self.readers.entry(Arc::clone(&user)).or_default().insert(conn);
+                let places = data.users.get(&user).into_iter().flatten();
+                Answer::Places(places.map(|(owner, count)| (*owner, *count)).collect())
+            }
+            Op::IndexAdd { owner, users } => {
+                data.indices.entry(owner).or_default().extend(users);
+                Answer::Done
+            }
+            Op::IndexRemove { owner, users } => {
+                if let Some(index) = data.indices.get_mut(&owner) {
+                    index.retain(|user| !users.contains(user));
+                    if index.is_empty() {
+                        data.indices.remove(&owner);
+                    }
+                }
+                Answer::Done
+            }
+            Op::IndexScan { owner, cursor } => {
+                let index = data.indices.get(&owner).into_iter().flatten();
+                let mut rest: Vec<_> = index.filter(|user| place(user) >= cursor).cloned().collect();
+                rest.sort_by_key(|user| place(user));
+                let cursor = rest.get(SCANNED).map_or(0, |user| place(user));
+                rest.truncate(SCANNED);
+                Answer::Users { cursor, users: rest }
+            }
+            Op::Publish { channel, payload } => {
+                let takers: Vec<_> = self.subscribers.iter().filter(|(_, heard)| *heard == channel).collect();
+                effects.extend(
+                    takers
+                        .iter()
+                        .map(|(conn, _)| Effect::Packet(*conn, channel.clone(), payload.clone())),
+                );
+                Answer::Count(takers.len() as u64)
+            }
+            Op::LeaseTake { id, lease, ttl_ms } => {
+                let free = self.lease(&id, now_ms).is_none();
+                if free {
+                    self.data.leases.insert(id, (lease, now_ms + ttl_ms));
+                }
+                Answer::Taken(free)
+            }
+            Op::LeaseWrite { id, lease, ttl_ms } => {
+                data.leases.insert(id, (lease, now_ms + ttl_ms));
+                Answer::Done
+            }
+            Op::LeaseRead { id } => Answer::Lease(self.lease(&id, now_ms)),
+            Op::LeaseDrop { id } => {
+                data.leases.remove(&id);
+                Answer::Done
+            }
+            Op::Register { id, incarnation } => {
+                data.directory.insert(incarnation, id);
+                Answer::Done
+            }
+            Op::Unregister { incarnation } => {
+                data.directory.remove(&incarnation);
+                Answer::Done
+            }
+            Op::ReadDirectory => {
+                let lines: Vec<_> = data
+                    .directory
+                    .iter()
+                    .map(|(life, id)| (Arc::clone(id), *life))
+                    .collect();
+                if !lines.is_empty() {
+                    return Outcome::Then(Step::Leases(lines));
+                }
+                Answer::Directory(Vec::new())
+            }
+            Op::Claim { task, by: _, ttl_ms } => {
+                let until_ms = data.claims.entry(key(&task)).or_default();
+                let free = *until_ms <= now_ms;
+                if free {
+                    *until_ms = now_ms + ttl_ms;
+                }
+                Answer::Taken(free)
+            }
+        })
+    }
+
+    pub fn takes_connections(&self, now_ns: u64) -> bool {
+        now_ns >= self.down_until_ns && now_ns >= self.frozen_until_ns
+    }
+
+    /// Is this gateway one that everybody can see and reach?
+    pub fn is_reachable(&self, id: &str, life: Incarnation, ear: ConnId, now_ms: u64) -> bool {
+        self.lease(id, now_ms)
+            .is_some_and(|lease| lease.incarnation == life && lease.state == LeaseState::Synced)
+            && self.is_heard(ear, &Channel::All)
+            && self.is_heard(ear, &Channel::Gateway(id.into(), life))
+    }
+}
