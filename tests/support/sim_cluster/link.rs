@@ -68,7 +68,9 @@ impl<T> Pipe<T> {
     }
 
     fn pop(&mut self, now_ns: u64) -> Option<T> {
-        self.queue.pop_front_if(|(due, _)| *due <= now_ns).map(|(_, what)| what)
+        let (due, _) = self.queue.front()?;
+        let is_due = *due <= now_ns;
+        is_due.then(|| self.queue.pop_front()).flatten().map(|(_, what)| what)
     }
 
     fn due_ns(&self) -> Option<u64> {
