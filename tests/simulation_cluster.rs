@@ -154,7 +154,7 @@ fn run(chance: Chance, faults: &[Fault], rounds: usize, round_ms: u64) {
 
 #[test]
 fn all_is_well() {
-    seeds(8, |chance| {
+    seeds(4, |chance| {
         let mut world = world(chance, &[]);
         for _ in 0..2 {
             world.live(5_000);
@@ -168,5 +168,5 @@ fn all_is_well() {
 
 #[test]
 fn anything_may_fail() {
-    seeds(10, |chance| run(chance, &Fault::ALL, 2, 20_000));
+    seeds(4, |chance| run(chance, &Fault::ALL, 2, 20_000));
 }

@@ -68,7 +68,10 @@ impl<T> Pipe<T> {
     }
 
     fn pop(&mut self, now_ns: u64) -> Option<T> {
-        self.queue.pop_front_if(|(due, _)| *due <= now_ns).map(|(_, what)| what)
+        if self.due_ns()? > now_ns {
+            return None;
+        }
+        self.queue.pop_front().map(|(_, what)| what)
     }
 
     fn due_ns(&self) -> Option<u64> {
