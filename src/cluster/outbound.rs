@@ -161,6 +161,13 @@ impl Destination {
     }
 }
 
+fn destination(all: &mut BTreeMap<Berth, Destination>, berth: Berth, used: u32) -> &mut Destination {
+    all.entry(berth).or_insert_with(|| Destination {
+        sequence: used,
+        ..Destination::default()
+    })
+}
+
 /// A packet to be sent.
 #[derive(Debug)]
 pub struct Outgoing {
@@ -178,6 +185,9 @@ pub struct Outgoing {
 #[derive(Debug, Default)]
 pub struct Outbound {
     destinations: BTreeMap<Berth, Destination>,
+    /// The highest number of a packet to a gateway that is gone. Should one come back whom we had taken for dead, it
+    /// still knows the numbers of before, and takes none twice: all who are new begin here.
+    used: u32,
     acks: Acks,
     verdicts: Vec<Verdict>,
 }
@@ -210,7 +220,7 @@ impl Outbound {
         });
         let mut result = Ok(());
         for berth in berths {
-            let destination = self.destinations.entry(*berth).or_default();
+            let destination = destination(&mut self.destinations, *berth, self.used);
             if destination.waiting_bytes >= WAITING_BYTES_MAX {
                 result = Err(TooMuchWaits);
                 if let Some(ack) = ack {
@@ -232,7 +242,7 @@ impl Outbound {
 
     /// Adds what became of a packet of the gateway at `berth`.
     pub fn confirm(&mut self, origin: Origin<'_>, berth: Berth, confirm: &Confirm) {
-        let destination = self.destinations.entry(berth).or_default();
+        let destination = destination(&mut self.destinations, berth, self.used);
         let open = destination.room();
         let before = open.builder.len();
         open.builder.confirm(origin, confirm);
@@ -362,6 +372,7 @@ impl Outbound {
         let Some(destination) = self.destinations.remove(&berth) else {
             return 0;
         };
+        self.used = self.used.max(destination.sequence);
         let unsent = destination.closed.into_iter().chain([destination.open]);
         let mut messages = 0;
         for (_, ack) in destination.unconfirmed.into_iter().flat_map(|sent| sent.wanting) {

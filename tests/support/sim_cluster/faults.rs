@@ -31,6 +31,8 @@ pub enum Fault {
     Stall,
     /// A shard stands still.
     StallShard,
+    /// All shards of a gateway stand still until faults end. Not among those that come by chance.
+    StallShards,
 }
 
 impl Fault {
@@ -51,7 +53,7 @@ impl Fault {
     ];
 
     fn name(self) -> &'static str {
-        const NAMES: [&str; 13] = [
+        const NAMES: [&str; 14] = [
             "restart empty",
             "restart old",
             "cut",
@@ -65,6 +67,7 @@ impl Fault {
             "drain",
             "stall",
             "stall shard",
+            "stall shards",
         ];
         NAMES[self as usize]
     }
@@ -215,6 +218,12 @@ impl World {
                 let shard = chance.below(gateway.shards.len());
                 gateway.shards[shard].stalled_until_ns = now_ns + spell_ns;
                 self.books.frozen.push((now_ns, now_ns + spell_ns));
+            }
+            Fault::StallShards => {
+                for shard in &mut gateway.shards {
+                    shard.stalled_until_ns = u64::MAX;
+                }
+                self.books.frozen.push((now_ns, u64::MAX));
             }
             _ => unreachable!("done above"),
         }

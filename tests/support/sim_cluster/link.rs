@@ -68,9 +68,10 @@ impl<T> Pipe<T> {
     }
 
     fn pop(&mut self, now_ns: u64) -> Option<T> {
-        let (due, _) = self.queue.front()?;
-        let is_due = *due <= now_ns;
-        is_due.then(|| self.queue.pop_front()).flatten().map(|(_, what)| what)
+        if self.due_ns()? > now_ns {
+            return None;
+        }
+        self.queue.pop_front().map(|(_, what)| what)
     }
 
     fn due_ns(&self) -> Option<u64> {
