@@ -1,13 +1,16 @@
 //! What the store's answers mean.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::store::{Answer, Channel, Incarnation, Op, StoreEvent};
 use super::{Cluster, LOCATES_MAX, Purpose, Query};
 use crate::cluster::outbound::Lost;
 use crate::cluster::presence::{Sweep, Swept};
+use crate::ids::ShardId;
 use crate::lanes::{Item, Location};
 use crate::metrics::ClusterDrop;
+use crate::router::UserHash;
 use crate::router::locations::{Berth, Places};
 
 impl Cluster {
@@ -42,28 +45,41 @@ impl Cluster {
                     self.forget(&user);
                 }
             }
-            StoreEvent::ForgetAll => self.forget_all(),
+            StoreEvent::ForgetAll => self.handle_flushed(),
         }
     }
 
     fn handle_connected(&mut self) {
         let now_ms = self.now.mono_ms();
         self.connected = true;
+        self.trouble = None;
         // Whatever was asked before is asked again: nothing that was under way counts any more.
         self.fail_everything();
-        self.sent.clear();
+        for (purpose, _) in std::mem::take(&mut self.sent).into_values() {
+            if let Purpose::Orders(orders) = purpose {
+                self.metrics().dropped(ClusterDrop::OrderRedisAway, orders);
+            }
+        }
         self.requests.clear();
         self.directory_due_ms = 0;
         self.directory_asked = false;
         self.claiming = false;
         self.sweep = None;
-        self.probe.under_way = false;
+        self.probe.restart();
         self.forget_all();
         self.membership.redis_there();
         if self.was_member {
             self.directory.redis_returned(now_ms);
             self.rebuild_presence();
         }
+    }
+
+    /// Somebody may have emptied the store: leases and directory, too.
+    fn handle_flushed(&mut self) {
+        self.forget_all();
+        self.membership.challenged();
+        self.directory.redis_returned(self.now.mono_ms());
+        self.directory_due_ms = 0;
     }
 
     fn rebuild_presence(&mut self) {
@@ -123,12 +139,12 @@ impl Cluster {
             }
             Purpose::Directory => self.handle_directory(&answers),
             Purpose::Presence => self.book.handle_written(&answers, now_ms),
-            Purpose::IndexScan => match answers.into_iter().next() {
+            Purpose::IndexScan(round) => match answers.into_iter().next() {
                 Some(Answer::Users { cursor, users }) => {
                     self.check_users(&users);
-                    self.book.handle_scanned(Some(cursor), now_ms);
+                    self.book.handle_scanned(round, Some(cursor), now_ms);
                 }
-                _ => self.book.handle_scanned(None, now_ms),
+                _ => self.book.handle_scanned(round, None, now_ms),
             },
             Purpose::Locate(_) | Purpose::Query(_) if self.names_strangers(&answers) => {
                 self.directory_due_ms = 0;
@@ -143,20 +159,23 @@ impl Cluster {
             } => {
                 let result = self.judge_packet(berth, &answers);
                 if result.is_err() {
-                    self.metrics().dropped(ClusterDrop::MessageGatewayGone, messages.into());
+                    let why = match answers.first() {
+                        Some(Answer::Count(_)) => ClusterDrop::MessageGatewayGone,
+                        _ => ClusterDrop::MessageRedisAway,
+                    };
+                    self.metrics().dropped(why, messages.into());
                 }
                 self.outbound.handle_published(berth, sequence, result);
             }
-            Purpose::Order => {
+            Purpose::Orders(orders) => {
                 if !matches!(answers.first(), Some(Answer::Count(_))) {
-                    self.metrics().dropped(ClusterDrop::OrderRedisAway, 1);
+                    self.metrics().dropped(ClusterDrop::OrderRedisAway, orders);
                 }
             }
             Purpose::Probe => {
                 if answers.first() == Some(&Answer::Count(0)) {
                     // Nobody heard it, not even we.
                     self.subscribe_anew();
-                    self.follow_membership();
                 }
             }
             Purpose::SweepClaim(target) => {
@@ -167,6 +186,13 @@ impl Cluster {
                 }
             }
             Purpose::SweepScan => self.handle_swept(answers),
+            Purpose::LastLook => {
+                let me = self.membership.incarnation();
+                if matches!(answers.first(), Some(Answer::Lease(Some(lease))) if lease.incarnation == me) {
+                    let id = Arc::clone(self.membership.id());
+                    self.request(Purpose::Farewell, vec![Op::LeaseDrop { id }]);
+                }
+            }
             Purpose::SweepClear | Purpose::Farewell | Purpose::Abandoned => {}
         }
     }
@@ -303,17 +329,14 @@ impl Cluster {
 
     /// These users may be written down: their shards say who of them is not here.
     pub(super) fn check_users(&mut self, users: &[Arc<str>]) {
-        for shard in self.all_shards() {
-            let homes = &self.homes;
-            let here: Vec<_> = users
-                .iter()
-                .map(|user| (homes.hash(user), &**user))
-                .filter(|(hash, _)| homes.home(*hash) == shard)
-                .collect();
-            if !here.is_empty() {
-                self.lanes
-                    .say_of_users(shard, here.into_iter(), |users| Item::CheckUsers { users });
-            }
+        let mut homes: BTreeMap<ShardId, Vec<(UserHash, &str)>> = BTreeMap::new();
+        for user in users {
+            let hash = self.homes.hash(user);
+            homes.entry(self.homes.home(hash)).or_default().push((hash, user));
+        }
+        for (shard, users) in homes {
+            self.lanes
+                .say_of_users(shard, users.into_iter(), |users| Item::CheckUsers { users });
         }
     }
 

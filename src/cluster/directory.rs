@@ -23,6 +23,8 @@ struct Gateway {
     /// As its lease says; `None` while it was heard of, but not seen in the directory yet.
     state: Option<LeaseState>,
     deaf_since_ms: Option<u64>,
+    /// As its lease last said.
+    renewals: u64,
     /// Seen without a lease by the last reading.
     lapsed: bool,
 }
@@ -65,6 +67,7 @@ impl Directory {
                 incarnation,
                 state: None,
                 deaf_since_ms: None,
+                renewals: 0,
                 lapsed: false,
             },
         );
@@ -125,10 +128,17 @@ impl Directory {
 
     /// Redis came back, perhaps with nothing in it: who was there before is missing until seen again.
     pub fn redis_returned(&mut self, now_ms: u64) {
-        let live = self.gateways.values().filter(|gateway| {
-            matches!(gateway.state, Some(LeaseState::Syncing | LeaseState::Synced)) && gateway.deaf_since_ms.is_none()
-        });
-        self.missing = live.map(|gateway| Arc::clone(&gateway.id)).collect();
+        // Twice in a row: who has not come back since the first time is missed still.
+        if now_ms >= self.missing_until_ms {
+            self.missing.clear();
+        }
+        let live = self
+            .gateways
+            .values()
+            .filter(|gateway| matches!(gateway.state, Some(LeaseState::Syncing | LeaseState::Synced)));
+        self.missing.extend(live.map(|gateway| Arc::clone(&gateway.id)));
+        self.missing.sort_unstable();
+        self.missing.dedup();
         self.missing_until_ms = now_ms + RETURN_MS;
         self.lapsed.clear();
     }
@@ -162,6 +172,11 @@ impl Directory {
             self.missing.retain(|id| *id != line.id);
             if let Some(gateway) = self.gateways.get_mut(&berth) {
                 gateway.lapsed = false;
+                // Whoever renews lives, and hears again by now.
+                if lease.renewals > gateway.renewals {
+                    gateway.deaf_since_ms = None;
+                }
+                gateway.renewals = lease.renewals;
                 let counted = matches!(gateway.state, Some(LeaseState::Syncing | LeaseState::Synced));
                 let counts = lease.state != LeaseState::Leaving;
                 changes.changed |= counted != counts;

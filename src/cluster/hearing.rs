@@ -52,6 +52,12 @@ impl Cluster {
         } else {
             None
         };
+        if packet.sequence == 0
+            && let Some(berth) = self.directory.find(packet.origin.incarnation)
+        {
+            // Whoever says "look" has just subscribed.
+            self.directory.heard(berth);
+        }
         let mut parts = Parts::default();
         loop {
             match packet.next_item() {
@@ -109,11 +115,8 @@ impl Cluster {
                 self.instructions.push_back(Instruction::CloseUser { user, reason });
             }
             (PacketItem::Probe { nonce }, None) => {
-                if nonce == self.probe.nonce && self.probe.under_way {
-                    self.probe.under_way = false;
-                    self.probe.lost = false;
-                    let took = self.now.mono_ns.saturating_sub(self.probe.sent_ns);
-                    self.metrics().probe_ns.set(took);
+                if let Some(took_ns) = self.probe.handle_back(nonce, self.now) {
+                    self.metrics().probe_ns.set(took_ns);
                 }
             }
             (PacketItem::Look, _) => self.directory_due_ms = 0,
@@ -128,7 +131,11 @@ impl Cluster {
     fn handle_message(&mut self, to: &str, frame: &[u8], wants_confirm: bool, parts: &mut Parts) {
         self.metrics().messages_received.inc();
         let place = parts.place;
-        parts.place += 1;
+        let Some(next) = place.checked_add(1) else {
+            parts.broken = true;
+            return;
+        };
+        parts.place = next;
         parts.wants_confirm |= wants_confirm;
         let hash = self.homes.hash(to);
         let home = self.homes.home(hash);

@@ -104,7 +104,7 @@ mod tests {
         assert!(inbound.is_next(a, 5) && inbound.is_next(a, 6) && !inbound.is_next(a, 6) && !inbound.is_next(a, 4));
         assert!(inbound.is_next(a, 9) && inbound.is_next(b, 1));
         inbound.gone(a);
-        assert!(inbound.is_next(a, u32::MAX) && inbound.is_next(a, 0) && !inbound.is_next(a, u32::MAX));
+        assert!(inbound.is_next(a, u32::MAX) && inbound.is_next(a, 1) && !inbound.is_next(a, u32::MAX));
         assert!(!inbound.is_next(b, 1));
         inbound.begin_channel();
         assert!(inbound.is_next(b, 1));

@@ -194,8 +194,12 @@ impl Membership {
 
     /// Our channels are heard.
     pub fn subscribed(&mut self, now_ms: u64) {
+        // A question under way stays so.
         if self.stage == Stage::Entering {
-            self.go(Stage::Member, now_ms + self.times.renew_ms);
+            self.stage = Stage::Member;
+            if !self.asked && !self.state_changed && !self.read_as_ours {
+                self.due_ms = self.due_ms.min(now_ms + self.times.renew_ms);
+            }
         }
     }
 
@@ -217,6 +221,7 @@ impl Membership {
         if self.state != state && self.state != LeaseState::Leaving {
             self.state = state;
             self.state_changed = true;
+            self.due_ms = 0;
         }
     }
 
@@ -273,8 +278,7 @@ impl Membership {
 
     /// What to ask now; one request at a time. Its answers go to [`Membership::handle_answers`].
     pub fn poll_ops(&mut self, now_ms: u64) -> Option<Vec<Op>> {
-        let urgent = self.state_changed && matches!(self.stage, Stage::Member | Stage::Entering);
-        if self.asked || (now_ms < self.due_ms && !urgent) {
+        if self.asked || now_ms < self.due_ms {
             return None;
         }
         let id = Arc::clone(&self.id);
@@ -354,7 +358,12 @@ impl Membership {
             }
             (Stage::Entering | Stage::Member, _) => {
                 self.handle_written();
-                self.due_ms = now_ms + self.times.renew_ms;
+                // A state that changed meanwhile is written at once.
+                self.due_ms = if self.state_changed {
+                    now_ms
+                } else {
+                    now_ms + self.times.renew_ms
+                };
             }
             _ => {}
         }
@@ -413,8 +422,7 @@ impl Membership {
 
     /// When there is something to ask without anything happening before.
     pub fn poll_timeout(&self) -> Option<u64> {
-        let urgent = self.state_changed && matches!(self.stage, Stage::Member | Stage::Entering);
-        (self.stage != Stage::Away && !self.asked).then_some(if urgent { 0 } else { self.due_ms })
+        (self.stage != Stage::Away && !self.asked).then_some(self.due_ms)
     }
 }
 

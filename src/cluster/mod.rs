@@ -13,6 +13,7 @@
 //! | [`presence`] | writing down who is here, and sweeping it |
 //! | [`outbound`] | packets to others, and who wants to hear |
 //! | [`inbound`] | packets of others |
+//! | [`probe`] | whether we are heard |
 //! | `answers` | what answers of the store mean |
 //! | `hearing` | what is heard on channels |
 
@@ -24,6 +25,7 @@ pub mod membership;
 pub mod outbound;
 pub mod packet;
 pub mod presence;
+pub mod probe;
 pub mod store;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -40,12 +42,9 @@ use membership::{LeaseTimes, Membership, Standing};
 use outbound::{Lost, Outbound};
 use packet::PacketBuilder;
 use presence::{PresenceBook, Step, Sweep};
+use probe::Probe;
 use store::{Answer, Channel, Incarnation, LeaseState, Op, Request, Task};
 
-/// A gateway says something on its own channel this often, and should hear it.
-const PROBE_MS: u64 = 1_000;
-/// A probe that is not back after this time is lost: the channel is subscribed anew.
-const PROBE_LOST_MS: u64 = 2_000;
 /// A request that has not been answered for this long: whoever waits gets told so.
 const SLOW_MS: u64 = 1_000;
 /// Users asked for in one request.
@@ -59,7 +58,8 @@ enum Purpose {
     Membership,
     Directory,
     Presence,
-    IndexScan,
+    /// Of this round of writing everything.
+    IndexScan(u32),
     Locate(Vec<Arc<str>>),
     Query(Query),
     Packet {
@@ -67,11 +67,14 @@ enum Purpose {
         sequence: u32,
         messages: u16,
     },
-    Order,
+    /// So many orders; the packet may say more.
+    Orders(u64),
     Probe,
     SweepClaim(Incarnation),
     SweepScan,
     SweepClear,
+    /// Is the lease still ours?
+    LastLook,
     Farewell,
     /// Nobody waits for it any more. It still tells whether Redis answers.
     Abandoned,
@@ -95,16 +98,6 @@ pub enum Subscription {
     End(Channel),
 }
 
-/// The last probe.
-#[derive(Debug, Default)]
-struct Probe {
-    nonce: u64,
-    sent_ns: u64,
-    under_way: bool,
-    due_ms: u64,
-    lost: bool,
-}
-
 /// This gateway as one of many. Owned by the control thread.
 #[derive(Debug)]
 pub struct Cluster {
@@ -120,7 +113,9 @@ pub struct Cluster {
     outbound: Outbound,
     inbound: Inbound,
     /// For all gateways.
-    orders: PacketBuilder,
+    orders: Vec<Instruction>,
+    /// The others should look at the directory.
+    look: bool,
     /// For all shards, from other gateways.
     instructions: VecDeque<Instruction>,
     homes: HomeMap,
@@ -182,7 +177,8 @@ impl Cluster {
             past: Vec::new(),
             outbound: Outbound::default(),
             inbound: Inbound::default(),
-            orders: PacketBuilder::default(),
+            orders: Vec::new(),
+            look: false,
             instructions: VecDeque::new(),
             lanes: Lanes::new(
                 crate::lanes::control_place(homes.shards()),
@@ -231,6 +227,11 @@ impl Cluster {
         self.membership.standing() == Standing::IdTaken
     }
 
+    /// True if Redis can be asked.
+    pub fn is_connected(&self) -> bool {
+        self.connected
+    }
+
     /// The last words of a store that could not be asked, or refused.
     pub fn trouble(&self) -> Option<&str> {
         self.trouble.as_deref()
@@ -257,12 +258,12 @@ impl Cluster {
         self.left
     }
 
-    /// The end: gives the lease back; [`Cluster::is_idle`] tells when that is done. What is still written down then is
-    /// swept by others.
+    /// The end: gives the lease back if it is still ours; [`Cluster::is_idle`] tells when that is done. What is still
+    /// written down then is swept by others.
     pub fn finish(&mut self) {
         if matches!(self.membership.standing(), Standing::Entering | Standing::Member) {
             let id = Arc::clone(self.membership.id());
-            self.request(Purpose::Farewell, vec![Op::LeaseDrop { id }]);
+            self.request(Purpose::LastLook, vec![Op::LeaseRead { id }]);
             self.finished = true;
         }
     }
@@ -330,6 +331,12 @@ impl Cluster {
                         client_id: batch.text(ack.client_id),
                         message_id: ack.message_id,
                     });
+                    // The shard did not know yet.
+                    if !self.is_up() {
+                        self.metrics().dropped(ClusterDrop::MessageRedisAway, 1);
+                        self.outbound.fail(wanted);
+                        continue;
+                    }
                     let sent = self.outbound.message(
                         self.membership.origin(),
                         route.places.as_slice(),
@@ -374,7 +381,7 @@ impl Cluster {
                     }
                 }
                 Item::PresenceLost => self.book.lost(self.now.mono_ms()),
-                Item::UsersListed { next } => self.book.handle_listed(from.0, next),
+                Item::UsersListed { round, next } => self.book.handle_listed(round, from.0, next),
                 Item::PacketDone { packet, missed } => {
                     if let Some((berth, confirm)) = self.inbound.handle_done(packet, &missed) {
                         self.outbound.confirm(self.membership.origin(), berth, &confirm);
@@ -390,11 +397,7 @@ impl Cluster {
         if !self.is_up() {
             return self.metrics().dropped(ClusterDrop::OrderRedisAway, 1);
         }
-        let origin = self.membership.origin();
-        match instruction {
-            Instruction::Broadcast(frame) => self.orders.broadcast(origin, frame),
-            Instruction::CloseUser { user, reason } => self.orders.close_user(origin, user, reason.code()),
-        }
+        self.orders.push(instruction.clone());
     }
 
     /// The next thing that another gateway wants all shards to do.
@@ -413,7 +416,7 @@ impl Cluster {
             self.ask_places();
             self.send_packets(now_ms);
             self.send_orders();
-            self.send_probe(now_ms);
+            self.send_probe();
             self.sweep(now_ms);
         }
         let unconfirmed = self.outbound.handle_timeouts(now_ms);
@@ -424,6 +427,14 @@ impl Cluster {
         metrics.gateways.set(self.directory.len() as u64);
         metrics.presence_pending.set(self.book.pending() as u64);
         metrics.acks_waiting.set(self.outbound.waiting() as u64);
+        // A probe that takes longer than the last one did is shown before it is back.
+        if let Some(ns) = self
+            .probe
+            .under_way_ns(self.now)
+            .filter(|ns| *ns > metrics.probe_ns.get())
+        {
+            metrics.probe_ns.set(ns);
+        }
         self.lanes.flush();
     }
 
@@ -434,9 +445,7 @@ impl Cluster {
         if let Some(ops) = self.membership.poll_ops(now_ms) {
             self.request(Purpose::Membership, ops);
         }
-        if self.membership.poll_announcement() {
-            self.orders.look(self.membership.origin());
-        }
+        self.look |= self.membership.poll_announcement();
         self.follow_membership();
     }
 
@@ -461,10 +470,9 @@ impl Cluster {
         if standing == Standing::Entering && hears_all {
             self.membership.subscribed(self.now.mono_ms());
             self.was_member = true;
-            self.probe = Probe {
-                nonce: self.probe.nonce,
-                ..Probe::default()
-            };
+            self.probe.restart();
+            // Whoever found us deaf may try again.
+            self.look = true;
         } else if standing == Standing::Member && !hears_all {
             self.membership.unsubscribed();
         }
@@ -486,13 +494,18 @@ impl Cluster {
         }
         if !self.leaving && !self.lanes.is_empty() {
             match self.book.poll_step(now_ms) {
-                Some(Step::List { shard, from, count }) => {
-                    self.lanes.say(ShardId(shard), Item::ListUsers { from, count });
+                Some(Step::List {
+                    round,
+                    shard,
+                    from,
+                    count,
+                }) => {
+                    self.lanes.say(ShardId(shard), Item::ListUsers { round, from, count });
                 }
                 Some(Step::Check(users)) => self.check_users(&users),
-                Some(Step::Scan { cursor }) => {
+                Some(Step::Scan { round, cursor }) => {
                     let owner = self.membership.incarnation();
-                    self.request(Purpose::IndexScan, vec![Op::IndexScan { owner, cursor }]);
+                    self.request(Purpose::IndexScan(round), vec![Op::IndexScan { owner, cursor }]);
                 }
                 None => {}
             }
@@ -542,44 +555,53 @@ impl Cluster {
     }
 
     fn send_orders(&mut self) {
-        if !self.orders.is_empty() && self.is_member() {
-            let payload = std::mem::take(&mut self.orders).close(0);
-            let channel = Channel::All;
-            self.request(Purpose::Order, vec![Op::Publish { channel, payload }]);
-        }
-    }
-
-    fn send_probe(&mut self, now_ms: u64) {
-        if !self.is_member() {
-            return;
-        }
-        if self.probe.under_way && now_ms >= self.probe.sent_ns / 1_000_000 + PROBE_LOST_MS {
-            self.probe.lost = true;
-            self.subscribe_anew();
-        }
-        if now_ms < self.probe.due_ms {
+        if !self.is_member() || (self.orders.is_empty() && !self.look) {
             return;
         }
         let mut packet = PacketBuilder::default();
-        self.probe.nonce += 1;
-        self.probe.sent_ns = self.now.mono_ns;
-        self.probe.under_way = true;
-        self.probe.due_ms = now_ms + if self.probe.lost { PROBE_LOST_MS } else { PROBE_MS };
-        packet.probe(self.membership.origin(), self.probe.nonce);
+        let origin = self.membership.origin();
+        if std::mem::take(&mut self.look) {
+            packet.look(origin);
+        }
+        let orders = std::mem::take(&mut self.orders);
+        for order in &orders {
+            match order {
+                Instruction::Broadcast(frame) => packet.broadcast(origin, frame),
+                Instruction::CloseUser { user, reason } => packet.close_user(origin, user, reason.code()),
+            }
+        }
         let op = Op::Publish {
-            channel: self.membership.channel(),
+            channel: Channel::All,
             payload: packet.close(0),
         };
-        self.request(Purpose::Probe, vec![op]);
+        self.request(Purpose::Orders(orders.len() as u64), vec![op]);
+    }
+
+    fn send_probe(&mut self) {
+        if !self.is_member() {
+            return;
+        }
+        if self.probe.handle_timeout(self.now) {
+            self.subscribe_anew();
+        } else if let Some(nonce) = self.probe.poll(self.now) {
+            let mut packet = PacketBuilder::default();
+            packet.probe(self.membership.origin(), nonce);
+            let op = Op::Publish {
+                channel: self.membership.channel(),
+                payload: packet.close(0),
+            };
+            self.request(Purpose::Probe, vec![op]);
+        }
     }
 
     /// The subscription seems to be there, but nothing comes: another one.
     fn subscribe_anew(&mut self) {
-        self.probe.under_way = false;
+        self.probe.restart();
         if let Some(channel) = self.channel.clone() {
             self.heard.retain(|heard| *heard != channel);
             self.subscriptions.push_back(Subscription::End(channel.clone()));
             self.subscriptions.push_back(Subscription::Begin(channel));
+            self.follow_membership();
         }
     }
 
@@ -627,7 +649,7 @@ impl Cluster {
             Standing::Entering if self.was_member => ClusterHealth::Deaf,
             Standing::Entering => ClusterHealth::Joining,
             Standing::Member if slow => ClusterHealth::Slow,
-            Standing::Member if self.probe.lost => ClusterHealth::ProbeLost,
+            Standing::Member if self.probe.is_lost() => ClusterHealth::ProbeLost,
             Standing::Member if self.book.refused().is_some() => ClusterHealth::Refusing,
             Standing::Member => ClusterHealth::Member,
         };
@@ -652,6 +674,9 @@ impl Cluster {
     fn fail_everything(&mut self) {
         let unsent = self.outbound.redis_away();
         self.metrics().dropped(ClusterDrop::MessageRedisAway, unsent);
+        // What was meant for now must not happen at some later time.
+        let orders = std::mem::take(&mut self.orders).len() as u64;
+        self.metrics().dropped(ClusterDrop::OrderRedisAway, orders);
         self.to_locate.clear();
         let mut given_up: Vec<Purpose> = std::mem::take(&mut self.deferred)
             .into_iter()
@@ -730,10 +755,9 @@ impl Cluster {
         let membership = self.membership.poll_timeout().filter(|_| self.connected);
         let when = |yes: bool, due: Option<u64>| if yes { due } else { None };
         let directory = when(entered && !self.directory_asked, Some(self.directory_due_ms));
-        let probe = when(self.connected && standing == Standing::Member, Some(self.probe.due_ms));
-        let probe_back = when(
-            probe.is_some() && self.probe.under_way,
-            Some(self.probe.sent_ns / 1_000_000 + PROBE_LOST_MS),
+        let probe = when(
+            self.connected && standing == Standing::Member,
+            Some(self.probe.poll_timeout()),
         );
         // Who leaves lists nobody any more, but writes what it has.
         let book = match self.leaving {
@@ -743,7 +767,7 @@ impl Cluster {
         let book = when(entered && !self.lanes.is_empty(), book);
         let sweep = when(entered, self.sweep.as_ref().and_then(Sweep::poll_timeout));
         let confirm = self.outbound.poll_timeout();
-        let all = [slow, membership, directory, probe, probe_back, book, sweep, confirm];
+        let all = [slow, membership, directory, probe, book, sweep, confirm];
         all.into_iter().flatten().min()
     }
 }

@@ -240,6 +240,17 @@ impl Outbound {
         result
     }
 
+    /// A message that could not even be put into a packet.
+    pub fn fail(&mut self, wanted: Option<Wanted<'_>>) {
+        self.verdicts.extend(wanted.map(|wanted| Verdict {
+            shard: wanted.shard,
+            conn: wanted.conn,
+            client_id: wanted.client_id.into(),
+            message_id: wanted.message_id,
+            status: AckStatus::Failed,
+        }));
+    }
+
     /// Adds what became of a packet of the gateway at `berth`.
     pub fn confirm(&mut self, origin: Origin<'_>, berth: Berth, confirm: &Confirm) {
         let destination = destination(&mut self.destinations, berth, self.used);
@@ -261,7 +272,8 @@ impl Outbound {
             .unwrap_or_else(|| std::mem::take(&mut destination.open));
         destination.waiting_bytes -= open.builder.len();
         destination.under_way += 1;
-        destination.sequence = destination.sequence.wrapping_add(1);
+        // 0 is for packets without a number.
+        destination.sequence = destination.sequence.wrapping_add(1).max(1);
         let sequence = destination.sequence;
         if !open.wanting.is_empty() {
             destination.unconfirmed.push_back(Sent {
@@ -296,10 +308,16 @@ impl Outbound {
 
     /// The other gateway said what became of a packet.
     pub fn handle_confirm(&mut self, berth: Berth, confirm: &Confirm) {
+        let sorted = |places: &[u16]| {
+            let mut places = places.to_vec();
+            places.sort_unstable();
+            places
+        };
+        let (missed, failed) = (sorted(&confirm.missed), sorted(&confirm.failed));
         self.settle_packet(berth, confirm.sequence, |place| {
-            if confirm.refused || confirm.failed.contains(&place) {
+            if confirm.refused || failed.binary_search(&place).is_ok() {
                 Fate::Failed
-            } else if confirm.missed.contains(&place) {
+            } else if missed.binary_search(&place).is_ok() {
                 Fate::Missed
             } else {
                 Fate::Taken
@@ -372,7 +390,9 @@ impl Outbound {
         let Some(destination) = self.destinations.remove(&berth) else {
             return 0;
         };
-        self.used = self.used.max(destination.sequence);
+        if destination.sequence.wrapping_sub(self.used) < 1 << 31 {
+            self.used = destination.sequence;
+        }
         let unsent = destination.closed.into_iter().chain([destination.open]);
         let mut messages = 0;
         for (_, ack) in destination.unconfirmed.into_iter().flat_map(|sent| sent.wanting) {

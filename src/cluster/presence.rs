@@ -51,6 +51,8 @@ enum Rebuild {
 pub enum Step {
     /// A shard for its users.
     List {
+        /// Which writing of everything this is part of.
+        round: u32,
         /// Which shard.
         shard: u16,
         /// From this place on.
@@ -62,6 +64,8 @@ pub enum Step {
     Check(Vec<Arc<str>>),
     /// The store for a part of our index.
     Scan {
+        /// Which writing of everything this is part of.
+        round: u32,
         /// From here on.
         cursor: u64,
     },
@@ -84,6 +88,8 @@ pub struct PresenceBook {
     /// Users who were written lately when trouble came.
     doubtful: BTreeSet<Arc<str>>,
     rebuild: Rebuild,
+    /// Counts the times that everything was to be written: a late answer is not taken for one to a later question.
+    round: u32,
     /// The entries of an earlier time may be in the store, and some of them wrong.
     check_wanted: bool,
     step_due_ms: u64,
@@ -105,6 +111,7 @@ impl PresenceBook {
             recent_until_ms: 0,
             doubtful: BTreeSet::new(),
             rebuild: Rebuild::Done,
+            round: 0,
             check_wanted: false,
             step_due_ms: 0,
             refused: None,
@@ -146,12 +153,17 @@ impl PresenceBook {
         self.pending.clear();
         self.unlist.clear();
         self.writing = false;
-        self.rebuild = Rebuild::Due(now_ms);
+        self.begin_round(now_ms);
         if same {
             BTreeSet::new()
         } else {
             std::mem::take(&mut self.doubtful)
         }
+    }
+
+    fn begin_round(&mut self, due_ms: u64) {
+        self.round = self.round.wrapping_add(1);
+        self.rebuild = Rebuild::Due(due_ms);
     }
 
     fn doubt_recent(&mut self) {
@@ -163,7 +175,7 @@ impl PresenceBook {
     /// A shard lost changes.
     pub fn lost(&mut self, now_ms: u64) {
         self.check_wanted = true;
-        self.rebuild = Rebuild::Due(now_ms);
+        self.begin_round(now_ms);
     }
 
     /// True if nothing waits to be written.
@@ -224,6 +236,11 @@ impl PresenceBook {
     pub fn handle_written(&mut self, answers: &[Answer], now_ms: u64) {
         self.writing = false;
         let failure = answers.iter().find_map(|answer| match answer {
+            // Somebody else's key stands where one user's should: that is no reason to write the others again.
+            Answer::Failed(failure) if failure.text.contains("WRONGTYPE") => {
+                log::warn!("a user's presence cannot be written: {}", failure.text);
+                None
+            }
             Answer::Failed(failure) => Some(failure),
             _ => None,
         });
@@ -271,17 +288,23 @@ impl PresenceBook {
             Rebuild::Listing { shard, from, asked } if !*asked => {
                 *asked = true;
                 Step::List {
+                    round: self.round,
                     shard: *shard,
                     from: *from,
                     count: STEP_USERS,
                 }
             }
             Rebuild::Checking { asked: false, .. } if !self.doubtful.is_empty() => {
-                Step::Check(std::mem::take(&mut self.doubtful).into_iter().collect())
+                let users = &mut self.doubtful;
+                let step = std::iter::from_fn(|| users.pop_first()).take(STEP_USERS as usize);
+                Step::Check(step.collect())
             }
             Rebuild::Checking { cursor, asked } if !*asked => {
                 *asked = true;
-                Step::Scan { cursor: *cursor }
+                Step::Scan {
+                    round: self.round,
+                    cursor: *cursor,
+                }
             }
             _ => return None,
         };
@@ -290,7 +313,10 @@ impl PresenceBook {
     }
 
     /// A shard told the users of a step.
-    pub fn handle_listed(&mut self, shard: u16, next: Option<u32>) {
+    pub fn handle_listed(&mut self, round: u32, shard: u16, next: Option<u32>) {
+        if round != self.round {
+            return;
+        }
         let Rebuild::Listing {
             shard: at,
             from,
@@ -314,11 +340,12 @@ impl PresenceBook {
     }
 
     /// A part of our index was read; its users were sent to their shards to be looked for.
-    pub fn handle_scanned(&mut self, next: Option<u64>, now_ms: u64) {
-        if let Rebuild::Checking {
-            cursor,
-            asked: asked @ true,
-        } = &mut self.rebuild
+    pub fn handle_scanned(&mut self, round: u32, next: Option<u64>, now_ms: u64) {
+        if round == self.round
+            && let Rebuild::Checking {
+                cursor,
+                asked: asked @ true,
+            } = &mut self.rebuild
         {
             *asked = false;
             match next {
@@ -515,6 +542,7 @@ mod tests {
         let mut now = RETRY_MS;
         let list = |shard, from| {
             Some(Step::List {
+                round: 1,
                 shard,
                 from,
                 count: STEP_USERS,
@@ -522,15 +550,17 @@ mod tests {
         };
         assert_eq!(book.poll_step(now), list(0, 0));
         assert_eq!(book.poll_step(now + STEP_MS), None, "not answered yet");
-        book.handle_listed(0, Some(500));
+        book.handle_listed(0, 0, Some(9));
+        assert_eq!(book.poll_step(now + STEP_MS), None, "an answer of another round");
+        book.handle_listed(1, 0, Some(500));
         assert_eq!(book.poll_step(now), None, "paced");
         now += STEP_MS;
         assert_eq!(book.poll_step(now), list(0, 500));
-        book.handle_listed(0, None);
+        book.handle_listed(1, 0, None);
         now += STEP_MS;
         assert_eq!(book.poll_step(now), list(1, 0));
         book.set("alice", 1);
-        book.handle_listed(1, None);
+        book.handle_listed(1, 1, None);
         assert!(!book.is_written());
         assert_eq!(book.poll_step(now + STEP_MS), None, "alice is not written");
         book.poll_ops(now).unwrap();
@@ -540,11 +570,13 @@ mod tests {
         // Nobody knows what became of her first write, which was refused.
         assert_eq!(book.poll_step(now), Some(Step::Check(vec!["alice".into()])));
         now += STEP_MS;
-        assert_eq!(book.poll_step(now), Some(Step::Scan { cursor: 0 }));
-        book.handle_scanned(Some(3), now);
+        assert_eq!(book.poll_step(now), Some(Step::Scan { round: 1, cursor: 0 }));
+        book.handle_scanned(1, Some(3), now);
         now += STEP_MS;
-        assert_eq!(book.poll_step(now), Some(Step::Scan { cursor: 3 }));
-        book.handle_scanned(Some(0), now);
+        assert_eq!(book.poll_step(now), Some(Step::Scan { round: 1, cursor: 3 }));
+        book.handle_scanned(0, Some(0), now);
+        assert_eq!(book.poll_step(now + STEP_MS), None);
+        book.handle_scanned(1, Some(0), now);
         assert!(book.is_written());
         assert_eq!(book.poll_step(now + STEP_MS), None);
     }
@@ -557,10 +589,13 @@ mod tests {
         // Nobody knows what was written; alice goes while Redis is away.
         assert!(book.rebuild(ME, 10).is_empty());
         assert!(book.poll_step(10).is_some());
-        book.handle_listed(0, None);
+        book.handle_listed(1, 0, None);
         let check = Step::Check(vec!["alice".into()]);
         assert_eq!(book.poll_step(10 + STEP_MS), Some(check));
-        assert_eq!(book.poll_step(10 + 2 * STEP_MS), Some(Step::Scan { cursor: 0 }));
+        assert_eq!(
+            book.poll_step(10 + 2 * STEP_MS),
+            Some(Step::Scan { round: 1, cursor: 0 })
+        );
         book.set("bob", 1);
         book.poll_ops(20).unwrap();
         let left = book.rebuild(Incarnation(8), 30);

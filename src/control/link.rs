@@ -149,7 +149,12 @@ impl Link {
                     return Err(StartError::IdTaken { id });
                 }
                 let servers = config.redis.as_ref().map(|redis| redis.target.servers.to_string());
-                let silent = || format!("Redis at {} does not answer", servers.unwrap_or_default());
+                let what = if self.cluster.is_connected() {
+                    "does not confirm lease or subscription"
+                } else {
+                    "does not answer"
+                };
+                let silent = || format!("Redis at {} {what}", servers.unwrap_or_default());
                 return Err(StartError::NoRedis {
                     cause: self.cluster.trouble().map_or_else(silent, str::to_string),
                     waited: timeout,

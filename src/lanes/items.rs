@@ -117,6 +117,8 @@ pub enum Item {
     PresenceLost,
     /// To the control thread: as many users as were asked for have been told; go on here, if there are more.
     UsersListed {
+        /// As asked.
+        round: u32,
         /// Where to go on.
         next: Option<u32>,
     },
@@ -177,6 +179,8 @@ pub enum Item {
     },
     /// From the control thread: tell some users, from this place on, by [`Item::Presence`], then [`Item::UsersListed`].
     ListUsers {
+        /// Comes back with the answer.
+        round: u32,
         /// 0, or as the last answer said.
         from: u32,
         /// How many places to look at.

@@ -52,6 +52,8 @@ struct Asked {
 #[derive(Debug)]
 struct Held {
     frame: Box<[u8]>,
+    /// A connection here has it.
+    here: bool,
     wanted: Option<HeldWanted>,
 }
 
@@ -98,6 +100,7 @@ impl Remote {
         }
         let held = Held {
             frame: frame.into(),
+            here: asked.here,
             wanted: wanted.map(|wanted| HeldWanted {
                 shard: wanted.shard,
                 conn: wanted.conn,
@@ -140,6 +143,7 @@ impl Remote {
 struct HeldFor<'a> {
     hash: UserHash,
     name: &'a str,
+    here: bool,
 }
 
 struct HeldFull;
@@ -185,7 +189,7 @@ impl Core {
                     self.metrics().dropped(Drop::MessageLaneFull);
                     return delivered.or(Some(AckStatus::Failed));
                 }
-                if remote.hold(HeldFor { hash, name: to }, frame, wanted).is_err() {
+                if remote.hold(HeldFor { hash, name: to, here }, frame, wanted).is_err() {
                     self.metrics().dropped(Drop::MessageHeldFull);
                     return delivered.or(Some(AckStatus::Failed));
                 }
@@ -230,10 +234,10 @@ impl Core {
                     AckStatus::Failed
                 }
             };
+            if status == AckStatus::Offline && !held.here {
+                self.metrics().dropped(Drop::MessageOffline);
+            }
             if let Some(wanted) = &wanted {
-                if status == AckStatus::Offline {
-                    self.metrics().dropped(Drop::MessageOffline);
-                }
                 self.answer(wanted, status);
             }
         }
@@ -310,7 +314,7 @@ impl Core {
                 };
                 self.answer(&wanted, status);
             }
-            Item::ListUsers { from, count } => self.list_users(from, count),
+            Item::ListUsers { round, from, count } => self.list_users(round, from, count),
             Item::CheckUsers { users } => {
                 for (hash, user) in users {
                     let user = batch.text(user);
@@ -326,7 +330,7 @@ impl Core {
         }
     }
 
-    fn list_users(&mut self, from: u32, count: u32) {
+    fn list_users(&mut self, round: u32, from: u32, count: u32) {
         let Some(remote) = &mut self.remote else {
             return;
         };
@@ -335,7 +339,7 @@ impl Core {
             let told = self.lanes.try_presence(remote.control, user, connections as u32);
             remote.presence_lost |= told.is_err();
         }
-        self.lanes.say(remote.control, Item::UsersListed { next });
+        self.lanes.say(remote.control, Item::UsersListed { round, next });
     }
 
     /// Carries out what concerns all shards.

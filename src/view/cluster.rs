@@ -63,14 +63,19 @@ impl ClusterHealth {
 
     /// True if Redis answers, whatever else is wrong.
     pub fn redis_answers(self) -> bool {
-        self.is_up() || matches!(self, ClusterHealth::Deaf | ClusterHealth::IdTaken)
+        self.is_up()
+            || matches!(
+                self,
+                ClusterHealth::Deaf | ClusterHealth::ProbeLost | ClusterHealth::IdTaken
+            )
     }
 
     /// True if other gateways can be reached, as far as is known.
     pub fn is_up(self) -> bool {
         matches!(
             self,
-            ClusterHealth::Member | ClusterHealth::Refusing | ClusterHealth::ProbeLost
+            // Where our own channel is not heard, no answer of others is.
+            ClusterHealth::Member | ClusterHealth::Refusing
         )
     }
 }
