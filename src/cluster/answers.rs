@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::packet::PacketBuilder;
 use super::store::{Answer, Channel, Incarnation, Op, StoreEvent};
 use super::{Cluster, LOCATES_MAX, Purpose, Query};
 use crate::cluster::outbound::Lost;
@@ -51,6 +52,11 @@ impl Cluster {
         self.connected = true;
         // Whatever was asked before is asked again: nothing that was under way counts any more.
         self.fail_everything();
+        let unanswered = self.sent.values().map(|(purpose, _)| match purpose {
+            Purpose::Order(ordered) => *ordered,
+            _ => 0,
+        });
+        self.metrics().dropped(ClusterDrop::OrderRedisAway, unanswered.sum());
         self.sent.clear();
         self.requests.clear();
         self.directory_due_ms = 0;
@@ -75,6 +81,10 @@ impl Cluster {
     /// The lease was lost. What was written under the earlier incarnation may have come behind the sweep by somebody who
     /// saw that first, and behind its end nobody looks there any more: so we clear it, too.
     fn clear_past(&mut self, past: Incarnation) {
+        // What is said in the name of the earlier incarnation would come back to us as if it were somebody else's.
+        self.orders = PacketBuilder::default();
+        let unsent = std::mem::take(&mut self.ordered);
+        self.metrics().dropped(ClusterDrop::OrderRedisAway, unsent);
         self.metrics().rebuilds.inc();
         let incarnation = self.membership.incarnation();
         let users = self.book.rebuild(incarnation, self.now.mono_ms());
@@ -147,9 +157,9 @@ impl Cluster {
                 }
                 self.outbound.handle_published(berth, sequence, result);
             }
-            Purpose::Order => {
+            Purpose::Order(ordered) => {
                 if !matches!(answers.first(), Some(Answer::Count(_))) {
-                    self.metrics().dropped(ClusterDrop::OrderRedisAway, 1);
+                    self.metrics().dropped(ClusterDrop::OrderRedisAway, ordered);
                 }
             }
             Purpose::Probe => {

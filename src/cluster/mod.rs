@@ -67,7 +67,8 @@ enum Purpose {
         sequence: u32,
         messages: u16,
     },
-    Order,
+    /// So many broadcasts and closings of a user's connections.
+    Order(u64),
     Probe,
     SweepClaim(Incarnation),
     SweepScan,
@@ -121,6 +122,9 @@ pub struct Cluster {
     inbound: Inbound,
     /// For all gateways.
     orders: PacketBuilder,
+    /// Broadcasts and closings of a user's connections in `orders`: these leave in the turn in which they came, or not at
+    /// all.
+    ordered: u64,
     /// For all shards, from other gateways.
     instructions: VecDeque<Instruction>,
     homes: HomeMap,
@@ -183,6 +187,7 @@ impl Cluster {
             outbound: Outbound::default(),
             inbound: Inbound::default(),
             orders: PacketBuilder::default(),
+            ordered: 0,
             instructions: VecDeque::new(),
             lanes: Lanes::new(
                 crate::lanes::control_place(homes.shards()),
@@ -387,9 +392,12 @@ impl Cluster {
 
     /// Tells the other gateways what this one's shards were told.
     pub fn spread(&mut self, instruction: &Instruction) {
-        if !self.is_up() {
+        // Health is judged at the end of a turn, and Redis may have gone in this one. An order that waited for it to come back
+        // would come late, and to us as well if our incarnation is another one then.
+        if !self.is_up() || !self.is_member() {
             return self.metrics().dropped(ClusterDrop::OrderRedisAway, 1);
         }
+        self.ordered += 1;
         let origin = self.membership.origin();
         match instruction {
             Instruction::Broadcast(frame) => self.orders.broadcast(origin, frame),
@@ -545,7 +553,8 @@ impl Cluster {
         if !self.orders.is_empty() && self.is_member() {
             let payload = std::mem::take(&mut self.orders).close(0);
             let channel = Channel::All;
-            self.request(Purpose::Order, vec![Op::Publish { channel, payload }]);
+            let ordered = std::mem::take(&mut self.ordered);
+            self.request(Purpose::Order(ordered), vec![Op::Publish { channel, payload }]);
         }
     }
 
