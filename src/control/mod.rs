@@ -24,6 +24,7 @@ use crossbeam_channel::{Sender, unbounded};
 
 use crate::config::{Config, ConfigError};
 use crate::engine::Waker;
+use crate::ids::is_valid_user_id;
 use crate::lanes::{self, Instruction};
 use crate::protocol::close::CloseReason;
 use crate::router::HomeMap;
@@ -106,8 +107,12 @@ impl Handle {
         self.order(Order::Everywhere(Instruction::Broadcast(frame)));
     }
 
-    /// Closes all connections of a user on every gateway.
+    /// Closes all connections of a user on every gateway. Nothing happens for what is no user id: nobody has it.
     pub fn close_user(&self, user: &str, reason: CloseReason) {
+        // The others would not understand it, nor what else is in the same packet.
+        if !is_valid_user_id(user) {
+            return;
+        }
         let user = user.into();
         self.order(Order::Everywhere(Instruction::CloseUser { user, reason }));
     }
