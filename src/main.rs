@@ -4,7 +4,8 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use shardgate::config::{self, Config, ConfigError, Outcome};
-use shardgate::control::{Exit, Gateway, log_reload};
+use shardgate::control::{Exit, Gateway, Handle, log_reload};
+use shardgate::runtime::StartError;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -24,7 +25,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(mut config: Config, args: &[OsString], env: &[(OsString, OsString)]) -> ExitCode {
+fn run(config: Config, args: &[OsString], env: &[(OsString, OsString)]) -> ExitCode {
     // The level is the `log` crate's own, so that it can change while running.
     env_logger::Builder::new()
         .filter_level(log::LevelFilter::Trace)
@@ -36,28 +37,20 @@ fn run(mut config: Config, args: &[OsString], env: &[(OsString, OsString)]) -> E
         Ok(signals) => signals,
         Err(error) => return fail(&format!("cannot handle signals: {error}")),
     };
-    let gateway = match Gateway::start(&config) {
-        Ok(gateway) => gateway,
-        Err(error) => return fail(&error.to_string()),
-    };
-    let addr = gateway.local_addr();
-    log::info!("gateway {} listening on {addr}", config.gateway_id);
-    if gateway.view().development {
-        log::warn!("development mode: every client is who it says it is; try it at http://{addr}/");
-    }
-    log::info!("Ready");
-    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
-        log::warn!("cannot tell systemd: {error}");
-    }
-    let handle = gateway.handle();
     let signals_handle = signals.handle();
+    let (told, handle) = std::sync::mpsc::channel::<Handle>();
+    let mut watched = config.clone();
     let (args, env) = (args.to_vec(), env.to_vec());
+    // From the start on: it may wait for Redis for long, and must not be deaf meanwhile.
     let watcher = std::thread::Builder::new().name("signals".into()).spawn(move || {
+        let Ok(handle) = handle.recv() else {
+            return;
+        };
         let mut draining = false;
         for signal in signals.forever() {
             if signal == SIGHUP {
-                let reloaded = config::reload(&config, args.clone(), env.clone());
-                config = log_reload(reloaded, &handle).unwrap_or_else(|| config.clone());
+                let reloaded = config::reload(&watched, args.clone(), env.clone());
+                watched = log_reload(reloaded, &handle).unwrap_or_else(|| watched.clone());
             } else if draining {
                 log::warn!("second signal: ending at once");
                 std::process::exit(1);
@@ -71,6 +64,26 @@ fn run(mut config: Config, args: &[OsString], env: &[(OsString, OsString)]) -> E
     let Ok(watcher) = watcher else {
         return fail("cannot start the signal thread");
     };
+    let gateway = Gateway::start_telling(&config, |handle| {
+        let _ = told.send(handle);
+    });
+    let gateway = match gateway {
+        Ok(gateway) => gateway,
+        Err(StartError::GivenUp) => {
+            log::info!("told to end while starting");
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => return fail(&error.to_string()),
+    };
+    let addr = gateway.local_addr();
+    log::info!("gateway {} listening on {addr}", config.gateway_id);
+    if gateway.view().development {
+        log::warn!("development mode: every client is who it says it is; try it at http://{addr}/");
+    }
+    log::info!("Ready");
+    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+        log::warn!("cannot tell systemd: {error}");
+    }
     let exit = gateway.wait();
     signals_handle.close();
     let _ = watcher.join();

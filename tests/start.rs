@@ -4,11 +4,13 @@
 
 mod common;
 
-use std::net::TcpListener;
-use std::process::Command;
+use std::io::ErrorKind;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::UnixDatagram;
+use std::process::{Child, Command};
 
-use common::Gateway;
 use common::gateway::{Ended, command, run_command, run_to_exit};
+use common::{Gateway, Redis, eventually};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_shardgate");
 
@@ -350,4 +352,158 @@ fn systemd_is_told() {
     gateway.signal(libc::SIGTERM);
     assert!(told().contains("STOPPING=1"));
     assert_eq!(gateway.wait_for_exit(), 0);
+}
+
+/// A gateway that is not ready, and may never be. Dropping it kills and reaps it.
+struct Starting {
+    child: Option<Child>,
+}
+
+impl Starting {
+    fn spawn(mut command: Command) -> Starting {
+        let child = Some(command.spawn().unwrap());
+        Starting { child }
+    }
+
+    #[track_caller]
+    fn signal(&mut self, signal: i32) {
+        let child = self.child.as_mut().unwrap();
+        assert!(child.try_wait().unwrap().is_none(), "it has ended by itself");
+        // SAFETY: kill takes no pointers; the child is not reaped yet, so the id is its own.
+        assert_eq!(unsafe { libc::kill(child.id() as i32, signal) }, 0);
+    }
+
+    #[track_caller]
+    fn wait(mut self) -> Ended {
+        let child = self.child.as_mut().unwrap();
+        eventually("it ends", || child.try_wait().unwrap().is_some());
+        let output = self.child.take().unwrap().wait_with_output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        Ended {
+            code: output.status.code(),
+            stdout: text(output.stdout),
+            stderr: text(output.stderr),
+        }
+    }
+}
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// A gateway that waits for this Redis as long as it must, on an address that no other test has.
+fn with_redis(redis: &Redis) -> (SocketAddr, Command) {
+    let host = [127, fastrand::u8(1..), fastrand::u8(..), fastrand::u8(1..255)];
+    let addr = SocketAddr::from((host, 8080));
+    let mut gateway = command(PROGRAM);
+    gateway.args(["--listen", &addr.to_string(), "--shards", "2", "--cpus", "none"]);
+    gateway.args(["--redis-url", &redis.url(), "--redis-start-timeout", "10m"]);
+    (addr, gateway)
+}
+
+#[track_caller]
+fn assert_nobody_listens(addr: SocketAddr) {
+    let error = TcpStream::connect(addr).expect_err("somebody listens");
+    assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{error}");
+}
+
+/// Until Redis is there and lets it in, a gateway takes no connection that it could not serve.
+#[test]
+fn nobody_listens_before_redis_is_there() {
+    let mut redis = Redis::not_yet(&[("min-replicas-to-write", "1")]);
+    let (addr, mut command) = with_redis(&redis);
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("notify");
+    let notified = UnixDatagram::bind(&path).unwrap();
+    notified.set_nonblocking(true).unwrap();
+    command.env("NOTIFY_SOCKET", &path);
+    let assert_not_ready = || {
+        assert_nobody_listens(addr);
+        let error = notified.recv(&mut [0; 256]).expect_err("systemd was told something");
+        assert_eq!(error.kind(), ErrorKind::WouldBlock);
+    };
+    assert_not_ready();
+    let door = TcpListener::bind(("127.0.0.1", redis.port())).unwrap();
+    std::thread::scope(|scope| {
+        let starting = scope.spawn(|| Gateway::try_spawn(command));
+        // Somebody who takes connections, and says nothing; then nobody at all.
+        let silent = door.accept().unwrap();
+        assert_not_ready();
+        drop((silent, door));
+        assert_not_ready();
+        // A Redis that is there, and refuses every write.
+        redis.restart();
+        wait_until_refused(&redis);
+        assert_not_ready();
+        redis.set_config("min-replicas-to-write", "0");
+        let gateway = starting.join().unwrap().unwrap_or_else(|ended| panic!("{ended:#?}"));
+        assert_eq!(gateway.addr, addr);
+        assert_eq!(gateway.get("/readyz").status, 200);
+        let mut alice = gateway.connect("alice");
+        alice.send_message_expecting("bob", "1", "offline");
+        notified.set_nonblocking(false).unwrap();
+        notified.set_read_timeout(Some(common::DEADLINE)).unwrap();
+        let mut buffer = [0; 256];
+        let len = notified.recv(&mut buffer).unwrap();
+        assert!(buffer[..len].starts_with(b"READY=1"));
+    });
+}
+
+/// Whatever it waits for, it does not wait for it after it was told to end.
+#[test]
+fn a_start_can_be_given_up() {
+    for signal in [libc::SIGTERM, libc::SIGINT] {
+        for silent in [true, false] {
+            let redis = Redis::not_yet(&[]);
+            let door = TcpListener::bind(("127.0.0.1", redis.port())).unwrap();
+            let (addr, command) = with_redis(&redis);
+            let mut starting = Starting::spawn(command);
+            // It waits now: for an answer that does not come, or for somebody to connect to.
+            let held = (door.accept().unwrap(), door);
+            let held = silent.then_some(held);
+            starting.signal(signal);
+            assert_given_up(&starting.wait());
+            assert_nobody_listens(addr);
+            drop(held);
+        }
+    }
+}
+
+/// The same where Redis is there, and does not let it in.
+#[test]
+fn a_start_that_is_refused_can_be_given_up() {
+    let redis = Redis::with_config(&[("min-replicas-to-write", "1")]);
+    let (addr, command) = with_redis(&redis);
+    let mut starting = Starting::spawn(command);
+    wait_until_refused(&redis);
+    starting.signal(libc::SIGTERM);
+    assert_given_up(&starting.wait());
+    assert_nobody_listens(addr);
+    assert_eq!(redis.keys(""), Vec::<String>::new());
+}
+
+/// Waits until a Redis has refused something without carrying it out.
+#[track_caller]
+fn wait_until_refused(redis: &Redis) {
+    eventually("something was refused", || {
+        let stats = redis.cmd(&["INFO", "commandstats"]).good().text();
+        let mut counts = stats
+            .lines()
+            .filter_map(|line| line.split_once("rejected_calls=").map(|(_, rest)| rest));
+        counts.any(|count| !count.starts_with("0,"))
+    });
+}
+
+#[track_caller]
+fn assert_given_up(ended: &Ended) {
+    assert_eq!(ended.code, Some(0), "{ended:#?}");
+    for word in ["panicked", "listening on", "Ready"] {
+        assert!(!ended.stderr.contains(word), "{word}: {ended:#?}");
+    }
+    assert!(ended.stderr.contains("told to end while starting"), "{ended:#?}");
 }

@@ -394,7 +394,8 @@ impl Cluster {
 
     /// Tells the other gateways what this one's shards were told.
     pub fn spread(&mut self, instruction: &Instruction) {
-        if !self.is_up() {
+        // Health is judged at the end of a turn, and Redis may have gone in this one.
+        if !self.is_up() || !self.is_member() {
             return self.metrics().dropped(ClusterDrop::OrderRedisAway, 1);
         }
         self.orders.push(instruction.clone());

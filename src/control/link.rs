@@ -90,7 +90,12 @@ async fn live(
     let mut link = None;
     if let Some(redis) = &plan.config.redis {
         let mut joining = Link::new(&plan, redis);
-        if let Err(error) = joining.join(&plan.view.clock, &plan.config, redis.start_timeout).await {
+        let end = tokio::select! {
+            biased;
+            () = woken.ending(&plan.ending) => Err(StartError::GivenUp),
+            end = joining.join(&plan.view.clock, &plan.config, redis.start_timeout) => end,
+        };
+        if let Err(error) = end {
             let _ = joined.send(Err(error));
             return Exit::Broken;
         }

@@ -17,6 +17,7 @@ mod shards;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use bytes::Bytes;
@@ -24,6 +25,7 @@ use crossbeam_channel::{Sender, unbounded};
 
 use crate::config::{Config, ConfigError};
 use crate::engine::Waker;
+use crate::ids::is_valid_user_id;
 use crate::lanes::{self, Instruction};
 use crate::protocol::close::CloseReason;
 use crate::router::HomeMap;
@@ -76,6 +78,8 @@ pub struct Gateway {
 #[derive(Debug, Clone)]
 pub struct Handle {
     orders: Sender<Order>,
+    /// It shall end: while it starts, nobody takes orders.
+    ending: Arc<AtomicBool>,
     waker: Waker,
 }
 
@@ -86,13 +90,15 @@ impl Handle {
         self.waker.wake();
     }
 
-    /// Begins a drain; a second call changes nothing.
+    /// Begins a drain; a second call changes nothing. A gateway that is not in its cluster yet does not start.
     pub fn drain(&self) {
+        self.ending.store(true, Ordering::Release);
         self.order(Order::Drain);
     }
 
     /// Ends the gateway at once.
     pub fn stop(&self) {
+        self.ending.store(true, Ordering::Release);
         self.order(Order::Stop);
     }
 
@@ -106,8 +112,12 @@ impl Handle {
         self.order(Order::Everywhere(Instruction::Broadcast(frame)));
     }
 
-    /// Closes all connections of a user on every gateway.
+    /// Closes all connections of a user on every gateway. Nothing happens for what is no user id: nobody has it.
     pub fn close_user(&self, user: &str, reason: CloseReason) {
+        // The others would not understand it, nor what else is in the same packet.
+        if !is_valid_user_id(user) {
+            return;
+        }
         let user = user.into();
         self.order(Order::Everywhere(Instruction::CloseUser { user, reason }));
     }
@@ -119,6 +129,15 @@ impl Gateway {
     /// # Errors
     /// What keeps it from running; nothing is left behind then.
     pub fn start(config: &Config) -> Result<Gateway, StartError> {
+        Gateway::start_telling(config, |_| {})
+    }
+
+    /// Like [`Gateway::start`]; `told` gets the handle before anything is waited for, so that a start can be given up:
+    /// it may wait for Redis for as long as `redis.start_timeout`.
+    ///
+    /// # Errors
+    /// What keeps it from running, [`StartError::GivenUp`] among it; nothing is left behind then.
+    pub fn start_telling(config: &Config, told: impl FnOnce(Handle)) -> Result<Gateway, StartError> {
         let host = preflight::inspect(config)?;
         let listeners = listener::bind(config.listen, host.cpus.len())?;
         let addr = listeners.addr;
@@ -148,10 +167,13 @@ impl Gateway {
         })?;
         let (orders_sender, orders) = unbounded();
         let (reports_sender, reports) = unbounded();
+        let ending = Arc::new(AtomicBool::new(false));
         let handle = Handle {
             orders: orders_sender,
+            ending: Arc::clone(&ending),
             waker: waker.clone(),
         };
+        told(handle.clone());
         let Some(inbox) = inboxes.pop() else {
             unreachable!("there is an inbox more than there are shards");
         };
@@ -163,6 +185,7 @@ impl Gateway {
             seed: getrandom::u64().map_err(no_random)?,
             inbox,
             orders,
+            ending,
             reports: reports.clone(),
             waker: waker.clone(),
             descriptor,

@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::io::Read;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crossbeam_channel::Receiver;
@@ -43,6 +44,8 @@ pub(super) struct ControlPlan {
     pub(super) seed: u64,
     pub(super) inbox: Inbox,
     pub(super) orders: Receiver<Order>,
+    /// It shall end.
+    pub(super) ending: Arc<AtomicBool>,
     pub(super) reports: Receiver<Report>,
     pub(super) waker: Waker,
     /// Readable when the waker was used while we wait.
@@ -77,6 +80,17 @@ impl Woken {
             waker,
             descriptor: AsyncFd::new(descriptor)?,
         })
+    }
+
+    /// Until it shall end. For a thread that does nothing else when it is woken. Cancel-safe.
+    pub(super) async fn ending(&self, ending: &AtomicBool) {
+        loop {
+            self.waker.set_waiting();
+            if ending.load(Ordering::Acquire) {
+                return;
+            }
+            self.woken().await;
+        }
     }
 
     /// Until somebody wakes us. Cancel-safe.

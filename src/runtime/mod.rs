@@ -110,6 +110,9 @@ pub enum StartError {
         /// The id.
         id: String,
     },
+    /// Its handle was told to end it.
+    #[error("told to end while starting")]
+    GivenUp,
     /// Something the system should always grant.
     #[error("{what}: {cause}")]
     System {
