@@ -14,6 +14,7 @@
 //! | [`outbound`] | packets to others, and who wants to hear |
 //! | [`inbound`] | packets of others |
 //! | [`probe`] | whether we are heard |
+//! | `turn` | the end of a turn: what is asked, said and judged |
 //! | `answers` | what answers of the store mean |
 //! | `hearing` | what is heard on channels |
 
@@ -27,6 +28,7 @@ pub mod packet;
 pub mod presence;
 pub mod probe;
 pub mod store;
+mod turn;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -39,18 +41,15 @@ use crate::view::{ClusterHealth, Now, View};
 use directory::Directory;
 use inbound::Inbound;
 use membership::{LeaseTimes, Membership, Standing};
-use outbound::{Lost, Outbound};
-use packet::PacketBuilder;
-use presence::{PresenceBook, Step, Sweep};
+use outbound::Outbound;
+use presence::{PresenceBook, Sweep};
 use probe::Probe;
-use store::{Answer, Channel, Incarnation, LeaseState, Op, Request, Task};
+use store::{Answer, Channel, Incarnation, LeaseState, Op, Request};
 
 /// A request that has not been answered for this long: whoever waits gets told so.
 const SLOW_MS: u64 = 1_000;
 /// Users asked for in one request.
 const LOCATES_MAX: usize = 1_000;
-/// How long a claim to sweep lasts.
-const SWEEP_CLAIM_MS: u64 = 60_000;
 
 /// What a request was for.
 #[derive(Debug)]
@@ -404,333 +403,6 @@ impl Cluster {
     /// The next thing that another gateway wants all shards to do.
     pub fn poll_instruction(&mut self) -> Option<Instruction> {
         self.instructions.pop_front()
-    }
-
-    /// Ends a turn: what came of it goes out, time that has passed has its effect.
-    pub fn end_turn(&mut self) {
-        let now_ms = self.now.mono_ms();
-        // The lease is given back: nothing that follows may take it again.
-        if self.connected && !self.finished {
-            self.ask_membership(now_ms);
-            self.ask_directory(now_ms);
-            self.write_presence(now_ms);
-            self.ask_places();
-            self.send_packets(now_ms);
-            self.send_orders();
-            self.send_probe();
-            self.sweep(now_ms);
-        }
-        let unconfirmed = self.outbound.handle_timeouts(now_ms);
-        self.metrics().dropped(ClusterDrop::PacketUnconfirmed, unconfirmed);
-        self.judge_health(now_ms);
-        self.tell_verdicts();
-        let metrics = self.metrics();
-        metrics.gateways.set(self.directory.len() as u64);
-        metrics.presence_pending.set(self.book.pending() as u64);
-        metrics.acks_waiting.set(self.outbound.waiting() as u64);
-        // A probe that takes longer than the last one did is shown before it is back.
-        if let Some(ns) = self
-            .probe
-            .under_way_ns(self.now)
-            .filter(|ns| *ns > metrics.probe_ns.get())
-        {
-            metrics.probe_ns.set(ns);
-        }
-        self.lanes.flush();
-    }
-
-    fn ask_membership(&mut self, now_ms: u64) {
-        if self.membership.state() == LeaseState::Syncing && self.book.is_written() {
-            self.membership.set_state(LeaseState::Synced);
-        }
-        if let Some(ops) = self.membership.poll_ops(now_ms) {
-            self.request(Purpose::Membership, ops);
-        }
-        self.look |= self.membership.poll_announcement();
-        self.follow_membership();
-    }
-
-    /// Hears the channel of this incarnation, and no other; is a member once it does.
-    fn follow_membership(&mut self) {
-        let standing = self.membership.standing();
-        if matches!(standing, Standing::Entering | Standing::Member) {
-            let channel = self.membership.channel();
-            if self.channel.as_ref() != Some(&channel) {
-                self.inbound.begin_channel();
-                if let Some(old) = self.channel.replace(channel.clone()) {
-                    self.heard.retain(|heard| *heard != old);
-                    self.subscriptions.push_back(Subscription::End(old));
-                } else {
-                    self.subscriptions.push_back(Subscription::Begin(Channel::All));
-                }
-                self.subscriptions.push_back(Subscription::Begin(channel));
-            }
-        }
-        let heard = |channel: &Option<Channel>| channel.as_ref().is_some_and(|c| self.heard.contains(c));
-        let hears_all = heard(&self.channel) && self.heard.contains(&Channel::All);
-        if standing == Standing::Entering && hears_all {
-            self.membership.subscribed(self.now.mono_ms());
-            self.was_member = true;
-            self.probe.restart();
-            // Whoever found us deaf may try again.
-            self.look = true;
-        } else if standing == Standing::Member && !hears_all {
-            self.membership.unsubscribed();
-        }
-    }
-
-    fn ask_directory(&mut self, now_ms: u64) {
-        let entered = matches!(self.membership.standing(), Standing::Entering | Standing::Member);
-        if entered && !self.directory_asked && now_ms >= self.directory_due_ms {
-            self.directory_asked = true;
-            self.deferred_asked.append(&mut self.deferred);
-            self.directory_due_ms = now_ms + self.times.directory_ms;
-            self.request(Purpose::Directory, vec![Op::ReadDirectory]);
-        }
-    }
-
-    fn write_presence(&mut self, now_ms: u64) {
-        if !matches!(self.membership.standing(), Standing::Entering | Standing::Member) {
-            return;
-        }
-        if !self.leaving && !self.lanes.is_empty() {
-            match self.book.poll_step(now_ms) {
-                Some(Step::List {
-                    round,
-                    shard,
-                    from,
-                    count,
-                }) => {
-                    self.lanes.say(ShardId(shard), Item::ListUsers { round, from, count });
-                }
-                Some(Step::Check(users)) => self.check_users(&users),
-                Some(Step::Scan { round, cursor }) => {
-                    let owner = self.membership.incarnation();
-                    self.request(Purpose::IndexScan(round), vec![Op::IndexScan { owner, cursor }]);
-                }
-                None => {}
-            }
-        }
-        if let Some(ops) = self.book.poll_ops(now_ms) {
-            self.request(Purpose::Presence, ops);
-        }
-    }
-
-    fn ask_places(&mut self) {
-        let mut to_locate = std::mem::take(&mut self.to_locate);
-        while !to_locate.is_empty() {
-            let rest = to_locate.split_off(to_locate.len().min(LOCATES_MAX));
-            let users = std::mem::replace(&mut to_locate, rest);
-            let ops = users.iter().map(|user| Op::Locate { user: Arc::clone(user) }).collect();
-            self.request(Purpose::Locate(users), ops);
-        }
-        for (query, users) in std::mem::take(&mut self.queries) {
-            let ops = users.into_iter().map(|user| Op::Locate { user }).collect();
-            self.request(Purpose::Query(query), ops);
-        }
-    }
-
-    fn send_packets(&mut self, now_ms: u64) {
-        while let Some(packet) = self.outbound.poll_packet(now_ms) {
-            let Some((id, incarnation)) = self.directory.name(packet.berth) else {
-                // It was taken out of the directory after the shard had asked, or had sent what is answered now.
-                self.metrics()
-                    .dropped(ClusterDrop::MessageGatewayGone, packet.messages.into());
-                self.outbound
-                    .handle_published(packet.berth, packet.sequence, Err(Lost::Dead));
-                let unsent = self.outbound.gone(packet.berth);
-                self.metrics().dropped(ClusterDrop::MessageGatewayGone, unsent);
-                continue;
-            };
-            self.metrics().packets_sent.inc();
-            self.metrics().messages_sent.add(packet.messages.into());
-            let purpose = Purpose::Packet {
-                berth: packet.berth,
-                sequence: packet.sequence,
-                messages: packet.messages,
-            };
-            let channel = Channel::Gateway(id, incarnation);
-            let payload = packet.payload;
-            self.request(purpose, vec![Op::Publish { channel, payload }]);
-        }
-    }
-
-    fn send_orders(&mut self) {
-        if !self.is_member() || (self.orders.is_empty() && !self.look) {
-            return;
-        }
-        let mut packet = PacketBuilder::default();
-        let origin = self.membership.origin();
-        if std::mem::take(&mut self.look) {
-            packet.look(origin);
-        }
-        let orders = std::mem::take(&mut self.orders);
-        for order in &orders {
-            match order {
-                Instruction::Broadcast(frame) => packet.broadcast(origin, frame),
-                Instruction::CloseUser { user, reason } => packet.close_user(origin, user, reason.code()),
-            }
-        }
-        let op = Op::Publish {
-            channel: Channel::All,
-            payload: packet.close(0),
-        };
-        self.request(Purpose::Orders(orders.len() as u64), vec![op]);
-    }
-
-    fn send_probe(&mut self) {
-        if !self.is_member() {
-            return;
-        }
-        if self.probe.handle_timeout(self.now) {
-            self.subscribe_anew();
-        } else if let Some(nonce) = self.probe.poll(self.now) {
-            let mut packet = PacketBuilder::default();
-            packet.probe(self.membership.origin(), nonce);
-            let op = Op::Publish {
-                channel: self.membership.channel(),
-                payload: packet.close(0),
-            };
-            self.request(Purpose::Probe, vec![op]);
-        }
-    }
-
-    /// The subscription seems to be there, but nothing comes: another one.
-    fn subscribe_anew(&mut self) {
-        self.probe.restart();
-        if let Some(channel) = self.channel.clone() {
-            self.heard.retain(|heard| *heard != channel);
-            self.subscriptions.push_back(Subscription::End(channel.clone()));
-            self.subscriptions.push_back(Subscription::Begin(channel));
-            self.follow_membership();
-        }
-    }
-
-    fn sweep(&mut self, now_ms: u64) {
-        if self.sweep.is_none() && self.leaving {
-            // Our own, when everybody knows that it does not count and the index is whole.
-            if !self.left && self.membership.has_left() && self.book.is_idle() {
-                self.sweep = Some(Sweep::new(self.membership.incarnation()));
-            }
-        } else if self.sweep.is_none()
-            && !self.claiming
-            && self.is_member()
-            && let Some(target) = self.past.pop()
-        {
-            self.sweep = Some(Sweep::new(target));
-        } else if self.sweep.is_none()
-            && !self.claiming
-            && self.is_member()
-            && let Some(target) = self.to_sweep.pop()
-        {
-            let op = Op::Claim {
-                task: Task::Sweep(target),
-                by: self.membership.incarnation(),
-                ttl_ms: SWEEP_CLAIM_MS,
-            };
-            self.claiming = true;
-            self.request(Purpose::SweepClaim(target), vec![op]);
-        }
-        if let Some(op) = self.sweep.as_mut().and_then(|sweep| sweep.poll_scan(now_ms)) {
-            self.request(Purpose::SweepScan, vec![op]);
-        }
-    }
-
-    fn judge_health(&mut self, now_ms: u64) {
-        let before = self.view.cluster.health();
-        let refused = self.book.refused().cloned();
-        let slow = self
-            .sent
-            .first_key_value()
-            .is_some_and(|(_, (_, sent_ms))| now_ms >= sent_ms + SLOW_MS);
-        let health = match self.membership.standing() {
-            _ if !self.connected && self.was_member => ClusterHealth::Unreachable,
-            Standing::Away | Standing::Joining => ClusterHealth::Joining,
-            Standing::IdTaken => ClusterHealth::IdTaken,
-            Standing::Entering if self.was_member => ClusterHealth::Deaf,
-            Standing::Entering => ClusterHealth::Joining,
-            Standing::Member if slow => ClusterHealth::Slow,
-            Standing::Member if self.probe.is_lost() => ClusterHealth::ProbeLost,
-            Standing::Member if self.book.refused().is_some() => ClusterHealth::Refusing,
-            Standing::Member => ClusterHealth::Member,
-        };
-        let words = match health {
-            ClusterHealth::Refusing => refused,
-            ClusterHealth::Unreachable | ClusterHealth::Joining => self.trouble.clone(),
-            _ => None,
-        };
-        self.view.cluster.set_health(health, words.as_deref());
-        if before.is_up() && !health.is_up() {
-            self.fail_everything();
-        }
-        if before != health {
-            match self.view.cluster.trouble() {
-                Some(trouble) => log::warn!("{trouble}"),
-                None => log::info!("one of {} gateways", self.directory.len() + 1),
-            }
-        }
-    }
-
-    /// Nobody shall wait for a Redis that does not answer.
-    fn fail_everything(&mut self) {
-        let unsent = self.outbound.redis_away();
-        self.metrics().dropped(ClusterDrop::MessageRedisAway, unsent);
-        // What was meant for now must not happen at some later time.
-        let orders = std::mem::take(&mut self.orders).len() as u64;
-        self.metrics().dropped(ClusterDrop::OrderRedisAway, orders);
-        self.to_locate.clear();
-        let mut given_up: Vec<Purpose> = std::mem::take(&mut self.deferred)
-            .into_iter()
-            .chain(std::mem::take(&mut self.deferred_asked))
-            .map(|(purpose, _)| purpose)
-            .collect();
-        // A late answer must not pass for one to the same question asked again: what it says may have changed since, and
-        // the store has told so already.
-        for (purpose, _) in self.sent.values_mut() {
-            if matches!(purpose, Purpose::Locate(_) | Purpose::Query(_) | Purpose::Packet { .. }) {
-                given_up.push(std::mem::replace(purpose, Purpose::Abandoned));
-            }
-        }
-        let waiting = std::mem::take(&mut self.queries).into_iter().map(|(query, _)| query);
-        let asked = given_up.into_iter().filter_map(|purpose| match purpose {
-            Purpose::Query(query) => Some(query),
-            _ => None,
-        });
-        let queries: Vec<(ShardId, u32)> = waiting.chain(asked).map(|query| (query.shard, query.ticket)).collect();
-        for (shard, ticket) in queries {
-            self.lanes.say(shard, Item::PresenceUnknown { ticket });
-        }
-        for user in std::mem::take(&mut self.asking).into_keys() {
-            self.tell_location(&user, Location::Unknown);
-        }
-    }
-
-    fn tell_location(&mut self, user: &str, location: Location) {
-        let hash = self.homes.hash(user);
-        self.lanes
-            .say_of_user(self.homes.home(hash), user, |user| Item::Located {
-                hash,
-                user,
-                location,
-            });
-    }
-
-    fn tell_verdicts(&mut self) {
-        for verdict in self.outbound.poll_verdicts() {
-            let (conn, message_id, status) = (verdict.conn, verdict.message_id, verdict.status);
-            self.lanes
-                .say_of_user(verdict.shard, &verdict.client_id, |client_id| Item::Ack {
-                    conn,
-                    client_id,
-                    message_id,
-                    status,
-                });
-        }
-    }
-
-    fn all_shards(&self) -> impl Iterator<Item = ShardId> + use<> {
-        let shards = if self.lanes.is_empty() { 0 } else { self.homes.shards() };
-        (0..shards).map(ShardId)
     }
 
     /// The next request to the store.
