@@ -409,6 +409,20 @@ impl Redis {
         text.lines().filter_map(line).collect()
     }
 
+    /// Carries out a command that must not fail, in words of its own.
+    #[track_caller]
+    pub fn carry_out(&self, words: &[String]) {
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        self.cmd(&words).good();
+    }
+
+    /// Nobody was denied anything.
+    #[track_caller]
+    pub fn assert_nothing_denied(&self) {
+        let denied = self.cmd(&["ACL", "LOG"]).good();
+        assert!(denied.array().is_empty(), "{denied:?}");
+    }
+
     #[track_caller]
     pub fn set_config(&self, name: &str, value: &str) {
         self.cmd(&["CONFIG", "SET", name, value]).good();
@@ -474,6 +488,34 @@ impl Drop for Redis {
             );
         }
     }
+}
+
+/// The user that the README tells operators to make, with this prefix and password instead of those of the README: the
+/// command for a server alone, and that for a node of a cluster, which comes after.
+#[track_caller]
+pub fn documented_user(prefix: &str, password: &str) -> [Vec<String>; 2] {
+    let readme = include_str!("../../README.md");
+    let section = readme.split_once("**Securing Redis.**").expect("a section").1;
+    let line = |line: &str| {
+        let words = line.strip_prefix("ACL ")?.split(' ');
+        let words = words.map(|word| word.replace("shardgate:", prefix).replace("PASSWORD", password));
+        Some(std::iter::once("ACL".to_owned()).chain(words).collect())
+    };
+    let lines: Vec<Vec<String>> = section.lines().filter_map(line).collect();
+    lines.try_into().expect("two commands")
+}
+
+/// The commands that rules of an access list allow in the end, as [`Redis::commandstats`] calls them.
+pub fn allowed(rules: &[Vec<String>]) -> std::collections::BTreeSet<String> {
+    let mut allowed = std::collections::BTreeSet::new();
+    for rule in rules.iter().flatten() {
+        if let Some(name) = rule.strip_prefix('+') {
+            allowed.insert(name.to_owned());
+        } else if let Some(name) = rule.strip_prefix('-') {
+            allowed.remove(name);
+        }
+    }
+    allowed
 }
 
 /// The value of `name:value` in a text of such lines.
@@ -644,6 +686,11 @@ impl Cluster {
     pub fn url(&self) -> String {
         let addrs: Vec<String> = self.nodes.iter().map(|n| format!("127.0.0.1:{}", n.port())).collect();
         format!("redis-cluster://{}", addrs.join(","))
+    }
+
+    /// [`Cluster::url`] with these credentials.
+    pub fn url_as(&self, user: &str, password: &str) -> String {
+        self.url().replace("://", &format!("://{user}:{password}@"))
     }
 
     /// Waits until every node that runs says that all slots are served.

@@ -1,0 +1,75 @@
+//! The user that the README tells operators to make, and users who may do less.
+
+use std::collections::BTreeSet;
+
+use shardgate::cluster::store::{Answer, Channel};
+
+use crate::common::redis::{allowed, documented_user};
+use crate::common::{Cluster, Redis};
+use crate::store::*;
+
+/// Everything that is allowed was asked for: nothing is superfluous. And nothing was denied.
+#[track_caller]
+fn assert_exact(nodes: &[Redis], rules: &[Vec<String>]) {
+    let called: BTreeSet<String> = nodes
+        .iter()
+        .flat_map(|node| node.commandstats())
+        .filter(|(_, calls)| *calls > 0)
+        .map(|(name, _)| name)
+        .collect();
+    let superfluous: Vec<_> = allowed(rules).difference(&called).cloned().collect();
+    assert!(superfluous.is_empty(), "{superfluous:?} of {called:?}");
+    for node in nodes {
+        node.assert_nothing_denied();
+    }
+}
+
+#[test]
+fn the_documented_user_on_one_server() {
+    let redis = Redis::start();
+    let [user, _] = documented_user("t:", "s3cret");
+    redis.carry_out(&user);
+    redis.cmd(&["CONFIG", "RESETSTAT"]).good();
+    on_control_thread(async {
+        let url = format!("{}/3", redis.url_as("shardgate", "s3cret"));
+        let mut store = Store::connected(&url).await;
+        every_operation(&mut store).await;
+    });
+    assert_exact(std::slice::from_ref(&redis), &[user]);
+}
+
+#[test]
+fn the_documented_user_in_a_cluster() {
+    let cluster = Cluster::start();
+    let user = documented_user("t:", "s3cret");
+    for node in &cluster.nodes {
+        for command in &user {
+            node.carry_out(command);
+        }
+        node.cmd(&["CONFIG", "RESETSTAT"]).good();
+    }
+    on_control_thread(async {
+        let mut store = Store::connected(&cluster.url_as("shardgate", "s3cret")).await;
+        every_operation(&mut store).await;
+        // Keys and channels of a slot that moves.
+        let slot = Cluster::slot_of("t:all");
+        let from = cluster.owner_of(slot);
+        let to = cluster.another_master(from);
+        cluster.begin_migration(slot, from, to);
+        let user_slot = Cluster::slot_of("t:user:{x}ann");
+        let from_user = cluster.owner_of(user_slot);
+        let to_user = cluster.another_master(from_user);
+        cluster.begin_migration(user_slot, from_user, to_user);
+        assert_eq!(store.ask_one(set("{x}ann", ME, 1)).await, Answer::Done);
+        cluster.finish_migration(user_slot, from_user, to_user);
+        cluster.finish_migration(slot, from, to);
+        store.until_unsubscribed(&Channel::All).await;
+        store.until_subscribed(&Channel::All).await;
+        assert_eq!(
+            store.ask_until_done(publish(&Channel::All, "x")).await,
+            Answer::Count(1)
+        );
+        assert_eq!(store.ask_one(locate("{x}ann")).await, Answer::Places(vec![(ME, 1)]));
+    });
+    assert_exact(&cluster.nodes, &user);
+}
