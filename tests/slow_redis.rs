@@ -250,6 +250,31 @@ fn a_user_who_may_do_only_what_is_needed_in_a_cluster() {
     }
 }
 
+/// Redis 7 gives a new user no channels.
+#[test]
+fn a_user_without_channels() {
+    let redis = Redis::start();
+    redis
+        .cmd(&["ACL", "SETUSER", "gw", "on", ">pw", "~*", "resetchannels", "+@all"])
+        .good();
+    let fleet = || Fleet::new(redis.url_as("gw", "pw"));
+    let impatient = fleet().with_args(&["--redis-start-timeout", "2s"]);
+    assert_refused(
+        &impatient.refused("gw1"),
+        &["Redis refused the subscription to", "NOPERM"],
+    );
+    // Nor may they be taken away later.
+    redis.cmd(&["ACL", "SETUSER", "gw", "&*"]).good();
+    let gateway = fleet().gateway("gw1");
+    redis.cmd(&["ACL", "SETUSER", "gw", "resetchannels"]).good();
+    eventually("/readyz says so", || {
+        let readyz = gateway.get("/readyz");
+        readyz.status == 503 && readyz.body.contains("NOPERM")
+    });
+    redis.cmd(&["ACL", "SETUSER", "gw", "&*"]).good();
+    eventually("/readyz is 200", || gateway.get("/readyz").status == 200);
+}
+
 #[test]
 fn over_tls() {
     let redis = Redis::start_tls_with_config(&[("requirepass", "s3cret")]);

@@ -9,7 +9,7 @@
 //! is under way, and from then on replies belong to the command before. The crate never subscribes again by itself
 //! here: its way is silent, and in a cluster it fails as soon as the channels of one server lie in two slots.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -32,6 +32,7 @@ use super::commands;
 use super::dial::{ANSWER_MAX, Cause, Place};
 use super::driver::{Context, Input};
 use super::node::NodeId;
+use crate::cluster::store::StoreEvent;
 
 /// How often the task looks after silence, confirmations and refusals.
 const TICK: Duration = Duration::from_secs(1);
@@ -83,7 +84,7 @@ pub(super) async fn run(
     inputs: UnboundedSender<Input>,
 ) {
     let mut wanted: BTreeMap<String, Stage> = BTreeMap::new();
-    let mut told = BTreeSet::new();
+    let mut told = BTreeMap::new();
     let mut backoff = Backoff::default();
     loop {
         let (notes, mut heard) = unbounded_channel();
@@ -205,8 +206,8 @@ struct Session<'a> {
     source: NodeId,
     connection: MultiplexedConnection,
     wanted: &'a mut BTreeMap<String, Stage>,
-    /// Refused channels that the log has.
-    told: &'a mut BTreeSet<String>,
+    /// Refused channels with what was told of them, until they are heard.
+    told: &'a mut BTreeMap<String, Arc<str>>,
     landings: FuturesUnordered<LocalBoxFuture<'static, Landed>>,
     inputs: &'a UnboundedSender<Input>,
 }
@@ -331,11 +332,12 @@ impl Session<'_> {
             let _ = self.inputs.send(Input::Misplaced(self.source, channel, named));
         } else {
             // It is asked for again at each tick, but told of once.
-            if self.told.insert(channel.clone()) {
-                warn!(
-                    "Redis refused the subscription to {channel}: {}",
-                    commands::words(error)
-                );
+            let why = commands::words(error);
+            let words: Arc<str> = format!("Redis refused the subscription to {channel}: {why}").into();
+            if self.wanted.contains_key(&channel) && self.told.get(&channel) != Some(&words) {
+                warn!("{words}");
+                self.told.insert(channel, words.clone());
+                let _ = self.context.signals.send(Signal::Event(StoreEvent::Refused(words)));
             }
         }
     }

@@ -43,6 +43,7 @@ impl Cluster {
                 }
             }
             StoreEvent::ForgetAll => self.forget_all(),
+            StoreEvent::Refused(words) => self.trouble = Some(words),
         }
     }
 

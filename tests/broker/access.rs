@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use shardgate::cluster::store::{Answer, Channel};
+use shardgate::cluster::store::{Answer, Channel, StoreEvent};
 
 use crate::common::redis::{allowed, documented_user};
 use crate::common::{Cluster, Redis};
@@ -72,4 +72,36 @@ fn the_documented_user_in_a_cluster() {
         assert_eq!(store.ask_one(locate("{x}ann")).await, Answer::Places(vec![(ME, 1)]));
     });
     assert_exact(&cluster.nodes, &user);
+}
+
+/// What is refused is told once, and again when it was heard in between.
+#[test]
+fn a_refused_subscription_is_told_of() {
+    let redis = Redis::start();
+    let allow = |rules: &[&str]| {
+        let words = ["ACL", "SETUSER", "gw", "on", ">pw", "~t:*", "+@all"];
+        redis.cmd(&[&words[..], rules].concat()).good();
+    };
+    on_control_thread(async {
+        let refused = |event: &StoreEvent| match event {
+            StoreEvent::Refused(words) => Some(words.to_string()),
+            _ => None,
+        };
+        allow(&["resetchannels"]);
+        let mut store = Store::connected(&redis.url_as("gw", "pw")).await;
+        store.broker.subscribe(Channel::All);
+        let words = store.until("Refused", refused).await;
+        assert!(
+            words.starts_with("Redis refused the subscription to t:all: NOPERM "),
+            "{words}"
+        );
+        // It was asked for again in between, each second.
+        tokio::time::sleep(std::time::Duration::from_millis(2_500)).await;
+        allow(&["&t:*"]);
+        store.until_subscribed(&Channel::All).await;
+        assert!(store.unread.iter().find_map(refused).is_none(), "{:?}", store.unread);
+        allow(&["resetchannels"]);
+        store.until_unsubscribed(&Channel::All).await;
+        assert_eq!(store.until("Refused", refused).await, words);
+    });
 }
