@@ -33,6 +33,7 @@ use super::dial::{ANSWER_MAX, Cause, Place};
 use super::driver::{Context, Input};
 use super::node::NodeId;
 use crate::cluster::store::StoreEvent;
+use crate::config::RedisAddress;
 
 /// How often the task looks after silence, confirmations and refusals.
 const TICK: Duration = Duration::from_secs(1);
@@ -49,8 +50,8 @@ pub(super) enum Want {
     NotChannel(String),
     /// The server's other connection was lost: is this one good?
     Check,
-    /// The master is another one now.
-    Restart,
+    /// The master is another one than before, this one: whoever is elsewhere is wrong there.
+    Master(RedisAddress),
 }
 
 /// How far a subscription is.
@@ -108,11 +109,12 @@ pub(super) async fn run(
             }
         };
         // A server that cannot be reached is told of once, by the node of its commands.
-        if let Ok(connection) = opened {
+        if let Ok((address, connection)) = opened {
             let began = Instant::now();
             let session = Session {
                 context: &context,
                 source,
+                address,
                 connection,
                 wanted: &mut wanted,
                 told: &mut told,
@@ -155,7 +157,7 @@ fn note_want(wanted: &mut BTreeMap<String, Stage>, want: Want) {
             wanted.remove(&channel);
         }
         // Both are about a connection that is not there.
-        Want::Check | Want::Restart => {}
+        Want::Check | Want::Master(_) => {}
     }
 }
 
@@ -204,6 +206,7 @@ fn push_handler(
 struct Session<'a> {
     context: &'a Context,
     source: NodeId,
+    address: RedisAddress,
     connection: MultiplexedConnection,
     wanted: &'a mut BTreeMap<String, Stage>,
     /// Refused channels with what was told of them, until they are heard.
@@ -252,7 +255,9 @@ impl Session<'_> {
                 },
                 want = wants.recv() => match want {
                     None => return None,
-                    Some(Want::Restart) => return Some("the master is another server now".into()),
+                    Some(Want::Master(address)) => if address != self.address {
+                        return Some("the master is another server now".into());
+                    },
                     Some(Want::Check) => self.send(None, "PING", None),
                     Some(want) => self.want(want),
                 },
