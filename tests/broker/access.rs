@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use shardgate::cluster::store::{Answer, Channel, StoreEvent};
 
-use crate::common::redis::{allowed, documented_user};
-use crate::common::{Cluster, Redis};
+use crate::common::redis::{Setup, allowed, documented_user};
+use crate::common::{Cluster, Redis, Sentinels};
 use crate::store::*;
 
 /// Everything that is allowed was asked for: nothing is superfluous. And nothing was denied.
@@ -27,7 +27,7 @@ fn assert_exact(nodes: &[Redis], rules: &[Vec<String>]) {
 #[test]
 fn the_documented_user_on_one_server() {
     let redis = Redis::start();
-    let [user, _] = documented_user("t:", "s3cret");
+    let [user, ..] = documented_user("t:", "s3cret");
     redis.carry_out(&user);
     redis.cmd(&["CONFIG", "RESETSTAT"]).good();
     on_control_thread(async {
@@ -41,7 +41,8 @@ fn the_documented_user_on_one_server() {
 #[test]
 fn the_documented_user_in_a_cluster() {
     let cluster = Cluster::start();
-    let user = documented_user("t:", "s3cret");
+    let [alone, besides, _] = documented_user("t:", "s3cret");
+    let user = [alone, besides];
     for node in &cluster.nodes {
         for command in &user {
             node.carry_out(command);
@@ -72,6 +73,31 @@ fn the_documented_user_in_a_cluster() {
         assert_eq!(store.ask_one(locate("{x}ann")).await, Answer::Places(vec![(ME, 1)]));
     });
     assert_exact(&cluster.nodes, &user);
+}
+
+#[test]
+fn the_documented_users_behind_sentinels() {
+    let sentinels = Sentinels::start_with(Setup {
+        password: Some("operators"),
+        sentinels_want_it: true,
+        ..Setup::default()
+    });
+    let [user, _, asker] = documented_user("t:", "s3cret");
+    for node in &sentinels.nodes {
+        node.carry_out(&user);
+        node.cmd(&["CONFIG", "RESETSTAT"]).good();
+    }
+    for sentinel in &sentinels.sentinels {
+        sentinel.carry_out(&asker);
+    }
+    on_control_thread(async {
+        let url = format!("{}/3", sentinels.url_as("shardgate", "s3cret"));
+        let mut store = Store::connected(&url).await;
+        every_operation(&mut store).await;
+    });
+    assert_exact(&sentinels.nodes, &[user]);
+    // Sentinels do not count calls.
+    sentinels.sentinels.iter().for_each(Redis::assert_nothing_denied);
 }
 
 /// What is refused is told once, and again when it was heard in between.

@@ -497,9 +497,9 @@ impl Drop for Redis {
 }
 
 /// The user that the README tells operators to make, with this prefix and password instead of those of the README: the
-/// command for a server alone, and that for a node of a cluster, which comes after.
+/// command for a server alone, that for a node of a cluster, which comes after, and that for a sentinel.
 #[track_caller]
-pub fn documented_user(prefix: &str, password: &str) -> [Vec<String>; 2] {
+pub fn documented_user(prefix: &str, password: &str) -> [Vec<String>; 3] {
     let readme = include_str!("../../README.md");
     let section = readme.split_once("**Securing Redis.**").expect("a section").1;
     let line = |line: &str| {
@@ -508,7 +508,7 @@ pub fn documented_user(prefix: &str, password: &str) -> [Vec<String>; 2] {
         Some(std::iter::once("ACL".to_owned()).chain(words).collect())
     };
     let lines: Vec<Vec<String>> = section.lines().filter_map(line).collect();
-    lines.try_into().expect("two commands")
+    lines.try_into().expect("three commands")
 }
 
 /// The commands that rules of an access list allow in the end, as [`Redis::commandstats`] calls them.
@@ -569,6 +569,11 @@ impl Setup {
             .password
             .map_or_else(String::new, |password| format!(":{password}@"));
         format!("redis{tls}-{kind}://{password}{}", addrs.join(","))
+    }
+
+    fn url_as(self, user: &str, password: &str, kind: &str, nodes: &[Redis]) -> String {
+        let open = Setup { password: None, ..self };
+        open.url(kind, nodes).replace("://", &format!("://{user}:{password}@"))
     }
 }
 
@@ -638,6 +643,12 @@ impl Sentinels {
     /// With the password.
     pub fn url(&self) -> String {
         format!("{}/{}", self.setup.url("sentinel", &self.sentinels), Self::MASTER)
+    }
+
+    /// [`Sentinels::url`] with these credentials.
+    pub fn url_as(&self, user: &str, password: &str) -> String {
+        let url = self.setup.url_as(user, password, "sentinel", &self.sentinels);
+        format!("{url}/{}", Self::MASTER)
     }
 
     /// The port of the master, as the first sentinel that runs says.
@@ -770,12 +781,7 @@ impl Cluster {
 
     /// [`Cluster::url`] with these credentials.
     pub fn url_as(&self, user: &str, password: &str) -> String {
-        let open = Setup {
-            password: None,
-            ..self.setup
-        };
-        open.url("cluster", &self.nodes)
-            .replace("://", &format!("://{user}:{password}@"))
+        self.setup.url_as(user, password, "cluster", &self.nodes)
     }
 
     /// Waits until every node that runs says that all slots are served.
