@@ -7,7 +7,8 @@ mod common;
 
 use common::gateway::Ended;
 use common::peer::{Talk, assert_rising, assert_truthful};
-use common::{Fleet, Gateway, Peer, Redis, eventually};
+use common::redis::documented_user;
+use common::{Cluster, Fleet, Gateway, Peer, Redis, eventually};
 use std::time::{Duration, Instant};
 
 #[track_caller]
@@ -216,24 +217,62 @@ fn a_wrong_password() {
     assert!(!gw1.log().contains("right@"), "{}", gw1.log());
 }
 
-/// What docs tell operators to allow, and not a command more.
+/// What the README tells operators to allow is enough.
 #[test]
 fn a_user_who_may_do_only_what_is_needed() {
-    const COMMANDS: &str = "+hello +auth +select +ping +role +client|setname +client|tracking \
-                            +hset +hdel +hgetall +sadd +srem +sscan +set +get +mget +del \
-                            +publish +subscribe +unsubscribe";
-    let rule = format!("gateway on >s3cret resetchannels &gate:* ~gate:* {COMMANDS}");
-    let redis = Redis::with_config(&[("user", &rule)]);
-    let mut fleet = Fleet::new(redis.url_as("gateway", "s3cret"));
+    let redis = Redis::start();
+    let [user, ..] = documented_user("gate:", "s3cret");
+    redis.carry_out(&user);
+    let mut fleet = Fleet::new(redis.url_as("shardgate", "s3cret"));
     fleet.prefix = "gate:".into();
     let gateways = assert_works(&fleet);
-    let denied = redis.cmd(&["ACL", "LOG"]).good();
-    assert!(denied.array().is_empty(), "{denied:?}");
+    redis.assert_nothing_denied();
     drop(gateways);
     // With another prefix the same user may do nothing.
     fleet.prefix = "other:".into();
     let fleet = fleet.with_args(&["--redis-start-timeout", "1s"]);
     assert_refused(&fleet.refused("gw1"), &["redis", "perm"]);
+}
+
+#[test]
+fn a_user_who_may_do_only_what_is_needed_in_a_cluster() {
+    let cluster = Cluster::start();
+    let [alone, besides, _] = documented_user("gate:", "s3cret");
+    for node in &cluster.nodes {
+        node.carry_out(&alone);
+        node.carry_out(&besides);
+    }
+    let mut fleet = Fleet::new(cluster.url_as("shardgate", "s3cret"));
+    fleet.prefix = "gate:".into();
+    let _gateways = assert_works(&fleet);
+    for node in &cluster.nodes {
+        node.assert_nothing_denied();
+    }
+}
+
+/// Redis 7 gives a new user no channels.
+#[test]
+fn a_user_without_channels() {
+    let redis = Redis::start();
+    redis
+        .cmd(&["ACL", "SETUSER", "gw", "on", ">pw", "~*", "resetchannels", "+@all"])
+        .good();
+    let fleet = || Fleet::new(redis.url_as("gw", "pw"));
+    let impatient = fleet().with_args(&["--redis-start-timeout", "2s"]);
+    assert_refused(
+        &impatient.refused("gw1"),
+        &["Redis refused the subscription to", "NOPERM"],
+    );
+    // Nor may they be taken away later.
+    redis.cmd(&["ACL", "SETUSER", "gw", "&*"]).good();
+    let gateway = fleet().gateway("gw1");
+    redis.cmd(&["ACL", "SETUSER", "gw", "resetchannels"]).good();
+    eventually("/readyz says so", || {
+        let readyz = gateway.get("/readyz");
+        readyz.status == 503 && readyz.body.contains("NOPERM")
+    });
+    redis.cmd(&["ACL", "SETUSER", "gw", "&*"]).good();
+    eventually("/readyz is 200", || gateway.get("/readyz").status == 200);
 }
 
 #[test]

@@ -104,7 +104,11 @@ impl Dialer {
     }
 
     /// Opens a connection for subscriptions to the master at that place.
-    pub(super) async fn open_subscriptions<F>(&self, place: &Place, push: F) -> Result<MultiplexedConnection, Cause>
+    pub(super) async fn open_subscriptions<F>(
+        &self,
+        place: &Place,
+        push: F,
+    ) -> Result<(RedisAddress, MultiplexedConnection), Cause>
     where
         F: Fn(PushInfo) + Send + Sync + 'static,
     {
@@ -112,7 +116,7 @@ impl Dialer {
             let address = self.find(place).await?;
             let mut connection = self.open(&address, push, Login::Full).await?;
             self.check_master(&address, &mut connection, false).await?;
-            Ok(connection)
+            Ok((address, connection))
         })
         .await
     }

@@ -9,7 +9,7 @@
 //! is under way, and from then on replies belong to the command before. The crate never subscribes again by itself
 //! here: its way is silent, and in a cluster it fails as soon as the channels of one server lie in two slots.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -32,6 +32,8 @@ use super::commands;
 use super::dial::{ANSWER_MAX, Cause, Place};
 use super::driver::{Context, Input};
 use super::node::NodeId;
+use crate::cluster::store::StoreEvent;
+use crate::config::RedisAddress;
 
 /// How often the task looks after silence, confirmations and refusals.
 const TICK: Duration = Duration::from_secs(1);
@@ -48,8 +50,8 @@ pub(super) enum Want {
     NotChannel(String),
     /// The server's other connection was lost: is this one good?
     Check,
-    /// The master is another one now.
-    Restart,
+    /// The master is another one than before, this one: whoever is elsewhere is wrong there.
+    Master(RedisAddress),
 }
 
 /// How far a subscription is.
@@ -83,7 +85,7 @@ pub(super) async fn run(
     inputs: UnboundedSender<Input>,
 ) {
     let mut wanted: BTreeMap<String, Stage> = BTreeMap::new();
-    let mut told = BTreeSet::new();
+    let mut told = BTreeMap::new();
     let mut backoff = Backoff::default();
     loop {
         let (notes, mut heard) = unbounded_channel();
@@ -107,11 +109,12 @@ pub(super) async fn run(
             }
         };
         // A server that cannot be reached is told of once, by the node of its commands.
-        if let Ok(connection) = opened {
+        if let Ok((address, connection)) = opened {
             let began = Instant::now();
             let session = Session {
                 context: &context,
                 source,
+                address,
                 connection,
                 wanted: &mut wanted,
                 told: &mut told,
@@ -154,7 +157,7 @@ fn note_want(wanted: &mut BTreeMap<String, Stage>, want: Want) {
             wanted.remove(&channel);
         }
         // Both are about a connection that is not there.
-        Want::Check | Want::Restart => {}
+        Want::Check | Want::Master(_) => {}
     }
 }
 
@@ -203,10 +206,11 @@ fn push_handler(
 struct Session<'a> {
     context: &'a Context,
     source: NodeId,
+    address: RedisAddress,
     connection: MultiplexedConnection,
     wanted: &'a mut BTreeMap<String, Stage>,
-    /// Refused channels that the log has.
-    told: &'a mut BTreeSet<String>,
+    /// Refused channels with what was told of them, until they are heard.
+    told: &'a mut BTreeMap<String, Arc<str>>,
     landings: FuturesUnordered<LocalBoxFuture<'static, Landed>>,
     inputs: &'a UnboundedSender<Input>,
 }
@@ -251,7 +255,9 @@ impl Session<'_> {
                 },
                 want = wants.recv() => match want {
                     None => return None,
-                    Some(Want::Restart) => return Some("the master is another server now".into()),
+                    Some(Want::Master(address)) => if address != self.address {
+                        return Some("the master is another server now".into());
+                    },
                     Some(Want::Check) => self.send(None, "PING", None),
                     Some(want) => self.want(want),
                 },
@@ -331,11 +337,12 @@ impl Session<'_> {
             let _ = self.inputs.send(Input::Misplaced(self.source, channel, named));
         } else {
             // It is asked for again at each tick, but told of once.
-            if self.told.insert(channel.clone()) {
-                warn!(
-                    "Redis refused the subscription to {channel}: {}",
-                    commands::words(error)
-                );
+            let why = commands::words(error);
+            let words: Arc<str> = format!("Redis refused the subscription to {channel}: {why}").into();
+            if self.wanted.contains_key(&channel) && self.told.get(&channel) != Some(&words) {
+                warn!("{words}");
+                self.told.insert(channel, words.clone());
+                let _ = self.context.signals.send(Signal::Event(StoreEvent::Refused(words)));
             }
         }
     }

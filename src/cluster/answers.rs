@@ -46,6 +46,7 @@ impl Cluster {
                 }
             }
             StoreEvent::ForgetAll => self.handle_flushed(),
+            StoreEvent::Refused(words) => self.trouble = Some(words),
         }
     }
 

@@ -309,6 +309,9 @@ pub enum StoreEvent {
     Subscribed(Channel),
     /// It is not heard any more; the store tries again by itself, and what is said meanwhile is lost.
     Unsubscribed(Channel),
+    /// A server refused a subscription, in its words and with the channel's name. The store tries again by itself. Comes once
+    /// per channel and reason until the channel is heard.
+    Refused(Arc<str>),
     /// Somebody said something on a channel.
     Received(Channel, Bytes),
     /// The places of these users may have changed since they were asked for.

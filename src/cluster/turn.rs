@@ -267,7 +267,7 @@ impl Cluster {
         };
         let words = match health {
             ClusterHealth::Refusing => refused,
-            ClusterHealth::Unreachable | ClusterHealth::Joining => self.trouble.clone(),
+            ClusterHealth::Unreachable | ClusterHealth::Joining | ClusterHealth::Deaf => self.trouble.clone(),
             _ => None,
         };
         self.view.cluster.set_health(health, words.as_deref());

@@ -123,6 +123,39 @@ fn keys_are_found_while_their_slot_moves_and_after() {
     });
 }
 
+/// A server that gives a slot away invalidates the keys that it had, but not those that somebody read in vain.
+#[test]
+fn who_was_nowhere_is_forgotten_when_the_slot_moves() {
+    let cluster = Cluster::start();
+    on_control_thread(async {
+        let forgotten = |event: &StoreEvent| matches!(event, StoreEvent::ForgetAll).then_some(());
+        let mut store = Store::connected(&cluster.url()).await;
+        let mut other = Store::connected(&cluster.url()).await;
+        let slot = Cluster::slot_of("t:user:{x}ann");
+        let from = cluster.owner_of(slot);
+        let to = cluster.another_master(from);
+        assert_eq!(store.ask_one(locate("{x}ann")).await, Answer::Places(vec![]));
+        assert!(!store.unread.contains(&StoreEvent::ForgetAll), "nothing has moved");
+
+        // Found out by looking at the cluster now and then.
+        cluster.migrate_slot(slot, from, to);
+        assert_eq!(other.ask_until_done(set("{x}ann", ME, 1)).await, Answer::Done);
+        let moved = Instant::now();
+        store.until("ForgetAll", forgotten).await;
+        assert!(moved.elapsed() < Duration::from_secs(10), "{:?}", moved.elapsed());
+        assert_eq!(store.ask_one(locate("{x}ann")).await, Answer::Places(vec![(ME, 1)]));
+
+        // Found out by asking for somebody else in that slot: told before the answer, as nothing may be asked later.
+        assert_eq!(store.ask_one(locate("{x}bob")).await, Answer::Places(vec![]));
+        store.unread.clear();
+        cluster.migrate_slot(slot, to, from);
+        assert_eq!(other.ask_until_done(set("{x}bob", ME, 2)).await, Answer::Done);
+        assert_eq!(store.ask_one(locate("{x}eve")).await, Answer::Places(vec![]));
+        assert!(store.unread.contains(&StoreEvent::ForgetAll), "{:?}", store.unread);
+        assert_eq!(store.ask_one(locate("{x}bob")).await, Answer::Places(vec![(ME, 2)]));
+    });
+}
+
 #[test]
 fn a_subscription_follows_its_slot() {
     let cluster = Cluster::start();

@@ -12,6 +12,7 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{DEADLINE, eventually};
@@ -155,16 +156,18 @@ impl Port {
     }
 }
 
-/// A certificate authority and the certificate of a server on this host.
+/// A certificate authority and the certificate of servers on this host.
 struct Certificates {
+    _dir: tempfile::TempDir,
     ca: PathBuf,
     cert: PathBuf,
     key: PathBuf,
 }
 
 impl Certificates {
-    fn make(dir: &Path) -> Certificates {
+    fn make() -> Arc<Certificates> {
         use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+        let dir = tempfile::Builder::new().prefix("shardgate-tls-").tempdir().unwrap();
         let ca_key = KeyPair::generate().unwrap();
         let mut ca_params = CertificateParams::new(Vec::new()).unwrap();
         ca_params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -178,22 +181,23 @@ impl Certificates {
         let params = CertificateParams::new(vec!["127.0.0.1".into(), "localhost".into()]).unwrap();
         let cert = params.signed_by(&key, &issuer).unwrap();
         let write = |name: &str, text: String| {
-            let path = dir.join(name);
+            let path = dir.path().join(name);
             std::fs::write(&path, text).unwrap();
             path
         };
-        Certificates {
+        Arc::new(Certificates {
             ca: write("ca.pem", ca.pem()),
             cert: write("server.pem", cert.pem()),
             key: write("server.key", key.serialize_pem()),
-        }
+            _dir: dir,
+        })
     }
 }
 
 /// One `redis-server`. Dropping it kills and reaps it.
 pub struct Redis {
     port: Port,
-    tls: Option<(Port, PathBuf)>,
+    tls: Option<(Port, Arc<Certificates>)>,
     dir: tempfile::TempDir,
     password: Option<String>,
     sentinel: bool,
@@ -209,7 +213,7 @@ impl Redis {
     /// Starts one with these lines in `redis.conf`, such as `("requirepass", "x")` or `("appendonly", "yes")`.
     #[track_caller]
     pub fn with_config(config: &[(&str, &str)]) -> Redis {
-        Redis::launch(config, false, false)
+        Redis::launch(config, None, false)
     }
 
     /// Starts one that speaks TLS on the port of [`Redis::url`], with a certificate by [`Redis::ca`].
@@ -220,23 +224,23 @@ impl Redis {
 
     #[track_caller]
     pub fn start_tls_with_config(config: &[(&str, &str)]) -> Redis {
-        Redis::launch(config, true, false)
+        Redis::launch(config, Some(&Certificates::make()), false)
     }
 
     /// A server that does not run yet: [`Redis::restart`] starts it.
     #[track_caller]
     pub fn not_yet(config: &[(&str, &str)]) -> Redis {
-        let redis = Redis::start_with(config, false, false);
+        let redis = Redis::start_with(config, None, false);
         redis.write_config(config);
         redis
     }
 
-    fn start_with(config: &[(&str, &str)], tls: bool, sentinel: bool) -> Redis {
+    fn start_with(config: &[(&str, &str)], tls: Option<&Arc<Certificates>>, sentinel: bool) -> Redis {
         let dir = tempfile::Builder::new().prefix("shardgate-redis-").tempdir().unwrap();
         let password = config.iter().find(|(name, _)| *name == "requirepass");
         Redis {
             port: Port::free(),
-            tls: tls.then(|| (Port::free(), Certificates::make(dir.path()).ca)),
+            tls: tls.map(|certificates| (Port::free(), Arc::clone(certificates))),
             password: password.map(|(_, password)| (*password).to_owned()),
             dir,
             sentinel,
@@ -245,7 +249,7 @@ impl Redis {
     }
 
     #[track_caller]
-    fn launch(config: &[(&str, &str)], tls: bool, sentinel: bool) -> Redis {
+    fn launch(config: &[(&str, &str)], tls: Option<&Arc<Certificates>>, sentinel: bool) -> Redis {
         for _ in 0..10 {
             let mut redis = Redis::start_with(config, tls, sentinel);
             redis.write_config(config);
@@ -276,13 +280,12 @@ impl Redis {
             let own = own.iter().filter(|(name, _)| config.iter().all(|(n, _)| n != name));
             lines.extend(own.map(|(name, value)| format!("{name} {value}")));
         }
-        if let Some((port, ca)) = &self.tls {
-            let beside = |name: &str| self.dir.path().join(name).display().to_string();
+        if let Some((port, certificates)) = &self.tls {
             lines.extend([
                 format!("tls-port {}", port.number),
-                format!("tls-ca-cert-file {}", ca.display()),
-                format!("tls-cert-file {}", beside("server.pem")),
-                format!("tls-key-file {}", beside("server.key")),
+                format!("tls-ca-cert-file {}", certificates.ca.display()),
+                format!("tls-cert-file {}", certificates.cert.display()),
+                format!("tls-key-file {}", certificates.key.display()),
                 "tls-auth-clients no".to_owned(),
             ]);
         }
@@ -328,16 +331,19 @@ impl Redis {
         self.port.number
     }
 
+    /// The port that everybody but the tests uses: that with TLS, if there is one.
+    pub fn service_port(&self) -> u16 {
+        self.tls.as_ref().map_or(self.port.number, |(port, _)| port.number)
+    }
+
     pub fn dir(&self) -> &Path {
         self.dir.path()
     }
 
     /// `redis://…`, or `rediss://…` where it speaks TLS; without the password.
     pub fn url(&self) -> String {
-        match &self.tls {
-            Some((port, _)) => format!("rediss://127.0.0.1:{}", port.number),
-            None => format!("redis://127.0.0.1:{}", self.port()),
-        }
+        let scheme = if self.tls.is_some() { "rediss" } else { "redis" };
+        format!("{scheme}://127.0.0.1:{}", self.service_port())
     }
 
     /// [`Redis::url`] with these credentials.
@@ -354,7 +360,7 @@ impl Redis {
     /// The file with the certificate of the authority.
     #[track_caller]
     pub fn ca(&self) -> &Path {
-        &self.tls.as_ref().expect("it does not speak TLS").1
+        &self.tls.as_ref().expect("it does not speak TLS").1.ca
     }
 
     /// What the server wrote to its log.
@@ -407,6 +413,20 @@ impl Redis {
             Some((name.to_owned(), rest.split(',').next()?.parse().ok()?))
         };
         text.lines().filter_map(line).collect()
+    }
+
+    /// Carries out a command that must not fail, in words of its own.
+    #[track_caller]
+    pub fn carry_out(&self, words: &[String]) {
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        self.cmd(&words).good();
+    }
+
+    /// Nobody was denied anything.
+    #[track_caller]
+    pub fn assert_nothing_denied(&self) {
+        let denied = self.cmd(&["ACL", "LOG"]).good();
+        assert!(denied.array().is_empty(), "{denied:?}");
     }
 
     #[track_caller]
@@ -476,10 +496,85 @@ impl Drop for Redis {
     }
 }
 
+/// The user that the README tells operators to make, with this prefix and password instead of those of the README: the
+/// command for a server alone, that for a node of a cluster, which comes after, and that for a sentinel.
+#[track_caller]
+pub fn documented_user(prefix: &str, password: &str) -> [Vec<String>; 3] {
+    let readme = include_str!("../../README.md");
+    let section = readme.split_once("**Securing Redis.**").expect("a section").1;
+    let line = |line: &str| {
+        let words = line.strip_prefix("ACL ")?.split(' ');
+        let words = words.map(|word| word.replace("shardgate:", prefix).replace("PASSWORD", password));
+        Some(std::iter::once("ACL".to_owned()).chain(words).collect())
+    };
+    let lines: Vec<Vec<String>> = section.lines().filter_map(line).collect();
+    lines.try_into().expect("three commands")
+}
+
+/// The commands that rules of an access list allow in the end, as [`Redis::commandstats`] calls them.
+pub fn allowed(rules: &[Vec<String>]) -> std::collections::BTreeSet<String> {
+    let mut allowed = std::collections::BTreeSet::new();
+    for rule in rules.iter().flatten() {
+        if let Some(name) = rule.strip_prefix('+') {
+            allowed.insert(name.to_owned());
+        } else if let Some(name) = rule.strip_prefix('-') {
+            allowed.remove(name);
+        }
+    }
+    allowed
+}
+
 /// The value of `name:value` in a text of such lines.
 fn field(text: &str, name: &str) -> Option<String> {
     let value = |line: &str| Some(line.strip_prefix(name)?.strip_prefix(':')?.trim().to_owned());
     text.lines().find_map(value)
+}
+
+/// How the servers of a system talk, with others and with each other.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Setup {
+    /// With certificates by one authority.
+    pub tls: bool,
+    /// Of the default user, `requirepass`.
+    pub password: Option<&'static str>,
+    /// Sentinels want the password too.
+    pub sentinels_want_it: bool,
+}
+
+impl Setup {
+    fn certificates(self) -> Option<Arc<Certificates>> {
+        self.tls.then(Certificates::make)
+    }
+
+    /// Lines for each server.
+    fn lines(self) -> Vec<(&'static str, &'static str)> {
+        let mut lines = Vec::new();
+        if let Some(password) = self.password {
+            lines.extend([("requirepass", password), ("masterauth", password)]);
+        }
+        if self.tls {
+            lines.push(("tls-replication", "yes"));
+        }
+        lines
+    }
+
+    /// An address with the right scheme and the password.
+    fn url(self, kind: &str, nodes: &[Redis]) -> String {
+        let addrs: Vec<String> = nodes
+            .iter()
+            .map(|node| format!("127.0.0.1:{}", node.service_port()))
+            .collect();
+        let tls = if self.tls { "s" } else { "" };
+        let password = self
+            .password
+            .map_or_else(String::new, |password| format!(":{password}@"));
+        format!("redis{tls}-{kind}://{password}{}", addrs.join(","))
+    }
+
+    fn url_as(self, user: &str, password: &str, kind: &str, nodes: &[Redis]) -> String {
+        let open = Setup { password: None, ..self };
+        open.url(kind, nodes).replace("://", &format!("://{user}:{password}@"))
+    }
 }
 
 /// A master, a replica, and three sentinels that watch over them.
@@ -487,6 +582,7 @@ pub struct Sentinels {
     /// The master of the beginning first.
     pub nodes: Vec<Redis>,
     pub sentinels: Vec<Redis>,
+    setup: Setup,
 }
 
 impl Sentinels {
@@ -495,19 +591,40 @@ impl Sentinels {
     /// Starts all, and waits until every sentinel knows the others and the replica.
     #[track_caller]
     pub fn start() -> Sentinels {
-        let master = Redis::start();
-        let master_port = master.port().to_string();
-        let replica = Redis::with_config(&[("replicaof", &format!("127.0.0.1 {master_port}"))]);
+        Sentinels::start_with(Setup::default())
+    }
+
+    #[track_caller]
+    pub fn start_with(setup: Setup) -> Sentinels {
+        let certificates = setup.certificates();
+        let launch = |config: &[(&str, &str)]| Redis::launch(config, certificates.as_ref(), false);
+        let mut lines = setup.lines();
+        let master = launch(&lines);
+        let master_port = master.service_port().to_string();
+        let replica_of = format!("127.0.0.1 {master_port}");
+        let replica = launch(&[&lines[..], &[("replicaof", &replica_of)]].concat());
         eventually("the replica is in sync", || in_sync(&replica));
         let monitor = format!("monitor {} 127.0.0.1 {master_port} 2", Self::MASTER);
         let down = format!("down-after-milliseconds {} 700", Self::MASTER);
         let timeout = format!("failover-timeout {} 3000", Self::MASTER);
-        let config = [
+        let mut config = vec![
             ("sentinel", monitor.as_str()),
             ("sentinel", down.as_str()),
             ("sentinel", timeout.as_str()),
         ];
-        let sentinels: Vec<Redis> = (0..3).map(|_| Redis::launch(&config, false, true)).collect();
+        let auth = setup
+            .password
+            .map(|password| format!("auth-pass {} {password}", Self::MASTER));
+        config.extend(auth.as_deref().map(|auth| ("sentinel", auth)));
+        let among = setup.password.map(|password| format!("sentinel-pass {password}"));
+        if setup.sentinels_want_it {
+            config.extend(among.as_deref().map(|among| ("sentinel", among)));
+        }
+        lines.retain(|(name, _)| *name == "tls-replication" || *name == "requirepass" && setup.sentinels_want_it);
+        config.extend(lines);
+        let sentinels: Vec<Redis> = (0..3)
+            .map(|_| Redis::launch(&config, certificates.as_ref(), true))
+            .collect();
         eventually("every sentinel knows the others and the replica", || {
             sentinels.iter().all(|sentinel| {
                 let master = sentinel.cmd(&["SENTINEL", "MASTER", Self::MASTER]);
@@ -519,16 +636,19 @@ impl Sentinels {
         Sentinels {
             nodes: vec![master, replica],
             sentinels,
+            setup,
         }
     }
 
+    /// With the password.
     pub fn url(&self) -> String {
-        let ports: Vec<String> = self
-            .sentinels
-            .iter()
-            .map(|s| format!("127.0.0.1:{}", s.port()))
-            .collect();
-        format!("redis-sentinel://{}/{}", ports.join(","), Self::MASTER)
+        format!("{}/{}", self.setup.url("sentinel", &self.sentinels), Self::MASTER)
+    }
+
+    /// [`Sentinels::url`] with these credentials.
+    pub fn url_as(&self, user: &str, password: &str) -> String {
+        let url = self.setup.url_as(user, password, "sentinel", &self.sentinels);
+        format!("{url}/{}", Self::MASTER)
     }
 
     /// The port of the master, as the first sentinel that runs says.
@@ -543,14 +663,14 @@ impl Sentinels {
     #[track_caller]
     pub fn master(&self) -> &Redis {
         let port = self.master_addr();
-        self.nodes.iter().find(|node| node.port() == port).unwrap()
+        self.nodes.iter().find(|node| node.service_port() == port).unwrap()
     }
 
     /// Kills the master; its index in `nodes`.
     #[track_caller]
     pub fn kill_master(&mut self) -> usize {
         let port = self.master_addr();
-        let at = self.nodes.iter().position(|node| node.port() == port).unwrap();
+        let at = self.nodes.iter().position(|node| node.service_port() == port).unwrap();
         self.nodes[at].kill();
         at
     }
@@ -568,7 +688,7 @@ impl Sentinels {
                 .collect();
             ports.dedup();
             // While they disagree, it is none of the nodes.
-            let node = self.nodes.iter().find(|node| ports == [node.port()]);
+            let node = self.nodes.iter().find(|node| ports == [node.service_port()]);
             node.is_some_and(|node| node.is_running() && node.info("replication", "role").as_deref() == Some("master"))
         });
     }
@@ -584,6 +704,7 @@ pub struct Cluster {
     /// At first 0 to 2 are masters, and 3 to 5 their replicas in this order.
     pub nodes: Vec<Redis>,
     ids: Vec<String>,
+    setup: Setup,
 }
 
 impl Cluster {
@@ -592,14 +713,26 @@ impl Cluster {
     /// Starts all, and waits until all say that all is well and the replicas are in sync.
     #[track_caller]
     pub fn start() -> Cluster {
-        let config = [
+        Cluster::start_with(Setup::default())
+    }
+
+    #[track_caller]
+    pub fn start_with(setup: Setup) -> Cluster {
+        let mut config = vec![
             ("cluster-enabled", "yes"),
             ("cluster-config-file", "nodes.conf"),
             ("cluster-node-timeout", "1000"),
             ("cluster-replica-validity-factor", "0"),
             ("cluster-allow-replica-migration", "no"),
         ];
-        let nodes: Vec<Redis> = (0..6).map(|_| Redis::with_config(&config)).collect();
+        config.extend(setup.lines());
+        if setup.tls {
+            config.push(("tls-cluster", "yes"));
+        }
+        let certificates = setup.certificates();
+        let nodes: Vec<Redis> = (0..6)
+            .map(|_| Redis::launch(&config, certificates.as_ref(), false))
+            .collect();
         let ids: Vec<String> = nodes.iter().map(|node| node.cmd(&["CLUSTER", "MYID"]).text()).collect();
         for (n, master) in nodes[..3].iter().enumerate() {
             let edge = |n: usize| n as u16 * (Self::SLOTS / 3 + 1);
@@ -614,11 +747,11 @@ impl Cluster {
         // Everybody greets everybody: gossip would do the rest, but only in its time.
         for (n, node) in nodes.iter().enumerate() {
             for other in &nodes[n + 1..] {
-                node.cmd(&["CLUSTER", "MEET", "127.0.0.1", &other.port().to_string()])
+                node.cmd(&["CLUSTER", "MEET", "127.0.0.1", &other.service_port().to_string()])
                     .good();
             }
         }
-        let cluster = Cluster { nodes, ids };
+        let cluster = Cluster { nodes, ids, setup };
         eventually("all nodes know each other", || {
             cluster.nodes.iter().all(|node| {
                 let known = node.cmd(&["CLUSTER", "NODES"]).text();
@@ -641,9 +774,14 @@ impl Cluster {
         cluster
     }
 
+    /// With the password.
     pub fn url(&self) -> String {
-        let addrs: Vec<String> = self.nodes.iter().map(|n| format!("127.0.0.1:{}", n.port())).collect();
-        format!("redis-cluster://{}", addrs.join(","))
+        self.setup.url("cluster", &self.nodes)
+    }
+
+    /// [`Cluster::url`] with these credentials.
+    pub fn url_as(&self, user: &str, password: &str) -> String {
+        self.setup.url_as(user, password, "cluster", &self.nodes)
     }
 
     /// Waits until every node that runs says that all slots are served.

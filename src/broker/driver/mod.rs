@@ -241,7 +241,7 @@ impl Driver {
                 if before.is_some_and(|before| before != address) {
                     // The old master may live on, cut off or as a replica, and so may the connection to it.
                     if let Some(wants) = &node.wants {
-                        let _ = wants.send(Want::Restart);
+                        let _ = wants.send(Want::Master(address));
                     }
                 }
                 self.tell_state();

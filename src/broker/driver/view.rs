@@ -16,6 +16,7 @@ use crate::config::{RedisAddress, RedisServers};
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
 /// How often at most, when something is wrong.
 const LOOK_SPACING: Duration = Duration::from_millis(200);
+
 impl Driver {
     /// The node at this address, a new one if need be.
     fn node_at(&mut self, address: &RedisAddress) -> NodeId {
@@ -40,12 +41,22 @@ impl Driver {
 
     /// A server said that this one has the slot; the others' views follow.
     pub(super) fn learn(&mut self, slot: u16, owner: NodeId) {
-        if let Some(entry) = self.owners.get_mut(usize::from(slot))
-            && entry.replace(owner) != Some(owner)
-        {
-            self.place_channels();
+        if let Some(entry) = self.owners.get_mut(usize::from(slot)) {
+            let before = entry.replace(owner);
+            if before != Some(owner) {
+                if before.is_some() {
+                    self.forget_all();
+                }
+                self.place_channels();
+            }
         }
         self.look_soon();
+    }
+
+    /// A slot has another owner, or a node is let go. The old owner invalidates the keys that moved, but not those that were read there and did
+    /// not exist; who makes them now makes them at the new one, which does not know that we have read them.
+    fn forget_all(&self) {
+        let _ = self.context.signals.send(Signal::Event(StoreEvent::ForgetAll));
     }
 
     pub(super) fn look_soon(&mut self) {
@@ -98,12 +109,16 @@ impl Driver {
         }
         // A view without anybody is of a server that was cast out: better an old one than that.
         if !serving.is_empty() {
-            self.owners = owners;
-            let before = self.nodes.len();
+            let before = std::mem::replace(&mut self.owners, owners);
+            let moved = before
+                .iter()
+                .zip(&self.owners)
+                .any(|(before, now)| before.is_some() && before != now);
+            let known = self.nodes.len();
             self.nodes.retain(|id, _| serving.contains(id));
-            if self.nodes.len() < before {
-                // What was read there was tracked by a connection that now ends.
-                let _ = self.context.signals.send(Signal::Event(StoreEvent::ForgetAll));
+            // What was read of a node that goes was tracked by a connection that now ends.
+            if moved || self.nodes.len() < known {
+                self.forget_all();
             }
             let heard_of = view
                 .ranges

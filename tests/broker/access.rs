@@ -1,0 +1,133 @@
+//! The user that the README tells operators to make, and users who may do less.
+
+use std::collections::BTreeSet;
+
+use shardgate::cluster::store::{Answer, Channel, StoreEvent};
+
+use crate::common::redis::{Setup, allowed, documented_user};
+use crate::common::{Cluster, Redis, Sentinels};
+use crate::store::*;
+
+/// Everything that is allowed was asked for: nothing is superfluous. And nothing was denied.
+#[track_caller]
+fn assert_exact(nodes: &[Redis], rules: &[Vec<String>]) {
+    let called: BTreeSet<String> = nodes
+        .iter()
+        .flat_map(|node| node.commandstats())
+        .filter(|(_, calls)| *calls > 0)
+        .map(|(name, _)| name)
+        .collect();
+    let superfluous: Vec<_> = allowed(rules).difference(&called).cloned().collect();
+    assert!(superfluous.is_empty(), "{superfluous:?} of {called:?}");
+    for node in nodes {
+        node.assert_nothing_denied();
+    }
+}
+
+#[test]
+fn the_documented_user_on_one_server() {
+    let redis = Redis::start();
+    let [user, ..] = documented_user("t:", "s3cret");
+    redis.carry_out(&user);
+    redis.cmd(&["CONFIG", "RESETSTAT"]).good();
+    on_control_thread(async {
+        let url = format!("{}/3", redis.url_as("shardgate", "s3cret"));
+        let mut store = Store::connected(&url).await;
+        every_operation(&mut store).await;
+    });
+    assert_exact(std::slice::from_ref(&redis), &[user]);
+}
+
+#[test]
+fn the_documented_user_in_a_cluster() {
+    let cluster = Cluster::start();
+    let [alone, besides, _] = documented_user("t:", "s3cret");
+    let user = [alone, besides];
+    for node in &cluster.nodes {
+        for command in &user {
+            node.carry_out(command);
+        }
+        node.cmd(&["CONFIG", "RESETSTAT"]).good();
+    }
+    on_control_thread(async {
+        let mut store = Store::connected(&cluster.url_as("shardgate", "s3cret")).await;
+        every_operation(&mut store).await;
+        // Keys and channels of a slot that moves.
+        let slot = Cluster::slot_of("t:all");
+        let from = cluster.owner_of(slot);
+        let to = cluster.another_master(from);
+        cluster.begin_migration(slot, from, to);
+        let user_slot = Cluster::slot_of("t:user:{x}ann");
+        let from_user = cluster.owner_of(user_slot);
+        let to_user = cluster.another_master(from_user);
+        cluster.begin_migration(user_slot, from_user, to_user);
+        assert_eq!(store.ask_one(set("{x}ann", ME, 1)).await, Answer::Done);
+        cluster.finish_migration(user_slot, from_user, to_user);
+        cluster.finish_migration(slot, from, to);
+        store.until_unsubscribed(&Channel::All).await;
+        store.until_subscribed(&Channel::All).await;
+        assert_eq!(
+            store.ask_until_done(publish(&Channel::All, "x")).await,
+            Answer::Count(1)
+        );
+        assert_eq!(store.ask_one(locate("{x}ann")).await, Answer::Places(vec![(ME, 1)]));
+    });
+    assert_exact(&cluster.nodes, &user);
+}
+
+#[test]
+fn the_documented_users_behind_sentinels() {
+    let sentinels = Sentinels::start_with(Setup {
+        password: Some("operators"),
+        sentinels_want_it: true,
+        ..Setup::default()
+    });
+    let [user, _, asker] = documented_user("t:", "s3cret");
+    for node in &sentinels.nodes {
+        node.carry_out(&user);
+        node.cmd(&["CONFIG", "RESETSTAT"]).good();
+    }
+    for sentinel in &sentinels.sentinels {
+        sentinel.carry_out(&asker);
+    }
+    on_control_thread(async {
+        let url = format!("{}/3", sentinels.url_as("shardgate", "s3cret"));
+        let mut store = Store::connected(&url).await;
+        every_operation(&mut store).await;
+    });
+    assert_exact(&sentinels.nodes, &[user]);
+    // Sentinels do not count calls.
+    sentinels.sentinels.iter().for_each(Redis::assert_nothing_denied);
+}
+
+/// What is refused is told once, and again when it was heard in between.
+#[test]
+fn a_refused_subscription_is_told_of() {
+    let redis = Redis::start();
+    let allow = |rules: &[&str]| {
+        let words = ["ACL", "SETUSER", "gw", "on", ">pw", "~t:*", "+@all"];
+        redis.cmd(&[&words[..], rules].concat()).good();
+    };
+    on_control_thread(async {
+        let refused = |event: &StoreEvent| match event {
+            StoreEvent::Refused(words) => Some(words.to_string()),
+            _ => None,
+        };
+        allow(&["resetchannels"]);
+        let mut store = Store::connected(&redis.url_as("gw", "pw")).await;
+        store.broker.subscribe(Channel::All);
+        let words = store.until("Refused", refused).await;
+        assert!(
+            words.starts_with("Redis refused the subscription to t:all: NOPERM "),
+            "{words}"
+        );
+        // It was asked for again in between, each second.
+        tokio::time::sleep(std::time::Duration::from_millis(2_500)).await;
+        allow(&["&t:*"]);
+        store.until_subscribed(&Channel::All).await;
+        assert!(store.unread.iter().find_map(refused).is_none(), "{:?}", store.unread);
+        allow(&["resetchannels"]);
+        store.until_unsubscribed(&Channel::All).await;
+        assert_eq!(store.until("Refused", refused).await, words);
+    });
+}
