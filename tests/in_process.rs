@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::SeqCst;
+use std::sync::mpsc;
 
 use bytes::Bytes;
 use common::client::{TEXT, upgrade_head};
@@ -309,31 +310,47 @@ fn orders_while_redis_goes_and_comes(engine: &str) {
     let gateways = pair(engine, &redis, &["--limits-outbox-bytes", "67108864"]);
     wait_until_joined(&gateways);
     let clients = [0, 1].map(|n| connect(&gateways[n], "listener"));
+    let (heard_sender, heard) = mpsc::channel();
     let readers = clients.map(|mut client| {
+        let heard = heard_sender.clone();
+        let sender_is_here = client.stream.peer_addr().unwrap() == gateways[0].local_addr();
         std::thread::spawn(move || {
             let mut numbers = Vec::new();
             loop {
                 let content = client.recv_json()["content"].take();
                 match content.as_u64() {
-                    Some(number) => numbers.push(number),
+                    Some(number) => {
+                        numbers.push(number);
+                        if sender_is_here {
+                            let _ = heard.send(());
+                        }
+                    }
                     None => return numbers,
                 }
             }
         })
     });
+    struct Over<'a>(&'a AtomicBool);
+    impl Drop for Over<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, SeqCst);
+        }
+    }
     let over = AtomicBool::new(false);
     let sent = std::thread::scope(|scope| {
-        let orders = scope.spawn(|| {
-            let handle = gateways[0].handle();
+        let handle = gateways[0].handle();
+        let over = &over;
+        let orders = scope.spawn(move || {
             let mut sent = 0u64;
             while !over.load(SeqCst) {
                 handle.broadcast(broadcast(&sent.to_string()).0);
                 sent += 1;
-                // As fast as the control thread takes them, and not faster.
-                std::thread::sleep(std::time::Duration::from_micros(200));
+                // As fast as they are carried out, and not faster.
+                heard.recv_timeout(common::DEADLINE).unwrap();
             }
             sent
         });
+        let end = Over(over);
         for _ in 0..5 {
             redis.kill();
             eventually("it is noticed", || gateways.iter().all(|g| !g.view().cluster.is_up()));
@@ -341,7 +358,7 @@ fn orders_while_redis_goes_and_comes(engine: &str) {
             eventually("both are back", || gateways.iter().all(|g| g.view().cluster.is_up()));
             wait_until_joined(&gateways);
         }
-        over.store(true, SeqCst);
+        drop(end);
         orders.join().unwrap()
     });
     gateways[0].handle().broadcast(broadcast("\"end\"").0);

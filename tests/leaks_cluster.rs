@@ -8,7 +8,7 @@
 mod common;
 
 use std::ffi::OsString;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
 
 use common::client::upgrade_head;
@@ -106,6 +106,27 @@ fn fail(engine: &str, redis: &Redis) {
     hasty.redis.as_mut().unwrap().start_timeout = Duration::from_millis(50);
     let error = Gateway::start(&hasty).unwrap_err();
     assert!(matches!(error, StartError::NoRedis { .. }), "{error}");
+    // Somebody else listens on its address, when it has joined the cluster and is about to do so itself.
+    let free = SocketAddr::from(([127, fastrand::u8(1..), fastrand::u8(..), fastrand::u8(1..255)], 8080));
+    let before = redis.keys("");
+    let mut late = config(engine, redis, "gw3");
+    late.listen = free;
+    let mut other = None;
+    let error = Gateway::start_telling(&late, |_| {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        socket.set_reuse_address(true).unwrap();
+        socket.bind(&free.into()).unwrap();
+        socket.listen(1).unwrap();
+        other = Some(socket);
+    });
+    let error = error.unwrap_err();
+    assert!(matches!(error, StartError::AddressInUse { .. }), "{error}");
+    assert!(
+        threads().iter().all(|name| name.trim() != "control"),
+        "it is still there"
+    );
+    assert_eq!(redis.keys(""), before, "what it wrote is still there");
+    drop(other);
     // Somebody has enough of waiting, while it waits or before it does.
     let patient = config(engine, &silent, "gw3");
     for late in [true, false] {

@@ -24,10 +24,11 @@ use crate::view::{Clock, Now, View};
 const LEAVE_MAX: Duration = Duration::from_secs(2);
 const FINISH_MAX: Duration = Duration::from_millis(500);
 
-/// A control thread that has joined its cluster, if there is one, and waits for its shards.
+/// A control thread that has joined its cluster, if there is one, and waits for its shards. Should it not get them, it
+/// leaves the cluster, and dropping this waits until it has.
 pub(super) struct Joined {
-    thread: JoinHandle<Exit>,
-    control: oneshot::Sender<Control>,
+    thread: Option<JoinHandle<Exit>>,
+    control: Option<oneshot::Sender<Control>>,
 }
 
 impl Joined {
@@ -52,7 +53,10 @@ impl Joined {
             })
             .map_err(system("cannot start the control thread"))?;
         match joined.blocking_recv() {
-            Ok(Ok(())) => Ok(Joined { thread, control }),
+            Ok(Ok(())) => Ok(Joined {
+                thread: Some(thread),
+                control: Some(control),
+            }),
             Ok(Err(error)) => {
                 drop(control);
                 let _ = thread.join();
@@ -65,11 +69,23 @@ impl Joined {
         }
     }
 
-    /// Gives it its shards. Should this not be called, the thread leaves the cluster and ends.
-    pub(super) fn serve(self, control: Control) -> JoinHandle<Exit> {
-        // If it is gone, joining it tells.
-        let _ = self.control.send(control);
-        self.thread
+    /// Gives it its shards.
+    pub(super) fn serve(mut self, control: Control) -> Option<JoinHandle<Exit>> {
+        if let Some(sender) = self.control.take() {
+            // If it is gone, joining it tells.
+            let _ = sender.send(control);
+        }
+        self.thread.take()
+    }
+}
+
+impl Drop for Joined {
+    fn drop(&mut self) {
+        // That there will be no shards.
+        drop(self.control.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
     }
 }
 

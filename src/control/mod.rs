@@ -215,7 +215,7 @@ impl Gateway {
             addr,
             view,
             handle,
-            control: Some(control.serve(Control::new(shards, claim))),
+            control: control.serve(Control::new(shards, claim)),
         })
     }
 
