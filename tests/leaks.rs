@@ -6,6 +6,7 @@
 
 mod common;
 
+use common::process::{open_files, threads};
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -30,21 +31,6 @@ fn connect(addr: SocketAddr, user: &str) -> Client {
     assert_eq!(client.read_head().status, 101);
     assert_eq!(client.recv_json()["userId"], *user);
     client
-}
-
-/// Descriptors by kind, and threads by name.
-fn open_files() -> Vec<String> {
-    let files = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
-    files
-        .filter_map(|file| Some(std::fs::read_link(file.path()).ok()?.display().to_string()))
-        .collect()
-}
-
-fn threads() -> Vec<String> {
-    let threads = std::fs::read_dir("/proc/self/task").unwrap().flatten();
-    threads
-        .filter_map(|thread| std::fs::read_to_string(thread.path().join("comm")).ok())
-        .collect()
 }
 
 /// glommio 0.9 never closes the eventfd of an executor that has ended: one descriptor per shard that ever lived, which a

@@ -7,6 +7,7 @@
 
 mod common;
 
+use common::process::{open_files, threads};
 use std::ffi::OsString;
 use std::net::{SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
@@ -147,21 +148,6 @@ fn fail(engine: &str, redis: &Redis) {
             assert!(matches!(error, StartError::GivenUp), "{error}");
         });
     }
-}
-
-/// Descriptors by kind, and threads by name.
-fn open_files() -> Vec<String> {
-    let files = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
-    files
-        .filter_map(|file| Some(std::fs::read_link(file.path()).ok()?.display().to_string()))
-        .collect()
-}
-
-fn threads() -> Vec<String> {
-    let threads = std::fs::read_dir("/proc/self/task").unwrap().flatten();
-    threads
-        .filter_map(|thread| std::fs::read_to_string(thread.path().join("comm")).ok())
-        .collect()
 }
 
 #[test]

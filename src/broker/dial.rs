@@ -68,6 +68,13 @@ pub(super) fn view_commands() -> [Cmd; 2] {
     [cmd("CLUSTER").arg("INFO").clone(), cmd("CLUSTER").arg("SLOTS").clone()]
 }
 
+/// What a connection to a master is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Line {
+    Commands,
+    Subscriptions,
+}
+
 impl Dialer {
     pub(super) fn new(target: RedisTarget) -> Dialer {
         if target.tls {
@@ -84,11 +91,12 @@ impl Dialer {
         &self.target.servers
     }
 
-    /// Opens a connection for commands to the master at that place: tracking is on, and it has said that it can be
-    /// asked. What the server says unasked goes to `push`, on the connection's own task.
-    pub(super) async fn open_commands<F>(
+    /// Opens a connection to the master at that place, which has said that it can be asked. For commands tracking is on.
+    /// What the server says unasked goes to `push`, on the connection's own task.
+    pub(super) async fn open_master<F>(
         &self,
         place: &Place,
+        line: Line,
         push: F,
     ) -> Result<(RedisAddress, MultiplexedConnection), Cause>
     where
@@ -97,25 +105,7 @@ impl Dialer {
         self.within(place, async {
             let address = self.find(place).await?;
             let mut connection = self.open(&address, push, Login::Full).await?;
-            self.check_master(&address, &mut connection, true).await?;
-            Ok((address, connection))
-        })
-        .await
-    }
-
-    /// Opens a connection for subscriptions to the master at that place.
-    pub(super) async fn open_subscriptions<F>(
-        &self,
-        place: &Place,
-        push: F,
-    ) -> Result<(RedisAddress, MultiplexedConnection), Cause>
-    where
-        F: Fn(PushInfo) + Send + Sync + 'static,
-    {
-        self.within(place, async {
-            let address = self.find(place).await?;
-            let mut connection = self.open(&address, push, Login::Full).await?;
-            self.check_master(&address, &mut connection, false).await?;
+            self.check_master(&address, &mut connection, line).await?;
             Ok((address, connection))
         })
         .await
@@ -311,14 +301,14 @@ impl Dialer {
         &self,
         address: &RedisAddress,
         connection: &mut MultiplexedConnection,
-        tracking: bool,
+        line: Line,
     ) -> Result<(), Cause> {
         let mut questions = Pipeline::new();
         questions.add_command(cmd("CLIENT").arg("SETNAME").arg("shardgate").clone());
         questions.add_command(cmd("ROLE"));
         // Unlike most of a connection's set-up it is refused while the server loads its data.
         questions.add_command(cmd("PING"));
-        if tracking {
+        if line == Line::Commands {
             // Not NOLOOP: it withholds what we change ourselves, but forgets all the same that we have read the key, and so
             // the next change of somebody else is not told either.
             questions.add_command(cmd("CLIENT").arg("TRACKING").arg("ON").clone());

@@ -29,7 +29,7 @@ use super::Signal;
 use super::backoff::Backoff;
 use super::commands;
 use super::counters::Count as _;
-use super::dial::{self, ANSWER_MAX, Cause, Place};
+use super::dial::{self, ANSWER_MAX, Cause, Line, Place};
 use super::driver::{Context, Input};
 use super::gather::Item;
 use super::keys::Names;
@@ -113,7 +113,7 @@ pub(super) async fn run(
     loop {
         let gone = Arc::new(Notify::new());
         let push = push_handler(context.names.clone(), context.signals.clone(), gone.clone());
-        let opening = context.dialer.open_commands(&place, push);
+        let opening = context.dialer.open_master(&place, Line::Commands, push);
         tokio::pin!(opening);
         let opened = loop {
             tokio::select! {

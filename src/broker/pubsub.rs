@@ -29,7 +29,7 @@ use super::Signal;
 use super::backlog::Backlog;
 use super::backoff::Backoff;
 use super::commands;
-use super::dial::{ANSWER_MAX, Cause, Place};
+use super::dial::{ANSWER_MAX, Cause, Line, Place};
 use super::driver::{Context, Input};
 use super::node::NodeId;
 use crate::cluster::store::StoreEvent;
@@ -97,7 +97,7 @@ pub(super) async fn run(
             notes,
             pulse.clone(),
         );
-        let opening = context.dialer.open_subscriptions(&place, push);
+        let opening = context.dialer.open_master(&place, Line::Subscriptions, push);
         tokio::pin!(opening);
         let opened = loop {
             tokio::select! {

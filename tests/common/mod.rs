@@ -10,6 +10,7 @@ pub mod client;
 pub mod fleet;
 pub mod gateway;
 pub mod peer;
+pub mod process;
 pub mod redis;
 
 use std::time::{Duration, Instant};
