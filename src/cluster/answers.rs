@@ -169,8 +169,12 @@ impl Cluster {
                 self.outbound.handle_published(berth, sequence, result);
             }
             Purpose::Orders(orders) => {
-                if !matches!(answers.first(), Some(Answer::Count(_))) {
-                    self.metrics().dropped(ClusterDrop::OrderRedisAway, orders);
+                // The others, and we.
+                let gateways = self.directory.len() as u64 + 1;
+                match answers.first() {
+                    Some(Answer::Count(heard)) if *heard >= gateways => {}
+                    Some(Answer::Count(_)) => self.metrics().dropped(ClusterDrop::OrderUnheard, orders),
+                    _ => self.metrics().dropped(ClusterDrop::OrderRedisAway, orders),
                 }
             }
             Purpose::Probe => {

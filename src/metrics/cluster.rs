@@ -66,11 +66,13 @@ pub enum ClusterDrop {
     PacketInboxFull,
     /// A broadcast or an order to close a user's connections, which did not reach the other gateways.
     OrderRedisAway,
+    /// The same, when fewer gateways heard it than there are: one was subscribing anew, or has just died.
+    OrderUnheard,
 }
 
 impl ClusterDrop {
     /// `kind` and `reason` in the order of the discriminants.
-    pub const LABELS: [(&'static str, &'static str); 10] = [
+    pub const LABELS: [(&'static str, &'static str); 11] = [
         ("message", "gateway_full"),
         ("message", "gateway_gone"),
         ("message", "redis_away"),
@@ -81,6 +83,7 @@ impl ClusterDrop {
         ("packet", "version"),
         ("packet", "inbox_full"),
         ("order", "redis_away"),
+        ("order", "unheard"),
     ];
 }
 
