@@ -147,12 +147,12 @@ impl Cluster {
                 }
                 _ => self.book.handle_scanned(round, None, now_ms),
             },
-            Purpose::Locate(_) | Purpose::Query(_) if self.names_strangers(&answers) => {
+            Purpose::Locate(_) | Purpose::Queries(_) if self.names_strangers(&answers) => {
                 self.directory_due_ms = 0;
                 self.deferred.push((purpose, answers));
             }
             Purpose::Locate(users) => self.handle_located(&users, &answers),
-            Purpose::Query(query) => self.handle_query(&query, &answers),
+            Purpose::Queries(queries) => self.handle_queries(&queries, &answers),
             Purpose::Packet {
                 berth,
                 sequence,
@@ -240,7 +240,7 @@ impl Cluster {
             let answers = if read { answers } else { Vec::new() };
             match purpose {
                 Purpose::Locate(users) => self.handle_located(&users, &answers),
-                Purpose::Query(query) => self.handle_query(&query, &answers),
+                Purpose::Queries(queries) => self.handle_queries(&queries, &answers),
                 _ => {}
             }
         }
@@ -293,12 +293,18 @@ impl Cluster {
         }
     }
 
+    fn handle_queries(&mut self, queries: &[Query], answers: &[Answer]) {
+        for query in queries {
+            self.handle_query(query, answers);
+        }
+    }
+
     fn handle_query(&mut self, query: &Query, answers: &[Answer]) {
         let complete = self.directory.is_complete(self.now.mono_ms());
         let mut online = 0u128;
         let mut unknown = false;
-        for (nth, place) in query.places.iter().enumerate() {
-            match answers.get(nth) {
+        for (place, op) in query.places.iter().zip(&query.ops) {
+            match answers.get(*op) {
                 Some(Answer::Places(places)) => {
                     let there = !self.live(places).is_empty();
                     online |= u128::from(there) << place;

@@ -60,7 +60,8 @@ enum Purpose {
     /// Of this round of writing everything.
     IndexScan(u32),
     Locate(Vec<Arc<str>>),
-    Query(Query),
+    /// Questions that were asked in one turn.
+    Queries(Vec<Query>),
     Packet {
         berth: crate::router::locations::Berth,
         sequence: u32,
@@ -84,8 +85,10 @@ enum Purpose {
 struct Query {
     shard: ShardId,
     ticket: u32,
-    /// Places in the question, one per operation.
+    /// Places in the question.
     places: Vec<u8>,
+    /// For each, which operation of the request asks for the user; equal users share one.
+    ops: Vec<usize>,
 }
 
 /// What shall be heard or not.
@@ -367,6 +370,7 @@ impl Cluster {
                             shard: from,
                             ticket,
                             places,
+                            ops: Vec::new(),
                         };
                         self.queries.push((query, names));
                     } else {

@@ -1,5 +1,6 @@
 //! The end of a turn: what came of it goes out, and time that has passed has its effect.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::membership::Standing;
@@ -135,9 +136,24 @@ impl Cluster {
             let ops = users.iter().map(|user| Op::Locate { user: Arc::clone(user) }).collect();
             self.request(Purpose::Locate(users), ops);
         }
-        for (query, users) in std::mem::take(&mut self.queries) {
-            let ops = users.into_iter().map(|user| Op::Locate { user }).collect();
-            self.request(Purpose::Query(query), ops);
+        // Many ask for the same users at the same time: each is asked for once.
+        let (mut queries, mut places, mut ops) = (Vec::new(), BTreeMap::new(), Vec::new());
+        for (mut query, users) in std::mem::take(&mut self.queries) {
+            if ops.len() + users.len() > LOCATES_MAX {
+                self.request(Purpose::Queries(std::mem::take(&mut queries)), std::mem::take(&mut ops));
+                places.clear();
+            }
+            for user in users {
+                let op = *places.entry(Arc::clone(&user)).or_insert(ops.len());
+                if op == ops.len() {
+                    ops.push(Op::Locate { user });
+                }
+                query.ops.push(op);
+            }
+            queries.push(query);
+        }
+        if !queries.is_empty() {
+            self.request(Purpose::Queries(queries), ops);
         }
     }
 
@@ -298,14 +314,17 @@ impl Cluster {
         // A late answer must not pass for one to the same question asked again: what it says may have changed since, and
         // the store has told so already.
         for (purpose, _) in self.sent.values_mut() {
-            if matches!(purpose, Purpose::Locate(_) | Purpose::Query(_) | Purpose::Packet { .. }) {
+            if matches!(
+                purpose,
+                Purpose::Locate(_) | Purpose::Queries(_) | Purpose::Packet { .. }
+            ) {
                 given_up.push(std::mem::replace(purpose, Purpose::Abandoned));
             }
         }
         let waiting = std::mem::take(&mut self.queries).into_iter().map(|(query, _)| query);
-        let asked = given_up.into_iter().filter_map(|purpose| match purpose {
-            Purpose::Query(query) => Some(query),
-            _ => None,
+        let asked = given_up.into_iter().flat_map(|purpose| match purpose {
+            Purpose::Queries(queries) => queries,
+            _ => Vec::new(),
         });
         let queries: Vec<(ShardId, u32)> = waiting.chain(asked).map(|query| (query.shard, query.ticket)).collect();
         for (shard, ticket) in queries {

@@ -297,7 +297,9 @@ impl Core {
         }
         elsewhere.sort_unstable_by_key(|(home, place, _)| (*home, *place));
         let groups = elsewhere.chunk_by(|a, b| a.0 == b.0);
-        let control = self.remote.as_ref().map(|remote| remote.control);
+        // Nobody needs to be asked about nobody.
+        let remote = self.remote.as_ref().filter(|_| !users.is_empty());
+        let control = remote.map(|remote| remote.control);
         let question = Question {
             asker,
             client_id: client_id.map(Into::into),
