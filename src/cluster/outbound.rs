@@ -1,6 +1,6 @@
 //! What goes to other gateways: one open packet per gateway, packets that wait to be confirmed, senders who want to hear.
 //!
-//! Pure; owned by the control thread. Everything for one gateway in one turn is one packet. While [`PACKETS_UNDER_WAY`]
+//! Pure; owned by the control thread. Everything for one gateway in one turn is one packet. While `PACKETS_UNDER_WAY`
 //! packets have not been answered by Redis, what comes is gathered in the next one: so packets grow with load, and a
 //! message costs fewer commands the more there are.
 //!
