@@ -1,6 +1,6 @@
 //! What the store's answers mean.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::store::{Answer, Channel, Incarnation, Op, StoreEvent};
@@ -83,18 +83,17 @@ impl Cluster {
         self.directory_due_ms = 0;
     }
 
-    fn rebuild_presence(&mut self) {
+    /// Writes everything again. Returns the users who may be written down under the incarnation before, if it was another.
+    fn rebuild_presence(&mut self) -> BTreeSet<Arc<str>> {
         self.metrics().rebuilds.inc();
         let incarnation = self.membership.incarnation();
-        self.book.rebuild(incarnation, self.now.mono_ms());
+        self.book.rebuild(incarnation, self.now.mono_ms())
     }
 
     /// The lease was lost. What was written under the earlier incarnation may have come behind the sweep by somebody who
     /// saw that first, and behind its end nobody looks there any more: so we clear it, too.
     fn clear_past(&mut self, past: Incarnation) {
-        self.metrics().rebuilds.inc();
-        let incarnation = self.membership.incarnation();
-        let users = self.book.rebuild(incarnation, self.now.mono_ms());
+        let users = self.rebuild_presence();
         let clear = |user| Op::ClearPresence { user, owner: past };
         let ops: Vec<Op> = users.into_iter().map(clear).collect();
         for ops in ops.chunks(LOCATES_MAX) {

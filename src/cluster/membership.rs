@@ -69,6 +69,13 @@ pub enum Standing {
     Member,
 }
 
+impl Standing {
+    /// True where the lease is ours.
+    pub fn has_lease(self) -> bool {
+        matches!(self, Standing::Entering | Standing::Member)
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
     Away,

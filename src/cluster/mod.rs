@@ -263,7 +263,7 @@ impl Cluster {
     /// The end: gives the lease back if it is still ours; [`Cluster::is_idle`] tells when that is done. What is still
     /// written down then is swept by others.
     pub fn finish(&mut self) {
-        if matches!(self.membership.standing(), Standing::Entering | Standing::Member) {
+        if self.membership.standing().has_lease() {
             let id = Arc::clone(self.membership.id());
             self.request(Purpose::LastLook, vec![Op::LeaseRead { id }]);
             self.finished = true;
@@ -425,7 +425,7 @@ impl Cluster {
             return None;
         }
         let standing = self.membership.standing();
-        let entered = self.connected && matches!(standing, Standing::Entering | Standing::Member);
+        let entered = self.connected && standing.has_lease();
         let first = self.sent.first_key_value().map(|(_, (_, sent_ms))| sent_ms + SLOW_MS);
         // Only a member is called slow; nobody else is to be woken for that.
         let slow = first.filter(|_| standing == Standing::Member && self.view.cluster.health() != ClusterHealth::Slow);

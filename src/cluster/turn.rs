@@ -65,7 +65,7 @@ impl Cluster {
     /// Hears the channel of this incarnation, and no other; is a member once it does.
     pub(super) fn follow_membership(&mut self) {
         let standing = self.membership.standing();
-        if matches!(standing, Standing::Entering | Standing::Member) {
+        if standing.has_lease() {
             let channel = self.membership.channel();
             if self.channel.as_ref() != Some(&channel) {
                 self.inbound.begin_channel();
@@ -92,7 +92,7 @@ impl Cluster {
     }
 
     fn ask_directory(&mut self, now_ms: u64) {
-        let entered = matches!(self.membership.standing(), Standing::Entering | Standing::Member);
+        let entered = self.membership.standing().has_lease();
         if entered && !self.directory_asked && now_ms >= self.directory_due_ms {
             self.directory_asked = true;
             self.deferred_asked.append(&mut self.deferred);
@@ -102,7 +102,7 @@ impl Cluster {
     }
 
     fn write_presence(&mut self, now_ms: u64) {
-        if !matches!(self.membership.standing(), Standing::Entering | Standing::Member) {
+        if !self.membership.standing().has_lease() {
             return;
         }
         if !self.leaving && !self.lanes.is_empty() {
@@ -234,32 +234,34 @@ impl Cluster {
     }
 
     fn sweep(&mut self, now_ms: u64) {
-        if self.sweep.is_none() && self.leaving {
-            // Our own, when everybody knows that it does not count and the index is whole.
+        if self.sweep.is_none() {
+            self.choose_sweep();
+        }
+        if let Some(op) = self.sweep.as_mut().and_then(|sweep| sweep.poll_scan(now_ms)) {
+            self.request(Purpose::SweepScan, vec![op]);
+        }
+    }
+
+    /// What to sweep next: our own when we leave, else what is left of our past, else a dead gateway's.
+    fn choose_sweep(&mut self) {
+        let me = self.membership.incarnation();
+        if self.leaving {
+            // When everybody knows that it does not count, and the index is whole.
             if !self.left && self.membership.has_left() && self.book.is_idle() {
-                self.sweep = Some(Sweep::new(self.membership.incarnation()));
+                self.sweep = Some(Sweep::new(me));
             }
-        } else if self.sweep.is_none()
-            && !self.claiming
-            && self.is_member()
-            && let Some(target) = self.past.pop()
-        {
+        } else if self.claiming || !self.is_member() {
+            // Not now.
+        } else if let Some(target) = self.past.pop() {
             self.sweep = Some(Sweep::new(target));
-        } else if self.sweep.is_none()
-            && !self.claiming
-            && self.is_member()
-            && let Some(target) = self.to_sweep.pop()
-        {
+        } else if let Some(target) = self.to_sweep.pop() {
             let op = Op::Claim {
                 task: Task::Sweep(target),
-                by: self.membership.incarnation(),
+                by: me,
                 ttl_ms: SWEEP_CLAIM_MS,
             };
             self.claiming = true;
             self.request(Purpose::SweepClaim(target), vec![op]);
-        }
-        if let Some(op) = self.sweep.as_mut().and_then(|sweep| sweep.poll_scan(now_ms)) {
-            self.request(Purpose::SweepScan, vec![op]);
         }
     }
 
@@ -278,7 +280,7 @@ impl Cluster {
             Standing::Entering => ClusterHealth::Joining,
             Standing::Member if slow => ClusterHealth::Slow,
             Standing::Member if self.probe.is_lost() => ClusterHealth::ProbeLost,
-            Standing::Member if self.book.refused().is_some() => ClusterHealth::Refusing,
+            Standing::Member if refused.is_some() => ClusterHealth::Refusing,
             Standing::Member => ClusterHealth::Member,
         };
         let words = match health {

@@ -48,6 +48,12 @@ struct Asked {
     held: Vec<Held>,
 }
 
+impl Asked {
+    fn is(&self, hash: UserHash, name: &str) -> bool {
+        self.hash == hash && *self.name == *name
+    }
+}
+
 /// A message that waits.
 #[derive(Debug)]
 struct Held {
@@ -110,8 +116,10 @@ impl Remote {
         };
         self.held += 1;
         self.held_bytes += frame.len();
-        let same = |known: &Asked| known.hash == asked.hash && *known.name == *asked.name;
-        match self.asked.find_mut(asked.hash.0, same) {
+        match self
+            .asked
+            .find_mut(asked.hash.0, |known| known.is(asked.hash, asked.name))
+        {
             Some(known) => known.held.push(held),
             None => {
                 let new = Asked {
@@ -126,13 +134,12 @@ impl Remote {
     }
 
     fn is_asked(&self, hash: UserHash, name: &str) -> bool {
-        let same = |known: &Asked| known.hash == hash && *known.name == *name;
-        self.asked.find(hash.0, same).is_some()
+        self.asked.find(hash.0, |known| known.is(hash, name)).is_some()
     }
 
     fn take_asked(&mut self, hash: UserHash, name: &str) -> Option<Asked> {
-        let same = |known: &Asked| known.hash == hash && *known.name == *name;
-        let asked = self.asked.find_entry(hash.0, same).ok()?.remove().0;
+        let found = self.asked.find_entry(hash.0, |known| known.is(hash, name));
+        let asked = found.ok()?.remove().0;
         self.held -= asked.held.len();
         self.held_bytes -= asked.held.iter().map(|held| held.frame.len()).sum::<usize>();
         Some(asked)
