@@ -13,6 +13,7 @@
 //! | `text` | `--help`, `--check-config`, documentation |
 //! | `error` | [`ConfigError`] |
 //! | [`origins`] | which web pages may connect |
+//! | [`patterns`] | which channels a user may use |
 //!
 //! Invariants: a value that nobody can honour is refused, never dropped; what is printed holds no secret; what
 //! `--check-config` prints loads to the same [`Config`].
@@ -21,6 +22,7 @@ mod checks;
 mod error;
 mod keys;
 pub mod origins;
+pub mod patterns;
 mod redis_url;
 mod sources;
 mod text;
@@ -36,6 +38,7 @@ use std::time::Duration;
 
 pub use error::{ConfigError, Place};
 pub use origins::{OriginError, OriginPolicy};
+pub use patterns::{ChannelPatterns, PatternError};
 pub use redis_url::{RedisAddress, RedisServers, RedisTarget};
 use sources::{Request, Settings};
 
