@@ -11,7 +11,7 @@ use super::error::ConfigError;
 use super::keys::{self, KEYS};
 use super::sources::Settings;
 use super::value::Value;
-use super::{Config, EngineChoice, Heartbeat, Limits, Placement, RedisConfig, RedisTarget};
+use super::{ChannelsConfig, Config, EngineChoice, Heartbeat, Limits, Placement, RedisConfig, RedisTarget};
 
 impl Settings {
     /// The checked configuration; `gateway_id` is what to use where none is set.
@@ -69,6 +69,11 @@ impl Settings {
                 timeout: self.get("heartbeat.timeout"),
             },
             auth_timeout: self.get("auth.timeout"),
+            channels: ChannelsConfig {
+                subscribe: self.get("channels.subscribe"),
+                publish: self.get("channels.publish"),
+                partitions: self.get("channels.partitions"),
+            },
             drain_timeout: self.get("drain.timeout"),
             redis,
             presence_ttl: self.get("presence.ttl"),
@@ -176,6 +181,11 @@ pub(super) fn restart_keys(old: &Config, new: &Config) -> Vec<&'static str> {
         limits: _,
         heartbeat: Heartbeat { interval, timeout },
         auth_timeout,
+        channels: ChannelsConfig {
+            subscribe: _,
+            publish: _,
+            partitions,
+        },
         drain_timeout,
         redis,
         presence_ttl,
@@ -206,6 +216,7 @@ pub(super) fn restart_keys(old: &Config, new: &Config) -> Vec<&'static str> {
         ("heartbeat.interval", *interval != new.heartbeat.interval),
         ("heartbeat.timeout", *timeout != new.heartbeat.timeout),
         ("auth.timeout", *auth_timeout != new.auth_timeout),
+        ("channels.partitions", *partitions != new.channels.partitions),
         ("drain.timeout", *drain_timeout != new.drain_timeout),
         (
             "redis.url",
@@ -247,6 +258,7 @@ macro_rules! from_value {
 
 from_value! {
     bool: Value::Bool(yes) => Some(*yes);
+    u16: Value::Integer(n) => u16::try_from(*n).ok();
     u32: Value::Integer(n) => u32::try_from(*n).ok();
     usize: Value::Integer(n) => usize::try_from(*n).ok();
     Duration: Value::Duration(time) => Some(*time);

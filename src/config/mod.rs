@@ -159,6 +159,8 @@ pub struct Config {
     pub heartbeat: Heartbeat,
     /// Time to show a credential after the handshake.
     pub auth_timeout: Duration,
+    /// Who may use which channels, and how those are spread.
+    pub channels: ChannelsConfig,
     /// How long a drain may last.
     pub drain_timeout: Duration,
     /// Redis; `None`: one gateway, embedded presence.
@@ -168,14 +170,18 @@ pub struct Config {
 }
 
 impl Config {
-    /// This configuration with what can change while running taken from `new` (log level, limits, origins), and the
-    /// names of the keys that differ and need a restart.
+    /// This configuration with what can change while running taken from `new` (log level, limits, origins,
+    /// patterns of channels), and the names of the keys that differ and need a restart.
     #[must_use]
     pub fn reloadable_changes(&self, new: &Config) -> (Config, Vec<&'static str>) {
         let changed = Config {
             log_level: new.log_level,
             limits: new.limits,
             origins: new.origins.clone(),
+            channels: ChannelsConfig {
+                partitions: self.channels.partitions,
+                ..new.channels.clone()
+            },
             ..self.clone()
         };
         (changed, checks::restart_keys(self, new))
@@ -236,6 +242,17 @@ pub struct Limits {
     pub handshake_timeout: Duration,
     /// Bytes of one request head.
     pub header_bytes: usize,
+}
+
+/// Who may use which channels, and how those are spread.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChannelsConfig {
+    /// What every user may subscribe to, good for [`ChannelPatterns::parse`]; `None`: not set, empty: nothing.
+    pub subscribe: Option<Vec<String>>,
+    /// What every user may publish to; as `subscribe`.
+    pub publish: Option<Vec<String>>,
+    /// Number of partitions between gateways; the same on all gateways of a cluster.
+    pub partitions: u16,
 }
 
 /// How gateways are joined.

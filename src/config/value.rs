@@ -11,6 +11,7 @@ use toml::de::DeValue;
 use super::Placement;
 use super::keys::{CPU_MAX, SHARDS_MAX};
 use super::origins::OriginPolicy;
+use super::patterns::ChannelPatterns;
 use super::redis_url::{self, RedisTarget};
 
 /// What stands in place of a secret.
@@ -31,10 +32,10 @@ pub(super) enum Kind {
     Choice(&'static [&'static str]),
     /// One or several of these words.
     Choices(&'static [&'static str]),
-    /// One or several texts.
-    List,
     /// Allowed origins.
     Origins,
+    /// Patterns of channels.
+    Patterns,
     /// CPUs of shards.
     Cpus,
     /// Text of 1 to `max` bytes without control characters.
@@ -90,7 +91,7 @@ impl Kind {
             },
             Kind::Address => text.parse().map(Value::Address).map_err(|_| self.allowed()),
             Kind::Choice(words) => choose(words, text).map(Value::Text).ok_or_else(|| self.allowed()),
-            Kind::Choices(_) | Kind::List | Kind::Origins => {
+            Kind::Choices(_) | Kind::Origins | Kind::Patterns => {
                 self.parse_list(text.split(',').map(|item| item.trim().to_owned()).collect())
             }
             Kind::Cpus => parse_cpus(text)
@@ -127,11 +128,11 @@ impl Kind {
                 let items: Option<Vec<_>> = items.iter().map(word_of).collect();
                 self.parse_text(&items.ok_or_else(refused)?.join(","))
             }
-            (Kind::Choices(_) | Kind::List | Kind::Origins, DeValue::Array(items)) => {
+            (Kind::Choices(_) | Kind::Origins | Kind::Patterns, DeValue::Array(items)) => {
                 let items = items.iter().map(|item| item.get_ref().as_str().map(str::to_owned));
                 self.parse_list(items.collect::<Option<_>>().ok_or_else(refused)?)
             }
-            (Kind::Choices(_) | Kind::List | Kind::Origins, DeValue::String(text)) => {
+            (Kind::Choices(_) | Kind::Origins | Kind::Patterns, DeValue::String(text)) => {
                 self.parse_list(vec![text.clone().into_owned()])
             }
             (_, DeValue::String(text)) => self.parse_text(text),
@@ -154,8 +155,12 @@ impl Kind {
                 Ok(_) => Ok(Value::List(items)),
                 Err(why) => Err(format!("{}; {why}", self.allowed())),
             },
-            _ if items.iter().any(String::is_empty) => Err(self.allowed()),
-            _ => Ok(Value::List(items)),
+            Kind::Patterns => match ChannelPatterns::parse(&items) {
+                // An empty array stays one: it is the way to say nobody where the default says everybody.
+                Ok(_) => Ok(Value::List(items)),
+                Err(why) => Err(format!("{}; {why}", self.allowed())),
+            },
+            _ => unreachable!("only kinds of lists get here"),
         }
     }
 
@@ -173,8 +178,8 @@ impl Kind {
             Kind::Address => "IP address and port, such as 127.0.0.1:8080, 0.0.0.0:8080 or [::1]:8080".into(),
             Kind::Choice(words) => words.join(", "),
             Kind::Choices(words) => format!("one or more of {}", words.join(", ")),
-            Kind::List => "one or more texts".into(),
             Kind::Origins => "origins such as https://app.example.com, https://*.example.com, null or *".into(),
+            Kind::Patterns => "patterns of channels such as news, room:*, inbox:{user} or *".into(),
             Kind::Cpus => {
                 format!("CPU numbers from 0 to {CPU_MAX} such as 0-3,8-11, each once, or none for no pinning")
             }
@@ -199,7 +204,7 @@ impl Kind {
             Kind::Duration { .. } => "TIME",
             Kind::Address => "ADDRESS",
             Kind::Choice(_) => "WORD",
-            Kind::Choices(_) | Kind::List | Kind::Origins => "LIST",
+            Kind::Choices(_) | Kind::Origins | Kind::Patterns => "LIST",
             Kind::Cpus => "CPUS",
             Kind::Text { .. } | Kind::Secret => "TEXT",
             Kind::File => "FILE",
@@ -211,7 +216,7 @@ impl Kind {
         match self {
             Kind::Bool => "without quotes",
             Kind::Integer { .. } => "without quotes or a decimal point",
-            Kind::Choices(_) | Kind::List | Kind::Origins => "an array of strings",
+            Kind::Choices(_) | Kind::Origins | Kind::Patterns => "an array of strings",
             _ => "a string in quotes",
         }
     }

@@ -30,6 +30,12 @@ fn without_anything_the_defaults_of_the_contract_hold() {
         header_bytes: 16_384,
     };
     assert_eq!(config.limits, limits);
+    let channels = ChannelsConfig {
+        subscribe: None,
+        publish: None,
+        partitions: 64,
+    };
+    assert_eq!(config.channels, channels);
     let heartbeat = Heartbeat {
         interval: Duration::from_secs(25),
         timeout: Duration::from_secs(90),
@@ -237,9 +243,6 @@ fn a_key_that_this_release_does_not_have_is_refused_unless_it_says_the_default()
         "auth.cookie",
         "auth.required_at_handshake",
         "auth.require_exp",
-        "channels.subscribe",
-        "channels.publish",
-        "limits.channels_per_connection",
     ] {
         assert!(
             !KEYS[keys::find(name).unwrap()].available,
@@ -252,6 +255,37 @@ fn a_key_that_this_release_does_not_have_is_refused_unless_it_says_the_default()
         &["auth.algorithm", "\"none\"", "HS256"],
     );
     assert_says(&refused(&["--presence-ttl=90"], &[]), &["presence.ttl", "bare number"]);
+}
+
+#[test]
+fn patterns_of_channels_are_lists_and_checked_when_read() {
+    let list = |patterns: &[&str]| Some(patterns.iter().map(|pattern| (*pattern).to_owned()).collect::<Vec<_>>());
+    let config = run(
+        &["--channels-subscribe", "news, room:*"],
+        &[("SHARDGATE_CHANNELS_PUBLISH", "inbox:{user}")],
+    );
+    assert_eq!(config.channels.subscribe, list(&["news", "room:*"]));
+    assert_eq!(config.channels.publish, list(&["inbox:{user}"]));
+    let config = run_toml("[channels]\nsubscribe = [\"a,b\", \"c\"]\npublish = \"*\"");
+    assert_eq!(config.channels.subscribe, list(&["a,b", "c"]));
+    assert_eq!(config.channels.publish, list(&["*"]));
+    // Nobody is not the same as not set, and stays so when it is printed and read.
+    let nobody = file("channels.publish = []");
+    let printed = checked(&["--config", nobody.path().to_str().unwrap()], &[]);
+    assert_says(&printed, &["publish = [] # file", "# subscribe: * in development mode"]);
+    assert_eq!(run_toml(&printed).channels.publish, list(&[]));
+
+    for (bad, why) in [
+        ("inbox:{usr}", "did you mean {user}?"),
+        ("inbox:{user", "{ without its }"),
+        ("news,", "is empty"),
+    ] {
+        let said = refused(&["--channels-publish", bad], &[]);
+        assert_says(&said, &["channels.publish", "flag --channels-publish", "room:*", why]);
+    }
+    let said = refused_toml("[channels]\nsubscribe = [\"news\", \"\"]");
+    assert_says(&said, &["channels.subscribe", "line 2", "is empty"]);
+    assert_says(&refused(&["--channels-partitions=16385"], &[]), &["from 1 to 16384"]);
 }
 
 /// What makes another value than [`other_value`] good, where it contradicts a default.
