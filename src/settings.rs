@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use crate::config::origins::{OriginError, OriginPolicy};
+use crate::config::patterns::{ChannelPatterns, PatternError};
 use crate::config::{Config, Heartbeat, Limits};
 use crate::protocol::head::Policy;
 
@@ -21,24 +22,57 @@ pub struct Settings {
     pub auth_timeout: Duration,
     /// Allowed origins.
     pub origins: OriginPolicy,
+    /// Channels that every user may subscribe to.
+    pub subscribe: ChannelPatterns,
+    /// Channels that every user may publish to.
+    pub publish: ChannelPatterns,
     /// Serve `/echo`.
     pub echo: bool,
+}
+
+/// Lists that no shard can go by. The configuration room refuses them earlier and with their place.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum SettingsError {
+    /// `origins` has an entry that is no origin.
+    #[error("origins: {0}")]
+    Origins(#[from] OriginError),
+    /// `channels.subscribe` has an entry that is no pattern.
+    #[error("channels.subscribe: {0}")]
+    Subscribe(#[source] PatternError),
+    /// `channels.publish` has an entry that is no pattern.
+    #[error("channels.publish: {0}")]
+    Publish(#[source] PatternError),
 }
 
 impl Settings {
     /// What `config` says, with at most `connections_max` connections.
     ///
     /// # Errors
-    /// The origins cannot be understood.
-    pub fn new(config: &Config, connections_max: usize) -> Result<Self, OriginError> {
+    /// Origins or patterns cannot be understood.
+    pub fn new(config: &Config, connections_max: usize) -> Result<Self, SettingsError> {
+        // No credential source can be configured yet: users name themselves.
+        let development = true;
+        let channels = &config.channels;
         Ok(Settings {
             limits: config.limits,
             connections_max,
             heartbeat: config.heartbeat,
             auth_timeout: config.auth_timeout,
             origins: OriginPolicy::parse(&config.origins)?,
+            subscribe: patterns(channels.subscribe.as_deref(), development).map_err(SettingsError::Subscribe)?,
+            publish: patterns(channels.publish.as_deref(), development).map_err(SettingsError::Publish)?,
             echo: config.echo,
         })
+    }
+}
+
+/// What is configured; where nothing is, every channel in development mode, in which a permission would keep out nobody
+/// who takes another name, and else none.
+fn patterns(configured: Option<&[String]>, development: bool) -> Result<ChannelPatterns, PatternError> {
+    match configured {
+        Some(patterns) => ChannelPatterns::parse(patterns),
+        None if development => Ok(ChannelPatterns::any()),
+        None => Ok(ChannelPatterns::default()),
     }
 }
 
@@ -49,5 +83,32 @@ impl Policy for Settings {
 
     fn serves_echo(&self) -> bool {
         self.echo
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn channels_are_open_in_development_mode_only_unless_configured() {
+        assert_eq!(patterns(None, true), Ok(ChannelPatterns::any()));
+        assert_eq!(patterns(None, false), Ok(ChannelPatterns::default()));
+        for development in [true, false] {
+            assert_eq!(patterns(Some(&[]), development), Ok(ChannelPatterns::default()));
+            let news = patterns(Some(&["news".to_owned()]), development).unwrap();
+            assert!(news.allows("alice", "news") && !news.allows("alice", "room"));
+        }
+    }
+
+    #[test]
+    fn each_list_is_its_own_and_named_when_it_is_bad() {
+        let mut config = Config::default();
+        config.channels.publish = Some(vec!["inbox:{user}".to_owned()]);
+        let settings = Settings::new(&config, 1).unwrap();
+        assert!(settings.subscribe.allows("alice", "inbox:bob") && !settings.publish.allows("alice", "inbox:bob"));
+        config.channels.publish = Some(vec!["{".to_owned()]);
+        let said = Settings::new(&config, 1).unwrap_err().to_string();
+        assert!(said.starts_with("channels.publish: \"{\" has"), "{said}");
     }
 }

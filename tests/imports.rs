@@ -32,7 +32,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "engine", "http", "ids", "lanes", "metrics", "payload", "protocol", "router", "session", "settings", "view",
         ],
     ),
-    ("runtime", &["config", "engine", "ids"]),
+    ("runtime", &["config", "engine", "ids", "settings"]),
     (
         "control",
         &[

@@ -83,9 +83,9 @@ pub enum StartError {
         /// What the kernel said.
         cause: std::io::Error,
     },
-    /// `origins` has an entry that is no origin. The configuration room refuses it earlier and with its place.
-    #[error("origins: {0}")]
-    Origins(#[from] crate::config::OriginError),
+    /// A list that shards cannot go by.
+    #[error(transparent)]
+    Settings(#[from] crate::settings::SettingsError),
     /// A thread could not be started.
     #[error("cannot start shard {shard}: {cause}")]
     Shard {
