@@ -10,6 +10,7 @@
 //! | `<prefix>{gateways}:sweep:<incarnation>` | string | claim: somebody sweeps this incarnation, expires |
 //! | `<prefix>gw:<id>:<incarnation>` | channel | one life of one gateway |
 //! | `<prefix>all` | channel | all gateways |
+//! | `<prefix>part:<n>` | channel | publications of the channels of one partition |
 //!
 //! `{gateways}` is a hash tag: in a cluster directory and leases share a slot, so that one MGET reads all leases.
 //! A user or gateway id that has braces itself may share a slot with others; nothing depends on where it is.
@@ -62,6 +63,7 @@ impl Names {
         match channel {
             Channel::Gateway(id, incarnation) => format!("{}gw:{id}:{incarnation}", self.prefix),
             Channel::All => format!("{}all", self.prefix),
+            Channel::Partition(number) => format!("{}part:{number}", self.prefix),
         }
     }
 }
@@ -85,6 +87,7 @@ mod tests {
             "p:gw:gw:00000000000000ab"
         );
         assert_eq!(names.channel(&Channel::All), "p:all");
+        assert_eq!(names.channel(&Channel::Partition(16_383)), "p:part:16383");
     }
 
     #[test]

@@ -48,6 +48,8 @@ pub enum Channel {
     Gateway(Arc<str>, Incarnation),
     /// All gateways.
     All,
+    /// Publications of the channels of one partition.
+    Partition(u16),
 }
 
 /// What a gateway says of itself where everybody sees it; goes when it is not renewed.

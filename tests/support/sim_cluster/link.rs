@@ -106,6 +106,8 @@ fn name(channel: &Channel) -> Channel2 {
     match channel {
         Channel::Gateway(id, life) => (id.to_string(), life.0),
         Channel::All => (String::new(), 0),
+        // No simulated gateway is called so.
+        Channel::Partition(number) => ("part:".to_owned(), (*number).into()),
     }
 }
 
