@@ -36,11 +36,23 @@ pub struct SocketKey {
 /// The longest user id, bytes.
 pub const USER_ID_BYTES_MAX: usize = 128;
 
+/// The longest name of a channel, bytes.
+pub const CHANNEL_BYTES_MAX: usize = 255;
+
 /// True for 1 to 128 bytes of UTF-8 without control characters.
 pub fn is_valid_user_id(user: &str) -> bool {
-    // Most ids are plain ASCII, which is told without decoding; 0x7f is a control character too.
-    let plain = |user: &str| user.bytes().fold(true, |plain, b| plain & (0x20..0x7f).contains(&b));
-    (1..=USER_ID_BYTES_MAX).contains(&user.len()) && (plain(user) || !user.chars().any(char::is_control))
+    is_valid_name(user, USER_ID_BYTES_MAX)
+}
+
+/// True for 1 to 255 bytes of UTF-8 without control characters.
+pub fn is_valid_channel(channel: &str) -> bool {
+    is_valid_name(channel, CHANNEL_BYTES_MAX)
+}
+
+fn is_valid_name(name: &str, bytes_max: usize) -> bool {
+    // Most names are plain ASCII, which is told without decoding; 0x7f is a control character too.
+    let plain = |name: &str| name.bytes().fold(true, |plain, b| plain & (0x20..0x7f).contains(&b));
+    (1..=bytes_max).contains(&name.len()) && (plain(name) || !name.chars().any(char::is_control))
 }
 
 /// Makes UUIDv7 ids. Ids of one source never go back, even when the wall clock does.

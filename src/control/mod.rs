@@ -159,7 +159,7 @@ impl Gateway {
         let settings = Arc::new(Settings::new(config, host.connections_max)?);
         let mut key = [0; 16];
         getrandom::fill(&mut key).map_err(no_random)?;
-        let homes = HomeMap::new(shards, key);
+        let homes = HomeMap::new(shards, key).with_partitions(config.channels.partitions);
 
         let (waker, descriptor) = Waker::with_descriptor().map_err(|cause| StartError::System {
             what: "cannot make the control thread's waker",

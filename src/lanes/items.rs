@@ -14,8 +14,8 @@ use crate::ids::ShardId;
 use crate::protocol::close::CloseReason;
 use crate::protocol::encode::AckStatus;
 use crate::protocol::head::Upgrade;
-use crate::router::UserHash;
 use crate::router::locations::Places;
+use crate::router::{ChannelHash, Partition, UserHash};
 use crate::session::rate::RateLimiter;
 
 /// A piece of a batch's bytes.
@@ -39,6 +39,8 @@ pub struct Batch {
     /// In the order in which it was said.
     pub items: Vec<Item>,
     pub(super) bytes: Vec<u8>,
+    /// Bytes of frames that items share with others.
+    pub(super) shared_bytes: usize,
 }
 
 impl Batch {
@@ -47,7 +49,13 @@ impl Batch {
             from,
             items: Vec::new(),
             bytes: Vec::new(),
+            shared_bytes: 0,
         }
+    }
+
+    /// What it takes of its lane, bytes.
+    pub(super) fn weight(&self) -> usize {
+        self.bytes.len() + self.shared_bytes
     }
 
     /// The bytes of a span of this batch.
@@ -95,6 +103,70 @@ pub enum Item {
     PresenceUnknown {
         /// As asked.
         ticket: u32,
+    },
+
+    /// To a channel's home: a publication.
+    Publish(PublishItem),
+    /// To a channel's home: this shard has its first subscriber.
+    Join {
+        /// The channel.
+        channel: ChannelName,
+        /// Comes back with [`Item::Joined`].
+        ticket: u64,
+    },
+    /// To a channel's home: this shard's last subscriber has left.
+    Leave {
+        /// The channel.
+        channel: ChannelName,
+    },
+    /// From a channel's home: what is published from now on will come.
+    Joined {
+        /// As asked.
+        ticket: u64,
+    },
+    /// From a channel's home: a publication for the subscribers on this shard.
+    Publication {
+        /// The channel.
+        channel: ChannelName,
+        /// The whole frame.
+        frame: Bytes,
+        /// When this gateway got it, nanoseconds of its clock.
+        received_ns: u64,
+    },
+
+    /// To the control thread: what is published in this partition is wanted, or not any more.
+    PartitionWanted {
+        /// The partition.
+        partition: Partition,
+        /// From now on.
+        wanted: bool,
+    },
+    /// To the control thread: a publication for the other gateways.
+    Spread {
+        /// Its partition.
+        partition: Partition,
+        /// The channel.
+        channel: Span,
+        /// The whole frame.
+        frame: Bytes,
+        /// Who wants to hear what became of it, and on which shard they are.
+        ack: Option<(ShardId, AckWanted)>,
+    },
+    /// From the control thread: a partition is heard from now on, or not any more.
+    PartitionHeard {
+        /// The partition.
+        partition: Partition,
+        /// From now on.
+        heard: bool,
+    },
+    /// From the control thread to a channel's home: a publication of another gateway.
+    Published {
+        /// The channel.
+        channel: ChannelName,
+        /// The whole frame.
+        frame: Bytes,
+        /// When this gateway got it, nanoseconds of its clock.
+        received_ns: u64,
     },
 
     /// To the control thread: a message for a user on other gateways.
@@ -191,6 +263,28 @@ pub enum Item {
         /// The users.
         users: Vec<(UserHash, Span)>,
     },
+}
+
+/// A channel, as one batch names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ChannelName {
+    /// The hash of its name.
+    pub hash: ChannelHash,
+    /// Its name.
+    pub name: Span,
+}
+
+/// A publication on its way to its channel's home.
+#[derive(Debug)]
+pub struct PublishItem {
+    /// The channel.
+    pub channel: ChannelName,
+    /// The whole frame as every subscriber gets it.
+    pub frame: Bytes,
+    /// Who wants to hear what became of it.
+    pub ack: Option<AckWanted>,
+    /// When the gateway took it, nanoseconds of its clock.
+    pub received_ns: u64,
 }
 
 /// On which other gateways a user is, as far as that could be learned.

@@ -20,8 +20,10 @@ use crossbeam_channel::{Receiver, Sender};
 use crate::engine::Waker;
 use crate::ids::ShardId;
 use crate::settings::Settings;
-pub use items::{AckWanted, Batch, HandOver, Instruction, Item, Location, MessageItem, RouteItem, Span};
-pub use say::{OutgoingMessage, Route, Wanted};
+pub use items::{
+    AckWanted, Batch, ChannelName, HandOver, Instruction, Item, Location, MessageItem, PublishItem, RouteItem, Span,
+};
+pub use say::{OutgoingMessage, OutgoingPublication, Route, Wanted};
 
 /// Items that may be under way on one lane. At 200 bytes each, 3 MB for the slowest pair of shards.
 pub const LANE_ITEMS_MAX: u32 = 16_384;
@@ -69,7 +71,7 @@ impl Parcel {
             Parcel::Batch(batch) => Some(Room {
                 from: batch.from,
                 items: batch.items.len() as u32,
-                bytes: batch.bytes.len(),
+                bytes: batch.weight(),
             }),
             Parcel::Settings(_) | Parcel::Drain { .. } | Parcel::Instruction(_) | Parcel::Stop => None,
         }
@@ -240,11 +242,12 @@ impl Lanes {
                 from: self.me,
                 items: Vec::with_capacity(pending.items.len()),
                 bytes: Vec::with_capacity(pending.bytes.len()),
+                shared_bytes: 0,
             };
             let batch = std::mem::replace(pending, next);
             let depth = self.depths.of(self.me, ShardId(to as u16));
             depth.items.fetch_add(batch.items.len() as u32, Ordering::Relaxed);
-            depth.bytes.fetch_add(batch.bytes.len(), Ordering::Relaxed);
+            depth.bytes.fetch_add(batch.weight(), Ordering::Relaxed);
             self.mailboxes[to].post(Parcel::Batch(batch));
         }
     }

@@ -7,12 +7,14 @@ use std::sync::atomic::Ordering;
 
 use uuid::Uuid;
 
-use super::items::{AckWanted, HandOver, Item, MessageItem, RouteItem, Span};
+use bytes::Bytes;
+
+use super::items::{AckWanted, ChannelName, HandOver, Item, MessageItem, PublishItem, RouteItem, Span};
 use super::{LANE_BYTES_MAX, LANE_ITEMS_MAX, LANE_ITEMS_RESERVED, LaneFull, Lanes};
 use crate::engine::SocketKey;
 use crate::ids::ShardId;
-use crate::router::UserHash;
 use crate::router::locations::Places;
+use crate::router::{ChannelHash, Partition, UserHash};
 
 impl Lanes {
     fn check(&self, to: ShardId, items_max: u32) -> Result<(), LaneFull> {
@@ -30,7 +32,7 @@ impl Lanes {
     fn check_bytes(&self, to: ShardId) -> Result<(), LaneFull> {
         self.check(to, LANE_ITEMS_MAX)?;
         let bytes = self.depths.of(self.me, to).bytes.load(Ordering::Relaxed);
-        if bytes + self.pending[to.index()].bytes.len() >= LANE_BYTES_MAX {
+        if bytes + self.pending[to.index()].weight() >= LANE_BYTES_MAX {
             return Err(LaneFull);
         }
         Ok(())
@@ -88,6 +90,101 @@ impl Lanes {
             received_ns: message.received_ns,
         }));
         Ok(())
+    }
+
+    fn write_channel(&mut self, to: ShardId, (hash, name): (ChannelHash, &str)) -> ChannelName {
+        let name = self.write(to, name.as_bytes());
+        ChannelName { hash, name }
+    }
+
+    fn share(&mut self, to: ShardId, frame: &Bytes) -> Bytes {
+        self.pending[to.index()].shared_bytes += frame.len();
+        frame.clone()
+    }
+
+    /// Passes a publication on to its channel's home.
+    ///
+    /// # Errors
+    /// The lane is full: the publication has failed.
+    pub fn try_publish(&mut self, to: ShardId, publication: &OutgoingPublication<'_>) -> Result<(), LaneFull> {
+        self.check_bytes(to)?;
+        let item = Item::Publish(PublishItem {
+            channel: self.write_channel(to, publication.channel),
+            frame: self.share(to, publication.frame),
+            ack: publication.wanted.map(|wanted| self.write_wanted(to, &wanted)),
+            received_ns: publication.received_ns,
+        });
+        self.say(to, item);
+        Ok(())
+    }
+
+    /// Gives a publication to the subscribers on a shard.
+    ///
+    /// # Errors
+    /// The lane is full: it is lost for them.
+    pub fn try_publication(&mut self, to: ShardId, publication: &OutgoingPublication<'_>) -> Result<(), LaneFull> {
+        self.check_bytes(to)?;
+        let item = Item::Publication {
+            channel: self.write_channel(to, publication.channel),
+            frame: self.share(to, publication.frame),
+            received_ns: publication.received_ns,
+        };
+        self.say(to, item);
+        Ok(())
+    }
+
+    /// Gives a publication of another gateway to its channel's home.
+    ///
+    /// # Errors
+    /// The lane is full: it is lost for the subscribers here.
+    pub fn try_published(&mut self, to: ShardId, publication: &OutgoingPublication<'_>) -> Result<(), LaneFull> {
+        self.check_bytes(to)?;
+        let item = Item::Published {
+            channel: self.write_channel(to, publication.channel),
+            frame: self.share(to, publication.frame),
+            received_ns: publication.received_ns,
+        };
+        self.say(to, item);
+        Ok(())
+    }
+
+    /// Gives a publication to the control thread, for the other gateways.
+    ///
+    /// # Errors
+    /// The lane is full: the other gateways do not get it.
+    pub fn try_spread(
+        &mut self,
+        to: ShardId,
+        partition: Partition,
+        publication: &OutgoingPublication<'_>,
+    ) -> Result<(), LaneFull> {
+        self.check_bytes(to)?;
+        let wanted = publication.wanted;
+        let item = Item::Spread {
+            partition,
+            channel: self.write(to, publication.channel.1.as_bytes()),
+            frame: self.share(to, publication.frame),
+            ack: wanted.map(|wanted| (wanted.shard, self.write_wanted(to, &wanted))),
+        };
+        self.say(to, item);
+        Ok(())
+    }
+
+    /// Tells a channel's home that this shard has its first subscriber.
+    ///
+    /// # Errors
+    /// The lane is full: not now.
+    pub fn try_join(&mut self, to: ShardId, channel: (ChannelHash, &str), ticket: u64) -> Result<(), LaneFull> {
+        self.check(to, LANE_ITEMS_MAX + LANE_ITEMS_RESERVED)?;
+        let channel = self.write_channel(to, channel);
+        self.say(to, Item::Join { channel, ticket });
+        Ok(())
+    }
+
+    /// Tells a channel's home that this shard's last subscriber has left: at most once per join.
+    pub fn leave(&mut self, to: ShardId, channel: (ChannelHash, &str)) {
+        let channel = self.write_channel(to, channel);
+        self.say(to, Item::Leave { channel });
     }
 
     /// Asks which users are online.
@@ -232,6 +329,19 @@ pub struct OutgoingMessage<'a> {
     /// The sender, on this shard, if it wants to hear.
     pub wanted: Option<Wanted<'a>>,
     /// When the gateway took it, nanoseconds of the gateway's clock.
+    pub received_ns: u64,
+}
+
+/// A publication as [`Lanes`] take it.
+#[derive(Debug, Clone, Copy)]
+pub struct OutgoingPublication<'a> {
+    /// The channel: the hash of its name, and its name.
+    pub channel: (ChannelHash, &'a str),
+    /// The whole frame.
+    pub frame: &'a Bytes,
+    /// The publisher, if it wants to hear.
+    pub wanted: Option<Wanted<'a>>,
+    /// When the gateway took it, nanoseconds of its clock.
     pub received_ns: u64,
 }
 

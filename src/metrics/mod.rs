@@ -137,11 +137,14 @@ pub enum SentKind {
     Pong,
     Echo,
     Broadcast,
+    Publication,
+    Subscribed,
+    Unsubscribed,
 }
 
 impl SentKind {
     /// Labels in the order of the discriminants.
-    pub const LABELS: [&'static str; 12] = [
+    pub const LABELS: [&'static str; 15] = [
         "welcome",
         "message",
         "ack",
@@ -154,6 +157,9 @@ impl SentKind {
         "pong",
         "echo",
         "broadcast",
+        "publication",
+        "subscribed",
+        "unsubscribed",
     ];
 }
 
@@ -182,11 +188,19 @@ pub enum Drop {
     PresenceRedisAway,
     /// A message of another gateway for a user who is not here any more; its sender heard `offline`.
     MessageMissed,
+    /// A publication did not fit into a lane; its publisher heard `failed`.
+    PublicationLaneFull,
+    /// A publication for which too much was on its way to subscribers; its publisher heard `failed` if it was here.
+    PublicationQueueFull,
+    /// A publication that went to this gateway's subscribers only, while Redis is away; its publisher heard `failed`.
+    PublicationRedisAway,
+    /// A subscription for which a lane was full; the client heard `unavailable`.
+    SubscriptionLaneFull,
 }
 
 impl Drop {
     /// `kind` and `reason` in the order of the discriminants.
-    pub const LABELS: [(&'static str, &'static str); 11] = [
+    pub const LABELS: [(&'static str, &'static str); 15] = [
         ("message", "offline"),
         ("frame", "rate_limited"),
         ("message", "lane_full"),
@@ -198,6 +212,10 @@ impl Drop {
         ("message", "held_full"),
         ("presence", "redis_away"),
         ("message", "missed"),
+        ("publication", "lane_full"),
+        ("publication", "queue_full"),
+        ("publication", "redis_away"),
+        ("subscription", "lane_full"),
     ];
 }
 
@@ -241,6 +259,16 @@ pub struct ShardMetrics {
     /// Time of a turn's work, waiting not counted.
     pub loop_turn: Histogram,
     delivery: [Histogram; Path::LABELS.len()],
+    /// Channels with a subscriber here.
+    pub channels: Counter,
+    /// Subscriptions.
+    pub subscriptions: Counter,
+    /// Publications of clients that were let in.
+    pub publications: Counter,
+    /// Publications queued to subscribers.
+    pub deliveries: Counter,
+    /// From a publication's receipt to the outbox of its last subscriber here.
+    pub fanout: Histogram,
     /// Plain HTTP requests answered.
     pub http_requests: Counter,
     /// System calls of the engine.
@@ -277,7 +305,12 @@ impl ShardMetrics {
 
     /// Counts a frame to a client.
     pub fn sent(&self, kind: SentKind) {
-        self.sent[kind as usize].inc();
+        self.sent_many(kind, 1);
+    }
+
+    /// Counts frames to a client.
+    pub fn sent_many(&self, kind: SentKind, times: u64) {
+        self.sent[kind as usize].add(times);
     }
 
     /// Counts an ack.
@@ -295,14 +328,14 @@ impl ShardMetrics {
         self.delivery[path as usize].record(ns, times);
     }
 
-    /// Messages from clients, for `/stats`.
+    /// Messages and publications from clients, for `/stats`.
     pub fn messages_in(&self) -> u64 {
-        self.received[FrameKind::Message as usize].get()
+        self.received[FrameKind::Message as usize].get() + self.received[FrameKind::Publish as usize].get()
     }
 
-    /// Messages to clients, for `/stats`.
+    /// Messages and publications to clients, for `/stats`.
     pub fn messages_out(&self) -> u64 {
-        self.sent[SentKind::Message as usize].get()
+        self.sent[SentKind::Message as usize].get() + self.sent[SentKind::Publication as usize].get()
     }
 }
 
@@ -357,7 +390,7 @@ impl Exposition {
     /// Adds everything that the shards count.
     pub fn shards(&mut self, shards: &[ShardMetrics], cluster: &ClusterMetrics) {
         type Simple = (&'static str, &'static str, &'static str, fn(&ShardMetrics) -> &Counter);
-        let simple: [Simple; 11] = [
+        let simple: [Simple; 15] = [
             ("shardgate_connections", "gauge", "WebSocket connections now.", |m| {
                 &m.connections
             }),
@@ -372,6 +405,24 @@ impl Exposition {
                 "gauge",
                 "Users with at least one connection now.",
                 |m| &m.users,
+            ),
+            ("shardgate_channels", "gauge", "Channels with a subscriber now.", |m| {
+                &m.channels
+            }),
+            ("shardgate_subscriptions", "gauge", "Subscriptions now.", |m| {
+                &m.subscriptions
+            }),
+            (
+                "shardgate_publications_total",
+                "counter",
+                "Publications of clients that were let in.",
+                |m| &m.publications,
+            ),
+            (
+                "shardgate_deliveries_total",
+                "counter",
+                "Publications queued to subscribers.",
+                |m| &m.deliveries,
             ),
             (
                 "shardgate_connections_accepted_total",
@@ -487,6 +538,18 @@ impl Exposition {
                 "shardgate_loop_turn_seconds",
                 &format!("shard=\"{shard}\""),
                 &metrics.loop_turn,
+            );
+        }
+        self.begin(
+            "shardgate_fanout_seconds",
+            "histogram",
+            "From receipt of a publication to the outbox of its last subscriber on the shard.",
+        );
+        for (shard, metrics) in shards.iter().enumerate() {
+            self.histogram(
+                "shardgate_fanout_seconds",
+                &format!("shard=\"{shard}\""),
+                &metrics.fanout,
             );
         }
         self.begin(

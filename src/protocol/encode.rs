@@ -171,7 +171,60 @@ pub fn message(out: &mut Vec<u8>, message: &Message<'_>) {
     });
 }
 
-/// What became of a message, as its sender hears it.
+/// A publication on its way to the subscribers of a channel.
+#[derive(Debug, Clone, Copy)]
+pub struct Publication<'a> {
+    /// Made by the gateway.
+    pub id: Uuid,
+    /// The publisher; empty for the system.
+    pub from: &'a str,
+    /// The channel.
+    pub channel: &'a str,
+    /// JSON as the client sent it.
+    pub content: &'a str,
+    /// When the gateway took it, Unix milliseconds.
+    pub ts_ms: u64,
+}
+
+/// Appends `publication`.
+pub fn publication(out: &mut Vec<u8>, publication: &Publication<'_>) {
+    text(out, |out| {
+        out.extend_from_slice(br#"{"type":"publication","channel":"#);
+        string(out, publication.channel);
+        out.extend_from_slice(br#","id":""#);
+        uuid(out, publication.id);
+        out.extend_from_slice(br#"","from":"#);
+        string(out, publication.from);
+        out.extend_from_slice(br#","content":"#);
+        out.extend_from_slice(publication.content.as_bytes());
+        out.extend_from_slice(br#","ts":"#);
+        number(out, publication.ts_ms);
+        out.push(b'}');
+    });
+}
+
+/// Appends `subscribed`.
+pub fn subscribed(out: &mut Vec<u8>, channel: &str, client_id: Option<&str>) {
+    about_channel(out, "subscribed", channel, client_id);
+}
+
+/// Appends `unsubscribed`.
+pub fn unsubscribed(out: &mut Vec<u8>, channel: &str, client_id: Option<&str>) {
+    about_channel(out, "unsubscribed", channel, client_id);
+}
+
+fn about_channel(out: &mut Vec<u8>, kind: &str, channel: &str, client_id: Option<&str>) {
+    text(out, |out| {
+        out.extend_from_slice(br#"{"type":""#);
+        out.extend_from_slice(kind.as_bytes());
+        out.extend_from_slice(br#"","channel":"#);
+        string(out, channel);
+        optional_id(out, client_id);
+        out.push(b'}');
+    });
+}
+
+/// What became of a message or publication, as its sender hears it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AckStatus {
     /// Queued to at least one live connection on this gateway.
@@ -182,11 +235,13 @@ pub enum AckStatus {
     Offline,
     /// Could not be passed on; try again.
     Failed,
+    /// A publication: on its way to all who subscribed.
+    Published,
 }
 
 impl AckStatus {
     /// Labels in the order of the discriminants.
-    pub const LABELS: [&'static str; 4] = ["delivered", "routed", "offline", "failed"];
+    pub const LABELS: [&'static str; 5] = ["delivered", "routed", "offline", "failed", "published"];
 
     /// The status on the wire.
     pub fn as_str(self) -> &'static str {
@@ -322,6 +377,25 @@ mod tests {
         out.clear();
         presence(&mut out, None, std::iter::empty());
         assert_eq!(open(&out), r#"{"type":"presence","users":{}}"#);
+        out.clear();
+        subscribed(&mut out, "room\"1", Some("c3"));
+        assert_eq!(open(&out), r#"{"type":"subscribed","channel":"room\"1","id":"c3"}"#);
+        out.clear();
+        unsubscribed(&mut out, "room1", None);
+        assert_eq!(open(&out), r#"{"type":"unsubscribed","channel":"room1"}"#);
+        out.clear();
+        let words = Publication {
+            id,
+            from: "",
+            channel: "room1",
+            content: "[1, 2]",
+            ts_ms: 9,
+        };
+        publication(&mut out, &words);
+        assert_eq!(
+            open(&out),
+            r#"{"type":"publication","channel":"room1","id":"01920000-0000-7000-8000-000000000001","from":"","content":[1, 2],"ts":9}"#
+        );
         out.clear();
         heartbeat(&mut out, 17);
         assert_eq!(open(&out), r#"{"type":"heartbeat","ts":17}"#);

@@ -42,6 +42,29 @@ pub enum ClientFrame<'a> {
         /// 0 to 100 user ids.
         users: Vec<Cow<'a, str>>,
     },
+    /// Wants what is published on a channel.
+    Subscribe {
+        /// Comes back in the answer.
+        id: Option<Cow<'a, str>>,
+        /// The channel.
+        channel: Cow<'a, str>,
+    },
+    /// Wants it no more.
+    Unsubscribe {
+        /// Comes back in the answer.
+        id: Option<Cow<'a, str>>,
+        /// The channel.
+        channel: Cow<'a, str>,
+    },
+    /// Something for all subscribers of a channel.
+    Publish {
+        /// Asks for an `ack`.
+        id: Option<Cow<'a, str>>,
+        /// The channel.
+        channel: Cow<'a, str>,
+        /// Any JSON value, as it was sent.
+        content: &'a str,
+    },
 }
 
 impl ClientFrame<'_> {
@@ -52,15 +75,21 @@ impl ClientFrame<'_> {
             ClientFrame::Heartbeat => FrameKind::Heartbeat,
             ClientFrame::Message { .. } => FrameKind::Message,
             ClientFrame::Presence { .. } => FrameKind::Presence,
+            ClientFrame::Subscribe { .. } => FrameKind::Subscribe,
+            ClientFrame::Unsubscribe { .. } => FrameKind::Unsubscribe,
+            ClientFrame::Publish { .. } => FrameKind::Publish,
         }
     }
 
     /// The client's own id of this frame.
     pub fn id(&self) -> Option<&str> {
         match self {
-            ClientFrame::Auth { id, .. } | ClientFrame::Message { id, .. } | ClientFrame::Presence { id, .. } => {
-                id.as_deref()
-            }
+            ClientFrame::Auth { id, .. }
+            | ClientFrame::Message { id, .. }
+            | ClientFrame::Presence { id, .. }
+            | ClientFrame::Subscribe { id, .. }
+            | ClientFrame::Unsubscribe { id, .. }
+            | ClientFrame::Publish { id, .. } => id.as_deref(),
             ClientFrame::Heartbeat => None,
         }
     }
@@ -77,13 +106,28 @@ pub enum FrameKind {
     Message,
     /// `presence`
     Presence,
+    /// `subscribe`
+    Subscribe,
+    /// `unsubscribe`
+    Unsubscribe,
+    /// `publish`
+    Publish,
     /// Understood by nobody.
     Invalid,
 }
 
 impl FrameKind {
     /// Every kind with its label, in the order of the discriminants.
-    pub const LABELS: [&'static str; 5] = ["auth", "heartbeat", "message", "presence", "invalid"];
+    pub const LABELS: [&'static str; 8] = [
+        "auth",
+        "heartbeat",
+        "message",
+        "presence",
+        "subscribe",
+        "unsubscribe",
+        "publish",
+        "invalid",
+    ];
 }
 
 /// Why a frame was refused. The `id` is there if it could be read.
@@ -104,6 +148,8 @@ pub enum ErrorCode {
     BadRequest,
     /// The frame needs an authenticated connection.
     Unauthorized,
+    /// The user may not do that.
+    NotPermitted,
     /// Too many frames.
     RateLimited,
     /// Too many of something else.
@@ -120,6 +166,7 @@ impl ErrorCode {
         match self {
             ErrorCode::BadRequest => "badRequest",
             ErrorCode::Unauthorized => "unauthorized",
+            ErrorCode::NotPermitted => "notPermitted",
             ErrorCode::RateLimited => "rateLimited",
             ErrorCode::LimitExceeded => "limitExceeded",
             ErrorCode::UnknownType => "unknownType",
@@ -138,6 +185,8 @@ struct Envelope<'a> {
     id: Option<Loose<'a>>,
     #[serde(borrow, default)]
     to: Option<Loose<'a>>,
+    #[serde(borrow, default)]
+    channel: Option<Loose<'a>>,
     /// `Some` also for a JSON `null`, which is a content like any other.
     #[serde(borrow, default, deserialize_with = "raw_even_if_null")]
     content: Option<&'a RawValue>,
@@ -267,6 +316,23 @@ pub fn parse(text: &str) -> Result<ClientFrame<'_>, Refusal<'_>> {
             })
         }
         "heartbeat" => Ok(ClientFrame::Heartbeat),
+        "publish" | "subscribe" | "unsubscribe" => {
+            let channel = envelope.channel.and_then(Loose::text);
+            let Some(channel) = channel.filter(|channel| crate::ids::is_valid_channel(channel)) else {
+                let message = "channel must be 1 to 255 bytes of UTF-8 without control characters";
+                return Err(bad(id, message));
+            };
+            match (&*kind, envelope.content) {
+                ("subscribe", _) => Ok(ClientFrame::Subscribe { id, channel }),
+                ("unsubscribe", _) => Ok(ClientFrame::Unsubscribe { id, channel }),
+                (_, None) => Err(bad(id, "content is missing")),
+                (_, Some(content)) => Ok(ClientFrame::Publish {
+                    id,
+                    channel,
+                    content: content.get(),
+                }),
+            }
+        }
         "presence" => {
             let users = envelope
                 .users
@@ -325,6 +391,54 @@ mod tests {
             parse(r#" {"x":null,"id":"c1","content":{"a":[1, 2.0e+3 ]},"to":"bob","type":"message"} "#).unwrap(),
             expected
         );
+    }
+
+    #[test]
+    fn frames_of_channels() {
+        let channel = Cow::Borrowed("room1");
+        assert_eq!(
+            parse(r#"{"type":"subscribe","channel":"room1","id":"c3","content":1}"#).unwrap(),
+            ClientFrame::Subscribe {
+                id: Some("c3".into()),
+                channel: channel.clone()
+            }
+        );
+        assert_eq!(
+            parse(r#"{"type":"unsubscribe","channel":"room1"}"#).unwrap(),
+            ClientFrame::Unsubscribe {
+                id: None,
+                channel: channel.clone()
+            }
+        );
+        assert_eq!(
+            parse(r#"{"content": null ,"channel":"room1","type":"publish"}"#).unwrap(),
+            ClientFrame::Publish {
+                id: None,
+                channel,
+                content: "null"
+            }
+        );
+        let longest = "ä".repeat(127) + "x";
+        assert!(parse(&format!(r#"{{"type":"subscribe","channel":"{longest}"}}"#)).is_ok());
+        for channel in [
+            r#""""#,
+            "7",
+            "null",
+            r#""a\u0000""#,
+            r#""a\u007f""#,
+            &format!(r#""{longest}x""#),
+        ] {
+            for kind in ["subscribe", "unsubscribe", "publish"] {
+                let text = format!(r#"{{"type":"{kind}","channel":{channel},"content":1,"id":"c"}}"#);
+                let refusal = parse(&text).unwrap_err();
+                assert_eq!(
+                    (refusal.code, refusal.id.as_deref()),
+                    (ErrorCode::BadRequest, Some("c")),
+                    "{text}"
+                );
+            }
+        }
+        assert_eq!(code(r#"{"type":"publish","channel":"a"}"#), ErrorCode::BadRequest);
     }
 
     #[test]

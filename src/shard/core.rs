@@ -20,6 +20,8 @@ use crate::metrics::{Ending, ShardMetrics};
 use crate::protocol::close::CloseReason;
 use crate::protocol::encode;
 use crate::router::HomeMap;
+use crate::router::channels::Channels;
+use crate::router::interests::Interests;
 use crate::router::users::Users;
 use crate::session::outbox::Spares;
 use crate::settings::Settings;
@@ -52,6 +54,8 @@ pub(super) struct TurnDeliveries {
     pub(super) local: u64,
     pub(super) from_lanes: Vec<u64>,
     pub(super) from_gateways: Vec<u64>,
+    /// Publications that have reached all subscribers here, and when the first of them was received.
+    pub(super) fanned_out: Vec<(u64, u32)>,
 }
 
 /// The state of one shard.
@@ -63,6 +67,10 @@ pub struct Core {
     pub(super) homes: HomeMap,
     pub(super) connections: Vec<Connection>,
     pub(super) users: Users,
+    pub(super) channels: Channels,
+    pub(super) joins: super::channels::Joins,
+    pub(super) interests: Interests,
+    pub(super) broadcasts: super::channels::Broadcasts,
     pub(super) lanes: Lanes,
     pub(super) wheel: Wheel,
     pub(super) spares: Spares,
@@ -103,6 +111,10 @@ impl Core {
             homes,
             connections: Vec::new(),
             users: Users::default(),
+            channels: Channels::default(),
+            joins: Default::default(),
+            interests: Interests::default(),
+            broadcasts: Default::default(),
             lanes,
             wheel: Wheel::default(),
             spares: Spares::default(),
@@ -336,6 +348,7 @@ impl Core {
             // Before, as the name goes with the last connection.
             self.tell_presence(user, self.users.devices(user).len() - 1);
             self.users.leave(user, slot);
+            self.leave_channels(slot);
             self.metrics().users.set(self.users.len() as u64);
         }
         if counted {
@@ -489,6 +502,12 @@ impl Core {
         for received_ns in self.turn.from_gateways.drain(..) {
             metrics.delivered(crate::metrics::Path::Gateway, now_ns.saturating_sub(received_ns), 1);
         }
+        for (received_ns, publications) in self.turn.fanned_out.drain(..) {
+            let took = now_ns.saturating_sub(received_ns);
+            metrics.fanout.record(took, publications.into());
+        }
+        metrics.channels.set(self.channels.len() as u64);
+        metrics.subscriptions.set(self.channels.subscriptions() as u64);
         // Going through all connections costs too much for every turn, even in debug builds.
         if cfg!(debug_assertions) && self.now.mono_ns.is_multiple_of(61) {
             self.check_invariants();
@@ -558,6 +577,14 @@ impl Core {
         assert_eq!(counted, self.metrics().connections.get(), "connections counted");
         assert_eq!(of_users, self.users.connections(), "connections in users' lists");
         assert_eq!(self.users.len() as u64, self.metrics().users.get(), "users counted");
+        self.channels.check_invariants();
+        for slot in 0..self.connections.len() as u32 {
+            let subscribed = self.channels.count(slot) > 0;
+            assert!(
+                !subscribed || self.connections[slot as usize].user.is_some(),
+                "a subscriber who has gone"
+            );
+        }
     }
 
     /// What this shard still holds, for tests that expect nothing.
@@ -572,6 +599,9 @@ impl Core {
             questions: self.questions.len(),
             asked: self.remote.as_ref().map_or(0, Remote::asked),
             commands: self.commands.len(),
+            channels: self.channels.len() + self.joins.len(),
+            interests: self.interests.len() + self.interests.waiting(),
+            fan_out: self.channels.queued_bytes(),
         }
     }
 }
@@ -588,4 +618,7 @@ pub struct Residue {
     pub questions: usize,
     pub asked: usize,
     pub commands: usize,
+    pub channels: usize,
+    pub interests: usize,
+    pub fan_out: usize,
 }

@@ -15,7 +15,7 @@ use crate::session::Stage;
 
 /// Frames up to this size are copied into every device's outbox; larger ones are shared.
 const SHARE_BYTES_MIN: usize = 1024;
-const OVERLOADED: &str = "overloaded: try again";
+pub(super) const OVERLOADED: &str = "overloaded: try again";
 const REDIS_AWAY: &str = "Redis is away: try again";
 /// Presence questions of one shard that may wait for other shards.
 const QUESTIONS_MAX: usize = 4096;
@@ -122,19 +122,24 @@ impl Core {
     }
 
     pub(super) fn append_shared(&mut self, slot: u32, frame: &Bytes, kind: SentKind) -> bool {
+        self.append_shared_frames(slot, frame, 1, kind)
+    }
+
+    /// As [`Core::append_shared`], for several whole frames at once.
+    pub(super) fn append_shared_frames(&mut self, slot: u32, frame: &Bytes, frames: u32, kind: SentKind) -> bool {
         let limit = self.settings.limits.outbox_bytes;
         let conn = &mut self.connections[slot as usize];
         if conn.has_no_room(frame.len(), limit) {
             self.overflow(slot);
             return false;
         }
-        conn.messages_out = conn.messages_out.saturating_add(1);
+        conn.messages_out = conn.messages_out.saturating_add(frames);
         let spares = &mut self.spares;
         conn.outbox
             .get_or_insert_with(|| spares.outbox())
             .push_shared(frame, spares);
         self.mark_dirty(slot);
-        self.metrics().sent(kind);
+        self.metrics().sent_many(kind, frames.into());
         true
     }
 
@@ -410,6 +415,13 @@ impl Core {
                         self.refuse_presence(&question, Drop::PresenceRedisAway, REDIS_AWAY);
                     }
                 }
+                channels @ (Item::Publish(_)
+                | Item::Publication { .. }
+                | Item::Published { .. }
+                | Item::Join { .. }
+                | Item::Leave { .. }
+                | Item::Joined { .. }
+                | Item::PartitionHeard { .. }) => self.handle_channel_item(&batch, channels),
                 other => self.handle_control_item(&batch, other),
             }
         }

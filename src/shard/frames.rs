@@ -173,7 +173,13 @@ impl Core {
                     encode::heartbeat(out, core.now.wall_ms);
                 });
             }
-            ClientFrame::Message { id, .. } | ClientFrame::Presence { id, .. } if !open => {
+            ClientFrame::Message { id, .. }
+            | ClientFrame::Presence { id, .. }
+            | ClientFrame::Subscribe { id, .. }
+            | ClientFrame::Unsubscribe { id, .. }
+            | ClientFrame::Publish { id, .. }
+                if !open =>
+            {
                 self.say_error(
                     slot,
                     id.as_deref(),
@@ -193,6 +199,9 @@ impl Core {
                 }
                 self.ask_presence(slot, id.as_deref(), distinct);
             }
+            ClientFrame::Subscribe { id, channel } => self.subscribe(slot, id.as_deref(), &channel),
+            ClientFrame::Unsubscribe { id, channel } => self.unsubscribe(slot, id.as_deref(), &channel),
+            ClientFrame::Publish { id, channel, content } => self.publish(slot, id.as_deref(), &channel, content),
         }
         self.conn(slot).bad_frames = 0;
         Flow::Next

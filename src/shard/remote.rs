@@ -12,12 +12,11 @@ use super::core::Core;
 use crate::engine::SocketKey;
 use crate::ids::ShardId;
 use crate::lanes::{Batch, Instruction, Item, Location, Route, Wanted};
-use crate::metrics::{Drop, SentKind};
+use crate::metrics::Drop;
 use crate::protocol::encode::AckStatus;
 use crate::router::UserHash;
 use crate::router::locations::{Locations, Places};
 use crate::router::users::UserIndex;
-use crate::session::Stage;
 use uuid::Uuid;
 
 /// Messages that one shard may hold for users whose places are being asked for, which takes a round trip to Redis.
@@ -352,13 +351,7 @@ impl Core {
     /// Carries out what concerns all shards.
     pub(super) fn handle_instruction(&mut self, instruction: &Instruction) {
         match instruction {
-            Instruction::Broadcast(frame) => {
-                for slot in 0..self.connections.len() as u32 {
-                    if matches!(self.conn(slot).stage, Stage::Open) {
-                        self.append_shared(slot, frame, SentKind::Broadcast);
-                    }
-                }
-            }
+            Instruction::Broadcast(frame) => self.queue_broadcast(frame.clone()),
             Instruction::CloseUser { user, reason } => {
                 let found = self.users.find(self.homes.hash(user), user);
                 let slots = found.map_or(Vec::new(), |user| self.users.devices(user).to_vec());

@@ -158,6 +158,7 @@ impl<E: Engine> Shard<E> {
             self.core.begin_turn(now);
             let busy = self.take_events() | self.take_parcels();
             self.core.handle_timeouts();
+            self.core.fan_out();
             self.carry_out();
             self.core.flush_lanes();
             self.finish_turn(me, began_ns);
@@ -173,7 +174,7 @@ impl<E: Engine> Shard<E> {
                 yielded_ns = now.mono_ns;
             }
             idle_turns = if busy { 0 } else { idle_turns + 1 };
-            if self.engine.has_work() || !self.inbox.is_empty() {
+            if self.engine.has_work() || !self.inbox.is_empty() || self.core.has_fan_out() {
                 wait = None;
                 continue;
             }

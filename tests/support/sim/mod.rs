@@ -223,6 +223,7 @@ impl World {
         }
         busy |= items > 0;
         core.handle_timeouts();
+        core.fan_out();
         // Commands may bring more bytes to send, and the other way round.
         loop {
             while core.poll_command(commands) {

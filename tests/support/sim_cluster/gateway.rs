@@ -324,6 +324,7 @@ impl Gateway {
             }
         }
         core.handle_timeouts();
+        core.fan_out();
         loop {
             while core.poll_command(commands) {
                 for command in commands.drain(..) {

@@ -1,0 +1,197 @@
+//! Who wants the publications of the channels whose home is this shard: which other shards, and so which partitions this
+//! gateway must hear.
+//!
+//! Pure; owned by one shard. A shard joins a channel with its first subscriber and leaves it with the last one, each
+//! once, in order. A join is confirmed as soon as the partition is heard, so that whoever has `subscribed` misses nothing.
+//!
+//! Cost: nothing per channel that only this shard's own connections subscribe to; about 80 bytes and the name otherwise.
+
+use hashbrown::HashTable;
+
+use super::{ChannelHash, Partition};
+use crate::ids::ShardId;
+
+/// Where a confirmed join is to be told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Join {
+    /// The shard that joined.
+    pub shard: ShardId,
+    /// What it called its join.
+    pub ticket: u64,
+}
+
+/// What a change means for the control thread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// Nothing.
+    None,
+    /// The partition is wanted, or not any more.
+    Wanted(bool),
+}
+
+#[derive(Debug)]
+struct Interest {
+    hash: ChannelHash,
+    name: Box<str>,
+    /// Other shards than this one, at least one.
+    shards: Vec<ShardId>,
+}
+
+impl Interest {
+    fn is(&self, hash: ChannelHash, name: &str) -> bool {
+        self.hash == hash && *self.name == *name
+    }
+}
+
+#[derive(Debug, Default)]
+struct PartitionState {
+    /// Joins of shards, this one's too, that have not left.
+    joined: u32,
+    heard: bool,
+    waiting: Vec<Join>,
+}
+
+/// The interests in channels whose home is one shard. Owned by that shard.
+#[derive(Debug, Default)]
+pub struct Interests {
+    table: HashTable<Interest>,
+    /// By number; those of other homes stay empty.
+    partitions: Vec<PartitionState>,
+}
+
+impl Interests {
+    fn partition(&mut self, partition: Partition) -> &mut PartitionState {
+        let index = usize::from(partition.0);
+        if index >= self.partitions.len() {
+            self.partitions.resize_with(index + 1, PartitionState::default);
+        }
+        &mut self.partitions[index]
+    }
+
+    /// A shard has its first subscriber of a channel. `elsewhere`: it is another shard than this one.
+    pub fn join(
+        &mut self,
+        partition: Partition,
+        (hash, name): (ChannelHash, &str),
+        shard: ShardId,
+        elsewhere: bool,
+    ) -> Change {
+        if elsewhere {
+            match self.table.find_mut(hash.0, |known| known.is(hash, name)) {
+                Some(known) => known.shards.push(shard),
+                None => {
+                    let new = Interest {
+                        hash,
+                        name: name.into(),
+                        shards: vec![shard],
+                    };
+                    self.table.insert_unique(hash.0, new, |known| known.hash.0);
+                }
+            }
+        }
+        let state = self.partition(partition);
+        state.joined += 1;
+        if state.joined == 1 {
+            Change::Wanted(true)
+        } else {
+            Change::None
+        }
+    }
+
+    /// A shard's last subscriber of a channel has left.
+    pub fn leave(
+        &mut self,
+        partition: Partition,
+        (hash, name): (ChannelHash, &str),
+        shard: ShardId,
+        elsewhere: bool,
+    ) -> Change {
+        if elsewhere && let Ok(mut found) = self.table.find_entry(hash.0, |known| known.is(hash, name)) {
+            let shards = &mut found.get_mut().shards;
+            shards.retain(|known| *known != shard);
+            if shards.is_empty() {
+                found.remove();
+            }
+        }
+        let state = self.partition(partition);
+        state.joined -= 1;
+        if state.joined > 0 {
+            return Change::None;
+        }
+        state.heard = false;
+        Change::Wanted(false)
+    }
+
+    /// True if what other gateways publish in this partition is heard here.
+    pub fn is_heard(&self, partition: Partition) -> bool {
+        let state = self.partitions.get(usize::from(partition.0));
+        state.is_some_and(|state| state.heard)
+    }
+
+    /// A join that is to be confirmed when the partition is heard.
+    pub fn wait(&mut self, partition: Partition, join: Join) {
+        self.partition(partition).waiting.push(join);
+    }
+
+    /// The partition is heard, or nobody shall wait for that any longer. Gives the joins to confirm.
+    pub fn heard(&mut self, partition: Partition) -> Vec<Join> {
+        let state = self.partition(partition);
+        state.heard = state.joined > 0;
+        std::mem::take(&mut state.waiting)
+    }
+
+    /// The partition is not heard any more, though it is wanted: joins wait from now on.
+    pub fn lost(&mut self, partition: Partition) {
+        self.partition(partition).heard = false;
+    }
+
+    /// The other shards that have subscribers of a channel.
+    pub fn shards(&self, hash: ChannelHash, name: &str) -> &[ShardId] {
+        let found = self.table.find(hash.0, |known| known.is(hash, name));
+        found.map_or(&[], |known| &known.shards)
+    }
+
+    /// Channels that other shards subscribe to.
+    pub fn len(&self) -> usize {
+        self.table.len()
+    }
+
+    /// True if there are none.
+    pub fn is_empty(&self) -> bool {
+        self.table.is_empty()
+    }
+
+    /// Joins that are not confirmed.
+    pub fn waiting(&self) -> usize {
+        self.partitions.iter().map(|state| state.waiting.len()).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_partition_is_wanted_from_the_first_join_to_the_last_leave() {
+        let mut interests = Interests::default();
+        let (partition, me, other) = (Partition(3), ShardId(0), ShardId(1));
+        let (a, b) = ((ChannelHash(1), "a"), (ChannelHash(2), "b"));
+        assert_eq!(interests.join(partition, a, me, false), Change::Wanted(true));
+        let join = Join {
+            shard: other,
+            ticket: 5,
+        };
+        assert_eq!(interests.join(partition, b, other, true), Change::None);
+        assert!(!interests.is_heard(partition));
+        interests.wait(partition, join);
+        assert_eq!(interests.shards(b.0, b.1), [other]);
+        assert_eq!(interests.shards(a.0, a.1), []);
+        assert_eq!(interests.heard(partition), [join]);
+        assert!(interests.is_heard(partition) && interests.waiting() == 0);
+        assert_eq!(interests.leave(partition, a, me, false), Change::None);
+        assert_eq!(interests.leave(partition, b, other, true), Change::Wanted(false));
+        assert!(!interests.is_heard(partition) && interests.is_empty());
+        assert_eq!(interests.heard(partition), []);
+        assert!(!interests.is_heard(partition), "nobody wants it any more");
+    }
+}

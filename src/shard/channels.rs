@@ -1,0 +1,519 @@
+//! Channels: who subscribes, what is published, and how it reaches every subscriber of this shard.
+//!
+//! Owned by the shard. All publications of a channel pass its home shard, which knows the shards with subscribers, so
+//! that those of one connection come in order everywhere:
+//!
+//! ```text
+//! publisher's shard ── Publish ──> home shard ──┬─ Publication ──> shards with subscribers
+//!                                               └─ Spread ──> control thread ──> other gateways
+//! ```
+//!
+//! A shard joins a channel at its home with its first subscriber, and nobody hears `subscribed` before the home has
+//! confirmed it: from then on nothing is missed. Fan-out is spread over turns: each does so much and no more.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+
+use super::core::Core;
+use crate::engine::SocketKey;
+use crate::ids::ShardId;
+use crate::lanes::{Batch, ChannelName, Item, LaneFull, OutgoingPublication, PublishItem, Wanted};
+use crate::metrics::{Drop, SentKind};
+use crate::protocol::encode::{self, AckStatus};
+use crate::protocol::envelope::ErrorCode;
+use crate::router::channels::{ChannelIndex, Pass};
+use crate::router::interests::{Change, Join};
+use crate::router::{ChannelHash, Partition};
+use crate::session::Stage;
+
+/// Outboxes that one turn may fill with publications and broadcasts. At 3 to 4 µs each, mostly the kernel's, a direct
+/// message beside a large fan-out waits for less than half a millisecond; a turn's own cost is a hundredth of that.
+const FANOUT_PER_TURN: u32 = 128;
+/// Bytes that go into outboxes that way in one turn, as many as a turn takes from sockets.
+const FANOUT_BYTES_PER_TURN: usize = 512 * 1024;
+/// Frames that go to one subscriber together. One send then fills a socket buffer well.
+const BATCH_BYTES_MAX: usize = 64 * 1024;
+
+/// A channel that waits for its home's confirmation. Its subscribers are in the table; what is published comes later.
+#[derive(Debug)]
+struct Joining {
+    ticket: u64,
+    /// Who is to hear `subscribed` then.
+    waiting: Vec<(SocketKey, Option<Box<str>>)>,
+}
+
+/// Channels that wait for their homes.
+#[derive(Debug, Default)]
+pub(super) struct Joins {
+    joining: BTreeMap<ChannelIndex, Joining>,
+    tickets: BTreeMap<u64, ChannelIndex>,
+    last_ticket: u64,
+}
+
+impl Joins {
+    pub(super) fn len(&self) -> usize {
+        self.joining.len()
+    }
+
+    fn begin(&mut self, channel: ChannelIndex) -> u64 {
+        self.last_ticket += 1;
+        let joining = Joining {
+            ticket: self.last_ticket,
+            waiting: Vec::new(),
+        };
+        self.tickets.insert(self.last_ticket, channel);
+        self.joining.insert(channel, joining);
+        self.last_ticket
+    }
+
+    fn is_joining(&self, channel: ChannelIndex) -> bool {
+        !self.joining.is_empty() && self.joining.contains_key(&channel)
+    }
+
+    /// Takes out what is confirmed, or given up.
+    fn end(&mut self, channel: ChannelIndex) -> Option<Joining> {
+        let joining = self.joining.remove(&channel)?;
+        self.tickets.remove(&joining.ticket);
+        Some(joining)
+    }
+}
+
+/// A frame on its way to every connection.
+#[derive(Debug)]
+struct Broadcast {
+    frame: Bytes,
+    /// The next slot to look at.
+    next: u32,
+}
+
+/// Broadcasts on their way, the first one first.
+#[derive(Debug, Default)]
+pub(super) struct Broadcasts(VecDeque<Broadcast>);
+
+/// What one turn may still do.
+struct Budget {
+    outboxes: u32,
+    bytes: usize,
+}
+
+impl Budget {
+    fn is_spent(&self) -> bool {
+        self.outboxes == 0 || self.bytes == 0
+    }
+
+    fn spend(&mut self, bytes: usize) {
+        self.outboxes = self.outboxes.saturating_sub(1);
+        self.bytes = self.bytes.saturating_sub(bytes);
+    }
+}
+
+impl Core {
+    /// A `subscribe` frame of the user on `slot`.
+    pub(super) fn subscribe(&mut self, slot: u32, client_id: Option<&str>, channel: &str) {
+        let Some(user) = self.conn(slot).user else {
+            return;
+        };
+        if !self.settings.subscribe.allows(self.users.name(user), channel) {
+            let message = "this user may not subscribe to this channel";
+            return self.say_error(slot, client_id, ErrorCode::NotPermitted, message);
+        }
+        let hash = self.homes.channel_hash(channel);
+        let found = self.channels.find(hash, channel);
+        if !found.is_some_and(|found| self.channels.is_subscribed(slot, found)) {
+            if self.channels.count(slot) >= self.settings.limits.channels_per_connection {
+                let message = "too many channels: see limits.channels_per_connection";
+                return self.say_error(slot, client_id, ErrorCode::LimitExceeded, message);
+            }
+            let index = self.channels.subscribe(slot, hash, channel);
+            if found.is_none() && self.join(index, (hash, channel)).is_err() {
+                self.channels.unsubscribe(slot, index);
+                self.metrics().dropped(Drop::SubscriptionLaneFull);
+                return self.say_error(slot, client_id, ErrorCode::Unavailable, super::deliver::OVERLOADED);
+            }
+        }
+        let key = self.key(slot);
+        let index = self.channels.find(hash, channel);
+        match index.and_then(|index| self.joins.joining.get_mut(&index)) {
+            Some(joining) => joining.waiting.push((key, client_id.map(Into::into))),
+            None => self.say_subscribed(slot, channel, client_id),
+        }
+    }
+
+    fn say_subscribed(&mut self, slot: u32, channel: &str, client_id: Option<&str>) {
+        self.say(slot, SentKind::Subscribed, |_, out| {
+            encode::subscribed(out, channel, client_id);
+        });
+    }
+
+    /// The first subscriber of a channel here: its home shall know.
+    fn join(&mut self, index: ChannelIndex, channel: (ChannelHash, &str)) -> Result<(), LaneFull> {
+        let partition = self.homes.partition(channel.1);
+        let home = self.homes.partition_home(partition);
+        let ticket = self.joins.begin(index);
+        if home != self.me {
+            let asked = self.lanes.try_join(home, channel, ticket);
+            if asked.is_err() {
+                self.joins.end(index);
+            }
+            return asked;
+        }
+        let join = Join { shard: home, ticket };
+        if self.handle_join(partition, channel, join) {
+            self.joins.end(index);
+        }
+        Ok(())
+    }
+
+    /// A shard has its first subscriber of a channel whose home is here. Returns true if nothing will be missed from now
+    /// on; else that is told later.
+    fn handle_join(&mut self, partition: Partition, channel: (ChannelHash, &str), join: Join) -> bool {
+        let elsewhere = join.shard != self.me;
+        let change = self.interests.join(partition, channel, join.shard, elsewhere);
+        self.tell_wanted(partition, change);
+        // With Redis away, what is published here is all there is.
+        if self.remote.is_none() || !self.view.cluster.is_up() || self.interests.is_heard(partition) {
+            return true;
+        }
+        self.interests.wait(partition, join);
+        false
+    }
+
+    fn tell_wanted(&mut self, partition: Partition, change: Change) {
+        if let (Change::Wanted(wanted), Some(remote)) = (change, &self.remote) {
+            let item = Item::PartitionWanted { partition, wanted };
+            self.lanes.say(remote.control, item);
+        }
+    }
+
+    /// A partition is heard, or nobody shall wait for that any longer.
+    fn handle_heard(&mut self, partition: Partition) {
+        for join in self.interests.heard(partition) {
+            if join.shard == self.me {
+                self.handle_joined(join.ticket);
+            } else {
+                self.lanes.say(join.shard, Item::Joined { ticket: join.ticket });
+            }
+        }
+    }
+
+    /// What is published on a channel comes from now on.
+    fn handle_joined(&mut self, ticket: u64) {
+        let Some(joining) = self
+            .joins
+            .tickets
+            .get(&ticket)
+            .copied()
+            .and_then(|c| self.joins.end(c).map(|j| (c, j)))
+        else {
+            // They all left before.
+            return;
+        };
+        let (channel, joining) = joining;
+        let name = self.channels.name(channel).to_owned();
+        for (key, client_id) in joining.waiting {
+            if self.is_open(key) {
+                self.say_subscribed(key.slot, &name, client_id.as_deref());
+            }
+        }
+    }
+
+    /// An `unsubscribe` frame.
+    pub(super) fn unsubscribe(&mut self, slot: u32, client_id: Option<&str>, channel: &str) {
+        let hash = self.homes.channel_hash(channel);
+        let found = self.channels.find(hash, channel);
+        if let Some(index) = found.filter(|index| self.channels.is_subscribed(slot, *index)) {
+            self.settle(slot, index, channel);
+            // A slow consumer was closed just now, and left all its channels.
+            if self.conn(slot).user.is_none() {
+                return;
+            }
+            let gone = self.channels.unsubscribe(slot, index);
+            self.leave_channel(index, gone);
+        }
+        self.say(slot, SentKind::Unsubscribed, |_, out| {
+            encode::unsubscribed(out, channel, client_id);
+        });
+    }
+
+    /// Before a subscriber goes: it hears what it was to hear until now.
+    fn settle(&mut self, slot: u32, index: ChannelIndex, channel: &str) {
+        let key = self.key(slot);
+        if let Some(joining) = self.joins.joining.get_mut(&index) {
+            let (owed, waiting) = std::mem::take(&mut joining.waiting)
+                .into_iter()
+                .partition(|(waiting, _)| *waiting == key);
+            joining.waiting = waiting;
+            let owed: Vec<(SocketKey, Option<Box<str>>)> = owed;
+            for (_, client_id) in owed {
+                self.say_subscribed(slot, channel, client_id.as_deref());
+            }
+        }
+        for (frames, publications) in self.channels.on_its_way(slot, index) {
+            if !self.append_publications(slot, &frames, publications) {
+                return;
+            }
+        }
+    }
+
+    /// A connection has gone: so have its subscriptions.
+    pub(super) fn leave_channels(&mut self, slot: u32) {
+        while let Some((index, gone)) = self.channels.leave_one(slot) {
+            self.leave_channel(index, gone);
+        }
+    }
+
+    /// A channel that has no subscriber here any more, if its name is given: its home shall know.
+    fn leave_channel(&mut self, index: ChannelIndex, gone: Option<Box<str>>) {
+        let Some(name) = gone else {
+            return;
+        };
+        self.joins.end(index);
+        let (hash, partition) = (self.homes.channel_hash(&name), self.homes.partition(&name));
+        let home = self.homes.partition_home(partition);
+        if home == self.me {
+            self.handle_leave(partition, (hash, &name), home);
+        } else {
+            self.lanes.leave(home, (hash, &name));
+        }
+    }
+
+    fn handle_leave(&mut self, partition: Partition, channel: (ChannelHash, &str), shard: ShardId) {
+        let change = self.interests.leave(partition, channel, shard, shard != self.me);
+        self.tell_wanted(partition, change);
+    }
+
+    /// A `publish` frame of the user on `slot`.
+    pub(super) fn publish(&mut self, slot: u32, client_id: Option<&str>, channel: &str, content: &str) {
+        let Some(user) = self.conn(slot).user else {
+            return;
+        };
+        if !self.settings.publish.allows(self.users.name(user), channel) {
+            let message = "this user may not publish to this channel";
+            return self.say_error(slot, client_id, ErrorCode::NotPermitted, message);
+        }
+        self.metrics().publications.inc();
+        let id = self.ids.next(self.now.wall_ms);
+        let mut frame = std::mem::take(&mut self.scratch);
+        frame.clear();
+        let publication = encode::Publication {
+            id,
+            from: self.users.name(user),
+            channel,
+            content,
+            ts_ms: self.now.wall_ms,
+        };
+        encode::publication(&mut frame, &publication);
+        let bytes = Bytes::copy_from_slice(&frame);
+        self.scratch = frame;
+        let wanted = client_id.map(|client_id| Wanted {
+            shard: self.me,
+            conn: self.key(slot),
+            client_id,
+            message_id: id,
+        });
+        let publication = OutgoingPublication {
+            channel: (self.homes.channel_hash(channel), channel),
+            frame: &bytes,
+            wanted,
+            received_ns: self.now.mono_ns,
+        };
+        let partition = self.homes.partition(channel);
+        let home = self.homes.partition_home(partition);
+        let status = if home == self.me {
+            self.distribute(partition, &publication)
+        } else if self.lanes.try_publish(home, &publication).is_ok() {
+            None
+        } else {
+            self.metrics().dropped(Drop::PublicationLaneFull);
+            Some(AckStatus::Failed)
+        };
+        if let (Some(status), Some(wanted)) = (status, &wanted) {
+            self.answer(wanted, status);
+        }
+    }
+
+    /// A publication of this gateway, at its channel's home: to the subscribers here and on other shards, and to the other
+    /// gateways. Returns what became of it; `None` if that is not known yet, and will be said to who wants it.
+    fn distribute(&mut self, partition: Partition, publication: &OutgoingPublication<'_>) -> Option<AckStatus> {
+        let here = self.distribute_here(publication);
+        let Some(remote) = &self.remote else {
+            return Some(if here { AckStatus::Published } else { AckStatus::Failed });
+        };
+        if !self.view.cluster.is_up() {
+            self.metrics().dropped(Drop::PublicationRedisAway);
+            return Some(AckStatus::Failed);
+        }
+        // Whoever has `failed` already waits for nothing.
+        let wanted = publication.wanted.filter(|_| here);
+        let outgoing = OutgoingPublication { wanted, ..*publication };
+        if self.lanes.try_spread(remote.control, partition, &outgoing).is_err() {
+            self.metrics().dropped(Drop::PublicationLaneFull);
+            return Some(AckStatus::Failed);
+        }
+        if here { None } else { Some(AckStatus::Failed) }
+    }
+
+    /// To all shards of this gateway that have subscribers. Returns false if one of them could not take it.
+    fn distribute_here(&mut self, publication: &OutgoingPublication<'_>) -> bool {
+        let OutgoingPublication {
+            channel: (hash, name),
+            frame,
+            received_ns,
+            ..
+        } = *publication;
+        let mut taken = self.queue_publication((hash, name), frame.clone(), received_ns);
+        for &shard in self.interests.shards(hash, name) {
+            if self.lanes.try_publication(shard, publication).is_err() {
+                self.metrics().dropped(Drop::PublicationLaneFull);
+                taken = false;
+            }
+        }
+        taken
+    }
+
+    /// Puts a frame on its way to the subscribers of this shard. Returns false if too much is on its way already.
+    fn queue_publication(&mut self, (hash, name): (ChannelHash, &str), frame: Bytes, received_ns: u64) -> bool {
+        let found = self.channels.find(hash, name);
+        let Some(channel) = found.filter(|channel| !self.joins.is_joining(*channel)) else {
+            return true;
+        };
+        // Several frames together must not make a slow consumer of one who takes one at a time.
+        let batch_bytes_max = BATCH_BYTES_MAX.min(self.settings.limits.outbox_bytes / 4);
+        let queued = self.channels.publish(channel, frame, received_ns, batch_bytes_max);
+        if queued.is_err() {
+            self.metrics().dropped(Drop::PublicationQueueFull);
+        }
+        queued.is_ok()
+    }
+
+    /// Carries out what other shards and the control thread say of channels.
+    pub(super) fn handle_channel_item(&mut self, batch: &Batch, item: Item) {
+        let named = |channel: ChannelName| (channel.hash, batch.text(channel.name));
+        match item {
+            Item::Publish(publish) => self.handle_publish_item(batch, &publish),
+            Item::Publication {
+                channel,
+                frame,
+                received_ns,
+            } => {
+                self.queue_publication(named(channel), frame, received_ns);
+            }
+            Item::Published {
+                channel,
+                frame,
+                received_ns,
+            } => {
+                self.distribute_here(&OutgoingPublication {
+                    channel: named(channel),
+                    frame: &frame,
+                    wanted: None,
+                    received_ns,
+                });
+            }
+            Item::Join { channel, ticket } => {
+                let channel = named(channel);
+                let join = Join {
+                    shard: batch.from,
+                    ticket,
+                };
+                if self.handle_join(self.homes.partition(channel.1), channel, join) {
+                    self.lanes.say(batch.from, Item::Joined { ticket });
+                }
+            }
+            Item::Leave { channel } => {
+                let channel = named(channel);
+                self.handle_leave(self.homes.partition(channel.1), channel, batch.from);
+            }
+            Item::Joined { ticket } => self.handle_joined(ticket),
+            Item::PartitionHeard { partition, heard: true } => self.handle_heard(partition),
+            Item::PartitionHeard {
+                partition,
+                heard: false,
+            } => self.interests.lost(partition),
+            other => debug_assert!(false, "not for a shard: {other:?}"),
+        }
+    }
+
+    fn handle_publish_item(&mut self, batch: &Batch, publish: &PublishItem) {
+        let name = batch.text(publish.channel.name);
+        let wanted = publish.ack.as_ref().map(|ack| Wanted {
+            shard: batch.from,
+            conn: ack.conn,
+            client_id: batch.text(ack.client_id),
+            message_id: ack.message_id,
+        });
+        let publication = OutgoingPublication {
+            channel: (publish.channel.hash, name),
+            frame: &publish.frame,
+            wanted,
+            received_ns: publish.received_ns,
+        };
+        let status = self.distribute(self.homes.partition(name), &publication);
+        if let (Some(status), Some(wanted)) = (status, &wanted) {
+            self.answer(wanted, status);
+        }
+    }
+
+    /// Puts a frame on its way to every connection.
+    pub(super) fn queue_broadcast(&mut self, frame: Bytes) {
+        self.broadcasts.0.push_back(Broadcast { frame, next: 0 });
+    }
+
+    /// Goes on with what is on its way to many, as far as one turn may.
+    pub fn fan_out(&mut self) {
+        let mut budget = Budget {
+            outboxes: FANOUT_PER_TURN,
+            bytes: FANOUT_BYTES_PER_TURN,
+        };
+        self.go_on_broadcasting(&mut budget);
+        while !budget.is_spent()
+            && let Some(pass) = self.channels.next_pass()
+        {
+            self.go_on_publishing(&pass, &mut budget);
+        }
+    }
+
+    /// True if [`Core::fan_out`] has more to do.
+    pub fn has_fan_out(&self) -> bool {
+        self.channels.is_busy() || !self.broadcasts.0.is_empty()
+    }
+
+    fn go_on_publishing(&mut self, pass: &Pass, budget: &mut Budget) {
+        while !budget.is_spent()
+            && let Some(slot) = self.channels.next_subscriber(pass.channel)
+        {
+            budget.spend(pass.frames.len());
+            self.append_publications(slot, &pass.frames, pass.publications);
+        }
+        if self.channels.pause(pass.channel) {
+            self.turn.fanned_out.push((pass.received_ns, pass.publications));
+        }
+    }
+
+    fn append_publications(&mut self, slot: u32, frames: &Bytes, publications: u32) -> bool {
+        let queued = self.append_shared_frames(slot, frames, publications, SentKind::Publication);
+        if queued {
+            self.metrics().deliveries.add(publications.into());
+        }
+        queued
+    }
+
+    fn go_on_broadcasting(&mut self, budget: &mut Budget) {
+        while !budget.is_spent()
+            && let Some(mut broadcast) = self.broadcasts.0.pop_front()
+        {
+            while !budget.is_spent() && (broadcast.next as usize) < self.connections.len() {
+                let slot = broadcast.next;
+                broadcast.next += 1;
+                if matches!(self.conn(slot).stage, Stage::Open) {
+                    budget.spend(broadcast.frame.len());
+                    self.append_shared(slot, &broadcast.frame, SentKind::Broadcast);
+                }
+            }
+            if (broadcast.next as usize) < self.connections.len() {
+                self.broadcasts.0.push_front(broadcast);
+            }
+        }
+    }
+}
