@@ -337,6 +337,7 @@ mod tests {
             incarnation: LIFE,
             state: LeaseState::Synced,
             renewals: 7,
+            partitions: 64,
         };
         let (owner, incarnation, ttl_ms) = (LIFE, LIFE, 500);
         let users = vec![user.clone(), "ann".into()];
@@ -385,7 +386,7 @@ mod tests {
                     lease,
                     ttl_ms,
                 },
-                "SET p:{gateways}:lease:gw 00000000000000ab synced 7 NX PX 500",
+                "SET p:{gateways}:lease:gw 00000000000000ab synced 7 64 NX PX 500",
             ),
             (
                 Op::LeaseWrite {
@@ -393,7 +394,7 @@ mod tests {
                     lease,
                     ttl_ms,
                 },
-                "SET p:{gateways}:lease:gw 00000000000000ab synced 7 PX 500",
+                "SET p:{gateways}:lease:gw 00000000000000ab synced 7 64 PX 500",
             ),
             (Op::LeaseRead { id: id.clone() }, "GET p:{gateways}:lease:gw"),
             (Op::LeaseDrop { id: id.clone() }, "DEL p:{gateways}:lease:gw"),

@@ -3,15 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::store::{Answer, Channel, Incarnation, Op, StoreEvent};
+use super::store::{Answer, Channel, Incarnation, Op, Registered, StoreEvent};
 use super::{Cluster, LOCATES_MAX, Purpose, Query};
 use crate::cluster::outbound::Lost;
 use crate::cluster::presence::{Sweep, Swept};
 use crate::ids::ShardId;
 use crate::lanes::{Item, Location};
 use crate::metrics::ClusterDrop;
-use crate::router::UserHash;
 use crate::router::locations::{Berth, Places};
+use crate::router::{Partition, UserHash};
 
 impl Cluster {
     /// Something came from the store.
@@ -27,6 +27,10 @@ impl Cluster {
                 if let Some((purpose, _)) = self.sent.remove(&ticket) {
                     self.handle_answers(purpose, answers);
                 }
+            }
+            StoreEvent::Subscribed(Channel::Partition(number)) => self.partitions.subscribed(Partition(number)),
+            StoreEvent::Unsubscribed(Channel::Partition(number)) => {
+                self.partitions.unsubscribed(Partition(number), self.now.mono_ms());
             }
             StoreEvent::Subscribed(channel) => {
                 if !self.heard.contains(&channel) {
@@ -167,6 +171,19 @@ impl Cluster {
                 }
                 self.outbound.handle_published(berth, sequence, result);
             }
+            Purpose::Publications {
+                partition,
+                sequence,
+                publications,
+            } => {
+                // How many gateways took it says nothing: nobody needs to subscribe.
+                let taken = matches!(answers.first(), Some(Answer::Count(_)));
+                if !taken {
+                    self.metrics()
+                        .dropped(ClusterDrop::PublicationFailed, publications.into());
+                }
+                self.partitions.handle_published(partition, sequence, taken);
+            }
             Purpose::Orders(orders) => {
                 // The others, and we.
                 let gateways = self.directory.len() as u64 + 1;
@@ -214,11 +231,14 @@ impl Cluster {
     fn handle_directory(&mut self, answers: &[Answer]) {
         self.directory_asked = false;
         let read = if let Some(Answer::Directory(registered)) = answers.first() {
+            self.directory_read = true;
+            self.look_for_odd_one(registered);
             let changes = self.directory.read(registered, self.membership.incarnation());
             for berth in changes.gone {
                 let unsent = self.outbound.gone(berth);
                 self.metrics().dropped(ClusterDrop::MessageGatewayGone, unsent);
                 self.inbound.gone(berth);
+                self.partitions.gone(berth);
             }
             if changes.changed {
                 self.forget_all();
@@ -243,6 +263,22 @@ impl Cluster {
                 _ => {}
             }
         }
+    }
+
+    /// All gateways must agree on the number of partitions. At the start this one gives way; later, when two have begun at
+    /// the same instant, nothing is left but to say so.
+    fn look_for_odd_one(&mut self, registered: &[Registered]) {
+        let ours = self.homes.partitions();
+        let odd = registered.iter().find_map(|line| {
+            let lease = line.lease.filter(|lease| lease.incarnation == line.incarnation)?;
+            (lease.partitions != 0 && lease.partitions != ours).then(|| (Arc::clone(&line.id), lease.partitions))
+        });
+        if let Some((id, theirs)) = odd.as_ref().filter(|_| self.odd_one != odd && !self.lanes.is_empty()) {
+            log::error!(
+                "gateway {id} has channels.partitions = {theirs}, this one {ours}: they do not hear each other's publications; give all the same number"
+            );
+        }
+        self.odd_one = odd;
     }
 
     /// Where users are: to the shards that asked.
@@ -379,6 +415,10 @@ impl Cluster {
 
     /// True if this channel is one that we want to hear.
     pub(super) fn is_ours(&self, channel: &Channel) -> bool {
-        *channel == Channel::All || self.channel.as_ref() == Some(channel)
+        match channel {
+            Channel::All => true,
+            Channel::Gateway(..) => self.channel.as_ref() == Some(channel),
+            Channel::Partition(number) => self.partitions.is_listened(Partition(*number)),
+        }
     }
 }

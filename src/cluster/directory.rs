@@ -215,6 +215,7 @@ mod tests {
                 incarnation: Incarnation(incarnation),
                 state,
                 renewals: 0,
+                partitions: 64,
             }),
         }
     }

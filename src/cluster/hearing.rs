@@ -4,11 +4,13 @@ use bytes::Bytes;
 
 use super::Cluster;
 use super::packet::{Confirm, Packet, PacketError, PacketItem};
+use super::partitions::Arrival;
 use super::store::Channel;
 use crate::ids::ShardId;
-use crate::lanes::{Instruction, Item};
+use crate::lanes::{Instruction, Item, OutgoingPublication};
 use crate::metrics::ClusterDrop;
 use crate::protocol::close::CloseReason;
+use crate::router::Partition;
 use crate::router::locations::Berth;
 
 /// The messages of one packet on their way to the shards.
@@ -37,8 +39,11 @@ impl Cluster {
             Err(error) => return self.not_understood(error),
         };
         let own = packet.origin.incarnation == self.membership.incarnation();
-        if *channel == Channel::All && own {
+        if own && matches!(channel, Channel::All | Channel::Partition(_)) {
             return;
+        }
+        if let Channel::Partition(number) = channel {
+            return self.handle_publications(Partition(*number), packet);
         }
         let to_us = *channel != Channel::All && !own;
         let from = if to_us && packet.sequence != 0 {
@@ -72,6 +77,40 @@ impl Cluster {
         }
         if let Some(from) = from {
             self.finish_packet(from, packet.sequence, parts);
+        }
+    }
+
+    /// What another gateway says in a partition: to the home of its channels.
+    fn handle_publications(&mut self, partition: Partition, mut packet: Packet<'_>) {
+        self.metrics().packets_received.inc();
+        let from = self.directory.hear_of(packet.origin.id, packet.origin.incarnation);
+        match self.partitions.arrive(from, partition, packet.sequence) {
+            Arrival::After(missed) => self.metrics().dropped(ClusterDrop::PacketGap, missed.into()),
+            Arrival::Late => return self.metrics().dropped(ClusterDrop::PacketLate, 1),
+        }
+        let home = self.homes.partition_home(partition);
+        loop {
+            let (channel, frame) = match packet.next_item() {
+                Ok(Some(PacketItem::Publication { channel, frame })) => (channel, frame),
+                Ok(Some(_)) => {
+                    self.metrics().dropped(ClusterDrop::PacketMalformed, 1);
+                    continue;
+                }
+                Ok(None) => return,
+                Err(error) => return self.not_understood(error),
+            };
+            self.metrics().publications_received.inc();
+            // A copy of its own: a slow subscriber must not keep the whole packet.
+            let frame = Bytes::copy_from_slice(frame);
+            let publication = OutgoingPublication {
+                channel: (self.homes.channel_hash(channel), channel),
+                frame: &frame,
+                wanted: None,
+                received_ns: self.now.mono_ns,
+            };
+            if self.lanes.is_empty() || self.lanes.try_published(home, &publication).is_err() {
+                self.metrics().dropped(ClusterDrop::PublicationLaneFull, 1);
+            }
         }
     }
 
@@ -122,7 +161,10 @@ impl Cluster {
             (PacketItem::Look, _) => self.directory_due_ms = 0,
             (PacketItem::Challenge, _) => self.membership.challenged(),
             // Messages and their fates come with a sequence number.
-            (PacketItem::Message { .. } | PacketItem::Confirm(_), None) | (PacketItem::Probe { .. }, Some(_)) => {
+            // So do publications, in partitions.
+            (PacketItem::Message { .. } | PacketItem::Confirm(_), None)
+            | (PacketItem::Probe { .. }, Some(_))
+            | (PacketItem::Publication { .. }, _) => {
                 self.metrics().dropped(ClusterDrop::PacketMalformed, 1);
             }
         }

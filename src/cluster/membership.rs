@@ -107,6 +107,8 @@ pub struct Membership {
     stage: Stage,
     state: LeaseState,
     renewals: u64,
+    /// `channels.partitions`
+    partitions: u16,
     /// The state is not written yet.
     state_changed: bool,
     /// What the lease said when it was last written.
@@ -132,6 +134,7 @@ impl Membership {
             stage: Stage::Away,
             state: LeaseState::Synced,
             renewals: 0,
+            partitions: 0,
             state_changed: false,
             written: None,
             announce: false,
@@ -140,6 +143,12 @@ impl Membership {
             watched: None,
             read_as_ours: false,
         }
+    }
+
+    /// Says in the lease into how many partitions channels are divided.
+    #[must_use]
+    pub fn with_partitions(self, partitions: u16) -> Self {
+        Membership { partitions, ..self }
     }
 
     /// Our id.
@@ -263,6 +272,7 @@ impl Membership {
             incarnation: self.incarnation,
             state: self.state,
             renewals: self.renewals,
+            partitions: self.partitions,
         }
     }
 
@@ -459,6 +469,7 @@ mod tests {
             incarnation: Incarnation(99),
             state: LeaseState::Synced,
             renewals,
+            partitions: 64,
         }))
     }
 

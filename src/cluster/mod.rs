@@ -13,6 +13,7 @@
 //! | [`presence`] | writing down who is here, and sweeping it |
 //! | [`outbound`] | packets to others, and who wants to hear |
 //! | [`inbound`] | packets of others |
+//! | [`partitions`] | publications: partitions that are heard, and spoken in |
 //! | [`probe`] | whether we are heard |
 //! | `turn` | the end of a turn: what is asked, said and judged |
 //! | `answers` | what answers of the store mean |
@@ -25,6 +26,7 @@ pub mod inbound;
 pub mod membership;
 pub mod outbound;
 pub mod packet;
+pub mod partitions;
 pub mod presence;
 pub mod probe;
 pub mod store;
@@ -36,12 +38,13 @@ use std::sync::Arc;
 use crate::ids::ShardId;
 use crate::lanes::{Batch, Instruction, Item, Lanes, Location, Wanted};
 use crate::metrics::{ClusterDrop, ClusterMetrics};
-use crate::router::HomeMap;
+use crate::router::{HomeMap, Partition};
 use crate::view::{ClusterHealth, Now, View};
 use directory::Directory;
 use inbound::Inbound;
 use membership::{LeaseTimes, Membership, Standing};
 use outbound::Outbound;
+use partitions::Partitions;
 use presence::{PresenceBook, Sweep};
 use probe::Probe;
 use store::{Answer, Channel, Incarnation, LeaseState, Op, Request};
@@ -66,6 +69,12 @@ enum Purpose {
         berth: crate::router::locations::Berth,
         sequence: u32,
         messages: u16,
+    },
+    /// So many publications.
+    Publications {
+        partition: Partition,
+        sequence: u32,
+        publications: u16,
     },
     /// So many orders; the packet may say more.
     Orders(u64),
@@ -114,6 +123,7 @@ pub struct Cluster {
     past: Vec<Incarnation>,
     outbound: Outbound,
     inbound: Inbound,
+    partitions: Partitions,
     /// For all gateways.
     orders: Vec<Instruction>,
     /// The others should look at the directory.
@@ -144,6 +154,10 @@ pub struct Cluster {
     deferred_asked: Vec<(Purpose, Vec<Answer>)>,
     directory_due_ms: u64,
     directory_asked: bool,
+    /// The directory was read since the start.
+    directory_read: bool,
+    /// Another gateway that divides channels into another number of partitions.
+    odd_one: Option<(Arc<str>, u16)>,
     probe: Probe,
     leaving: bool,
     left: bool,
@@ -167,7 +181,8 @@ impl Cluster {
     /// A gateway that is not one of many yet. It has no shards before [`Cluster::attach`].
     pub fn new(identity: &Identity, homes: HomeMap, view: Arc<View>, now: Now) -> Self {
         let times = LeaseTimes::new(identity.ttl_ms);
-        let membership = Membership::new(&identity.id, times, identity.seed, now.wall_ms);
+        let membership =
+            Membership::new(&identity.id, times, identity.seed, now.wall_ms).with_partitions(homes.partitions());
         view.cluster.set_health(ClusterHealth::Joining, None);
         Cluster {
             book: PresenceBook::new(membership.incarnation(), homes.shards()),
@@ -179,6 +194,7 @@ impl Cluster {
             past: Vec::new(),
             outbound: Outbound::default(),
             inbound: Inbound::default(),
+            partitions: Partitions::default(),
             orders: Vec::new(),
             look: false,
             instructions: VecDeque::new(),
@@ -206,6 +222,8 @@ impl Cluster {
             deferred_asked: Vec::new(),
             directory_due_ms: 0,
             directory_asked: false,
+            directory_read: false,
+            odd_one: None,
             probe: Probe::default(),
             leaving: false,
             left: false,
@@ -222,6 +240,17 @@ impl Cluster {
     /// True once the lease is ours and the channels are heard.
     pub fn is_member(&self) -> bool {
         self.membership.standing() == Standing::Member
+    }
+
+    /// True once it is known who the others are.
+    pub fn knows_others(&self) -> bool {
+        self.directory_read
+    }
+
+    /// Another gateway that divides channels into another number of partitions, and that number: we do not hear each other's
+    /// publications.
+    pub fn odd_one(&self) -> Option<&(Arc<str>, u16)> {
+        self.odd_one.as_ref()
     }
 
     /// True if a live gateway has our id.
@@ -285,7 +314,7 @@ impl Cluster {
     #[doc(hidden)]
     pub fn residue(&self) -> Residue {
         Residue {
-            acks: self.outbound.waiting(),
+            acks: self.outbound.waiting() + self.partitions.waiting(),
             strangers: self
                 .outbound
                 .berths()
@@ -385,6 +414,23 @@ impl Cluster {
                 }
                 Item::PresenceLost => self.book.lost(self.now.mono_ms()),
                 Item::UsersListed { round, next } => self.book.handle_listed(round, from.0, next),
+                Item::PartitionWanted { partition, wanted } => {
+                    self.partitions.want(partition, wanted, self.now.mono_ms());
+                }
+                Item::Spread {
+                    partition,
+                    channel,
+                    frame,
+                    ack,
+                } => {
+                    let wanted = ack.as_ref().map(|(shard, ack)| Wanted {
+                        shard: *shard,
+                        conn: ack.conn,
+                        client_id: batch.text(ack.client_id),
+                        message_id: ack.message_id,
+                    });
+                    self.publish(partition, (batch.text(channel), &frame), wanted);
+                }
                 Item::PacketDone { packet, missed } => {
                     if let Some((berth, confirm)) = self.inbound.handle_done(packet, &missed) {
                         self.outbound.confirm(self.membership.origin(), berth, &confirm);
@@ -392,6 +438,18 @@ impl Cluster {
                 }
                 other => debug_assert!(false, "not for the control thread: {other:?}"),
             }
+        }
+    }
+
+    fn publish(&mut self, partition: Partition, publication: (&str, &[u8]), wanted: Option<Wanted<'_>>) {
+        // The shard did not know yet.
+        if !self.is_up() {
+            self.metrics().dropped(ClusterDrop::PublicationRedisAway, 1);
+            return self.partitions.fail(wanted);
+        }
+        let origin = self.membership.origin();
+        if self.partitions.publish(origin, partition, publication, wanted).is_err() {
+            self.metrics().dropped(ClusterDrop::PublicationRedisSlow, 1);
         }
     }
 
@@ -444,7 +502,8 @@ impl Cluster {
         let book = when(entered && !self.lanes.is_empty(), book);
         let sweep = when(entered, self.sweep.as_ref().and_then(Sweep::poll_timeout));
         let confirm = self.outbound.poll_timeout();
-        let all = [slow, membership, directory, probe, book, sweep, confirm];
+        let partitions = self.partitions.poll_timeout();
+        let all = [slow, membership, directory, probe, book, sweep, confirm, partitions];
         all.into_iter().flatten().min()
     }
 }

@@ -69,6 +69,28 @@ pub struct Verdict {
     pub status: AckStatus,
 }
 
+impl Verdict {
+    /// What somebody who wants to hear will hear.
+    pub fn new(wanted: Wanted<'_>, status: AckStatus) -> Self {
+        Verdict {
+            shard: wanted.shard,
+            conn: wanted.conn,
+            client_id: wanted.client_id.into(),
+            message_id: wanted.message_id,
+            status,
+        }
+    }
+
+    /// The same, but it could not be done.
+    #[must_use]
+    pub fn failed(self) -> Self {
+        Verdict {
+            status: AckStatus::Failed,
+            ..self
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct Acks {
     slots: Vec<Option<Ack>>,
@@ -242,13 +264,8 @@ impl Outbound {
 
     /// A message that could not even be put into a packet.
     pub fn fail(&mut self, wanted: Option<Wanted<'_>>) {
-        self.verdicts.extend(wanted.map(|wanted| Verdict {
-            shard: wanted.shard,
-            conn: wanted.conn,
-            client_id: wanted.client_id.into(),
-            message_id: wanted.message_id,
-            status: AckStatus::Failed,
-        }));
+        self.verdicts
+            .extend(wanted.map(|wanted| Verdict::new(wanted, AckStatus::Failed)));
     }
 
     /// Adds what became of a packet of the gateway at `berth`.

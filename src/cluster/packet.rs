@@ -12,15 +12,16 @@
 //!   5 probe:       nonce u64
 //!   6 look:        (nothing) the directory has changed
 //!   7 challenge:   (nothing) somebody wants this id: renew the lease if you live
+//!   8 publication: channel length u8 | channel | frame length u32 | frame
 //! ```
 //!
 //! A message's place is its number among the messages of its packet, from 0. Sequence numbers rise by one per packet from
-//! one gateway to another; packets to all have 0.
+//! one gateway to another, and from one gateway in one partition; packets to all have 0.
 
 use bytes::Bytes;
 
 use super::store::Incarnation;
-use crate::ids::{USER_ID_BYTES_MAX, is_valid_user_id};
+use crate::ids::{CHANNEL_BYTES_MAX, USER_ID_BYTES_MAX, is_valid_channel, is_valid_user_id};
 
 /// Version of the framing. A packet of another version is not understood, and counted.
 pub const VERSION: u8 = 1;
@@ -32,9 +33,10 @@ const CLOSE_USER: u8 = 4;
 const PROBE: u8 = 5;
 const LOOK: u8 = 6;
 const CHALLENGE: u8 = 7;
+const PUBLICATION: u8 = 8;
 
-/// A user's length is one byte.
-const _: () = assert!(USER_ID_BYTES_MAX < 256);
+/// Their lengths are one byte.
+const _: () = assert!(USER_ID_BYTES_MAX < 256 && CHANNEL_BYTES_MAX < 256);
 
 const WANTS_CONFIRM: u8 = 1;
 const REFUSED: u8 = 1;
@@ -94,7 +96,7 @@ impl PacketBuilder {
         self.bytes.len()
     }
 
-    /// Messages so far.
+    /// Messages or publications so far.
     pub fn messages(&self) -> u16 {
         self.messages
     }
@@ -108,6 +110,15 @@ impl PacketBuilder {
         self.long(frame);
         self.messages += 1;
         self.messages - 1
+    }
+
+    /// Adds a publication.
+    pub fn publication(&mut self, origin: Origin<'_>, channel: &str, frame: &[u8]) {
+        self.begin(origin);
+        self.bytes.push(PUBLICATION);
+        self.short_text(channel);
+        self.long(frame);
+        self.messages += 1;
     }
 
     /// Adds what became of a packet of the other gateway.
@@ -199,6 +210,10 @@ pub enum PacketItem<'a> {
     },
     Look,
     Challenge,
+    Publication {
+        channel: &'a str,
+        frame: &'a [u8],
+    },
 }
 
 /// Why a packet was not understood.
@@ -249,6 +264,15 @@ impl<'a> Reader<'a> {
         let user = self.short_text()?;
         if is_valid_user_id(user) {
             Ok(user)
+        } else {
+            Err(PacketError::Malformed)
+        }
+    }
+
+    fn channel(&mut self) -> Result<&'a str, PacketError> {
+        let channel = self.short_text()?;
+        if is_valid_channel(channel) {
+            Ok(channel)
         } else {
             Err(PacketError::Malformed)
         }
@@ -321,6 +345,10 @@ impl<'a> Packet<'a> {
             },
             LOOK => PacketItem::Look,
             CHALLENGE => PacketItem::Challenge,
+            PUBLICATION => PacketItem::Publication {
+                channel: rest.channel()?,
+                frame: rest.long()?,
+            },
             _ => return Err(PacketError::Malformed),
         };
         Ok(Some(item))
@@ -354,6 +382,7 @@ mod tests {
         packet.probe(ME, 42);
         packet.look(ME);
         packet.challenge(ME);
+        packet.publication(ME, "room", b"published");
         packet.close(77)
     }
 
@@ -394,6 +423,10 @@ mod tests {
                 PacketItem::Probe { nonce: 42 },
                 PacketItem::Look,
                 PacketItem::Challenge,
+                PacketItem::Publication {
+                    channel: "room",
+                    frame: b"published"
+                },
             ]
         );
     }

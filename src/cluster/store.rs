@@ -61,6 +61,8 @@ pub struct Lease {
     pub state: LeaseState,
     /// Rises with each renewal: a newcomer with the same id sees by it that the holder lives.
     pub renewals: u64,
+    /// Into how many partitions it divides channels; 0: it does not say.
+    pub partitions: u16,
 }
 
 /// How far a gateway is.
@@ -87,10 +89,11 @@ impl fmt::Display for Lease {
         let state = LeaseState::WORDS.iter().find(|(state, _)| *state == self.state);
         write!(
             f,
-            "{} {} {}",
+            "{} {} {} {}",
             self.incarnation,
             state.map_or("", |s| s.1),
-            self.renewals
+            self.renewals,
+            self.partitions
         )
     }
 }
@@ -109,6 +112,7 @@ impl FromStr for Lease {
             incarnation,
             state: state.ok_or(NotAnIncarnation)?.0,
             renewals: word()?.parse().map_err(|_| NotAnIncarnation)?,
+            partitions: word().ok().and_then(|word| word.parse().ok()).unwrap_or(0),
         })
     }
 }

@@ -6,12 +6,14 @@ use std::sync::Arc;
 use super::membership::Standing;
 use super::outbound::Lost;
 use super::packet::PacketBuilder;
+use super::partitions::Listen;
 use super::presence::{Step, Sweep};
 use super::store::{Channel, LeaseState, Op, Task};
 use super::{Cluster, LOCATES_MAX, Purpose, SLOW_MS, Subscription};
 use crate::ids::ShardId;
 use crate::lanes::{Instruction, Item, Location};
 use crate::metrics::ClusterDrop;
+use crate::router::Partition;
 use crate::view::ClusterHealth;
 
 /// How long a claim to sweep lasts.
@@ -28,18 +30,22 @@ impl Cluster {
             self.write_presence(now_ms);
             self.ask_places();
             self.send_packets(now_ms);
+            self.send_publications();
             self.send_orders();
             self.send_probe();
             self.sweep(now_ms);
         }
         let unconfirmed = self.outbound.handle_timeouts(now_ms);
         self.metrics().dropped(ClusterDrop::PacketUnconfirmed, unconfirmed);
+        self.partitions.handle_timeouts(now_ms);
         self.judge_health(now_ms);
+        self.follow_partitions();
         self.tell_verdicts();
         let metrics = self.metrics();
         metrics.gateways.set(self.directory.len() as u64);
         metrics.presence_pending.set(self.book.pending() as u64);
         metrics.acks_waiting.set(self.outbound.waiting() as u64);
+        metrics.partitions_heard.set(self.partitions.heard() as u64);
         // A probe that takes longer than the last one did is shown before it is back.
         if let Some(ns) = self
             .probe
@@ -182,6 +188,54 @@ impl Cluster {
         }
     }
 
+    fn send_publications(&mut self) {
+        while let Some(packet) = self.partitions.poll_packet() {
+            self.metrics().packets_sent.inc();
+            self.metrics().publications_sent.add(packet.publications.into());
+            let purpose = Purpose::Publications {
+                partition: packet.partition,
+                sequence: packet.sequence,
+                publications: packet.publications,
+            };
+            let op = Op::Publish {
+                channel: Channel::Partition(packet.partition.0),
+                payload: packet.payload,
+            };
+            self.request(purpose, vec![op]);
+        }
+    }
+
+    /// Hears the partitions that shards want; tells their homes.
+    fn follow_partitions(&mut self) {
+        while let Some(change) = self.partitions.poll_listen() {
+            let (partition, heard) = match change {
+                Listen::Begin(Partition(number)) => {
+                    self.subscriptions
+                        .push_back(Subscription::Begin(Channel::Partition(number)));
+                    continue;
+                }
+                Listen::End(Partition(number)) => {
+                    self.subscriptions
+                        .push_back(Subscription::End(Channel::Partition(number)));
+                    continue;
+                }
+                Listen::Tell(partition, heard) => (partition, heard),
+                Listen::GiveUp(partition) => {
+                    log::warn!(
+                        "Redis has not confirmed in time that the channels of partition {} are heard",
+                        partition.0
+                    );
+                    self.metrics().dropped(ClusterDrop::SubscriptionUnheard, 1);
+                    (partition, true)
+                }
+            };
+            if !self.lanes.is_empty() {
+                let home = self.homes.partition_home(partition);
+                self.lanes.say(home, Item::PartitionHeard { partition, heard });
+            }
+        }
+    }
+
     fn send_orders(&mut self) {
         if !self.is_member() || (self.orders.is_empty() && !self.look) {
             return;
@@ -281,11 +335,14 @@ impl Cluster {
             Standing::Member if slow => ClusterHealth::Slow,
             Standing::Member if self.probe.is_lost() => ClusterHealth::ProbeLost,
             Standing::Member if refused.is_some() => ClusterHealth::Refusing,
+            Standing::Member if self.partitions.deaf() > 0 => ClusterHealth::HalfDeaf,
             Standing::Member => ClusterHealth::Member,
         };
         let words = match health {
             ClusterHealth::Refusing => refused,
-            ClusterHealth::Unreachable | ClusterHealth::Joining | ClusterHealth::Deaf => self.trouble.clone(),
+            ClusterHealth::Unreachable | ClusterHealth::Joining | ClusterHealth::Deaf | ClusterHealth::HalfDeaf => {
+                self.trouble.clone()
+            }
             _ => None,
         };
         self.view.cluster.set_health(health, words.as_deref());
@@ -304,6 +361,8 @@ impl Cluster {
     pub(super) fn fail_everything(&mut self) {
         let unsent = self.outbound.redis_away();
         self.metrics().dropped(ClusterDrop::MessageRedisAway, unsent);
+        let unsent = self.partitions.redis_away();
+        self.metrics().dropped(ClusterDrop::PublicationRedisAway, unsent);
         // What was meant for now must not happen at some later time.
         let orders = std::mem::take(&mut self.orders).len() as u64;
         self.metrics().dropped(ClusterDrop::OrderRedisAway, orders);
@@ -318,7 +377,7 @@ impl Cluster {
         for (purpose, _) in self.sent.values_mut() {
             if matches!(
                 purpose,
-                Purpose::Locate(_) | Purpose::Queries(_) | Purpose::Packet { .. }
+                Purpose::Locate(_) | Purpose::Queries(_) | Purpose::Packet { .. } | Purpose::Publications { .. }
             ) {
                 given_up.push(std::mem::replace(purpose, Purpose::Abandoned));
             }
@@ -348,7 +407,7 @@ impl Cluster {
     }
 
     fn tell_verdicts(&mut self) {
-        for verdict in self.outbound.poll_verdicts() {
+        for verdict in self.outbound.poll_verdicts().chain(self.partitions.poll_verdicts()) {
             let (conn, message_id, status) = (verdict.conn, verdict.message_id, verdict.status);
             self.lanes
                 .say_of_user(verdict.shard, &verdict.client_id, |client_id| Item::Ack {

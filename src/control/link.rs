@@ -112,6 +112,7 @@ async fn live(
             end = joining.join(&plan.view.clock, &plan.config, redis.start_timeout) => end,
         };
         if let Err(error) = end {
+            joining.leave(&plan.view.clock).await;
             let _ = joined.send(Err(error));
             return Exit::Broken;
         }
@@ -158,7 +159,7 @@ impl Link {
     /// Until this gateway is one of the cluster.
     async fn join(&mut self, clock: &Clock, config: &Config, timeout: Duration) -> Result<(), StartError> {
         let until_ms = clock.now().mono_ms() + timeout.as_millis() as u64;
-        while !self.cluster.is_member() {
+        while !self.cluster.is_member() || !self.cluster.knows_others() {
             if self.cluster.is_id_taken() {
                 let id = config.gateway_id.clone();
                 return Err(StartError::IdTaken { id });
@@ -183,7 +184,14 @@ impl Link {
             }
             self.turn(clock, until_ms).await;
         }
-        Ok(())
+        match self.cluster.odd_one() {
+            Some((other, theirs)) => Err(StartError::Partitions {
+                other: other.to_string(),
+                theirs: *theirs,
+                ours: config.channels.partitions,
+            }),
+            None => Ok(()),
+        }
     }
 
     /// One turn without shards: asks, waits until `until_ms` at the longest, takes what came.

@@ -68,11 +68,23 @@ pub enum ClusterDrop {
     OrderRedisAway,
     /// The same, when fewer gateways heard it than there are: one was subscribing anew, or has just died.
     OrderUnheard,
+    /// A publication that was to go to Redis when Redis went; its publisher heard `failed`.
+    PublicationRedisAway,
+    /// A publication for which too much waited for Redis; its publisher heard `failed`.
+    PublicationRedisSlow,
+    /// A publication whose packet Redis did not take; its publisher heard `failed`.
+    PublicationFailed,
+    /// A publication of another gateway that did not fit into the lane of its shard.
+    PublicationLaneFull,
+    /// A packet of another gateway in a partition that we hear, which did not come.
+    PacketGap,
+    /// A partition that was not heard in time; its subscribers were told that they are subscribed.
+    SubscriptionUnheard,
 }
 
 impl ClusterDrop {
     /// `kind` and `reason` in the order of the discriminants.
-    pub const LABELS: [(&'static str, &'static str); 11] = [
+    pub const LABELS: [(&'static str, &'static str); 17] = [
         ("message", "gateway_full"),
         ("message", "gateway_gone"),
         ("message", "redis_away"),
@@ -84,6 +96,12 @@ impl ClusterDrop {
         ("packet", "inbox_full"),
         ("order", "redis_away"),
         ("order", "unheard"),
+        ("publication", "redis_away"),
+        ("publication", "redis_slow"),
+        ("publication", "failed"),
+        ("publication", "lane_full"),
+        ("packet", "gap"),
+        ("subscription", "unheard"),
     ];
 }
 
@@ -94,14 +112,20 @@ pub struct ClusterMetrics {
     pub probe_ns: Counter,
     /// Other gateways with a lease.
     pub gateways: Counter,
-    /// Packets sent to one gateway.
+    /// Packets sent to one gateway or in one partition.
     pub packets_sent: Counter,
-    /// Packets received from one gateway.
+    /// Packets received from other gateways.
     pub packets_received: Counter,
     /// Messages in the packets sent.
     pub messages_sent: Counter,
     /// Messages in the packets received.
     pub messages_received: Counter,
+    /// Publications in the packets sent.
+    pub publications_sent: Counter,
+    /// Publications in the packets received.
+    pub publications_received: Counter,
+    /// Partitions of channels that are heard.
+    pub partitions_heard: Counter,
     /// Users whose change of presence is not written yet.
     pub presence_pending: Counter,
     /// Senders who have not heard yet.
@@ -136,7 +160,7 @@ impl Exposition {
     /// Adds everything that the control thread counts.
     pub fn cluster(&mut self, cluster: &ClusterMetrics) {
         type Simple<'a> = (&'static str, &'static str, &'static str, &'a Counter);
-        let simple: [Simple<'_>; 9] = [
+        let simple: [Simple<'_>; 12] = [
             (
                 "shardgate_cluster_gateways",
                 "gauge",
@@ -166,6 +190,24 @@ impl Exposition {
                 "counter",
                 "Messages received from other gateways.",
                 &cluster.messages_received,
+            ),
+            (
+                "shardgate_cluster_publications_sent_total",
+                "counter",
+                "Publications sent to other gateways.",
+                &cluster.publications_sent,
+            ),
+            (
+                "shardgate_cluster_publications_received_total",
+                "counter",
+                "Publications received from other gateways.",
+                &cluster.publications_received,
+            ),
+            (
+                "shardgate_cluster_partitions_heard",
+                "gauge",
+                "Partitions of channels that are heard.",
+                &cluster.partitions_heard,
             ),
             (
                 "shardgate_cluster_presence_pending",

@@ -110,6 +110,18 @@ pub enum StartError {
         /// The id.
         id: String,
     },
+    /// Gateways that divide channels differently do not hear each other's publications.
+    #[error(
+        "gateway {other:?} of this cluster has channels.partitions = {theirs}, this one {ours}: give all the same number, or another redis.prefix"
+    )]
+    Partitions {
+        /// Another gateway.
+        other: String,
+        /// Its number.
+        theirs: u16,
+        /// Ours.
+        ours: u16,
+    },
     /// Its handle was told to end it.
     #[error("told to end while starting")]
     GivenUp,

@@ -30,10 +30,12 @@ pub enum ClusterHealth {
     Refusing,
     /// Another gateway has this one's id.
     IdTaken,
+    /// Publications of some channels are not heard.
+    HalfDeaf,
 }
 
 impl ClusterHealth {
-    const ALL: [ClusterHealth; 9] = [
+    const ALL: [ClusterHealth; 10] = [
         ClusterHealth::Alone,
         ClusterHealth::Member,
         ClusterHealth::Joining,
@@ -43,6 +45,7 @@ impl ClusterHealth {
         ClusterHealth::ProbeLost,
         ClusterHealth::Refusing,
         ClusterHealth::IdTaken,
+        ClusterHealth::HalfDeaf,
     ];
 
     /// What is wrong, in words; `None` if nothing is.
@@ -55,6 +58,7 @@ impl ClusterHealth {
             ClusterHealth::Deaf => Some("Redis: the subscription to this gateway's channel is lost"),
             ClusterHealth::ProbeLost => Some("Redis: a pub/sub probe does not come back"),
             ClusterHealth::Refusing => Some("Redis refuses to write: presence is not up to date"),
+            ClusterHealth::HalfDeaf => Some("Redis: publications of some channels are not heard"),
             ClusterHealth::IdTaken => {
                 Some("another gateway has taken this gateway's id: restart with another gateway_id")
             }
@@ -75,7 +79,7 @@ impl ClusterHealth {
         matches!(
             self,
             // Where our own channel is not heard, no answer of others is.
-            ClusterHealth::Member | ClusterHealth::Refusing
+            ClusterHealth::Member | ClusterHealth::Refusing | ClusterHealth::HalfDeaf
         )
     }
 }

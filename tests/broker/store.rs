@@ -264,6 +264,7 @@ pub(crate) async fn every_operation(store: &mut Store) {
         incarnation,
         state: LeaseState::Synced,
         renewals,
+        partitions: 64,
     };
     let read = || Op::LeaseRead { id: gw.clone() };
     let take = |by, ttl_ms| Op::LeaseTake {
