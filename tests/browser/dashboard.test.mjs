@@ -24,7 +24,7 @@ before(async () => {
 after(async () => { crowd?.leave(); await browser?.close(); await gateway?.stop("SIGKILL"); });
 
 /** Clients that each write to all others in turn, so that messages stay on a shard and cross to the other one; each is in
- *  all channels, and the first of them publishes. */
+ *  all channels, and they take turns to publish. */
 async function talk() {
   const names = Array.from({ length: CLIENTS }, (_, i) => `user-${i}`);
   const clients = await Promise.all(names.map((name) => within(WAIT_MS, `${name} to be welcome`, new Promise((resolve, reject) => {
@@ -37,7 +37,8 @@ async function talk() {
   const timer = setInterval(() => {
     turn++;
     clients.forEach((client, i) => client.readyState === WebSocket.OPEN && client.send(JSON.stringify({ type: "message", to: names[(i + turn) % CLIENTS], content: "hello" })));
-    if (clients[0].readyState === WebSocket.OPEN) clients[0].send(JSON.stringify({ type: "publish", channel: `room-${turn % CHANNELS}`, content: "hello, all" }));
+    const publisher = clients[turn % CLIENTS];
+    if (publisher.readyState === WebSocket.OPEN) publisher.send(JSON.stringify({ type: "publish", channel: `room-${turn % CHANNELS}`, content: "hello, all" }));
   }, SEND_MS);
   return { clients, leave() { clearInterval(timer); for (const client of clients) client.terminate(); } };
 }

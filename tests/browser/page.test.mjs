@@ -272,6 +272,9 @@ it("says beside the channels what the gateway refused there", async () => {
   await alice.say("may I?");
   await alice.bubble("may I?").locator(".tick.refused").waitFor();
   await alice.note("notPermitted: listen only").waitFor();
+  await alice.root.getByRole("button", { name: "Burst 100 messages from alice" }).click();
+  await alice.bubble("100 of 100 acknowledged").filter({ hasText: "100 refused" }).waitFor();
+  assert.equal(await alice.root.locator(".note.error").count(), 2);
   await alice.leave("secret");
   await alice.problem("#secret: unavailable: later");
   await alice.target("#secret").waitFor();
