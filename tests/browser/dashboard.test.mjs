@@ -90,8 +90,8 @@ it("shows what the gateway does: tiles, latency, shards", async () => {
     const rate = Number((await tile(page, "Messages in").textContent()).replace(",", ""));
     assert.ok(rate > 20 && rate <= CLIENTS * 1000 / SEND_MS * 3, `${rate} messages per second`);
   });
-  await shown(tile(page, "Channels"), POSITIVE);
-  await shown(page.locator(".tile .more"), new RegExp(`^${CLIENTS * CHANNELS} subscriptions$`));
+  await shown(tile(page, "Subscriptions"), new RegExp(`^${CLIENTS * CHANNELS}$`));
+  await shown(page.locator(".tile .more"), new RegExp(`^${CHANNELS} to ${2 * CHANNELS} channels$`));
   // Every publication reaches everybody.
   await eventually(async () => {
     const [publications, deliveries] = await Promise.all(["Publications", "Deliveries"].map(async (name) => Number((await tile(page, name).textContent()).replace(",", ""))));
@@ -124,7 +124,7 @@ it("shows what the gateway does: tiles, latency, shards", async () => {
 it("shows a dash for what the gateway does not count", async () => {
   const { context, page, complaints } = await open({ without: /^(# \w+ )?shardgate_(channels|subscriptions|publications|deliveries|fanout)_?/ });
   await shown(tile(page, "Messages in"), POSITIVE);
-  for (const name of ["Channels", "Publications", "Deliveries", "Fan-out p99"]) assert.equal(await tile(page, name).textContent(), "–");
+  for (const name of ["Subscriptions", "Publications", "Deliveries", "Fan-out p99"]) assert.equal(await tile(page, name).textContent(), "–");
   for (const name of ["publications", "deliveries", "fan-out p50", "fan-out p99"]) assert.equal(await legend(page, name).textContent(), "–");
   for (const row of await cells(page)) assert.deepEqual(row.slice(7, 11), ["–", "–", "–", "–"]);
   await state(page, /^Ready$/);
