@@ -10,7 +10,7 @@ import WebSocket from "ws";
 import { startGateway, within } from "../clients/gateway.mjs";
 import { assertCurrentHashes } from "./csp.mjs";
 
-const WAIT_MS = 15_000, CLIENTS = 8, SEND_MS = 20;
+const WAIT_MS = 15_000, CLIENTS = 8, SEND_MS = 20, CHANNELS = 2;
 const ARGS = ["--shards", "2", "--drain-timeout", "3s"];
 let gateway, browser, crowd;
 
@@ -23,7 +23,8 @@ before(async () => {
 });
 after(async () => { crowd?.leave(); await browser?.close(); await gateway?.stop("SIGKILL"); });
 
-/** Clients that each write to all others in turn, so that messages stay on a shard and cross to the other one. */
+/** Clients that each write to all others in turn, so that messages stay on a shard and cross to the other one; each is in
+ *  all channels, and they take turns to publish. */
 async function talk() {
   const names = Array.from({ length: CLIENTS }, (_, i) => `user-${i}`);
   const clients = await Promise.all(names.map((name) => within(WAIT_MS, `${name} to be welcome`, new Promise((resolve, reject) => {
@@ -31,16 +32,20 @@ async function talk() {
     client.once("message", () => resolve(client));
     client.on("error", reject);
   }))));
+  for (const client of clients) for (let n = 0; n < CHANNELS; n++) client.send(JSON.stringify({ type: "subscribe", channel: `room-${n}` }));
   let turn = 0;
   const timer = setInterval(() => {
     turn++;
     clients.forEach((client, i) => client.readyState === WebSocket.OPEN && client.send(JSON.stringify({ type: "message", to: names[(i + turn) % CLIENTS], content: "hello" })));
+    const publisher = clients[turn % CLIENTS];
+    if (publisher.readyState === WebSocket.OPEN) publisher.send(JSON.stringify({ type: "publish", channel: `room-${turn % CHANNELS}`, content: "hello, all" }));
   }, SEND_MS);
   return { clients, leave() { clearInterval(timer); for (const client of clients) client.terminate(); } };
 }
 
-/** `complaints` collects everything the browser's console would show in red; `asked` the paths that were fetched. */
-async function open(options = {}) {
+/** `complaints` collects everything the browser's console would show in red; `asked` the paths that were fetched;
+ *  `without`: metrics that this gateway does not have. */
+async function open({ without, ...options } = {}) {
   const context = await browser.newContext({ viewport: { width: 1280, height: 960 }, colorScheme: "light", reducedMotion: "reduce", ...options });
   const page = await context.newPage();
   page.setDefaultTimeout(WAIT_MS);
@@ -48,6 +53,10 @@ async function open(options = {}) {
   page.on("console", (message) => { if (["error", "warning"].includes(message.type())) complaints.push(message.text()); });
   page.on("pageerror", (error) => complaints.push(error.stack));
   page.on("request", (request) => asked.push(new URL(request.url()).pathname));
+  if (without) await page.route("**/metrics", async (route) => {
+    const answer = await route.fetch(), text = await answer.text();
+    await route.fulfill({ response: answer, body: text.split("\n").filter((line) => !without.test(line)).join("\n") });
+  });
   await page.goto(`${gateway.http}/dashboard`);
   return { context, page, complaints, asked };
 }
@@ -81,8 +90,15 @@ it("shows what the gateway does: tiles, latency, shards", async () => {
     const rate = Number((await tile(page, "Messages in").textContent()).replace(",", ""));
     assert.ok(rate > 20 && rate <= CLIENTS * 1000 / SEND_MS * 3, `${rate} messages per second`);
   });
-  await shown(tile(page, "Delivery p99"), SOME_TIME);
-  for (const name of ["local p50", "local p99", "shard p50", "shard p99", "turn p99"]) await shown(legend(page, name), SOME_TIME);
+  await shown(tile(page, "Subscriptions"), new RegExp(`^${CLIENTS * CHANNELS}$`));
+  await shown(page.locator(".tile .more"), new RegExp(`^${CHANNELS} to ${2 * CHANNELS} channels$`));
+  // Every publication reaches everybody.
+  await eventually(async () => {
+    const [publications, deliveries] = await Promise.all(["Publications", "Deliveries"].map(async (name) => Number((await tile(page, name).textContent()).replace(",", ""))));
+    assert.ok(publications > 5 && deliveries > publications * CLIENTS / 2, `${publications} publications and ${deliveries} deliveries per second`);
+  });
+  for (const name of ["Delivery p99", "Fan-out p99"]) await shown(tile(page, name), SOME_TIME);
+  for (const name of ["local p50", "local p99", "shard p50", "shard p99", "fan-out p50", "fan-out p99", "turn p99"]) await shown(legend(page, name), SOME_TIME);
   assert.equal(await legend(page, "gateway p99").isVisible(), false);
   assert.match(await page.getByRole("img", { name: /^Latency/ }).getAttribute("aria-label"), /local p99 [\d.]+ /);
   await eventually(async () => {
@@ -92,13 +108,26 @@ it("shows what the gateway does: tiles, latency, shards", async () => {
     assert.equal(column(3).reduce((a, b) => a + b), CLIENTS, "users of all shards");
     assert.ok(column(4).some((n) => n > 0) && column(5).some((n) => n > 0), "messages per second");
     assert.ok(column(6).some((n) => n > 0), "syscalls per message");
-    assert.ok(rows.every((row) => SOME_TIME.test(row[7])), "turn p99");
-    assert.ok(rows.every((row) => /^\d+$/.test(row[8] + row[9]) && row[10] !== "–"), "lanes, last turn");
+    assert.equal(column(8).reduce((a, b) => a + b), CLIENTS * CHANNELS, "subscriptions of all shards");
+    assert.ok(Math.max(...column(7)) === CHANNELS && column(9).some((n) => n > 0) && column(10).some((n) => n > 0), "channels");
+    assert.ok(rows.every((row) => SOME_TIME.test(row[11])), "turn p99");
+    assert.ok(rows.every((row) => /^\d+$/.test(row[12] + row[13]) && row[14] !== "–"), "lanes, last turn");
   });
   const facts = await page.locator("#facts dd").allTextContents();
   assert.match(facts.join(" "), /^\S+ \d+\.\d+\.\d+ (ring|epoll) 2 \d+ (s|min)$/);
   assert.deepEqual([...new Set(asked)].sort(), ["/dashboard", "/metrics", "/readyz", "/stats"]);
   if (process.env.SHARDGATE_SCREENSHOT) await page.screenshot({ path: process.env.SHARDGATE_SCREENSHOT, fullPage: true });
+  assert.deepEqual(complaints, []);
+  await context.close();
+});
+
+it("shows a dash for what the gateway does not count", async () => {
+  const { context, page, complaints } = await open({ without: /^(# \w+ )?shardgate_(channels|subscriptions|publications|deliveries|fanout)_?/ });
+  await shown(tile(page, "Messages in"), POSITIVE);
+  for (const name of ["Subscriptions", "Publications", "Deliveries", "Fan-out p99"]) assert.equal(await tile(page, name).textContent(), "–");
+  for (const name of ["publications", "deliveries", "fan-out p50", "fan-out p99"]) assert.equal(await legend(page, name).textContent(), "–");
+  for (const row of await cells(page)) assert.deepEqual(row.slice(7, 11), ["–", "–", "–", "–"]);
+  await state(page, /^Ready$/);
   assert.deepEqual(complaints, []);
   await context.close();
 });
