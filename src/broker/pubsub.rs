@@ -13,6 +13,9 @@
 //! not name channels of two slots, each refusal has a channel, and one command for many would not be faster (16,384 on one
 //! server: 32 ms either way). Few pipelines are under way at a time, so that the time to confirm counts from when a
 //! channel was asked for, and not from when thousands before it were.
+//!
+//! That a server answers does not show that it delivers. A connection over which nobody said anything for a while says
+//! something to itself, on one of its channels, and is given up if nothing comes.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
@@ -38,13 +41,13 @@ use super::commands;
 use super::dial::{ANSWER_MAX, Cause, Line, Place};
 use super::driver::{Context, Input};
 use super::node::NodeId;
-use crate::cluster::store::StoreEvent;
+use crate::cluster::store::{PROBE, StoreEvent};
 use crate::config::RedisAddress;
 
 /// How often the task looks after silence, confirmations and refusals.
 const TICK: Duration = Duration::from_secs(1);
-/// A connection on which nothing came for so many ticks is asked PING. A gateway's probe on its own channel comes more
-/// often than that.
+/// A connection over which nobody said anything for so many ticks is probed. A gateway's own probe, on its own channel, comes
+/// more often than that, but in a cluster only over one of the connections.
 const SILENT_TICKS: u32 = 3;
 /// Channels that one pipeline asks for. With the crate's work for each, few enough for tasks that wait meanwhile.
 const CHANNELS_TOGETHER: usize = 256;
@@ -90,6 +93,8 @@ enum Note {
 enum Sent {
     /// Subscriptions to these channels, a command for each.
     Subscriptions(Vec<String>),
+    /// A probe.
+    Probe,
     /// What needs nothing but an answer.
     Other,
 }
@@ -141,6 +146,7 @@ pub(super) async fn run(
                 told: &mut told,
                 waiting: VecDeque::new(),
                 asking: 0,
+                probe: None,
                 landings: FuturesUnordered::new(),
                 inputs: &inputs,
             };
@@ -192,7 +198,6 @@ fn push_handler(
     pulse: Arc<AtomicU64>,
 ) -> impl Fn(PushInfo) + Send + Sync + 'static {
     move |info| {
-        pulse.fetch_add(1, Relaxed);
         if info.kind == PushKind::Disconnection {
             let _ = notes.send(Note::Gone);
             return;
@@ -205,11 +210,14 @@ fn push_handler(
             return;
         };
         match (info.kind, data.next()) {
-            (PushKind::Message | PushKind::SMessage, Some(Value::BulkString(payload)))
-                if backlog.admit(payload.len()) =>
-            {
-                let payload = Bytes::from(payload);
-                let _ = signals.send(Signal::Packet { channel, payload });
+            (PushKind::Message | PushKind::SMessage, Some(Value::BulkString(payload))) => {
+                pulse.fetch_add(1, Relaxed);
+                // Ours or another gateway's.
+                let is_probe = payload.first() == Some(&PROBE);
+                if !is_probe && backlog.admit(payload.len()) {
+                    let payload = Bytes::from(payload);
+                    let _ = signals.send(Signal::Packet { channel, payload });
+                }
             }
             // Signals of both kinds go from here, so that they keep their place between the packets.
             (PushKind::Subscribe | PushKind::SSubscribe, _) => {
@@ -238,12 +246,14 @@ struct Session<'a> {
     waiting: VecDeque<String>,
     /// Pipelines of subscriptions under way, at most [`ASKING_MAX`].
     asking: usize,
+    /// The channel on which something was said that should come back, and when.
+    probe: Option<(String, Instant)>,
     landings: FuturesUnordered<LocalBoxFuture<'static, Landed>>,
     inputs: &'a UnboundedSender<Input>,
 }
 
 impl Session<'_> {
-    /// Until the connection is lost (the reason) or the driver lets go (`None`).
+    /// Until the connection is lost (the reason) or the driver lets go (`None`). `pulse` counts what was said on channels.
     async fn serve(
         mut self,
         wants: &mut UnboundedReceiver<Want>,
@@ -267,6 +277,7 @@ impl Session<'_> {
                         }
                     }
                     Some(Note::Unheard(channel)) => {
+                        self.forget_probe_on(&channel);
                         // Not by our wish, as then it is not wanted any more: its slot has moved.
                         // Asked again, the server tells where it went.
                         if let Some(stage) = self.wanted.get_mut(&channel) {
@@ -301,11 +312,18 @@ impl Session<'_> {
                 }
                 _ = ticks.tick() => {
                     let now = pulse.load(Relaxed);
-                    silent = if now == beats { silent + 1 } else { 0 };
-                    beats = now;
-                    if silent >= SILENT_TICKS {
+                    if now == beats {
+                        silent += 1;
+                    } else {
+                        // Whoever said it, and on whatever channel: what is said comes.
+                        (beats, silent, self.probe) = (now, 0, None);
+                    }
+                    if self.probe.as_ref().is_some_and(|(_, at)| at.elapsed() > ANSWER_MAX) {
+                        return Some("what is said on channels does not come".into());
+                    }
+                    if silent >= SILENT_TICKS && self.probe.is_none() {
                         silent = 0;
-                        self.ping();
+                        self.prove();
                     }
                     let late = |stage: &Stage| matches!(stage, Stage::Asked(at) if at.elapsed() > ANSWER_MAX);
                     if self.wanted.values().any(late) {
@@ -325,6 +343,7 @@ impl Session<'_> {
     }
 
     fn want_no_more(&mut self, channel: &str) {
+        self.forget_probe_on(channel);
         if self.wanted.remove(channel).is_some_and(|stage| stage != Stage::Idle) {
             let name = self.command("UNSUBSCRIBE", "SUNSUBSCRIBE");
             let mut commands = Pipeline::new();
@@ -362,6 +381,23 @@ impl Session<'_> {
         }
     }
 
+    /// Finds out whether the connection is good: says something on a channel that is heard over it, or, if there is none, asks PING.
+    /// The first by name is one that many gateways hear: a probe of one of them is proof for all.
+    fn prove(&mut self) {
+        let heard = self.wanted.iter().find(|(_, stage)| **stage == Stage::Heard);
+        let Some((channel, _)) = heard else { return self.ping() };
+        let mut commands = Pipeline::new();
+        let name = self.command("PUBLISH", "SPUBLISH");
+        commands.cmd(name).arg(channel).arg(&[PROBE]);
+        self.probe = Some((channel.clone(), Instant::now()));
+        self.send(Sent::Probe, commands);
+    }
+
+    /// It will not come, and need not.
+    fn forget_probe_on(&mut self, channel: &str) {
+        self.probe.take_if(|(probed, _)| probed == channel);
+    }
+
     fn ping(&self) {
         let mut commands = Pipeline::new();
         commands.cmd("PING");
@@ -395,7 +431,9 @@ impl Session<'_> {
                 }
                 self.subscribe_waiting();
             }
-            Sent::Other => {}
+            // No permission, or its slot has just moved. A server that refuses answers: as good as PING.
+            Sent::Probe if matches!(replies[..], [Value::ServerError(_)]) => self.probe = None,
+            Sent::Probe | Sent::Other => {}
         }
     }
 
