@@ -1,6 +1,7 @@
 //! Packets that were read from Redis and not yet taken by the control thread: how many there may be.
 //!
 //! Shared by the connections' tasks, which let packets in, and the [`Broker`](super::Broker), which takes them out.
+//! A [`PROBE`](crate::cluster::store::PROBE) is no packet.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};

@@ -26,6 +26,9 @@ use crate::ids::{CHANNEL_BYTES_MAX, USER_ID_BYTES_MAX, is_valid_channel, is_vali
 /// Version of the framing. A packet of another version is not understood, and counted.
 pub const VERSION: u8 = 1;
 
+/// No packet is taken for the store's own.
+const _: () = assert!(VERSION != super::store::PROBE);
+
 const MESSAGE: u8 = 1;
 const CONFIRM: u8 = 2;
 const BROADCAST: u8 = 3;

@@ -41,6 +41,10 @@ impl FromStr for Incarnation {
     }
 }
 
+/// First byte of what a store says to itself on a channel, to see that what is said comes. Nobody else's payload begins
+/// with it, and nobody is handed what does.
+pub const PROBE: u8 = 0;
+
 /// Where gateways hear each other.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Channel {
@@ -167,7 +171,7 @@ pub enum Op {
     Publish {
         /// Where.
         channel: Channel,
-        /// What.
+        /// What. Does not begin with [`PROBE`].
         payload: Bytes,
     },
     /// Takes a lease if nobody has it (SET NX PX; `Taken`).

@@ -1,6 +1,7 @@
 //! The user that the README tells operators to make, and users who may do less.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::Ordering::Relaxed;
 
 use shardgate::cluster::store::{Answer, Channel, StoreEvent};
 
@@ -129,5 +130,41 @@ fn a_refused_subscription_is_told_of() {
         allow(&["resetchannels"]);
         store.until_unsubscribed(&Channel::All).await;
         assert_eq!(store.until("Refused", refused).await, words);
+    });
+}
+
+/// Of many that are asked for together, each for itself.
+#[test]
+fn a_refused_subscription_takes_no_other_with_it() {
+    let redis = Redis::start();
+    redis
+        .cmd(&[
+            "ACL",
+            "SETUSER",
+            "gw",
+            "on",
+            ">pw",
+            "~t:*",
+            "+@all",
+            "resetchannels",
+            "&t:part:1*",
+        ])
+        .good();
+    on_control_thread(async {
+        let mut store = Store::start(&redis.url_as("gw", "pw"));
+        for number in 0..20 {
+            store.broker.subscribe(Channel::Partition(number));
+        }
+        for number in [1].into_iter().chain(10..20) {
+            store.until_subscribed(&Channel::Partition(number)).await;
+        }
+        for number in [0].into_iter().chain(2..10) {
+            let channel = format!("t:part:{number}: NOPERM ");
+            let refused = |event: &StoreEvent| {
+                matches!(event, StoreEvent::Refused(words) if words.contains(&channel)).then_some(())
+            };
+            store.until("Refused", refused).await;
+        }
+        assert_eq!(store.counters.reconnects.load(Relaxed), 0);
     });
 }

@@ -369,7 +369,7 @@ pub(crate) async fn every_operation(store: &mut Store) {
     for channel in [mine(), Channel::All] {
         store.broker.subscribe(channel.clone());
         store.until_subscribed(&channel).await;
-        let payload = Bytes::from(vec![0, 255, 13, 10]);
+        let payload = Bytes::from(vec![255, 0, 13, 10]);
         assert_eq!(
             store.ask_one(publish(&channel, payload.clone())).await,
             Answer::Count(1)

@@ -7,6 +7,8 @@
 mod view;
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::ops::RangeInclusive;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -122,8 +124,9 @@ pub(super) struct Driver {
     looking_around: bool,
     /// Between attempts to find anybody at all.
     backoff: Backoff,
-    /// Wanted channels with the node that was asked for them.
-    channels: BTreeMap<String, Option<NodeId>>,
+    /// Wanted channels by slot, with the node that was asked for them: there may be thousands, and one slot moves at a
+    /// time.
+    channels: BTreeMap<(u16, String), Option<NodeId>>,
     state: State,
 }
 
@@ -201,11 +204,16 @@ impl Driver {
                 self.dispatch(items);
             }
             Input::Subscribe(channel) => {
-                self.channels.entry(channel.clone()).or_insert(None);
-                self.place_channel(&channel);
+                let slot = self.slot(|_| channel.clone());
+                let owner = self.owner(slot);
+                if let Entry::Vacant(entry) = self.channels.entry((slot, channel.clone())) {
+                    entry.insert(owner);
+                    self.want(owner, Want::Channel(channel));
+                }
             }
             Input::Unsubscribe(channel) => {
-                let node = self.channels.remove(&channel).flatten();
+                let slot = self.slot(|_| channel.clone());
+                let node = self.channels.remove(&(slot, channel.clone())).flatten();
                 self.want(node, Want::NotChannel(channel));
             }
             Input::Node(id, news) => self.handle_news(id, news),
@@ -391,23 +399,21 @@ impl Driver {
         id
     }
 
-    fn place_channels(&mut self) {
-        let channels: Vec<String> = self.channels.keys().cloned().collect();
-        for channel in channels {
-            self.place_channel(&channel);
+    /// Asks the right nodes for the wanted channels of these slots, and no others.
+    fn place_channels(&mut self, slots: RangeInclusive<u16>) {
+        let (first, behind) = (*slots.start(), *slots.end() + 1);
+        let channels = self.channels.range_mut((first, String::new())..(behind, String::new()));
+        let mut moved = Vec::new();
+        for ((slot, channel), node) in channels {
+            let owner = self.owners.get(usize::from(*slot)).copied().flatten();
+            let before = std::mem::replace(node, owner);
+            if before != owner {
+                moved.push((channel.clone(), before, owner));
+            }
         }
-    }
-
-    /// Asks the right node for a wanted channel, and no other.
-    fn place_channel(&mut self, channel: &str) {
-        let owner = self.owner(self.slot(|_| channel.to_owned()));
-        let Some(now) = self.channels.get_mut(channel) else {
-            return;
-        };
-        let before = std::mem::replace(now, owner);
-        if before != owner {
-            self.want(before, Want::NotChannel(channel.to_owned()));
-            self.want(owner, Want::Channel(channel.to_owned()));
+        for (channel, before, owner) in moved {
+            self.want(before, Want::NotChannel(channel.clone()));
+            self.want(owner, Want::Channel(channel));
         }
     }
 

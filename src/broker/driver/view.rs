@@ -47,7 +47,7 @@ impl Driver {
                 if before.is_some() {
                     self.forget_all();
                 }
-                self.place_channels();
+                self.place_channels(slot..=slot);
             }
         }
         self.look_soon();
@@ -131,7 +131,7 @@ impl Driver {
             self.candidates = heard_of.chain(seeds.iter().cloned()).collect();
             self.candidates.sort_unstable();
             self.candidates.dedup();
-            self.place_channels();
+            self.place_channels(0..=SLOTS - 1);
         }
         self.tell_state();
         if self.state != State::Connected {
