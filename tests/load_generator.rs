@@ -23,7 +23,8 @@ const HEAD: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nCo
 /// A generator that hangs is killed after this long.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// What the server does wrong, once, with message number [`VICTIM`] of user 0.
+/// What the server does wrong, once, with message number [`VICTIM`] of user 0, or with publication number [`VICTIM`] on
+/// its way to the first subscriber.
 #[derive(Clone, Copy, PartialEq)]
 enum Script {
     Behave,
@@ -36,7 +37,11 @@ enum Script {
     Misdeliver,
     Refuse,
     CloseSender,
+    CloseReceiver,
     ForgetAck,
+    RefuseSubscriptions,
+    /// Answers all of them but the last.
+    ForgetSubscription,
     /// Holds everything until so many messages wait.
     HoldUntil(usize),
     HoldForever,
@@ -45,6 +50,8 @@ enum Script {
 }
 
 const VICTIM: usize = 3;
+/// What the users of [`run_fanout`] subscribe to, together.
+const FANOUT_SUBSCRIPTIONS: usize = 6;
 
 enum Input {
     Joined(String, TcpStream),
@@ -133,7 +140,9 @@ fn serve(stream: TcpStream, script: Script, inputs: mpsc::Sender<Input>) -> std:
 /// The one thread that writes messages: what it was told to do, and how long it held what it held.
 fn route(script: Script, inputs: mpsc::Receiver<Input>) -> Duration {
     let mut users: HashMap<String, TcpStream> = HashMap::new();
-    let mut count = 0;
+    // Subscribers by channel.
+    let mut channels: HashMap<String, Vec<String>> = HashMap::new();
+    let (mut count, mut subscriptions) = (0, 0);
     let mut later: Vec<(String, String)> = vec![];
     let (mut held_since, mut held_for) = (None, Duration::ZERO);
     let write = |users: &mut HashMap<String, TcpStream>, to: &str, bytes: &[u8]| {
@@ -161,57 +170,79 @@ fn route(script: Script, inputs: mpsc::Receiver<Input>) -> Duration {
             }
             Input::Frame(from, frame) => (from, frame),
         };
-        let to = frame["to"].as_str().expect("a receiver").to_owned();
         let content = &frame["content"];
-        let message =
-            format!(r#"{{"type":"message","id":"m","from":"{from}","to":"{to}","content":{content},"ts":1}}"#);
-        let is_victim = from.ends_with('0') && {
-            count += 1;
-            count == VICTIM + 1
+        let mut deliveries = match frame["type"].as_str() {
+            Some("message") => {
+                let to = frame["to"].as_str().expect("a receiver").to_owned();
+                let message =
+                    format!(r#"{{"type":"message","id":"m","from":"{from}","to":"{to}","content":{content},"ts":1}}"#);
+                vec![(to, message)]
+            }
+            Some("publish") => {
+                let channel = frame["channel"].as_str().expect("a channel");
+                let publication = format!(
+                    r#"{{"type":"publication","channel":"{channel}","id":"m","from":"{from}","content":{content},"ts":1}}"#
+                );
+                let subscribers = channels.get(channel).into_iter().flatten();
+                subscribers.map(|to| (to.clone(), publication.clone())).collect()
+            }
+            Some("subscribe") => {
+                let (channel, id) = (frame["channel"].as_str().expect("a channel"), &frame["id"]);
+                subscriptions += 1;
+                let answer = match script {
+                    Script::RefuseSubscriptions => {
+                        format!(r#"{{"type":"error","id":{id},"code":"unknownType","message":"what is that?"}}"#)
+                    }
+                    Script::ForgetSubscription if subscriptions == FANOUT_SUBSCRIPTIONS => continue,
+                    _ => format!(r#"{{"type":"subscribed","channel":"{channel}","id":{id}}}"#),
+                };
+                write(&mut users, &from, &text_frame(&answer));
+                channels.entry(channel.to_owned()).or_default().push(from);
+                continue;
+            }
+            kind => panic!("unexpected type {kind:?}"),
         };
-        let mut deliveries = match script {
-            Script::HoldForever => vec![],
+        let is_counted = from.ends_with('0') || frame["type"] == "publish";
+        count += usize::from(is_counted);
+        let is_victim = is_counted && count == VICTIM + 1;
+        match script {
+            Script::HoldForever => deliveries.clear(),
             Script::HoldUntil(n) => {
                 let since = *held_since.get_or_insert_with(Instant::now);
-                later.push((to.clone(), message));
+                later.append(&mut deliveries);
                 if later.len() >= n && held_for.is_zero() {
                     held_for = since.elapsed();
                 }
-                if held_for.is_zero() {
-                    vec![]
-                } else {
-                    std::mem::take(&mut later)
+                if !held_for.is_zero() {
+                    deliveries = std::mem::take(&mut later);
                 }
             }
-            Script::Swap if is_victim => {
-                later.push((to.clone(), message));
-                vec![]
-            }
-            Script::Lose if is_victim => vec![],
-            Script::Duplicate if is_victim => {
-                vec![(to.clone(), message.clone()), (to.clone(), message)]
-            }
-            Script::Damage if is_victim => vec![(to.clone(), message.replace("abc", "abx"))],
-            Script::Misdeliver if is_victim => vec![(from.clone(), message)],
+            Script::Swap if is_victim => later.push(deliveries.remove(0)),
+            Script::Swap if is_counted => deliveries.append(&mut later),
+            Script::Lose if is_victim => drop(deliveries.remove(0)),
+            Script::Duplicate if is_victim => deliveries.push(deliveries[0].clone()),
+            Script::Damage if is_victim => deliveries[0].1 = deliveries[0].1.replace("abc", "abx"),
+            Script::Misdeliver if is_victim => deliveries[0].0 = from.clone(),
             Script::Refuse if is_victim => {
-                vec![(
-                    from.clone(),
-                    r#"{"type":"error","code":"rateLimited","message":"slow down"}"#.to_owned(),
-                )]
+                let refusal = r#"{"type":"error","code":"rateLimited","message":"slow down"}"#;
+                deliveries = vec![(from.clone(), refusal.to_owned())];
             }
             Script::CloseSender if is_victim => {
                 write(&mut users, &from, &[0x88, 2, 0x0b, 0xb9]);
-                vec![]
+                deliveries.clear();
             }
-            _ => vec![(to.clone(), message)],
-        };
-        if script == Script::Swap && !is_victim && from.ends_with('0') {
-            deliveries.append(&mut later);
+            Script::CloseReceiver if is_victim => write(&mut users, &deliveries[0].0, &[0x88, 2, 0x0b, 0xb9]),
+            _ => {}
         }
         if let Some(id) = frame["id"].as_str()
             && !(script == Script::ForgetAck && is_victim)
         {
-            let ack = format!(r#"{{"type":"ack","id":"{id}","messageId":"m","status":"delivered"}}"#);
+            let status = if frame["type"] == "publish" {
+                "published"
+            } else {
+                "delivered"
+            };
+            let ack = format!(r#"{{"type":"ack","id":"{id}","messageId":"m","status":"{status}"}}"#);
             deliveries.push((from.clone(), ack));
         }
         for (to, text) in deliveries {
@@ -221,13 +252,13 @@ fn route(script: Script, inputs: mpsc::Receiver<Input>) -> Duration {
     held_for
 }
 
-fn start_server(script: Script) -> (SocketAddr, thread::JoinHandle<Duration>) {
+fn start_server(script: Script, connections: usize) -> (SocketAddr, thread::JoinHandle<Duration>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let (sender, inputs) = mpsc::channel();
-    // Two users come; when both have left, the router's channel closes.
+    // So many come; when all have left, the router's channel closes.
     thread::spawn(move || {
-        for stream in listener.incoming().take(2) {
+        for stream in listener.incoming().take(connections) {
             let (stream, sender) = (stream.unwrap(), sender.clone());
             thread::spawn(move || serve(stream, script, sender));
         }
@@ -244,19 +275,19 @@ struct Ran {
 
 /// Runs the generator with two users against a server with this script.
 fn run(script: Script, flags: &str) -> Ran {
-    let (address, router) = start_server(script);
+    run_scenario("direct --users 2", 2, script, flags)
+}
+
+/// The same with three users, who subscribe to two of three channels each, and one who publishes.
+fn run_fanout(script: Script, flags: &str) -> Ran {
+    run_scenario("fanout --users 3 --channels 3 --per-user 2", 4, script, flags)
+}
+
+fn run_scenario(scenario: &str, connections: usize, script: Script, flags: &str) -> Ran {
+    let (address, router) = start_server(script, connections);
     let mut child = Command::new(env!("CARGO_BIN_EXE_shardgate-load"))
-        .args([
-            "direct",
-            "--users",
-            "2",
-            "--duration",
-            "200ms",
-            "--warmup",
-            "0",
-            "--json",
-            "-",
-        ])
+        .args(scenario.split_whitespace())
+        .args(["--duration", "200ms", "--warmup", "0", "--json", "-"])
         .args(["--url", &format!("ws://{address}/ws")])
         .args(flags.split_whitespace())
         .stdout(Stdio::piped())
@@ -432,4 +463,98 @@ fn an_unknown_scenario_is_refused_with_those_that_exist() {
         text.contains("tsunami") && text.contains("idle") && text.contains("direct"),
         "{text}"
     );
+}
+
+#[test]
+fn publications_reach_all_subscribers() {
+    for flags in [
+        "",
+        "--in-flight 8 --ack --payload 3000 --auth message",
+        "--rate 100 --ack",
+    ] {
+        let ran = run_fanout(Script::Behave, flags).expect(0, &[]);
+        let report = &ran.report;
+        assert_eq!(report["subscriptions"], FANOUT_SUBSCRIPTIONS, "{report}");
+        assert_eq!(report["connections"]["ready"], 4);
+        let publications = report["publications"].as_u64().unwrap();
+        assert_eq!(report["sent"], 2 * publications, "two of three users are in a channel");
+        let acks = if flags.contains("--ack") { publications } else { 0 };
+        assert_eq!(report["acks"]["byStatus"]["published"].as_u64().unwrap_or(0), acks);
+        let at = |key: &str, quantile: &str| report[key][quantile].as_f64().unwrap();
+        assert!(at("latencyMicros", "p50") <= at("lastSubscriberMicros", "max"));
+        assert_eq!(at("latencyMicros", "max"), at("lastSubscriberMicros", "max"));
+        assert!(ran.text.ends_with("ok\n"), "{}", ran.text);
+    }
+}
+
+#[test]
+fn each_fault_of_a_delivery_is_seen() {
+    for (script, counts) in [
+        (Script::Lose, &[("lost", 1)][..]),
+        (Script::Duplicate, &[("duplicates", 1)]),
+        (Script::Damage, &[("corrupted", 1), ("lost", 1)]),
+        (Script::Misdeliver, &[("misrouted", 1), ("lost", 1)]),
+        (Script::Refuse, &[("lost", 2)]),
+    ] {
+        let ran = run_fanout(script, CLOSED).expect(1, counts);
+        let lost = counts.iter().any(|(what, _)| *what == "lost");
+        assert_eq!(ran.report["drained"], !lost, "{}", ran.report);
+    }
+}
+
+#[test]
+fn publications_are_ordered_by_channel() {
+    run_scenario("fanout --users 3", 4, Script::Swap, CLOSED).expect(1, &[("reordered", 1)]);
+    // The one that overtakes is in another channel.
+    run_fanout(Script::Swap, CLOSED).expect(0, &[]);
+}
+
+#[test]
+fn a_publication_has_arrived_when_the_last_subscriber_has_it() {
+    // One publication at a time, and one that does not arrive everywhere: the publisher waits for ever.
+    let ran = run_scenario(
+        "fanout --users 3",
+        4,
+        Script::Lose,
+        "--in-flight 1 --drain-timeout 200ms",
+    );
+    let ran = ran.expect(1, &[("lost", 1)]);
+    assert_eq!(ran.report["publications"], VICTIM + 1);
+    assert_eq!(ran.report["sent"], 3 * (VICTIM + 1));
+}
+
+#[test]
+fn a_publication_that_a_subscriber_left_has_arrived_when_the_others_have_it() {
+    let ran = run_scenario("fanout --users 3", 4, Script::CloseReceiver, "");
+    let number = |key: &str| ran.report[key].as_u64().unwrap();
+    assert_eq!(ran.report["closes"]["3001"], 1, "{}", ran.report);
+    assert_eq!(number("sent"), number("received") + number("lost"));
+    let publications = number("publications");
+    assert!(publications > VICTIM as u64 + 1, "{}", ran.report);
+    assert!(
+        number("sent") < 3 * publications,
+        "nobody is expected to hear what came later"
+    );
+    assert_eq!((ran.code, &ran.report["drained"]), (Some(1), &Value::from(true)));
+}
+
+#[test]
+fn a_missing_ack_of_a_publication_is_seen() {
+    let ran = run_fanout(Script::ForgetAck, &format!("{CLOSED} --ack")).expect(1, &[]);
+    assert_eq!(ran.report["acks"]["missing"], 1);
+}
+
+#[test]
+fn without_all_subscriptions_there_is_no_load() {
+    for (script, confirmed, reason, count) in [
+        (Script::RefuseSubscriptions, 0, "unknownType", FANOUT_SUBSCRIPTIONS),
+        (Script::ForgetSubscription, FANOUT_SUBSCRIPTIONS - 1, "no answer", 1),
+    ] {
+        let ran = run_fanout(script, "--connect-timeout 200ms");
+        assert_eq!(ran.report["subscriptions"], confirmed, "{}", ran.report);
+        assert_eq!(ran.report["subscriptionFailures"][reason], count, "{}", ran.report);
+        assert_eq!((ran.code, &ran.report["publications"]), (Some(1), &Value::from(0)));
+        let told = format!("NOT SUBSCRIBED, so there was no load: {reason}: {count}\n");
+        assert!(ran.text.contains(&told), "{}", ran.text);
+    }
 }

@@ -6,8 +6,9 @@
 //! of the stream (no lock between halves), a read buffer of 4 KiB instead of 128, everything that is ready is
 //! handled before one flush, a frame is encoded once for all connections of a user, the envelope is parsed with
 //! borrows and the content is spliced through, message ids come without a system call, and the future of the
-//! handshake is boxed so that it does not stay in the connection's task.
-//! What it does not have: authentication, limits per connection, metrics, channels, presence.
+//! handshake is boxed so that it does not stay in the connection's task. A publication is encoded once, too, and all
+//! queues of a channel share it.
+//! What it does not have: authentication, limits per connection, metrics, presence, channels beyond one process.
 
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -59,9 +60,19 @@ pub(crate) struct Users {
     users: RefCell<HashMap<Box<str>, Vec<Device>>>,
 }
 
+/// The queues of a channel's subscribers, by their connections.
+type Subscribers = HashMap<uuid::Uuid, mpsc::Sender<Utf8Bytes>>;
+
+/// Who subscribed to what here. As with [`Users`].
+#[derive(Default)]
+struct Channels {
+    channels: RefCell<HashMap<Rc<str>, Subscribers>>,
+}
+
 /// Everything that tasks share.
 struct Hub<R> {
     users: Rc<Users>,
+    channels: Channels,
     route: R,
 }
 
@@ -116,12 +127,46 @@ impl Users {
     }
 }
 
+impl Channels {
+    /// The channel's name, if that was not a subscriber before.
+    fn join(&self, channel: &str, conn: uuid::Uuid, queue: &mpsc::Sender<Utf8Bytes>) -> Option<Rc<str>> {
+        let mut channels = self.channels.borrow_mut();
+        let name = match channels.get_key_value(channel) {
+            Some((name, _)) => name.clone(),
+            None => channel.into(),
+        };
+        let subscribers = channels.entry(name.clone()).or_default();
+        subscribers.insert(conn, queue.clone()).is_none().then_some(name)
+    }
+
+    fn leave(&self, channel: &str, conn: uuid::Uuid) {
+        let mut channels = self.channels.borrow_mut();
+        if let Some(subscribers) = channels.get_mut(channel) {
+            subscribers.remove(&conn);
+            if subscribers.is_empty() {
+                channels.remove(channel);
+            }
+        }
+    }
+
+    /// Queues `frame` for every subscriber; one whose queue is full misses it.
+    fn publish(&self, channel: &str, frame: &Utf8Bytes) {
+        if let Some(subscribers) = self.channels.borrow().get(channel) {
+            for queue in subscribers.values() {
+                let _ = queue.try_send(frame.clone());
+            }
+        }
+    }
+}
+
 #[derive(Deserialize)]
 struct Envelope<'a> {
     #[serde(rename = "type", borrow)]
     kind: Cow<'a, str>,
     #[serde(borrow, default)]
     to: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    channel: Option<Cow<'a, str>>,
     #[serde(borrow, default)]
     content: Option<&'a RawValue>,
     #[serde(borrow, default)]
@@ -142,6 +187,29 @@ fn new_id(now_ms: u64) -> uuid::Uuid {
     uuid::Builder::from_unix_timestamp_millis(now_ms, &random).into_uuid()
 }
 
+/// A frame with a new id, and the id: `before`, which ends where the id goes, then who wrote it, `after`, what and when.
+fn encode(before: &str, from: &str, after: [&str; 2], content: &str) -> (uuid::Uuid, Utf8Bytes) {
+    let ts = now_ms();
+    let id = new_id(ts);
+    let mut frame = String::with_capacity(128 + before.len() + from.len() + after[1].len() + content.len());
+    frame.push_str(before);
+    frame.push_str(id.hyphenated().encode_lower(&mut [0; uuid::fmt::Hyphenated::LENGTH]));
+    for part in [
+        r#"","from":"#,
+        from,
+        after[0],
+        after[1],
+        r#","content":"#,
+        content,
+        r#","ts":"#,
+    ] {
+        frame.push_str(part);
+    }
+    frame.push_str(itoa::Buffer::new().format(ts));
+    frame.push('}');
+    (id, frame.into())
+}
+
 fn json_string(text: &str) -> String {
     serde_json::to_string(text).unwrap_or_else(|_| "\"\"".to_owned())
 }
@@ -154,6 +222,8 @@ struct Connection<R> {
     /// The user and the same as a JSON string; `None` until authenticated.
     user: Option<(Box<str>, Box<str>)>,
     queue: mpsc::Sender<Utf8Bytes>,
+    /// What it subscribed to.
+    channels: Vec<Rc<str>>,
     dirty: bool,
 }
 
@@ -190,6 +260,16 @@ impl<R: Route> Connection<R> {
         self.feed(Message::text(frame)).await
     }
 
+    /// Says what became of message `id`, if its sender gave it an id and so wants to know.
+    async fn ack(&mut self, asked: Option<Cow<'_, str>>, id: uuid::Uuid, status: &str) -> Result<()> {
+        let Some(asked) = asked else {
+            return Ok(());
+        };
+        let (asked, id) = (json_string(&asked), id.hyphenated());
+        let frame = format!(r#"{{"type":"ack","id":{asked},"messageId":"{id}","status":"{status}"}}"#);
+        self.feed(Message::text(frame)).await
+    }
+
     /// Carries out one text frame.
     async fn handle_text(&mut self, text: &str) -> Result<()> {
         let Ok(envelope) = serde_json::from_str::<Envelope>(text) else {
@@ -200,30 +280,44 @@ impl<R: Route> Connection<R> {
                 let (Some(to), Some(content)) = (envelope.to, envelope.content) else {
                     return self.error("badRequest", "to or content is missing").await;
                 };
-                let ts = now_ms();
-                let id = new_id(ts);
-                let mut id_text = [0; uuid::fmt::Hyphenated::LENGTH];
-                let id_text: &str = id.hyphenated().encode_lower(&mut id_text);
-                let mut frame = String::with_capacity(128 + from.len() + to.len() + content.get().len());
-                frame.push_str(r#"{"type":"message","id":""#);
-                frame.push_str(id_text);
-                frame.push_str(r#"","from":"#);
-                frame.push_str(from);
-                frame.push_str(r#","to":"#);
-                frame.push_str(&json_string(&to));
-                frame.push_str(r#","content":"#);
-                frame.push_str(content.get());
-                frame.push_str(r#","ts":"#);
-                frame.push_str(itoa::Buffer::new().format(ts));
-                frame.push('}');
-                let status = self.hub.route.send(&self.hub.users, &to, frame.into()).await;
-                if let Some(client_id) = envelope.id {
-                    let client_id = json_string(&client_id);
-                    let ack =
-                        format!(r#"{{"type":"ack","id":{client_id},"messageId":"{id_text}","status":"{status}"}}"#);
-                    self.feed(Message::text(ack)).await?;
+                let to_key = r#","to":"#;
+                let (id, frame) = encode(
+                    r#"{"type":"message","id":""#,
+                    from,
+                    [to_key, &json_string(&to)],
+                    content.get(),
+                );
+                let status = self.hub.route.send(&self.hub.users, &to, frame).await;
+                self.ack(envelope.id, id, status).await
+            }
+            ("publish", Some((_, from))) => {
+                let (Some(channel), Some(content)) = (envelope.channel, envelope.content) else {
+                    return self.error("badRequest", "channel or content is missing").await;
+                };
+                let head = format!(r#"{{"type":"publication","channel":{},"id":""#, json_string(&channel));
+                let (id, frame) = encode(&head, from, ["", ""], content.get());
+                self.hub.channels.publish(&channel, &frame);
+                self.ack(envelope.id, id, "published").await
+            }
+            ("subscribe" | "unsubscribe", Some(_)) => {
+                let Some(channel) = envelope.channel else {
+                    return self.error("badRequest", "channel is missing").await;
+                };
+                if envelope.kind == "subscribe" {
+                    let joined = self.hub.channels.join(&channel, self.id, &self.queue);
+                    self.channels.extend(joined);
+                } else {
+                    self.hub.channels.leave(&channel, self.id);
+                    self.channels.retain(|joined| **joined != *channel);
                 }
-                Ok(())
+                let id = envelope
+                    .id
+                    .map_or(String::new(), |id| format!(r#","id":{}"#, json_string(&id)));
+                let (kind, channel) = (&*envelope.kind, json_string(&channel));
+                self.feed(Message::text(format!(
+                    r#"{{"type":"{kind}d","channel":{channel}{id}}}"#
+                )))
+                .await
             }
             ("heartbeat", Some(_)) => {
                 self.feed(Message::text(format!(r#"{{"type":"heartbeat","ts":{}}}"#, now_ms())))
@@ -342,6 +436,7 @@ async fn serve<R: Route>(hub: Rc<Hub<R>>, socket: TcpStream) -> Result<()> {
         id,
         user: None,
         queue,
+        channels: vec![],
         dirty: false,
     };
     let result = match user {
@@ -352,6 +447,9 @@ async fn serve<R: Route>(hub: Rc<Hub<R>>, socket: TcpStream) -> Result<()> {
         Ok(()) => connection.run(inbox).await,
         Err(error) => Err(error),
     };
+    for channel in &connection.channels {
+        connection.hub.channels.leave(channel, id);
+    }
     if let Some((user, _)) = &connection.user
         && connection.hub.users.leave(user, id)
     {
@@ -430,7 +528,15 @@ pub(crate) fn run<R: Route>(
         socket.bind(address)?;
         let listener = socket.listen(4096)?;
         println!("listening on {}", listener.local_addr()?);
-        listen(listener, Rc::new(Hub { users, route })).await;
+        listen(
+            listener,
+            Rc::new(Hub {
+                users,
+                channels: Channels::default(),
+                route,
+            }),
+        )
+        .await;
         Ok(())
     })
 }

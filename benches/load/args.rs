@@ -12,38 +12,47 @@ use crate::target::Targets;
 /// A source address carries so many connections: the ephemeral ports are 28,232 by default, and some are taken.
 pub(crate) const CONNECTIONS_PER_SOURCE: usize = 20_000;
 
+/// One publisher's order in one channel at one subscriber is 32 bytes: 512 MiB.
+const STREAMS_MAX: usize = 1 << 24;
+
 pub(crate) const USAGE: &str = "\
 shardgate-load SCENARIO --url ws://HOST:PORT/ws [--url ...] [flags]
 
 Scenarios
   idle      connect and hold N authenticated connections
   direct    users are paired and send messages to each other
+  fanout    users subscribe to channels, to which others publish; counted are deliveries: a publication to 1,000
+            subscribers is 1,000 of sent, received, lost, per second and of the server's CPU per message
 
 Several gateways
   --url URL[,URL...]      may be given several times: user i connects to gateway i % n, so the two users of a pair
                           are on different ones and every message of direct crosses (a comma in a path: %2C)
 
 Load
-  --users N               connections, one user each (100)
-  --rate R                direct: messages per second in all, open loop; without it closed loop
-  --in-flight N           direct, closed loop: messages in flight per connection (1)
-  --payload BYTES         direct: size of the content (64)
-  --ack                   direct: give every message an id and check the acks
+  --users N               connections, one user each (100); of fanout those that subscribe
+  --publishers N          fanout: connections that publish, besides the users (1)
+  --channels N            fanout: channels; user i subscribes to number i % N, publishers take them in turn (1)
+  --per-user N            fanout: each user subscribes to so many, one behind the other (1)
+  --rate R                messages or publications per second in all, open loop; without it closed loop
+  --in-flight N           closed loop: messages in flight per connection, or publications per publisher: the next one
+                          leaves when one has arrived at all its subscribers (1)
+  --payload BYTES         size of the content (64)
+  --ack                   give every message and publication an id and check the acks
   --duration TIME         how long to measure: 10s, 500ms, 2m, or bare seconds (10s)
-  --warmup TIME           direct: load before the measurement (1s)
+  --warmup TIME           load before the measurement (1s)
   --drain-timeout TIME    how long to wait at the end for what is in flight (10s)
 
 Connections
   --auth query|message    user as ?user=NAME, or by an auth frame (query)
   --user-prefix TEXT      users are called TEXT00000000, TEXT00000001, ... (load-)
   --connect-rate R        connections begun per second (no limit)
-  --connecting-max N      connections being set up at the same time (256)
-  --connect-timeout TIME  give up when nothing connects for so long (20s)
+  --connecting-max N      connections being set up, or subscriptions not answered, at the same time (256)
+  --connect-timeout TIME  give up when nothing connects, or no subscription is answered, for so long (20s)
   --warmup-connections N  connect so many before memory and CPU of connecting are measured (0)
   --sources N             source addresses 127.0.0.2 and up, loopback only (1 per 20,000 users)
 
 Generator
-  --threads N             generator threads (1)
+  --threads N             generator threads (1); fanout has one, as it knows when a publication is everywhere
   --cpus LIST             pin the generator: 1 or 0-3,6
   --spin                  never sleep while load runs: exact send times for a whole core
 
@@ -55,8 +64,8 @@ Report
   --json FILE             write the report as JSON, - for standard output
   --quiet                 no progress, no summary
 
-Exit status: 0 all well; 1 something was lost, duplicated, reordered, damaged, closed or failed to connect;
-2 the command line or this machine does not allow the run.
+Exit status: 0 all well; 1 something was lost, duplicated, reordered, damaged, closed, or failed to connect or to
+subscribe; 2 the command line or this machine does not allow the run.
 ";
 
 /// How a connection says who it is.
@@ -74,6 +83,11 @@ pub(crate) struct Options {
     pub(crate) kind: Kind,
     pub(crate) targets: Targets,
     pub(crate) users: usize,
+    /// Connections besides the users' that publish; 0 unless the scenario is fanout.
+    pub(crate) publishers: usize,
+    pub(crate) channels: usize,
+    /// Channels that each user subscribes to.
+    pub(crate) per_user: usize,
     pub(crate) rate: Option<f64>,
     pub(crate) in_flight: u32,
     pub(crate) payload_bytes: usize,
@@ -98,9 +112,19 @@ pub(crate) struct Options {
     pub(crate) quiet: bool,
 }
 
-const FLAGS: [&str; 23] = [
+impl Options {
+    /// How many connections are made.
+    pub(crate) fn connections(&self) -> usize {
+        self.users + self.publishers
+    }
+}
+
+const FLAGS: [&str; 26] = [
     "--url",
     "--users",
+    "--publishers",
+    "--channels",
+    "--per-user",
     "--rate",
     "--in-flight",
     "--payload",
@@ -124,7 +148,7 @@ const FLAGS: [&str; 23] = [
     "--spin",
     "--quiet",
 ];
-const SWITCHES_FROM: usize = 20;
+const SWITCHES_FROM: usize = 23;
 
 /// Reads the words after the program's name.
 ///
@@ -140,10 +164,14 @@ pub(crate) fn parse(words: impl IntoIterator<Item = String>) -> Result<Options, 
     let mut urls = vec![];
     let mut sources = None;
     let mut in_flight = None;
+    let mut audience = Audience::default();
     let mut options = Options {
         kind,
         targets: Targets::default(),
         users: 100,
+        publishers: 0,
+        channels: 1,
+        per_user: 1,
         rate: None,
         in_flight: 1,
         payload_bytes: 64,
@@ -187,6 +215,11 @@ pub(crate) fn parse(words: impl IntoIterator<Item = String>) -> Result<Options, 
                 options.users = count(&value)
                     .filter(|n| *n <= USERS_MAX)
                     .ok_or_else(|| say(&format!("must be 1 to {USERS_MAX}")))?;
+            }
+            "--publishers" | "--channels" | "--per-user" => {
+                let n = count(&value).filter(|n| *n <= USERS_MAX);
+                let n = n.ok_or_else(|| say(&format!("must be 1 to {USERS_MAX}")))?;
+                *audience.field(&flag) = Some(n);
             }
             "--rate" => options.rate = Some(rate(&value).ok_or_else(|| say("must be a number above 0"))?),
             "--in-flight" => {
@@ -261,6 +294,7 @@ pub(crate) fn parse(words: impl IntoIterator<Item = String>) -> Result<Options, 
         return Err("--in-flight is for closed loop and --rate makes it open: give one of them".to_owned());
     }
     options.in_flight = in_flight.unwrap_or(options.in_flight);
+    audience.apply(&mut options)?;
     check(&mut options, sources)?;
     Ok(options)
 }
@@ -273,6 +307,64 @@ fn unknown(flag: &str) -> String {
         .min_by_key(|known| strsim::damerau_levenshtein(known, flag))
         .unwrap_or(&"--help");
     format!("unknown flag {flag}; did you mean {nearest}?")
+}
+
+/// The flags that only fanout has, as they were given.
+#[derive(Default)]
+struct Audience {
+    publishers: Option<usize>,
+    channels: Option<usize>,
+    per_user: Option<usize>,
+}
+
+impl Audience {
+    fn field(&mut self, flag: &str) -> &mut Option<usize> {
+        match flag {
+            "--publishers" => &mut self.publishers,
+            "--channels" => &mut self.channels,
+            _ => &mut self.per_user,
+        }
+    }
+
+    /// Whether they make sense together, and with the rest.
+    fn apply(self, options: &mut Options) -> Result<(), String> {
+        if options.kind != Kind::Fanout {
+            return match (self.publishers, self.channels, self.per_user) {
+                (None, None, None) => Ok(()),
+                _ => Err("--publishers, --channels and --per-user mean something to fanout only".to_owned()),
+            };
+        }
+        options.publishers = self.publishers.unwrap_or(1);
+        options.channels = self.channels.unwrap_or(1);
+        options.per_user = self.per_user.unwrap_or(1);
+        let (users, channels, per_user) = (options.users, options.channels, options.per_user);
+        if per_user > channels {
+            return Err(format!("--per-user {per_user}: there are only {channels} channels"));
+        }
+        if channels >= users + per_user {
+            return Err(format!(
+                "--channels {channels}: {users} users with {per_user} each leave some without a subscriber"
+            ));
+        }
+        if options.connections() > USERS_MAX {
+            return Err(format!(
+                "--publishers: with the users more than {USERS_MAX} connections"
+            ));
+        }
+        let streams = users.saturating_mul(options.publishers).saturating_mul(per_user);
+        if streams > STREAMS_MAX {
+            return Err(format!(
+                "--users x --publishers x --per-user is {streams}: at most {STREAMS_MAX} orders can be watched"
+            ));
+        }
+        if options.threads > 1 {
+            return Err(format!(
+                "--threads {}: fanout has one thread, which knows when a publication has arrived everywhere;                  for more load run several generators with different --user-prefix",
+                options.threads
+            ));
+        }
+        Ok(())
+    }
 }
 
 /// What only shows when all flags are known.
@@ -302,7 +394,7 @@ fn check(options: &mut Options, sources: Option<usize>) -> Result<(), String> {
             return Err(format!("--sources {n}: only for a target on 127.0.0.0/8"));
         }
         Some(n) => options.sources = n,
-        None if loopback => options.sources = options.users.div_ceil(CONNECTIONS_PER_SOURCE).min(250),
+        None if loopback => options.sources = options.connections().div_ceil(CONNECTIONS_PER_SOURCE).min(250),
         None => {}
     }
     options.threads = options.threads.min(options.users / unit);
@@ -414,7 +506,7 @@ mod tests {
         let url = "--url ws://127.0.0.1:9/ws";
         for (line, part) in [
             (String::new(), "direct"),
-            ("fanout".to_owned(), "idle"),
+            ("flood".to_owned(), "idle"),
             ("idle".to_owned(), "--url"),
             (format!("direct {url} --usres 2"), "--users"),
             (format!("direct {url} --users 3"), "multiple of 2"),
@@ -427,6 +519,18 @@ mod tests {
             (format!("idle {url} --rate 5"), "idle"),
             (format!("direct {url} --rate 5 --in-flight 2"), "one of them"),
             (format!("idle {url} --users 10 --warmup-connections 10"), "less than"),
+            (format!("direct {url} --channels 2"), "fanout only"),
+            (format!("fanout {url} --publishers 0"), "1 to"),
+            (format!("fanout {url} --per-user 2"), "only 1 channels"),
+            (
+                format!("fanout {url} --users 3 --channels 5 --per-user 2"),
+                "without a subscriber",
+            ),
+            (
+                format!("fanout {url} --users 100000 --publishers 200"),
+                "20000000: at most",
+            ),
+            (format!("fanout {url} --threads 2"), "one thread"),
             ("idle --url wss://127.0.0.1/ws".to_owned(), "TLS"),
             ("idle --url http://127.0.0.1/ws".to_owned(), "ws://"),
             ("idle --url ws://10.0.0.1:9/ws --sources 2".to_owned(), "127.0.0.0/8"),
@@ -446,6 +550,16 @@ mod tests {
             let why = parse_line(&line).err().unwrap_or_default();
             assert!(why.contains(part), "{line:?} -> {why:?}");
         }
+    }
+
+    #[test]
+    fn publishers_are_connections_besides_the_users() {
+        let line = "fanout --url ws://127.0.0.1:9 --users 20000 --publishers 4 --channels 20001 --per-user 2";
+        let options = parse_line(line).unwrap();
+        assert_eq!((options.connections(), options.sources), (20_004, 2));
+        assert_eq!((options.channels, options.per_user), (20_001, 2));
+        let options = parse_line("direct --url ws://127.0.0.1:9").unwrap();
+        assert_eq!((options.connections(), options.publishers), (100, 0));
     }
 
     #[test]

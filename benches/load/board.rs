@@ -13,6 +13,8 @@ pub(crate) enum Phase {
     Connect,
     /// All connections are decided; no load.
     Hold,
+    /// The scenario does what it needs before there can be load.
+    Prepare,
     /// Load, not measured.
     Warmup,
     /// Load, measured.
@@ -23,9 +25,10 @@ pub(crate) enum Phase {
     Close,
 }
 
-const PHASES: [Phase; 6] = [
+const PHASES: [Phase; 7] = [
     Phase::Connect,
     Phase::Hold,
+    Phase::Prepare,
     Phase::Warmup,
     Phase::Measure,
     Phase::Drain,
@@ -96,6 +99,7 @@ pub(crate) struct Meter {
     pub(crate) ready: AtomicU64,
     pub(crate) failed: AtomicU64,
     pub(crate) dropped: AtomicU64,
+    pub(crate) subscriptions: AtomicU64,
     pub(crate) sent: AtomicU64,
     pub(crate) received: AtomicU64,
     /// Wakes the thread.
@@ -109,6 +113,7 @@ impl Meter {
             ready: AtomicU64::new(0),
             failed: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
+            subscriptions: AtomicU64::new(0),
             sent: AtomicU64::new(0),
             received: AtomicU64::new(0),
             wake: rustix::event::eventfd(0, flags)?,
@@ -127,6 +132,8 @@ impl Meter {
 pub(crate) enum Note {
     /// All connections up to this goal are decided.
     Connected(usize),
+    /// The scenario did what it needs before load, or (false) found that it cannot.
+    Prepared(bool),
     /// Nothing is under way any more.
     Drained,
     /// The thread is at its end.

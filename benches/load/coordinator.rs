@@ -14,7 +14,7 @@ use crate::board::{Board, Meter, Note, Phase};
 use crate::driver::{Driver, Post};
 use crate::procfs;
 use crate::redis;
-use crate::scenario::{Direct, Idle, Kind};
+use crate::scenario::{Direct, Fanout, Idle, Kind};
 use crate::sys::{self, Clock};
 use crate::tally::Tally;
 
@@ -30,6 +30,7 @@ struct Totals {
     dropped: u64,
     sent: u64,
     received: u64,
+    subscriptions: u64,
 }
 
 /// Everybody who works in a run, at one moment.
@@ -51,6 +52,8 @@ pub(crate) struct Moments {
     pub(crate) connected: Moment,
     /// A moment later: memory is read here, and what gateways write down late about a new connection is in here.
     pub(crate) settled: Moment,
+    /// When all are subscribed, and a moment later.
+    pub(crate) subscribed: Moment,
     pub(crate) measure_begin: Moment,
     pub(crate) measure_end: Moment,
 }
@@ -69,6 +72,8 @@ pub(crate) struct Outcome {
     pub(crate) measured_received: u64,
     /// Messages received in each second of the measured part.
     pub(crate) per_second: Vec<u64>,
+    /// The scenario could do what it needs before load; there was no load otherwise.
+    pub(crate) prepared: bool,
     /// Everything under way arrived before the deadline.
     pub(crate) drained: bool,
 }
@@ -80,6 +85,8 @@ struct Coordinator {
     meters: Vec<Arc<Meter>>,
     notes: mpsc::Receiver<Note>,
     connected: usize,
+    prepared: usize,
+    unprepared: usize,
     drained: usize,
     done: usize,
     live_progress: bool,
@@ -110,6 +117,8 @@ pub(crate) fn run(options: Options) -> Result<Outcome, String> {
         meters: vec![],
         notes,
         connected: 0,
+        prepared: 0,
+        unprepared: 0,
         drained: 0,
         done: 0,
         live_progress: !options.quiet && std::io::stderr().is_terminal(),
@@ -131,7 +140,7 @@ pub(crate) fn run(options: Options) -> Result<Outcome, String> {
 impl Coordinator {
     fn start(&mut self, notes: &mpsc::Sender<Note>) -> std::io::Result<Vec<JoinHandle<Tally>>> {
         let unit = self.options.kind.unit();
-        let groups = self.options.users / unit;
+        let groups = self.options.connections() / unit;
         let count = self.options.threads;
         (0..count)
             .map(|thread| {
@@ -161,7 +170,7 @@ impl Coordinator {
         }
         moments.base = self.sample();
         let (before, connect_ns) = (self.totals().ready, self.clock.now_ns());
-        self.connect(options.users);
+        self.connect(options.connections());
         let connect_seconds = (self.clock.now_ns() - connect_ns) as f64 / 1e9;
         moments.connected = self.sample();
         let connected = self.totals().ready - before;
@@ -172,7 +181,8 @@ impl Coordinator {
         moments.settled = self.sample();
         let mut measured = (0, 0.0);
         let mut drained = true;
-        if !self.all_gone() {
+        let prepared = !self.all_gone() && self.prepare(&mut moments);
+        if prepared {
             self.enter(Phase::Warmup);
             let warmup_ns = options.warmup.as_nanos() as u64;
             if options.kind != Kind::Idle && warmup_ns > 0 {
@@ -217,6 +227,7 @@ impl Coordinator {
             measured_seconds: measured.1,
             measured_received: measured.0,
             per_second: self.per_second,
+            prepared,
             drained,
         })
     }
@@ -226,14 +237,34 @@ impl Coordinator {
         self.connected = 0;
         self.board.set_goal(goal);
         self.wake();
+        self.wait_while_moving(|now| now.ready + now.failed, |c| c.connected == c.meters.len());
+    }
+
+    /// Has the scenario do what it needs before load; false if it cannot. Load without it would measure something else.
+    fn prepare(&mut self, moments: &mut Moments) -> bool {
+        self.enter(Phase::Prepare);
+        let answered = self.wait_while_moving(|now| now.subscriptions, |c| c.prepared == c.meters.len());
+        let well = answered && self.unprepared == 0;
+        if well && self.options.kind == Kind::Fanout {
+            if !self.options.pids.is_empty() {
+                self.wait(self.clock.now_ns() + SETTLE_NS, Self::all_gone);
+            }
+            moments.subscribed = self.sample();
+        }
+        well
+    }
+
+    /// Waits until `is_over` (true), or until the count of what was done did not grow for too long.
+    fn wait_while_moving(&mut self, done: fn(&Totals) -> u64, is_over: fn(&Self) -> bool) -> bool {
         let patience_ns = self.options.connect_timeout.as_nanos() as u64;
-        let mut decided = u64::MAX;
-        while decided != self.totals().ready + self.totals().failed {
-            decided = self.totals().ready + self.totals().failed;
-            if self.wait(self.clock.now_ns() + patience_ns, |c| c.connected == c.meters.len()) {
-                break;
+        let mut last = u64::MAX;
+        while last != done(&self.totals()) {
+            last = done(&self.totals());
+            if self.wait(self.clock.now_ns() + patience_ns, is_over) {
+                return true;
             }
         }
+        false
     }
 
     fn enter(&mut self, phase: Phase) {
@@ -264,6 +295,10 @@ impl Coordinator {
                 .recv_timeout(Duration::from_nanos(deadline_ns.min(self.tick_ns) - now_ns))
             {
                 Ok(Note::Connected(goal)) => self.connected += usize::from(goal == self.board.goal()),
+                Ok(Note::Prepared(well)) => {
+                    self.prepared += 1;
+                    self.unprepared += usize::from(!well);
+                }
                 Ok(Note::Drained) => self.drained += 1,
                 Ok(Note::Done) => self.done += 1,
                 Err(RecvTimeoutError::Timeout) => {}
@@ -283,7 +318,14 @@ impl Coordinator {
         if self.live_progress {
             let phase = format!("{:?}", self.board.phase()).to_lowercase();
             let made = now.ready - self.last.ready;
-            let mut line = format!("{phase}: {} of {} ready (+{made}/s)", now.ready, self.options.users);
+            let mut line = format!(
+                "{phase}: {} of {} ready (+{made}/s)",
+                now.ready,
+                self.options.connections()
+            );
+            if now.subscriptions > 0 {
+                line += &format!(", {} subscriptions", now.subscriptions);
+            }
             if now.sent > 0 {
                 line += &format!(", sent {sent}/s, received {received}/s");
             }
@@ -312,6 +354,7 @@ impl Coordinator {
             dropped: sum(|m| &m.dropped),
             sent: sum(|m| &m.sent),
             received: sum(|m| &m.received),
+            subscriptions: sum(|m| &m.subscriptions),
         }
     }
 
@@ -347,6 +390,10 @@ fn drive(post: Post, thread: usize, first: usize, connections: usize) -> Tally {
         Kind::Idle => Driver::new(post, Idle, first_user, connections).map(Driver::run),
         Kind::Direct => {
             let scenario = Direct::new(&options, post.clock, thread, connections);
+            Driver::new(post, scenario, first_user, connections).map(Driver::run)
+        }
+        Kind::Fanout => {
+            let scenario = Fanout::new(&options, post.clock);
             Driver::new(post, scenario, first_user, connections).map(Driver::run)
         }
     };

@@ -21,6 +21,8 @@ pub(crate) struct Server {
     rss_bytes_per_connection: Option<f64>,
     /// The same of anonymous memory: the heap without the program's own pages.
     anon_bytes_per_connection: Option<f64>,
+    /// What all got heavier by between being connected and being subscribed. Null unless the scenario subscribes.
+    rss_bytes_per_subscription: Option<f64>,
     rss_bytes: Option<u64>,
     anon_bytes: Option<u64>,
     connect_cpu_micros_per_connection: Option<f64>,
@@ -54,15 +56,17 @@ struct Used {
     anon_bytes: u64,
     rss_growth: f64,
     anon_growth: f64,
+    subscribed_rss_growth: f64,
 }
 
 impl Used {
     /// Of one process, found in every moment by `pick`.
     fn of(moments: &Moments, pick: impl Fn(&Moment) -> Sample) -> Self {
-        let [base, connected, settled, begin, end] = [
+        let [base, connected, settled, subscribed, begin, end] = [
             &moments.base,
             &moments.connected,
             &moments.settled,
+            &moments.subscribed,
             &moments.measure_begin,
             &moments.measure_end,
         ]
@@ -75,6 +79,7 @@ impl Used {
             anon_bytes: settled.anon_bytes,
             rss_growth: growth(settled.rss_bytes, base.rss_bytes),
             anon_growth: growth(settled.anon_bytes, base.anon_bytes),
+            subscribed_rss_growth: growth(subscribed.rss_bytes, settled.rss_bytes),
         }
     }
 
@@ -86,6 +91,7 @@ impl Used {
             anon_bytes: self.anon_bytes + other.anon_bytes,
             rss_growth: self.rss_growth + other.rss_growth,
             anon_growth: self.anon_growth + other.anon_growth,
+            subscribed_rss_growth: self.subscribed_rss_growth + other.subscribed_rss_growth,
         }
     }
 }
@@ -95,6 +101,7 @@ impl Used {
 struct Shares {
     messages: u64,
     connections: u64,
+    subscriptions: u64,
     seconds: f64,
 }
 
@@ -103,6 +110,7 @@ impl Shares {
         Self {
             messages: outcome.measured_received,
             connections: outcome.connected,
+            subscriptions: outcome.tally.subscriptions,
             seconds: outcome.measured_seconds,
         }
     }
@@ -113,6 +121,10 @@ impl Shares {
 
     fn per_connection(self, amount: f64, digits: i32) -> Option<f64> {
         (self.connections > 0).then(|| round(amount / self.connections as f64, digits))
+    }
+
+    fn per_subscription(self, amount: f64) -> Option<f64> {
+        (self.subscriptions > 0).then(|| round(amount / self.subscriptions as f64, 1))
     }
 
     fn per_second(self, amount: f64, digits: i32) -> Option<f64> {
@@ -147,6 +159,10 @@ impl Server {
             cpu_seconds_per_million: share.per_message(all.measured_ns as f64 / 1e3),
             rss_bytes_per_connection: share.per_connection(all.rss_growth, 1),
             anon_bytes_per_connection: share.per_connection(all.anon_growth, 1),
+            rss_bytes_per_subscription: outcome
+                .prepared
+                .then(|| share.per_subscription(all.subscribed_rss_growth))
+                .flatten(),
             rss_bytes: Some(all.rss_bytes),
             anon_bytes: Some(all.anon_bytes),
             connect_cpu_micros_per_connection: share.per_connection(all.connect_ns as f64 / 1e3, 1),
@@ -170,6 +186,9 @@ impl Server {
             shown(self.rss_bytes_per_connection),
             rss / 1024
         )?;
+        if let Some(bytes) = self.rss_bytes_per_subscription {
+            writeln!(out, "             {bytes:.1} bytes per subscription")?;
+        }
         if self.processes.len() > 1 {
             for process in &self.processes {
                 writeln!(

@@ -50,6 +50,7 @@ pub(crate) struct Driver<S> {
     begun: usize,
     /// The goal that was reported as reached.
     reached: usize,
+    prepared_told: bool,
     drained_told: bool,
     connect_ns: u64,
     cpu_ns: u64,
@@ -81,6 +82,7 @@ impl<S: Scenario> Driver<S> {
             phase: Phase::Connect,
             begun: 0,
             reached: 0,
+            prepared_told: false,
             drained_told: false,
             cpu_ns: 0,
             measure_ns: 0,
@@ -152,8 +154,8 @@ impl<S: Scenario> Driver<S> {
 
     /// This thread's part of the goal.
     fn share(&self) -> usize {
-        let (goal, users) = (self.post.board.goal(), self.post.options.users);
-        (self.net.conns.len() * goal).div_ceil(users).min(self.net.conns.len())
+        let (goal, all) = (self.post.board.goal(), self.post.options.connections());
+        (self.net.conns.len() * goal).div_ceil(all).min(self.net.conns.len())
     }
 
     fn begin_connections(&mut self, now_ns: u64) {
@@ -183,6 +185,7 @@ impl<S: Scenario> Driver<S> {
         meter.ready.store(tally.ready, Relaxed);
         meter.failed.store(tally.failed(), Relaxed);
         meter.dropped.store(tally.dropped(), Relaxed);
+        meter.subscriptions.store(tally.subscriptions, Relaxed);
         meter.sent.store(tally.sent, Relaxed);
         meter.received.store(tally.received, Relaxed);
         let goal = self.post.board.goal();
@@ -194,6 +197,13 @@ impl<S: Scenario> Driver<S> {
             self.reached = goal;
             self.connect_ns = now_ns;
             let _ = self.post.notes.send(Note::Connected(goal));
+        }
+        if self.phase == Phase::Prepare
+            && !self.prepared_told
+            && let Some(well) = self.scenario.prepared()
+        {
+            self.prepared_told = true;
+            let _ = self.post.notes.send(Note::Prepared(well));
         }
         if self.phase == Phase::Drain && !self.drained_told && self.scenario.is_drained() {
             self.drained_told = true;

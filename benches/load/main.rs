@@ -64,7 +64,7 @@ fn main() -> ExitCode {
 /// True if nothing was lost and nothing failed.
 fn run(words: Vec<String>) -> Result<bool, String> {
     let options = args::parse(words)?;
-    sys::make_room_for(options.users)?;
+    sys::make_room_for(options.connections())?;
     // A file that cannot be written is found out before the run, not after it.
     let mut json: Option<Box<dyn Write>> = match options.json.as_deref() {
         None => None,

@@ -26,6 +26,11 @@ pub(crate) fn user_name(prefix: &str, number: u32) -> String {
     format!("{prefix}{number:0NAME_DIGITS$}")
 }
 
+/// The name of channel `number`. The prefix is in it, so that generators beside each other do not meet.
+pub(crate) fn channel_name(prefix: &str, number: u32) -> String {
+    user_name(&format!("{prefix}room-"), number)
+}
+
 /// The numbers of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Numbers {
@@ -35,7 +40,7 @@ pub(crate) struct Numbers {
     pub(crate) intended_ns: u64,
 }
 
-/// An encoded, masked `message` frame with places for the numbers. Owned by one generator thread.
+/// An encoded, masked `message` or `publish` frame with places for the numbers. Owned by one generator thread.
 #[derive(Debug)]
 pub(crate) struct Template {
     frame: Vec<u8>,
@@ -50,12 +55,24 @@ pub(crate) struct Template {
 }
 
 impl Template {
-    /// A frame for messages of `payload_bytes` of content; `with_id` asks the server for an `ack`.
-    pub(crate) fn new(prefix: &str, payload_bytes: usize, with_id: bool) -> Self {
+    /// A frame to users, with `payload_bytes` of content; `with_id` asks the server for an `ack`.
+    pub(crate) fn message(prefix: &str, payload_bytes: usize, with_id: bool) -> Self {
+        let head = format!(r#"{{"type":"message","to":{}"#, quoted(&user_name(prefix, 0)));
+        Self::new(head, payload_bytes, with_id)
+    }
+
+    /// The same to channels.
+    pub(crate) fn publish(prefix: &str, payload_bytes: usize, with_id: bool) -> Self {
+        let head = format!(r#"{{"type":"publish","channel":{}"#, quoted(&channel_name(prefix, 0)));
+        Self::new(head, payload_bytes, with_id)
+    }
+
+    /// `head` ends with the name of whom it is for.
+    fn new(head: String, payload_bytes: usize, with_id: bool) -> Self {
         let padding: Vec<u8> = (0..payload_bytes.saturating_sub(PAYLOAD_BYTES_MIN))
             .map(|i| b'a' + (i % 26) as u8)
             .collect();
-        let mut json = format!(r#"{{"type":"message","to":{}"#, quoted(&user_name(prefix, 0))).into_bytes();
+        let mut json = head.into_bytes();
         let to_at = json.len() - 1 - NAME_DIGITS;
         let id_at = with_id.then(|| {
             json.extend_from_slice(br#","id":""#);
@@ -183,7 +200,7 @@ mod tests {
     #[test]
     fn what_is_written_is_read_back() {
         for (payload, with_id) in [(28, false), (64, true), (64, false), (200, true), (70_000, false)] {
-            let mut template = Template::new("l-", payload, with_id);
+            let mut template = Template::message("l-", payload, with_id);
             let numbers = Numbers {
                 sequence: 0xdead_beef,
                 sender: 0xabcdef,
@@ -205,8 +222,29 @@ mod tests {
     }
 
     #[test]
+    fn a_channel_is_published_to_by_its_name() {
+        let mut template = Template::publish("l-", 64, true);
+        let numbers = Numbers {
+            sequence: 7,
+            sender: 9,
+            intended_ns: 5,
+        };
+        let mut out = vec![];
+        template.write(&mut out, 3, numbers);
+        let text = unmask(&out, template.payload_at);
+        let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!((&json["type"], &json["id"]), (&"publish".into(), &"00000007".into()));
+        assert_eq!(json["channel"], "l-room-00000003");
+        let publication = format!(
+            r#"{{"type":"publication","channel":{},"id":"m","from":"x","content":{},"ts":1}}"#,
+            json["channel"], json["content"]
+        );
+        assert_eq!(template.read(publication.as_bytes()), Ok(numbers));
+    }
+
+    #[test]
     fn damage_is_seen() {
-        let mut template = Template::new("l-", 64, false);
+        let mut template = Template::message("l-", 64, false);
         let mut out = vec![];
         template.write(
             &mut out,

@@ -12,6 +12,7 @@ use serde::Serialize;
 use crate::args::{Auth, Options};
 use crate::coordinator::Outcome;
 use crate::cost::{Redis, Server, list, round, shown};
+use crate::scenario::Kind;
 
 /// A thread that is busy for more than this share of the time may have been the limit.
 const SATURATED_FROM: f64 = 0.95;
@@ -35,6 +36,8 @@ pub(crate) struct Report {
     cross_gateway: CrossGateway,
     /// Null without `--redis`.
     redis: Option<Redis>,
+    #[serde(flatten)]
+    fanout: Option<Fanout>,
 
     version: &'static str,
     config: Config,
@@ -63,6 +66,18 @@ struct Quantiles {
     p99: Option<f64>,
     p999: Option<f64>,
     max: Option<f64>,
+}
+
+/// What only `fanout` has; its messages are deliveries.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Fanout {
+    publications: u64,
+    /// Until the last subscriber had it.
+    last_subscriber_micros: Quantiles,
+    /// Confirmed ones.
+    subscriptions: u64,
+    subscription_failures: BTreeMap<String, u64>,
 }
 
 #[derive(Debug, Serialize)]
@@ -127,6 +142,9 @@ struct Config {
     /// All targets, with commas between them; user i is on number i modulo their number.
     url: String,
     users: usize,
+    publishers: usize,
+    channels: Option<usize>,
+    channels_per_user: Option<usize>,
     rate: Option<f64>,
     in_flight: Option<u32>,
     payload_bytes: usize,
@@ -145,9 +163,13 @@ struct Config {
 
 impl Config {
     fn new(options: &Options) -> Self {
+        let is_fanout = options.kind == Kind::Fanout;
         Self {
             url: options.targets.urls(),
             users: options.users,
+            publishers: options.publishers,
+            channels: is_fanout.then_some(options.channels),
+            channels_per_user: is_fanout.then_some(options.per_user),
             rate: options.rate,
             in_flight: options.rate.is_none().then_some(options.in_flight),
             payload_bytes: options.payload_bytes,
@@ -219,6 +241,12 @@ impl Report {
                 latency_micros: Quantiles::new(&tally.crossed_latency),
             },
             redis,
+            fanout: (options.kind == Kind::Fanout).then(|| Fanout {
+                publications: tally.publications,
+                last_subscriber_micros: Quantiles::new(&tally.last_subscriber),
+                subscriptions: tally.subscriptions,
+                subscription_failures: tally.subscription_failures,
+            }),
             version: env!("CARGO_PKG_VERSION"),
             config: Config::new(options),
             drained: outcome.drained,
@@ -301,6 +329,9 @@ impl Report {
             connections.dropped,
             connections.ready_micros
         )?;
+        if let Some(fanout) = &self.fanout {
+            fanout.write_summary(config, out)?;
+        }
         if self.sent > 0 {
             writeln!(
                 out,
@@ -393,6 +424,29 @@ impl Report {
                 format!(" of {}, latency {}", self.received, cross.latency_micros)
             };
             writeln!(out, "crossed      {} messages{latency}", cross.received)?;
+        }
+        Ok(())
+    }
+}
+
+impl Fanout {
+    fn write_summary(&self, config: &Config, out: &mut String) -> std::fmt::Result {
+        let (channels, each) = (config.channels.unwrap_or(1), config.channels_per_user.unwrap_or(1));
+        writeln!(
+            out,
+            "subscribed   {} confirmed: {channels} channels, {each} for each user",
+            self.subscriptions
+        )?;
+        if !self.subscription_failures.is_empty() {
+            let failures = list(&self.subscription_failures);
+            writeln!(out, "NOT SUBSCRIBED, so there was no load: {failures}")?;
+        }
+        if self.publications > 0 {
+            writeln!(
+                out,
+                "published    {} by {} publishers; at the last subscriber after {}; below are deliveries",
+                self.publications, config.publishers, self.last_subscriber_micros
+            )?;
         }
         Ok(())
     }

@@ -46,6 +46,11 @@ impl Sequence {
         Arrival::Reordered
     }
 
+    /// Whether `number` has not arrived.
+    pub(crate) fn misses(&self, number: u32) -> bool {
+        number >= self.next || self.missing.iter().any(|range| range.contains(&number))
+    }
+
     /// How many of the first `sent` numbers never arrived.
     pub(crate) fn lost(&self, sent: u32) -> u64 {
         let missing: u64 = self
@@ -93,6 +98,9 @@ mod tests {
             let distinct: std::collections::HashSet<u32> = numbers.iter().copied().collect();
             let duplicates = seen.iter().filter(|a| **a == Duplicate).count();
             proptest::prop_assert_eq!(duplicates, numbers.len() - distinct.len());
+            for n in 0..50 {
+                proptest::prop_assert_eq!(sequence.misses(n), !distinct.contains(&n));
+            }
             proptest::prop_assert_eq!(sequence.lost(40), 40 - distinct.len() as u64);
         }
     }

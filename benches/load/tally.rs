@@ -32,6 +32,15 @@ pub(crate) struct Tally {
     pub(crate) pings: u64,
     pub(crate) connect: Histogram<u64>,
 
+    /// Subscriptions that the server confirmed.
+    pub(crate) subscriptions: u64,
+    /// Those that it did not, by reason.
+    pub(crate) subscription_failures: BTreeMap<String, u64>,
+    pub(crate) publications: u64,
+    /// From the intended time of a publication to its arrival at the last of its subscribers, measured part only.
+    pub(crate) last_subscriber: Histogram<u64>,
+
+    /// What should arrive: messages, and of a publication one delivery for each subscriber.
     pub(crate) sent: u64,
     /// Distinct messages.
     pub(crate) received: u64,
@@ -79,6 +88,10 @@ impl Tally {
             others: BTreeMap::new(),
             pings: 0,
             connect: histogram(),
+            subscriptions: 0,
+            subscription_failures: BTreeMap::new(),
+            publications: 0,
+            last_subscriber: histogram(),
             sent: 0,
             received: 0,
             crossed: 0,
@@ -122,6 +135,7 @@ impl Tally {
             self.failed(),
             self.dropped(),
             self.errors.values().sum(),
+            self.subscription_failures.values().sum(),
             self.lost,
             self.duplicates,
             self.reordered,
@@ -161,12 +175,15 @@ impl Tally {
         add(&mut self.errors, other.errors);
         add(&mut self.others, other.others);
         add(&mut self.acks, other.acks);
+        add(&mut self.subscription_failures, other.subscription_failures);
         add(&mut self.gateways, other.gateways);
         self.error_samples.extend(other.error_samples);
         self.error_samples.truncate(SAMPLES_MAX);
         self.attempted += other.attempted;
         self.ready += other.ready;
         self.pings += other.pings;
+        self.subscriptions += other.subscriptions;
+        self.publications += other.publications;
         self.sent += other.sent;
         self.received += other.received;
         self.crossed += other.crossed;
@@ -186,6 +203,7 @@ impl Tally {
             (&mut self.local_latency, &other.local_latency),
             (&mut self.crossed_latency, &other.crossed_latency),
             (&mut self.lag, &other.lag),
+            (&mut self.last_subscriber, &other.last_subscriber),
         ] {
             to.add(from).expect("equal bounds");
         }

@@ -9,24 +9,20 @@
 //! queue with its due time.
 //! In both, `sent` and `received` count the same things, warm-up included: sent = received + lost.
 
-use std::borrow::Cow;
 use std::collections::VecDeque;
 
 use crate::args::Options;
 use crate::board::{Board, Phase};
-use crate::message::{Numbers, Template, parse_ack_id};
+use crate::message::{Numbers, Template};
 use crate::net::Net;
-use crate::scenario::Scenario;
+use crate::scenario::acks::{ACK, Acks};
+use crate::scenario::schedule::Schedule;
+use crate::scenario::{SENDS_PER_TURN_MAX, Scenario};
 use crate::sequence::{Arrival, Sequence};
 use crate::sys::Clock;
 use crate::tally::Tally;
 
-/// Messages sent in one turn before the sockets are read again.
-const SENDS_PER_TURN_MAX: u32 = 128;
 const MESSAGE: &[u8] = br#"{"type":"message""#;
-const ACK: &[u8] = br#"{"type":"ack","id":""#;
-const DELIVERED: &[u8] = br#""status":"delivered"}"#;
-const ROUTED: &[u8] = br#""status":"routed"}"#;
 
 /// One user. Its peer is the one whose index differs in the last bit.
 #[derive(Debug, Default)]
@@ -34,8 +30,7 @@ struct User {
     sent: u32,
     received: u32,
     arrived: Sequence,
-    acked: u32,
-    acks: Sequence,
+    acks: Acks,
     /// Due times of messages that the socket did not take yet.
     owed: VecDeque<u64>,
     /// Both of the pair are connected.
@@ -50,22 +45,15 @@ pub(crate) struct Direct {
     clock: Clock,
     ack: bool,
     in_flight: u32,
-    /// Nanoseconds from one due message of this thread to the next; `None` for closed loop.
-    period_ns: Option<f64>,
-    /// This thread's first message is due so much of a period after the load begins.
-    offset: f64,
-    load_ns: u64,
+    /// `None` for closed loop.
+    schedule: Option<Schedule>,
     measure_ns: u64,
-    /// Nothing is due from here on.
-    end_ns: u64,
     /// From the begin of the warm-up; closed loop until the drain, open loop until the end, to send what was due.
     running: bool,
     /// Users whose pair is connected.
     live: usize,
     /// Closed loop: the next connection to begin. Open loop: the next to send.
     turn: usize,
-    /// Open loop: how many messages were due until now.
-    due: u64,
     /// Messages and acks that live pairs still wait for, owed messages included.
     waiting: u64,
     waiting_since_ns: u64,
@@ -74,22 +62,18 @@ pub(crate) struct Direct {
 impl Direct {
     /// Pairs for thread `thread` with `connections` users.
     pub(crate) fn new(options: &Options, clock: Clock, thread: usize, connections: usize) -> Self {
-        let threads = options.threads as f64;
+        let schedule = |rate| Schedule::new(rate, thread, options.threads);
         Self {
             users: (0..connections).map(|_| User::default()).collect(),
-            template: Template::new(&options.user_prefix, options.payload_bytes, options.ack),
+            template: Template::message(&options.user_prefix, options.payload_bytes, options.ack),
             clock,
             ack: options.ack,
             in_flight: options.in_flight,
-            period_ns: options.rate.map(|rate| 1e9 * threads / rate),
-            offset: thread as f64 / threads,
-            load_ns: 0,
+            schedule: options.rate.map(schedule),
             measure_ns: u64::MAX,
-            end_ns: u64::MAX,
             running: false,
             live: 0,
             turn: connections,
-            due: 0,
             waiting: 0,
             waiting_since_ns: 0,
         }
@@ -97,9 +81,14 @@ impl Direct {
 
     /// When the next message of the open loop is due; `None` after the last.
     fn next_due_ns(&self) -> Option<u64> {
-        let period_ns = self.period_ns.filter(|_| self.running && self.live > 0)?;
-        let due_ns = self.load_ns + ((self.due as f64 + self.offset) * period_ns) as u64;
-        (due_ns < self.end_ns).then_some(due_ns)
+        let schedule = self.schedule.as_ref().filter(|_| self.running && self.live > 0)?;
+        schedule.next_ns()
+    }
+
+    /// The next message of the open loop, if it was due by `now_ns`.
+    fn take_due(&mut self, now_ns: u64) -> Option<u64> {
+        self.next_due_ns().filter(|due| *due <= now_ns)?;
+        self.schedule.as_mut()?.take()
     }
 
     /// Sends one message of `index` that was due at `intended_ns`, or remembers that it is owed.
@@ -125,7 +114,7 @@ impl Direct {
         };
         user.sent += 1;
         net.tally.sent += 1;
-        if self.period_ns.is_some() && intended_ns >= self.measure_ns {
+        if self.schedule.is_some() && intended_ns >= self.measure_ns {
             net.tally.lag.saturating_record(now_ns.saturating_sub(intended_ns));
         }
         self.template.write(net.out(index), to, numbers);
@@ -176,43 +165,16 @@ impl Direct {
             return;
         }
         self.arrived(net, now_ns);
-        if self.running && self.period_ns.is_none() {
+        if self.running && self.schedule.is_none() {
             self.send(net, peer, now_ns, now_ns);
         }
     }
 
     fn handle_ack(&mut self, net: &mut Net, index: usize, text: &[u8], now_ns: u64) {
-        let common = if text.ends_with(DELIVERED) {
-            Some("delivered")
-        } else if text.ends_with(ROUTED) {
-            Some("routed")
-        } else {
-            None
-        };
-        let fast = text.get(ACK.len()..ACK.len() + 8).and_then(parse_ack_id);
-        let (number, status) = match (fast, common) {
-            (Some(number), Some(status)) => (Some(number), Cow::Borrowed(status)),
-            _ => {
-                let envelope = crate::conn::envelope(text);
-                let number = envelope.id.and_then(|id| parse_ack_id(id.as_bytes()));
-                (number, envelope.status.unwrap_or_default().into())
-            }
-        };
         let user = &mut self.users[index];
-        let known = number.filter(|number| self.ack && *number < user.sent);
-        match known.map(|number| user.acks.arrive(number)) {
-            None | Some(Arrival::Duplicate) => net.tally.acks_unexpected += 1,
-            // Nobody promises an order of acks.
-            Some(Arrival::InOrder | Arrival::Reordered) => {
-                user.acked += 1;
-                match net.tally.acks.get_mut(&*status) {
-                    Some(n) => *n += 1,
-                    None => drop(net.tally.acks.insert(status.into_owned(), 1)),
-                }
-                if user.live {
-                    self.arrived(net, now_ns);
-                }
-            }
+        let asked = if self.ack { user.sent } else { 0 };
+        if user.acks.handle(text, asked, &mut net.tally) && user.live {
+            self.arrived(net, now_ns);
         }
     }
 
@@ -222,7 +184,7 @@ impl Direct {
         let one = |from: &User, to: &User| {
             let owed = from.owed.len() as u64;
             let acks = if self.ack {
-                owed + u64::from(from.sent - from.acked)
+                owed + from.acks.missing(from.sent)
             } else {
                 0
             };
@@ -255,23 +217,26 @@ impl Scenario for Direct {
                     self.users[index].live = net.is_ready(index) && net.is_ready(index ^ 1);
                 }
                 self.live = self.users.iter().filter(|user| user.live).count();
-                self.load_ns = board.load_ns();
+                if let Some(schedule) = &mut self.schedule {
+                    schedule.begin(board.load_ns());
+                }
                 self.running = true;
                 self.turn = 0;
             }
             Phase::Measure => self.measure_ns = board.measure_ns(),
             Phase::Drain => {
-                self.end_ns = board.drain_ns();
-                self.running = self.period_ns.is_some();
+                if let Some(schedule) = &mut self.schedule {
+                    schedule.end(board.drain_ns());
+                }
+                self.running = self.schedule.is_some();
             }
             Phase::Close => {
-                while self.next_due_ns().is_some() {
-                    self.due += 1;
+                while self.take_due(u64::MAX).is_some() {
                     net.tally.unsent += 1;
                 }
                 self.running = false;
             }
-            Phase::Connect | Phase::Hold => {}
+            Phase::Connect | Phase::Hold | Phase::Prepare => {}
         }
     }
 
@@ -279,7 +244,7 @@ impl Scenario for Direct {
         if !self.running {
             return;
         }
-        let Some(_) = self.period_ns else {
+        if self.schedule.is_none() {
             // Closed loop: set the connections going, a few per turn.
             let mut sends = 0;
             while self.turn < self.users.len() && sends < SENDS_PER_TURN_MAX {
@@ -293,13 +258,12 @@ impl Scenario for Direct {
                 self.turn += 1;
             }
             return;
-        };
+        }
         let mut now_ns = now_ns;
         for _ in 0..SENDS_PER_TURN_MAX {
-            let Some(due_ns) = self.next_due_ns().filter(|due| *due <= now_ns) else {
+            let Some(due_ns) = self.take_due(now_ns) else {
                 break;
             };
-            self.due += 1;
             let n = self.users.len();
             let Some(step) = (0..n).find(|step| self.users[(self.turn + step) % n].live) else {
                 break;
@@ -353,7 +317,7 @@ impl Scenario for Direct {
             tally.lost += user.arrived.lost(self.users[index ^ 1].sent);
             tally.unsent += user.owed.len() as u64;
             if self.ack {
-                tally.acks_missing += u64::from(user.sent - user.acked);
+                tally.acks_missing += user.acks.missing(user.sent);
             }
         }
     }

@@ -2,15 +2,22 @@
 //!
 //! A new one is a file here, a variant of [`Kind`] and an arm where the coordinator starts the threads.
 
+mod acks;
 mod direct;
+mod fanout;
 mod idle;
+mod schedule;
 
 pub(crate) use direct::Direct;
+pub(crate) use fanout::Fanout;
 pub(crate) use idle::Idle;
 
 use crate::board::{Board, Phase};
 use crate::net::Net;
 use crate::tally::Tally;
+
+/// Messages sent in one turn before the sockets are read again.
+const SENDS_PER_TURN_MAX: u32 = 128;
 
 /// The scenarios that exist.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,9 +26,11 @@ pub(crate) enum Kind {
     Idle,
     /// [`Direct`]
     Direct,
+    /// [`Fanout`]
+    Fanout,
 }
 
-const NAMES: [(&str, Kind); 2] = [("idle", Kind::Idle), ("direct", Kind::Direct)];
+const NAMES: [(&str, Kind); 3] = [("idle", Kind::Idle), ("direct", Kind::Direct), ("fanout", Kind::Fanout)];
 
 impl Kind {
     pub(crate) fn from_name(name: &str) -> Option<Self> {
@@ -43,7 +52,7 @@ impl Kind {
     /// Users come in groups of so many, and a group stays on one thread.
     pub(crate) fn unit(self) -> usize {
         match self {
-            Self::Idle => 1,
+            Self::Idle | Self::Fanout => 1,
             Self::Direct => 2,
         }
     }
@@ -70,6 +79,11 @@ pub(crate) trait Scenario {
 
     /// Connection `index`, which was ready, is over.
     fn handle_gone(&mut self, _net: &mut Net, _index: usize) {}
+
+    /// Whether what has to be done before load is done; false if there can be no load.
+    fn prepared(&self) -> Option<bool> {
+        Some(true)
+    }
 
     /// Whether nothing is under way any more.
     fn is_drained(&self) -> bool {
