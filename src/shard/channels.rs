@@ -22,7 +22,7 @@ use crate::lanes::{Batch, ChannelName, Item, LaneFull, OutgoingPublication, Publ
 use crate::metrics::{Drop, SentKind};
 use crate::protocol::encode::{self, AckStatus};
 use crate::protocol::envelope::ErrorCode;
-use crate::router::channels::{ChannelIndex, Pass};
+use crate::router::channels::ChannelIndex;
 use crate::router::interests::{Change, Join};
 use crate::router::{ChannelHash, Partition};
 use crate::session::Stage;
@@ -33,7 +33,7 @@ const FANOUT_PER_TURN: u32 = 128;
 /// Bytes that go into outboxes that way in one turn, as many as a turn takes from sockets.
 const FANOUT_BYTES_PER_TURN: usize = 512 * 1024;
 /// Frames that go to one subscriber together. One send then fills a socket buffer well.
-const BATCH_BYTES_MAX: usize = 64 * 1024;
+const VISIT_BYTES_MAX: usize = 64 * 1024;
 
 /// A channel that waits for its home's confirmation. Its subscribers are in the table; what is published comes later.
 #[derive(Debug)]
@@ -249,10 +249,8 @@ impl Core {
                 self.say_subscribed(slot, channel, client_id.as_deref());
             }
         }
-        for (frames, publications) in self.channels.on_its_way(slot, index) {
-            if !self.append_publications(slot, &frames, publications) {
-                return;
-            }
+        if let Some((frames, publications)) = self.channels.on_its_way(slot, index) {
+            self.append_publications(slot, &frames, publications);
         }
     }
 
@@ -378,9 +376,7 @@ impl Core {
         let Some(channel) = found.filter(|channel| !self.joins.is_joining(*channel)) else {
             return true;
         };
-        // Several frames together must not make a slow consumer of one who takes one at a time.
-        let batch_bytes_max = BATCH_BYTES_MAX.min(self.settings.limits.outbox_bytes / 4);
-        let queued = self.channels.publish(channel, frame, received_ns, batch_bytes_max);
+        let queued = self.channels.publish(channel, frame, received_ns);
         if queued.is_err() {
             self.metrics().dropped(Drop::PublicationQueueFull);
         }
@@ -467,10 +463,18 @@ impl Core {
             bytes: FANOUT_BYTES_PER_TURN,
         };
         self.go_on_broadcasting(&mut budget);
+        // Several frames together must not make a slow consumer of one who takes one at a time.
+        let visit_bytes_max = VISIT_BYTES_MAX.min(self.settings.limits.outbox_bytes / 4);
         while !budget.is_spent()
-            && let Some(pass) = self.channels.next_pass()
+            && let Some(channel) = self.channels.next_busy(visit_bytes_max)
         {
-            self.go_on_publishing(&pass, &mut budget);
+            while !budget.is_spent()
+                && let Some((slot, frames, publications)) = self.channels.next_visit(channel)
+            {
+                budget.spend(frames.len());
+                self.append_publications(slot, &frames, publications);
+            }
+            self.channels.pause(channel);
         }
     }
 
@@ -479,24 +483,10 @@ impl Core {
         self.channels.is_busy() || !self.broadcasts.0.is_empty()
     }
 
-    fn go_on_publishing(&mut self, pass: &Pass, budget: &mut Budget) {
-        while !budget.is_spent()
-            && let Some(slot) = self.channels.next_subscriber(pass.channel)
-        {
-            budget.spend(pass.frames.len());
-            self.append_publications(slot, &pass.frames, pass.publications);
-        }
-        if self.channels.pause(pass.channel) {
-            self.turn.fanned_out.push((pass.received_ns, pass.publications));
-        }
-    }
-
-    fn append_publications(&mut self, slot: u32, frames: &Bytes, publications: u32) -> bool {
-        let queued = self.append_shared_frames(slot, frames, publications, SentKind::Publication);
-        if queued {
+    fn append_publications(&mut self, slot: u32, frames: &Bytes, publications: u32) {
+        if self.append_shared_frames(slot, frames, publications, SentKind::Publication) {
             self.metrics().deliveries.add(publications.into());
         }
-        queued
     }
 
     fn go_on_broadcasting(&mut self, budget: &mut Budget) {

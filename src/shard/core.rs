@@ -54,8 +54,6 @@ pub(super) struct TurnDeliveries {
     pub(super) local: u64,
     pub(super) from_lanes: Vec<u64>,
     pub(super) from_gateways: Vec<u64>,
-    /// Publications that have reached all subscribers here, and when the first of them was received.
-    pub(super) fanned_out: Vec<(u64, u32)>,
 }
 
 /// The state of one shard.
@@ -502,9 +500,8 @@ impl Core {
         for received_ns in self.turn.from_gateways.drain(..) {
             metrics.delivered(crate::metrics::Path::Gateway, now_ns.saturating_sub(received_ns), 1);
         }
-        for (received_ns, publications) in self.turn.fanned_out.drain(..) {
-            let took = now_ns.saturating_sub(received_ns);
-            metrics.fanout.record(took, publications.into());
+        for received_ns in self.channels.gone_round() {
+            metrics.fanout.record(now_ns.saturating_sub(received_ns), 1);
         }
         metrics.channels.set(self.channels.len() as u64);
         metrics.subscriptions.set(self.channels.subscriptions() as u64);
