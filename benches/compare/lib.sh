@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+#!/usr/bin/env bash
 # What the comparisons share: processes, ports and binaries. Sourced, from the root of the repository.
 
 target=${CARGO_TARGET_DIR:-target}
