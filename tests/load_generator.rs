@@ -554,6 +554,10 @@ fn without_all_subscriptions_there_is_no_load() {
         assert_eq!(ran.report["subscriptions"], confirmed, "{}", ran.report);
         assert_eq!(ran.report["subscriptionFailures"][reason], count, "{}", ran.report);
         assert_eq!((ran.code, &ran.report["publications"]), (Some(1), &Value::from(0)));
+        assert_eq!(
+            ran.report["generator"]["saturated"], false,
+            "there was nothing to be busy with"
+        );
         let told = format!("NOT SUBSCRIBED, so there was no load: {reason}: {count}\n");
         assert!(ran.text.contains(&told), "{}", ran.text);
     }

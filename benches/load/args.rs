@@ -62,7 +62,7 @@ Report
   --redis HOST:PORT       Redis behind the gateways, or redis://:PASSWORD@HOST:PORT: its commands and CPU per message
                           and per connection, from INFO
   --json FILE             write the report as JSON, - for standard output
-  --quiet                 no progress, no summary
+  --quiet                 no progress (without a terminal: a line \"load begins\"), no summary
 
 Exit status: 0 all well; 1 something was lost, duplicated, reordered, damaged, closed, or failed to connect or to
 subscribe; 2 the command line or this machine does not allow the run.

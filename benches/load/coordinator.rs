@@ -183,6 +183,10 @@ impl Coordinator {
         let mut drained = true;
         let prepared = !self.all_gone() && self.prepare(&mut moments);
         if prepared {
+            if !options.quiet && !self.live_progress {
+                // For scripts that do something while it lasts.
+                eprintln!("load begins");
+            }
             self.enter(Phase::Warmup);
             let warmup_ns = options.warmup.as_nanos() as u64;
             if options.kind != Kind::Idle && warmup_ns > 0 {

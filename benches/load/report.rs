@@ -218,6 +218,8 @@ impl Report {
             ..
         } = outcome;
         let per_message = |ns: u64| (received > 0).then(|| round(ns as f64 / 1e3 / received as f64, 3));
+        // Phases that a run without load only passes through last for no time, which any work exceeds.
+        let busiest = if seconds > 0.0 { tally.busiest } else { 0.0 };
         let user_ns = moments.measure_end.generator.user_ns - moments.measure_begin.generator.user_ns;
         Self {
             scenario: options.kind.name(),
@@ -265,8 +267,8 @@ impl Report {
                 cpu_seconds: round(tally.cpu_ns as f64 / 1e9, 6),
                 cpu_micros_per_message: per_message(tally.cpu_ns),
                 user_micros_per_message: per_message(user_ns),
-                busiest_percent: round(tally.busiest * 100.0, 1),
-                saturated: tally.busiest > SATURATED_FROM,
+                busiest_percent: round(busiest * 100.0, 1),
+                saturated: busiest > SATURATED_FROM,
                 lag_micros: Quantiles::new(&tally.lag),
             },
             sent: tally.sent,
