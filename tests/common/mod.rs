@@ -6,6 +6,7 @@
 #![allow(dead_code, unused_imports, reason = "every test file uses another part of it")]
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
 
+pub mod channels;
 pub mod client;
 pub mod fleet;
 pub mod gateway;
