@@ -1,0 +1,98 @@
+//! A fan-out to thousands of subscribers stalls nobody: what others want of the same shard comes before its end.
+//!
+//! Nothing here looks at a clock. One shard serves subscribers in the order in which they came, so what the last of them
+//! hears before its publication was done in the middle of the fan-out.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::Gateway;
+use common::channels::{frames, publish_text};
+use common::client::Client;
+use serde_json::json;
+
+on_both_engines! { messages_overtake, a_small_channel_overtakes, heartbeats_and_http_overtake }
+
+const CROWD: usize = 4000;
+
+fn start(engine: &str) -> Gateway {
+    Gateway::start(&["--engine", engine, "--shards", "1", "--limits-messages-per-second", "0"])
+}
+
+/// A publication of which a turn takes a few dozen, so that it is under way for a hundred turns.
+fn large(n: usize) -> String {
+    publish_text("crowd", &format!("[{n},\"{}\"]", "x".repeat(16_000)), None)
+}
+
+fn message(to: &str, content: &str) -> String {
+    format!(r#"{{"type":"message","to":"{to}","content":{content}}}"#)
+}
+
+#[track_caller]
+fn expect_large(client: &mut Client, n: usize) {
+    assert_eq!(client.recv_publication("crowd")["content"][0], n);
+}
+
+fn messages_overtake(engine: &str) {
+    let gateway = start(engine);
+    let mut crowd = gateway.subscribers(CROWD, "crowd");
+    let mut last = gateway.connect("last");
+    last.subscribe("crowd");
+    let mut alice = gateway.connect("alice");
+    for n in 0..3 {
+        alice.send_raw(&frames([large(n), message("last", "1"), message("last", "2")]));
+        for content in [1, 2] {
+            let got = last.recv_json();
+            assert_eq!((&got["type"], &got["content"]), (&json!("message"), &json!(content)));
+        }
+        expect_large(&mut last, n);
+        crowd.iter_mut().for_each(|client| expect_large(client, n));
+    }
+}
+
+fn a_small_channel_overtakes(engine: &str) {
+    let gateway = start(engine);
+    let mut crowd = gateway.subscribers(CROWD, "crowd");
+    let mut last = gateway.connect("last");
+    last.subscribe("crowd");
+    last.subscribe("few");
+    let mut alice = gateway.connect("alice");
+    for n in 0..3 {
+        alice.send_raw(&frames([large(n), publish_text("few", &n.to_string(), None)]));
+        assert_eq!(last.recv_publication("few")["content"], n);
+        expect_large(&mut last, n);
+        crowd.iter_mut().for_each(|client| expect_large(client, n));
+    }
+}
+
+/// What is asked when the first one has its publication is answered before the last one has it.
+fn heartbeats_and_http_overtake(engine: &str) {
+    let gateway = start(engine);
+    let mut crowd = gateway.subscribers(CROWD, "crowd");
+    let mut last = gateway.connect("last");
+    last.subscribe("crowd");
+    let mut alice = gateway.connect("alice");
+    let (mut beats, mut stats) = (0, 0);
+    // The machine may let us sleep through a whole fan-out, but not through all of them; without turns, none would do.
+    for n in 0..20 {
+        alice.send_text(&large(n));
+        expect_large(&mut crowd[0], n);
+        last.send_text(r#"{"type":"heartbeat"}"#);
+        let deliveries = gateway.metric("shardgate_deliveries_total", &[]) as usize;
+        stats += usize::from(deliveries < (n + 1) * (CROWD + 1));
+        let got = last.recv_json();
+        if got["type"] == "heartbeat" {
+            beats += 1;
+            expect_large(&mut last, n);
+        } else {
+            assert_eq!(got["content"][0], n);
+            assert_eq!(last.recv_json()["type"], "heartbeat");
+        }
+        crowd[1..].iter_mut().for_each(|client| expect_large(client, n));
+        if n >= 2 && beats > 0 && stats > 0 {
+            return;
+        }
+    }
+    panic!("of 20 times: {beats} heartbeats and {stats} pages came within a fan-out");
+}
