@@ -465,12 +465,21 @@ impl Core {
         self.go_on_broadcasting(&mut budget);
         // Several frames together must not make a slow consumer of one who takes one at a time.
         let visit_bytes_max = VISIT_BYTES_MAX.min(self.settings.limits.outbox_bytes / 4);
-        while !budget.is_spent()
-            && let Some(channel) = self.channels.next_busy(visit_bytes_max)
-        {
+        // Each channel once: its subscribers send what they have before there is more for them.
+        for _ in 0..self.channels.busy() {
+            if budget.is_spent() {
+                break;
+            }
+            let Some(channel) = self.channels.next_busy(visit_bytes_max) else {
+                break;
+            };
             while !budget.is_spent()
                 && let Some((slot, frames, publications)) = self.channels.next_visit(channel)
             {
+                if self.is_about_to_send(slot, frames.len()) {
+                    self.channels.put_back(channel, slot, publications);
+                    break;
+                }
                 budget.spend(frames.len());
                 self.append_publications(slot, &frames, publications);
             }
@@ -481,6 +490,15 @@ impl Core {
     /// True if [`Core::fan_out`] has more to do.
     pub fn has_fan_out(&self) -> bool {
         self.channels.is_busy() || !self.broadcasts.0.is_empty()
+    }
+
+    /// True if this much would fill more than half of an outbox that the kernel takes from at the end of this turn. Who
+    /// keeps up is no slow consumer, however much is published in a turn; the other half is for what cannot wait.
+    fn is_about_to_send(&mut self, slot: u32, bytes: usize) -> bool {
+        let half = self.settings.limits.outbox_bytes / 2;
+        let conn = self.conn(slot);
+        let is_stuck = conn.outbox.as_ref().is_some_and(|outbox| outbox.in_flight());
+        !is_stuck && conn.has_no_room(bytes, half)
     }
 
     fn append_publications(&mut self, slot: u32, frames: &Bytes, publications: u32) {
