@@ -107,6 +107,11 @@ fn live(engine: &str, round: usize) {
     assert_eq!(unknown.read_head().status, 101);
     clients.push(unknown);
     clients[0].send_text(r#"{"type":"message","to":"user1","content":1}"#);
+    // Subscribed, subscribing, and with something on its way.
+    for (n, client) in clients.iter_mut().take(6).enumerate() {
+        client.send_text(&common::channels::subscribe_text(&format!("room{}", n % 3)));
+        client.send_text(&common::channels::publish_text("room0", "1", None));
+    }
     clients[2].send_raw(&[0x81]);
     match round % 5 {
         0 | 2 => drop(gateway),
@@ -124,6 +129,55 @@ fn live(engine: &str, round: usize) {
     }
 }
 
+fn resident_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+/// Channels made and left again and again, each under a name of its own, leave no memory behind.
+fn channels_come_and_go(engine: &str) {
+    const CHANNELS: usize = 100;
+    let gateway = Gateway::start(&config(&["--engine", engine, "--limits-messages-per-second", "0"])).unwrap();
+    let mut clients: Vec<Client> = (0..4)
+        .map(|n| connect(gateway.local_addr(), &format!("user{n}")))
+        .collect();
+    let padding = "x".repeat(200);
+    let mut round = |round: usize| {
+        for (user, client) in clients.iter_mut().enumerate() {
+            let names: Vec<String> = (0..CHANNELS).map(|n| format!("{round}-{user}-{n}-{padding}")).collect();
+            let subscribe = names.iter().map(|name| common::channels::subscribe_text(name));
+            let publish = names.iter().map(|name| common::channels::publish_text(name, "1", None));
+            let unsubscribe = names.iter().map(|name| common::channels::unsubscribe_text(name));
+            client.send_raw(&common::channels::frames(subscribe));
+            for _ in 0..CHANNELS {
+                assert_eq!(client.recv_json()["type"], "subscribed");
+            }
+            client.send_raw(&common::channels::frames(publish.chain(unsubscribe)));
+            let mut left = CHANNELS;
+            while left > 0 {
+                left -= usize::from(client.recv_json()["type"] == "unsubscribed");
+            }
+        }
+    };
+    (0..20).for_each(&mut round);
+    let before = resident_kib();
+    (20..120).for_each(&mut round);
+    let grown = resident_kib().saturating_sub(before);
+    // 40,000 names of 200 bytes alone would be 8 MB, and their entries as much again.
+    assert!(grown < 4096, "{grown} KiB more after 40,000 channels");
+    common::eventually("the gauges are 0", || {
+        let mut metrics = Client::connect(gateway.local_addr());
+        metrics.send_raw(b"GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n");
+        let text = metrics.read_response().body;
+        ["shardgate_channels{", "shardgate_subscriptions{"].iter().all(|gauge| {
+            let mut shards = text.lines().filter(|line| line.starts_with(gauge)).peekable();
+            assert!(shards.peek().is_some(), "no {gauge} in {text}");
+            shards.all(|line| line.ends_with(" 0"))
+        })
+    });
+}
+
 #[test]
 fn nothing_is_left() {
     let engines = if common::gateway::has_ring() {
@@ -134,6 +188,7 @@ fn nothing_is_left() {
     for engine in engines {
         two_gateways_share_nothing(engine);
         a_crowd_cannot_keep_it_alive(engine);
+        channels_come_and_go(engine);
         // What is made once for the process, such as loggers and thread-local random sources, is made by now.
         live(engine, 0);
         let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
