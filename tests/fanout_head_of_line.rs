@@ -20,9 +20,9 @@ fn start(engine: &str) -> Gateway {
     Gateway::start(&["--engine", engine, "--shards", "1", "--limits-messages-per-second", "0"])
 }
 
-/// A publication of which a turn takes a few dozen, so that it is under way for a hundred turns.
+/// A publication of which a turn takes some 60, so that it is under way for 60 turns.
 fn large(n: usize) -> String {
-    publish_text("crowd", &format!("[{n},\"{}\"]", "x".repeat(16_000)), None)
+    publish_text("crowd", &format!("[{n},\"{}\"]", "x".repeat(8_000)), None)
 }
 
 fn message(to: &str, content: &str) -> String {
@@ -40,7 +40,7 @@ fn messages_overtake(engine: &str) {
     let mut last = gateway.connect("last");
     last.subscribe("crowd");
     let mut alice = gateway.connect("alice");
-    for n in 0..3 {
+    for n in 0..2 {
         alice.send_raw(&frames([large(n), message("last", "1"), message("last", "2")]));
         for content in [1, 2] {
             let got = last.recv_json();
@@ -58,7 +58,7 @@ fn a_small_channel_overtakes(engine: &str) {
     last.subscribe("crowd");
     last.subscribe("few");
     let mut alice = gateway.connect("alice");
-    for n in 0..3 {
+    for n in 0..2 {
         alice.send_raw(&frames([large(n), publish_text("few", &n.to_string(), None)]));
         assert_eq!(last.recv_publication("few")["content"], n);
         expect_large(&mut last, n);
@@ -90,7 +90,7 @@ fn heartbeats_and_http_overtake(engine: &str) {
             assert_eq!(last.recv_json()["type"], "heartbeat");
         }
         crowd[1..].iter_mut().for_each(|client| expect_large(client, n));
-        if n >= 2 && beats > 0 && stats > 0 {
+        if beats > 0 && stats > 0 {
             return;
         }
     }
