@@ -124,29 +124,34 @@ fn drains_end() {
 #[test]
 fn crowds_get_what_is_theirs() {
     seeds(5, |world| {
+        let mut config = config();
+        config.heartbeat = world.settings.heartbeat;
+        config.limits.connections_per_user = 0;
+        // Small ones make for small batches, and so for many passes.
+        config.limits.outbox_bytes = world.settings.limits.outbox_bytes;
         let setup = Setup {
             shards: world.setup.shards.min(2),
             users: 2,
             channels: 2,
             clients_max: 0,
-            config: Config {
-                heartbeat: world.settings.heartbeat,
-                ..config()
-            },
+            config,
             ..world.setup
         };
         let chance = Chance::seeded(u64::from(world.chance.word()));
         let mut world = World::new(setup, chance);
-        let clients: Vec<usize> = (0..220)
+        let clients: Vec<usize> = (0..300)
             .map(|number| world.connect(0, Plan::Query(number % 2)))
             .collect();
         for client in clients {
             world.set_window(client, 100_000);
-            world.ask_channel(client, 0, true);
-            world.ask_channel(client, 1, true);
+            for channel in 0..2 {
+                if world.chance.percent(80) {
+                    world.ask_channel(client, channel, true);
+                }
+            }
         }
         world.settle(0);
-        for _ in 0..60 {
+        for _ in 0..40 {
             world.bustle();
         }
         world.settle(7_000);

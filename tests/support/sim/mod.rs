@@ -402,7 +402,7 @@ impl World {
     /// A step in which a crowd comes to channels, goes and publishes, and does little else.
     pub fn bustle(&mut self) {
         self.begin_step();
-        for _ in 0..4 {
+        for _ in 0..8 {
             let index = self.chance.below(self.clients.len());
             let client = &mut self.clients[index];
             if client.is_live() && self.chance.percent(5) {
