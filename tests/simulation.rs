@@ -69,17 +69,16 @@ fn world(seed: u64) -> World {
         config.limits.messages_per_second = 50;
         config.limits.burst = 20;
     }
+    config.limits.channels_per_connection = chance.pick(&[2, 128]);
     let setup = Setup {
         shards: 1 + chance.below(4) as u16,
         users: 2 + chance.below(8),
+        channels: 1 + chance.below(5),
         config,
         clients_max: 5 + chance.below(25),
+        clogs: chance.percent(25),
     };
-    let mut world = World::new(setup, chance);
-    world.books.rate_limited = world.settings.limits.messages_per_second > 0;
-    world.books.connections_limited = world.settings.limits.connections_per_user > 0;
-    world.books.small_outboxes = world.settings.limits.outbox_bytes < 1 << 20;
-    world
+    World::new(setup, chance)
 }
 
 #[test]
@@ -121,6 +120,48 @@ fn drains_end() {
     });
 }
 
+/// Channels with more people in them than one turn reaches: who comes, goes or publishes meanwhile gets what is theirs.
+#[test]
+fn crowds_get_what_is_theirs() {
+    seeds(5, |world| {
+        let mut config = config();
+        config.heartbeat = world.settings.heartbeat;
+        config.limits.connections_per_user = 0;
+        // Small ones make for small batches, and so for many passes.
+        config.limits.outbox_bytes = world.settings.limits.outbox_bytes;
+        let setup = Setup {
+            shards: world.setup.shards.min(2),
+            users: 2,
+            channels: 2,
+            clients_max: 0,
+            config,
+            ..world.setup
+        };
+        let chance = Chance::seeded(u64::from(world.chance.word()));
+        let mut world = World::new(setup, chance);
+        let clients: Vec<usize> = (0..300)
+            .map(|number| world.connect(0, Plan::Query(number % 2)))
+            .collect();
+        for client in clients {
+            world.set_window(client, 100_000);
+            for channel in 0..2 {
+                if world.chance.percent(80) {
+                    world.ask_channel(client, channel, true);
+                }
+            }
+        }
+        world.settle(0);
+        for _ in 0..40 {
+            world.bustle();
+        }
+        world.settle(7_000);
+        world.check();
+        world.everybody_leaves();
+        world.settle(8_000);
+        world.check_empty();
+    });
+}
+
 /// Two shards with a user each, connected at home.
 fn two_shards(outbox_bytes: usize) -> (World, [usize; 2], [usize; 2]) {
     let mut config = config();
@@ -130,11 +171,12 @@ fn two_shards(outbox_bytes: usize) -> (World, [usize; 2], [usize; 2]) {
     let setup = Setup {
         shards: 2,
         users: 12,
+        channels: 12,
         config,
         clients_max: 0,
+        clogs: true,
     };
     let mut world = World::new(setup, Chance::seeded(1));
-    world.books.lanes_full = true;
     let users = [world.user_on(0), world.user_on(1)];
     let clients = [
         world.join(0, Plan::Query(users[0])),
@@ -199,6 +241,53 @@ fn a_full_lane_is_told_counted_and_forgotten() {
     world.join(0, Plan::Query(users[1]));
     assert_eq!(world.acks("delivered"), FULL + 2);
     assert!(world.books.answer(question).unwrap().values().all(|online| *online));
+    world.check();
+    world.everybody_leaves();
+    world.settle(6_000);
+    world.check_empty();
+}
+
+/// A publication that a full lane does not take has failed, for its channel's home as for those with subscribers.
+#[test]
+fn publications_that_do_not_fit_fail() {
+    let (mut world, _, clients) = two_shards(1 << 26);
+    let channels = [world.channel_on(0), world.channel_on(1)];
+    for channel in channels {
+        for client in clients {
+            world.ask_channel(client, channel, true);
+        }
+    }
+    world.settle(0);
+    for _ in 0..FULL / 2 + 50 {
+        // The one goes to its home, the other one from its home to a subscriber.
+        for channel in channels {
+            world.publish(clients[0], channel, 10);
+        }
+    }
+    world.turn_only(0);
+    // The other home has said nothing yet.
+    let acks = |world: &World| ["failed", "published"].map(|status| world.books.channels.acks(status));
+    assert_eq!(acks(&world), [100, FULL / 2]);
+    assert_eq!(dropped(&world, "publication"), 100);
+
+    // Joins have room of their own, but not without end; leaves are no more than joins.
+    world.ask_channel(clients[0], channels[1], false);
+    for _ in 0..RESERVED / 2 {
+        world.ask_channel(clients[0], channels[1], true);
+        world.ask_channel(clients[0], channels[1], false);
+    }
+    world.turn_only(0);
+    assert_eq!(dropped(&world, "subscription"), 0);
+    world.ask_channel(clients[0], channels[1], true);
+    world.turn_only(0);
+    assert_eq!(dropped(&world, "subscription"), 1);
+
+    world.settle(0);
+    assert_eq!(acks(&world), [100, FULL]);
+    world.check();
+    world.publish(clients[0], channels[1], 10);
+    world.settle(0);
+    assert_eq!(acks(&world), [100, FULL + 1]);
     world.check();
     world.everybody_leaves();
     world.settle(6_000);

@@ -32,14 +32,13 @@ fuzz_target!(|input: &[u8]| {
     let setup = Setup {
         shards: 1 + chance.below(3) as u16,
         users: 4,
+        channels: 3,
         config,
         clients_max: 8,
+        clogs: chance.percent(10),
     };
     let drains = chance.percent(20);
     let mut world = World::new(setup, chance);
-    world.books.rate_limited = world.settings.limits.messages_per_second > 0;
-    world.books.connections_limited = world.settings.limits.connections_per_user > 0;
-    world.books.small_outboxes = world.settings.limits.outbox_bytes < 1 << 20;
     let mut steps = 0;
     while !world.chance.is_spent() && steps < 2_000 {
         world.chaos();

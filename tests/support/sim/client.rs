@@ -1,4 +1,4 @@
-//! Clients, good and bad, and the books in which they write down what was said to whom.
+//! Clients, good and bad.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::Read;
@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 
 use serde_json::Value;
 
+use super::books::{Books, Message, Query};
 use super::chance::Chance;
 use super::wire::{Said, Stream, Wire};
 
@@ -45,131 +46,6 @@ impl Plan {
     }
 }
 
-/// One message, from its sender's and its receivers' points of view.
-#[derive(Debug)]
-pub struct Message {
-    sender: usize,
-    from: usize,
-    to: usize,
-    content: String,
-    wants_ack: bool,
-    /// Connections of the receiver that were open, by their own lights, when it was sent.
-    witnesses: Vec<usize>,
-    received_by: Vec<usize>,
-    pub ack: Option<String>,
-    refused: Option<String>,
-}
-
-#[derive(Debug)]
-struct Query {
-    asker: usize,
-    asked: BTreeSet<usize>,
-    answer: Option<BTreeMap<usize, bool>>,
-    refused: Option<String>,
-}
-
-/// What was said, what came of it, and what may come.
-#[derive(Debug, Default)]
-pub struct Books {
-    pub users: Vec<String>,
-    pub messages: Vec<Message>,
-    queries: Vec<Query>,
-    ids: BTreeSet<String>,
-    pub draining: bool,
-    /// Lanes are made full on purpose.
-    pub lanes_full: bool,
-    /// Frames may be refused with `rateLimited`.
-    pub rate_limited: bool,
-    pub connections_limited: bool,
-    /// A burst of messages alone can fill an outbox.
-    pub small_outboxes: bool,
-    /// Clients by user that have seen their welcome and no end.
-    open: BTreeMap<usize, BTreeSet<usize>>,
-}
-
-impl Books {
-    pub fn new(users: Vec<String>) -> Self {
-        Books {
-            users,
-            ..Books::default()
-        }
-    }
-
-    pub fn answer(&self, query: usize) -> Option<&BTreeMap<usize, bool>> {
-        self.queries[query].answer.as_ref()
-    }
-
-    pub fn refusal(&self, query: usize) -> Option<&str> {
-        self.queries[query].refused.as_deref()
-    }
-
-    fn user(&self, name: &Value) -> usize {
-        let name = name.as_str().expect("a user id");
-        self.users.iter().position(|user| user == name).expect("a known user")
-    }
-
-    /// All is quiet: what was promised must have happened.
-    pub fn check(&self, clients: &[Client], live: &[usize]) {
-        for (number, message) in self.messages.iter().enumerate() {
-            let steady: Vec<usize> = message
-                .witnesses
-                .iter()
-                .copied()
-                .filter(|client| live.contains(client))
-                .collect();
-            let missed = steady.iter().find(|client| !message.received_by.contains(client));
-            let say = |what: &str| format!("message {number} {what}: {message:?}");
-            let sender_lives = live.contains(&message.sender);
-            match (message.ack.as_deref(), message.refused.as_deref()) {
-                (Some("delivered"), None) => {
-                    assert!(missed.is_none(), "{}", say("was delivered and not received"));
-                    // At least one connection took it. If none received it, it was one that has ended since.
-                    let taken = !message.received_by.is_empty()
-                        || clients
-                            .iter()
-                            .enumerate()
-                            .any(|(index, client)| client.wanted_user() == Some(message.to) && !live.contains(&index));
-                    assert!(taken, "{}", say("was delivered to nobody"));
-                }
-                (Some("offline"), None) => {
-                    assert!(steady.is_empty(), "{}", say("found nobody, yet somebody was there"));
-                    assert!(
-                        message.received_by.is_empty(),
-                        "{}",
-                        say("found nobody and was received")
-                    );
-                }
-                (Some("failed"), None) => {
-                    assert!(self.lanes_full, "{}", say("failed without a full lane"));
-                    assert!(message.received_by.is_empty(), "{}", say("failed and was received"));
-                }
-                (None, Some(code)) => {
-                    assert!(message.received_by.is_empty(), "{}", say("was refused and received"));
-                    assert!(
-                        (code == "rateLimited" && self.rate_limited) || code == "unauthorized",
-                        "{}",
-                        say("was refused")
-                    );
-                }
-                (None, None) if sender_lives && message.wants_ack => panic!("{}", say("has no ack")),
-                // Nobody asked, and nobody was refused anything: then it must have arrived.
-                (None, None) if sender_lives && !self.rate_limited && !self.lanes_full => {
-                    assert!(missed.is_none(), "{}", say("was lost"));
-                }
-                (None, None) => {}
-                other => panic!("{} {other:?}", say("has an ack and a refusal, or a strange one")),
-            }
-        }
-        for (number, query) in self.queries.iter().enumerate() {
-            let answered = query.answer.is_some() != query.refused.is_some();
-            assert!(
-                answered || !live.contains(&query.asker),
-                "query {number} has no answer: {query:?}"
-            );
-        }
-    }
-}
-
 /// One client.
 #[derive(Debug)]
 pub struct Client {
@@ -204,6 +80,7 @@ pub struct Client {
     pub shutdowns: usize,
     /// The last message heard from each sender.
     heard: BTreeMap<usize, usize>,
+    last_broadcast: Option<usize>,
     /// The client's end of the token: its end of file tells that the gateway has dropped the other.
     token: UnixStream,
 }
@@ -234,6 +111,7 @@ impl Client {
             raw: false,
             shutdowns: 0,
             heard: BTreeMap::new(),
+            last_broadcast: None,
             token,
         };
         if !client.answers {
@@ -403,6 +281,51 @@ impl Client {
         self.ask(usize::MAX, all, books, chance)
     }
 
+    /// Asks to be in a channel, or not any more, and books it.
+    pub fn ask_channel(&mut self, me: usize, channel: usize, subscribes: bool, books: &mut Books, chance: &mut Chance) {
+        let user = self.user.or(self.wanted_user()).expect("only users ask");
+        let done_ns = books.done_ns[books.homes[user]];
+        let text = books.channels.ask(me, channel, subscribes, done_ns);
+        self.text(&text, chance);
+    }
+
+    /// Publishes and books it.
+    pub fn publish(
+        &mut self,
+        me: usize,
+        channel: usize,
+        size: usize,
+        ack: bool,
+        books: &mut Books,
+        chance: &mut Chance,
+    ) {
+        let user = self.user.or(self.wanted_user()).expect("only users publish");
+        let text = books.channels.publish(me, &books.users[user], channel, size, ack);
+        self.text(&text, chance);
+    }
+
+    /// Comes, goes, publishes; several things at once, too.
+    pub fn act_on_channel(&mut self, me: usize, books: &mut Books, chance: &mut Chance) {
+        let channel = chance.below(books.channels.names.len());
+        match chance.below(20) {
+            0..=6 => self.ask_channel(me, channel, true, books, chance),
+            7..=8 => self.ask_channel(me, channel, false, books, chance),
+            9 => {
+                for _ in 0..2 + chance.below(4) {
+                    let subscribes = chance.percent(60);
+                    self.ask_channel(me, channel, subscribes, books, chance);
+                }
+            }
+            _ => {
+                let size = chance.pick(&[0, 10, 80, 900]);
+                for _ in 0..1 + chance.below(4) {
+                    let ack = chance.percent(80);
+                    self.publish(me, channel, size, ack, books, chance);
+                }
+            }
+        }
+    }
+
     /// Does one thing that a client might do.
     pub fn act(&mut self, me: usize, wire: &mut Wire, books: &mut Books, chance: &mut Chance) {
         if self.gone || self.close_sent || self.stream.closed.is_some() {
@@ -429,6 +352,9 @@ impl Client {
                 self.text(r#"{"type":"message","to":"user0","content":1}"#, chance);
             }
             return;
+        }
+        if !books.channels.names.is_empty() && chance.percent(40) {
+            return self.act_on_channel(me, books, chance);
         }
         match chance.below(100) {
             0..=54 => {
@@ -625,6 +551,9 @@ impl Client {
 
     fn hear_text(&mut self, me: usize, text: &str, books: &mut Books) {
         let json: Value = serde_json::from_str(text).expect("JSON");
+        if books.channels.hear(me, &json, text) {
+            return;
+        }
         let number = |key: &Value, prefix: &str| -> Option<usize> { key.as_str()?.strip_prefix(prefix)?.parse().ok() };
         match json["type"].as_str().expect("a type") {
             "welcome" => {
@@ -697,6 +626,16 @@ impl Client {
                 }
             }
             "heartbeat" => {}
+            "broadcast" => {
+                let number = json["content"].as_u64().expect("a number") as usize;
+                assert!(
+                    self.last_broadcast < Some(number),
+                    "broadcast {number} behind {:?}",
+                    self.last_broadcast
+                );
+                self.last_broadcast = Some(number);
+                books.broadcasts[number].received_by.push(me);
+            }
             "shutdown" => {
                 assert!(books.draining);
                 self.shutdowns += 1;

@@ -4,7 +4,10 @@
 //! bytes). [`World`] turns the shards as `shard::run` does, moves bytes, and lets clients act; the clients know what they
 //! may be told, and panic when they hear something else. [`World::check`] looks at the books when all is quiet.
 
+pub mod books;
 pub mod chance;
+pub mod channels;
+mod checks;
 pub mod client;
 pub mod engine;
 pub mod wire;
@@ -16,17 +19,19 @@ use std::sync::Arc;
 
 use shardgate::config::Config;
 use shardgate::engine::Waker;
-use shardgate::ids::ShardId;
-use shardgate::lanes::{self, Inbox, Lanes, Mailbox, Parcel};
+use shardgate::ids::{IdSource, ShardId};
+use shardgate::lanes::{self, Inbox, Instruction, Item, LANE_ITEMS_MAX, LANE_ITEMS_RESERVED, Lanes, Mailbox, Parcel};
 use shardgate::metrics::Exposition;
+use shardgate::protocol::encode;
 use shardgate::router::HomeMap;
 use shardgate::settings::Settings;
-use shardgate::shard::core::{Command, Core, Residue};
+use shardgate::shard::core::{Command, Core};
 use shardgate::shard::wheel::TICK_MS;
 use shardgate::view::{Now, View};
 
+use books::{Books, Broadcast};
 use chance::Chance;
-use client::{Books, Client, Plan};
+use client::{Client, Plan};
 use engine::{Happened, ModelEngine, Tokens};
 use wire::{Said, Wire};
 
@@ -35,9 +40,12 @@ use wire::{Said, Wire};
 pub struct Setup {
     pub shards: u16,
     pub users: usize,
+    pub channels: usize,
     pub config: Config,
     /// Clients that may be connected at once.
     pub clients_max: usize,
+    /// Lanes are full now and then.
+    pub clogs: bool,
 }
 
 /// Nobody is starved for longer than this many steps, or who answers every ping in time would be too late.
@@ -71,6 +79,8 @@ pub struct World {
     tokens: Tokens,
     pub clients: Vec<Client>,
     pub books: Books,
+    /// Publications that did not reach everybody.
+    lost: usize,
     drain_until_ms: Option<u64>,
 }
 
@@ -104,7 +114,24 @@ impl World {
                 }
             })
             .collect();
-        let users = (0..setup.users).map(|user| format!("user{user}")).collect();
+        let users: Vec<String> = (0..setup.users).map(|user| format!("user{user}")).collect();
+        let user_homes = users.iter().map(|user| homes.home(homes.hash(user)).index()).collect();
+        let mut books = Books::new(users, user_homes, setup.channels);
+        books.lanes_full = setup.clogs;
+        books.rate_limited = settings.limits.messages_per_second > 0;
+        books.connections_limited = settings.limits.connections_per_user > 0;
+        books.small_outboxes = settings.limits.outbox_bytes < 1 << 20;
+        books.channels.refusals = [
+            ("unavailable", books.lanes_full),
+            ("rateLimited", books.rate_limited),
+            (
+                "limitExceeded",
+                settings.limits.channels_per_connection < setup.channels,
+            ),
+        ]
+        .into_iter()
+        .filter_map(|(code, may_be)| may_be.then_some(code))
+        .collect();
         World {
             setup,
             chance,
@@ -119,7 +146,8 @@ impl World {
             wires: Vec::new(),
             tokens: BTreeMap::new(),
             clients: Vec::new(),
-            books: Books::new(users),
+            books,
+            lost: 0,
             drain_until_ms: None,
         }
     }
@@ -129,8 +157,7 @@ impl World {
     }
 
     pub fn home(&self, user: usize) -> usize {
-        let name = &self.books.users[user];
-        self.homes.home(self.homes.hash(name)).index()
+        self.books.homes[user]
     }
 
     /// A user who lives on `shard`.
@@ -138,6 +165,15 @@ impl World {
         (0..self.books.users.len())
             .find(|user| self.home(*user) == shard)
             .expect("users enough for every shard")
+    }
+
+    /// A channel whose home is `shard`.
+    pub fn channel_on(&self, shard: usize) -> usize {
+        let home = |name: &String| self.homes.partition_home(self.homes.partition(name)).index();
+        let mut names = self.books.channels.names.iter();
+        names
+            .position(|name| home(name) == shard)
+            .expect("channels enough for every shard")
     }
 
     /// Connects a client to the listener of `shard`.
@@ -160,6 +196,9 @@ impl World {
             for _ in 0..self.chance.below(4) {
                 let to = self.chance.below(self.books.users.len());
                 self.message(client, to);
+            }
+            for _ in 0..self.chance.below(3) {
+                self.clients[client].act_on_channel(client, &mut self.books, &mut self.chance);
             }
         }
     }
@@ -285,6 +324,12 @@ impl World {
         core.flush_lanes();
         core.end_turn(self.now_ns, self.now_ns);
         core.check_invariants();
+        busy |= core.has_fan_out();
+        if inbox.is_empty()
+            && let Some(done_ns) = self.books.done_ns.get_mut(shard)
+        {
+            *done_ns = self.now_ns;
+        }
         let gap = now_ms - std::mem::replace(last_turn_ms, now_ms);
         self.check_silence(shard, gap);
         busy
@@ -314,6 +359,7 @@ impl World {
 
     /// Lets every client read and write for a while. Returns true if anything moved.
     pub fn move_bytes(&mut self, eager: bool) -> bool {
+        self.books.channels.now_ns = self.now_ns;
         let mut moved = false;
         for index in 0..self.clients.len() {
             let client = &mut self.clients[index];
@@ -331,8 +377,7 @@ impl World {
 
     /// A step in which anything may happen.
     pub fn chaos(&mut self) {
-        self.step += 1;
-        self.advance();
+        self.begin_step();
         if self.clients.iter().filter(|client| !client.is_over()).count() < self.setup.clients_max
             && self.chance.percent(5)
         {
@@ -350,6 +395,44 @@ impl World {
                     client.act(index, wire, &mut self.books, &mut self.chance);
                 }
             }
+        }
+        self.end_step();
+    }
+
+    /// A step in which a crowd comes to channels, goes and publishes, and does little else.
+    pub fn bustle(&mut self) {
+        self.begin_step();
+        for _ in 0..8 {
+            let index = self.chance.below(self.clients.len());
+            let client = &mut self.clients[index];
+            if client.is_live() && self.chance.percent(5) {
+                client.leave(&mut self.wires[client.wire], &mut self.chance);
+            } else if client.is_live() {
+                client.act_on_channel(index, &mut self.books, &mut self.chance);
+            }
+        }
+        self.end_step();
+    }
+
+    fn begin_step(&mut self) {
+        self.step += 1;
+        self.advance();
+        self.books.channels.now_ns = self.now_ns;
+    }
+
+    fn end_step(&mut self) {
+        if self.chance.percent(1) {
+            self.broadcast();
+        }
+        if self.setup.clogs && self.shards.len() > 1 && self.chance.percent(1) {
+            let to = self.chance.below(self.shards.len());
+            let from = (to + 1 + self.chance.below(self.shards.len() - 1)) % self.shards.len();
+            // For messages, or for everything.
+            let items = self
+                .chance
+                .pick(&[LANE_ITEMS_MAX, LANE_ITEMS_MAX + LANE_ITEMS_RESERVED]);
+            self.clog(from, to, items);
+            self.shards[to].stalled_until = self.step + 1 + self.chance.below(100) as u64;
         }
         self.move_bytes(false);
         for shard in 0..self.shards.len() {
@@ -414,6 +497,47 @@ impl World {
     /// Lets a client send a message.
     pub fn message(&mut self, client: usize, to: usize) -> usize {
         self.clients[client].message(client, to, 10, true, &mut self.books, &mut self.chance)
+    }
+
+    /// Lets a client ask to be in a channel, or not any more.
+    pub fn ask_channel(&mut self, client: usize, channel: usize, subscribes: bool) {
+        self.clients[client].ask_channel(client, channel, subscribes, &mut self.books, &mut self.chance);
+    }
+
+    /// Lets a client publish.
+    pub fn publish(&mut self, client: usize, channel: usize, size: usize) {
+        self.clients[client].publish(client, channel, size, true, &mut self.books, &mut self.chance);
+    }
+
+    /// A frame for everybody, as the control thread passes it on.
+    pub fn broadcast(&mut self) {
+        let number = self.books.broadcasts.len();
+        let mut frame = Vec::new();
+        let id = IdSource::new(number as u64).next(self.now_ms());
+        encode::broadcast(&mut frame, id, &number.to_string(), self.now_ms());
+        let instruction = Instruction::Broadcast(frame.into());
+        for mailbox in &self.mailboxes[..self.shards.len()] {
+            mailbox.post(Parcel::Instruction(instruction.clone()));
+        }
+        self.books.broadcasts.push(Broadcast {
+            witnesses: self.live(),
+            received_by: Vec::new(),
+        });
+    }
+
+    /// Fills a lane with what means nothing, until its receiver turns.
+    fn clog(&mut self, from: usize, to: usize, items: u32) {
+        let depths = Arc::clone(&self.view.depths);
+        let mut lanes = Lanes::new(ShardId(from as u16), self.mailboxes.clone(), depths);
+        for _ in 0..items {
+            // Nobody has so many questions.
+            let answer = Item::PresenceAnswer {
+                ticket: u32::MAX,
+                online: 0,
+            };
+            lanes.say(ShardId(to as u16), answer);
+        }
+        lanes.flush();
     }
 
     /// Lets a client ask who is there.
@@ -530,58 +654,5 @@ impl World {
             .filter(|line| line.starts_with(name) && line[name.len()..].starts_with('{') && line.contains(labels))
             .map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap() as u64)
             .sum()
-    }
-
-    /// Looks at the books. Everything must be quiet.
-    pub fn check(&mut self) {
-        let live = self.live();
-        self.books.check(&self.clients, &live);
-        let limit = self.settings.limits.connections_per_user;
-        for user in 0..self.books.users.len() {
-            let devices = live
-                .iter()
-                .filter(|index| self.clients[**index].user == Some(user))
-                .count();
-            assert!(limit == 0 || devices <= limit, "{devices} connections of one user");
-        }
-        for client in &self.clients {
-            client.check_token(&self.wires[client.wire]);
-        }
-        let users: std::collections::BTreeSet<_> = live.iter().map(|index| self.clients[*index].user).collect();
-        assert_eq!(self.view.users(), users.len() as u64, "users");
-        let accepted = self.metric("shardgate_connections_accepted_total", "");
-        let upgraded = self.wires.iter().filter(|wire| wire.said.status == Some(101)).count();
-        assert_eq!(accepted, upgraded as u64, "accepted");
-        let closed = self.metric("shardgate_connections_closed_total", "");
-        assert_eq!(accepted - closed, self.view.connections(), "closed");
-        // Somebody asks who is there.
-        if let Some(asker) = live.first() {
-            let client = &mut self.clients[*asker];
-            let query = client.ask_all(&mut self.books, &mut self.chance);
-            self.settle(0);
-            let answer = self.books.answer(query).expect("an answer");
-            // The asker may have gone by asking, under a rate limit; then there is none.
-            let live = self.live();
-            for (user, online) in answer {
-                let here = live.iter().any(|index| self.clients[*index].user == Some(*user));
-                assert_eq!(*online, here, "is {} online?", self.books.users[*user]);
-            }
-        }
-    }
-
-    /// Nobody is there any more, and nothing reminds of them.
-    pub fn check_empty(&self) {
-        assert_eq!((self.view.connections(), self.view.users()), (0, 0));
-        for shard in &self.shards {
-            assert_eq!(shard.core.residue(), Residue::default());
-            assert_eq!(shard.engine.sockets(), 0);
-            assert!(shard.inbox.is_empty());
-            assert_eq!(shard.core.metrics().sockets.get(), 0);
-        }
-        for (from, to, depth) in self.view.lanes() {
-            assert_eq!(depth, 0, "lane {from} to {to}");
-        }
-        let accepted = self.metric("shardgate_connections_accepted_total", "");
-        assert_eq!(accepted, self.metric("shardgate_connections_closed_total", ""));
     }
 }

@@ -1,0 +1,345 @@
+//! What clients subscribe to and publish, what they hear of it, and what must have come of it. For both simulations.
+//!
+//! A client *sits* in a channel from the `subscribed` that it hears until it asks to leave: what is sent and acked in that
+//! time must come. Until it hears `unsubscribed`, it may come. At no other time may anything.
+//!
+//! An ack says that every shard with subscribers was given the publication, not that it has looked: so a sitting that
+//! somebody ends counts only until their shard was last done with all it was given.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use serde_json::Value;
+
+/// One publication, as its publisher and all who heard it know it.
+#[derive(Debug)]
+pub struct Publication {
+    pub publisher: usize,
+    pub channel: usize,
+    from: String,
+    content: String,
+    pub wants_ack: bool,
+    pub sent_ns: u64,
+    /// The gateway's own name for it.
+    id: Option<String>,
+    pub ack: Option<(String, u64)>,
+    refused: Option<String>,
+    received_by: BTreeSet<usize>,
+}
+
+/// A `subscribe` or `unsubscribe` without an answer.
+#[derive(Debug)]
+pub struct Request {
+    number: usize,
+    subscribes: bool,
+    pub sent_ns: u64,
+}
+
+/// Somebody sat in a channel from one time to another.
+#[derive(Debug, Clone, Copy)]
+pub struct Sitting {
+    pub from_ns: u64,
+    /// The end of time while it lasts.
+    pub until_ns: u64,
+}
+
+/// One client in one channel.
+#[derive(Debug, Default)]
+pub struct Seat {
+    asked: VecDeque<Request>,
+    /// It has heard `subscribed` and no `unsubscribed` since.
+    open: bool,
+    sittings: Vec<Sitting>,
+    /// The last publication heard from each publisher.
+    heard: BTreeMap<usize, usize>,
+}
+
+impl Seat {
+    fn stand_up(&mut self, at_ns: u64) {
+        if let Some(last) = self.sittings.last_mut() {
+            last.until_ns = last.until_ns.min(at_ns);
+        }
+    }
+
+    fn sits(&self) -> bool {
+        self.sittings.last().is_some_and(|last| last.until_ns == u64::MAX)
+    }
+}
+
+/// A publication, and somebody whom it did not reach.
+#[derive(Debug)]
+pub struct Missed<'a> {
+    pub number: usize,
+    pub publication: &'a Publication,
+    pub client: usize,
+    pub sitting: Sitting,
+}
+
+#[derive(Debug, Default)]
+pub struct ChannelBooks {
+    pub names: Vec<String>,
+    pub now_ns: u64,
+    pub publications: Vec<Publication>,
+    /// By client and channel.
+    seats: BTreeMap<(usize, usize), Seat>,
+    requests: usize,
+    /// Codes with which requests may be refused.
+    pub refusals: BTreeSet<&'static str>,
+    checked: usize,
+}
+
+impl ChannelBooks {
+    pub fn new(channels: usize) -> Self {
+        ChannelBooks {
+            names: (0..channels).map(|channel| format!("room{channel}")).collect(),
+            ..ChannelBooks::default()
+        }
+    }
+
+    /// The frame of somebody who asks to be in a channel, or not any more. Their shard was done with all it was given at
+    /// `done_ns`.
+    pub fn ask(&mut self, client: usize, channel: usize, subscribes: bool, done_ns: u64) -> String {
+        let number = self.requests;
+        self.requests += 1;
+        let seat = self.seats.entry((client, channel)).or_default();
+        seat.asked.push_back(Request {
+            number,
+            subscribes,
+            sent_ns: self.now_ns,
+        });
+        if !subscribes {
+            seat.stand_up(done_ns);
+        }
+        let kind = if subscribes { "subscribe" } else { "unsubscribe" };
+        let name = &self.names[channel];
+        format!(r#"{{"type":"{kind}","channel":"{name}","id":"s{number}"}}"#)
+    }
+
+    /// The frame of a publication by `from`.
+    pub fn publish(&mut self, client: usize, from: &str, channel: usize, size: usize, wants_ack: bool) -> String {
+        let number = self.publications.len();
+        let name = &self.names[channel];
+        let padding = "x".repeat(size);
+        // Odd on purpose: it must come out as it went in.
+        let content = format!(r#"{{"n": {number} ,"p":"\u00e9{padding}"}}"#);
+        let id = if wants_ack {
+            format!(r#","id":"c{number}""#)
+        } else {
+            String::new()
+        };
+        let text = format!(r#"{{"type":"publish","channel":"{name}","content":{content}{id}}}"#);
+        self.publications.push(Publication {
+            publisher: client,
+            channel,
+            from: from.into(),
+            content,
+            wants_ack,
+            sent_ns: self.now_ns,
+            id: None,
+            ack: None,
+            refused: None,
+            received_by: BTreeSet::new(),
+        });
+        text
+    }
+
+    /// A client hears this. Returns false if it is not about channels.
+    pub fn hear(&mut self, client: usize, said: &Value, text: &str) -> bool {
+        match said["type"].as_str() {
+            Some("subscribed") => self.hear_answer(client, said, true),
+            Some("unsubscribed") => self.hear_answer(client, said, false),
+            Some("publication") => self.hear_publication(client, said, text),
+            Some("ack") => match number(&said["id"], "c") {
+                Some(number) => self.hear_ack(client, number, said),
+                None => return false,
+            },
+            Some("error") => {
+                let code = said["code"].as_str().expect("a code");
+                match (number(&said["id"], "c"), number(&said["id"], "s")) {
+                    (Some(number), _) => {
+                        assert!(code == "rateLimited" && self.refusals.contains(code), "{text}");
+                        self.publications[number].refused = Some(code.into());
+                    }
+                    (_, Some(number)) => {
+                        assert!(self.refusals.contains(code), "{text}");
+                        self.withdraw(client, number);
+                    }
+                    _ => return false,
+                }
+            }
+            _ => return false,
+        }
+        true
+    }
+
+    fn channel(&self, said: &Value) -> usize {
+        let name = said["channel"].as_str().expect("a channel");
+        self.names.iter().position(|known| known == name).expect("a known one")
+    }
+
+    fn hear_answer(&mut self, client: usize, said: &Value, subscribed: bool) {
+        let now_ns = self.now_ns;
+        let seat = self.seats.get_mut(&(client, self.channel(said))).expect("it asked");
+        let asked = seat.asked.pop_front().expect("an answer too many");
+        assert_eq!(
+            (Some(asked.number), asked.subscribes),
+            (number(&said["id"], "s"), subscribed),
+            "answers in another order than questions"
+        );
+        seat.open = subscribed;
+        // Who has asked to leave already is owed nothing.
+        let leaves = seat.asked.iter().any(|asked| !asked.subscribes);
+        if subscribed && !leaves && !seat.sits() {
+            seat.sittings.push(Sitting {
+                from_ns: now_ns,
+                until_ns: u64::MAX,
+            });
+        }
+    }
+
+    /// A request was refused. That may come before the answers of earlier ones.
+    fn withdraw(&mut self, client: usize, number: usize) {
+        for (_, seat) in self.seats.range_mut((client, 0)..=(client, usize::MAX)) {
+            if let Some(place) = seat.asked.iter().position(|asked| asked.number == number) {
+                seat.asked.remove(place);
+                return;
+            }
+        }
+        panic!("request {number} was answered before it was refused");
+    }
+
+    fn hear_publication(&mut self, client: usize, said: &Value, text: &str) {
+        let number = said["content"]["n"].as_u64().expect("a number") as usize;
+        let channel = self.channel(said);
+        let publication = &mut self.publications[number];
+        assert_eq!(
+            (channel, said["from"].as_str()),
+            (publication.channel, Some(&*publication.from))
+        );
+        let content = format!(r#""content":{},"ts""#, publication.content);
+        assert!(text.contains(&content), "{text}");
+        publication.note_id(&said["id"]);
+        let publisher = publication.publisher;
+        let is_new = publication.received_by.insert(client);
+        assert!(is_new, "publication {number} came to {client} twice");
+        let seat = self.seats.get_mut(&(client, channel));
+        let seat = seat.unwrap_or_else(|| panic!("{client} never asked for {text}"));
+        assert!(
+            seat.open,
+            "publication {number} came to {client}, who is not in the channel: {seat:?}"
+        );
+        let before = seat.heard.insert(publisher, number);
+        assert!(
+            before < Some(number),
+            "publication {number} came to {client} behind {before:?}"
+        );
+    }
+
+    fn hear_ack(&mut self, client: usize, number: usize, said: &Value) {
+        let publication = &mut self.publications[number];
+        assert!(
+            publication.publisher == client && publication.wants_ack,
+            "an ack for nothing"
+        );
+        publication.note_id(&said["messageId"]);
+        let status = said["status"].as_str().expect("a status").to_owned();
+        let before = publication.ack.replace((status, self.now_ns));
+        assert_eq!(before, None, "a second ack for publication {number}");
+    }
+
+    /// How many publications have this ack.
+    pub fn acks(&self, status: &str) -> usize {
+        let acks = self.publications.iter().filter_map(|p| p.ack.as_ref());
+        acks.filter(|(ack, _)| ack == status).count()
+    }
+
+    /// Who is in which channel, by what they heard: client and channel.
+    pub fn seated(&self) -> impl Iterator<Item = (usize, usize)> {
+        let seats = self.seats.iter();
+        seats.filter(|(_, seat)| seat.open).map(|(key, _)| *key)
+    }
+
+    /// Requests without an answer: who asked, and when.
+    pub fn unanswered(&self) -> impl Iterator<Item = (usize, &Request)> {
+        let seats = self.seats.iter();
+        seats.flat_map(|((client, _), seat)| seat.asked.iter().map(|asked| (*client, asked)))
+    }
+
+    /// Publications since the last check that must have one fate or another by now.
+    pub fn unchecked(&self) -> impl Iterator<Item = (usize, &Publication)> {
+        self.publications.iter().enumerate().skip(self.checked)
+    }
+
+    pub fn checked(&mut self) {
+        self.checked = self.publications.len();
+    }
+
+    /// Those whom a publication must have reached, had nothing happened to it, and did not: they sat from before it was
+    /// sent until after it was acked, or until now.
+    pub fn missed<'a>(&'a self, number: usize, live: &'a BTreeSet<usize>) -> impl Iterator<Item = Missed<'a>> {
+        let publication = &self.publications[number];
+        let over_ns = publication.ack.as_ref().map_or(u64::MAX - 1, |(_, at_ns)| *at_ns);
+        let seats = live.iter().filter_map(move |client| {
+            let seat = self.seats.get(&(*client, publication.channel))?;
+            let sitting = seat
+                .sittings
+                .iter()
+                .find(|sitting| sitting.from_ns < publication.sent_ns && over_ns < sitting.until_ns)?;
+            let missed = !publication.received_by.contains(client);
+            missed.then_some((*client, *sitting))
+        });
+        seats.map(move |(client, sitting)| Missed {
+            number,
+            publication,
+            client,
+            sitting,
+        })
+    }
+
+    /// One gateway, and all is quiet: what was promised must have happened. Returns how many publications did not reach
+    /// everybody, which had better been counted.
+    pub fn check(&mut self, live: &BTreeSet<usize>, lanes_full: bool) -> usize {
+        for (client, request) in self.unanswered() {
+            assert!(!live.contains(&client), "{client} has no answer to {request:?}");
+        }
+        let rate_limited = self.refusals.contains("rateLimited");
+        let mut lost = 0;
+        for (number, publication) in self.unchecked() {
+            let publisher_lives = live.contains(&publication.publisher);
+            let missed = self.missed(number, live).next();
+            let say = |what: &str| format!("publication {number} {what}: {publication:?}");
+            match (
+                publication.ack.as_ref().map(|(status, _)| &**status),
+                &publication.refused,
+            ) {
+                (Some("published"), None) => assert!(missed.is_none(), "published, yet {missed:?}"),
+                (Some("failed"), None) => {
+                    assert!(lanes_full, "{}", say("failed without a full lane"));
+                    lost += 1;
+                }
+                (None, Some(_)) => assert!(publication.received_by.is_empty(), "{}", say("was refused and came")),
+                (None, None) if publisher_lives && publication.wants_ack => panic!("{}", say("has no ack")),
+                (None, None) if publisher_lives && !rate_limited && missed.is_some() => {
+                    assert!(lanes_full, "lost: {missed:?}");
+                    lost += 1;
+                }
+                (None, None) => {}
+                _ => panic!("{}", say("has a strange fate")),
+            }
+        }
+        self.checked();
+        lost
+    }
+}
+
+impl Publication {
+    /// Everybody must be told the same id.
+    fn note_id(&mut self, id: &Value) {
+        let id = id.as_str().expect("an id");
+        let known = self.id.get_or_insert_with(|| id.to_owned());
+        assert_eq!(known, id, "two ids of one publication");
+    }
+}
+
+fn number(id: &Value, prefix: &str) -> Option<usize> {
+    id.as_str()?.strip_prefix(prefix)?.parse().ok()
+}

@@ -1,0 +1,88 @@
+//! What must hold when all is quiet, and when all have gone.
+
+use std::collections::BTreeSet;
+
+use shardgate::shard::core::Residue;
+
+use super::World;
+
+impl World {
+    /// Looks at the books. Everything must be quiet.
+    pub fn check(&mut self) {
+        let live = self.live();
+        self.books.check(&self.clients, &live);
+        self.check_channels(&live.iter().copied().collect());
+        let limit = self.settings.limits.connections_per_user;
+        for user in 0..self.books.users.len() {
+            let devices = live
+                .iter()
+                .filter(|index| self.clients[**index].user == Some(user))
+                .count();
+            assert!(limit == 0 || devices <= limit, "{devices} connections of one user");
+        }
+        for client in &self.clients {
+            client.check_token(&self.wires[client.wire]);
+        }
+        let users: BTreeSet<_> = live.iter().map(|index| self.clients[*index].user).collect();
+        assert_eq!(self.view.users(), users.len() as u64, "users");
+        let accepted = self.metric("shardgate_connections_accepted_total", "");
+        let upgraded = self.wires.iter().filter(|wire| wire.said.status == Some(101)).count();
+        assert_eq!(accepted, upgraded as u64, "accepted");
+        let closed = self.metric("shardgate_connections_closed_total", "");
+        assert_eq!(accepted - closed, self.view.connections(), "closed");
+        // Somebody asks who is there.
+        if let Some(asker) = live.first() {
+            let client = &mut self.clients[*asker];
+            let query = client.ask_all(&mut self.books, &mut self.chance);
+            self.settle(0);
+            let answer = self.books.answer(query).expect("an answer");
+            // The asker may have gone by asking, under a rate limit; then there is none.
+            let live = self.live();
+            for (user, online) in answer {
+                let here = live.iter().any(|index| self.clients[*index].user == Some(*user));
+                assert_eq!(*online, here, "is {} online?", self.books.users[*user]);
+            }
+        }
+    }
+
+    fn check_channels(&mut self, live: &BTreeSet<usize>) {
+        self.lost += self.books.channels.check(live, self.books.lanes_full);
+        let counted = self.metric("shardgate_dropped_total", "kind=\"publication\"");
+        assert!(
+            self.lost as u64 <= counted,
+            "{} were lost, {counted} counted",
+            self.lost
+        );
+        let seated = self.books.channels.seated().filter(|(client, _)| live.contains(client));
+        let subscriptions: Vec<(usize, usize)> = seated
+            .map(|(client, channel)| (self.home(self.clients[client].user.expect("a user")), channel))
+            .collect();
+        let gauges = ["shardgate_subscriptions", "shardgate_channels"].map(|name| self.metric(name, "") as usize);
+        let channels: BTreeSet<_> = subscriptions.iter().collect();
+        assert_eq!(
+            gauges,
+            [subscriptions.len(), channels.len()],
+            "subscriptions and channels"
+        );
+    }
+
+    /// Nobody is there any more, and nothing reminds of them.
+    pub fn check_empty(&self) {
+        assert_eq!((self.view.connections(), self.view.users()), (0, 0));
+        for shard in &self.shards {
+            assert_eq!(shard.core.residue(), Residue::default());
+            assert_eq!(shard.engine.sockets(), 0);
+            assert!(shard.inbox.is_empty());
+            assert_eq!(shard.core.metrics().sockets.get(), 0);
+            assert!(!shard.core.has_fan_out());
+        }
+        for gauge in ["shardgate_subscriptions", "shardgate_channels"] {
+            assert_eq!(self.metric(gauge, ""), 0, "{gauge}");
+        }
+        for (from, to, depth) in self.view.lanes() {
+            assert_eq!(depth, 0, "lane {from} to {to}");
+        }
+        let accepted = self.metric("shardgate_connections_accepted_total", "");
+        assert_eq!(accepted, self.metric("shardgate_connections_closed_total", ""));
+    }
+}
