@@ -38,6 +38,11 @@ impl World {
         match self.chance.below(20) {
             0..=7 => self.ask_channel(client, channel, true),
             8 => self.ask_channel(client, channel, false),
+            9 => {
+                for subscribes in [true, false, true, false] {
+                    self.ask_channel(client, channel, subscribes);
+                }
+            }
             _ => {
                 for _ in 0..1 + self.chance.below(3) {
                     let wants_ack = self.chance.percent(90);
