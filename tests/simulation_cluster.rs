@@ -55,6 +55,7 @@ fn world(mut chance: Chance, faults: &[Fault]) -> World {
         gateways: 2 + chance.below(3),
         shards: 1 + chance.below(2) as u16,
         users: 2 + chance.below(7),
+        channels: 1 + chance.below(4),
         clients_max: 4 + chance.below(16),
         ttl_ms: chance.pick(&[9_000, 15_000]),
         pace_ns: chance.pick(&[8 * MS, 40 * MS, 100 * MS]),
@@ -71,6 +72,7 @@ fn pair(chance: Chance) -> (World, [usize; 2]) {
         gateways: 2,
         shards: 2,
         users: 2,
+        channels: 0,
         clients_max: 0,
         ttl_ms: 9_000,
         pace_ns: MS,
@@ -144,6 +146,10 @@ fn run(chance: Chance, faults: &[Fault], rounds: usize, round_ms: u64) {
     let mut world = world(chance, faults);
     for _ in 0..rounds {
         world.live(round_ms);
+        // Trouble is over, and people go on.
+        world.end_faults();
+        world.run_until(world.now_ns + 8_000 * MS);
+        world.live_well(4_000);
         world.settle();
     }
     world.check_empty();
@@ -161,6 +167,9 @@ fn all_is_well() {
             world.settle();
         }
         world.check_empty();
+        if std::env::var_os("SIM_TRACE").is_some() {
+            eprintln!("{:?}", world.books.tally);
+        }
         assert_eq!(world.books.tally.acks.get("failed"), None);
         assert_eq!(world.books.tally.unavailable, 0);
     });

@@ -119,6 +119,8 @@ impl Interests {
             return Change::None;
         }
         state.heard = false;
+        // Whoever waited has left too, and nobody will say that the partition is heard.
+        state.waiting.clear();
         Change::Wanted(false)
     }
 
@@ -193,5 +195,19 @@ mod tests {
         assert!(!interests.is_heard(partition) && interests.is_empty());
         assert_eq!(interests.heard(partition), []);
         assert!(!interests.is_heard(partition), "nobody wants it any more");
+    }
+
+    #[test]
+    fn who_has_left_does_not_wait() {
+        let mut interests = Interests::default();
+        let (partition, shard, a) = (Partition(3), ShardId(1), (ChannelHash(1), "a"));
+        let join = |ticket| Join { shard, ticket };
+        interests.join(partition, a, shard, true);
+        interests.wait(partition, join(1));
+        assert_eq!(interests.leave(partition, a, shard, true), Change::Wanted(false));
+        assert_eq!(interests.waiting(), 0);
+        interests.join(partition, a, shard, true);
+        interests.wait(partition, join(2));
+        assert_eq!(interests.heard(partition), [join(2)]);
     }
 }

@@ -82,6 +82,8 @@ pub struct ChannelBooks {
     /// By client and channel.
     seats: BTreeMap<(usize, usize), Seat>,
     requests: usize,
+    /// When requests were made and answered, since somebody last looked.
+    pub waits: Vec<(u64, u64)>,
     /// Codes with which requests may be refused.
     pub refusals: BTreeSet<&'static str>,
     checked: usize,
@@ -186,6 +188,7 @@ impl ChannelBooks {
             "answers in another order than questions"
         );
         seat.open = subscribed;
+        self.waits.push((asked.sent_ns, now_ns));
         // Who has asked to leave already is owed nothing.
         let leaves = seat.asked.iter().any(|asked| !asked.subscribes);
         if subscribed && !leaves && !seat.sits() {
@@ -273,21 +276,29 @@ impl ChannelBooks {
         self.checked = self.publications.len();
     }
 
-    /// Those whom a publication must have reached, had nothing happened to it, and did not: they sat from before it was
-    /// sent until after it was acked, or until now.
-    pub fn missed<'a>(&'a self, number: usize, live: &'a BTreeSet<usize>) -> impl Iterator<Item = Missed<'a>> {
-        let publication = &self.publications[number];
+    /// Those who sat from before a publication was sent until after it was acked, or until now.
+    pub fn sitters<'a>(
+        &'a self,
+        publication: &'a Publication,
+        live: &'a BTreeSet<usize>,
+    ) -> impl Iterator<Item = (usize, Sitting)> {
         let over_ns = publication.ack.as_ref().map_or(u64::MAX - 1, |(_, at_ns)| *at_ns);
-        let seats = live.iter().filter_map(move |client| {
+        live.iter().filter_map(move |client| {
             let seat = self.seats.get(&(*client, publication.channel))?;
             let sitting = seat
                 .sittings
                 .iter()
                 .find(|sitting| sitting.from_ns < publication.sent_ns && over_ns < sitting.until_ns)?;
-            let missed = !publication.received_by.contains(client);
-            missed.then_some((*client, *sitting))
-        });
-        seats.map(move |(client, sitting)| Missed {
+            Some((*client, *sitting))
+        })
+    }
+
+    /// Those of them whom it did not reach. It must have, had nothing happened to it.
+    pub fn missed<'a>(&'a self, number: usize, live: &'a BTreeSet<usize>) -> impl Iterator<Item = Missed<'a>> {
+        let publication = &self.publications[number];
+        let sitters = self.sitters(publication, live);
+        let missed = sitters.filter(|(client, _)| !publication.received_by.contains(client));
+        missed.map(move |(client, sitting)| Missed {
             number,
             publication,
             client,

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 
 use super::link::MS;
+use super::sim::channels::ChannelBooks;
 
 /// After trouble everybody may need so long to see that it is over.
 pub const RECOVERY_NS: u64 = 7_000 * MS;
@@ -90,6 +91,8 @@ pub struct Tally {
     /// Taken by a connection that ended before it could say so.
     pub taken_by_the_dead: u64,
     pub unavailable: u64,
+    /// Publications of other gateways that had to come, and did.
+    pub came_from_elsewhere: u64,
 }
 
 #[derive(Debug, Default)]
@@ -98,6 +101,7 @@ pub struct Books {
     pub clients: Vec<Client>,
     pub messages: Vec<Message>,
     pub queries: Vec<Query>,
+    pub channels: ChannelBooks,
     /// By slot.
     pub soundness: Vec<Soundness>,
     /// Spells in which gateways stood still, or Redis let everybody wait.
@@ -132,6 +136,9 @@ impl Books {
     /// A gateway queued this text on a connection.
     pub fn hear(&mut self, client: usize, text: &str, now_ns: u64) {
         let said: Value = serde_json::from_str(text).expect("JSON");
+        if self.channels.hear(client, &said, text) {
+            return;
+        }
         let number = |prefix: char| -> usize {
             let id = said["id"].as_str().expect("an id");
             id.strip_prefix(prefix).expect("our id").parse().expect("a number")
@@ -201,11 +208,17 @@ impl Books {
         })
     }
 
-    fn all_sound(&self, from_ns: u64, to_ns: u64) -> bool {
+    pub fn are_sound(&self, slots: [usize; 2], from_ns: u64, to_ns: u64) -> bool {
+        slots
+            .iter()
+            .all(|slot| self.soundness[*slot].throughout(from_ns, to_ns))
+    }
+
+    pub fn all_sound(&self, from_ns: u64, to_ns: u64) -> bool {
         self.soundness.iter().all(|slot| slot.throughout(from_ns, to_ns))
     }
 
-    fn frozen_ns(&self, from_ns: u64, to_ns: u64) -> u64 {
+    pub fn frozen_ns(&self, from_ns: u64, to_ns: u64) -> u64 {
         let spells = self.frozen.iter();
         spells
             .map(|(begin, end)| (*end).min(to_ns).saturating_sub((*begin).max(from_ns)))

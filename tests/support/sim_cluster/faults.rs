@@ -23,6 +23,10 @@ pub enum Fault {
     Freeze,
     /// Redis refuses to write.
     Oom,
+    /// Redis refuses to publish in partitions.
+    Silent,
+    /// Redis ends subscriptions of one gateway.
+    Astray,
     /// A gateway is killed and started again.
     Kill,
     /// A gateway drains and is started again.
@@ -36,7 +40,7 @@ pub enum Fault {
 }
 
 impl Fault {
-    pub const ALL: [Fault; 13] = [
+    pub const ALL: [Fault; 15] = [
         Fault::RestartEmpty,
         Fault::RestartOld,
         Fault::Cut,
@@ -46,6 +50,8 @@ impl Fault {
         Fault::Slow,
         Fault::Freeze,
         Fault::Oom,
+        Fault::Silent,
+        Fault::Astray,
         Fault::Kill,
         Fault::Drain,
         Fault::Stall,
@@ -53,7 +59,7 @@ impl Fault {
     ];
 
     fn name(self) -> &'static str {
-        const NAMES: [&str; 14] = [
+        const NAMES: [&str; 16] = [
             "restart empty",
             "restart old",
             "cut",
@@ -63,6 +69,8 @@ impl Fault {
             "slow",
             "freeze",
             "oom",
+            "silent",
+            "astray",
             "kill",
             "drain",
             "stall",
@@ -105,6 +113,7 @@ impl World {
     pub fn end_faults(&mut self) {
         let now_ns = self.now_ns;
         self.redis.oom = false;
+        self.redis.silent_until_ns = 0;
         self.redis.down_until_ns = self.redis.down_until_ns.min(now_ns);
         self.redis.frozen_until_ns = self.redis.frozen_until_ns.min(now_ns);
         self.agenda.clear();
@@ -166,6 +175,11 @@ impl World {
                 self.later(spell_ns, Later::Memory);
                 return;
             }
+            Fault::Silent => {
+                let spell_ns = self.spell_ns(3_000);
+                self.redis.silent_until_ns = now_ns + spell_ns;
+                return;
+            }
             _ => {}
         }
         let spell_ns = match fault {
@@ -198,6 +212,7 @@ impl World {
                 gateway.link.lose_ears(redis, now_ns, chance);
             }
             Fault::HalfDead => gateway.link.lose_hearing(now_ns),
+            Fault::Astray => gateway.link.lose_partitions(redis, now_ns, chance),
             Fault::Lossy => gateway.link.lossy_until_ns = now_ns + spell_ns,
             Fault::Slow => {
                 gateway.link.slow_ns = (50 + chance.below(1_300) as u64) * MS;

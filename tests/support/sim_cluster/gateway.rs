@@ -151,7 +151,8 @@ impl Gateway {
         let control = control.max(self.frozen_until_ns);
         let shards = self.shards.iter().map(|shard| {
             let due = shard.core.next_timeout_ms().map_or(u64::MAX, |ms| ms * MS);
-            let work = if shard.inbox.is_empty() { u64::MAX } else { now_ns };
+            let idle = shard.inbox.is_empty() && !shard.core.has_fan_out();
+            let work = if idle { u64::MAX } else { now_ns };
             due.min(work).max(shard.stalled_until_ns)
         });
         let inbox = if self.control_inbox.is_empty() {
@@ -299,7 +300,7 @@ impl Gateway {
         }
         let moved = engine.work(wires, tokens, chance, true);
         let due = core.next_timeout_ms().is_some_and(|due_ms| due_ms * MS <= now_ns);
-        if !moved && !due && inbox.is_empty() {
+        if !moved && !due && inbox.is_empty() && !core.has_fan_out() {
             return false;
         }
         core.begin_turn(now);

@@ -3,7 +3,7 @@
 //! Two connections: commands, with invalidations coming back on it, and subscriptions. What travels on one of them stays
 //! in order; an invalidation may overtake answers that were given before it, but never comes behind one given after it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -133,6 +133,8 @@ pub struct Link {
     /// The usual time of one way.
     pub delay_ns: u64,
     pub packets_lost: u64,
+    /// Partitions that the server took away, and that have not come back.
+    astray: BTreeSet<Channel2>,
 }
 
 impl Link {
@@ -160,6 +162,7 @@ impl Link {
             && self.ears.dead_since_ns.is_none()
             && self.slow_ns == 0
             && now_ns >= self.lossy_until_ns
+            && self.astray.is_empty()
     }
 
     pub fn next_event(&mut self) -> Option<StoreEvent> {
@@ -218,6 +221,7 @@ impl Link {
     }
 
     pub fn unsubscribe(&mut self, channel: &Channel, now_ns: u64, chance: &mut Chance) {
+        self.astray.remove(&name(channel));
         if self.channels.remove(&name(channel)).is_some() && self.ears.wanted.remove(&name(channel)).is_some() {
             let due_ns = now_ns + self.delay(chance);
             self.ears.orders.push(due_ns, (false, channel.clone()));
@@ -385,6 +389,7 @@ impl Link {
             return;
         };
         redis.disconnect(conn);
+        self.astray.clear();
         let wanted = std::mem::take(&mut self.ears.wanted);
         self.ears = Ears {
             retry_ns: now_ns + self.backoff(chance),
@@ -402,6 +407,21 @@ impl Link {
     pub fn lose_hearing(&mut self, now_ns: u64) {
         if self.ears.conn.is_some() && self.ears.dead_since_ns.is_none() {
             self.ears.dead_since_ns = Some(now_ns);
+        }
+    }
+
+    /// The server ends our subscriptions of partitions, as one does whose slots move.
+    pub fn lose_partitions(&mut self, redis: &mut Redis, now_ns: u64, chance: &mut Chance) {
+        let Some(conn) = self.ears.conn else {
+            return;
+        };
+        let due_ns = now_ns + self.delay(chance);
+        for (channel, _) in self.channels.values() {
+            if matches!(channel, Channel::Partition(_)) && redis.is_heard(conn, channel) && chance.percent(50) {
+                redis.unsubscribe(conn, channel);
+                self.astray.insert(name(channel));
+                self.ears.said.push(due_ns, Said::Unsubscribed(channel.clone()));
+            }
         }
     }
 
@@ -426,6 +446,7 @@ impl Link {
         while let Some(said) = self.ears.said.pop(now_ns) {
             match said {
                 Said::Subscribed(channel) => {
+                    self.astray.remove(&name(&channel));
                     if let Some(wanted) = self.ears.wanted.get_mut(&name(&channel)) {
                         *wanted = Wanted::Heard;
                     }

@@ -5,6 +5,7 @@
 //! simulation of one gateway.
 
 pub mod books;
+pub mod channels;
 pub mod faults;
 pub mod gateway;
 pub mod link;
@@ -24,6 +25,7 @@ use books::{Books, Soundness};
 use gateway::{Gateway, Phase, Spoken};
 use link::MS;
 use sim::chance::Chance;
+use sim::channels::ChannelBooks;
 use sim::wire::{Said, Wire};
 use store::{Effect, Redis};
 
@@ -37,6 +39,7 @@ pub struct Setup {
     pub gateways: usize,
     pub shards: u16,
     pub users: usize,
+    pub channels: usize,
     pub clients_max: usize,
     pub ttl_ms: u64,
     /// The mean time between two things that clients do.
@@ -94,6 +97,7 @@ impl World {
         let probers = (0..setup.gateways).map(|slot| format!("prober{slot}"));
         let books = Books {
             users: users.chain(probers).collect(),
+            channels: ChannelBooks::new(setup.channels),
             soundness: (0..setup.gateways).map(|_| Soundness::default()).collect(),
             ..Books::default()
         };
@@ -147,6 +151,13 @@ impl World {
         self.next_fault_ns = u64::MAX;
     }
 
+    /// The same without faults.
+    pub fn live_well(&mut self, for_ms: u64) {
+        let faults = std::mem::take(&mut self.faults);
+        self.live(for_ms);
+        self.faults = faults;
+    }
+
     pub fn run_until(&mut self, until_ns: u64) {
         let mut idle = 0;
         while self.now_ns < until_ns {
@@ -182,6 +193,7 @@ impl World {
 
     fn step(&mut self) -> bool {
         let now_ns = self.now_ns;
+        self.books.channels.now_ns = now_ns;
         let mut busy = false;
         if now_ns >= self.next_snapshot_ns {
             self.redis.snapshot = self.redis.data.clone();
@@ -294,7 +306,7 @@ impl World {
     fn note_soundness(&mut self) {
         let now_ns = self.now_ns;
         let redis = &self.redis;
-        let calm = !redis.oom && redis.takes_connections(now_ns);
+        let calm = !redis.oom && now_ns >= redis.silent_until_ns && redis.takes_connections(now_ns);
         for (slot, soundness) in self.slots.iter().zip(&mut self.books.soundness) {
             let sound = slot.gateway.as_ref().is_some_and(|gateway| {
                 calm && gateway.is_serving()
@@ -452,6 +464,9 @@ impl World {
             return;
         }
         let client = self.chance.pick(&live);
+        if self.setup.channels > 0 && self.chance.percent(50) {
+            return self.act_on_channel(client);
+        }
         if self.chance.percent(10) {
             let asked = (0..self.setup.users).filter(|_| self.chance.percent(50)).collect();
             let asked: BTreeSet<usize> = asked;
@@ -487,6 +502,8 @@ impl World {
     /// Looks at everything.
     pub fn check(&mut self) {
         self.books.check(self.now_ns);
+        self.books.check_channels();
+        self.check_partitions();
         self.check_presence();
         if self.has_dead() {
             // Who claimed the sweep did not finish it: others may after a minute.
@@ -608,7 +625,8 @@ impl World {
         for client in self.live_clients() {
             self.leave(client);
         }
-        self.run_until(self.now_ns + 8_000 * MS);
+        // Partitions are heard for ten seconds longer than they are wanted.
+        self.run_until(self.now_ns + 12_000 * MS);
         self.check();
         for slot in &self.slots {
             let gateway = slot.gateway.as_ref().expect("it serves");

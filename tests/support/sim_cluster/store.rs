@@ -11,6 +11,8 @@ use shardgate::cluster::store::{
     Answer, Channel, Failure, FailureKind, Incarnation, Lease, LeaseState, Op, Registered, Task,
 };
 
+use super::link::MS;
+
 /// One connection that the server has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ConnId(pub u64);
@@ -57,6 +59,8 @@ pub struct Redis {
     pub oom: bool,
     /// Nobody can connect before this time.
     pub down_until_ns: u64,
+    /// Publishing in partitions is refused before this time.
+    pub silent_until_ns: u64,
     /// Nothing is carried out before this time.
     pub frozen_until_ns: u64,
     subscribers: Vec<(ConnId, Channel)>,
@@ -125,6 +129,12 @@ impl Redis {
 
     pub fn is_heard(&self, conn: ConnId, channel: &Channel) -> bool {
         self.subscribers.iter().any(|(c, heard)| *c == conn && heard == channel)
+    }
+
+    /// What a connection hears.
+    pub fn heard(&self, conn: ConnId) -> impl Iterator<Item = &Channel> {
+        let heard = self.subscribers.iter().filter(move |(c, _)| *c == conn);
+        heard.map(|(_, channel)| channel)
     }
 
     pub fn lease(&self, id: &str, now_ms: u64) -> Option<Lease> {
@@ -218,6 +228,10 @@ impl Redis {
                 rest.truncate(SCANNED);
                 Answer::Users { cursor, users: rest }
             }
+            Op::Publish {
+                channel: Channel::Partition(_),
+                ..
+            } if now_ms * MS < self.silent_until_ns => failed(FailureKind::Refused, "NOPERM"),
             Op::Publish { channel, payload } => {
                 let takers: Vec<_> = self.subscribers.iter().filter(|(_, heard)| *heard == channel).collect();
                 effects.extend(
