@@ -18,6 +18,7 @@ use super::{Client, DEADLINE, Gateway, eventually};
 #[derive(Default)]
 struct Inbox {
     messages: Vec<Value>,
+    publications: Vec<Value>,
     /// What else came without an id: `shutdown`, errors.
     notices: Vec<Value>,
     /// Answers by the id of the question, in the order in which they came. More than one is a fault.
@@ -190,6 +191,71 @@ impl Peer {
         }
     }
 
+    /// Subscribes and waits until that is confirmed.
+    #[track_caller]
+    pub fn subscribe(&mut self, channel: &str) {
+        self.ask_about_channel("subscribe", "subscribed", channel);
+    }
+
+    #[track_caller]
+    pub fn unsubscribe(&mut self, channel: &str) {
+        self.ask_about_channel("unsubscribe", "unsubscribed", channel);
+    }
+
+    #[track_caller]
+    fn ask_about_channel(&mut self, kind: &str, expected: &str, channel: &str) {
+        let id = self.next_id();
+        self.send_text(&json!({"type": kind, "channel": channel, "id": id}).to_string());
+        let answer = self.answer(&id);
+        assert_eq!(answer, json!({"type": expected, "channel": channel, "id": id}));
+    }
+
+    /// Publishes and waits for what became of it.
+    #[track_caller]
+    pub fn publish(&mut self, channel: &str, content: impl Into<Value>) -> String {
+        let id = self.next_id();
+        let content: Value = content.into();
+        self.send_text(&json!({"type": "publish", "channel": channel, "content": content, "id": id}).to_string());
+        self.status(&id)
+    }
+
+    /// Publishes again and again, a higher number each time, until this receiver has heard one of them.
+    #[track_caller]
+    pub fn publish_until_heard(&mut self, receiver: &Peer, channel: &str) {
+        let before = receiver.publications_on(channel).len();
+        let until = Instant::now() + DEADLINE;
+        let mut last = String::new();
+        while receiver.publications_on(channel).len() == before {
+            let names = (&self.user, &receiver.user);
+            assert!(
+                Instant::now() < until,
+                "{names:?}: {last}, and nothing heard on {channel}"
+            );
+            let number = self.next_id().parse::<u64>().unwrap();
+            last = self.publish(channel, number);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// All publications on a channel so far, as they came.
+    pub fn publications_on(&self, channel: &str) -> Vec<Value> {
+        let inbox = self.shared.lock();
+        let on = inbox.publications.iter().filter(|p| p["channel"] == channel);
+        on.cloned().collect()
+    }
+
+    /// Waits for a publication with this content.
+    #[track_caller]
+    pub fn wait_for_publication(&self, channel: &str, content: impl Into<Value>) -> Value {
+        let content: Value = content.into();
+        self.wait(&format!("{content:.100} on {channel}"), DEADLINE, |inbox| {
+            let mut newest_first = inbox.publications.iter().rev();
+            newest_first
+                .find(|p| p["channel"] == channel && p["content"] == content)
+                .cloned()
+        })
+    }
+
     /// Who of these is online; `Err` with the code of the error.
     #[track_caller]
     pub fn presence(&mut self, users: &[&str]) -> Result<BTreeMap<String, bool>, String> {
@@ -340,6 +406,8 @@ impl Inbox {
     fn file(&mut self, frame: Value) {
         if frame["type"] == "message" {
             self.messages.push(frame);
+        } else if frame["type"] == "publication" {
+            self.publications.push(frame);
         } else if let Some(id) = frame["id"].as_str() {
             self.answers.entry(id.to_owned()).or_default().push(frame);
         } else {
