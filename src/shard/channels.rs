@@ -249,7 +249,11 @@ impl Core {
                 self.say_subscribed(slot, channel, client_id.as_deref());
             }
         }
-        if let Some((frames, publications)) = self.channels.on_its_way(slot, index) {
+        let limit = self.settings.limits.outbox_bytes;
+        if let Some((frames, publications)) = self.channels.on_its_way(slot, index)
+            // Whoever goes is not closed for what it does not want any more.
+            && !self.conn(slot).has_no_room(frames.len(), limit)
+        {
             self.append_publications(slot, &frames, publications);
         }
     }
