@@ -31,7 +31,7 @@ Several gateways
 Load
   --users N               connections, one user each (100); of fanout those that subscribe
   --publishers N          fanout: connections that publish, besides the users (1)
-  --channels N            fanout: channels; user i subscribes to number i % N, publishers take them in turn (1)
+  --channels N            fanout: channels; users divide them among each other, round and round, publishers take them in turn (1)
   --per-user N            fanout: each user subscribes to so many, one behind the other (1)
   --rate R                messages or publications per second in all, open loop; without it closed loop
   --in-flight N           closed loop: messages in flight per connection, or publications per publisher: the next one
@@ -341,7 +341,7 @@ impl Audience {
         if per_user > channels {
             return Err(format!("--per-user {per_user}: there are only {channels} channels"));
         }
-        if channels >= users + per_user {
+        if channels > users.saturating_mul(per_user) {
             return Err(format!(
                 "--channels {channels}: {users} users with {per_user} each leave some without a subscriber"
             ));
@@ -523,7 +523,7 @@ mod tests {
             (format!("fanout {url} --publishers 0"), "1 to"),
             (format!("fanout {url} --per-user 2"), "only 1 channels"),
             (
-                format!("fanout {url} --users 3 --channels 5 --per-user 2"),
+                format!("fanout {url} --users 3 --channels 7 --per-user 2"),
                 "without a subscriber",
             ),
             (
