@@ -38,7 +38,9 @@ impl Cluster {
             Ok(packet) => packet,
             Err(error) => return self.not_understood(error),
         };
-        let own = packet.origin.incarnation == self.membership.incarnation();
+        // What we said before we lost our lease may come back when we have another incarnation.
+        let own = *packet.origin.id == **self.membership.id()
+            && (self.first..=self.membership.incarnation()).contains(&packet.origin.incarnation);
         if own && matches!(channel, Channel::All | Channel::Partition(_)) {
             return;
         }
