@@ -321,12 +321,24 @@ impl Partitions {
         self.ready.clear();
         self.waiting_bytes = 0;
         for (partition, listened) in &mut self.listened {
-            if listened.wanted && !listened.told {
+            if listened.wanted && !listened.heard {
                 listened.told = true;
+                // Whoever waits is let go; whoever comes when Redis is back waits again.
                 self.changes.push_back(Listen::Tell(*partition, true));
+                self.changes.push_back(Listen::Tell(*partition, false));
             }
         }
         unsent
+    }
+
+    /// Redis is back: what should be heard and is not has its time from now on.
+    pub fn redis_back(&mut self, now_ms: u64) {
+        for listened in self.listened.values_mut() {
+            if listened.wanted && !listened.heard {
+                listened.told = false;
+                listened.since_ms = now_ms;
+            }
+        }
     }
 
     /// A packet of another gateway came.
@@ -489,7 +501,14 @@ mod tests {
         partitions.unsubscribed(P, 5_000);
         assert_eq!(changes(&mut partitions), [Listen::Tell(P, false)]);
         partitions.redis_away();
-        assert_eq!(changes(&mut partitions), [Listen::Tell(P, true)]);
+        assert_eq!(
+            changes(&mut partitions),
+            [Listen::Tell(P, true), Listen::Tell(P, false)]
+        );
+        assert_eq!(partitions.poll_timeout(), None);
+        partitions.redis_back(7_000);
+        partitions.handle_timeouts(7_000 + CONFIRM_MS);
+        assert_eq!(changes(&mut partitions), [Listen::GiveUp(P)]);
     }
 
     #[test]

@@ -190,7 +190,7 @@ pub enum Drop {
     MessageMissed,
     /// A publication did not fit into a lane; its publisher heard `failed`.
     PublicationLaneFull,
-    /// A publication for which too much was on its way to subscribers; its publisher heard `failed` if it was here.
+    /// A publication for which too much was on its way to subscribers; its publisher heard `failed` if this is its channel's home.
     PublicationQueueFull,
     /// A publication that went to this gateway's subscribers only, while Redis is away; its publisher heard `failed`.
     PublicationRedisAway,
