@@ -8,6 +8,7 @@
 //! `metrics.connections` counts the entries with `counted`; an outbox exists only while it holds bytes.
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -48,12 +49,14 @@ pub enum Command {
     Adopt(Box<HandOver>),
 }
 
-/// Messages of this turn whose delivery time is taken when the turn ends.
+/// What this turn was about, for its end.
 #[derive(Debug, Default)]
-pub(super) struct TurnDeliveries {
+pub(super) struct ThisTurn {
     pub(super) local: u64,
     pub(super) from_lanes: Vec<u64>,
     pub(super) from_gateways: Vec<u64>,
+    /// A client said something, here or on another shard or gateway: somebody may wait for an answer.
+    pub(super) spoken: bool,
 }
 
 /// The state of one shard.
@@ -68,7 +71,7 @@ pub struct Core {
     pub(super) channels: Channels,
     pub(super) joins: super::channels::Joins,
     pub(super) interests: Interests,
-    pub(super) broadcasts: super::channels::Broadcasts,
+    pub(super) fan_out: super::channels::FanOut,
     pub(super) lanes: Lanes,
     pub(super) wheel: Wheel,
     pub(super) spares: Spares,
@@ -79,12 +82,13 @@ pub struct Core {
     pub(super) draining: Option<Draining>,
     /// `None` in a gateway of its own.
     pub(super) remote: Option<Remote>,
-    pub(super) turn: TurnDeliveries,
+    pub(super) turn: ThisTurn,
     /// A frame being built, and slots being gone through; kept for their capacity.
     pub(super) scratch: Vec<u8>,
     pub(super) scratch_slots: Vec<u32>,
     expired: Vec<u32>,
-    dirty: Vec<u32>,
+    /// In the order in which they got something: what answers a client goes before what fans out.
+    dirty: VecDeque<u32>,
     commands: Vec<Command>,
     stopping: bool,
 }
@@ -112,7 +116,7 @@ impl Core {
             channels: Channels::default(),
             joins: Default::default(),
             interests: Interests::default(),
-            broadcasts: Default::default(),
+            fan_out: Default::default(),
             lanes,
             wheel: Wheel::default(),
             spares: Spares::default(),
@@ -122,11 +126,11 @@ impl Core {
             questions: Default::default(),
             draining: None,
             remote,
-            turn: TurnDeliveries::default(),
+            turn: ThisTurn::default(),
             scratch: Vec::new(),
             scratch_slots: Vec::new(),
             expired: Vec::new(),
-            dirty: Vec::new(),
+            dirty: VecDeque::new(),
             commands: Vec::new(),
             stopping: false,
         }
@@ -312,7 +316,7 @@ impl Core {
         let conn = &mut self.connections[slot as usize];
         if !conn.dirty {
             conn.dirty = true;
-            self.dirty.push(slot);
+            self.dirty.push_back(slot);
         }
     }
 
@@ -458,7 +462,7 @@ impl Core {
     /// The next connection with something to send.
     pub fn poll_dirty(&mut self) -> Option<SocketKey> {
         loop {
-            let slot = self.dirty.pop()?;
+            let slot = self.dirty.pop_front()?;
             let conn = &mut self.connections[slot as usize];
             conn.dirty = false;
             if !matches!(conn.stage, Stage::Free | Stage::Closed) {

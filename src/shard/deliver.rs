@@ -385,6 +385,7 @@ impl Core {
 
     /// Carries out what another shard said.
     pub(super) fn handle_batch(&mut self, mut batch: Batch) {
+        self.turn.spoken = true;
         let from = batch.from;
         let items = std::mem::take(&mut batch.items);
         for item in items {
