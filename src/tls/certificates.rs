@@ -9,9 +9,10 @@ use std::sync::Arc;
 use std::time::SystemTime;
 use std::{fs, io};
 
+use rustls::client::verify_server_cert_signed_by_trust_anchor;
 use rustls::pki_types::pem::{self, PemObject};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::{ServerSessionMemoryCache, VerifierBuilderError, WebPkiClientVerifier};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use rustls::server::{ParsedCertificate, ServerSessionMemoryCache, VerifierBuilderError, WebPkiClientVerifier};
 use rustls::version::{TLS12, TLS13};
 use rustls::{RootCertStore, ServerConfig};
 use siphasher::sip128::{Hasher128, SipHasher13};
@@ -56,6 +57,14 @@ pub enum CertificatesError {
         /// `tls.key`
         key: PathBuf,
     },
+    /// Nobody would accept it.
+    #[error("tls.cert {cert:?} {why}: renew it, or look at the clock")]
+    NotValidNow {
+        /// `tls.cert`
+        cert: PathBuf,
+        /// `has expired` or `is not valid yet`.
+        why: &'static str,
+    },
     /// rustls does not take them.
     #[error("tls.cert {cert:?} and tls.key {key:?} cannot be used: {cause}")]
     Unusable {
@@ -91,13 +100,16 @@ pub struct Certificates {
 }
 
 impl Certificates {
-    /// Reads the files.
+    /// Reads the files. A certificate that is not valid now is better than none, and gets a line in the log.
     ///
     /// # Errors
     /// They are not there or no good.
     pub fn read(files: &TlsFiles) -> Result<Self, CertificatesError> {
         let stamps = stamps(files);
         let contents = Contents::read(files)?;
+        if let Err(error) = contents.check_validity(files) {
+            log::warn!("clients will refuse us: {error}");
+        }
         Ok(Certificates {
             server: Arc::new(contents.server(files)?),
             fingerprint: contents.fingerprint(),
@@ -120,7 +132,7 @@ impl Certificates {
     /// Reads the files again, or others. True if that makes a difference; sessions of before are forgotten then.
     ///
     /// # Errors
-    /// They are not there or no good: the certificate of before stays.
+    /// They are not there or no good, or the certificate is not valid now: the one of before stays.
     pub fn read_again(&mut self, files: &TlsFiles) -> Result<bool, CertificatesError> {
         self.files.clone_from(files);
         self.stamps = stamps(files);
@@ -129,6 +141,7 @@ impl Certificates {
         if fingerprint == self.fingerprint {
             return Ok(false);
         }
+        contents.check_validity(files)?;
         self.server = Arc::new(contents.server(files)?);
         self.fingerprint = fingerprint;
         Ok(true)
@@ -178,6 +191,26 @@ impl Contents {
             hasher.write(contents.map_or(&[], |contents| contents));
         }
         hasher.finish128().as_u128()
+    }
+
+    /// Whether the certificate's time has come and not passed.
+    fn check_validity(&self, files: &TlsFiles) -> Result<(), CertificatesError> {
+        let chain = certificates("tls.cert", &files.cert, &self.cert)?;
+        let Ok(certificate) = ParsedCertificate::try_from(&chain[0]) else {
+            // What cannot be read is refused elsewhere, with a cause.
+            return Ok(());
+        };
+        // Times are looked at before signers, of whom there is none.
+        let verified =
+            verify_server_cert_signed_by_trust_anchor(&certificate, &RootCertStore::empty(), &[], UnixTime::now(), &[]);
+        use rustls::CertificateError::{Expired, ExpiredContext, NotValidYet, NotValidYetContext};
+        let why = match verified {
+            Err(rustls::Error::InvalidCertificate(Expired | ExpiredContext { .. })) => "has expired",
+            Err(rustls::Error::InvalidCertificate(NotValidYet | NotValidYetContext { .. })) => "is not valid yet",
+            _ => return Ok(()),
+        };
+        let cert = files.cert.clone();
+        Err(CertificatesError::NotValidNow { cert, why })
     }
 
     fn server(&self, files: &TlsFiles) -> Result<ServerConfig, CertificatesError> {

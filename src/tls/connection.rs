@@ -311,3 +311,15 @@ fn append<E: Short>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What we add to rustls' own state, which is ten times as much, most of it behind pointers.
+    #[test]
+    fn the_state_is_small() {
+        let ours = size_of::<Tls>() - size_of::<UnbufferedServerConnection>();
+        assert!(ours <= 112, "{ours}");
+    }
+}
