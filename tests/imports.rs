@@ -13,12 +13,16 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("payload", &[]),
     ("protocol", &["ids"]),
     ("router", &["ids"]),
-    ("session", &["ids", "payload", "protocol", "router"]),
     ("config", &[]),
-    ("settings", &["config", "protocol"]),
+    ("tls", &["config", "payload"]),
+    ("session", &["ids", "payload", "protocol", "router", "tls"]),
+    ("settings", &["config", "protocol", "tls"]),
     ("metrics", &["protocol"]),
     ("engine", &["ids", "payload"]),
-    ("lanes", &["engine", "ids", "protocol", "router", "session", "settings"]),
+    (
+        "lanes",
+        &["engine", "ids", "protocol", "router", "session", "settings", "tls"],
+    ),
     ("view", &["ids", "lanes", "metrics", "settings"]),
     (
         "cluster",
@@ -29,15 +33,16 @@ const ROOMS: &[(&str, &[&str])] = &[
     (
         "shard",
         &[
-            "engine", "http", "ids", "lanes", "metrics", "payload", "protocol", "router", "session", "settings", "view",
+            "engine", "http", "ids", "lanes", "metrics", "payload", "protocol", "router", "session", "settings", "tls",
+            "view",
         ],
     ),
-    ("runtime", &["config", "engine", "ids", "settings"]),
+    ("runtime", &["config", "engine", "ids", "settings", "tls"]),
     (
         "control",
         &[
             "broker", "cluster", "config", "engine", "ids", "lanes", "metrics", "protocol", "router", "runtime",
-            "settings", "shard", "view",
+            "settings", "shard", "tls", "view",
         ],
     ),
 ];
@@ -53,6 +58,7 @@ const PURE_FILES: &[&str] = &[
     "shard/handshake.rs",
     "shard/remote.rs",
     "shard/timers.rs",
+    "shard/tls.rs",
     "shard/wheel.rs",
 ];
 

@@ -49,6 +49,7 @@ Connections
   --connecting-max N      connections being set up, or subscriptions not answered, at the same time (256)
   --connect-timeout TIME  give up when nothing connects, or no subscription is answered, for so long (20s)
   --warmup-connections N  connect so many before memory and CPU of connecting are measured (0)
+  --insecure-tls          for wss:// URLs, and needed for them: no certificate is checked, no session resumed
   --sources N             source addresses 127.0.0.2 and up, loopback only (1 per 20,000 users)
 
 Generator
@@ -101,6 +102,7 @@ pub(crate) struct Options {
     pub(crate) connecting_max: usize,
     pub(crate) connect_timeout: Duration,
     pub(crate) warmup_connections: usize,
+    pub(crate) insecure_tls: bool,
     pub(crate) sources: usize,
     pub(crate) threads: usize,
     pub(crate) cpus: Vec<usize>,
@@ -119,7 +121,7 @@ impl Options {
     }
 }
 
-const FLAGS: [&str; 26] = [
+const FLAGS: [&str; 27] = [
     "--url",
     "--users",
     "--publishers",
@@ -147,6 +149,7 @@ const FLAGS: [&str; 26] = [
     "--ack",
     "--spin",
     "--quiet",
+    "--insecure-tls",
 ];
 const SWITCHES_FROM: usize = 23;
 
@@ -185,6 +188,7 @@ pub(crate) fn parse(words: impl IntoIterator<Item = String>) -> Result<Options, 
         connecting_max: 256,
         connect_timeout: Duration::from_secs(20),
         warmup_connections: 0,
+        insecure_tls: false,
         sources: 1,
         threads: 1,
         cpus: vec![],
@@ -286,6 +290,7 @@ pub(crate) fn parse(words: impl IntoIterator<Item = String>) -> Result<Options, 
             "--ack" => options.ack = true,
             "--spin" => options.spin = true,
             "--quiet" => options.quiet = true,
+            "--insecure-tls" => options.insecure_tls = true,
             _ => return Err(unknown(&flag)),
         }
     }
@@ -386,6 +391,14 @@ fn check(options: &mut Options, sources: Option<usize>) -> Result<(), String> {
     }
     if options.kind == Kind::Idle && (options.rate.is_some() || options.ack) {
         return Err("--rate and --ack mean nothing to idle, which sends no messages".to_owned());
+    }
+    if options.targets.are_tls() != options.insecure_tls {
+        return Err(match options.insecure_tls {
+            true => "--insecure-tls: is for wss:// URLs".to_owned(),
+            false => {
+                "--url wss://: this generator checks no certificate; say --insecure-tls if that is fine".to_owned()
+            }
+        });
     }
     check_gateways(options)?;
     let loopback = options.targets.are_loopback();
@@ -533,6 +546,8 @@ mod tests {
             (format!("fanout {url} --threads 2"), "one thread"),
             ("idle --url wss://127.0.0.1/ws".to_owned(), "TLS"),
             ("idle --url http://127.0.0.1/ws".to_owned(), "ws://"),
+            ("idle --url wss://127.0.0.1/ws".to_owned(), "--insecure-tls"),
+            (format!("idle {url} --insecure-tls"), "wss://"),
             ("idle --url ws://10.0.0.1:9/ws --sources 2".to_owned(), "127.0.0.0/8"),
             (
                 format!("idle {url} --url ws://10.0.0.1:9/ws --sources 2"),

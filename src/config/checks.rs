@@ -3,6 +3,7 @@
 //! Pure. Owns every rule that needs more than one key.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use log::LevelFilter;
@@ -11,7 +12,7 @@ use super::error::ConfigError;
 use super::keys::{self, KEYS};
 use super::sources::Settings;
 use super::value::Value;
-use super::{ChannelsConfig, Config, EngineChoice, Heartbeat, Limits, Placement, RedisConfig, RedisTarget};
+use super::{ChannelsConfig, Config, EngineChoice, Heartbeat, Limits, Placement, RedisConfig, RedisTarget, TlsFiles};
 
 impl Settings {
     /// The checked configuration; `gateway_id` is what to use where none is set.
@@ -39,6 +40,13 @@ impl Settings {
             },
             start_timeout: self.get("redis.start_timeout"),
             prefix: self.get("redis.prefix"),
+        });
+        let file = |name| self.get::<Option<String>>(name).map(PathBuf::from);
+        // One without the other is refused by `check_together`.
+        let tls = file("tls.cert").zip(file("tls.key")).map(|(cert, key)| TlsFiles {
+            cert,
+            key,
+            client_ca: file("tls.client_ca"),
         });
         Ok(Config {
             listen: self.get("listen"),
@@ -75,6 +83,7 @@ impl Settings {
                 partitions: self.get("channels.partitions"),
             },
             drain_timeout: self.get("drain.timeout"),
+            tls,
             redis,
             presence_ttl: self.get("presence.ttl"),
         })
@@ -124,6 +133,27 @@ impl Settings {
                 "redis.url",
                 "only TLS checks certificates: use rediss://, rediss-cluster:// or rediss-sentinel://, or leave the file out",
             );
+        }
+        for (first, second, rule) in [
+            (
+                "tls.cert",
+                "tls.key",
+                "a certificate is no good without its private key: set both, or neither",
+            ),
+            (
+                "tls.key",
+                "tls.cert",
+                "a private key is no good without its certificate: set both, or neither",
+            ),
+            (
+                "tls.client_ca",
+                "tls.cert",
+                "only TLS asks clients for certificates: set tls.cert and tls.key, or leave the file out",
+            ),
+        ] {
+            if self.setting(first).value != Value::Unset && self.setting(second).value == Value::Unset {
+                return contradiction(first, second, rule);
+            }
         }
         if !config.listen.ip().to_canonical().is_loopback() && !config.insecure {
             let place = self.setting("listen").place.clone();
@@ -187,6 +217,7 @@ pub(super) fn restart_keys(old: &Config, new: &Config) -> Vec<&'static str> {
             partitions,
         },
         drain_timeout,
+        tls: _,
         redis,
         presence_ttl,
     } = old;

@@ -34,6 +34,7 @@ mod tests;
 use std::ffi::OsString;
 use std::fs;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 pub use error::{ConfigError, Place};
@@ -163,6 +164,8 @@ pub struct Config {
     pub channels: ChannelsConfig,
     /// How long a drain may last.
     pub drain_timeout: Duration,
+    /// TLS on the public listener; `None`: plain text.
+    pub tls: Option<TlsFiles>,
     /// Redis; `None`: one gateway, embedded presence.
     pub redis: Option<RedisConfig>,
     /// The longest that a user can still look online after their gateway died.
@@ -171,13 +174,14 @@ pub struct Config {
 
 impl Config {
     /// This configuration with what can change while running taken from `new` (log level, limits, origins,
-    /// patterns of channels), and the names of the keys that differ and need a restart.
+    /// patterns of channels, TLS), and the names of the keys that differ and need a restart.
     #[must_use]
     pub fn reloadable_changes(&self, new: &Config) -> (Config, Vec<&'static str>) {
         let changed = Config {
             log_level: new.log_level,
             limits: new.limits,
             origins: new.origins.clone(),
+            tls: new.tls.clone(),
             channels: ChannelsConfig {
                 partitions: self.channels.partitions,
                 ..new.channels.clone()
@@ -253,6 +257,17 @@ pub struct ChannelsConfig {
     pub publish: Option<Vec<String>>,
     /// Number of partitions between gateways; the same on all gateways of a cluster.
     pub partitions: u16,
+}
+
+/// What TLS on the public listener is made of; PEM files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// Certificate chain, the gateway's own first.
+    pub cert: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+    /// Authorities that must have signed the clients' certificates; `None`: clients need none.
+    pub client_ca: Option<PathBuf>,
 }
 
 /// How gateways are joined.

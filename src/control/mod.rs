@@ -34,6 +34,7 @@ use crate::runtime::listener;
 use crate::runtime::preflight::{self, EngineKind};
 use crate::settings::Settings;
 use crate::shard::run::Reporter;
+use crate::tls::Certificates;
 use crate::view::View;
 use link::Joined;
 use run::{Control, ControlPlan};
@@ -156,7 +157,11 @@ impl Gateway {
             host.cpus.clone(),
             depths,
         ));
-        let settings = Arc::new(Settings::new(config, host.connections_max)?);
+        let certificates = config.tls.as_ref().map(Certificates::read).transpose()?;
+        let tls = certificates
+            .as_ref()
+            .map(|certificates| Arc::clone(certificates.server()));
+        let settings = Arc::new(Settings::new(config, host.connections_max)?.with_tls(tls));
         let mut key = [0; 16];
         getrandom::fill(&mut key).map_err(no_random)?;
         let homes = HomeMap::new(shards, key).with_partitions(config.channels.partitions);
@@ -180,6 +185,7 @@ impl Gateway {
         let plan = ControlPlan {
             config: config.clone(),
             connections_possible: host.connections_possible,
+            certificates,
             homes: homes.clone(),
             view: Arc::clone(&view),
             seed: getrandom::u64().map_err(no_random)?,

@@ -90,6 +90,7 @@ pub struct Core {
     /// In the order in which they got something: what answers a client goes before what fans out.
     dirty: VecDeque<u32>,
     commands: Vec<Command>,
+    pub(super) tls: super::tls::TlsTurn,
     stopping: bool,
 }
 
@@ -132,6 +133,7 @@ impl Core {
             expired: Vec::new(),
             dirty: VecDeque::new(),
             commands: Vec::new(),
+            tls: Default::default(),
             stopping: false,
         }
     }
@@ -144,6 +146,7 @@ impl Core {
     /// Begins a turn at this time.
     pub fn begin_turn(&mut self, now: Now) {
         self.now = now;
+        self.tls.handshakes = 0;
         self.metrics().last_turn_ms.set(now.mono_ms());
     }
 
@@ -206,7 +209,10 @@ impl Core {
             self.close_now(key.slot);
             return;
         }
-        self.occupy(key, Stage::Head(Vec::new())).armed = true;
+        let tls = self.new_tls();
+        let conn = self.occupy(key, Stage::Head(Vec::new()));
+        conn.armed = true;
+        conn.tls = tls;
         let due = self.now.mono_ms() + self.settings.limits.handshake_timeout.as_millis() as u64;
         self.wheel.set(key.slot, due);
     }
@@ -227,15 +233,24 @@ impl Core {
         };
         conn.last_seen_ms = now_ms;
         conn.armed = false;
-        match conn.stage {
-            Stage::Head(_) => self.head_bytes(key.slot, bytes),
-            Stage::Http(_) => self.http_bytes(key.slot, bytes),
+        if conn.tls.is_some() {
+            self.tls_bytes(key.slot, bytes);
+        } else {
+            self.plain_bytes(key.slot, bytes);
+        }
+        self.rearm(key);
+    }
+
+    /// Bytes of HTTP or WebSocket.
+    pub(super) fn plain_bytes(&mut self, slot: u32, bytes: &mut [u8]) {
+        match self.conn(slot).stage {
+            Stage::Head(_) => self.head_bytes(slot, bytes),
+            Stage::Http(_) => self.http_bytes(slot, bytes),
             Stage::Authenticating | Stage::Open | Stage::Echo | Stage::Closing { .. } => {
-                self.frame_bytes(key.slot, bytes);
+                self.frame_bytes(slot, bytes);
             }
             Stage::Free | Stage::Leaving(_) | Stage::Lingering { .. } | Stage::Closed => {}
         }
-        self.rearm(key);
     }
 
     /// Arms the kind of receive that the connection's stage wants.
@@ -261,11 +276,13 @@ impl Core {
         let Some(conn) = self.connection(key) else {
             return;
         };
+        // Who speaks TLS says that it is done; an end without that may be anybody's.
+        let done = !broken && conn.tls.as_ref().is_none_or(|tls| tls.peer_has_closed());
         match conn.stage {
-            Stage::Http(_) if !broken => return self.http_ended(key.slot),
+            Stage::Http(_) if done => return self.http_ended(key.slot),
             // It may still read what we have to say.
             Stage::Closing { .. } | Stage::Lingering { .. } if !broken => return self.close_when_flushed(key.slot),
-            _ => {}
+            _ => self.count_broken_handshake(key.slot),
         }
         self.end(key.slot, Ending::Abrupt);
         self.close_now(key.slot);
@@ -280,14 +297,23 @@ impl Core {
         else {
             return;
         };
-        let Some(outbox) = conn.outbox.as_mut() else {
-            return;
-        };
-        outbox.sent(payload, &mut self.spares);
-        if outbox.is_empty() {
-            if let Some(outbox) = conn.outbox.take() {
-                self.spares.recycle_outbox(outbox);
+        let sent = match &mut conn.tls {
+            None => Some(payload),
+            Some(tls) => {
+                // That was what the payload was sealed into, or a piece of it.
+                self.spares.recycle(payload);
+                tls.sent()
             }
+        };
+        if let (Some(outbox), Some(payload)) = (conn.outbox.as_mut(), sent) {
+            outbox.sent(payload, &mut self.spares);
+        }
+        if conn.outbox.as_ref().is_some_and(|outbox| outbox.is_empty())
+            && let Some(outbox) = conn.outbox.take()
+        {
+            self.spares.recycle_outbox(outbox);
+        }
+        if conn.is_flushed() {
             self.flushed(key.slot);
         } else {
             self.mark_dirty(key.slot);
@@ -298,11 +324,17 @@ impl Core {
     pub(super) fn flushed(&mut self, slot: u32) {
         let key = self.key(slot);
         let conn = self.conn(slot);
-        if conn.outbox.is_some() {
+        if !conn.is_flushed() {
             return;
         }
         match &mut conn.stage {
             Stage::Leaving(_) => self.command(Command::Detach(key)),
+            Stage::Closing { peer_closed: true } | Stage::Lingering { finished: false }
+                if conn.tls.as_mut().is_some_and(|tls| tls.close()) =>
+            {
+                // Its goodbye comes before ours; then we are here again.
+                self.mark_dirty(slot);
+            }
             Stage::Closing { peer_closed: true } => self.close_now(slot),
             Stage::Lingering { finished } if !*finished => {
                 *finished = true;
@@ -475,7 +507,10 @@ impl Core {
     pub fn poll_payload(&mut self, key: SocketKey) -> Option<Payload> {
         let spares = &mut self.spares;
         let conn = self.connections.get_mut(key.slot as usize)?;
-        let payload = conn.outbox.as_mut()?.take(spares)?;
+        let payload = match &conn.tls {
+            None => conn.outbox.as_mut()?.take(spares)?,
+            Some(_) => self.sealed_payload(key)?,
+        };
         let metrics = &self.view.shards[self.me.index()];
         metrics.bytes_sent.add(payload.as_slice().len() as u64);
         Some(payload)
@@ -532,7 +567,7 @@ impl Core {
             return;
         };
         let stage = std::mem::replace(&mut conn.stage, Stage::Closed);
-        let (messages_in, rate) = (conn.messages_in, conn.rate);
+        let (messages_in, rate, tls) = (conn.messages_in, conn.rate, conn.tls.take());
         // It does not end here: its place and its life go on with the home shard.
         if std::mem::take(&mut conn.counted) {
             self.uncount_connection();
@@ -547,6 +582,7 @@ impl Core {
                 rest: leaving.rest,
                 messages_in,
                 rate,
+                tls,
             });
         }
     }

@@ -9,7 +9,20 @@ use crate::config::keys::KEYS;
 fn any_flags() -> impl Strategy<Value = Vec<String>> {
     let keys: Vec<&'static Key> = KEYS
         .iter()
-        .filter(|key| key.available && !["shards", "cpus", "insecure", "redis.url", "redis.ca"].contains(&key.name))
+        .filter(|key| {
+            key.available
+                && ![
+                    "shards",
+                    "cpus",
+                    "insecure",
+                    "redis.url",
+                    "redis.ca",
+                    "tls.cert",
+                    "tls.key",
+                    "tls.client_ca",
+                ]
+                .contains(&key.name)
+        })
         .collect();
     let flag = |key: &'static Key| -> BoxedStrategy<String> {
         let value: BoxedStrategy<String> = match key.kind {
@@ -48,12 +61,24 @@ fn any_flags() -> impl Strategy<Value = Vec<String>> {
         "--redis-url=rediss-sentinel://[a-z]{1,9},[a-z]{1,9}/[a-z]{1,9}"
             .prop_map(|url| vec![url, "--redis-ca=/a b.pem".to_owned()]),
     ];
+    let tls = prop_oneof![
+        Just(vec![]),
+        Just(vec!["--tls-cert=/a b.pem".to_owned(), "--tls-key=ä.pem".to_owned()]),
+        "[a-z]{1,9}".prop_map(|name| ["cert", "key", "client-ca"]
+            .map(|key| format!("--tls-{key}=/{name}"))
+            .to_vec()),
+    ];
     let count = keys.len();
     let rest = proptest::sample::subsequence(keys, 0..=count);
     let rest = rest.prop_flat_map(move |keys| keys.into_iter().map(flag).collect::<Vec<_>>());
-    (rest, cpus, redis, any::<bool>()).prop_map(|(rest, cpus, redis, insecure)| {
+    (rest, cpus, redis, tls, any::<bool>()).prop_map(|(rest, cpus, redis, tls, insecure)| {
         let insecure = insecure.then(|| "--insecure".to_owned());
-        rest.into_iter().chain(cpus).chain(redis).chain(insecure).collect()
+        rest.into_iter()
+            .chain(cpus)
+            .chain(redis)
+            .chain(tls)
+            .chain(insecure)
+            .collect()
     })
 }
 
