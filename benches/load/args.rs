@@ -544,7 +544,6 @@ mod tests {
                 "20000000: at most",
             ),
             (format!("fanout {url} --threads 2"), "one thread"),
-            ("idle --url wss://127.0.0.1/ws".to_owned(), "TLS"),
             ("idle --url http://127.0.0.1/ws".to_owned(), "ws://"),
             ("idle --url wss://127.0.0.1/ws".to_owned(), "--insecure-tls"),
             (format!("idle {url} --insecure-tls"), "wss://"),
