@@ -77,6 +77,9 @@ fn run(config: Config, args: &[OsString], env: &[(OsString, OsString)]) -> ExitC
     };
     let addr = gateway.local_addr();
     log::info!("gateway {} listening on {addr}", config.gateway_id);
+    if let Some(admin) = gateway.admin_listen() {
+        log::info!("administration on {admin}");
+    }
     if gateway.view().development {
         let scheme = if config.tls.is_some() { "https" } else { "http" };
         log::warn!("development mode: every client is who it says it is; try it at {scheme}://{addr}/");

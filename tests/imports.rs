@@ -13,6 +13,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("payload", &[]),
     ("protocol", &["ids"]),
     ("router", &["ids"]),
+    ("admin", &["ids"]),
     ("config", &[]),
     ("tls", &["config", "payload"]),
     ("session", &["ids", "payload", "protocol", "router", "tls"]),
@@ -21,7 +22,9 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("engine", &["ids", "payload"]),
     (
         "lanes",
-        &["engine", "ids", "protocol", "router", "session", "settings", "tls"],
+        &[
+            "admin", "engine", "ids", "protocol", "router", "session", "settings", "tls",
+        ],
     ),
     ("view", &["ids", "lanes", "metrics", "settings"]),
     (
@@ -29,29 +32,30 @@ const ROOMS: &[(&str, &[&str])] = &[
         &["engine", "ids", "lanes", "metrics", "protocol", "router", "view"],
     ),
     ("broker", &["cluster", "config", "metrics"]),
-    ("http", &["ids", "metrics", "protocol", "settings", "view"]),
+    ("http", &["admin", "ids", "metrics", "protocol", "settings", "view"]),
     (
         "shard",
         &[
-            "engine", "http", "ids", "lanes", "metrics", "payload", "protocol", "router", "session", "settings", "tls",
-            "view",
+            "admin", "engine", "http", "ids", "lanes", "metrics", "payload", "protocol", "router", "session",
+            "settings", "tls", "view",
         ],
     ),
     ("runtime", &["config", "engine", "ids", "settings", "tls"]),
     (
         "control",
         &[
-            "broker", "cluster", "config", "engine", "ids", "lanes", "metrics", "protocol", "router", "runtime",
-            "settings", "shard", "tls", "view",
+            "admin", "broker", "cluster", "config", "engine", "http", "ids", "lanes", "metrics", "protocol", "router",
+            "runtime", "settings", "shard", "tls", "view",
         ],
     ),
 ];
 
 /// Rooms where everything that happens follows from the arguments.
-const PURE: &[&str] = &["ids", "payload", "protocol", "router", "session", "cluster"];
+const PURE: &[&str] = &["ids", "payload", "protocol", "router", "session", "admin", "cluster"];
 
 /// Files of other rooms that are as pure.
 const PURE_FILES: &[&str] = &[
+    "shard/admin.rs",
     "shard/core.rs",
     "shard/deliver.rs",
     "shard/frames.rs",

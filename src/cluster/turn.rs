@@ -135,6 +135,7 @@ impl Cluster {
     }
 
     fn ask_places(&mut self) {
+        self.ask_inquiries();
         let mut to_locate = std::mem::take(&mut self.to_locate);
         while !to_locate.is_empty() {
             let rest = to_locate.split_off(to_locate.len().min(LOCATES_MAX));
@@ -377,11 +378,23 @@ impl Cluster {
         for (purpose, _) in self.sent.values_mut() {
             if matches!(
                 purpose,
-                Purpose::Locate(_) | Purpose::Queries(_) | Purpose::Packet { .. } | Purpose::Publications { .. }
+                Purpose::Locate(_)
+                    | Purpose::Queries(_)
+                    | Purpose::Inquiry(_)
+                    | Purpose::Packet { .. }
+                    | Purpose::Publications { .. }
             ) {
                 given_up.push(std::mem::replace(purpose, Purpose::Abandoned));
             }
         }
+        let inquiries: Vec<u32> = given_up
+            .iter()
+            .filter_map(|purpose| match purpose {
+                Purpose::Inquiry(ticket) => Some(*ticket),
+                _ => None,
+            })
+            .collect();
+        self.give_up_inquiries(inquiries.into_iter());
         let waiting = std::mem::take(&mut self.queries).into_iter().map(|(query, _)| query);
         let asked = given_up.into_iter().flat_map(|purpose| match purpose {
             Purpose::Queries(queries) => queries,

@@ -8,11 +8,15 @@ use std::time::Duration;
 
 use log::LevelFilter;
 
+use super::admin::TOKEN_BYTES_MIN;
 use super::error::ConfigError;
 use super::keys::{self, KEYS};
 use super::sources::Settings;
 use super::value::Value;
-use super::{ChannelsConfig, Config, EngineChoice, Heartbeat, Limits, Placement, RedisConfig, RedisTarget, TlsFiles};
+use super::{
+    AdminConfig, AdminListen, ChannelsConfig, Config, EngineChoice, Heartbeat, Limits, Placement, RedisConfig,
+    RedisTarget, Secret, TlsFiles,
+};
 
 impl Settings {
     /// The checked configuration; `gateway_id` is what to use where none is set.
@@ -81,6 +85,10 @@ impl Settings {
                 subscribe: self.get("channels.subscribe"),
                 publish: self.get("channels.publish"),
                 partitions: self.get("channels.partitions"),
+            },
+            admin: AdminConfig {
+                token: self.get("admin.token"),
+                listen: self.get("admin.listen"),
             },
             drain_timeout: self.get("drain.timeout"),
             tls,
@@ -155,6 +163,26 @@ impl Settings {
                 return contradiction(first, second, rule);
             }
         }
+        if config
+            .admin
+            .token
+            .as_ref()
+            .is_some_and(|t| t.expose().len() < TOKEN_BYTES_MIN)
+        {
+            return Err(ConfigError::BadValue {
+                key: "admin.token".into(),
+                place: self.setting("admin.token").place.clone(),
+                value: super::value::MASK.into(),
+                allowed: format!("at least {TOKEN_BYTES_MIN} bytes, such as what openssl rand -hex 32 prints"),
+            });
+        }
+        if config.admin.listen == Some(AdminListen::Tcp(config.listen)) && config.listen.port() != 0 {
+            return contradiction(
+                "admin.listen",
+                "listen",
+                "the two need addresses of their own; leave admin.listen out to serve both on one",
+            );
+        }
         if !config.listen.ip().to_canonical().is_loopback() && !config.insecure {
             let place = self.setting("listen").place.clone();
             return Err(ConfigError::OpenDevelopmentMode {
@@ -216,6 +244,10 @@ pub(super) fn restart_keys(old: &Config, new: &Config) -> Vec<&'static str> {
             publish: _,
             partitions,
         },
+        admin: AdminConfig {
+            token: _,
+            listen: admin_listen,
+        },
         drain_timeout,
         tls: _,
         redis,
@@ -248,6 +280,7 @@ pub(super) fn restart_keys(old: &Config, new: &Config) -> Vec<&'static str> {
         ("heartbeat.timeout", *timeout != new.heartbeat.timeout),
         ("auth.timeout", *auth_timeout != new.auth_timeout),
         ("channels.partitions", *partitions != new.channels.partitions),
+        ("admin.listen", *admin_listen != new.admin.listen),
         ("drain.timeout", *drain_timeout != new.drain_timeout),
         (
             "redis.url",
@@ -296,6 +329,8 @@ from_value! {
     SocketAddr: Value::Address(address) => Some(*address);
     String: Value::Text(text) => Some(text.clone());
     RedisTarget: Value::Text(text) => RedisTarget::parse(text).ok();
+    Secret: Value::Text(text) => Some(Secret::new(text));
+    AdminListen: Value::Text(text) => AdminListen::parse(text);
     LevelFilter: Value::Text(text) => text.parse().ok();
 }
 

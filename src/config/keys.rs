@@ -266,10 +266,10 @@ pub(super) static KEYS: &[Key] = &[
     row(CHANNELS, "channels.partitions", number(1, 16_384, "partitions"), Value("64"), HERE, RESTART,
         "Channels are spread over so many partitions between gateways; the same number on all gateways of a cluster"),
 
-    row(ADMIN, "admin.token", Kind::Secret, Unset("none: no /admin"), LATER, RESTART,
-        "Bearer token of /admin, or @FILE"),
-    row(ADMIN, "admin.listen", Kind::Address, Unset("none: the public listener"), LATER, RESTART,
-        "Serve /admin, /metrics and /debug only on this address"),
+    row(ADMIN, "admin.token", Kind::Secret, Unset("none: no /admin"), HERE, LIVE,
+        "Bearer token of /admin, at least 16 bytes, or @FILE"),
+    row(ADMIN, "admin.listen", Kind::AddressOrSocket, Unset("none: the public listener"), HERE, RESTART,
+        "Serve /admin, /metrics, /stats, /dashboard and /debug only here"),
 
     row(TLS, "tls.cert", Kind::File, Unset("none: plain text"), HERE, LIVE,
         "Certificate chain in PEM, the gateway's own first; with tls.key the public listener speaks TLS"),

@@ -12,12 +12,14 @@
 //! | `redis_url` | [`RedisTarget`] |
 //! | `text` | `--help`, `--check-config`, documentation |
 //! | `error` | [`ConfigError`] |
+//! | `admin` | [`AdminConfig`] |
 //! | [`origins`] | which web pages may connect |
 //! | [`patterns`] | which channels a user may use |
 //!
 //! Invariants: a value that nobody can honour is refused, never dropped; what is printed holds no secret; what
 //! `--check-config` prints loads to the same [`Config`].
 
+mod admin;
 mod checks;
 mod error;
 mod keys;
@@ -37,6 +39,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use admin::{AdminConfig, AdminListen, Secret};
 pub use error::{ConfigError, Place};
 pub use origins::{OriginError, OriginPolicy};
 pub use patterns::{ChannelPatterns, PatternError};
@@ -162,6 +165,8 @@ pub struct Config {
     pub auth_timeout: Duration,
     /// Who may use which channels, and how those are spread.
     pub channels: ChannelsConfig,
+    /// The admin API.
+    pub admin: AdminConfig,
     /// How long a drain may last.
     pub drain_timeout: Duration,
     /// TLS on the public listener; `None`: plain text.
@@ -174,7 +179,7 @@ pub struct Config {
 
 impl Config {
     /// This configuration with what can change while running taken from `new` (log level, limits, origins,
-    /// patterns of channels, TLS), and the names of the keys that differ and need a restart.
+    /// patterns of channels, TLS, the administrator's token), and the names of the keys that differ and need a restart.
     #[must_use]
     pub fn reloadable_changes(&self, new: &Config) -> (Config, Vec<&'static str>) {
         let changed = Config {
@@ -185,6 +190,10 @@ impl Config {
             channels: ChannelsConfig {
                 partitions: self.channels.partitions,
                 ..new.channels.clone()
+            },
+            admin: AdminConfig {
+                token: new.admin.token.clone(),
+                ..self.admin.clone()
             },
             ..self.clone()
         };

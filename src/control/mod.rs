@@ -9,8 +9,10 @@
 //! | `mod` | [`Gateway`] and [`Handle`]: what the rest of the program sees; the start |
 //! | `shards` | the shards' threads |
 //! | `run` | the control thread's turn |
+//! | `admin` | administrators' requests |
 //! | `link` | the cluster, its store, and how they are joined and left |
 
+mod admin;
 mod link;
 mod run;
 mod shards;
@@ -22,16 +24,17 @@ use std::thread::JoinHandle;
 
 use bytes::Bytes;
 use crossbeam_channel::{Sender, unbounded};
+use tokio::sync::oneshot;
 
-use crate::config::{Config, ConfigError};
+use crate::config::{AdminListen, Config, ConfigError};
 use crate::engine::Waker;
 use crate::ids::is_valid_user_id;
 use crate::lanes::{self, Instruction};
 use crate::protocol::close::CloseReason;
 use crate::router::HomeMap;
-use crate::runtime::StartError;
-use crate::runtime::listener;
+use crate::runtime::admin::AdminSocket;
 use crate::runtime::preflight::{self, EngineKind};
+use crate::runtime::{self, StartError, listener};
 use crate::settings::Settings;
 use crate::shard::run::Reporter;
 use crate::tls::Certificates;
@@ -64,12 +67,17 @@ enum Order {
     Reload(Box<Config>),
     /// For this gateway and all others.
     Everywhere(Instruction),
+    /// For the others only. Hears whether they can be told.
+    Spread(Instruction, oneshot::Sender<bool>),
+    /// On which other gateways is this user? Answered at the administrator's desk, by ticket.
+    Locate(u32, Arc<str>),
 }
 
 /// A running gateway. Dropping it stops it at once.
 #[derive(Debug)]
 pub struct Gateway {
     addr: SocketAddr,
+    admin: Option<AdminListen>,
     view: Arc<View>,
     handle: Handle,
     control: Option<JoinHandle<Exit>>,
@@ -142,6 +150,8 @@ impl Gateway {
         let host = preflight::inspect(config)?;
         let listeners = listener::bind(config.listen, host.cpus.len())?;
         let addr = listeners.addr;
+        let admin_socket = config.admin.listen.as_ref().map(runtime::admin::bind).transpose()?;
+        let admin = admin_socket.as_ref().and_then(AdminSocket::listen);
         let shards = host.cpus.len() as u16;
         let (mut inboxes, senders, depths) = lanes::inboxes(shards);
         let engine = match host.engine {
@@ -184,6 +194,8 @@ impl Gateway {
         };
         let plan = ControlPlan {
             config: config.clone(),
+            settings: Arc::clone(&settings),
+            handle: handle.clone(),
             connections_possible: host.connections_possible,
             certificates,
             homes: homes.clone(),
@@ -219,15 +231,21 @@ impl Gateway {
         )?;
         Ok(Gateway {
             addr,
+            admin,
             view,
             handle,
-            control: control.serve(Control::new(shards, claim)),
+            control: control.serve(Control::new(shards, claim, admin_socket)),
         })
     }
 
     /// Where it listens.
     pub fn local_addr(&self) -> SocketAddr {
         self.addr
+    }
+
+    /// Where administrators are listened to, if that is not the public listener.
+    pub fn admin_listen(&self) -> Option<&AdminListen> {
+        self.admin.as_ref()
     }
 
     /// What it counts and says of itself.

@@ -3,8 +3,10 @@
 //! Owns the thread, inside a tokio runtime of one thread. One turn: what shards say, what the store says, orders,
 //! reports, then time; then requests go to the store and batches to the shards. It waits for any of these.
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::io::Read;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -12,13 +14,16 @@ use std::time::Duration;
 use crossbeam_channel::Receiver;
 use tokio::io::unix::AsyncFd;
 
+use super::admin::{Desk, listener};
 use super::link::Link;
 use super::shards::Shards;
-use super::{Exit, Order};
+use super::{Exit, Handle, Order};
 use crate::config::Config;
 use crate::engine::Waker;
+use crate::http::{Door, HttpContext};
 use crate::lanes::{Inbox, Instruction, Parcel};
 use crate::router::HomeMap;
+use crate::runtime::admin::AdminSocket;
 use crate::runtime::listener::Claim;
 use crate::settings::Settings;
 use crate::shard::run::Report;
@@ -41,6 +46,10 @@ const EVENTS_PER_TURN: usize = 256;
 /// What the control thread starts with.
 pub(super) struct ControlPlan {
     pub(super) config: Config,
+    /// Made of it.
+    pub(super) settings: Arc<Settings>,
+    /// To this thread itself.
+    pub(super) handle: Handle,
     pub(super) connections_possible: usize,
     pub(super) certificates: Option<Certificates>,
     pub(super) homes: HomeMap,
@@ -60,11 +69,16 @@ pub(super) struct ControlPlan {
 pub(super) struct Control {
     shards: Shards,
     _claim: Option<Claim>,
+    admin: Option<AdminSocket>,
 }
 
 impl Control {
-    pub(super) fn new(shards: Shards, claim: Option<Claim>) -> Self {
-        Control { shards, _claim: claim }
+    pub(super) fn new(shards: Shards, claim: Option<Claim>, admin: Option<AdminSocket>) -> Self {
+        Control {
+            shards,
+            _claim: claim,
+            admin,
+        }
     }
 }
 
@@ -128,12 +142,28 @@ pub(super) struct Turns {
     woken: Woken,
     link: Option<Link>,
     control: Control,
+    desk: Rc<Desk>,
+    /// Of `admin.listen`.
+    http: Rc<HttpContext>,
     drain: Option<Drain>,
     stalled: Vec<bool>,
 }
 
 impl Turns {
-    pub(super) fn new(plan: ControlPlan, woken: Woken, mut link: Option<Link>, control: Control) -> Self {
+    pub(super) fn new(plan: ControlPlan, woken: Woken, mut link: Option<Link>, mut control: Control) -> Self {
+        let http = Rc::new(HttpContext {
+            view: Arc::clone(&plan.view),
+            settings: RefCell::new(plan.settings),
+            door: Door::Admin,
+            jitter: RefCell::new(fastrand::Rng::with_seed(!plan.seed)),
+        });
+        let mailboxes = control.shards.mailboxes();
+        let desk = Desk::new(plan.handle, mailboxes, plan.homes, Arc::clone(&plan.view), plan.seed);
+        if let Some(socket) = control.admin.take()
+            && let Err(error) = listener::serve(socket, Rc::clone(&http), Rc::clone(&desk))
+        {
+            log::error!("admin.listen is not served: {error}");
+        }
         if let Some(link) = &mut link {
             link.attach(control.shards.mailboxes(), &plan.view);
         }
@@ -147,6 +177,8 @@ impl Turns {
             reports: plan.reports,
             woken,
             link,
+            desk,
+            http,
             drain: None,
             stalled: vec![false; control.shards.count()],
             control,
@@ -173,6 +205,9 @@ impl Turns {
             let mut due_ms = now.mono_ms() + WATCH_EVERY_MS;
             if let Some(link) = &mut self.link {
                 due_ms = link.end_turn().map_or(due_ms, |due| due.min(due_ms));
+                while let Some((ticket, found)) = link.cluster.poll_whereabouts() {
+                    self.desk.located(ticket, found);
+                }
             }
             match self.drain_over(now.mono_ms()) {
                 Ok(exit) => break exit,
@@ -259,6 +294,15 @@ impl Turns {
                     }
                     self.instruct(instruction);
                 }
+                Order::Spread(instruction, told) => {
+                    // Alone, there is nobody to be told.
+                    let link = self.link.as_mut();
+                    let _ = told.send(link.is_none_or(|link| link.cluster.spread(&instruction)));
+                }
+                Order::Locate(ticket, user) => match &mut self.link {
+                    Some(link) => link.cluster.inquire(ticket, user),
+                    None => self.desk.located(ticket, Some(Vec::new())),
+                },
                 Order::Stop => return Some(Exit::Stopped),
             }
         }
@@ -268,6 +312,8 @@ impl Turns {
     fn take_reports(&mut self) -> Option<Exit> {
         while let Ok(report) = self.reports.try_recv() {
             match report {
+                Report::Asked(shard, conn, from, request) => self.desk.take(shard, conn, from, request),
+                Report::Replied(ticket, reply) => self.desk.replied(ticket, reply),
                 Report::Drained(_, count) => {
                     if let Some(drain) = &mut self.drain {
                         drain.shards_left -= 1;
@@ -366,6 +412,7 @@ impl Turns {
             Ok(settings) => Arc::new(settings.with_tls(tls)),
             Err(error) => return log::error!("configuration not changed: {error}"),
         };
+        self.http.settings.replace(Arc::clone(&settings));
         self.control.shards.post_all(|| Parcel::Settings(Arc::clone(&settings)));
     }
 

@@ -15,7 +15,7 @@ fn connection(development: bool) -> (HttpConn, Rc<HttpContext>) {
             )
             .unwrap(),
         )),
-        shard: 0,
+        door: Door::Public(0),
         jitter: RefCell::new(fastrand::Rng::with_seed(1)),
     });
     (HttpConn::new(Rc::clone(&context), None), context)

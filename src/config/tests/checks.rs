@@ -230,8 +230,6 @@ fn a_key_that_this_release_does_not_have_is_refused_unless_it_says_the_default()
         }
     }
     for name in [
-        "admin.token",
-        "admin.listen",
         "auth.algorithm",
         "auth.key",
         "auth.jwks_url",
