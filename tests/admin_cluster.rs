@@ -126,6 +126,42 @@ fn messages_publications_and_broadcasts_go_everywhere() {
     }
 }
 
+/// A Redis that says nothing keeps nobody waiting for long, and only so many at a time.
+#[test]
+fn with_a_silent_redis_requests_end() {
+    let redis = Redis::start();
+    let fleet = Fleet::new(redis.url()).with_args(&["--admin-token", TOKEN]);
+    let gateway = fleet.gateway("gw1");
+    let admin = Admin::of(&gateway);
+    let mut waiting: Vec<Client> = (0..200).map(|_| gateway.tcp()).collect();
+    redis.pause();
+    for client in &mut waiting {
+        let fields = format!("Host: h\r\n{}", admin.authorization());
+        client.send_raw(format!("GET /admin/users/alice HTTP/1.1\r\n{fields}\r\n").as_bytes());
+    }
+    let mut refused = 0;
+    for client in &mut waiting {
+        let answer = client.read_response();
+        assert_eq!(answer.status, 503, "{answer:?}");
+        refused += u32::from(answer.body.contains("too many requests are under way"));
+    }
+    // Of two shards, 64 on each may wait.
+    assert!((1..=136).contains(&refused), "{refused}");
+    redis.resume();
+    eventually("Redis is back", || admin.get("/admin/users/alice").0 == 200);
+    // Nobody holds a place any more.
+    for client in &mut waiting {
+        client.send_raw(
+            format!(
+                "GET /admin/connections HTTP/1.1\r\nHost: h\r\n{}\r\n",
+                admin.authorization()
+            )
+            .as_bytes(),
+        );
+        assert_eq!(client.read_response().status, 200);
+    }
+}
+
 #[test]
 fn without_redis_the_truth_is_told() {
     let mut redis = Redis::start();

@@ -10,6 +10,11 @@ const UNIX: &str = "unix:";
 /// A token that is shorter is guessed sooner or later, as nobody counts the attempts.
 pub(super) const TOKEN_BYTES_MIN: usize = 16;
 
+/// True if a client can show it, in a header field, and nobody guesses it.
+pub(super) fn is_good_token(token: &str) -> bool {
+    token.len() >= TOKEN_BYTES_MIN && token.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
 /// The admin API.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AdminConfig {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use log::LevelFilter;
 
-use super::admin::TOKEN_BYTES_MIN;
+use super::admin::{TOKEN_BYTES_MIN, is_good_token};
 use super::error::ConfigError;
 use super::keys::{self, KEYS};
 use super::sources::Settings;
@@ -167,13 +167,15 @@ impl Settings {
             .admin
             .token
             .as_ref()
-            .is_some_and(|t| t.expose().len() < TOKEN_BYTES_MIN)
+            .is_some_and(|token| !is_good_token(token.expose()))
         {
             return Err(ConfigError::BadValue {
                 key: "admin.token".into(),
                 place: self.setting("admin.token").place.clone(),
                 value: super::value::MASK.into(),
-                allowed: format!("at least {TOKEN_BYTES_MIN} bytes, such as what openssl rand -hex 32 prints"),
+                allowed: format!(
+                    "at least {TOKEN_BYTES_MIN} bytes of visible ASCII, such as what openssl rand -hex 32 prints"
+                ),
             });
         }
         if config.admin.listen == Some(AdminListen::Tcp(config.listen)) && config.listen.port() != 0 {

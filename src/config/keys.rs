@@ -267,7 +267,7 @@ pub(super) static KEYS: &[Key] = &[
         "Channels are spread over so many partitions between gateways; the same number on all gateways of a cluster"),
 
     row(ADMIN, "admin.token", Kind::Secret, Unset("none: no /admin"), HERE, LIVE,
-        "Bearer token of /admin, at least 16 bytes, or @FILE"),
+        "Bearer token of /admin, at least 16 bytes of visible ASCII, or @FILE"),
     row(ADMIN, "admin.listen", Kind::AddressOrSocket, Unset("none: the public listener"), HERE, RESTART,
         "Serve /admin, /metrics, /stats, /dashboard and /debug only here"),
 

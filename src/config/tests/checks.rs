@@ -216,6 +216,33 @@ fn development_mode_stays_on_loopback() {
 }
 
 #[test]
+fn administrators_have_a_token_worth_the_name_and_an_address_of_their_own() {
+    let token = "0123456789abcdef";
+    let config = run(&["--admin-token", token, "--admin-listen=unix:/run/a b.sock"], &[]);
+    assert_eq!(
+        config.admin.token.map(|token| token.expose().to_owned()).as_deref(),
+        Some(token)
+    );
+    assert_eq!(config.admin.listen, Some(AdminListen::Unix("/run/a b.sock".into())));
+    for bad in [
+        "0123456789abcde",
+        "0123456789abcde ",
+        " 0123456789abcdef",
+        "0123456789abcdeä",
+    ] {
+        let said = refused(&["--admin-token", bad], &[]);
+        assert_says(&said, &["admin.token", "***", "16 bytes", "visible ASCII"]);
+        assert!(!said.contains(bad), "{said}");
+    }
+    for bad in ["unix:", "/run/admin.sock", "127.0.0.1", ":9090", "localhost:9090"] {
+        assert_says(&refused(&["--admin-listen", bad], &[]), &["admin.listen", "unix:/run"]);
+    }
+    let same = refused(&["--listen=127.0.0.1:9000", "--admin-listen=127.0.0.1:9000"], &[]);
+    assert_says(&same, &["admin.listen", "listen", "contradicts"]);
+    run(&["--listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0"], &[]);
+}
+
+#[test]
 fn a_key_that_this_release_does_not_have_is_refused_unless_it_says_the_default() {
     for key in KEYS.iter().filter(|key| !key.available) {
         let said = refused(&[&key.flag(), other_value(key)], &[]);
