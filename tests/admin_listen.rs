@@ -92,7 +92,7 @@ fn on_a_unix_socket() {
     let listen = format!("unix:{}", path.display());
     let (mut gateway, place) = start(&listen, &["--admin-token", TOKEN]);
     assert_eq!(place, listen);
-    serves_everything(&gateway, &Admin::at_unix(&path), &json!("a local socket"));
+    serves_everything(&gateway, &Admin::at_unix(&path), &json!("somebody on this host"));
     // Somebody listens: another gateway does not take it away.
     refuses(&listen, "in use");
     assert_eq!(Admin::at_unix(&path).get("/admin/connections").0, 200);

@@ -26,6 +26,7 @@ use bytes::Bytes;
 use crossbeam_channel::{Sender, unbounded};
 use tokio::sync::oneshot;
 
+use crate::admin::{Answer, Request};
 use crate::config::{AdminListen, Config, ConfigError};
 use crate::engine::Waker;
 use crate::ids::is_valid_user_id;
@@ -71,6 +72,8 @@ enum Order {
     Spread(Instruction, oneshot::Sender<bool>),
     /// On which other gateways is this user? Answered at the administrator's desk, by ticket.
     Locate(u32, Arc<str>),
+    /// Of the program that this gateway is a part of.
+    Administer(Request, oneshot::Sender<Answer>),
 }
 
 /// A running gateway. Dropping it stops it at once.
@@ -114,6 +117,14 @@ impl Handle {
     /// Goes by this configuration from now on, as far as that is possible while running.
     pub fn reload(&self, config: Config) {
         self.order(Order::Reload(Box::new(config)));
+    }
+
+    /// Carries out a request of the admin API, with no token asked for: sends, publishes, lists and closes. The answer can be
+    /// awaited, or waited for with `blocking_recv`; it is an error if the gateway has ended.
+    pub fn administer(&self, request: Request) -> oneshot::Receiver<Answer> {
+        let (sender, answer) = oneshot::channel();
+        self.order(Order::Administer(request, sender));
+        answer
     }
 
     /// Sends a whole frame to every connection of every gateway.

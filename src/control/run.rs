@@ -299,6 +299,7 @@ impl Turns {
                     let link = self.link.as_mut();
                     let _ = told.send(link.is_none_or(|link| link.cluster.spread(&instruction)));
                 }
+                Order::Administer(request, answered) => self.desk.take_own(request, answered),
                 Order::Locate(ticket, user) => match &mut self.link {
                     Some(link) => link.cluster.inquire(ticket, user),
                     None => self.desk.located(ticket, Some(Vec::new())),

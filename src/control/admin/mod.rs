@@ -95,6 +95,14 @@ impl Desk {
         });
     }
 
+    /// Carries out what the program itself wants.
+    pub(super) fn take_own(self: &Rc<Self>, request: Request, answered: oneshot::Sender<Answer>) {
+        let desk = Rc::clone(self);
+        tokio::task::spawn_local(async move {
+            let _ = answered.send(desk.serve(&request, None).await);
+        });
+    }
+
     /// A shard has replied.
     pub(super) fn replied(&self, ticket: u32, reply: Reply) {
         self.resolve(ticket, Word::Reply(reply));
@@ -140,7 +148,7 @@ impl Desk {
             }
         };
         if let Some(change) = change {
-            let from = from.map_or("a local socket".to_owned(), |from| from.to_string());
+            let from = from.map_or("somebody on this host".to_owned(), |from| from.to_string());
             log::info!("admin: {change}, as {from} wished: {}", answer.status);
         }
         answer
