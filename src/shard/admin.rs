@@ -87,7 +87,7 @@ impl Core {
                 let reply = self.list(from, 1, |conn| conn.id == id);
                 if let (Some(reason), Reply::Page { connections, .. }) = (close, &reply) {
                     for found in connections {
-                        self.begin_close(found.key.slot, reason);
+                        self.close_by_order(found.key.slot, reason);
                     }
                 }
                 self.reply(ticket, reply);
@@ -145,9 +145,14 @@ impl Core {
     pub(super) fn close_user(&mut self, user: &str, reason: CloseReason) -> u64 {
         let slots = self.devices(user);
         for slot in &slots {
-            self.begin_close(*slot, reason);
+            self.close_by_order(*slot, reason);
         }
         slots.len() as u64
+    }
+
+    fn close_by_order(&mut self, slot: u32, reason: CloseReason) {
+        self.settle_broadcasts(slot);
+        self.begin_close(slot, reason);
     }
 
     fn wanted_by_system(&self, ticket: u32, message_id: uuid::Uuid) -> Wanted<'static> {

@@ -539,6 +539,19 @@ impl Core {
         }
     }
 
+    /// Before an administrator closes a connection: what was broadcast before that wish comes before the close.
+    pub(super) fn settle_broadcasts(&mut self, slot: u32) {
+        let mut broadcasts = std::mem::take(&mut self.fan_out.broadcasts);
+        for broadcast in broadcasts.iter_mut().filter(|broadcast| broadcast.next <= slot) {
+            // A slow consumer is closed by the first that it has no room for.
+            if matches!(self.conn(slot).stage, Stage::Open) {
+                let taken = self.append_shared(slot, &broadcast.frame, SentKind::Broadcast);
+                broadcast.taken += u64::from(taken);
+            }
+        }
+        self.fan_out.broadcasts = broadcasts;
+    }
+
     fn go_on_broadcasting(&mut self, budget: &mut Budget) {
         while !budget.is_spent()
             && let Some(mut broadcast) = self.fan_out.broadcasts.pop_front()
