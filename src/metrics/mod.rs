@@ -190,7 +190,7 @@ pub enum Drop {
     PresenceRedisAway,
     /// A message of another gateway for a user who is not here any more; its sender heard `offline`.
     MessageMissed,
-    /// A publication did not fit into a lane; its publisher heard `failed`.
+    /// A publication did not fit into a lane; its publisher heard `failed` if it is on this gateway.
     PublicationLaneFull,
     /// A publication for which too much was on its way to subscribers; its publisher heard `failed` if this is its channel's home.
     PublicationQueueFull,
@@ -198,11 +198,13 @@ pub enum Drop {
     PublicationRedisAway,
     /// A subscription for which a lane was full; the client heard `unavailable`.
     SubscriptionLaneFull,
+    /// A broadcast for which too many were on their way.
+    BroadcastQueueFull,
 }
 
 impl Drop {
     /// `kind` and `reason` in the order of the discriminants.
-    pub const LABELS: [(&'static str, &'static str); 15] = [
+    pub const LABELS: [(&'static str, &'static str); 16] = [
         ("message", "offline"),
         ("frame", "rate_limited"),
         ("message", "lane_full"),
@@ -218,6 +220,7 @@ impl Drop {
         ("publication", "queue_full"),
         ("publication", "redis_away"),
         ("subscription", "lane_full"),
+        ("broadcast", "queue_full"),
     ];
 }
 
@@ -516,7 +519,7 @@ impl Exposition {
         self.labelled(
             shards,
             "shardgate_acks_total",
-            "What became of messages whose sender asked.",
+            "What became of messages and publications whose sender asked.",
             "status",
             &AckStatus::LABELS,
             |m| &m.acks,

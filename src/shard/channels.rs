@@ -38,6 +38,8 @@ const FANOUT_MOST: u32 = 128;
 const FANOUT_BYTES_PER_TURN: usize = 512 * 1024;
 /// Frames that go to one subscriber together. One send then fills a socket buffer well.
 const VISIT_BYTES_MAX: usize = 64 * 1024;
+/// Bytes of broadcasts that may be on their way.
+const BROADCAST_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// A channel that waits for its home's confirmation. Its subscribers are in the table; what is published comes later.
 #[derive(Debug)]
@@ -96,8 +98,18 @@ struct Broadcast {
 pub(super) struct FanOut {
     /// Broadcasts on their way, the first one first.
     broadcasts: VecDeque<Broadcast>,
+    broadcast_bytes: usize,
     /// Outboxes that the last turn might fill.
     outboxes: u32,
+    /// Visits of one channel in one turn that came too early; kept for its capacity.
+    too_early: Vec<(u32, u32)>,
+}
+
+impl FanOut {
+    /// Bytes of broadcasts on their way.
+    pub(super) fn broadcast_bytes(&self) -> usize {
+        self.broadcast_bytes
+    }
 }
 
 /// What one turn may still do.
@@ -258,11 +270,13 @@ impl Core {
                 self.say_subscribed(slot, channel, client_id.as_deref());
             }
         }
-        let limit = self.settings.limits.outbox_bytes;
-        if let Some((frames, publications)) = self.channels.on_its_way(slot, index)
-            // Whoever goes is not closed for what it does not want any more.
-            && !self.conn(slot).has_no_room(frames.len(), limit)
-        {
+        // Whoever goes is not closed for what it does not want any more.
+        let room = self
+            .settings
+            .limits
+            .outbox_bytes
+            .saturating_sub(self.conn(slot).outbox_bytes());
+        if let Some((frames, publications)) = self.channels.on_its_way(slot, index, room) {
             self.append_publications(slot, &frames, publications);
         }
     }
@@ -466,6 +480,10 @@ impl Core {
 
     /// Puts a frame on its way to every connection.
     pub(super) fn queue_broadcast(&mut self, frame: Bytes) {
+        if self.fan_out.broadcast_bytes > 0 && self.fan_out.broadcast_bytes + frame.len() > BROADCAST_BYTES_MAX {
+            return self.metrics().dropped(Drop::BroadcastQueueFull);
+        }
+        self.fan_out.broadcast_bytes += frame.len();
         self.fan_out.broadcasts.push_back(Broadcast { frame, next: 0 });
     }
 
@@ -480,7 +498,14 @@ impl Core {
             outboxes: self.fan_out.outboxes,
             bytes: FANOUT_BYTES_PER_TURN,
         };
-        self.go_on_broadcasting(&mut budget);
+        // Half of a turn is for publications, if there are any.
+        let share = if self.channels.is_busy() { 2 } else { 1 };
+        let mut of_broadcasts = Budget {
+            outboxes: budget.outboxes / share,
+            bytes: budget.bytes / share as usize,
+        };
+        self.go_on_broadcasting(&mut of_broadcasts);
+        budget.outboxes -= budget.outboxes / share - of_broadcasts.outboxes;
         // Several frames together must not make a slow consumer of one who takes one at a time.
         let visit_bytes_max = VISIT_BYTES_MAX.min(self.settings.limits.outbox_bytes / 4);
         // Each channel once: its subscribers send what they have before there is more for them.
@@ -491,16 +516,22 @@ impl Core {
             let Some(channel) = self.channels.next_busy(visit_bytes_max) else {
                 break;
             };
+            let mut too_early = std::mem::take(&mut self.fan_out.too_early);
             while !budget.is_spent()
                 && let Some((slot, frames, publications)) = self.channels.next_visit(channel)
             {
                 if self.is_about_to_send(slot, frames.len()) {
-                    self.channels.put_back(channel, slot, publications);
-                    break;
+                    budget.spend(0);
+                    too_early.push((slot, publications));
+                } else {
+                    budget.spend(frames.len());
+                    self.append_publications(slot, &frames, publications);
                 }
-                budget.spend(frames.len());
-                self.append_publications(slot, &frames, publications);
             }
+            for (slot, publications) in too_early.drain(..) {
+                self.channels.put_back(channel, slot, publications);
+            }
+            self.fan_out.too_early = too_early;
             self.channels.pause(channel);
         }
     }
@@ -539,6 +570,8 @@ impl Core {
             }
             if (broadcast.next as usize) < self.connections.len() {
                 self.fan_out.broadcasts.push_front(broadcast);
+            } else {
+                self.fan_out.broadcast_bytes -= broadcast.frame.len();
             }
         }
     }

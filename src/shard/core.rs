@@ -55,7 +55,7 @@ pub(super) struct ThisTurn {
     pub(super) local: u64,
     pub(super) from_lanes: Vec<u64>,
     pub(super) from_gateways: Vec<u64>,
-    /// A client said something, here or on another shard or gateway: somebody may wait for an answer.
+    /// A client said something, or is to hear something that another shard or gateway says: somebody waits for this turn.
     pub(super) spoken: bool,
 }
 
@@ -638,7 +638,7 @@ impl Core {
             commands: self.commands.len(),
             channels: self.channels.len() + self.joins.len(),
             interests: self.interests.len() + self.interests.waiting(),
-            fan_out: self.channels.queued_bytes(),
+            fan_out: self.channels.queued_bytes() + self.fan_out.broadcast_bytes(),
         }
     }
 }

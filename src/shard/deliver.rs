@@ -390,14 +390,17 @@ impl Core {
 
     /// Carries out what another shard said.
     pub(super) fn handle_batch(&mut self, mut batch: Batch) {
-        self.turn.spoken = true;
         let from = batch.from;
         let items = std::mem::take(&mut batch.items);
         for item in items {
             match item {
                 Item::HandOver(hand_over) => self.command(Command::Adopt(hand_over)),
-                Item::Message(message) => self.handle_message_item(from, &batch, &message),
+                Item::Message(message) => {
+                    self.turn.spoken = true;
+                    self.handle_message_item(from, &batch, &message);
+                }
                 Item::Reply { to, frame } => {
+                    self.turn.spoken = true;
                     if self.is_open(to) {
                         self.append(to.slot, batch.bytes(frame), SentKind::Ack);
                     } else {

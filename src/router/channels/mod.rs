@@ -37,6 +37,9 @@ const QUEUED_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Queues kept for use again.
 const SPARE_MAX: usize = 256;
 
+/// Bytes of them that one channel may have, so that one burst in a large channel does not shut all others out.
+const CHANNEL_BYTES_MAX: usize = QUEUED_BYTES_MAX / 4;
+
 /// Names a channel on a shard while it has subscribers there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ChannelIndex(u32);
@@ -281,8 +284,12 @@ impl Channels {
     /// Takes a connection out of a channel, which goes with the last one: then its name is given.
     pub fn unsubscribe(&mut self, slot: u32, channel: ChannelIndex) -> Option<Box<str>> {
         let membership = self.membership(slot, channel)?;
+        self.leave(slot, membership)
+    }
+
+    fn leave(&mut self, slot: u32, membership: Membership) -> Option<Box<str>> {
         let memberships = &mut self.memberships[slot as usize];
-        let back = self.channels[channel.0 as usize].subscribers[membership.place as usize].place;
+        let back = self.channels[membership.channel.0 as usize].subscribers[membership.place as usize].place;
         memberships.swap_remove(back);
         if let Some(moved) = memberships.as_slice().get(back as usize) {
             self.channels[moved.channel.0 as usize].subscribers[moved.place as usize].place = back;
@@ -293,8 +300,8 @@ impl Channels {
     /// Takes a connection out of one of its channels, any one; `None` when it has none left. A channel that goes with it
     /// is named.
     pub fn leave_one(&mut self, slot: u32) -> Option<(ChannelIndex, Option<Box<str>>)> {
-        let channel = self.memberships.get(slot as usize)?.as_slice().last()?.channel;
-        Some((channel, self.unsubscribe(slot, channel)))
+        let last = *self.memberships.get(slot as usize)?.as_slice().last()?;
+        Some((last.channel, self.leave(slot, last)))
     }
 
     /// Takes the subscriber out of its channel; the slot has forgotten it.
@@ -333,11 +340,14 @@ impl Channels {
     /// # Errors
     /// Too much is on its way already.
     pub fn publish(&mut self, channel: ChannelIndex, frame: Bytes, received_ns: u64) -> Result<(), QueueFull> {
-        if self.queued_bytes > 0 && self.queued_bytes + frame.len() > QUEUED_BYTES_MAX {
+        let Channel { queue, newest, .. } = &mut self.channels[channel.0 as usize];
+        let of_channel = queue.as_ref().map_or(0, |queue| queue.bytes());
+        // Any one frame goes where nothing is on its way.
+        let is_full = |bytes: usize, max: usize| bytes > 0 && bytes + frame.len() > max;
+        if is_full(self.queued_bytes, QUEUED_BYTES_MAX) || is_full(of_channel, CHANNEL_BYTES_MAX) {
             return Err(QueueFull);
         }
         self.queued_bytes += frame.len();
-        let Channel { queue, newest, .. } = &mut self.channels[channel.0 as usize];
         let queue = queue.get_or_insert_with(|| {
             self.busy.push_back(channel);
             let mut queue = self.spare.pop().unwrap_or_default();
@@ -439,8 +449,9 @@ impl Channels {
         self.gone_round.drain(..)
     }
 
-    /// What was published for this subscriber and has not come yet: frames, and how many.
-    pub fn on_its_way(&self, slot: u32, channel: ChannelIndex) -> Option<(Bytes, u32)> {
+    /// What was published for this subscriber and has not come yet: frames, and how many. `None` if there is nothing, or more
+    /// than so many bytes: it is a copy for this subscriber alone.
+    pub fn on_its_way(&self, slot: u32, channel: ChannelIndex, bytes_max: usize) -> Option<(Bytes, u32)> {
         let membership = self.membership(slot, channel)?;
         let Channel {
             subscribers,
@@ -449,7 +460,7 @@ impl Channels {
             ..
         } = &self.channels[channel.0 as usize];
         let seen = subscribers[membership.place as usize].seen;
-        queue.as_ref()?.not_come(seen, *newest)
+        queue.as_ref()?.not_come(seen, *newest, bytes_max)
     }
 
     /// Asserts the invariants; goes through everything.
@@ -553,7 +564,7 @@ mod tests {
                     }
                     0 => {
                         let channel = found.unwrap();
-                        if let Some((frames, publications)) = channels.on_its_way(slot, channel) {
+                        if let Some((frames, publications)) = channels.on_its_way(slot, channel, usize::MAX) {
                             model.delivered(slot, name, &frames, publications);
                         }
                         let (published, got) = model.open.remove(&(slot, name)).unwrap();
@@ -615,7 +626,8 @@ mod tests {
         for frame in [b"2", b"3", b"4"] {
             publish(&mut channels, frame);
         }
-        assert_eq!(channels.on_its_way(0, channel).unwrap().0, "234");
+        assert_eq!(channels.on_its_way(0, channel, 99).unwrap().0, "234");
+        assert_eq!(channels.on_its_way(0, channel, 2), None);
         assert_eq!(turn(&mut channels, 1), [(1, "123".into())]);
         // One that comes now gets nothing of that.
         channels.subscribe(3, hash, "a");
