@@ -101,8 +101,6 @@ pub(super) struct FanOut {
     broadcast_bytes: usize,
     /// Outboxes that the last turn might fill.
     outboxes: u32,
-    /// Visits of one channel in one turn that came too early; kept for its capacity.
-    too_early: Vec<(u32, u32)>,
 }
 
 impl FanOut {
@@ -516,22 +514,16 @@ impl Core {
             let Some(channel) = self.channels.next_busy(visit_bytes_max) else {
                 break;
             };
-            let mut too_early = std::mem::take(&mut self.fan_out.too_early);
             while !budget.is_spent()
                 && let Some((slot, frames, publications)) = self.channels.next_visit(channel)
             {
                 if self.is_about_to_send(slot, frames.len()) {
-                    budget.spend(0);
-                    too_early.push((slot, publications));
-                } else {
-                    budget.spend(frames.len());
-                    self.append_publications(slot, &frames, publications);
+                    self.channels.put_back(channel, slot, publications);
+                    break;
                 }
+                budget.spend(frames.len());
+                self.append_publications(slot, &frames, publications);
             }
-            for (slot, publications) in too_early.drain(..) {
-                self.channels.put_back(channel, slot, publications);
-            }
-            self.fan_out.too_early = too_early;
             self.channels.pause(channel);
         }
     }
@@ -554,6 +546,18 @@ impl Core {
         if self.append_shared_frames(slot, frames, publications, SentKind::Publication) {
             self.metrics().deliveries.add(publications.into());
         }
+    }
+
+    /// Before an administrator closes a connection: what was broadcast before that wish comes before the close.
+    pub(super) fn settle_broadcasts(&mut self, slot: u32) {
+        let broadcasts = std::mem::take(&mut self.fan_out.broadcasts);
+        for broadcast in broadcasts.iter().filter(|broadcast| broadcast.next <= slot) {
+            // A slow consumer is closed by the first that it has no room for.
+            if matches!(self.conn(slot).stage, Stage::Open) {
+                self.append_shared(slot, &broadcast.frame, SentKind::Broadcast);
+            }
+        }
+        self.fan_out.broadcasts = broadcasts;
     }
 
     fn go_on_broadcasting(&mut self, budget: &mut Budget) {

@@ -357,6 +357,7 @@ impl Core {
                 let found = self.users.find(self.homes.hash(user), user);
                 let slots = found.map_or(Vec::new(), |user| self.users.devices(user).to_vec());
                 for slot in slots {
+                    self.settle_broadcasts(slot);
                     self.begin_close(slot, *reason);
                 }
             }

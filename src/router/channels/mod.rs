@@ -402,7 +402,7 @@ impl Channels {
     }
 
     /// The last visit came too early: the connection can take nothing yet, and is the first to be visited when this goes
-    /// on. `count`: what it was to get.
+    /// on, after [`Channels::pause`]. `count`: what it was to get.
     pub fn put_back(&mut self, channel: ChannelIndex, slot: u32, count: u32) {
         let Some(membership) = self.membership(slot, channel) else {
             return;
