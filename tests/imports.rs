@@ -11,14 +11,19 @@ use std::path::{Path, PathBuf};
 const ROOMS: &[(&str, &[&str])] = &[
     ("ids", &[]),
     ("payload", &[]),
-    ("protocol", &["ids"]),
+    ("jws", &[]),
+    ("config", &["jws"]),
+    ("auth", &["config", "ids", "jws"]),
+    ("protocol", &["auth", "ids", "jws"]),
     ("router", &["ids"]),
-    ("session", &["ids", "payload", "protocol", "router"]),
-    ("config", &[]),
-    ("settings", &["config", "protocol"]),
+    ("session", &["auth", "ids", "payload", "protocol", "router"]),
+    ("settings", &["auth", "config", "jws", "protocol"]),
     ("metrics", &["protocol"]),
     ("engine", &["ids", "payload"]),
-    ("lanes", &["engine", "ids", "protocol", "router", "session", "settings"]),
+    (
+        "lanes",
+        &["auth", "engine", "ids", "protocol", "router", "session", "settings"],
+    ),
     ("view", &["ids", "lanes", "metrics", "settings"]),
     (
         "cluster",
@@ -29,25 +34,29 @@ const ROOMS: &[(&str, &[&str])] = &[
     (
         "shard",
         &[
-            "engine", "http", "ids", "lanes", "metrics", "payload", "protocol", "router", "session", "settings", "view",
+            "auth", "engine", "http", "ids", "lanes", "metrics", "payload", "protocol", "router", "session", "settings",
+            "view",
         ],
     ),
     ("runtime", &["config", "engine", "ids", "settings"]),
     (
         "control",
         &[
-            "broker", "cluster", "config", "engine", "ids", "lanes", "metrics", "protocol", "router", "runtime",
+            "broker", "cluster", "config", "engine", "ids", "jws", "lanes", "metrics", "protocol", "router", "runtime",
             "settings", "shard", "view",
         ],
     ),
 ];
 
 /// Rooms where everything that happens follows from the arguments.
-const PURE: &[&str] = &["ids", "payload", "protocol", "router", "session", "cluster"];
+const PURE: &[&str] = &[
+    "ids", "payload", "jws", "auth", "protocol", "router", "session", "cluster",
+];
 
 /// Files of other rooms that are as pure.
 const PURE_FILES: &[&str] = &[
     "shard/core.rs",
+    "shard/credentials.rs",
     "shard/deliver.rs",
     "shard/frames.rs",
     "shard/handshake.rs",

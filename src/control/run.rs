@@ -12,6 +12,7 @@ use std::time::Duration;
 use crossbeam_channel::Receiver;
 use tokio::io::unix::AsyncFd;
 
+use super::jwks::FetchedKeys;
 use super::link::Link;
 use super::shards::Shards;
 use super::{Exit, Order};
@@ -82,6 +83,11 @@ impl Woken {
         })
     }
 
+    /// Whoever wakes us after this has to mean it.
+    pub(super) fn set_waiting(&self) {
+        self.waker.set_waiting();
+    }
+
     /// Until it shall end. For a thread that does nothing else when it is woken. Cancel-safe.
     pub(super) async fn ending(&self, ending: &AtomicBool) {
         loop {
@@ -113,31 +119,40 @@ struct Drain {
 /// The state of the control thread while the gateway runs.
 pub(super) struct Turns {
     view: Arc<View>,
+    /// What holds now.
+    config: Config,
     connections_possible: usize,
-    drain_timeout: Duration,
     inbox: Inbox,
     orders: Receiver<Order>,
     reports: Receiver<Report>,
     woken: Woken,
     link: Option<Link>,
+    keys: Option<FetchedKeys>,
     control: Control,
     drain: Option<Drain>,
     stalled: Vec<bool>,
 }
 
 impl Turns {
-    pub(super) fn new(plan: ControlPlan, woken: Woken, mut link: Option<Link>, control: Control) -> Self {
+    pub(super) fn new(
+        plan: ControlPlan,
+        woken: Woken,
+        mut link: Option<Link>,
+        keys: Option<FetchedKeys>,
+        control: Control,
+    ) -> Self {
         if let Some(link) = &mut link {
             link.attach(control.shards.mailboxes(), &plan.view);
         }
         Turns {
             connections_possible: plan.connections_possible,
-            drain_timeout: plan.config.drain_timeout,
+            config: plan.config,
             inbox: plan.inbox,
             orders: plan.orders,
             reports: plan.reports,
             woken,
             link,
+            keys,
             drain: None,
             stalled: vec![false; control.shards.count()],
             control,
@@ -160,6 +175,7 @@ impl Turns {
             }
             self.watch_shards(now.mono_ms());
             self.follow_instructions();
+            self.take_keys();
             let mut due_ms = now.mono_ms() + WATCH_EVERY_MS;
             if let Some(link) = &mut self.link {
                 due_ms = link.end_turn().map_or(due_ms, |due| due.min(due_ms));
@@ -184,7 +200,8 @@ impl Turns {
     async fn wait(&mut self, due_ms: u64) {
         self.woken.waker.set_waiting();
         // Whoever sends after this look sees that we wait.
-        if !(self.inbox.is_empty() && self.orders.is_empty() && self.reports.is_empty()) {
+        let has_keys = self.keys.as_ref().is_some_and(|keys| keys.fetcher.has_news());
+        if has_keys || !(self.inbox.is_empty() && self.orders.is_empty() && self.reports.is_empty()) {
             return;
         }
         let now_ns = self.view.clock.mono_ns();
@@ -242,7 +259,10 @@ impl Turns {
                         self.drain = Some(self.begin_drain());
                     }
                 }
-                Order::Reload(config) => self.reload(&config),
+                Order::Reload(config) => {
+                    self.config = *config;
+                    self.post_settings();
+                }
                 Order::Everywhere(instruction) => {
                     if let Some(link) = &mut self.link {
                         link.cluster.spread(&instruction);
@@ -270,6 +290,11 @@ impl Turns {
                     log::error!("shard {shard} has ended: {cause}; stopping the gateway");
                     return Some(Exit::Broken);
                 }
+                Report::KeysWanted => {
+                    if let Some(keys) = &self.keys {
+                        keys.fetcher.want();
+                    }
+                }
                 Report::Engine(..) | Report::Accepting(_) => {}
             }
         }
@@ -291,11 +316,11 @@ impl Turns {
 
     fn begin_drain(&mut self) -> Drain {
         let now_ms = self.view.clock.now().mono_ms();
-        let until_ms = now_ms + self.drain_timeout.as_millis() as u64;
+        let until_ms = now_ms + self.config.drain_timeout.as_millis() as u64;
         log::info!(
             "draining {} connections for at most {:?}",
             self.view.connections(),
-            self.drain_timeout
+            self.config.drain_timeout
         );
         if let Some(link) = &mut self.link {
             link.cluster.leave();
@@ -334,14 +359,35 @@ impl Turns {
         })
     }
 
-    fn reload(&self, config: &Config) {
+    /// Takes what the fetcher brought; the shards hear of it in any case, because somebody may wait for it.
+    fn take_keys(&mut self) {
+        let Some(keys) = &mut self.keys else {
+            return;
+        };
+        let mut changed = false;
+        let mut any = false;
+        while let Some(fetched) = keys.fetcher.try_next() {
+            any = true;
+            changed |= keys.handle_fetched(fetched, &self.config, &self.view);
+        }
+        if changed {
+            self.post_settings();
+        }
+        if any {
+            self.control.shards.post_all(|| Parcel::KeysFetched);
+        }
+    }
+
+    fn post_settings(&self) {
+        let config = &self.config;
         let possible = self.connections_possible;
         let wanted = config.limits.connections.unwrap_or(possible);
         if wanted > possible {
             log::warn!("limits.connections is {wanted}, but nofile permits {possible}: going by that");
         }
         let connections_max = wanted.min(possible);
-        let settings = match Settings::new(config, connections_max) {
+        let keys = self.keys.as_ref().map(|keys| &keys.set);
+        let settings = match Settings::with_keys(config, connections_max, keys) {
             Ok(settings) => Arc::new(settings),
             Err(error) => return log::error!("configuration not changed: {error}"),
         };
