@@ -34,8 +34,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     (
         "shard",
         &[
-            "auth", "engine", "http", "ids", "lanes", "metrics", "payload", "protocol", "router", "session", "settings",
-            "view",
+            "auth", "engine", "http", "ids", "lanes", "metrics", "payload", "protocol", "router", "session",
+            "settings", "view",
         ],
     ),
     ("runtime", &["config", "engine", "ids", "settings"]),

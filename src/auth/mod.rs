@@ -108,3 +108,6 @@ impl Refusal {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
