@@ -35,6 +35,7 @@ mod sequence;
 mod sys;
 mod tally;
 mod target;
+mod tokens;
 mod wire;
 
 use std::fs::File;

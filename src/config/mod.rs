@@ -116,6 +116,15 @@ where
     Ok(running.reloadable_changes(&new))
 }
 
+/// Reads a time with its unit, as the configuration writes it: `25s`, `500ms`, `2m`, `1h`.
+///
+/// # Errors
+/// What is allowed.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let hint = "a number and its unit, such as 25s, 500ms, 2m or 1h";
+    value::parse_duration(text).map_err(|why| format!("{hint}{why}"))
+}
+
 /// A URL as logs and errors may show it: what may be a password or a key is masked.
 #[must_use]
 pub fn shown_url(url: &str) -> String {
