@@ -140,7 +140,7 @@ fn claims(wish: &Wish, auth: &AuthConfig, now: Duration) -> Result<String, Strin
 }
 
 fn signing_key(wish: &Wish, auth: &AuthConfig, algorithm: Algorithm) -> Result<SigningKey, String> {
-    let key = match (&wish.private_key, &auth.source) {
+    match (&wish.private_key, &auth.source) {
         (Some(path), _) => {
             let text = std::fs::read_to_string(path).map_err(|error| format!("--private-key {path}: {error}"))?;
             SigningKey::new(algorithm, &text).map_err(|error| format!("--private-key {path}: {error}"))
@@ -151,6 +151,5 @@ fn signing_key(wish: &Wish, auth: &AuthConfig, algorithm: Algorithm) -> Result<S
         _ => Err(format!(
             "a gateway has the public key for {algorithm} only, and cannot sign: name the private one with --private-key FILE"
         )),
-    };
-    key
+    }
 }
