@@ -26,8 +26,8 @@ use crate::view::NotAdmitted;
 
 /// What one turn spends on tokens, microseconds of an ordinary core.
 const TURN_US: u32 = 500;
-/// What one token costs that needs no signature checked; one with a secret; one with a public key. Measured by
-/// `cargo bench --bench rooms`, rounded up.
+/// What one token costs that needs no signature checked; one with a secret; one with a public key, the dearest (ES256, RS256
+/// costs half). `benches/compare/tokens` measured 5 µs for HS256, 37 for RS256, 72 for EdDSA and 83 for ES256.
 const LOOKED_UP_US: u32 = 3;
 const SYMMETRIC_US: u32 = 6;
 const ASYMMETRIC_US: u32 = 120;
