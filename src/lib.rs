@@ -8,6 +8,7 @@
 //! | [`ids`] | names of shards, connections, users, messages |
 //! | [`payload`] | bytes on their way out |
 //! | [`protocol`] | pure: frames, envelopes, request heads, close codes |
+//! | [`tls`] | TLS of one connection, and the certificates |
 //! | [`session`] | pure: one connection's life |
 //! | [`router`] | pure: who is where |
 //! | [`metrics`] | names, and one table of counters per shard |
@@ -40,4 +41,5 @@ pub mod runtime;
 pub mod session;
 pub mod settings;
 pub mod shard;
+pub mod tls;
 pub mod view;

@@ -84,7 +84,8 @@ fn run(config: Config, args: &[OsString], env: &[(OsString, OsString)]) -> ExitC
     let addr = gateway.local_addr();
     log::info!("gateway {} listening on {addr}", config.gateway_id);
     if gateway.view().development {
-        log::warn!("development mode: every client is who it says it is; try it at http://{addr}/");
+        let scheme = if config.tls.is_some() { "https" } else { "http" };
+        log::warn!("development mode: every client is who it says it is; try it at {scheme}://{addr}/");
     }
     log::info!("Ready");
     if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {

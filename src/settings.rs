@@ -11,6 +11,7 @@ use crate::config::patterns::{ChannelPatterns, PatternError};
 use crate::config::{Config, Heartbeat, Limits};
 use crate::jws::{BadKey, KeySet};
 use crate::protocol::head::{Credentials, Policy};
+use crate::tls::ServerConfig;
 
 /// What a shard goes by; replaced as a whole when the configuration is read again.
 #[derive(Debug, Clone)]
@@ -37,6 +38,8 @@ pub struct Settings {
     pub publish: ChannelPatterns,
     /// Serve `/echo`.
     pub echo: bool,
+    /// What new connections begin TLS with; `None`: they speak plain text.
+    pub tls: Option<Arc<ServerConfig>>,
 }
 
 /// Lists that no shard can go by. The configuration room refuses them earlier and with their place.
@@ -89,7 +92,14 @@ impl Settings {
             subscribe: patterns(channels.subscribe.as_deref(), development).map_err(SettingsError::Subscribe)?,
             publish: patterns(channels.publish.as_deref(), development).map_err(SettingsError::Publish)?,
             echo: config.echo,
+            tls: None,
         })
+    }
+
+    /// The same with TLS, or without. The certificates are read by whoever looks after them.
+    #[must_use]
+    pub fn with_tls(self, tls: Option<Arc<ServerConfig>>) -> Self {
+        Settings { tls, ..self }
     }
 }
 

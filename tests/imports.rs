@@ -16,13 +16,16 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("auth", &["config", "ids", "jws"]),
     ("protocol", &["auth", "ids", "jws"]),
     ("router", &["ids"]),
-    ("session", &["auth", "ids", "payload", "protocol", "router"]),
-    ("settings", &["auth", "config", "jws", "protocol"]),
+    ("tls", &["config", "payload"]),
+    ("session", &["auth", "ids", "payload", "protocol", "router", "tls"]),
+    ("settings", &["auth", "config", "jws", "protocol", "tls"]),
     ("metrics", &["protocol"]),
     ("engine", &["ids", "payload"]),
     (
         "lanes",
-        &["auth", "engine", "ids", "protocol", "router", "session", "settings"],
+        &[
+            "auth", "engine", "ids", "protocol", "router", "session", "settings", "tls",
+        ],
     ),
     ("view", &["ids", "lanes", "metrics", "settings"]),
     (
@@ -35,15 +38,15 @@ const ROOMS: &[(&str, &[&str])] = &[
         "shard",
         &[
             "auth", "engine", "http", "ids", "lanes", "metrics", "payload", "protocol", "router", "session",
-            "settings", "view",
+            "settings", "tls", "view",
         ],
     ),
-    ("runtime", &["config", "engine", "ids", "settings"]),
+    ("runtime", &["config", "engine", "ids", "settings", "tls"]),
     (
         "control",
         &[
             "broker", "cluster", "config", "engine", "ids", "jws", "lanes", "metrics", "protocol", "router", "runtime",
-            "settings", "shard", "view",
+            "settings", "shard", "tls", "view",
         ],
     ),
 ];
@@ -62,6 +65,7 @@ const PURE_FILES: &[&str] = &[
     "shard/handshake.rs",
     "shard/remote.rs",
     "shard/timers.rs",
+    "shard/tls.rs",
     "shard/wheel.rs",
 ];
 

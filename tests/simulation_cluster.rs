@@ -55,7 +55,7 @@ fn world(mut chance: Chance, faults: &[Fault]) -> World {
         gateways: 2 + chance.below(3),
         shards: 1 + chance.below(2) as u16,
         users: 2 + chance.below(7),
-        channels: 1 + chance.below(4),
+        channels: 1 + chance.below(8),
         clients_max: 4 + chance.below(16),
         ttl_ms: chance.pick(&[9_000, 15_000]),
         pace_ns: chance.pick(&[8 * MS, 40 * MS, 100 * MS]),
@@ -63,6 +63,8 @@ fn world(mut chance: Chance, faults: &[Fault]) -> World {
     };
     let mut world = World::new(setup, chance);
     world.faults = faults.to_vec();
+    // What happens soon after trouble, which starting is, proves little.
+    world.run_until(world.now_ns + 6_000 * MS);
     world
 }
 

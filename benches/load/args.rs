@@ -32,7 +32,7 @@ Several gateways
 Load
   --users N               connections, one user each (100); of fanout those that subscribe
   --publishers N          fanout: connections that publish, besides the users (1)
-  --channels N            fanout: channels; user i subscribes to number i % N, publishers take them in turn (1)
+  --channels N            fanout: channels; users divide them among each other, round and round, publishers take them in turn (1)
   --per-user N            fanout: each user subscribes to so many, one behind the other (1)
   --rate R                messages or publications per second in all, open loop; without it closed loop
   --in-flight N           closed loop: messages in flight per connection, or publications per publisher: the next one
@@ -51,6 +51,7 @@ Connections
   --connecting-max N      connections being set up, or subscriptions not answered, at the same time (256)
   --connect-timeout TIME  give up when nothing connects, or no subscription is answered, for so long (20s)
   --warmup-connections N  connect so many before memory and CPU of connecting are measured (0)
+  --insecure-tls          for wss:// URLs, and needed for them: no certificate is checked, no session resumed
   --sources N             source addresses 127.0.0.2 and up, loopback only (1 per 20,000 users)
 
 Generator
@@ -105,6 +106,7 @@ pub(crate) struct Options {
     pub(crate) connecting_max: usize,
     pub(crate) connect_timeout: Duration,
     pub(crate) warmup_connections: usize,
+    pub(crate) insecure_tls: bool,
     pub(crate) sources: usize,
     pub(crate) threads: usize,
     pub(crate) cpus: Vec<usize>,
@@ -123,7 +125,7 @@ impl Options {
     }
 }
 
-const FLAGS: [&str; 27] = [
+const FLAGS: [&str; 28] = [
     "--url",
     "--users",
     "--publishers",
@@ -152,6 +154,7 @@ const FLAGS: [&str; 27] = [
     "--ack",
     "--spin",
     "--quiet",
+    "--insecure-tls",
 ];
 const SWITCHES_FROM: usize = 24;
 
@@ -192,6 +195,7 @@ pub(crate) fn parse(words: impl IntoIterator<Item = String>) -> Result<Options, 
         connecting_max: 256,
         connect_timeout: Duration::from_secs(20),
         warmup_connections: 0,
+        insecure_tls: false,
         sources: 1,
         threads: 1,
         cpus: vec![],
@@ -294,6 +298,7 @@ pub(crate) fn parse(words: impl IntoIterator<Item = String>) -> Result<Options, 
             "--ack" => options.ack = true,
             "--spin" => options.spin = true,
             "--quiet" => options.quiet = true,
+            "--insecure-tls" => options.insecure_tls = true,
             _ => return Err(unknown(&flag)),
         }
     }
@@ -352,7 +357,7 @@ impl Audience {
         if per_user > channels {
             return Err(format!("--per-user {per_user}: there are only {channels} channels"));
         }
-        if channels >= users + per_user {
+        if channels > users.saturating_mul(per_user) {
             return Err(format!(
                 "--channels {channels}: {users} users with {per_user} each leave some without a subscriber"
             ));
@@ -397,6 +402,14 @@ fn check(options: &mut Options, sources: Option<usize>) -> Result<(), String> {
     }
     if options.kind == Kind::Idle && (options.rate.is_some() || options.ack) {
         return Err("--rate and --ack mean nothing to idle, which sends no messages".to_owned());
+    }
+    if options.targets.are_tls() != options.insecure_tls {
+        return Err(match options.insecure_tls {
+            true => "--insecure-tls: is for wss:// URLs".to_owned(),
+            false => {
+                "--url wss://: this generator checks no certificate; say --insecure-tls if that is fine".to_owned()
+            }
+        });
     }
     check_gateways(options)?;
     let loopback = options.targets.are_loopback();
@@ -534,7 +547,7 @@ mod tests {
             (format!("fanout {url} --publishers 0"), "1 to"),
             (format!("fanout {url} --per-user 2"), "only 1 channels"),
             (
-                format!("fanout {url} --users 3 --channels 5 --per-user 2"),
+                format!("fanout {url} --users 3 --channels 7 --per-user 2"),
                 "without a subscriber",
             ),
             (
@@ -542,8 +555,9 @@ mod tests {
                 "20000000: at most",
             ),
             (format!("fanout {url} --threads 2"), "one thread"),
-            ("idle --url wss://127.0.0.1/ws".to_owned(), "TLS"),
             ("idle --url http://127.0.0.1/ws".to_owned(), "ws://"),
+            ("idle --url wss://127.0.0.1/ws".to_owned(), "--insecure-tls"),
+            (format!("idle {url} --insecure-tls"), "wss://"),
             ("idle --url ws://10.0.0.1:9/ws --sources 2".to_owned(), "127.0.0.0/8"),
             (
                 format!("idle {url} --url ws://10.0.0.1:9/ws --sources 2"),

@@ -60,6 +60,7 @@ impl Cluster {
         self.trouble = None;
         // Whatever was asked before is asked again: nothing that was under way counts any more.
         self.fail_everything();
+        self.partitions.redis_back(now_ms);
         for (purpose, _) in std::mem::take(&mut self.sent).into_values() {
             if let Purpose::Orders(orders) = purpose {
                 self.metrics().dropped(ClusterDrop::OrderRedisAway, orders);

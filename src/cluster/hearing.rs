@@ -38,7 +38,9 @@ impl Cluster {
             Ok(packet) => packet,
             Err(error) => return self.not_understood(error),
         };
-        let own = packet.origin.incarnation == self.membership.incarnation();
+        // What we said before we lost our lease may come back when we have another incarnation.
+        let own = *packet.origin.id == **self.membership.id()
+            && (self.first..=self.membership.incarnation()).contains(&packet.origin.incarnation);
         if own && matches!(channel, Channel::All | Channel::Partition(_)) {
             return;
         }
@@ -100,6 +102,11 @@ impl Cluster {
                 Err(error) => return self.not_understood(error),
             };
             self.metrics().publications_received.inc();
+            if self.homes.partition(channel) != partition {
+                // Of a gateway that divides channels differently; this is not their home.
+                self.metrics().dropped(ClusterDrop::PacketMalformed, 1);
+                continue;
+            }
             // A copy of its own: a slow subscriber must not keep the whole packet.
             let frame = Bytes::copy_from_slice(frame);
             let publication = OutgoingPublication {

@@ -121,6 +121,8 @@ pub struct Cluster {
     claiming: bool,
     /// Our own earlier incarnations.
     past: Vec<Incarnation>,
+    /// The incarnation with which this process began; each one is greater than the one before.
+    first: Incarnation,
     outbound: Outbound,
     inbound: Inbound,
     partitions: Partitions,
@@ -186,6 +188,7 @@ impl Cluster {
         view.cluster.set_health(ClusterHealth::Joining, None);
         Cluster {
             book: PresenceBook::new(membership.incarnation(), homes.shards()),
+            first: membership.incarnation(),
             membership,
             directory: Directory::default(),
             sweep: None,

@@ -3,6 +3,7 @@
 //! Pure. Owns every rule that needs more than one key.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use log::LevelFilter;
@@ -13,7 +14,7 @@ use super::sources::Settings;
 use super::value::Value;
 use super::{
     AuthConfig, ChannelsConfig, Config, CredentialSource, EngineChoice, Heartbeat, Limits, Placement, RedisConfig,
-    RedisTarget, Secret,
+    RedisTarget, Secret, TlsFiles,
 };
 use crate::jws::{Algorithm, Key};
 
@@ -52,6 +53,13 @@ impl Settings {
             },
             start_timeout: self.get("redis.start_timeout"),
             prefix: self.get("redis.prefix"),
+        });
+        let file = |name| self.get::<Option<String>>(name).map(PathBuf::from);
+        // One without the other is refused by `check_together`.
+        let tls = file("tls.cert").zip(file("tls.key")).map(|(cert, key)| TlsFiles {
+            cert,
+            key,
+            client_ca: file("tls.client_ca"),
         });
         Ok(Config {
             listen: self.get("listen"),
@@ -102,6 +110,7 @@ impl Settings {
                 partitions: self.get("channels.partitions"),
             },
             drain_timeout: self.get("drain.timeout"),
+            tls,
             redis,
             presence_ttl: self.get("presence.ttl"),
         })
@@ -151,6 +160,27 @@ impl Settings {
                 "redis.url",
                 "only TLS checks certificates: use rediss://, rediss-cluster:// or rediss-sentinel://, or leave the file out",
             );
+        }
+        for (first, second, rule) in [
+            (
+                "tls.cert",
+                "tls.key",
+                "a certificate is no good without its private key: set both, or neither",
+            ),
+            (
+                "tls.key",
+                "tls.cert",
+                "a private key is no good without its certificate: set both, or neither",
+            ),
+            (
+                "tls.client_ca",
+                "tls.cert",
+                "only TLS asks clients for certificates: set tls.cert and tls.key, or leave the file out",
+            ),
+        ] {
+            if self.setting(first).value != Value::Unset && self.setting(second).value == Value::Unset {
+                return contradiction(first, second, rule);
+            }
         }
         self.check_credentials(&config.auth)?;
         let is_open = config.auth.is_development() && !config.insecure;
@@ -259,6 +289,7 @@ pub(super) fn restart_keys(old: &Config, new: &Config) -> Vec<&'static str> {
             partitions,
         },
         drain_timeout,
+        tls: _,
         redis,
         presence_ttl,
     } = old;

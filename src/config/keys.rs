@@ -267,10 +267,12 @@ pub(super) static KEYS: &[Key] = &[
     row(ADMIN, "admin.listen", Kind::Address, Unset("none: the public listener"), LATER, RESTART,
         "Serve /admin, /metrics and /debug only on this address"),
 
-    row(TLS, "tls.cert", Kind::File, Unset("none: plain text"), LATER, RESTART,
-        "Certificate chain in PEM"),
-    row(TLS, "tls.key", Kind::File, Unset("none"), LATER, RESTART,
-        "Private key in PEM"),
+    row(TLS, "tls.cert", Kind::File, Unset("none: plain text"), HERE, LIVE,
+        "Certificate chain in PEM, the gateway's own first; with tls.key the public listener speaks TLS"),
+    row(TLS, "tls.key", Kind::File, Unset("none"), HERE, LIVE,
+        "Private key of the certificate in PEM"),
+    row(TLS, "tls.client_ca", Kind::File, Unset("clients need no certificate"), HERE, LIVE,
+        "Clients must have a certificate that one of these authorities signed, in PEM"),
 
     row(CLUSTER, "redis.url", Kind::RedisUrl, Unset("none: one gateway, embedded presence"), HERE, RESTART,
         "Redis server, cluster or sentinels that join gateways"),

@@ -35,6 +35,7 @@ use std::ffi::OsString;
 use std::fmt;
 use std::fs;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::jws::Algorithm;
@@ -182,6 +183,8 @@ pub struct Config {
     pub channels: ChannelsConfig,
     /// How long a drain may last.
     pub drain_timeout: Duration,
+    /// TLS on the public listener; `None`: plain text.
+    pub tls: Option<TlsFiles>,
     /// Redis; `None`: one gateway, embedded presence.
     pub redis: Option<RedisConfig>,
     /// The longest that a user can still look online after their gateway died.
@@ -190,7 +193,7 @@ pub struct Config {
 
 impl Config {
     /// This configuration with what can change while running taken from `new` (log level, limits, origins,
-    /// patterns of channels, keys and what tokens must have), and the names of the keys that differ and need a restart.
+    /// patterns of channels, TLS, keys and what tokens must have), and the names of the keys that differ and need a restart.
     ///
     /// Where credentials come from needs one: a line that is missing from the file for a moment must not open the gateway to
     /// everyone.
@@ -206,6 +209,7 @@ impl Config {
             limits: new.limits,
             origins: new.origins.clone(),
             auth,
+            tls: new.tls.clone(),
             channels: ChannelsConfig {
                 partitions: self.channels.partitions,
                 ..new.channels.clone()
@@ -281,6 +285,17 @@ pub struct ChannelsConfig {
     pub publish: Option<Vec<String>>,
     /// Number of partitions between gateways; the same on all gateways of a cluster.
     pub partitions: u16,
+}
+
+/// What TLS on the public listener is made of; PEM files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// Certificate chain, the gateway's own first.
+    pub cert: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+    /// Authorities that must have signed the clients' certificates; `None`: clients need none.
+    pub client_ca: Option<PathBuf>,
 }
 
 /// How gateways are joined.

@@ -36,6 +36,7 @@ use crate::runtime::listener;
 use crate::runtime::preflight::{self, EngineKind};
 use crate::settings::Settings;
 use crate::shard::run::Reporter;
+use crate::tls::Certificates;
 use crate::view::View;
 use link::Joined;
 use run::{Control, ControlPlan};
@@ -158,6 +159,10 @@ impl Gateway {
         ));
         // Before anything is waited for.
         Settings::new(config, host.connections_max)?;
+        let certificates = config.tls.as_ref().map(Certificates::read).transpose()?;
+        let tls = certificates
+            .as_ref()
+            .map(|certificates| Arc::clone(certificates.server()));
         let mut key = [0; 16];
         getrandom::fill(&mut key).map_err(no_random)?;
         let homes = HomeMap::new(shards, key).with_partitions(config.channels.partitions);
@@ -181,6 +186,7 @@ impl Gateway {
         let plan = ControlPlan {
             config: config.clone(),
             connections_possible: host.connections_possible,
+            certificates,
             homes: homes.clone(),
             view: Arc::clone(&view),
             seed: getrandom::u64().map_err(no_random)?,
@@ -193,7 +199,7 @@ impl Gateway {
         };
         // It joins the cluster, then waits for the shards.
         let control = Joined::spawn(plan)?;
-        let settings = Arc::new(Settings::with_keys(config, host.connections_max, control.keys())?);
+        let settings = Arc::new(Settings::with_keys(config, host.connections_max, control.keys())?.with_tls(tls));
 
         let (sockets, claim) = listeners.listen(config.listen_backlog)?;
         let shards = Shards::start(

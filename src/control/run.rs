@@ -23,12 +23,15 @@ use crate::router::HomeMap;
 use crate::runtime::listener::Claim;
 use crate::settings::Settings;
 use crate::shard::run::Report;
+use crate::tls::Certificates;
 use crate::view::{STALLED_AFTER, View};
 
 /// What a drain takes at the most if `drain.timeout` is less: `shutdown` and the close frames need time to leave.
 const FAREWELL_MS: u64 = 1_000;
 /// How often the control thread looks at the shards when nothing else happens.
 const WATCH_EVERY_MS: u64 = 500;
+/// How often it looks at the files of TLS: who renews a certificate does not wait for it, and three looks cost nothing.
+const CERTIFICATES_EVERY_MS: u64 = 2_000;
 /// How often the control thread looks whether the last connection between two shards has arrived.
 const LANES_EMPTY_EVERY_MS: u64 = 20;
 /// Lane items taken in one turn, so that packets leave while more comes.
@@ -40,6 +43,7 @@ const EVENTS_PER_TURN: usize = 256;
 pub(super) struct ControlPlan {
     pub(super) config: Config,
     pub(super) connections_possible: usize,
+    pub(super) certificates: Option<Certificates>,
     pub(super) homes: HomeMap,
     pub(super) view: Arc<View>,
     pub(super) seed: u64,
@@ -119,9 +123,11 @@ struct Drain {
 /// The state of the control thread while the gateway runs.
 pub(super) struct Turns {
     view: Arc<View>,
-    /// What holds now.
-    config: Config,
     connections_possible: usize,
+    /// What the gateway goes by now; of what needs a restart, what it was started with.
+    config: Config,
+    certificates: Option<Certificates>,
+    certificates_due_ms: u64,
     inbox: Inbox,
     orders: Receiver<Order>,
     reports: Receiver<Report>,
@@ -147,6 +153,8 @@ impl Turns {
         Turns {
             connections_possible: plan.connections_possible,
             config: plan.config,
+            certificates: plan.certificates,
+            certificates_due_ms: 0,
             inbox: plan.inbox,
             orders: plan.orders,
             reports: plan.reports,
@@ -174,6 +182,7 @@ impl Turns {
                 break exit;
             }
             self.watch_shards(now.mono_ms());
+            self.watch_certificates(now.mono_ms());
             self.follow_instructions();
             self.take_keys();
             let mut due_ms = now.mono_ms() + WATCH_EVERY_MS;
@@ -259,10 +268,7 @@ impl Turns {
                         self.drain = Some(self.begin_drain());
                     }
                 }
-                Order::Reload(config) => {
-                    self.config = *config;
-                    self.post_settings();
-                }
+                Order::Reload(config) => self.reload(*config),
                 Order::Everywhere(instruction) => {
                     if let Some(link) = &mut self.link {
                         link.cluster.spread(&instruction);
@@ -371,27 +377,76 @@ impl Turns {
             changed |= keys.handle_fetched(fetched, &self.config, &self.view);
         }
         if changed {
-            self.post_settings();
+            self.settle();
         }
         if any {
             self.control.shards.post_all(|| Parcel::KeysFetched);
         }
     }
 
-    fn post_settings(&self) {
-        let config = &self.config;
+    fn reload(&mut self, config: Config) {
+        self.config = config;
+        self.read_certificates();
+        self.settle();
+    }
+
+    /// Lets all shards go by the configuration and the certificates of now.
+    fn settle(&self) {
         let possible = self.connections_possible;
-        let wanted = config.limits.connections.unwrap_or(possible);
+        let wanted = self.config.limits.connections.unwrap_or(possible);
         if wanted > possible {
             log::warn!("limits.connections is {wanted}, but nofile permits {possible}: going by that");
         }
         let connections_max = wanted.min(possible);
         let keys = self.keys.as_ref().map(|keys| &keys.set);
-        let settings = match Settings::with_keys(config, connections_max, keys) {
-            Ok(settings) => Arc::new(settings),
+        let tls = self
+            .certificates
+            .as_ref()
+            .map(|certificates| Arc::clone(certificates.server()));
+        let settings = match Settings::with_keys(&self.config, connections_max, keys) {
+            Ok(settings) => Arc::new(settings.with_tls(tls)),
             Err(error) => return log::error!("configuration not changed: {error}"),
         };
         self.control.shards.post_all(|| Parcel::Settings(Arc::clone(&settings)));
+    }
+
+    /// Reads the files of TLS, if there are any. What is no good changes nothing: a new certificate and its key are two
+    /// files, and one of them is written first. True if something changed.
+    fn read_certificates(&mut self) -> bool {
+        let Some(files) = &self.config.tls else {
+            return self.certificates.take().is_some();
+        };
+        let read = match &mut self.certificates {
+            Some(certificates) => certificates.read_again(files),
+            none => Certificates::read(files).map(|certificates| {
+                *none = Some(certificates);
+                true
+            }),
+        };
+        match read {
+            Ok(changed) => {
+                if changed {
+                    log::info!("new connections get the certificate in {:?}", files.cert);
+                }
+                changed
+            }
+            Err(error) => {
+                log::error!("TLS not changed: {error}");
+                false
+            }
+        }
+    }
+
+    /// Reads the files of TLS again when they have changed.
+    fn watch_certificates(&mut self, now_ms: u64) {
+        if now_ms < self.certificates_due_ms {
+            return;
+        }
+        self.certificates_due_ms = now_ms + CERTIFICATES_EVERY_MS;
+        let changed = self.certificates.as_mut().is_some_and(Certificates::have_changed);
+        if changed && self.read_certificates() {
+            self.settle();
+        }
     }
 
     /// Speaks when a shard stops turning, and when it turns again; wakes it, as a last resort against a lost wake.

@@ -18,6 +18,7 @@ use crate::protocol::head::Upgrade;
 use crate::router::locations::Places;
 use crate::router::{ChannelHash, Partition, UserHash};
 use crate::session::rate::RateLimiter;
+use crate::tls::Tls;
 
 /// A piece of a batch's bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -369,6 +370,8 @@ pub struct HandOver {
     pub upgrade: Option<Upgrade>,
     /// What arrived behind the request head or the `auth` frame.
     pub rest: Vec<u8>,
+    /// Its TLS, with what has arrived of the next record.
+    pub tls: Option<Box<Tls>>,
     /// Frames that the connection sent before.
     pub messages_in: u32,
     /// How fast it did.

@@ -28,7 +28,7 @@ impl Lanes {
         }
     }
 
-    /// Only messages are held to the bytes: nothing else has many.
+    /// Messages and publications are held to the bytes: nothing else has many.
     fn check_bytes(&self, to: ShardId) -> Result<(), LaneFull> {
         self.check(to, LANE_ITEMS_MAX)?;
         let bytes = self.depths.of(self.me, to).bytes.load(Ordering::Relaxed);

@@ -106,7 +106,7 @@ fn write_code(code: u16, text: &mut [u8; 4]) -> Option<&[u8]> {
 }
 
 /// Labels of `shardgate_handshakes_refused_total`.
-pub const REFUSED_LABELS: [&str; 14] = [
+pub const REFUSED_LABELS: [&str; 16] = [
     "method",
     "not_an_upgrade",
     "version",
@@ -121,6 +121,8 @@ pub const REFUSED_LABELS: [&str; 14] = [
     "head_too_large",
     "malformed",
     "lane_full",
+    "tls",
+    "plain_text",
 ];
 
 /// Labels of `shardgate_token_verifications_total`: good, good and known from an identical token before, or why not.
@@ -205,19 +207,21 @@ pub enum Drop {
     PresenceRedisAway,
     /// A message of another gateway for a user who is not here any more; its sender heard `offline`.
     MessageMissed,
-    /// A publication did not fit into a lane; its publisher heard `failed`.
+    /// A publication did not fit into a lane; its publisher heard `failed` if it is on this gateway.
     PublicationLaneFull,
-    /// A publication for which too much was on its way to subscribers; its publisher heard `failed` if it was here.
+    /// A publication for which too much was on its way to subscribers; its publisher heard `failed` if this is its channel's home.
     PublicationQueueFull,
     /// A publication that went to this gateway's subscribers only, while Redis is away; its publisher heard `failed`.
     PublicationRedisAway,
     /// A subscription for which a lane was full; the client heard `unavailable`.
     SubscriptionLaneFull,
+    /// A broadcast for which too many were on their way.
+    BroadcastQueueFull,
 }
 
 impl Drop {
     /// `kind` and `reason` in the order of the discriminants.
-    pub const LABELS: [(&'static str, &'static str); 15] = [
+    pub const LABELS: [(&'static str, &'static str); 16] = [
         ("message", "offline"),
         ("frame", "rate_limited"),
         ("message", "lane_full"),
@@ -233,6 +237,7 @@ impl Drop {
         ("publication", "queue_full"),
         ("publication", "redis_away"),
         ("subscription", "lane_full"),
+        ("broadcast", "queue_full"),
     ];
 }
 
@@ -549,7 +554,7 @@ impl Exposition {
         self.labelled(
             shards,
             "shardgate_acks_total",
-            "What became of messages whose sender asked.",
+            "What became of messages and publications whose sender asked.",
             "status",
             &AckStatus::LABELS,
             |m| &m.acks,

@@ -83,6 +83,9 @@ pub enum StartError {
         /// What the kernel said.
         cause: std::io::Error,
     },
+    /// The certificate, its key or the clients' authorities are no good.
+    #[error("no TLS: {0}")]
+    Tls(#[from] crate::tls::CertificatesError),
     /// A list that shards cannot go by.
     #[error(transparent)]
     Settings(#[from] crate::settings::SettingsError),

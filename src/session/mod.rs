@@ -23,6 +23,7 @@ use crate::protocol::frame::Decoder;
 use crate::protocol::head::Upgrade;
 use crate::router::UserHash;
 use crate::router::users::UserIndex;
+use crate::tls::Tls;
 use outbox::Outbox;
 use rate::RateLimiter;
 
@@ -126,6 +127,8 @@ pub struct Connection<H> {
     pub decoder: Decoder,
     /// Frames half-way out; none while idle.
     pub outbox: Option<Box<Outbox>>,
+    /// What is below, if it is not the socket itself.
+    pub tls: Option<Box<Tls>>,
 }
 
 impl<H> Default for Connection<H> {
@@ -150,6 +153,7 @@ impl<H> Default for Connection<H> {
             rate: RateLimiter::default(),
             decoder: Decoder::default(),
             outbox: None,
+            tls: None,
         }
     }
 }
@@ -158,6 +162,11 @@ impl<H> Connection<H> {
     /// Bytes that wait for this connection or are in flight.
     pub fn outbox_bytes(&self) -> usize {
         self.outbox.as_ref().map_or(0, |outbox| outbox.bytes())
+    }
+
+    /// True if nothing waits for this connection and nothing is in flight.
+    pub fn is_flushed(&self) -> bool {
+        self.outbox.is_none() && self.tls.as_ref().is_none_or(|tls| tls.is_flushed())
     }
 
     /// True if a frame would make the peer a slow consumer. An empty outbox takes any one frame, or a message of the

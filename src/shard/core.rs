@@ -8,6 +8,7 @@
 //! `metrics.connections` counts the entries with `counted`; an outbox exists only while it holds bytes.
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -48,12 +49,14 @@ pub enum Command {
     Adopt(Box<HandOver>),
 }
 
-/// Messages of this turn whose delivery time is taken when the turn ends.
+/// What this turn was about, for its end.
 #[derive(Debug, Default)]
-pub(super) struct TurnDeliveries {
+pub(super) struct ThisTurn {
     pub(super) local: u64,
     pub(super) from_lanes: Vec<u64>,
     pub(super) from_gateways: Vec<u64>,
+    /// A client said something, or is to hear something that another shard or gateway says: somebody waits for this turn.
+    pub(super) spoken: bool,
 }
 
 /// The state of one shard.
@@ -68,7 +71,7 @@ pub struct Core {
     pub(super) channels: Channels,
     pub(super) joins: super::channels::Joins,
     pub(super) interests: Interests,
-    pub(super) broadcasts: super::channels::Broadcasts,
+    pub(super) fan_out: super::channels::FanOut,
     pub(super) lanes: Lanes,
     pub(super) wheel: Wheel,
     pub(super) spares: Spares,
@@ -80,13 +83,15 @@ pub struct Core {
     pub(super) draining: Option<Draining>,
     /// `None` in a gateway of its own.
     pub(super) remote: Option<Remote>,
-    pub(super) turn: TurnDeliveries,
+    pub(super) turn: ThisTurn,
     /// A frame being built, and slots being gone through; kept for their capacity.
     pub(super) scratch: Vec<u8>,
     pub(super) scratch_slots: Vec<u32>,
     expired: Vec<u32>,
-    dirty: Vec<u32>,
+    /// In the order in which they got something: what answers a client goes before what fans out.
+    dirty: VecDeque<u32>,
     commands: Vec<Command>,
+    pub(super) tls: super::tls::TlsTurn,
     stopping: bool,
 }
 
@@ -113,7 +118,7 @@ impl Core {
             channels: Channels::default(),
             joins: Default::default(),
             interests: Interests::default(),
-            broadcasts: Default::default(),
+            fan_out: Default::default(),
             lanes,
             wheel: Wheel::default(),
             spares: Spares::default(),
@@ -124,12 +129,13 @@ impl Core {
             credentials: Default::default(),
             draining: None,
             remote,
-            turn: TurnDeliveries::default(),
+            turn: ThisTurn::default(),
             scratch: Vec::new(),
             scratch_slots: Vec::new(),
             expired: Vec::new(),
-            dirty: Vec::new(),
+            dirty: VecDeque::new(),
             commands: Vec::new(),
+            tls: Default::default(),
             stopping: false,
         }
     }
@@ -142,6 +148,7 @@ impl Core {
     /// Begins a turn at this time.
     pub fn begin_turn(&mut self, now: Now) {
         self.now = now;
+        self.tls.handshakes = 0;
         self.metrics().last_turn_ms.set(now.mono_ms());
     }
 
@@ -204,7 +211,10 @@ impl Core {
             self.close_now(key.slot);
             return;
         }
-        self.occupy(key, Stage::Head(Vec::new())).armed = true;
+        let tls = self.new_tls();
+        let conn = self.occupy(key, Stage::Head(Vec::new()));
+        conn.armed = true;
+        conn.tls = tls;
         let due = self.now.mono_ms() + self.settings.limits.handshake_timeout.as_millis() as u64;
         self.wheel.set(key.slot, due);
     }
@@ -225,15 +235,24 @@ impl Core {
         };
         conn.last_seen_ms = now_ms;
         conn.armed = false;
-        match conn.stage {
-            Stage::Head(_) => self.head_bytes(key.slot, bytes),
-            Stage::Http(_) => self.http_bytes(key.slot, bytes),
+        if conn.tls.is_some() {
+            self.tls_bytes(key.slot, bytes);
+        } else {
+            self.plain_bytes(key.slot, bytes);
+        }
+        self.rearm(key);
+    }
+
+    /// Bytes of HTTP or WebSocket.
+    pub(super) fn plain_bytes(&mut self, slot: u32, bytes: &mut [u8]) {
+        match self.conn(slot).stage {
+            Stage::Head(_) => self.head_bytes(slot, bytes),
+            Stage::Http(_) => self.http_bytes(slot, bytes),
             Stage::Authenticating | Stage::Open | Stage::Echo | Stage::Closing { .. } => {
-                self.frame_bytes(key.slot, bytes);
+                self.frame_bytes(slot, bytes);
             }
             Stage::Free | Stage::Leaving(_) | Stage::Verifying(_) | Stage::Lingering { .. } | Stage::Closed => {}
         }
-        self.rearm(key);
     }
 
     /// Arms the kind of receive that the connection's stage wants.
@@ -259,11 +278,13 @@ impl Core {
         let Some(conn) = self.connection(key) else {
             return;
         };
+        // Who speaks TLS says that it is done; an end without that may be anybody's.
+        let done = !broken && conn.tls.as_ref().is_none_or(|tls| tls.peer_has_closed());
         match conn.stage {
-            Stage::Http(_) if !broken => return self.http_ended(key.slot),
+            Stage::Http(_) if done => return self.http_ended(key.slot),
             // It may still read what we have to say.
             Stage::Closing { .. } | Stage::Lingering { .. } if !broken => return self.close_when_flushed(key.slot),
-            _ => {}
+            _ => self.count_broken_handshake(key.slot),
         }
         self.end(key.slot, Ending::Abrupt);
         self.close_now(key.slot);
@@ -278,14 +299,23 @@ impl Core {
         else {
             return;
         };
-        let Some(outbox) = conn.outbox.as_mut() else {
-            return;
-        };
-        outbox.sent(payload, &mut self.spares);
-        if outbox.is_empty() {
-            if let Some(outbox) = conn.outbox.take() {
-                self.spares.recycle_outbox(outbox);
+        let sent = match &mut conn.tls {
+            None => Some(payload),
+            Some(tls) => {
+                // That was what the payload was sealed into, or a piece of it.
+                self.spares.recycle(payload);
+                tls.sent()
             }
+        };
+        if let (Some(outbox), Some(payload)) = (conn.outbox.as_mut(), sent) {
+            outbox.sent(payload, &mut self.spares);
+        }
+        if conn.outbox.as_ref().is_some_and(|outbox| outbox.is_empty())
+            && let Some(outbox) = conn.outbox.take()
+        {
+            self.spares.recycle_outbox(outbox);
+        }
+        if conn.is_flushed() {
             self.flushed(key.slot);
         } else {
             self.mark_dirty(key.slot);
@@ -296,11 +326,17 @@ impl Core {
     pub(super) fn flushed(&mut self, slot: u32) {
         let key = self.key(slot);
         let conn = self.conn(slot);
-        if conn.outbox.is_some() {
+        if !conn.is_flushed() {
             return;
         }
         match &mut conn.stage {
             Stage::Leaving(_) => self.command(Command::Detach(key)),
+            Stage::Closing { peer_closed: true } | Stage::Lingering { finished: false }
+                if conn.tls.as_mut().is_some_and(|tls| tls.close()) =>
+            {
+                // Its goodbye comes before ours; then we are here again.
+                self.mark_dirty(slot);
+            }
             Stage::Closing { peer_closed: true } => self.close_now(slot),
             Stage::Lingering { finished } if !*finished => {
                 *finished = true;
@@ -314,7 +350,7 @@ impl Core {
         let conn = &mut self.connections[slot as usize];
         if !conn.dirty {
             conn.dirty = true;
-            self.dirty.push(slot);
+            self.dirty.push_back(slot);
         }
     }
 
@@ -474,7 +510,7 @@ impl Core {
     /// The next connection with something to send.
     pub fn poll_dirty(&mut self) -> Option<SocketKey> {
         loop {
-            let slot = self.dirty.pop()?;
+            let slot = self.dirty.pop_front()?;
             let conn = &mut self.connections[slot as usize];
             conn.dirty = false;
             if !matches!(conn.stage, Stage::Free | Stage::Closed) {
@@ -487,7 +523,10 @@ impl Core {
     pub fn poll_payload(&mut self, key: SocketKey) -> Option<Payload> {
         let spares = &mut self.spares;
         let conn = self.connections.get_mut(key.slot as usize)?;
-        let payload = conn.outbox.as_mut()?.take(spares)?;
+        let payload = match &conn.tls {
+            None => conn.outbox.as_mut()?.take(spares)?,
+            Some(_) => self.sealed_payload(key)?,
+        };
         let metrics = &self.view.shards[self.me.index()];
         metrics.bytes_sent.add(payload.as_slice().len() as u64);
         Some(payload)
@@ -544,7 +583,7 @@ impl Core {
             return;
         };
         let stage = std::mem::replace(&mut conn.stage, Stage::Closed);
-        let (messages_in, rate) = (conn.messages_in, conn.rate);
+        let (messages_in, rate, tls) = (conn.messages_in, conn.rate, conn.tls.take());
         // It does not end here: its place and its life go on with the home shard.
         if std::mem::take(&mut conn.counted) {
             self.uncount_connection();
@@ -560,6 +599,7 @@ impl Core {
                 rest: leaving.rest,
                 messages_in,
                 rate,
+                tls,
             });
         }
     }
@@ -616,7 +656,7 @@ impl Core {
             credentials: self.credentials.len(),
             channels: self.channels.len() + self.joins.len(),
             interests: self.interests.len() + self.interests.waiting(),
-            fan_out: self.channels.queued_bytes(),
+            fan_out: self.channels.queued_bytes() + self.fan_out.broadcast_bytes(),
         }
     }
 }

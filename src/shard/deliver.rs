@@ -146,6 +146,12 @@ impl Core {
     /// The outbox is full: what waits is dropped, so that the close frame is the next thing the peer reads.
     fn overflow(&mut self, slot: u32) {
         self.metrics().dropped(Drop::FrameSlowConsumer);
+        self.drop_waiting(slot);
+        self.begin_close(slot, CloseReason::SlowConsumer);
+    }
+
+    /// Drops what waits and need not arrive.
+    pub(super) fn drop_waiting(&mut self, slot: u32) {
         let spares = &mut self.spares;
         if let Some(outbox) = self.connections[slot as usize].outbox.as_mut() {
             outbox.clear_waiting(spares);
@@ -156,7 +162,6 @@ impl Core {
                 self.spares.recycle_outbox(outbox);
             }
         }
-        self.begin_close(slot, CloseReason::SlowConsumer);
     }
 
     /// Encodes a frame for one connection and queues it.
@@ -390,8 +395,12 @@ impl Core {
         for item in items {
             match item {
                 Item::HandOver(hand_over) => self.command(Command::Adopt(hand_over)),
-                Item::Message(message) => self.handle_message_item(from, &batch, &message),
+                Item::Message(message) => {
+                    self.turn.spoken = true;
+                    self.handle_message_item(from, &batch, &message);
+                }
                 Item::Reply { to, frame } => {
+                    self.turn.spoken = true;
                     if self.is_open(to) {
                         self.append(to.slot, batch.bytes(frame), SentKind::Ack);
                     } else {

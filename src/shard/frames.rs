@@ -129,6 +129,7 @@ impl Core {
     }
 
     fn handle_text(&mut self, slot: u32, text: &str) -> Flow {
+        self.turn.spoken = true;
         let verdict = self.count_frame(slot);
         if matches!(self.conn(slot).stage, Stage::Echo) {
             self.echo(slot, verdict, Opcode::Text, text.as_bytes());

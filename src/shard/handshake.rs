@@ -14,6 +14,7 @@ use crate::protocol::encode;
 use crate::protocol::head::{self, Decision, Endpoint, Progress, Upgrade};
 use crate::router::UserHash;
 use crate::session::{Leaving, Stage};
+use crate::tls::looks_like_tls;
 use crate::view::NotAdmitted;
 
 impl Core {
@@ -49,7 +50,7 @@ impl Core {
             },
             Progress::Complete(_, Decision::Refuse(_) | Decision::Plain) => self.become_http(slot, head, None),
             Progress::Malformed if looks_like_tls(head) => {
-                log::info!("a TLS client connected to the plain port: use ws:// or http://, or set up TLS");
+                self.hint("a TLS client connected to the plain port: it must use ws:// or http://, or set tls.cert and tls.key");
                 self.metrics().refused("malformed");
                 self.close_now(slot);
             }
@@ -59,10 +60,15 @@ impl Core {
 
     /// Answers a head that never became a request, and lets the answer arrive before the connection goes.
     pub(super) fn refuse_head(&mut self, slot: u32, status_line: &str, label: &str) {
+        let text = status_line.split_once(' ').map_or("", |(_, text)| text);
+        self.refuse_head_saying(slot, status_line, text, label);
+    }
+
+    /// As [`Core::refuse_head`], in these words.
+    pub(super) fn refuse_head_saying(&mut self, slot: u32, status_line: &str, text: &str, label: &str) {
         self.metrics().refused(label);
         let mut response = std::mem::take(&mut self.scratch);
         response.clear();
-        let text = status_line.split_once(' ').map_or("", |(_, text)| text);
         head::final_response(&mut response, status_line, "", text);
         self.append_unlimited(slot, &response);
         self.scratch = response;
@@ -119,7 +125,7 @@ impl Core {
     }
 
     /// Everything queued is sent, then FIN.
-    fn linger(&mut self, slot: u32) {
+    pub(super) fn linger(&mut self, slot: u32) {
         self.conn(slot).stage = Stage::Lingering { finished: false };
         self.wheel
             .set(slot, self.now.mono_ms() + super::timers::CLOSE_TIMEOUT_MS);
@@ -271,6 +277,7 @@ impl Core {
             rest,
             messages_in,
             rate,
+            tls,
             socket: _,
         } = hand_over;
         let slot = key.slot;
@@ -284,6 +291,7 @@ impl Core {
         let conn = self.occupy(key, Stage::Authenticating);
         conn.messages_in = messages_in;
         conn.rate = rate;
+        conn.tls = tls;
         self.count_connection(slot);
         match (refused, upgrade) {
             (Some(reason), Some(_)) => {
@@ -327,9 +335,4 @@ impl Core {
         let key = self.key(slot);
         self.rearm(key);
     }
-}
-
-/// The first bytes of a TLS handshake record.
-fn looks_like_tls(bytes: &[u8]) -> bool {
-    matches!(bytes, [0x16, 0x03, ..])
 }

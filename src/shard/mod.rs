@@ -12,6 +12,7 @@ mod handshake;
 mod remote;
 pub mod run;
 mod timers;
+mod tls;
 pub mod wheel;
 
 use crate::http::HttpConn;

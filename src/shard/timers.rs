@@ -46,10 +46,13 @@ impl Core {
     /// The deadline of a connection has come; what it means depends on where the connection is.
     pub(super) fn handle_deadline(&mut self, slot: u32) {
         let draining = self.draining.is_some();
-        let all_sent = self.conn(slot).outbox.is_none();
+        let all_sent = self.conn(slot).is_flushed();
         let is_expired = self.is_expired(slot);
         match &self.conn(slot).stage {
-            Stage::Head(bytes) if bytes.is_empty() => self.close_now(slot),
+            Stage::Head(bytes) if bytes.is_empty() => {
+                self.count_broken_handshake(slot);
+                self.close_now(slot);
+            }
             Stage::Head(_) => {
                 self.refuse_head(slot, "408 Request Timeout", "head_timeout");
             }

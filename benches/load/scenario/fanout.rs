@@ -1,6 +1,6 @@
 //! `fanout`: users subscribe to channels, and others publish to them.
 //!
-//! Of C channels, user i subscribes to number i % C and, with `--per-user K`, to the K - 1 behind it. The publishers are
+//! Of C channels, user i subscribes to number i * K % C and the K - 1 behind it, K being `--per-user`. The publishers are
 //! users of their own, numbered behind these; publication n of publisher j goes to channel (n + j) % C, so n / C is its
 //! place in the order of that publisher in that channel, and every subscriber knows what it should get.
 //!
@@ -52,13 +52,13 @@ impl Plan {
 
     /// Which of the user's subscriptions this channel is.
     fn subscription(&self, user: usize, channel: usize) -> Option<usize> {
-        let k = (channel + self.channels - user % self.channels) % self.channels;
+        let k = (channel + self.channels - self.subscribed(user, 0)) % self.channels;
         (k < self.per_user).then_some(k)
     }
 
     /// The channel of the user's subscription `k`.
     fn subscribed(&self, user: usize, k: usize) -> usize {
-        (user + k) % self.channels
+        (user * self.per_user + k) % self.channels
     }
 
     /// Of the first `sent` publications of a publisher, how many went to this channel.

@@ -7,7 +7,7 @@ use crate::config::checks::OF_TOKENS;
 use crate::config::keys::KEYS;
 
 /// Keys that need the company of others.
-const APART: [&str; 7] = [
+const APART: [&str; 10] = [
     "shards",
     "cpus",
     "insecure",
@@ -15,6 +15,9 @@ const APART: [&str; 7] = [
     "redis.ca",
     "auth.key",
     "auth.jwks_url",
+    "tls.cert",
+    "tls.key",
+    "tls.client_ca",
 ];
 
 /// Good flags of any size, without contradictions.
@@ -73,15 +76,23 @@ fn any_flags() -> impl Strategy<Value = Vec<String>> {
             ]
         ),
     ];
+    let tls = prop_oneof![
+        Just(vec![]),
+        Just(vec!["--tls-cert=/a b.pem".to_owned(), "--tls-key=ä.pem".to_owned()]),
+        "[a-z]{1,9}".prop_map(|name| ["cert", "key", "client-ca"]
+            .map(|key| format!("--tls-{key}=/{name}"))
+            .to_vec()),
+    ];
     let count = keys.len();
     let rest = proptest::sample::subsequence(keys, 0..=count);
     let rest = rest.prop_flat_map(move |keys| keys.into_iter().map(flag).collect::<Vec<_>>());
-    (rest, cpus, redis, auth, any::<bool>()).prop_map(|(rest, cpus, redis, auth, insecure)| {
+    (rest, cpus, redis, auth, tls, any::<bool>()).prop_map(|(rest, cpus, redis, auth, tls, insecure)| {
         let insecure = insecure.then(|| "--insecure".to_owned());
         rest.into_iter()
             .chain(cpus)
             .chain(redis)
             .chain(auth)
+            .chain(tls)
             .chain(insecure)
             .collect()
     })

@@ -82,6 +82,8 @@ pub struct ChannelBooks {
     /// By client and channel.
     seats: BTreeMap<(usize, usize), Seat>,
     requests: usize,
+    /// Where somebody has just sat down.
+    pub opened: Option<usize>,
     /// When requests were made and answered, since somebody last looked.
     pub waits: Vec<(u64, u64)>,
     /// Codes with which requests may be refused.
@@ -180,7 +182,8 @@ impl ChannelBooks {
 
     fn hear_answer(&mut self, client: usize, said: &Value, subscribed: bool) {
         let now_ns = self.now_ns;
-        let seat = self.seats.get_mut(&(client, self.channel(said))).expect("it asked");
+        let channel = self.channel(said);
+        let seat = self.seats.get_mut(&(client, channel)).expect("it asked");
         let asked = seat.asked.pop_front().expect("an answer too many");
         assert_eq!(
             (Some(asked.number), asked.subscribes),
@@ -192,6 +195,7 @@ impl ChannelBooks {
         // Who has asked to leave already is owed nothing.
         let leaves = seat.asked.iter().any(|asked| !asked.subscribes);
         if subscribed && !leaves && !seat.sits() {
+            self.opened = Some(channel);
             seat.sittings.push(Sitting {
                 from_ns: now_ns,
                 until_ns: u64::MAX,

@@ -204,6 +204,16 @@ impl World {
             self.fault();
             self.next_fault_ns = now_ns + (500 + self.chance.below(9_000) as u64) * MS;
         }
+        // What is published at once is the first to be lost.
+        if let Some(channel) = self.books.channels.opened.take()
+            && self.next_action_ns < u64::MAX
+        {
+            let live = self.live_clients();
+            if !live.is_empty() {
+                let client = self.chance.pick(&live);
+                self.publish(client, channel, true);
+            }
+        }
         while now_ns >= self.next_action_ns {
             self.act();
             busy = true;

@@ -20,16 +20,25 @@
 //! Cost: 20 bytes per subscription, up to 12 more for room to grow, and 16 per slot; about 90 bytes and the name per
 //! channel.
 
+mod queue;
+
 use std::collections::VecDeque;
 
-use bytes::{Buf as _, Bytes};
+use bytes::Bytes;
 use hashbrown::HashTable;
 
 use super::ChannelHash;
+use queue::Queue;
 
 /// Bytes of publications that one shard may have on their way to subscribers' outboxes: a second's worth at 16 MB/s, while
 /// 10,000 subscribers take some 50 ms.
 const QUEUED_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// Queues kept for use again.
+const SPARE_MAX: usize = 256;
+
+/// Bytes of them that one channel may have, so that one burst in a large channel does not shut all others out.
+const CHANNEL_BYTES_MAX: usize = QUEUED_BYTES_MAX / 4;
 
 /// Names a channel on a shard while it has subscribers there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -122,104 +131,6 @@ struct Channel {
     newest: u32,
 }
 
-/// What is on its way to the subscribers of a channel; never empty.
-#[derive(Debug, Default)]
-struct Queue {
-    log: VecDeque<Logged>,
-    /// The frames of the log, one behind the other.
-    frames: Bytes,
-    /// Bytes that have left the log.
-    gone: u64,
-    /// Not in the log yet.
-    waiting: VecDeque<Waiting>,
-    /// The place to visit next.
-    cursor: u32,
-    /// Visits made, less the subscribers that came since: each makes the round longer by one.
-    visits: u64,
-    /// Slots of subscribers to visit before the cursor goes on, as they were moved behind it.
-    first: Vec<u32>,
-}
-
-/// A publication that goes round.
-#[derive(Debug)]
-struct Logged {
-    /// Where it ends, counted from the first byte that was ever in the log.
-    end: u64,
-    received_ns: u64,
-    /// The number of visits after which everybody has it.
-    due: u64,
-}
-
-/// A publication that is to go round.
-#[derive(Debug)]
-struct Waiting {
-    frame: Bytes,
-    received_ns: u64,
-}
-
-impl Queue {
-    fn new() -> Self {
-        Queue {
-            // It may go down.
-            visits: 1 << 32,
-            ..Queue::default()
-        }
-    }
-
-    fn bytes(&self) -> usize {
-        self.frames.len() + self.waiting.iter().map(|waiting| waiting.frame.len()).sum::<usize>()
-    }
-
-    /// Lets in what waits, as long as the log has not more than so many bytes; any one publication if it has none.
-    fn fill(&mut self, log_bytes_max: usize, subscribers: usize) {
-        let (mut count, mut bytes) = (0, self.frames.len());
-        for waiting in &self.waiting {
-            if bytes > 0 && bytes + waiting.frame.len() > log_bytes_max {
-                break;
-            }
-            count += 1;
-            bytes += waiting.frame.len();
-        }
-        match (count, self.frames.is_empty()) {
-            (0, _) => return,
-            (1, true) => self.frames = self.waiting[0].frame.clone(),
-            _ => {
-                let mut frames = Vec::with_capacity(bytes);
-                frames.extend_from_slice(&self.frames);
-                for waiting in self.waiting.iter().take(count) {
-                    frames.extend_from_slice(&waiting.frame);
-                }
-                self.frames = frames.into();
-            }
-        }
-        let due = self.visits + subscribers as u64;
-        let mut end = self.log.back().map_or(self.gone, |last| last.end);
-        self.log.extend(self.waiting.drain(..count).map(|waiting| {
-            end += waiting.frame.len() as u64;
-            Logged {
-                end,
-                received_ns: waiting.received_ns,
-                due,
-            }
-        }));
-    }
-
-    /// The frames that a subscriber lacks, of those in the log, and how many.
-    fn lacking(&self, seen: u32, newest: u32) -> Option<(Bytes, u32)> {
-        let newest_in_log = newest.wrapping_sub(self.waiting.len() as u32);
-        // Who came when something waited has seen more than there is in the log.
-        let count = newest_in_log.wrapping_sub(seen) as i32;
-        if count <= 0 {
-            return None;
-        }
-        let skip = match self.log.len() - count as usize {
-            0 => 0,
-            has => (self.log[has - 1].end - self.gone) as usize,
-        };
-        Some((self.frames.slice(skip..), count as u32))
-    }
-}
-
 /// Too much is on its way already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QueueFull;
@@ -237,6 +148,9 @@ pub struct Channels {
     queued_bytes: usize,
     /// When those publications were received that have gone round.
     gone_round: Vec<u64>,
+    /// Queues for use again: in a small channel each publication takes one for a moment.
+    #[allow(clippy::vec_box, reason = "channels hold boxes: the spare ones are kept as they are")]
+    spare: Vec<Box<Queue>>,
 }
 
 /// As for users: growing the table touches no entry.
@@ -337,7 +251,7 @@ impl Channels {
             seen: *newest,
         });
         if let Some(queue) = queue {
-            queue.visits -= 1;
+            queue.handle_joined();
         }
         self.subscriptions += 1;
         channel
@@ -370,8 +284,12 @@ impl Channels {
     /// Takes a connection out of a channel, which goes with the last one: then its name is given.
     pub fn unsubscribe(&mut self, slot: u32, channel: ChannelIndex) -> Option<Box<str>> {
         let membership = self.membership(slot, channel)?;
+        self.leave(slot, membership)
+    }
+
+    fn leave(&mut self, slot: u32, membership: Membership) -> Option<Box<str>> {
         let memberships = &mut self.memberships[slot as usize];
-        let back = self.channels[channel.0 as usize].subscribers[membership.place as usize].place;
+        let back = self.channels[membership.channel.0 as usize].subscribers[membership.place as usize].place;
         memberships.swap_remove(back);
         if let Some(moved) = memberships.as_slice().get(back as usize) {
             self.channels[moved.channel.0 as usize].subscribers[moved.place as usize].place = back;
@@ -382,8 +300,8 @@ impl Channels {
     /// Takes a connection out of one of its channels, any one; `None` when it has none left. A channel that goes with it
     /// is named.
     pub fn leave_one(&mut self, slot: u32) -> Option<(ChannelIndex, Option<Box<str>>)> {
-        let channel = self.memberships.get(slot as usize)?.as_slice().last()?.channel;
-        Some((channel, self.unsubscribe(slot, channel)))
+        let last = *self.memberships.get(slot as usize)?.as_slice().last()?;
+        Some((last.channel, self.leave(slot, last)))
     }
 
     /// Takes the subscriber out of its channel; the slot has forgotten it.
@@ -391,16 +309,12 @@ impl Channels {
         let channel = &mut self.channels[membership.channel.0 as usize];
         let place = membership.place;
         channel.subscribers.swap_remove(place as usize);
-        if let Some(moved) = channel.subscribers.get(place as usize) {
+        let moved = channel.subscribers.get(place as usize);
+        if let Some(moved) = moved {
             self.memberships[moved.slot as usize].as_mut_slice()[moved.place as usize].place = place;
-            if let Some(queue) = &mut channel.queue
-                && place < queue.cursor
-            {
-                queue.first.push(moved.slot);
-            }
         }
         if let Some(queue) = &mut channel.queue {
-            queue.cursor = queue.cursor.min(channel.subscribers.len() as u32);
+            queue.handle_left(place, moved.map(|moved| moved.slot), channel.subscribers.len());
         }
         self.subscriptions -= 1;
         if channel.subscribers.is_empty() {
@@ -426,17 +340,22 @@ impl Channels {
     /// # Errors
     /// Too much is on its way already.
     pub fn publish(&mut self, channel: ChannelIndex, frame: Bytes, received_ns: u64) -> Result<(), QueueFull> {
-        if self.queued_bytes > 0 && self.queued_bytes + frame.len() > QUEUED_BYTES_MAX {
+        let Channel { queue, newest, .. } = &mut self.channels[channel.0 as usize];
+        let of_channel = queue.as_ref().map_or(0, |queue| queue.bytes());
+        // Any one frame goes where nothing is on its way.
+        let is_full = |bytes: usize, max: usize| bytes > 0 && bytes + frame.len() > max;
+        if is_full(self.queued_bytes, QUEUED_BYTES_MAX) || is_full(of_channel, CHANNEL_BYTES_MAX) {
             return Err(QueueFull);
         }
         self.queued_bytes += frame.len();
-        let Channel { queue, newest, .. } = &mut self.channels[channel.0 as usize];
         let queue = queue.get_or_insert_with(|| {
             self.busy.push_back(channel);
-            Box::new(Queue::new())
+            let mut queue = self.spare.pop().unwrap_or_default();
+            queue.renew();
+            queue
         });
         *newest = newest.wrapping_add(1);
-        queue.waiting.push_back(Waiting { frame, received_ns });
+        queue.push(frame, received_ns);
         Ok(())
     }
 
@@ -492,42 +411,24 @@ impl Channels {
         if let Some(queue) = queue {
             let subscriber = &mut subscribers[membership.place as usize];
             subscriber.seen = subscriber.seen.wrapping_sub(count);
-            queue.first.push(slot);
+            queue.put_first(slot);
         }
     }
 
     fn next_place(&mut self, channel: ChannelIndex) -> Option<u32> {
-        while let Some(slot) = self.channels[channel.0 as usize].queue.as_mut()?.first.pop() {
+        while let Some(slot) = self.channels[channel.0 as usize].queue.as_mut()?.next_first() {
             if let Some(membership) = self.membership(slot, channel) {
                 return Some(membership.place);
             }
         }
         self.take_out_due(channel);
         let Channel { subscribers, queue, .. } = &mut self.channels[channel.0 as usize];
-        let queue = queue.as_mut().filter(|queue| !queue.log.is_empty())?;
-        if queue.cursor as usize >= subscribers.len() {
-            queue.cursor = 0;
-        }
-        queue.visits += 1;
-        queue.cursor += 1;
-        Some(queue.cursor - 1)
+        queue.as_mut()?.next_place(subscribers.len())
     }
 
-    /// What has gone round leaves the log.
     fn take_out_due(&mut self, channel: ChannelIndex) {
-        let Some(queue) = &mut self.channels[channel.0 as usize].queue else {
-            return;
-        };
-        let visits = queue.visits;
-        while queue.first.is_empty()
-            && let Some(logged) = queue.log.front().filter(|logged| logged.due <= visits)
-        {
-            let bytes = (logged.end - queue.gone) as usize;
-            self.queued_bytes -= bytes;
-            self.gone_round.push(logged.received_ns);
-            queue.gone = logged.end;
-            queue.frames.advance(bytes);
-            queue.log.pop_front();
+        if let Some(queue) = &mut self.channels[channel.0 as usize].queue {
+            self.queued_bytes -= queue.take_out_due(&mut self.gone_round);
         }
     }
 
@@ -535,12 +436,11 @@ impl Channels {
     pub fn pause(&mut self, channel: ChannelIndex) {
         self.take_out_due(channel);
         let queue = &mut self.channels[channel.0 as usize].queue;
-        if queue
-            .take_if(|queue| queue.log.is_empty() && queue.waiting.is_empty())
-            .is_none()
-            && queue.is_some()
-        {
-            self.busy.push_back(channel);
+        match queue.take_if(|queue| queue.is_empty()) {
+            Some(queue) if self.spare.len() < SPARE_MAX && queue.is_small() => self.spare.push(queue),
+            Some(_) => {}
+            None if queue.is_some() => self.busy.push_back(channel),
+            None => {}
         }
     }
 
@@ -549,8 +449,9 @@ impl Channels {
         self.gone_round.drain(..)
     }
 
-    /// What was published for this subscriber and has not come yet: frames, and how many.
-    pub fn on_its_way(&self, slot: u32, channel: ChannelIndex) -> Option<(Bytes, u32)> {
+    /// What was published for this subscriber and has not come yet: frames, and how many. `None` if there is nothing, or more
+    /// than so many bytes: it is a copy for this subscriber alone.
+    pub fn on_its_way(&self, slot: u32, channel: ChannelIndex, bytes_max: usize) -> Option<(Bytes, u32)> {
         let membership = self.membership(slot, channel)?;
         let Channel {
             subscribers,
@@ -558,20 +459,8 @@ impl Channels {
             newest,
             ..
         } = &self.channels[channel.0 as usize];
-        let queue = queue.as_ref()?;
         let seen = subscribers[membership.place as usize].seen;
-        let (logged, count) = queue.lacking(seen, *newest).unwrap_or_default();
-        // Of those that wait it lacks all but the ones that it came too late for.
-        let count_all = newest.wrapping_sub(seen);
-        let waiting = queue
-            .waiting
-            .iter()
-            .skip(queue.waiting.len() - (count_all - count) as usize);
-        let frames = waiting.fold(logged.to_vec(), |mut frames, waiting| {
-            frames.extend_from_slice(&waiting.frame);
-            frames
-        });
-        (count_all > 0).then(|| (frames.into(), count_all))
+        queue.as_ref()?.not_come(seen, *newest, bytes_max)
     }
 
     /// Asserts the invariants; goes through everything.
@@ -598,20 +487,8 @@ impl Channels {
                 continue;
             };
             queued_bytes += queue.bytes();
-            let end = queue.log.back().map_or(queue.gone, |last| last.end);
-            assert_eq!((end - queue.gone) as usize, queue.frames.len(), "log");
-            // Whoever lacks the oldest of the log is visited before that is due.
-            let Some(oldest) = queue.log.front() else { continue };
-            let len = channel.subscribers.len() as u64;
-            for (place, subscriber) in channel.subscribers.iter().enumerate() {
-                let lacking = queue.lacking(subscriber.seen, channel.newest);
-                if lacking.is_some_and(|(_, count)| count as usize == queue.log.len())
-                    && !queue.first.contains(&subscriber.slot)
-                {
-                    let ahead = (place as u64 + len - u64::from(queue.cursor) % len) % len;
-                    assert!(queue.visits + ahead < oldest.due, "round");
-                }
-            }
+            let subscribers = channel.subscribers.iter();
+            queue.check_invariants(subscribers.map(|s| (s.slot, s.seen)), channel.newest);
         }
         let of_slots = self.memberships.iter().map(|m| m.as_slice().len());
         assert_eq!(subscriptions, of_slots.sum::<usize>(), "cross");
@@ -687,7 +564,7 @@ mod tests {
                     }
                     0 => {
                         let channel = found.unwrap();
-                        if let Some((frames, publications)) = channels.on_its_way(slot, channel) {
+                        if let Some((frames, publications)) = channels.on_its_way(slot, channel, usize::MAX) {
                             model.delivered(slot, name, &frames, publications);
                         }
                         let (published, got) = model.open.remove(&(slot, name)).unwrap();
@@ -749,7 +626,8 @@ mod tests {
         for frame in [b"2", b"3", b"4"] {
             publish(&mut channels, frame);
         }
-        assert_eq!(channels.on_its_way(0, channel).unwrap().0, "234");
+        assert_eq!(channels.on_its_way(0, channel, 99).unwrap().0, "234");
+        assert_eq!(channels.on_its_way(0, channel, 2), None);
         assert_eq!(turn(&mut channels, 1), [(1, "123".into())]);
         // One that comes now gets nothing of that.
         channels.subscribe(3, hash, "a");
