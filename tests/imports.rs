@@ -11,17 +11,21 @@ use std::path::{Path, PathBuf};
 const ROOMS: &[(&str, &[&str])] = &[
     ("ids", &[]),
     ("payload", &[]),
-    ("protocol", &["ids"]),
+    ("jws", &[]),
+    ("config", &["jws"]),
+    ("auth", &["config", "ids", "jws"]),
+    ("protocol", &["auth", "ids", "jws"]),
     ("router", &["ids"]),
-    ("config", &[]),
     ("tls", &["config", "payload"]),
-    ("session", &["ids", "payload", "protocol", "router", "tls"]),
-    ("settings", &["config", "protocol", "tls"]),
+    ("session", &["auth", "ids", "payload", "protocol", "router", "tls"]),
+    ("settings", &["auth", "config", "jws", "protocol", "tls"]),
     ("metrics", &["protocol"]),
     ("engine", &["ids", "payload"]),
     (
         "lanes",
-        &["engine", "ids", "protocol", "router", "session", "settings", "tls"],
+        &[
+            "auth", "engine", "ids", "protocol", "router", "session", "settings", "tls",
+        ],
     ),
     ("view", &["ids", "lanes", "metrics", "settings"]),
     (
@@ -33,26 +37,29 @@ const ROOMS: &[(&str, &[&str])] = &[
     (
         "shard",
         &[
-            "engine", "http", "ids", "lanes", "metrics", "payload", "protocol", "router", "session", "settings", "tls",
-            "view",
+            "auth", "engine", "http", "ids", "lanes", "metrics", "payload", "protocol", "router", "session",
+            "settings", "tls", "view",
         ],
     ),
     ("runtime", &["config", "engine", "ids", "settings", "tls"]),
     (
         "control",
         &[
-            "broker", "cluster", "config", "engine", "ids", "lanes", "metrics", "protocol", "router", "runtime",
+            "broker", "cluster", "config", "engine", "ids", "jws", "lanes", "metrics", "protocol", "router", "runtime",
             "settings", "shard", "tls", "view",
         ],
     ),
 ];
 
 /// Rooms where everything that happens follows from the arguments.
-const PURE: &[&str] = &["ids", "payload", "protocol", "router", "session", "cluster"];
+const PURE: &[&str] = &[
+    "ids", "payload", "jws", "auth", "protocol", "router", "session", "cluster",
+];
 
 /// Files of other rooms that are as pure.
 const PURE_FILES: &[&str] = &[
     "shard/core.rs",
+    "shard/credentials.rs",
     "shard/deliver.rs",
     "shard/frames.rs",
     "shard/handshake.rs",

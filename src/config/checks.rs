@@ -12,7 +12,20 @@ use super::error::ConfigError;
 use super::keys::{self, KEYS};
 use super::sources::Settings;
 use super::value::Value;
-use super::{ChannelsConfig, Config, EngineChoice, Heartbeat, Limits, Placement, RedisConfig, RedisTarget, TlsFiles};
+use super::{
+    AuthConfig, ChannelsConfig, Config, CredentialSource, EngineChoice, Heartbeat, Limits, Placement, RedisConfig,
+    RedisTarget, Secret, TlsFiles,
+};
+use crate::jws::{Algorithm, Key};
+
+/// Keys that say nothing without a place where keys come from.
+pub(super) const OF_TOKENS: [&str; 5] = [
+    "auth.algorithm",
+    "auth.issuer",
+    "auth.audience",
+    "auth.required_at_handshake",
+    "auth.require_exp",
+];
 
 impl Settings {
     /// The checked configuration; `gateway_id` is what to use where none is set.
@@ -77,6 +90,20 @@ impl Settings {
                 timeout: self.get("heartbeat.timeout"),
             },
             auth_timeout: self.get("auth.timeout"),
+            auth: AuthConfig {
+                source: match (self.get("auth.key"), self.get("auth.jwks_url")) {
+                    (Some(key), _) => CredentialSource::Key(key),
+                    (None, Some(url)) => CredentialSource::Jwks(url),
+                    (None, None) => CredentialSource::Development,
+                },
+                algorithms: self.get("auth.algorithm"),
+                issuer: self.get("auth.issuer"),
+                audience: self.get("auth.audience"),
+                leeway: self.get("auth.leeway"),
+                cookie: self.get("auth.cookie"),
+                required_at_handshake: self.get("auth.required_at_handshake"),
+                require_exp: self.get("auth.require_exp"),
+            },
             channels: ChannelsConfig {
                 subscribe: self.get("channels.subscribe"),
                 publish: self.get("channels.publish"),
@@ -155,15 +182,64 @@ impl Settings {
                 return contradiction(first, second, rule);
             }
         }
-        if !config.listen.ip().to_canonical().is_loopback() && !config.insecure {
+        self.check_credentials(&config.auth)?;
+        let is_open = config.auth.is_development() && !config.insecure;
+        if is_open && !config.listen.ip().to_canonical().is_loopback() {
             let place = self.setting("listen").place.clone();
             return Err(ConfigError::OpenDevelopmentMode {
                 listen: config.listen,
                 place,
-                how: how_to_configure_a_key(),
             });
         }
         Ok(())
+    }
+
+    fn check_credentials(&self, auth: &AuthConfig) -> Result<(), ConfigError> {
+        let contradiction = |first: &str, second: &str, rule: &'static str| {
+            Err(ConfigError::Contradiction {
+                first: self.describe(first),
+                second: self.describe(second),
+                rule,
+            })
+        };
+        let defaults = Settings::defaults();
+        let is_set = |name: &str| self.setting(name).value != defaults.setting(name).value;
+        if is_set("auth.key") && is_set("auth.jwks_url") {
+            let rule = "keys come from one place: leave one of the two out";
+            return contradiction("auth.jwks_url", "auth.key", rule);
+        }
+        match &auth.source {
+            CredentialSource::Development => {
+                let rule = "without auth.key or auth.jwks_url no token is ever looked at: configure one of them";
+                match OF_TOKENS.into_iter().find(|name| is_set(name)) {
+                    Some(name) => contradiction(name, "auth.key", rule),
+                    None => Ok(()),
+                }
+            }
+            CredentialSource::Key(_) | CredentialSource::Jwks(_) if auth.algorithms.is_empty() => {
+                let source = if is_set("auth.key") {
+                    "auth.key"
+                } else {
+                    "auth.jwks_url"
+                };
+                let rule = "which algorithm is accepted must not be the token's to say: set auth.algorithm";
+                contradiction(source, "auth.algorithm", rule)
+            }
+            CredentialSource::Jwks(_) if auth.algorithms.iter().any(|algorithm| algorithm.is_symmetric()) => {
+                let rule =
+                    "a JWKS has public keys, and HS256, HS384 and HS512 need a secret: leave them out, or use auth.key";
+                contradiction("auth.jwks_url", "auth.algorithm", rule)
+            }
+            CredentialSource::Key(key) => match Key::configured(key.expose(), &auth.algorithms) {
+                Ok(_) => Ok(()),
+                Err(cause) => Err(ConfigError::BadKey {
+                    place: self.setting("auth.key").place.clone(),
+                    algorithm: self.describe("auth.algorithm"),
+                    cause,
+                }),
+            },
+            CredentialSource::Jwks(_) => Ok(()),
+        }
     }
 
     /// `key = value (place)`, secrets masked.
@@ -183,14 +259,9 @@ impl Settings {
     }
 }
 
-fn how_to_configure_a_key() -> String {
-    let available = keys::find("auth.key").is_some_and(|row| KEYS[row].available);
-    let later = if available {
-        ""
-    } else {
-        "; this release does not have them yet"
-    };
-    format!("auth.key with auth.algorithm, or auth.jwks_url{later}")
+/// True if keys come from the same kind of place, and from the same URL.
+pub(super) fn is_same_source(old: &CredentialSource, new: &CredentialSource) -> bool {
+    matches!((old, new), (CredentialSource::Key(_), CredentialSource::Key(_))) || old == new
 }
 
 /// Compares what can only be changed by a restart; the names of the keys that differ.
@@ -211,6 +282,7 @@ pub(super) fn restart_keys(old: &Config, new: &Config) -> Vec<&'static str> {
         limits: _,
         heartbeat: Heartbeat { interval, timeout },
         auth_timeout,
+        auth,
         channels: ChannelsConfig {
             subscribe: _,
             publish: _,
@@ -221,6 +293,11 @@ pub(super) fn restart_keys(old: &Config, new: &Config) -> Vec<&'static str> {
         redis,
         presence_ttl,
     } = old;
+    let jwks_url = |auth: &AuthConfig| match &auth.source {
+        CredentialSource::Jwks(url) => Some(url.clone()),
+        CredentialSource::Key(_) | CredentialSource::Development => None,
+    };
+    let has_key = |auth: &AuthConfig| matches!(auth.source, CredentialSource::Key(_));
     // Without a URL the other keys of Redis say nothing; with one that comes or goes, all of them begin or cease to.
     let of_redis = |field: &dyn Fn(&RedisConfig, &RedisConfig) -> bool| match (redis, &new.redis) {
         (Some(old), Some(new)) => field(old, new),
@@ -247,6 +324,8 @@ pub(super) fn restart_keys(old: &Config, new: &Config) -> Vec<&'static str> {
         ("heartbeat.interval", *interval != new.heartbeat.interval),
         ("heartbeat.timeout", *timeout != new.heartbeat.timeout),
         ("auth.timeout", *auth_timeout != new.auth_timeout),
+        ("auth.key", has_key(auth) != has_key(&new.auth)),
+        ("auth.jwks_url", jwks_url(auth) != jwks_url(&new.auth)),
         ("channels.partitions", *partitions != new.channels.partitions),
         ("drain.timeout", *drain_timeout != new.drain_timeout),
         (
@@ -295,6 +374,7 @@ from_value! {
     Duration: Value::Duration(time) => Some(*time);
     SocketAddr: Value::Address(address) => Some(*address);
     String: Value::Text(text) => Some(text.clone());
+    Secret: Value::Text(text) => Some(Secret::from(text.clone()));
     RedisTarget: Value::Text(text) => RedisTarget::parse(text).ok();
     LevelFilter: Value::Text(text) => text.parse().ok();
 }
@@ -327,6 +407,15 @@ impl FromValue for Vec<String> {
             Value::List(items) => Some(items.clone()),
             _ => None,
         }
+    }
+}
+
+impl FromValue for Vec<Algorithm> {
+    fn from_value(value: &Value) -> Option<Self> {
+        Vec::<String>::from_value(value)?
+            .iter()
+            .map(|name| Algorithm::by_name(name))
+            .collect()
     }
 }
 

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use uuid::Uuid;
 
+use crate::auth::Grant;
 use crate::engine::SocketKey;
 use crate::ids::ShardId;
 use crate::protocol::close::CloseReason;
@@ -363,6 +364,8 @@ pub struct HandOver {
     pub user: String,
     /// The user's hash.
     pub hash: UserHash,
+    /// What the user's token permits; `None` in development mode.
+    pub grant: Option<Arc<Grant>>,
     /// The handshake that still wants its `101`; `None` if it was sent and the user came with `auth`.
     pub upgrade: Option<Upgrade>,
     /// What arrived behind the request head or the `auth` frame.

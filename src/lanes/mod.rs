@@ -50,6 +50,8 @@ pub enum Parcel {
         /// The end of the drain.
         until_ms: u64,
     },
+    /// From the control thread: keys were fetched, or could not be, because a shard wanted them.
+    KeysFetched,
     /// From the control thread.
     Instruction(Instruction),
     /// From the control thread: close everything and end.
@@ -73,7 +75,11 @@ impl Parcel {
                 items: batch.items.len() as u32,
                 bytes: batch.weight(),
             }),
-            Parcel::Settings(_) | Parcel::Drain { .. } | Parcel::Instruction(_) | Parcel::Stop => None,
+            Parcel::Settings(_)
+            | Parcel::Drain { .. }
+            | Parcel::KeysFetched
+            | Parcel::Instruction(_)
+            | Parcel::Stop => None,
         }
     }
 }

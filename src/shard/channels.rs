@@ -16,6 +16,7 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::Bytes;
 
 use super::core::Core;
+use crate::auth::GrantedChannels;
 use crate::engine::SocketKey;
 use crate::ids::ShardId;
 use crate::lanes::{Batch, ChannelName, Item, LaneFull, OutgoingPublication, PublishItem, Wanted};
@@ -133,7 +134,12 @@ impl Core {
         let Some(user) = self.conn(slot).user else {
             return;
         };
-        if !self.settings.subscribe.allows(self.users.name(user), channel) {
+        let name = self.users.name(user);
+        let permitted = self.settings.subscribe.allows(name, channel)
+            || self
+                .granted(slot)
+                .is_some_and(|granted| granted.subscribe.allows(name, channel));
+        if !permitted {
             let message = "this user may not subscribe to this channel";
             return self.say_error(slot, client_id, ErrorCode::NotPermitted, message);
         }
@@ -157,6 +163,11 @@ impl Core {
             Some(joining) => joining.waiting.push((key, client_id.map(Into::into))),
             None => self.say_subscribed(slot, channel, client_id),
         }
+    }
+
+    /// Channels that the token of this connection names.
+    fn granted(&self, slot: u32) -> Option<&GrantedChannels> {
+        self.connections[slot as usize].grant.as_ref()?.channels.as_deref()
     }
 
     fn say_subscribed(&mut self, slot: u32, channel: &str, client_id: Option<&str>) {
@@ -311,7 +322,12 @@ impl Core {
         let Some(user) = self.conn(slot).user else {
             return;
         };
-        if !self.settings.publish.allows(self.users.name(user), channel) {
+        let name = self.users.name(user);
+        let permitted = self.settings.publish.allows(name, channel)
+            || self
+                .granted(slot)
+                .is_some_and(|granted| granted.publish.allows(name, channel));
+        if !permitted {
             let message = "this user may not publish to this channel";
             return self.say_error(slot, client_id, ErrorCode::NotPermitted, message);
         }

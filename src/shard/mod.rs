@@ -5,6 +5,7 @@
 
 mod channels;
 pub mod core;
+mod credentials;
 mod deliver;
 mod frames;
 mod handshake;
