@@ -9,6 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use uuid::Uuid;
 
+use super::Wanted;
 use crate::auth::Grant;
 use crate::engine::SocketKey;
 use crate::ids::ShardId;
@@ -63,6 +64,16 @@ impl Batch {
     /// The bytes of a span of this batch.
     pub fn bytes(&self, span: Span) -> &[u8] {
         &self.bytes[span.range()]
+    }
+
+    /// Who wants to hear, on this shard.
+    pub fn wanted(&self, shard: ShardId, ack: &AckWanted) -> Wanted<'_> {
+        Wanted {
+            shard,
+            conn: ack.conn,
+            client_id: self.text(ack.client_id),
+            message_id: ack.message_id,
+        }
     }
 
     /// The text of a span of this batch.

@@ -474,12 +474,7 @@ impl Core {
 
     fn handle_publish_item(&mut self, batch: &Batch, publish: &PublishItem) {
         let name = batch.text(publish.channel.name);
-        let wanted = publish.ack.as_ref().map(|ack| Wanted {
-            shard: batch.from,
-            conn: ack.conn,
-            client_id: batch.text(ack.client_id),
-            message_id: ack.message_id,
-        });
+        let wanted = publish.ack.as_ref().map(|ack| batch.wanted(batch.from, ack));
         let publication = OutgoingPublication {
             channel: (publish.channel.hash, name),
             frame: &publish.frame,

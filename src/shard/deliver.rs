@@ -437,12 +437,7 @@ impl Core {
     }
 
     fn handle_message_item(&mut self, from: ShardId, batch: &Batch, message: &MessageItem) {
-        let wanted = message.ack.as_ref().map(|ack| Wanted {
-            shard: from,
-            conn: ack.conn,
-            client_id: batch.text(ack.client_id),
-            message_id: ack.message_id,
-        });
+        let wanted = message.ack.as_ref().map(|ack| batch.wanted(from, ack));
         let status = self.dispatch(message.hash, batch.text(message.to), batch.bytes(message.frame), wanted);
         if status == Some(AckStatus::Delivered) {
             self.turn.from_lanes.push(message.received_ns);

@@ -25,20 +25,19 @@ mod queue;
 use std::collections::VecDeque;
 
 use bytes::Bytes;
-use hashbrown::HashTable;
 
 use super::ChannelHash;
+use super::index::Index;
 use queue::Queue;
 
 /// Bytes of publications that one shard may have on their way to subscribers' outboxes: a second's worth at 16 MB/s, while
 /// 10,000 subscribers take some 50 ms.
 const QUEUED_BYTES_MAX: usize = 16 * 1024 * 1024;
 
-/// Queues kept for use again.
-const SPARE_MAX: usize = 256;
-
 /// Bytes of them that one channel may have, so that one burst in a large channel does not shut all others out.
 const CHANNEL_BYTES_MAX: usize = QUEUED_BYTES_MAX / 4;
+/// Queues kept for use again.
+const SPARE_MAX: usize = 256;
 
 /// Names a channel on a shard while it has subscribers there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -138,7 +137,7 @@ pub struct QueueFull;
 /// The channels of one shard. Owned by that shard.
 #[derive(Debug, Default)]
 pub struct Channels {
-    table: HashTable<Slot>,
+    table: Index,
     channels: Vec<Channel>,
     free: Vec<u32>,
     memberships: Vec<Memberships>,
@@ -151,18 +150,6 @@ pub struct Channels {
     /// Queues for use again: in a small channel each publication takes one for a moment.
     #[allow(clippy::vec_box, reason = "channels hold boxes: the spare ones are kept as they are")]
     spare: Vec<Box<Queue>>,
-}
-
-/// As for users: growing the table touches no entry.
-#[derive(Debug, Clone, Copy)]
-struct Slot {
-    hash: u32,
-    index: u32,
-}
-
-fn table_hash(low: u32) -> u64 {
-    // The table takes its control bits from the top.
-    u64::from(low) << 32 | u64::from(low)
 }
 
 impl Channels {
@@ -188,12 +175,10 @@ impl Channels {
 
     /// The channel of this name, if it has a subscriber here.
     pub fn find(&self, hash: ChannelHash, name: &str) -> Option<ChannelIndex> {
-        let low = hash.0 as u32;
-        self.table
-            .find(table_hash(low), |slot| {
-                slot.hash == low && *self.channels[slot.index as usize].name == *name
-            })
-            .map(|slot| ChannelIndex(slot.index))
+        let found = self
+            .table
+            .find(hash.0, |index| *self.channels[index as usize].name == *name);
+        found.map(ChannelIndex)
     }
 
     /// The name of a channel.
@@ -275,9 +260,7 @@ impl Channels {
                 (self.channels.len() - 1) as u32
             }
         };
-        let low = hash.0 as u32;
-        self.table
-            .insert_unique(table_hash(low), Slot { hash: low, index }, |slot| table_hash(slot.hash));
+        self.table.insert(hash.0, index);
         ChannelIndex(index)
     }
 
@@ -318,11 +301,9 @@ impl Channels {
         }
         self.subscriptions -= 1;
         if channel.subscribers.is_empty() {
-            let low = channel.hash.0 as u32;
             self.queued_bytes -= channel.queue.take().map_or(0, |queue| queue.bytes());
             let index = membership.channel.0;
-            if let Ok(found) = self.table.find_entry(table_hash(low), |s| s.index == index) {
-                found.remove();
+            if self.table.remove(channel.hash.0, index) {
                 self.free.push(index);
             }
             channel.subscribers = Vec::new();
@@ -469,15 +450,15 @@ impl Channels {
     /// One does not hold, which is a fault of ours.
     pub fn check_invariants(&self) {
         let (mut subscriptions, mut queued_bytes) = (0, 0);
-        for slot in &self.table {
-            let channel = &self.channels[slot.index as usize];
+        for index in self.table.iter() {
+            let channel = &self.channels[index as usize];
             assert!(!channel.subscribers.is_empty(), "there");
             subscriptions += channel.subscribers.len();
             for (place, subscriber) in channel.subscribers.iter().enumerate() {
                 let membership = self.memberships[subscriber.slot as usize].as_slice()[subscriber.place as usize];
                 assert_eq!(
                     (membership.channel.0, membership.place as usize),
-                    (slot.index, place),
+                    (index, place),
                     "cross"
                 );
             }
