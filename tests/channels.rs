@@ -536,30 +536,7 @@ fn in_and_out_of_a_stream(engine: &str) {
                     let mut visitor = gateway.connect(&format!("visitor{n}"));
                     scope.spawn(move || {
                         for round in 0..ROUNDS {
-                            visitor.subscribe("stream");
-                            let sent_before = sent.load(SeqCst);
-                            let mut seen = Vec::new();
-                            for _ in 0..round % 5 {
-                                seen.push(visitor.recv_publication("stream")["content"].as_u64().unwrap());
-                            }
-                            visitor.send_text(&unsubscribe_text("stream"));
-                            loop {
-                                let frame = visitor.recv_json();
-                                if frame["type"] == "unsubscribed" {
-                                    break;
-                                }
-                                assert_eq!(frame["type"], "publication", "{frame}");
-                                seen.push(frame["content"].as_u64().unwrap());
-                            }
-                            for pair in seen.windows(2) {
-                                assert_eq!(pair[0] + 1, pair[1], "no gap, nothing twice: {seen:?}");
-                            }
-                            // What is on its way while somebody leaves may come or not; what comes begins where it should.
-                            assert!(
-                                seen.first().is_none_or(|first| *first <= sent_before + 1),
-                                "sent after `subscribed`: from {}; saw {seen:?}",
-                                sent_before + 1
-                            );
+                            visitor.come_and_go("stream", sent, round % 5);
                             if round % 7 == 0 {
                                 visitor.expect_silence();
                             }
