@@ -2,7 +2,9 @@
 //!
 //! | room | duty |
 //! | --- | --- |
+//! | [`jws`] | pure: signatures of tokens, and the keys that verify them |
 //! | [`config`] | flags, environment and TOML file to one checked [`config::Config`] |
+//! | [`auth`] | pure: who a token speaks for, and what it permits |
 //! | [`ids`] | names of shards, connections, users, messages |
 //! | [`payload`] | bytes on their way out |
 //! | [`protocol`] | pure: frames, envelopes, request heads, close codes |
@@ -23,6 +25,7 @@
 //! | [`runtime`] | the host: preflight, listeners, placement, signals |
 
 pub mod admin;
+pub mod auth;
 pub mod broker;
 pub mod cluster;
 pub mod config;
@@ -30,6 +33,7 @@ pub mod control;
 pub mod engine;
 pub mod http;
 pub mod ids;
+pub mod jws;
 pub mod lanes;
 pub mod metrics;
 pub mod payload;

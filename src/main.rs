@@ -1,5 +1,8 @@
 //! The gateway program: configuration, log, signals, exit code. Everything else is in the library.
 
+#[path = "main/token.rs"]
+mod token;
+
 use std::ffi::OsString;
 use std::process::ExitCode;
 
@@ -12,6 +15,9 @@ use signal_hook::iterator::Signals;
 fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().skip(1).collect();
     let env: Vec<(OsString, OsString)> = std::env::vars_os().collect();
+    if args.first().is_some_and(|first| first == "token") {
+        return token::run(args[1..].to_vec(), env);
+    }
     match config::load(args.clone(), env.clone()) {
         Ok(Outcome::Run(config)) => run(*config, &args, &env),
         Ok(Outcome::Help(text) | Outcome::Version(text) | Outcome::Checked(text)) => {

@@ -5,10 +5,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::auth::Verifier;
 use crate::config::origins::{OriginError, OriginPolicy};
 use crate::config::patterns::{ChannelPatterns, PatternError};
 use crate::config::{Config, Heartbeat, Limits, Secret};
-use crate::protocol::head::Policy;
+use crate::jws::{BadKey, KeySet};
+use crate::protocol::head::{Credentials, Policy};
 use crate::tls::ServerConfig;
 
 /// What a shard goes by; replaced as a whole when the configuration is read again.
@@ -22,6 +24,12 @@ pub struct Settings {
     pub heartbeat: Heartbeat,
     /// Time to show a credential.
     pub auth_timeout: Duration,
+    /// Decides on tokens; `None` in development mode.
+    pub auth: Option<Verifier>,
+    /// The cookie that may carry a token.
+    pub cookie: String,
+    /// A handshake without a token is refused.
+    pub token_required: bool,
     /// Allowed origins.
     pub origins: OriginPolicy,
     /// Channels that every user may subscribe to.
@@ -44,6 +52,9 @@ pub enum SettingsError {
     /// `origins` has an entry that is no origin.
     #[error("origins: {0}")]
     Origins(#[from] OriginError),
+    /// `auth.key` is no key for `auth.algorithm`.
+    #[error("auth.key: {0}")]
+    Key(#[from] BadKey),
     /// `channels.subscribe` has an entry that is no pattern.
     #[error("channels.subscribe: {0}")]
     Subscribe(#[source] PatternError),
@@ -53,19 +64,34 @@ pub enum SettingsError {
 }
 
 impl Settings {
-    /// What `config` says, with at most `connections_max` connections.
+    /// What `config` says, with at most `connections_max` connections. With a JWKS URL no key is known.
     ///
     /// # Errors
-    /// Origins or patterns cannot be understood.
+    /// Origins, patterns or the key cannot be understood.
     pub fn new(config: &Config, connections_max: usize) -> Result<Self, SettingsError> {
-        // No credential source can be configured yet: users name themselves.
-        let development = true;
+        Self::with_keys(config, connections_max, None)
+    }
+
+    /// As [`Settings::new`], with the keys that were fetched.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn with_keys(
+        config: &Config,
+        connections_max: usize,
+        fetched: Option<&Arc<KeySet>>,
+    ) -> Result<Self, SettingsError> {
+        let auth = Verifier::new(&config.auth, fetched)?;
+        let development = auth.is_none();
         let channels = &config.channels;
         Ok(Settings {
             limits: config.limits,
             connections_max,
             heartbeat: config.heartbeat,
             auth_timeout: config.auth_timeout,
+            auth,
+            cookie: config.auth.cookie.clone(),
+            token_required: config.auth.required_at_handshake,
             origins: OriginPolicy::parse(&config.origins)?,
             subscribe: patterns(channels.subscribe.as_deref(), development).map_err(SettingsError::Subscribe)?,
             publish: patterns(channels.publish.as_deref(), development).map_err(SettingsError::Publish)?,
@@ -100,6 +126,16 @@ impl Policy for Settings {
 
     fn serves_echo(&self) -> bool {
         self.echo
+    }
+
+    fn credentials(&self) -> Credentials<'_> {
+        if self.auth.is_none() {
+            return Credentials::Names;
+        }
+        Credentials::Tokens {
+            cookie: &self.cookie,
+            required: self.token_required,
+        }
     }
 }
 

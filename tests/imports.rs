@@ -11,19 +11,21 @@ use std::path::{Path, PathBuf};
 const ROOMS: &[(&str, &[&str])] = &[
     ("ids", &[]),
     ("payload", &[]),
-    ("protocol", &["ids"]),
+    ("jws", &[]),
+    ("config", &["jws"]),
+    ("auth", &["config", "ids", "jws"]),
+    ("protocol", &["auth", "ids", "jws"]),
     ("router", &["ids"]),
     ("admin", &["ids"]),
-    ("config", &[]),
     ("tls", &["config", "payload"]),
-    ("session", &["ids", "payload", "protocol", "router", "tls"]),
-    ("settings", &["config", "protocol", "tls"]),
+    ("session", &["auth", "ids", "payload", "protocol", "router", "tls"]),
+    ("settings", &["auth", "config", "jws", "protocol", "tls"]),
     ("metrics", &["protocol"]),
     ("engine", &["ids", "payload"]),
     (
         "lanes",
         &[
-            "admin", "engine", "ids", "protocol", "router", "session", "settings", "tls",
+            "admin", "auth", "engine", "ids", "protocol", "router", "session", "settings", "tls",
         ],
     ),
     ("view", &["ids", "lanes", "metrics", "settings"]),
@@ -36,7 +38,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     (
         "shard",
         &[
-            "admin", "engine", "http", "ids", "lanes", "metrics", "payload", "protocol", "router", "session",
+            "admin", "auth", "engine", "http", "ids", "lanes", "metrics", "payload", "protocol", "router", "session",
             "settings", "tls", "view",
         ],
     ),
@@ -44,19 +46,22 @@ const ROOMS: &[(&str, &[&str])] = &[
     (
         "control",
         &[
-            "admin", "broker", "cluster", "config", "engine", "http", "ids", "lanes", "metrics", "protocol", "router",
-            "runtime", "settings", "shard", "tls", "view",
+            "admin", "broker", "cluster", "config", "engine", "http", "ids", "jws", "lanes", "metrics", "protocol",
+            "router", "runtime", "settings", "shard", "tls", "view",
         ],
     ),
 ];
 
 /// Rooms where everything that happens follows from the arguments.
-const PURE: &[&str] = &["ids", "payload", "protocol", "router", "session", "admin", "cluster"];
+const PURE: &[&str] = &[
+    "ids", "payload", "jws", "auth", "protocol", "router", "session", "admin", "cluster",
+];
 
 /// Files of other rooms that are as pure.
 const PURE_FILES: &[&str] = &[
     "shard/admin.rs",
     "shard/core.rs",
+    "shard/credentials.rs",
     "shard/deliver.rs",
     "shard/frames.rs",
     "shard/handshake.rs",

@@ -9,14 +9,12 @@ use std::net::Shutdown;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
-use common::authority::{Authority, Pair, replace, text};
+use common::authority::{Authority, Secure, text};
 use common::client::{CLOSE, Client, PING, frame_bytes, text_bytes, upgrade_head};
 use common::gateway::run_command;
-use common::{Gateway, eventually, run_to_exit};
+use common::{Gateway, eventually};
 use libc::{SIGHUP, SIGTERM};
 use rustls::client::Resumption;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, HandshakeKind};
 use serde_json::json;
@@ -24,55 +22,7 @@ use serde_json::json;
 on_both_engines! {
     messages_between_shards, both_versions_and_alpn, what_comes_behind_the_handshake_in_one_packet, the_first_flight_cut_anywhere,
     large_messages, a_slow_consumer, pages_and_metrics, sessions_are_resumed, openssl_agrees, client_certificates,
-    plain_http_on_the_tls_port, what_is_no_tls, half_a_handshake, ends, nobody_floods_it, sighup_brings_the_new_certificate,
-    a_changed_file_is_enough, a_drain_says_goodbye, origins_are_compared,
-}
-
-/// A gateway with a certificate, whose clients trust it.
-struct Secure {
-    gateway: Gateway,
-    authority: Authority,
-    pair: Pair,
-}
-
-impl Secure {
-    fn start(engine: &str, args: &[&str]) -> Secure {
-        let authority = Authority::new();
-        let pair = authority.sign("server");
-        let files = ["--tls-cert", pair.cert(), "--tls-key", pair.key(), "--engine", engine];
-        let mut gateway = Gateway::start(&[&files, args].concat());
-        gateway.tls = Some(authority.client());
-        Secure {
-            gateway,
-            authority,
-            pair,
-        }
-    }
-
-    fn refused(&self, reason: &str) -> f64 {
-        let reason = format!("reason=\"{reason}\"");
-        self.gateway.metric("shardgate_handshakes_refused_total", &[&reason])
-    }
-
-    fn plain(&self) -> Client {
-        Client::connect(self.gateway.addr)
-    }
-
-    fn client(&self, config: ClientConfig) -> Client {
-        self.plain().over_tls(Arc::new(config))
-    }
-
-    /// The certificate that new connections see.
-    fn certificate(&self) -> CertificateDer<'static> {
-        let client = self.gateway.tcp();
-        client.tls.as_ref().unwrap().peer_certificates().unwrap()[0]
-            .clone()
-            .into_owned()
-    }
-}
-
-fn certificate(pair: &Pair) -> CertificateDer<'static> {
-    CertificateDer::from_pem_file(&pair.cert).unwrap()
+    plain_http_on_the_tls_port, what_is_no_tls, half_a_handshake, ends, nobody_floods_it, a_drain_says_goodbye, origins_are_compared,
 }
 
 fn messages_between_shards(engine: &str) {
@@ -612,74 +562,6 @@ fn nobody_floods_it(engine: &str) {
     bob.close();
 }
 
-fn sighup_brings_the_new_certificate(engine: &str) {
-    let it = Secure::start(engine, &["--echo"]);
-    let mut old: Vec<Client> = (0..4).map(|_| it.gateway.upgrade("/echo")).collect();
-    let seen = it.certificate();
-    assert_eq!(seen, certificate(&it.pair));
-    let reload = |text: &str| {
-        let lines = it.gateway.log_lines();
-        it.gateway.signal(SIGHUP);
-        it.gateway.wait_for_log_after(lines, text)
-    };
-    // One of a pair; nothing at all; no file.
-    let newer = it.authority.sign("newer");
-    replace(&it.pair.cert, &newer.cert);
-    let said = reload("TLS not changed");
-    assert!(said.contains("does not belong to"), "{said}");
-    std::fs::write(&it.pair.cert, "half a file").unwrap();
-    let said = reload("TLS not changed");
-    assert!(said.contains("has no certificate in PEM"), "{said}");
-    std::fs::remove_file(&it.pair.cert).unwrap();
-    let said = reload("TLS not changed");
-    assert!(said.contains("cannot read tls.cert"), "{said}");
-    assert_eq!(it.certificate(), seen);
-    // One that nobody would accept.
-    for (years, why) in [(2000..2001, "has expired"), (3000..3001, "is not valid yet")] {
-        it.pair.replace_with(&it.authority.sign_with("other", |params| {
-            params.not_before = rcgen::date_time_ymd(years.start, 1, 1);
-            params.not_after = rcgen::date_time_ymd(years.end, 1, 1);
-        }));
-        let said = reload("TLS not changed");
-        assert!(said.contains(why), "{said}");
-        assert_eq!(it.certificate(), seen);
-    }
-    it.pair.replace_with(&newer);
-    reload("new connections get the certificate");
-    eventually("on every shard", || {
-        (0..8).all(|_| it.certificate() == certificate(&newer))
-    });
-    for client in &mut old {
-        client.send_text("still here");
-        assert_eq!(client.recv_text(), "still here");
-    }
-}
-
-fn a_changed_file_is_enough(engine: &str) {
-    let it = Secure::start(engine, &["--echo"]);
-    let mut old = it.gateway.upgrade("/echo");
-    let seen = it.certificate();
-    let newer = it.authority.sign("newer");
-    let lines = it.gateway.log_lines();
-    // The gateway looks between the two: the pair does not match for a while.
-    replace(&it.pair.cert, &newer.cert);
-    it.gateway.wait_for_log_after(lines, "does not belong to");
-    assert_eq!(it.certificate(), seen);
-    replace(&it.pair.key, &newer.key);
-    it.gateway
-        .wait_for_log_after(lines, "new connections get the certificate");
-    eventually("on every shard", || {
-        (0..8).all(|_| it.certificate() == certificate(&newer))
-    });
-    assert_eq!(
-        it.gateway.log().matches("TLS not changed").count(),
-        1,
-        "one line, not one for each look"
-    );
-    old.send_text("still here");
-    assert_eq!(old.recv_text(), "still here");
-}
-
 fn a_drain_says_goodbye(engine: &str) {
     let mut it = Secure::start(engine, &["--drain-timeout", "2s"]);
     let mut clients: Vec<Client> = (0..6).map(|n| it.gateway.connect(&format!("user{n}"))).collect();
@@ -700,67 +582,6 @@ fn origins_are_compared(engine: &str) {
     assert_eq!(status("Origin: https://gateway.example\r\n"), 101);
     assert_eq!(status("Origin: https://gateway.example:443\r\n"), 101);
     assert_eq!(status("Origin: https://other.example\r\n"), 403);
-}
-
-#[test]
-fn files_that_are_no_good_keep_it_from_starting() {
-    let authority = Authority::new();
-    let (one, other) = (authority.sign("one"), authority.sign("other"));
-    let empty = authority.dir.path().join("empty.pem");
-    std::fs::write(&empty, "").unwrap();
-    for (cert, key, ca, parts) in [
-        (
-            "/nowhere/cert.pem",
-            one.key(),
-            None,
-            &["tls.cert", "/nowhere/cert.pem", "No such file"][..],
-        ),
-        (
-            one.cert(),
-            text(&empty),
-            None,
-            &["tls.key", "empty.pem", "no private key in PEM"],
-        ),
-        (text(&empty), one.key(), None, &["tls.cert", "no certificate in PEM"]),
-        (one.cert(), one.cert(), None, &["tls.key", "no private key in PEM"]),
-        (
-            one.cert(),
-            other.key(),
-            None,
-            &["does not belong to tls.cert", "give the key"],
-        ),
-        (
-            one.cert(),
-            one.key(),
-            Some(text(&empty)),
-            &["tls.client_ca", "no certificate in PEM"],
-        ),
-    ] {
-        let mut args = vec![
-            "--listen=127.0.0.1:0",
-            "--shards=1",
-            "--cpus=none",
-            "--tls-cert",
-            cert,
-            "--tls-key",
-            key,
-        ];
-        args.extend(ca.iter().flat_map(|ca| ["--tls-client-ca", *ca]));
-        let ended = run_to_exit(&args);
-        assert_eq!(ended.code, Some(1), "{ended:?}");
-        for part in parts {
-            assert!(ended.stderr.contains(part), "no {part:?} in {}", ended.stderr);
-        }
-    }
-    for alone in [
-        ["--tls-cert", one.cert()],
-        ["--tls-key", one.key()],
-        ["--tls-client-ca", text(&authority.ca)],
-    ] {
-        let ended = run_to_exit(&alone);
-        assert_eq!(ended.code, Some(2), "{ended:?}");
-        assert!(ended.stderr.contains("contradicts"), "{}", ended.stderr);
-    }
 }
 
 /// Whoever measures must not be fooled: the load generator over TLS loses nothing, and says when it should not connect.

@@ -8,6 +8,7 @@ use crate::message::{PAYLOAD_BYTES_MIN, USERS_MAX};
 use crate::redis;
 use crate::scenario::Kind;
 use crate::target::Targets;
+use crate::tokens::Tokens;
 
 /// A source address carries so many connections: the ephemeral ports are 28,232 by default, and some are taken.
 pub(crate) const CONNECTIONS_PER_SOURCE: usize = 20_000;
@@ -44,6 +45,7 @@ Load
 
 Connections
   --auth query|message    user as ?user=NAME, or by an auth frame (query)
+  --token-key ALG:FILE    show a token instead, signed beforehand with this secret or private key (PEM)
   --user-prefix TEXT      users are called TEXT00000000, TEXT00000001, ... (load-)
   --connect-rate R        connections begun per second (no limit)
   --connecting-max N      connections being set up, or subscriptions not answered, at the same time (256)
@@ -97,6 +99,8 @@ pub(crate) struct Options {
     pub(crate) warmup: Duration,
     pub(crate) drain_timeout: Duration,
     pub(crate) auth: Auth,
+    /// Shown instead of the user's name.
+    pub(crate) tokens: Option<Tokens>,
     pub(crate) user_prefix: String,
     pub(crate) connect_rate: Option<f64>,
     pub(crate) connecting_max: usize,
@@ -121,7 +125,7 @@ impl Options {
     }
 }
 
-const FLAGS: [&str; 27] = [
+const FLAGS: [&str; 28] = [
     "--url",
     "--users",
     "--publishers",
@@ -134,6 +138,7 @@ const FLAGS: [&str; 27] = [
     "--warmup",
     "--drain-timeout",
     "--auth",
+    "--token-key",
     "--user-prefix",
     "--connect-rate",
     "--connecting-max",
@@ -151,7 +156,7 @@ const FLAGS: [&str; 27] = [
     "--quiet",
     "--insecure-tls",
 ];
-const SWITCHES_FROM: usize = 23;
+const SWITCHES_FROM: usize = 24;
 
 /// Reads the words after the program's name.
 ///
@@ -167,6 +172,7 @@ pub(crate) fn parse(words: impl IntoIterator<Item = String>) -> Result<Options, 
     let mut urls = vec![];
     let mut sources = None;
     let mut in_flight = None;
+    let mut token_key = None;
     let mut audience = Audience::default();
     let mut options = Options {
         kind,
@@ -183,6 +189,7 @@ pub(crate) fn parse(words: impl IntoIterator<Item = String>) -> Result<Options, 
         warmup: Duration::from_secs(1),
         drain_timeout: Duration::from_secs(10),
         auth: Auth::Query,
+        tokens: None,
         user_prefix: "load-".to_owned(),
         connect_rate: None,
         connecting_max: 256,
@@ -246,6 +253,7 @@ pub(crate) fn parse(words: impl IntoIterator<Item = String>) -> Result<Options, 
                     _ => return Err(say("must be query or message")),
                 }
             }
+            "--token-key" => token_key = Some(value),
             "--user-prefix" => {
                 let plain = |c: char| c.is_ascii_alphanumeric() || "-_.~".contains(c);
                 if value.len() > 100 || !value.chars().all(plain) {
@@ -301,6 +309,9 @@ pub(crate) fn parse(words: impl IntoIterator<Item = String>) -> Result<Options, 
     options.in_flight = in_flight.unwrap_or(options.in_flight);
     audience.apply(&mut options)?;
     check(&mut options, sources)?;
+    if let Some(key) = token_key {
+        options.tokens = Some(Tokens::make(&key, &options.user_prefix, options.connections())?);
+    }
     Ok(options)
 }
 

@@ -37,6 +37,7 @@ mod sys;
 mod tally;
 mod target;
 mod tls;
+mod tokens;
 mod wire;
 
 use std::fs::File;

@@ -134,8 +134,13 @@ impl Net {
         let mut path = target.path.clone();
         if self.options.auth == Auth::Query {
             path.push(if path.contains('?') { '&' } else { '?' });
-            path.push_str("user=");
-            path.push_str(&user_name(&self.options.user_prefix, self.user(index)));
+            match &self.options.tokens {
+                Some(tokens) => path.push_str(&format!("token={}", tokens.of(self.user(index)))),
+                None => path.push_str(&format!(
+                    "user={}",
+                    user_name(&self.options.user_prefix, self.user(index))
+                )),
+            }
         }
         let host = target.host.clone();
         if let Some(config) = &self.tls {
@@ -150,8 +155,13 @@ impl Net {
     /// The handshake of `index` is done: say who we are, if that was not said.
     pub(crate) fn upgraded(&mut self, index: usize) {
         if self.options.auth == Auth::Message {
-            let user = quoted(&user_name(&self.options.user_prefix, self.user(index)));
-            let frame = format!(r#"{{"type":"auth","userId":{user}}}"#);
+            let frame = match &self.options.tokens {
+                Some(tokens) => format!(r#"{{"type":"auth","token":"{}"}}"#, tokens.of(self.user(index))),
+                None => {
+                    let user = quoted(&user_name(&self.options.user_prefix, self.user(index)));
+                    format!(r#"{{"type":"auth","userId":{user}}}"#)
+                }
+            };
             wire::write_frame(self.out(index), wire::TEXT, frame.as_bytes());
         }
     }

@@ -3,7 +3,8 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+
+use super::Secret;
 
 /// What a path of a Unix socket begins with.
 const UNIX: &str = "unix:";
@@ -22,28 +23,6 @@ pub struct AdminConfig {
     pub token: Option<Secret>,
     /// Where it is served; `None`: on the public listener.
     pub listen: Option<AdminListen>,
-}
-
-/// Text that is not shown.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(Arc<str>);
-
-impl Secret {
-    /// Keeps `text` from being shown.
-    pub fn new(text: &str) -> Self {
-        Secret(text.into())
-    }
-
-    /// The text, to be compared and not to be shown.
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(super::value::MASK)
-    }
 }
 
 /// Where administrators are listened to.

@@ -14,9 +14,19 @@ use super::keys::{self, KEYS};
 use super::sources::Settings;
 use super::value::Value;
 use super::{
-    AdminConfig, AdminListen, ChannelsConfig, Config, EngineChoice, Heartbeat, Limits, Placement, RedisConfig,
-    RedisTarget, Secret, TlsFiles,
+    AdminConfig, AdminListen, AuthConfig, ChannelsConfig, Config, CredentialSource, EngineChoice, Heartbeat, Limits,
+    Placement, RedisConfig, RedisTarget, Secret, TlsFiles,
 };
+use crate::jws::{Algorithm, Key};
+
+/// Keys that say nothing without a place where keys come from.
+pub(super) const OF_TOKENS: [&str; 5] = [
+    "auth.algorithm",
+    "auth.issuer",
+    "auth.audience",
+    "auth.required_at_handshake",
+    "auth.require_exp",
+];
 
 impl Settings {
     /// The checked configuration; `gateway_id` is what to use where none is set.
@@ -24,7 +34,6 @@ impl Settings {
         &self,
         gateway_id: impl FnOnce() -> Result<String, ConfigError>,
     ) -> Result<Config, ConfigError> {
-        self.check_available()?;
         let config = self.read(gateway_id)?;
         self.check_together(&config)?;
         Ok(config)
@@ -81,6 +90,20 @@ impl Settings {
                 timeout: self.get("heartbeat.timeout"),
             },
             auth_timeout: self.get("auth.timeout"),
+            auth: AuthConfig {
+                source: match (self.get("auth.key"), self.get("auth.jwks_url")) {
+                    (Some(key), _) => CredentialSource::Key(key),
+                    (None, Some(url)) => CredentialSource::Jwks(url),
+                    (None, None) => CredentialSource::Development,
+                },
+                algorithms: self.get("auth.algorithm"),
+                issuer: self.get("auth.issuer"),
+                audience: self.get("auth.audience"),
+                leeway: self.get("auth.leeway"),
+                cookie: self.get("auth.cookie"),
+                required_at_handshake: self.get("auth.required_at_handshake"),
+                require_exp: self.get("auth.require_exp"),
+            },
             channels: ChannelsConfig {
                 subscribe: self.get("channels.subscribe"),
                 publish: self.get("channels.publish"),
@@ -95,20 +118,6 @@ impl Settings {
             redis,
             presence_ttl: self.get("presence.ttl"),
         })
-    }
-
-    /// Refuses what this release would silently not do.
-    fn check_available(&self) -> Result<(), ConfigError> {
-        let defaults = Settings::defaults();
-        for ((key, setting), (_, default)) in self.iter().zip(defaults.iter()) {
-            if !key.available && setting.value != default.value {
-                return Err(ConfigError::NotInThisRelease {
-                    key: key.name,
-                    place: setting.place.clone(),
-                });
-            }
-        }
-        Ok(())
     }
 
     fn check_together(&self, config: &Config) -> Result<(), ConfigError> {
@@ -163,12 +172,22 @@ impl Settings {
                 return contradiction(first, second, rule);
             }
         }
-        if config
-            .admin
-            .token
-            .as_ref()
-            .is_some_and(|token| !is_good_token(token.expose()))
-        {
+        self.check_admin(config)?;
+        self.check_credentials(&config.auth)?;
+        let is_open = config.auth.is_development() && !config.insecure;
+        if is_open && !config.listen.ip().to_canonical().is_loopback() {
+            let place = self.setting("listen").place.clone();
+            return Err(ConfigError::OpenDevelopmentMode {
+                listen: config.listen,
+                place,
+            });
+        }
+        Ok(())
+    }
+
+    fn check_admin(&self, config: &Config) -> Result<(), ConfigError> {
+        let token = config.admin.token.as_ref();
+        if token.is_some_and(|token| !is_good_token(token.expose())) {
             return Err(ConfigError::BadValue {
                 key: "admin.token".into(),
                 place: self.setting("admin.token").place.clone(),
@@ -179,21 +198,61 @@ impl Settings {
             });
         }
         if config.admin.listen == Some(AdminListen::Tcp(config.listen)) && config.listen.port() != 0 {
-            return contradiction(
-                "admin.listen",
-                "listen",
-                "the two need addresses of their own; leave admin.listen out to serve both on one",
-            );
-        }
-        if !config.listen.ip().to_canonical().is_loopback() && !config.insecure {
-            let place = self.setting("listen").place.clone();
-            return Err(ConfigError::OpenDevelopmentMode {
-                listen: config.listen,
-                place,
-                how: how_to_configure_a_key(),
+            return Err(ConfigError::Contradiction {
+                first: self.describe("admin.listen"),
+                second: self.describe("listen"),
+                rule: "the two need addresses of their own; leave admin.listen out to serve both on one",
             });
         }
         Ok(())
+    }
+
+    fn check_credentials(&self, auth: &AuthConfig) -> Result<(), ConfigError> {
+        let contradiction = |first: &str, second: &str, rule: &'static str| {
+            Err(ConfigError::Contradiction {
+                first: self.describe(first),
+                second: self.describe(second),
+                rule,
+            })
+        };
+        let defaults = Settings::defaults();
+        let is_set = |name: &str| self.setting(name).value != defaults.setting(name).value;
+        if is_set("auth.key") && is_set("auth.jwks_url") {
+            let rule = "keys come from one place: leave one of the two out";
+            return contradiction("auth.jwks_url", "auth.key", rule);
+        }
+        match &auth.source {
+            CredentialSource::Development => {
+                let rule = "without auth.key or auth.jwks_url no token is ever looked at: configure one of them";
+                match OF_TOKENS.into_iter().find(|name| is_set(name)) {
+                    Some(name) => contradiction(name, "auth.key", rule),
+                    None => Ok(()),
+                }
+            }
+            CredentialSource::Key(_) | CredentialSource::Jwks(_) if auth.algorithms.is_empty() => {
+                let source = if is_set("auth.key") {
+                    "auth.key"
+                } else {
+                    "auth.jwks_url"
+                };
+                let rule = "which algorithm is accepted must not be the token's to say: set auth.algorithm";
+                contradiction(source, "auth.algorithm", rule)
+            }
+            CredentialSource::Jwks(_) if auth.algorithms.iter().any(|algorithm| algorithm.is_symmetric()) => {
+                let rule =
+                    "a JWKS has public keys, and HS256, HS384 and HS512 need a secret: leave them out, or use auth.key";
+                contradiction("auth.jwks_url", "auth.algorithm", rule)
+            }
+            CredentialSource::Key(key) => match Key::configured(key.expose(), &auth.algorithms) {
+                Ok(_) => Ok(()),
+                Err(cause) => Err(ConfigError::BadKey {
+                    place: self.setting("auth.key").place.clone(),
+                    algorithm: self.describe("auth.algorithm"),
+                    cause,
+                }),
+            },
+            CredentialSource::Jwks(_) => Ok(()),
+        }
     }
 
     /// `key = value (place)`, secrets masked.
@@ -213,14 +272,9 @@ impl Settings {
     }
 }
 
-fn how_to_configure_a_key() -> String {
-    let available = keys::find("auth.key").is_some_and(|row| KEYS[row].available);
-    let later = if available {
-        ""
-    } else {
-        "; this release does not have them yet"
-    };
-    format!("auth.key with auth.algorithm, or auth.jwks_url{later}")
+/// True if keys come from the same kind of place, and from the same URL.
+pub(super) fn is_same_source(old: &CredentialSource, new: &CredentialSource) -> bool {
+    matches!((old, new), (CredentialSource::Key(_), CredentialSource::Key(_))) || old == new
 }
 
 /// Compares what can only be changed by a restart; the names of the keys that differ.
@@ -241,6 +295,7 @@ pub(super) fn restart_keys(old: &Config, new: &Config) -> Vec<&'static str> {
         limits: _,
         heartbeat: Heartbeat { interval, timeout },
         auth_timeout,
+        auth,
         channels: ChannelsConfig {
             subscribe: _,
             publish: _,
@@ -255,6 +310,11 @@ pub(super) fn restart_keys(old: &Config, new: &Config) -> Vec<&'static str> {
         redis,
         presence_ttl,
     } = old;
+    let jwks_url = |auth: &AuthConfig| match &auth.source {
+        CredentialSource::Jwks(url) => Some(url.clone()),
+        CredentialSource::Key(_) | CredentialSource::Development => None,
+    };
+    let has_key = |auth: &AuthConfig| matches!(auth.source, CredentialSource::Key(_));
     // Without a URL the other keys of Redis say nothing; with one that comes or goes, all of them begin or cease to.
     let of_redis = |field: &dyn Fn(&RedisConfig, &RedisConfig) -> bool| match (redis, &new.redis) {
         (Some(old), Some(new)) => field(old, new),
@@ -281,6 +341,8 @@ pub(super) fn restart_keys(old: &Config, new: &Config) -> Vec<&'static str> {
         ("heartbeat.interval", *interval != new.heartbeat.interval),
         ("heartbeat.timeout", *timeout != new.heartbeat.timeout),
         ("auth.timeout", *auth_timeout != new.auth_timeout),
+        ("auth.key", has_key(auth) != has_key(&new.auth)),
+        ("auth.jwks_url", jwks_url(auth) != jwks_url(&new.auth)),
         ("channels.partitions", *partitions != new.channels.partitions),
         ("admin.listen", *admin_listen != new.admin.listen),
         ("drain.timeout", *drain_timeout != new.drain_timeout),
@@ -330,8 +392,8 @@ from_value! {
     Duration: Value::Duration(time) => Some(*time);
     SocketAddr: Value::Address(address) => Some(*address);
     String: Value::Text(text) => Some(text.clone());
+    Secret: Value::Text(text) => Some(Secret::from(text.clone()));
     RedisTarget: Value::Text(text) => RedisTarget::parse(text).ok();
-    Secret: Value::Text(text) => Some(Secret::new(text));
     AdminListen: Value::Text(text) => AdminListen::parse(text);
     LevelFilter: Value::Text(text) => text.parse().ok();
 }
@@ -364,6 +426,15 @@ impl FromValue for Vec<String> {
             Value::List(items) => Some(items.clone()),
             _ => None,
         }
+    }
+}
+
+impl FromValue for Vec<Algorithm> {
+    fn from_value(value: &Value) -> Option<Self> {
+        Vec::<String>::from_value(value)?
+            .iter()
+            .map(|name| Algorithm::by_name(name))
+            .collect()
     }
 }
 

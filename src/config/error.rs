@@ -107,26 +107,26 @@ pub enum ConfigError {
         /// What must hold, and why.
         rule: &'static str,
     },
-    /// A key of the contract that this release cannot honour: better no start than one without it.
-    #[error("{key} ({place}) is not in this release yet: remove it, or use a release that has it")]
-    NotInThisRelease {
-        /// Dotted name.
-        key: &'static str,
-        /// Where it was given.
-        place: Place,
-    },
     /// Anyone could be anyone, from anywhere.
     #[error(
         "listen = {listen} ({place}) is not a loopback address, and without a key the gateway runs in development mode, \
-         where anyone may be any user: configure a key ({how}), listen on 127.0.0.1, or say --insecure if you mean it"
+         where anyone may be any user: configure a key (auth.key with auth.algorithm, or auth.jwks_url with auth.algorithm), listen on 127.0.0.1, or say --insecure if you mean it"
     )]
     OpenDevelopmentMode {
         /// The address.
         listen: std::net::SocketAddr,
         /// Where it was given.
         place: Place,
-        /// How a key is configured.
-        how: String,
+    },
+    /// A key that cannot verify by every one of the algorithms.
+    #[error("auth.key ({place}) does not serve {algorithm}: {cause}")]
+    BadKey {
+        /// Where it was given.
+        place: Place,
+        /// `auth.algorithm = value (place)`
+        algorithm: String,
+        /// What is wrong with it; it is not shown.
+        cause: crate::jws::BadKey,
     },
     /// The TOML file, or a file that an `@` names, cannot be read.
     #[error("cannot read {path:?} ({place}): {cause}")]

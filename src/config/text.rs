@@ -20,6 +20,8 @@ Examples:
       A file, and one key that overrides it
   SHARDGATE_LISTEN=0.0.0.0:80 shardgate --insecure --origins 'https://*.example.com,https://a.test'
       Reachable from elsewhere, pages of two sites only
+  SHARDGATE_AUTH_KEY=@/etc/shardgate/key.pem shardgate --listen 0.0.0.0:80 --auth-algorithm ES256
+      Users show tokens; shardgate token --help makes some for trying things out
   shardgate --shards 2 --cpus 0-1 --engine ring --check-config
       Print what would hold, and start nothing
 ";
@@ -51,7 +53,7 @@ pub(super) fn help() -> String {
         let _ = write!(text, "\n{}:\n", group[0].group);
         for key in group {
             let usage = format!("{} {}", key.flag(), key.kind.metavar());
-            let mark = if applied_by_sighup(key) { '+' } else { ' ' };
+            let mark = if key.reloadable { '+' } else { ' ' };
             push_entry(&mut text, mark, usage.trim_end(), &describe(key));
         }
     }
@@ -92,7 +94,7 @@ fn describe(key: &Key) -> String {
         Kind::Choice(words) => format!(": {}", words.join(", ")),
         _ => String::new(),
     };
-    format!("{}{words} [{}]", key.help_marked(), default_of(key))
+    format!("{}{words} [{}]", key.help, default_of(key))
 }
 
 fn default_of(key: &Key) -> String {
@@ -100,10 +102,6 @@ fn default_of(key: &Key) -> String {
         Fallback::Value(value) => value.to_owned(),
         Fallback::Unset(words) => words.to_owned(),
     }
-}
-
-fn applied_by_sighup(key: &Key) -> bool {
-    key.available && key.reloadable
 }
 
 /// `--check-config`: TOML that gives the same configuration, with the source of what is not default.
@@ -115,10 +113,13 @@ pub(super) fn effective(settings: &Settings) -> String {
     // Keys without a table come first: in TOML whatever follows a header belongs to it.
     tables.sort_by_key(|table| !table.is_empty());
     let mut seen = Vec::new();
-    // A file of authorities says nothing without its URL, and would be refused.
-    let without_url = settings
-        .iter()
-        .any(|(key, setting)| key.name == "redis.url" && key.kind.write_toml(&setting.value).1);
+    // What says nothing without a key that is commented out, and would be refused.
+    let is_masked = |name: &str| {
+        let mut rows = settings.iter();
+        rows.any(|(key, setting)| key.name == name && key.kind.write_toml(&setting.value).1)
+    };
+    let without_url = is_masked("redis.url");
+    let without_key = is_masked("auth.key") || is_masked("auth.jwks_url");
     for table in tables {
         if seen.contains(&table) {
             continue;
@@ -128,15 +129,17 @@ pub(super) fn effective(settings: &Settings) -> String {
         for (key, setting) in settings.iter().filter(|(key, _)| key.table_and_leaf().0 == table) {
             let name = key.table_and_leaf().1;
             let (value, masked) = key.kind.write_toml(&setting.value);
-            let masked = masked || (without_url && key.name == "redis.ca");
+            let masked = masked
+                || (without_url && key.name == "redis.ca")
+                || (without_key && super::checks::OF_TOKENS.contains(&key.name));
             let comment = match &setting.place {
                 Place::Default => String::new(),
                 place => format!(" # {place}"),
             };
-            let _ = match (key.available || setting.place != Place::Default, value.is_empty()) {
-                (false, _) => Ok(()),
-                (true, true) => writeln!(lines, "# {name}: {}", default_of(key)),
-                (true, false) => writeln!(lines, "{}{name} = {value}{comment}", if masked { "# " } else { "" }),
+            let _ = if value.is_empty() {
+                writeln!(lines, "# {name}: {}", default_of(key))
+            } else {
+                writeln!(lines, "{}{name} = {value}{comment}", if masked { "# " } else { "" })
             };
         }
         if lines.is_empty() {
@@ -167,8 +170,8 @@ pub(super) fn markdown() -> String {
                 Fallback::Value(value) => format!("`{value}`"),
                 Fallback::Unset(words) => escape(words),
             };
-            let (allowed, help) = (escape(&key.kind.allowed()), escape(&key.help_marked()));
-            let sighup = if applied_by_sighup(key) { "applied" } else { "restart" };
+            let (allowed, help) = (escape(&key.kind.allowed()), escape(key.help));
+            let sighup = if key.reloadable { "applied" } else { "restart" };
             let _ = writeln!(text, "| `{}` | {default} | {allowed} | {help} | {sighup} |", key.name);
         }
         text.push('\n');

@@ -10,9 +10,11 @@
 //! | `shards` | the shards' threads |
 //! | `run` | the control thread's turn |
 //! | `admin` | administrators' requests |
+//! | `jwks` | keys from a URL |
 //! | `link` | the cluster, its store, and how they are joined and left |
 
 mod admin;
+mod jwks;
 mod link;
 mod run;
 mod shards;
@@ -169,20 +171,19 @@ impl Gateway {
             EngineKind::Ring => <crate::engine::RingEngine as crate::engine::Engine>::NAME,
             EngineKind::Epoll => <crate::engine::EpollEngine as crate::engine::Engine>::NAME,
         };
-        // No credential source can be configured yet: users name themselves.
-        let development = true;
         let view = Arc::new(View::new(
             config.gateway_id.clone(),
-            development,
+            config.auth.is_development(),
             engine,
             host.cpus.clone(),
             depths,
         ));
+        // Before anything is waited for.
+        Settings::new(config, host.connections_max)?;
         let certificates = config.tls.as_ref().map(Certificates::read).transpose()?;
         let tls = certificates
             .as_ref()
             .map(|certificates| Arc::clone(certificates.server()));
-        let settings = Arc::new(Settings::new(config, host.connections_max)?.with_tls(tls));
         let mut key = [0; 16];
         getrandom::fill(&mut key).map_err(no_random)?;
         let homes = HomeMap::new(shards, key).with_partitions(config.channels.partitions);
@@ -205,7 +206,6 @@ impl Gateway {
         };
         let plan = ControlPlan {
             config: config.clone(),
-            settings: Arc::clone(&settings),
             handle: handle.clone(),
             connections_possible: host.connections_possible,
             certificates,
@@ -221,13 +221,14 @@ impl Gateway {
         };
         // It joins the cluster, then waits for the shards.
         let control = Joined::spawn(plan)?;
+        let settings = Arc::new(Settings::with_keys(config, host.connections_max, control.keys())?.with_tls(tls));
 
         let (sockets, claim) = listeners.listen(config.listen_backlog)?;
         let shards = Shards::start(
             ShardsPlan {
                 host: &host,
                 view: Arc::clone(&view),
-                settings,
+                settings: Arc::clone(&settings),
                 homes,
                 clustered: config.redis.is_some(),
             },
@@ -245,7 +246,7 @@ impl Gateway {
             admin,
             view,
             handle,
-            control: control.serve(Control::new(shards, claim, admin_socket)),
+            control: control.serve(Control::new(shards, claim, admin_socket, settings)),
         })
     }
 

@@ -15,6 +15,7 @@ use crossbeam_channel::Receiver;
 use tokio::io::unix::AsyncFd;
 
 use super::admin::{Desk, listener};
+use super::jwks::FetchedKeys;
 use super::link::Link;
 use super::shards::Shards;
 use super::{Exit, Handle, Order};
@@ -46,8 +47,6 @@ const EVENTS_PER_TURN: usize = 256;
 /// What the control thread starts with.
 pub(super) struct ControlPlan {
     pub(super) config: Config,
-    /// Made of it.
-    pub(super) settings: Arc<Settings>,
     /// To this thread itself.
     pub(super) handle: Handle,
     pub(super) connections_possible: usize,
@@ -70,14 +69,22 @@ pub(super) struct Control {
     shards: Shards,
     _claim: Option<Claim>,
     admin: Option<AdminSocket>,
+    /// What the shards began with.
+    settings: Arc<Settings>,
 }
 
 impl Control {
-    pub(super) fn new(shards: Shards, claim: Option<Claim>, admin: Option<AdminSocket>) -> Self {
+    pub(super) fn new(
+        shards: Shards,
+        claim: Option<Claim>,
+        admin: Option<AdminSocket>,
+        settings: Arc<Settings>,
+    ) -> Self {
         Control {
             shards,
             _claim: claim,
             admin,
+            settings,
         }
     }
 }
@@ -98,6 +105,11 @@ impl Woken {
             waker,
             descriptor: AsyncFd::new(descriptor)?,
         })
+    }
+
+    /// Whoever wakes us after this has to mean it.
+    pub(super) fn set_waiting(&self) {
+        self.waker.set_waiting();
     }
 
     /// Until it shall end. For a thread that does nothing else when it is woken. Cancel-safe.
@@ -141,6 +153,7 @@ pub(super) struct Turns {
     reports: Receiver<Report>,
     woken: Woken,
     link: Option<Link>,
+    keys: Option<FetchedKeys>,
     control: Control,
     desk: Rc<Desk>,
     /// Of `admin.listen`.
@@ -150,10 +163,16 @@ pub(super) struct Turns {
 }
 
 impl Turns {
-    pub(super) fn new(plan: ControlPlan, woken: Woken, mut link: Option<Link>, mut control: Control) -> Self {
+    pub(super) fn new(
+        plan: ControlPlan,
+        woken: Woken,
+        mut link: Option<Link>,
+        keys: Option<FetchedKeys>,
+        mut control: Control,
+    ) -> Self {
         let http = Rc::new(HttpContext {
             view: Arc::clone(&plan.view),
-            settings: RefCell::new(plan.settings),
+            settings: RefCell::new(Arc::clone(&control.settings)),
             door: Door::Admin,
             jitter: RefCell::new(fastrand::Rng::with_seed(!plan.seed)),
         });
@@ -179,6 +198,7 @@ impl Turns {
             link,
             desk,
             http,
+            keys,
             drain: None,
             stalled: vec![false; control.shards.count()],
             control,
@@ -202,6 +222,7 @@ impl Turns {
             self.watch_shards(now.mono_ms());
             self.watch_certificates(now.mono_ms());
             self.follow_instructions();
+            self.take_keys();
             let mut due_ms = now.mono_ms() + WATCH_EVERY_MS;
             if let Some(link) = &mut self.link {
                 due_ms = link.end_turn().map_or(due_ms, |due| due.min(due_ms));
@@ -229,7 +250,8 @@ impl Turns {
     async fn wait(&mut self, due_ms: u64) {
         self.woken.waker.set_waiting();
         // Whoever sends after this look sees that we wait.
-        if !(self.inbox.is_empty() && self.orders.is_empty() && self.reports.is_empty()) {
+        let has_keys = self.keys.as_ref().is_some_and(|keys| keys.fetcher.has_news());
+        if has_keys || !(self.inbox.is_empty() && self.orders.is_empty() && self.reports.is_empty()) {
             return;
         }
         let now_ns = self.view.clock.mono_ns();
@@ -327,6 +349,11 @@ impl Turns {
                     log::error!("shard {shard} has ended: {cause}; stopping the gateway");
                     return Some(Exit::Broken);
                 }
+                Report::KeysWanted => {
+                    if let Some(keys) = &self.keys {
+                        keys.fetcher.want();
+                    }
+                }
                 Report::Engine(..) | Report::Accepting(_) => {}
             }
         }
@@ -391,6 +418,25 @@ impl Turns {
         })
     }
 
+    /// Takes what the fetcher brought; the shards hear of it in any case, because somebody may wait for it.
+    fn take_keys(&mut self) {
+        let Some(keys) = &mut self.keys else {
+            return;
+        };
+        let mut changed = false;
+        let mut any = false;
+        while let Some(fetched) = keys.fetcher.try_next() {
+            any = true;
+            changed |= keys.handle_fetched(fetched, &self.config, &self.view);
+        }
+        if changed {
+            self.settle();
+        }
+        if any {
+            self.control.shards.post_all(|| Parcel::KeysFetched);
+        }
+    }
+
     fn reload(&mut self, config: Config) {
         self.config = config;
         self.read_certificates();
@@ -405,11 +451,12 @@ impl Turns {
             log::warn!("limits.connections is {wanted}, but nofile permits {possible}: going by that");
         }
         let connections_max = wanted.min(possible);
+        let keys = self.keys.as_ref().map(|keys| &keys.set);
         let tls = self
             .certificates
             .as_ref()
             .map(|certificates| Arc::clone(certificates.server()));
-        let settings = match Settings::new(&self.config, connections_max) {
+        let settings = match Settings::with_keys(&self.config, connections_max, keys) {
             Ok(settings) => Arc::new(settings.with_tls(tls)),
             Err(error) => return log::error!("configuration not changed: {error}"),
         };

@@ -126,7 +126,7 @@ fn readiness_follows_the_drain_and_health_checks_are_remembered() {
 fn an_administrator_waits_for_an_answer() {
     let (mut conn, context) = connection(true);
     let mut settings = Settings::clone(&context.settings.borrow());
-    settings.admin_token = Some(crate::config::Secret::new("0123456789abcdef"));
+    settings.admin_token = Some("0123456789abcdef".to_owned().into());
     context.settings.replace(Arc::new(settings));
     let shown = "Authorization: Bearer 0123456789abcdef";
     let head = format!("POST /admin/x?y=%20 HTTP/1.1\r\nHost: h\r\n{shown}\r\nContent-Length: 4\r\n\r\n");

@@ -120,6 +120,16 @@ pub enum StartError {
         /// `redis.start_timeout`.
         waited: std::time::Duration,
     },
+    /// No keys came from the JWKS URL.
+    #[error("no keys from {url}: {cause} (waited {waited:?}): start the server, or correct auth.jwks_url")]
+    NoKeys {
+        /// The URL, as it may be shown.
+        url: String,
+        /// What the last try brought.
+        cause: String,
+        /// How long it was tried.
+        waited: std::time::Duration,
+    },
     /// A gateway with the same id lives.
     #[error(
         "another gateway with the id {id:?} is alive in this cluster: stop it, or choose another id with --gateway-id"

@@ -6,15 +6,19 @@
 //! Head ──> Http ──> (Head's decision, or the end)
 //!   ├────> Leaving ──> the home shard ──> Open
 //!   ├────> Echo
-//!   └────> Authenticating ──> Open ──> Closing ──> Closed
-//!                                └───> Lingering ──> Closed
+//!   ├────> Verifying ──> Leaving or Open, or Lingering (401)
+//!   └────> Authenticating ──> Verifying ──> Open ──> Closing ──> Closed
+//!                                              └───> Lingering ──> Closed
 //! ```
 
 pub mod outbox;
 pub mod rate;
 
+use std::sync::Arc;
+
 use uuid::Uuid;
 
+use crate::auth::Grant;
 use crate::protocol::frame::Decoder;
 use crate::protocol::head::Upgrade;
 use crate::router::UserHash;
@@ -40,6 +44,8 @@ pub enum Stage<H> {
     Leaving(Box<Leaving>),
     /// `101` is sent; the user is not known yet.
     Authenticating,
+    /// A token was shown and is looked at. Nothing is received meanwhile.
+    Verifying(Box<Verifying>),
     /// Authenticated.
     Open,
     /// Gives back what it gets.
@@ -65,6 +71,17 @@ pub struct Leaving {
     pub user: String,
     /// The user's hash.
     pub hash: UserHash,
+    /// What the user's token permits; `None` in development mode.
+    pub grant: Option<Arc<Grant>>,
+    /// The handshake, if its `101` is still owed.
+    pub upgrade: Option<Upgrade>,
+    /// Bytes that came behind the head or the `auth` frame.
+    pub rest: Vec<u8>,
+}
+
+/// What goes on when a token is found good.
+#[derive(Debug)]
+pub struct Verifying {
     /// The handshake, if its `101` is still owed.
     pub upgrade: Option<Upgrade>,
     /// Bytes that came behind the head or the `auth` frame.
@@ -86,10 +103,14 @@ pub struct Connection<H> {
     pub dirty: bool,
     /// Counted as a WebSocket connection.
     pub counted: bool,
+    /// Open, and a new token is looked at.
+    pub refreshing: bool,
     /// The user, while the connection is in the user's list.
     pub user: Option<UserIndex>,
     /// Where it is in its life.
     pub stage: Stage<H>,
+    /// What its token permits; `None` in development mode.
+    pub grant: Option<Arc<Grant>>,
     /// The id that the client knows.
     pub id: Uuid,
     /// When it was accepted, Unix milliseconds.
@@ -120,8 +141,10 @@ impl<H> Default for Connection<H> {
             armed: false,
             dirty: false,
             counted: false,
+            refreshing: false,
             user: None,
             stage: Stage::Free,
+            grant: None,
             id: Uuid::nil(),
             connected_at_ms: 0,
             last_seen_ms: 0,

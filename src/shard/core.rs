@@ -65,7 +65,7 @@ pub(super) struct ThisTurn {
     pub(super) local: u64,
     pub(super) from_lanes: Vec<u64>,
     pub(super) from_gateways: Vec<u64>,
-    /// A client said something, here or on another shard or gateway: somebody may wait for an answer.
+    /// A client said something, or is to hear something that another shard or gateway says: somebody waits for this turn.
     pub(super) spoken: bool,
 }
 
@@ -89,6 +89,7 @@ pub struct Core {
     pub(super) now: Now,
     pub(super) http: Rc<HttpContext>,
     pub(super) questions: super::deliver::Questions,
+    pub(super) credentials: super::credentials::Credentials,
     pub(super) draining: Option<Draining>,
     /// `None` in a gateway of its own.
     pub(super) remote: Option<Remote>,
@@ -138,6 +139,7 @@ impl Core {
             now: Now::default(),
             http,
             questions: Default::default(),
+            credentials: Default::default(),
             draining: None,
             remote,
             turn: ThisTurn::default(),
@@ -264,7 +266,7 @@ impl Core {
             Stage::Authenticating | Stage::Open | Stage::Echo | Stage::Closing { .. } => {
                 self.frame_bytes(slot, bytes);
             }
-            Stage::Free | Stage::Leaving(_) | Stage::Lingering { .. } | Stage::Closed => {}
+            Stage::Free | Stage::Leaving(_) | Stage::Verifying(_) | Stage::Lingering { .. } | Stage::Closed => {}
         }
     }
 
@@ -394,7 +396,11 @@ impl Core {
     pub(super) fn end(&mut self, slot: u32, ending: Ending) {
         let conn = &mut self.connections[slot as usize];
         // A handshake whose 101 is still owed was never accepted, so it does not count as closed.
-        let accepted = !matches!(&conn.stage, Stage::Leaving(leaving) if leaving.upgrade.is_some());
+        let accepted = match &conn.stage {
+            Stage::Leaving(leaving) => leaving.upgrade.is_none(),
+            Stage::Verifying(verifying) => verifying.upgrade.is_none(),
+            _ => true,
+        };
         let user = conn.user.take();
         let counted = std::mem::take(&mut conn.counted);
         if let Some(user) = user {
@@ -433,7 +439,12 @@ impl Core {
     }
 
     fn close_with(&mut self, slot: u32, reason: CloseReason, stage: Stage) {
-        if !matches!(self.conn(slot).stage, Stage::Authenticating | Stage::Open | Stage::Echo) {
+        let is_open = match &self.conn(slot).stage {
+            Stage::Authenticating | Stage::Open | Stage::Echo => true,
+            Stage::Verifying(verifying) => verifying.upgrade.is_none(),
+            _ => false,
+        };
+        if !is_open {
             if matches!(stage, Stage::Lingering { .. }) && matches!(self.conn(slot).stage, Stage::Closing { .. }) {
                 // The peer talks nonsense behind our close frame.
                 self.conn(slot).stage = stage;
@@ -466,6 +477,11 @@ impl Core {
             Parcel::Settings(settings) => {
                 self.http.settings.replace(Arc::clone(&settings));
                 self.settings = settings;
+                self.credentials.forget();
+                1
+            }
+            Parcel::KeysFetched => {
+                self.handle_keys_fetched();
                 1
             }
             Parcel::Drain { until_ms } => {
@@ -610,6 +626,7 @@ impl Core {
             self.hand_over(HandOver {
                 socket: Some(socket),
                 user: leaving.user,
+                grant: leaving.grant,
                 hash: leaving.hash,
                 upgrade: leaving.upgrade,
                 rest: leaving.rest,
@@ -671,9 +688,10 @@ impl Core {
             asked: self.remote.as_ref().map_or(0, Remote::asked),
             commands: self.commands.len(),
             requests: self.requests + self.notices.len(),
+            credentials: self.credentials.len(),
             channels: self.channels.len() + self.joins.len(),
             interests: self.interests.len() + self.interests.waiting(),
-            fan_out: self.channels.queued_bytes(),
+            fan_out: self.channels.queued_bytes() + self.fan_out.broadcast_bytes(),
         }
     }
 }
@@ -691,6 +709,7 @@ pub struct Residue {
     pub asked: usize,
     pub commands: usize,
     pub requests: usize,
+    pub credentials: usize,
     pub channels: usize,
     pub interests: usize,
     pub fan_out: usize,

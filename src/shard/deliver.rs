@@ -400,14 +400,17 @@ impl Core {
 
     /// Carries out what another shard said.
     pub(super) fn handle_batch(&mut self, mut batch: Batch) {
-        self.turn.spoken = true;
         let from = batch.from;
         let items = std::mem::take(&mut batch.items);
         for item in items {
             match item {
                 Item::HandOver(hand_over) => self.command(Command::Adopt(hand_over)),
-                Item::Message(message) => self.handle_message_item(from, &batch, &message),
+                Item::Message(message) => {
+                    self.turn.spoken = true;
+                    self.handle_message_item(from, &batch, &message);
+                }
                 Item::Reply { to, frame } => {
+                    self.turn.spoken = true;
                     if self.is_open(to) {
                         self.append(to.slot, batch.bytes(frame), SentKind::Ack);
                     } else {
@@ -444,12 +447,7 @@ impl Core {
     }
 
     fn handle_message_item(&mut self, from: ShardId, batch: &Batch, message: &MessageItem) {
-        let wanted = message.ack.as_ref().map(|ack| Wanted {
-            shard: from,
-            conn: ack.conn,
-            client_id: batch.text(ack.client_id),
-            message_id: ack.message_id,
-        });
+        let wanted = message.ack.as_ref().map(|ack| batch.wanted(from, ack));
         let status = self.dispatch(message.hash, batch.text(message.to), batch.bytes(message.frame), wanted);
         if status == Some(AckStatus::Delivered) {
             self.turn.from_lanes.push(message.received_ns);

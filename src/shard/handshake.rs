@@ -1,8 +1,10 @@
 //! From the first byte to an open connection: request heads, HTTP, hand-over to the home shard.
 
 use std::rc::Rc;
+use std::sync::Arc;
 
 use super::core::{Command, Core};
+use crate::auth::Grant;
 use crate::engine::SocketKey;
 use crate::http::{HttpConn, HttpProgress};
 use crate::lanes::HandOver;
@@ -156,26 +158,12 @@ impl Core {
     }
 
     /// A handshake that is in order and admitted.
-    fn upgrade(&mut self, slot: u32, upgrade: Upgrade, rest: Vec<u8>) {
+    fn upgrade(&mut self, slot: u32, mut upgrade: Upgrade, rest: Vec<u8>) {
         self.count_connection(slot);
-        match upgrade.user.clone() {
-            Some(user) => {
-                let hash = self.homes.hash(&user);
-                if self.homes.home(hash) == self.me {
-                    self.switch_protocols(slot, &upgrade);
-                    self.open(slot, &user, hash);
-                    self.continue_with(slot, rest);
-                } else {
-                    let leaving = Leaving {
-                        user,
-                        hash,
-                        upgrade: Some(upgrade),
-                        rest,
-                    };
-                    self.leave(slot, Box::new(leaving));
-                }
-            }
-            None => {
+        match (upgrade.token.take(), upgrade.user.take()) {
+            (Some(token), _) => self.begin_verifying(slot, token, Some(upgrade), rest),
+            (None, Some(user)) => self.enter(slot, user, None, Some(upgrade), rest),
+            (None, None) => {
                 self.switch_protocols(slot, &upgrade);
                 let timeout = match upgrade.endpoint {
                     Endpoint::Gateway => {
@@ -191,6 +179,33 @@ impl Core {
                 self.continue_with(slot, rest);
             }
         }
+    }
+
+    /// The user is known: goes on here, or on the home shard.
+    pub(super) fn enter(
+        &mut self,
+        slot: u32,
+        user: String,
+        grant: Option<Arc<Grant>>,
+        upgrade: Option<Upgrade>,
+        rest: Vec<u8>,
+    ) {
+        let hash = self.homes.hash(&user);
+        if self.homes.home(hash) != self.me {
+            let leaving = Leaving {
+                user,
+                hash,
+                grant,
+                upgrade,
+                rest,
+            };
+            return self.leave(slot, Box::new(leaving));
+        }
+        if let Some(upgrade) = upgrade {
+            self.switch_protocols(slot, &upgrade);
+        }
+        self.open(slot, &user, hash, grant);
+        self.continue_with(slot, rest);
     }
 
     fn switch_protocols(&mut self, slot: u32, upgrade: &Upgrade) {
@@ -215,18 +230,19 @@ impl Core {
     }
 
     /// The user is known and lives here.
-    pub(super) fn open(&mut self, slot: u32, user: &str, hash: UserHash) {
+    pub(super) fn open(&mut self, slot: u32, user: &str, hash: UserHash, grant: Option<Arc<Grant>>) {
         let index = self.users.join(hash, user, slot);
         self.tell_presence(index, self.users.devices(index).len());
+        let limit = self.connections_limit(grant.as_ref());
         let conn = self.conn(slot);
+        conn.grant = grant;
         conn.user = Some(index);
         conn.stage = Stage::Open;
         conn.bad_frames = 0;
         self.metrics().users.set(self.users.len() as u64);
         let interval = self.settings.heartbeat.interval.as_millis() as u64;
-        self.wheel.set(slot, self.now.mono_ms() + interval);
+        self.look_again(slot, self.now.mono_ms() + interval);
         self.say_welcome(slot);
-        let limit = self.settings.limits.connections_per_user;
         while limit > 0 && self.users.devices(index).len() > limit {
             let oldest = self.users.devices(index)[0];
             self.begin_close(oldest, CloseReason::TooManyConnections);
@@ -281,6 +297,7 @@ impl Core {
         let HandOver {
             user,
             hash,
+            grant,
             upgrade,
             rest,
             connected_at_ms,
@@ -308,18 +325,7 @@ impl Core {
                 if reason == NotAdmitted::Draining {
                     self.metrics().refused(reason.label());
                 }
-                // It never was a WebSocket connection: nothing of that kind ends.
-                self.conn(slot).counted = false;
-                self.uncount_connection();
-                self.view.release();
-                let (least, most) = reason.retry_after_range();
-                let seconds = least + self.ids.jitter(most - least + 1);
-                let mut response = Vec::new();
-                let retry = format!("Retry-After: {seconds}\r\n");
-                head::final_response(&mut response, "503 Service Unavailable", &retry, reason.text());
-                self.append_unlimited(slot, &response);
-                self.linger(slot);
-                self.rearm(key);
+                self.refuse_unavailable(slot, reason);
             }
             (Some(_), None) => {
                 // Its 101 is sent: the close code says come back.
@@ -329,9 +335,31 @@ impl Core {
                 if let Some(upgrade) = upgrade {
                     self.switch_protocols(slot, &upgrade);
                 }
-                self.open(slot, &user, hash);
+                self.open(slot, &user, hash, grant);
                 self.continue_with(slot, rest);
             }
         }
+    }
+
+    /// Answers 503 to a handshake that had been admitted.
+    pub(super) fn refuse_unavailable(&mut self, slot: u32, reason: NotAdmitted) {
+        let (least, most) = reason.retry_after_range();
+        let seconds = least + self.ids.jitter(most - least + 1);
+        let retry = format!("Retry-After: {seconds}\r\n");
+        self.refuse_upgrade(slot, "503 Service Unavailable", &retry, reason.text());
+    }
+
+    /// Refuses a handshake that had been admitted and is owed its `101`.
+    pub(super) fn refuse_upgrade(&mut self, slot: u32, status_line: &str, extra: &str, text: &str) {
+        // It never was a WebSocket connection: nothing of that kind ends.
+        self.conn(slot).counted = false;
+        self.uncount_connection();
+        self.view.release();
+        let mut response = Vec::new();
+        head::final_response(&mut response, status_line, extra, text);
+        self.append_unlimited(slot, &response);
+        self.linger(slot);
+        let key = self.key(slot);
+        self.rearm(key);
     }
 }

@@ -6,6 +6,7 @@
 mod admin;
 mod channels;
 pub mod core;
+mod credentials;
 mod deliver;
 mod frames;
 mod handshake;

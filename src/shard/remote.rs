@@ -291,6 +291,7 @@ impl Core {
                 place,
                 received_ns,
             } => {
+                self.turn.spoken = true;
                 if self.deliver(hash, batch.text(to), batch.bytes(frame)) {
                     self.turn.from_gateways.push(received_ns);
                 } else {

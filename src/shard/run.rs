@@ -99,6 +99,8 @@ pub enum Report {
     Asked(ShardId, SocketKey, Option<SocketAddr>, Request),
     /// What came of an ask, by its ticket.
     Replied(u32, Reply),
+    /// Somebody shows a token that is signed with a key that is not known.
+    KeysWanted,
     /// The drain is over here.
     Drained(ShardId, DrainCount),
     /// The shard has ended; `Err` says what broke.
@@ -167,6 +169,10 @@ impl<E: Engine> Shard<E> {
             self.core.begin_turn(now);
             let busy = self.take_events() | self.take_parcels();
             self.core.handle_timeouts();
+            self.core.verify_credentials();
+            if self.core.poll_keys_wanted() {
+                self.reports.tell(Report::KeysWanted);
+            }
             self.core.fan_out();
             self.carry_out();
             self.core.flush_lanes();
@@ -184,7 +190,8 @@ impl<E: Engine> Shard<E> {
                 yielded_ns = now.mono_ns;
             }
             idle_turns = if busy { 0 } else { idle_turns + 1 };
-            if self.engine.has_work() || !self.inbox.is_empty() || self.core.has_fan_out() {
+            let has_work = self.core.has_fan_out() || self.core.has_credentials();
+            if has_work || self.engine.has_work() || !self.inbox.is_empty() {
                 wait = None;
                 continue;
             }

@@ -136,6 +136,7 @@ impl Tls {
         };
         if read.is_err() {
             self.collect_own();
+            self.partial = Vec::new();
             self.over = true;
         }
         read

@@ -1,4 +1,4 @@
-//! Certificates for tests: an authority, what it signs, and clients that trust it.
+//! Certificates for tests: an authority, what it signs, and gateways and clients that use it.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -7,6 +7,8 @@ use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, KeyUsage
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
+
+use super::{Client, Gateway};
 
 /// An authority, with a directory for everything that it signs.
 pub struct Authority {
@@ -90,6 +92,10 @@ impl Authority {
 }
 
 impl Pair {
+    pub fn certificate(&self) -> CertificateDer<'static> {
+        CertificateDer::from_pem_file(&self.cert).unwrap()
+    }
+
     pub fn cert(&self) -> &str {
         text(&self.cert)
     }
@@ -114,4 +120,47 @@ pub fn replace(file: &Path, by: &Path) {
 
 pub fn text(path: &Path) -> &str {
     path.to_str().unwrap()
+}
+
+/// A gateway with a certificate, whose clients trust it.
+pub struct Secure {
+    pub gateway: Gateway,
+    pub authority: Authority,
+    pub pair: Pair,
+}
+
+impl Secure {
+    pub fn start(engine: &str, args: &[&str]) -> Secure {
+        let authority = Authority::new();
+        let pair = authority.sign("server");
+        let files = ["--tls-cert", pair.cert(), "--tls-key", pair.key(), "--engine", engine];
+        let mut gateway = Gateway::start(&[&files, args].concat());
+        gateway.tls = Some(authority.client());
+        Secure {
+            gateway,
+            authority,
+            pair,
+        }
+    }
+
+    pub fn refused(&self, reason: &str) -> f64 {
+        let reason = format!("reason=\"{reason}\"");
+        self.gateway.metric("shardgate_handshakes_refused_total", &[&reason])
+    }
+
+    pub fn plain(&self) -> Client {
+        Client::connect(self.gateway.addr)
+    }
+
+    pub fn client(&self, config: ClientConfig) -> Client {
+        self.plain().over_tls(Arc::new(config))
+    }
+
+    /// The certificate that new connections see.
+    pub fn certificate(&self) -> CertificateDer<'static> {
+        let client = self.gateway.tcp();
+        client.tls.as_ref().unwrap().peer_certificates().unwrap()[0]
+            .clone()
+            .into_owned()
+    }
 }

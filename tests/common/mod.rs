@@ -15,6 +15,7 @@ pub mod gateway;
 pub mod peer;
 pub mod process;
 pub mod redis;
+pub mod tokens;
 
 use std::time::{Duration, Instant};
 

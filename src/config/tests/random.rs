@@ -3,26 +3,29 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::config::checks::OF_TOKENS;
 use crate::config::keys::KEYS;
+
+/// Keys that need the company of others.
+const APART: [&str; 10] = [
+    "shards",
+    "cpus",
+    "insecure",
+    "redis.url",
+    "redis.ca",
+    "auth.key",
+    "auth.jwks_url",
+    "tls.cert",
+    "tls.key",
+    "tls.client_ca",
+];
 
 /// Good flags of any size, without contradictions.
 fn any_flags() -> impl Strategy<Value = Vec<String>> {
     let keys: Vec<&'static Key> = KEYS
         .iter()
-        .filter(|key| {
-            key.available
-                && ![
-                    "shards",
-                    "cpus",
-                    "insecure",
-                    "redis.url",
-                    "redis.ca",
-                    "tls.cert",
-                    "tls.key",
-                    "tls.client_ca",
-                ]
-                .contains(&key.name)
-        })
+        .filter(|key| !APART.contains(&key.name))
+        .filter(|key| !OF_TOKENS.contains(&key.name))
         // What is printed of a secret does not load.
         .filter(|key| !matches!(key.kind, Kind::Secret))
         .collect();
@@ -45,7 +48,8 @@ fn any_flags() -> impl Strategy<Value = Vec<String>> {
             Kind::Patterns => "[a-z]{1,9}(:\\*)?(,\\{user\\}/[ä-ü]{1,9})?(,\\*)?".boxed(),
             Kind::Text { .. } => "[ !-~ä-ü]{1,60}".boxed(),
             Kind::AddressOrSocket => "(unix:[a-z/. ä]{1,30}|\\[::1\\]:9[0-9]{3})".boxed(),
-            _ => unreachable!("{} is not in this release", key.name),
+            Kind::Cookie => "[a-zA-Z0-9_.!#-]{1,60}".boxed(),
+            _ => unreachable!("{} stands apart", key.name),
         };
         let flag = key.flag();
         value.prop_map(move |value| format!("{flag}={value}")).boxed()
@@ -64,6 +68,17 @@ fn any_flags() -> impl Strategy<Value = Vec<String>> {
         "--redis-url=rediss-sentinel://[a-z]{1,9},[a-z]{1,9}/[a-z]{1,9}"
             .prop_map(|url| vec![url, "--redis-ca=/a b.pem".to_owned()]),
     ];
+    // Likewise no secret: a URL will do.
+    let auth = prop_oneof![
+        Just(vec![]),
+        "(--auth-audience=[a-z]{1,9}(,[A-Z]{1,9})?|--auth-issuer=https://[a-z]{1,9}/|--auth-require-exp)".prop_map(
+            |more| vec![
+                "--auth-jwks-url=https://host/jwks".to_owned(),
+                "--auth-algorithm=RS256,EdDSA".to_owned(),
+                more
+            ]
+        ),
+    ];
     let tls = prop_oneof![
         Just(vec![]),
         Just(vec!["--tls-cert=/a b.pem".to_owned(), "--tls-key=ä.pem".to_owned()]),
@@ -74,11 +89,12 @@ fn any_flags() -> impl Strategy<Value = Vec<String>> {
     let count = keys.len();
     let rest = proptest::sample::subsequence(keys, 0..=count);
     let rest = rest.prop_flat_map(move |keys| keys.into_iter().map(flag).collect::<Vec<_>>());
-    (rest, cpus, redis, tls, any::<bool>()).prop_map(|(rest, cpus, redis, tls, insecure)| {
+    (rest, cpus, redis, auth, tls, any::<bool>()).prop_map(|(rest, cpus, redis, auth, tls, insecure)| {
         let insecure = insecure.then(|| "--insecure".to_owned());
         rest.into_iter()
             .chain(cpus)
             .chain(redis)
+            .chain(auth)
             .chain(tls)
             .chain(insecure)
             .collect()
@@ -104,7 +120,7 @@ proptest! {
         let mut env: Vec<(String, String)> = flags
             .iter()
             .map(|flag| {
-                let (name, value) = flag.trim_start_matches("--").split_once('=').unwrap_or(("insecure", "true"));
+                let (name, value) = flag.trim_start_matches("--").split_once('=').unwrap_or((flag.trim_start_matches("--"), "true"));
                 (format!("SHARDGATE_{}", name.replace('-', "_").to_ascii_uppercase()), value.to_owned())
             })
             .collect();
