@@ -58,8 +58,8 @@ pub enum Outcome {
     Help(String),
     /// Print this and exit 0: `--version`.
     Version(String),
-    /// Print this and exit 0: the configuration is good, `--check-config`.
-    Checked(String),
+    /// `--check-config`, and this is good as far as words go: look at the files that it names, then print the text and exit 0.
+    Checked(Box<Config>, String),
 }
 
 /// Reads the configuration from arguments (without the program's name) and environment variables.
@@ -90,7 +90,7 @@ where
     let settings = Settings::gather(&invocation, env)?;
     let config = settings.build(default_gateway_id)?;
     if invocation.check {
-        return Ok(Outcome::Checked(text::effective(&settings)));
+        return Ok(Outcome::Checked(Box::new(config), text::effective(&settings)));
     }
     Ok(Outcome::Run(Box::new(config)))
 }
