@@ -2,6 +2,7 @@
 //!
 //! | room | duty |
 //! | --- | --- |
+//! | [`address`] | pure: where clients are, and how much one address may ask for |
 //! | [`config`] | flags, environment and TOML file to one checked [`config::Config`] |
 //! | [`ids`] | names of shards, connections, users, messages |
 //! | [`payload`] | bytes on their way out |
@@ -20,6 +21,7 @@
 //! | [`control`] | the control thread: start, watch, drain, stop |
 //! | [`runtime`] | the host: preflight, listeners, placement, signals |
 
+pub mod address;
 pub mod broker;
 pub mod cluster;
 pub mod config;

@@ -2,8 +2,10 @@
 //!
 //! Immutable; shared by `Arc`, and replaced as a whole when the configuration is read again.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
+use crate::address::networks::{NetworkError, Networks};
 use crate::config::origins::{OriginError, OriginPolicy};
 use crate::config::patterns::{ChannelPatterns, PatternError};
 use crate::config::{Config, Heartbeat, Limits};
@@ -22,6 +24,8 @@ pub struct Settings {
     pub auth_timeout: Duration,
     /// Allowed origins.
     pub origins: OriginPolicy,
+    /// Whose word about clients' addresses is believed.
+    pub proxies: Networks,
     /// Channels that every user may subscribe to.
     pub subscribe: ChannelPatterns,
     /// Channels that every user may publish to.
@@ -36,6 +40,9 @@ pub enum SettingsError {
     /// `origins` has an entry that is no origin.
     #[error("origins: {0}")]
     Origins(#[from] OriginError),
+    /// `proxies` has an entry that is no network.
+    #[error("proxies: {0}")]
+    Proxies(#[from] NetworkError),
     /// `channels.subscribe` has an entry that is no pattern.
     #[error("channels.subscribe: {0}")]
     Subscribe(#[source] PatternError),
@@ -48,7 +55,7 @@ impl Settings {
     /// What `config` says, with at most `connections_max` connections.
     ///
     /// # Errors
-    /// Origins or patterns cannot be understood.
+    /// Origins, proxies or patterns cannot be understood.
     pub fn new(config: &Config, connections_max: usize) -> Result<Self, SettingsError> {
         // No credential source can be configured yet: users name themselves.
         let development = true;
@@ -59,6 +66,7 @@ impl Settings {
             heartbeat: config.heartbeat,
             auth_timeout: config.auth_timeout,
             origins: OriginPolicy::parse(&config.origins)?,
+            proxies: Networks::parse(&config.proxies)?,
             subscribe: patterns(channels.subscribe.as_deref(), development).map_err(SettingsError::Subscribe)?,
             publish: patterns(channels.publish.as_deref(), development).map_err(SettingsError::Publish)?,
             echo: config.echo,
@@ -83,6 +91,10 @@ impl Policy for Settings {
 
     fn serves_echo(&self) -> bool {
         self.echo
+    }
+
+    fn is_proxy(&self, address: IpAddr) -> bool {
+        self.proxies.contains(address)
     }
 }
 

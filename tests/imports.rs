@@ -9,13 +9,14 @@ use std::path::{Path, PathBuf};
 
 /// Every room with the rooms that it may import, lowest first: a room may only name rooms above its own line.
 const ROOMS: &[(&str, &[&str])] = &[
+    ("address", &[]),
     ("ids", &[]),
     ("payload", &[]),
-    ("protocol", &["ids"]),
+    ("protocol", &["address", "ids"]),
     ("router", &["ids"]),
     ("session", &["ids", "payload", "protocol", "router"]),
-    ("config", &[]),
-    ("settings", &["config", "protocol"]),
+    ("config", &["address"]),
+    ("settings", &["address", "config", "protocol"]),
     ("metrics", &["protocol"]),
     ("engine", &["ids", "payload"]),
     ("lanes", &["engine", "ids", "protocol", "router", "session", "settings"]),
@@ -29,7 +30,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     (
         "shard",
         &[
-            "engine", "http", "ids", "lanes", "metrics", "payload", "protocol", "router", "session", "settings", "view",
+            "address", "engine", "http", "ids", "lanes", "metrics", "payload", "protocol", "router", "session",
+            "settings", "view",
         ],
     ),
     ("runtime", &["config", "engine", "ids", "settings"]),
@@ -43,10 +45,11 @@ const ROOMS: &[(&str, &[&str])] = &[
 ];
 
 /// Rooms where everything that happens follows from the arguments.
-const PURE: &[&str] = &["ids", "payload", "protocol", "router", "session", "cluster"];
+const PURE: &[&str] = &["address", "ids", "payload", "protocol", "router", "session", "cluster"];
 
 /// Files of other rooms that are as pure.
 const PURE_FILES: &[&str] = &[
+    "shard/addresses.rs",
     "shard/core.rs",
     "shard/deliver.rs",
     "shard/frames.rs",

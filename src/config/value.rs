@@ -13,6 +13,7 @@ use super::keys::{CPU_MAX, SHARDS_MAX};
 use super::origins::OriginPolicy;
 use super::patterns::ChannelPatterns;
 use super::redis_url::{self, RedisTarget};
+use crate::address::networks::Networks;
 
 /// What stands in place of a secret.
 pub(super) const MASK: &str = "***";
@@ -36,6 +37,8 @@ pub(super) enum Kind {
     Origins,
     /// Patterns of channels.
     Patterns,
+    /// Addresses and networks.
+    Networks,
     /// CPUs of shards.
     Cpus,
     /// Text of 1 to `max` bytes without control characters.
@@ -91,7 +94,7 @@ impl Kind {
             },
             Kind::Address => text.parse().map(Value::Address).map_err(|_| self.allowed()),
             Kind::Choice(words) => choose(words, text).map(Value::Text).ok_or_else(|| self.allowed()),
-            Kind::Choices(_) | Kind::Origins | Kind::Patterns => {
+            Kind::Choices(_) | Kind::Origins | Kind::Patterns | Kind::Networks => {
                 self.parse_list(text.split(',').map(|item| item.trim().to_owned()).collect())
             }
             Kind::Cpus => parse_cpus(text)
@@ -128,11 +131,11 @@ impl Kind {
                 let items: Option<Vec<_>> = items.iter().map(word_of).collect();
                 self.parse_text(&items.ok_or_else(refused)?.join(","))
             }
-            (Kind::Choices(_) | Kind::Origins | Kind::Patterns, DeValue::Array(items)) => {
+            (Kind::Choices(_) | Kind::Origins | Kind::Patterns | Kind::Networks, DeValue::Array(items)) => {
                 let items = items.iter().map(|item| item.get_ref().as_str().map(str::to_owned));
                 self.parse_list(items.collect::<Option<_>>().ok_or_else(refused)?)
             }
-            (Kind::Choices(_) | Kind::Origins | Kind::Patterns, DeValue::String(text)) => {
+            (Kind::Choices(_) | Kind::Origins | Kind::Patterns | Kind::Networks, DeValue::String(text)) => {
                 self.parse_list(vec![text.clone().into_owned()])
             }
             (_, DeValue::String(text)) => self.parse_text(text),
@@ -160,6 +163,11 @@ impl Kind {
                 Ok(_) => Ok(Value::List(items)),
                 Err(why) => Err(format!("{}; {why}", self.allowed())),
             },
+            Kind::Networks => match Networks::parse(&items) {
+                Ok(_) if items.is_empty() => Ok(Value::Unset),
+                Ok(_) => Ok(Value::List(items)),
+                Err(why) => Err(format!("{}; {why}", self.allowed())),
+            },
             _ => unreachable!("only kinds of lists get here"),
         }
     }
@@ -180,6 +188,7 @@ impl Kind {
             Kind::Choices(words) => format!("one or more of {}", words.join(", ")),
             Kind::Origins => "origins such as https://app.example.com, https://*.example.com, null or *".into(),
             Kind::Patterns => "patterns of channels such as news, room:*, inbox:{user} or *".into(),
+            Kind::Networks => "addresses and networks such as 192.0.2.1, 10.0.0.0/8 or 2001:db8::/32".into(),
             Kind::Cpus => {
                 format!("CPU numbers from 0 to {CPU_MAX} such as 0-3,8-11, each once, or none for no pinning")
             }
@@ -204,7 +213,7 @@ impl Kind {
             Kind::Duration { .. } => "TIME",
             Kind::Address => "ADDRESS",
             Kind::Choice(_) => "WORD",
-            Kind::Choices(_) | Kind::Origins | Kind::Patterns => "LIST",
+            Kind::Choices(_) | Kind::Origins | Kind::Patterns | Kind::Networks => "LIST",
             Kind::Cpus => "CPUS",
             Kind::Text { .. } | Kind::Secret => "TEXT",
             Kind::File => "FILE",
@@ -216,7 +225,7 @@ impl Kind {
         match self {
             Kind::Bool => "without quotes",
             Kind::Integer { .. } => "without quotes or a decimal point",
-            Kind::Choices(_) | Kind::Origins | Kind::Patterns => "an array of strings",
+            Kind::Choices(_) | Kind::Origins | Kind::Patterns | Kind::Networks => "an array of strings",
             _ => "a string in quotes",
         }
     }

@@ -2,6 +2,7 @@
 //!
 //! Plain data; a batch belongs to whoever holds it.
 
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -366,6 +367,8 @@ pub struct HandOver {
     pub upgrade: Option<Upgrade>,
     /// What arrived behind the request head or the `auth` frame.
     pub rest: Vec<u8>,
+    /// Where the connection comes from, if that is known.
+    pub remote: Option<SocketAddr>,
     /// Frames that the connection sent before.
     pub messages_in: u32,
     /// How fast it did.

@@ -106,7 +106,7 @@ fn write_code(code: u16, text: &mut [u8; 4]) -> Option<&[u8]> {
 }
 
 /// Labels of `shardgate_handshakes_refused_total`.
-pub const REFUSED_LABELS: [&str; 12] = [
+pub const REFUSED_LABELS: [&str; 13] = [
     "method",
     "not_an_upgrade",
     "version",
@@ -119,6 +119,7 @@ pub const REFUSED_LABELS: [&str; 12] = [
     "head_too_large",
     "malformed",
     "lane_full",
+    "address_limit",
 ];
 
 /// Kinds of frames that the gateway sends.

@@ -3,9 +3,12 @@
 //! Anything that is not goes to the HTTP room with its bytes untouched. This room writes the `101`, and the last words to heads
 //! that never became a request.
 
+use core::net::IpAddr;
 use std::borrow::Cow;
 
 use async_tungstenite::tungstenite::handshake::derive_accept_key;
+
+use crate::address::forwarded;
 
 /// The subprotocol that we speak, if a client asks for one.
 pub const SUBPROTOCOL: &str = "shardgate.v1";
@@ -46,6 +49,8 @@ pub struct Upgrade {
     pub subprotocol: bool,
     /// The user of `?user=`, in development mode.
     pub user: Option<String>,
+    /// The client's address by `X-Forwarded-For`; to be believed only if it came from a proxy of ours.
+    pub forwarded_for: Option<IpAddr>,
 }
 
 /// The WebSocket endpoints.
@@ -105,6 +110,10 @@ pub trait Policy {
     fn allows_origin(&self, origin: &str, host: Option<&str>) -> bool;
     /// Is `/echo` served?
     fn serves_echo(&self) -> bool;
+    /// Is what this address says about its clients believed?
+    fn is_proxy(&self, _address: IpAddr) -> bool {
+        false
+    }
 }
 
 /// A request head, wherever it was parsed.
@@ -207,6 +216,7 @@ fn check(request: &Request<'_>, endpoint: Endpoint, query: &str, policy: &impl P
         accept: derive_accept_key(key),
         subprotocol: request.has_token("sec-websocket-protocol", SUBPROTOCOL),
         user,
+        forwarded_for: forwarded::client(request.values("x-forwarded-for"), |address| policy.is_proxy(address)),
     })
 }
 
@@ -234,7 +244,7 @@ fn is_valid_key(key: &[u8]) -> bool {
 
 impl<'a> Request<'a> {
     /// All values of a field, in order.
-    pub fn values(&self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
+    pub fn values(&self, name: &'a str) -> impl DoubleEndedIterator<Item = &'a [u8]> {
         self.headers
             .iter()
             .filter(move |(n, _)| n.eq_ignore_ascii_case(name))
@@ -313,6 +323,7 @@ mod tests {
             accept: "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=".into(),
             subprotocol: false,
             user: Some("alice".into()),
+            forwarded_for: None,
         };
         assert_eq!(decision(GOOD), Decision::Upgrade(expected));
         let mut out = Vec::new();

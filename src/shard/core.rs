@@ -7,6 +7,7 @@
 //! Invariants (checked by `check_invariants` in debug builds): a connection with a user is in that user's list;
 //! `metrics.connections` counts the entries with `counted`; an outbox exists only while it holds bytes.
 
+use core::net::SocketAddr;
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
@@ -67,6 +68,7 @@ pub struct Core {
     pub(super) settings: Arc<Settings>,
     pub(super) homes: HomeMap,
     pub(super) connections: Vec<Connection>,
+    pub(super) addresses: super::addresses::Addresses,
     pub(super) users: Users,
     pub(super) channels: Channels,
     pub(super) joins: super::channels::Joins,
@@ -112,6 +114,7 @@ impl Core {
             settings,
             homes,
             connections: Vec::new(),
+            addresses: Default::default(),
             users: Users::default(),
             channels: Channels::default(),
             joins: Default::default(),
@@ -190,6 +193,7 @@ impl Core {
 
     fn vacate(&mut self, slot: u32) {
         self.wheel.cancel(slot);
+        self.forget_address(slot);
         let conn = std::mem::take(&mut self.connections[slot as usize]);
         debug_assert!(conn.user.is_none() && !conn.counted, "vacated without having ended");
         if let Some(outbox) = conn.outbox {
@@ -199,14 +203,17 @@ impl Core {
         sockets.set(sockets.get().saturating_sub(1));
     }
 
-    /// A socket was accepted; one receive is armed.
-    pub fn handle_accepted(&mut self, key: SocketKey) {
+    /// A socket was accepted from `peer`; one receive is armed.
+    pub fn handle_accepted(&mut self, key: SocketKey, peer: Option<SocketAddr>) {
         if self.stopping {
             self.occupy(key, Stage::Head(Vec::new()));
             self.close_now(key.slot);
             return;
         }
         self.occupy(key, Stage::Head(Vec::new())).armed = true;
+        if !self.came_from(key.slot, peer) {
+            return self.close_now(key.slot);
+        }
         let due = self.now.mono_ms() + self.settings.limits.handshake_timeout.as_millis() as u64;
         self.wheel.set(key.slot, due);
     }
@@ -227,7 +234,10 @@ impl Core {
         };
         conn.last_seen_ms = now_ms;
         conn.armed = false;
-        match conn.stage {
+        let Some(bytes) = self.behind_proxy_header(key.slot, bytes) else {
+            return self.rearm(key);
+        };
+        match self.conn(key.slot).stage {
             Stage::Head(_) => self.head_bytes(key.slot, bytes),
             Stage::Http(_) => self.http_bytes(key.slot, bytes),
             Stage::Authenticating | Stage::Open | Stage::Echo | Stage::Closing { .. } => {
@@ -537,6 +547,7 @@ impl Core {
         if std::mem::take(&mut conn.counted) {
             self.uncount_connection();
         }
+        let remote = self.remote_addr(key.slot);
         self.vacate(key.slot);
         if let Stage::Leaving(leaving) = stage {
             self.hand_over(HandOver {
@@ -545,6 +556,7 @@ impl Core {
                 hash: leaving.hash,
                 upgrade: leaving.upgrade,
                 rest: leaving.rest,
+                remote,
                 messages_in,
                 rate,
             });
@@ -579,6 +591,7 @@ impl Core {
         assert_eq!(of_users, self.users.connections(), "connections in users' lists");
         assert_eq!(self.users.len() as u64, self.metrics().users.get(), "users counted");
         self.channels.check_invariants();
+        self.addresses.check_invariants();
         for slot in 0..self.connections.len() as u32 {
             let subscribed = self.channels.count(slot) > 0;
             assert!(

@@ -117,7 +117,7 @@ impl Core {
     }
 
     /// Everything queued is sent, then FIN.
-    fn linger(&mut self, slot: u32) {
+    pub(super) fn linger(&mut self, slot: u32) {
         self.conn(slot).stage = Stage::Lingering { finished: false };
         self.wheel
             .set(slot, self.now.mono_ms() + super::timers::CLOSE_TIMEOUT_MS);
@@ -126,6 +126,9 @@ impl Core {
 
     /// A handshake that is in order and admitted.
     fn upgrade(&mut self, slot: u32, upgrade: Upgrade, rest: Vec<u8>) {
+        if !self.takes_handshake_from(slot, &upgrade) {
+            return self.view.release();
+        }
         self.count_connection(slot);
         match upgrade.user.clone() {
             Some(user) => {
@@ -152,6 +155,7 @@ impl Core {
                         self.settings.auth_timeout
                     }
                     Endpoint::Echo => {
+                        self.settle_address(slot);
                         self.conn(slot).stage = Stage::Echo;
                         self.settings.heartbeat.interval
                     }
@@ -185,6 +189,7 @@ impl Core {
 
     /// The user is known and lives here.
     pub(super) fn open(&mut self, slot: u32, user: &str, hash: UserHash) {
+        self.settle_address(slot);
         let index = self.users.join(hash, user, slot);
         self.tell_presence(index, self.users.devices(index).len());
         let conn = self.conn(slot);
@@ -227,6 +232,7 @@ impl Core {
 
     /// The connection goes to its user's shard as soon as everything queued here is sent.
     pub(super) fn leave(&mut self, slot: u32, leaving: Box<Leaving>) {
+        self.settle_address(slot);
         self.conn(slot).stage = Stage::Leaving(leaving);
         self.wheel
             .set(slot, self.now.mono_ms() + super::timers::CLOSE_TIMEOUT_MS);
@@ -252,6 +258,7 @@ impl Core {
             hash,
             upgrade,
             rest,
+            remote,
             messages_in,
             rate,
             socket: _,
@@ -267,6 +274,7 @@ impl Core {
         let conn = self.occupy(key, Stage::Authenticating);
         conn.messages_in = messages_in;
         conn.rate = rate;
+        self.handed_over_from(slot, remote);
         self.count_connection(slot);
         match (refused, upgrade) {
             (Some(reason), Some(_)) => {

@@ -203,7 +203,7 @@ impl<E: Engine> Shard<E> {
                 received_bytes += bytes.len();
             }
             match event {
-                Event::Accepted { key } => self.core.handle_accepted(key),
+                Event::Accepted { key } => self.core.handle_accepted(key, self.engine.peer_addr(key)),
                 Event::Received { key, bytes } => self.core.handle_received(key, bytes),
                 Event::Sent { key, payload } => self.core.handle_sent(key, payload),
                 Event::Ended { key, error } => self.core.handle_ended(key, error.is_some()),
