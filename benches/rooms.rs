@@ -15,7 +15,7 @@ use shardgate::ids::IdSource;
 use shardgate::protocol::encode::{self, AckStatus};
 use shardgate::protocol::envelope;
 use shardgate::protocol::frame::Decoder;
-use shardgate::protocol::head::{self, Policy};
+use shardgate::protocol::head::{self, Credentials, Policy};
 use shardgate::router::HomeMap;
 use shardgate::router::users::Users;
 use shardgate::session::outbox::{Outbox, Spares};
@@ -222,6 +222,10 @@ impl Policy for Anything {
 
     fn serves_echo(&self) -> bool {
         true
+    }
+
+    fn credentials(&self) -> Credentials<'_> {
+        Credentials::Names
     }
 }
 

@@ -3,10 +3,13 @@
 //! | room | duty |
 //! | --- | --- |
 //! | [`address`] | pure: where clients are, and how much one address may ask for |
+//! | [`jws`] | pure: signatures of tokens, and the keys that verify them |
 //! | [`config`] | flags, environment and TOML file to one checked [`config::Config`] |
+//! | [`auth`] | pure: who a token speaks for, and what it permits |
 //! | [`ids`] | names of shards, connections, users, messages |
 //! | [`payload`] | bytes on their way out |
 //! | [`protocol`] | pure: frames, envelopes, request heads, close codes |
+//! | [`tls`] | TLS of one connection, and the certificates |
 //! | [`session`] | pure: one connection's life |
 //! | [`router`] | pure: who is where |
 //! | [`metrics`] | names, and one table of counters per shard |
@@ -22,6 +25,7 @@
 //! | [`runtime`] | the host: preflight, listeners, placement, signals |
 
 pub mod address;
+pub mod auth;
 pub mod broker;
 pub mod cluster;
 pub mod config;
@@ -29,6 +33,7 @@ pub mod control;
 pub mod engine;
 pub mod http;
 pub mod ids;
+pub mod jws;
 pub mod lanes;
 pub mod metrics;
 pub mod payload;
@@ -38,4 +43,5 @@ pub mod runtime;
 pub mod session;
 pub mod settings;
 pub mod shard;
+pub mod tls;
 pub mod view;

@@ -1,5 +1,8 @@
 //! The gateway program: configuration, log, signals, exit code. Everything else is in the library.
 
+#[path = "main/token.rs"]
+mod token;
+
 use std::ffi::OsString;
 use std::process::ExitCode;
 
@@ -12,6 +15,9 @@ use signal_hook::iterator::Signals;
 fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().skip(1).collect();
     let env: Vec<(OsString, OsString)> = std::env::vars_os().collect();
+    if args.first().is_some_and(|first| first == "token") {
+        return token::run(args[1..].to_vec(), env);
+    }
     match config::load(args.clone(), env.clone()) {
         Ok(Outcome::Run(config)) => run(*config, &args, &env),
         Ok(Outcome::Help(text) | Outcome::Version(text) | Outcome::Checked(text)) => {
@@ -78,7 +84,8 @@ fn run(config: Config, args: &[OsString], env: &[(OsString, OsString)]) -> ExitC
     let addr = gateway.local_addr();
     log::info!("gateway {} listening on {addr}", config.gateway_id);
     if gateway.view().development {
-        log::warn!("development mode: every client is who it says it is; try it at http://{addr}/");
+        let scheme = if config.tls.is_some() { "https" } else { "http" };
+        log::warn!("development mode: every client is who it says it is; try it at {scheme}://{addr}/");
     }
     log::info!("Ready");
     if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {

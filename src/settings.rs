@@ -3,13 +3,17 @@
 //! Immutable; shared by `Arc`, and replaced as a whole when the configuration is read again.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::address::networks::{NetworkError, Networks};
+use crate::auth::Verifier;
 use crate::config::origins::{OriginError, OriginPolicy};
 use crate::config::patterns::{ChannelPatterns, PatternError};
 use crate::config::{Config, Heartbeat, Limits};
-use crate::protocol::head::Policy;
+use crate::jws::{BadKey, KeySet};
+use crate::protocol::head::{Credentials, Policy};
+use crate::tls::ServerConfig;
 
 /// What a shard goes by; replaced as a whole when the configuration is read again.
 #[derive(Debug, Clone)]
@@ -22,6 +26,12 @@ pub struct Settings {
     pub heartbeat: Heartbeat,
     /// Time to show a credential.
     pub auth_timeout: Duration,
+    /// Decides on tokens; `None` in development mode.
+    pub auth: Option<Verifier>,
+    /// The cookie that may carry a token.
+    pub cookie: String,
+    /// A handshake without a token is refused.
+    pub token_required: bool,
     /// Allowed origins.
     pub origins: OriginPolicy,
     /// Whose word about clients' addresses is believed.
@@ -32,6 +42,8 @@ pub struct Settings {
     pub publish: ChannelPatterns,
     /// Serve `/echo`.
     pub echo: bool,
+    /// What new connections begin TLS with; `None`: they speak plain text.
+    pub tls: Option<Arc<ServerConfig>>,
 }
 
 /// Lists that no shard can go by. The configuration room refuses them earlier and with their place.
@@ -43,6 +55,9 @@ pub enum SettingsError {
     /// `proxies` has an entry that is no network.
     #[error("proxies: {0}")]
     Proxies(#[from] NetworkError),
+    /// `auth.key` is no key for `auth.algorithm`.
+    #[error("auth.key: {0}")]
+    Key(#[from] BadKey),
     /// `channels.subscribe` has an entry that is no pattern.
     #[error("channels.subscribe: {0}")]
     Subscribe(#[source] PatternError),
@@ -52,25 +67,47 @@ pub enum SettingsError {
 }
 
 impl Settings {
-    /// What `config` says, with at most `connections_max` connections.
+    /// What `config` says, with at most `connections_max` connections. With a JWKS URL no key is known.
     ///
     /// # Errors
-    /// Origins, proxies or patterns cannot be understood.
+    /// Origins, proxies, patterns or the key cannot be understood.
     pub fn new(config: &Config, connections_max: usize) -> Result<Self, SettingsError> {
-        // No credential source can be configured yet: users name themselves.
-        let development = true;
+        Self::with_keys(config, connections_max, None)
+    }
+
+    /// As [`Settings::new`], with the keys that were fetched.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn with_keys(
+        config: &Config,
+        connections_max: usize,
+        fetched: Option<&Arc<KeySet>>,
+    ) -> Result<Self, SettingsError> {
+        let auth = Verifier::new(&config.auth, fetched)?;
+        let development = auth.is_none();
         let channels = &config.channels;
         Ok(Settings {
             limits: config.limits,
             connections_max,
             heartbeat: config.heartbeat,
             auth_timeout: config.auth_timeout,
+            auth,
+            cookie: config.auth.cookie.clone(),
+            token_required: config.auth.required_at_handshake,
             origins: OriginPolicy::parse(&config.origins)?,
             proxies: Networks::parse(&config.proxies)?,
             subscribe: patterns(channels.subscribe.as_deref(), development).map_err(SettingsError::Subscribe)?,
             publish: patterns(channels.publish.as_deref(), development).map_err(SettingsError::Publish)?,
             echo: config.echo,
+            tls: None,
         })
+    }
+
+    /// The same with TLS, or without. The certificates are read by whoever looks after them.
+    #[must_use]
+    pub fn with_tls(self, tls: Option<Arc<ServerConfig>>) -> Self {
+        Settings { tls, ..self }
     }
 }
 
@@ -95,6 +132,16 @@ impl Policy for Settings {
 
     fn is_proxy(&self, address: IpAddr) -> bool {
         self.proxies.contains(address)
+    }
+
+    fn credentials(&self) -> Credentials<'_> {
+        if self.auth.is_none() {
+            return Credentials::Names;
+        }
+        Credentials::Tokens {
+            cookie: &self.cookie,
+            required: self.token_required,
+        }
     }
 }
 

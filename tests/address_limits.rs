@@ -5,19 +5,26 @@
 
 mod common;
 
+use common::authority::Secure;
 use common::client::Client;
 use common::{Gateway, eventually};
 
 on_both_engines! {
     open_handshakes, connects_per_second, a_handshake_is_open_until_the_user_is_known, the_client_of_a_proxy_by_its_header,
     the_client_of_a_proxy_by_forwarded_for, nobody_else_is_believed, a_header_in_any_pieces, garbage_for_a_header_closes,
-    proxies_behind_proxies, kept_alive_connections_of_a_proxy, limits_apply_at_sighup,
+    proxies_behind_proxies, kept_alive_connections_of_a_proxy, limits_apply_at_sighup, a_header_before_tls,
+    a_header_of_anybody_else_is_no_tls, silent_tls_clients_count, proxies_apply_at_sighup,
 }
 
 /// One shard, as each counts for itself. 127.0.0.1, from which tests look at the gateway, is a proxy and so not limited.
+const ALL: [&str; 4] = ["--shards", "1", "--proxies", "127.0.0.1,127.0.0.4,10.0.0.0/8"];
+
 fn start(engine: &str, args: &[&str]) -> Gateway {
-    let proxies = "127.0.0.1,127.0.0.4,10.0.0.0/8";
-    Gateway::start(&[&["--engine", engine, "--shards", "1", "--proxies", proxies], args].concat())
+    Gateway::start(&[&["--engine", engine], &ALL[..], args].concat())
+}
+
+fn start_tls(engine: &str, args: &[&str]) -> Secure {
+    Secure::start(engine, &[&ALL[..], args].concat())
 }
 
 fn refused(gateway: &Gateway, reason: &str) -> f64 {
@@ -269,4 +276,107 @@ fn limits_apply_at_sighup(engine: &str) {
         counted.push(client);
         refused
     });
+}
+
+/// As HAProxy does it with `send-proxy-v2`: the header in the clear, TLS behind it.
+fn a_header_before_tls(engine: &str) {
+    let it = start_tls(engine, &["--limits-handshakes-per-address", "1"]);
+    let connect = |client: [u8; 4]| {
+        let mut connection = Client::connect_from(PROXY, it.gateway.addr);
+        connection.send_raw(&header(client));
+        connection
+    };
+    let mut one = connect(ONE).over_tls(it.authority.client());
+    one.send_upgrade("/ws", "");
+    assert_eq!(one.read_head().status, 101);
+    // It waits for `auth`, so the next one from there is one too many, before its TLS has cost anything.
+    connect(ONE).expect_end();
+    let mut other = connect(OTHER).over_tls(it.authority.client());
+    other.send_upgrade("/ws?user=other", "");
+    assert_eq!(other.read_head().status, 101);
+    assert_eq!(other.recv_json()["type"], "welcome");
+    assert_eq!(it.refused("address_limit"), 1.0);
+    // Header and ClientHello in one packet, and cut anywhere.
+    let ip = it.gateway.addr.ip();
+    for cut in 0..60 {
+        let mut tls = rustls::ClientConnection::new(it.authority.client(), ip.into()).unwrap();
+        let mut flight = header([192, 0, 2, 1 + cut]);
+        tls.write_tls(&mut flight).unwrap();
+        let mut client = Client::connect_from(PROXY, it.gateway.addr);
+        match cut {
+            0 => client.send_raw(&flight),
+            cut => client.send_in_pieces(&flight, &[usize::from(cut)]),
+        }
+        while tls.is_handshaking() {
+            tls.complete_io(&mut client.stream).unwrap();
+        }
+        client.tls = Some(Box::new(tls));
+        client.send_upgrade("/ws", "");
+        assert_eq!(client.read_head().status, 101, "cut at {cut}");
+    }
+    // A proxy may leave it out, and one that speaks for itself says so.
+    for header in [&b""[..], b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0"] {
+        let mut probe = Client::connect_from(PROXY, it.gateway.addr);
+        probe.send_raw(header);
+        let mut probe = probe.over_tls(it.authority.client());
+        probe.send_raw(b"GET /livez HTTP/1.1\r\nHost: h\r\n\r\n");
+        assert_eq!(probe.read_response().status, 200);
+    }
+    // Behind a header, plain text is no better than without.
+    let mut plain = connect([192, 0, 2, 200]);
+    plain.send_raw(b"GET /livez HTTP/1.1\r\nHost: h\r\n\r\n");
+    assert_eq!(plain.read_response().status, 400);
+    assert_eq!(it.refused("plain_text"), 1.0);
+    assert_eq!(it.refused("tls"), 0.0);
+}
+
+fn a_header_of_anybody_else_is_no_tls(engine: &str) {
+    let it = start_tls(engine, &[]);
+    let mut client = Client::connect_from(ONE, it.gateway.addr);
+    client.send_raw(&header([192, 0, 2, 1]));
+    assert!(client.try_over_tls(it.authority.client()).is_err());
+    eventually("it is counted", || it.refused("tls") == 1.0);
+    // A second header is the client's own, and so is one inside TLS.
+    let mut twice = Client::connect_from(PROXY, it.gateway.addr);
+    twice.send_raw(&[header(ONE), header(OTHER)].concat());
+    assert!(twice.try_over_tls(it.authority.client()).is_err());
+    eventually("it is counted", || it.refused("tls") == 2.0);
+    let mut inside = Client::connect_from(PROXY, it.gateway.addr).over_tls(it.authority.client());
+    inside.send_raw(&header(ONE));
+    inside.send_carelessly(b"GET /livez HTTP/1.1\r\nHost: h\r\n\r\n");
+    assert_eq!(inside.read_response().status, 400);
+}
+
+/// A handshake is open from the accept on, whether or not a byte of TLS came.
+fn silent_tls_clients_count(engine: &str) {
+    let it = start_tls(engine, &["--limits-handshakes-per-address", "2"]);
+    let silent = Client::connect_from(ONE, it.gateway.addr);
+    let mut half = Client::connect_from(ONE, it.gateway.addr);
+    half.send_raw(b"\x16\x03\x01");
+    closed_at_once(&it.gateway, ONE);
+    drop(silent);
+    eventually("the one that went is not counted any more", || {
+        Client::connect_from(ONE, it.gateway.addr)
+            .try_over_tls(it.authority.client())
+            .is_ok()
+    });
+}
+
+fn proxies_apply_at_sighup(engine: &str) {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "").unwrap();
+    let config = file.path().to_str().unwrap();
+    let gateway = Gateway::start(&["--engine", engine, "--shards", "1", "--config", config]);
+    let probe = |gateway: &Gateway| {
+        let mut client = Client::connect_from(PROXY, gateway.addr);
+        client.send_raw(&header(ONE));
+        client.send_carelessly(b"GET /livez HTTP/1.1\r\nHost: h\r\n\r\n");
+        client.read_response().status
+    };
+    assert_eq!(probe(&gateway), 400);
+    std::fs::write(file.path(), "proxies = [\"127.0.0.4\"]\n").unwrap();
+    let lines = gateway.log_lines();
+    gateway.signal(libc::SIGHUP);
+    gateway.wait_for_log_after(lines, "configuration");
+    eventually("the proxy is believed", || probe(&gateway) == 200);
 }

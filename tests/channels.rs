@@ -511,10 +511,10 @@ fn in_and_out_of_a_stream(engine: &str) {
     const AHEAD: u64 = 16;
     for shards in [1, 3] {
         let gateway = with_shards(engine, shards);
-        let (sent, acked, stop) = (AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(false));
+        let (sent, stop) = (AtomicU64::new(0), AtomicBool::new(false));
         std::thread::scope(|scope| {
             let mut publisher = gateway.connect("publisher");
-            let (sent, acked, stop) = (&sent, &acked, &stop);
+            let (sent, stop) = (&sent, &stop);
             let streaming = scope.spawn(move || {
                 for n in 1.. {
                     if stop.load(SeqCst) {
@@ -528,7 +528,6 @@ fn in_and_out_of_a_stream(engine: &str) {
                             (&ack["status"], &ack["id"]),
                             (&json!("published"), &json!((n - AHEAD).to_string()))
                         );
-                        acked.store(n - AHEAD, SeqCst);
                     }
                 }
             });
@@ -537,37 +536,7 @@ fn in_and_out_of_a_stream(engine: &str) {
                     let mut visitor = gateway.connect(&format!("visitor{n}"));
                     scope.spawn(move || {
                         for round in 0..ROUNDS {
-                            visitor.subscribe("stream");
-                            let sent_before = sent.load(SeqCst);
-                            let mut seen = Vec::new();
-                            for _ in 0..round % 5 {
-                                seen.push(visitor.recv_publication("stream")["content"].as_u64().unwrap());
-                            }
-                            let acked_before = acked.load(SeqCst);
-                            visitor.send_text(&unsubscribe_text("stream"));
-                            loop {
-                                let frame = visitor.recv_json();
-                                if frame["type"] == "unsubscribed" {
-                                    break;
-                                }
-                                assert_eq!(frame["type"], "publication", "{frame}");
-                                seen.push(frame["content"].as_u64().unwrap());
-                            }
-                            for pair in seen.windows(2) {
-                                assert_eq!(pair[0] + 1, pair[1], "no gap, nothing twice: {seen:?}");
-                            }
-                            if acked_before > sent_before {
-                                let (first, last) = (seen.first().copied(), seen.last().copied());
-                                assert!(
-                                    first.is_some_and(|first| first <= sent_before + 1),
-                                    "sent after `subscribed`: from {}; saw {seen:?}",
-                                    sent_before + 1
-                                );
-                                assert!(
-                                    last >= Some(acked_before),
-                                    "published before `unsubscribe`: up to {acked_before}; saw {seen:?}"
-                                );
-                            }
+                            visitor.come_and_go("stream", sent, round % 5);
                             if round % 7 == 0 {
                                 visitor.expect_silence();
                             }
@@ -595,8 +564,10 @@ fn counted_in_metrics_and_stats(engine: &str) {
     }
     bobs[0].subscribe("mine");
     let count = |name: &str| gateway.metric(name, &[]);
-    assert_eq!(gateway.stats()["subscriptions"], 19);
-    common::eventually("gauges", || count("shardgate_subscriptions") == 19.0);
+    // Gauges are set at the end of a turn, perhaps after its sends.
+    common::eventually("gauges", || {
+        count("shardgate_subscriptions") == 19.0 && gateway.stats()["subscriptions"] == 19
+    });
     // Channels are counted on each shard with a subscriber.
     let channels = count("shardgate_channels");
     assert!((3.0..=7.0).contains(&channels), "{channels}");

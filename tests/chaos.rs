@@ -8,10 +8,12 @@
 mod common;
 
 use common::client::{CLOSE, PING, TEXT, frame_bytes, text_bytes, upgrade_head};
-use common::{Client, Gateway, eventually};
+use common::{Authority, Client, Gateway, eventually};
 use fastrand::Rng;
+use std::io::Write;
+use std::sync::Arc;
 
-on_both_engines! { nothing_is_left_of_a_crowd }
+on_both_engines! { nothing_is_left_of_a_crowd, nor_over_tls }
 
 const THREADS: u64 = 4;
 const USERS: u32 = 20;
@@ -21,10 +23,18 @@ fn number(name: &str) -> Option<u64> {
 }
 
 fn nothing_is_left_of_a_crowd(engine: &str) {
+    crowd(engine, None);
+}
+
+fn nor_over_tls(engine: &str) {
+    crowd(engine, Some(&Authority::new()));
+}
+
+fn crowd(engine: &str, authority: Option<&Authority>) {
     let seed = number("CHAOS_SEED").unwrap_or_else(|| fastrand::u64(..));
     let steps = number("CHAOS_STEPS").unwrap_or(400);
     eprintln!("CHAOS_SEED={seed} CHAOS_STEPS={steps}");
-    let gateway = Gateway::start(&[
+    let mut args = vec![
         "--engine",
         engine,
         "--shards",
@@ -44,7 +54,13 @@ fn nothing_is_left_of_a_crowd(engine: &str) {
         "65536",
         "--limits-message-bytes",
         "32768",
-    ]);
+    ];
+    let pair = authority.map(|authority| authority.sign("server"));
+    if let Some(pair) = &pair {
+        args.extend(["--tls-cert", pair.cert(), "--tls-key", pair.key()]);
+    }
+    let mut gateway = Gateway::start(&args);
+    gateway.tls = authority.map(Authority::client);
     std::thread::scope(|scope| {
         for thread in 0..THREADS {
             let gateway = &gateway;
@@ -103,7 +119,12 @@ fn misbehave(gateway: &Gateway, mut rng: Rng, steps: u64) {
             }
             5 => {
                 let noise: Vec<u8> = (0..rng.usize(1..200)).map(|_| rng.u8(..)).collect();
-                pool[at].send_carelessly(&noise);
+                // Below TLS now and then, where there is any.
+                if rng.bool() {
+                    let _ = pool[at].stream.write_all(&noise);
+                } else {
+                    pool[at].send_carelessly(&noise);
+                }
             }
             6 => pool[at].send_carelessly(&frame_bytes(rng.u8(..), b"x")),
             _ => {
@@ -125,7 +146,11 @@ fn misbehave(gateway: &Gateway, mut rng: Rng, steps: u64) {
 
 fn arrive(gateway: &Gateway, rng: &mut Rng) -> Client {
     let mut client = if rng.u8(..4) == 0 {
-        Client::connect_with_receive_buffer(gateway.addr, 2048)
+        let client = Client::connect_with_receive_buffer(gateway.addr, 2048);
+        match &gateway.tls {
+            Some(tls) => client.over_tls(Arc::clone(tls)),
+            None => client,
+        }
     } else {
         gateway.tcp()
     };

@@ -12,14 +12,22 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("address", &[]),
     ("ids", &[]),
     ("payload", &[]),
-    ("protocol", &["address", "ids"]),
+    ("jws", &[]),
+    ("config", &["address", "jws"]),
+    ("auth", &["config", "ids", "jws"]),
+    ("protocol", &["address", "auth", "ids", "jws"]),
     ("router", &["ids"]),
-    ("session", &["ids", "payload", "protocol", "router"]),
-    ("config", &["address"]),
-    ("settings", &["address", "config", "protocol"]),
+    ("tls", &["config", "payload"]),
+    ("session", &["auth", "ids", "payload", "protocol", "router", "tls"]),
+    ("settings", &["address", "auth", "config", "jws", "protocol", "tls"]),
     ("metrics", &["protocol"]),
     ("engine", &["ids", "payload"]),
-    ("lanes", &["engine", "ids", "protocol", "router", "session", "settings"]),
+    (
+        "lanes",
+        &[
+            "auth", "engine", "ids", "protocol", "router", "session", "settings", "tls",
+        ],
+    ),
     ("view", &["ids", "lanes", "metrics", "settings"]),
     (
         "cluster",
@@ -30,32 +38,36 @@ const ROOMS: &[(&str, &[&str])] = &[
     (
         "shard",
         &[
-            "address", "engine", "http", "ids", "lanes", "metrics", "payload", "protocol", "router", "session",
-            "settings", "view",
+            "address", "auth", "engine", "http", "ids", "lanes", "metrics", "payload", "protocol", "router", "session",
+            "settings", "tls", "view",
         ],
     ),
-    ("runtime", &["config", "engine", "ids", "settings"]),
+    ("runtime", &["config", "engine", "ids", "settings", "tls"]),
     (
         "control",
         &[
-            "broker", "cluster", "config", "engine", "ids", "lanes", "metrics", "protocol", "router", "runtime",
-            "settings", "shard", "view",
+            "broker", "cluster", "config", "engine", "ids", "jws", "lanes", "metrics", "protocol", "router", "runtime",
+            "settings", "shard", "tls", "view",
         ],
     ),
 ];
 
 /// Rooms where everything that happens follows from the arguments.
-const PURE: &[&str] = &["address", "ids", "payload", "protocol", "router", "session", "cluster"];
+const PURE: &[&str] = &[
+    "address", "ids", "payload", "jws", "auth", "protocol", "router", "session", "cluster",
+];
 
 /// Files of other rooms that are as pure.
 const PURE_FILES: &[&str] = &[
     "shard/addresses.rs",
     "shard/core.rs",
+    "shard/credentials.rs",
     "shard/deliver.rs",
     "shard/frames.rs",
     "shard/handshake.rs",
     "shard/remote.rs",
     "shard/timers.rs",
+    "shard/tls.rs",
     "shard/wheel.rs",
 ];
 

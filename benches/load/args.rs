@@ -8,6 +8,7 @@ use crate::message::{PAYLOAD_BYTES_MIN, USERS_MAX};
 use crate::redis;
 use crate::scenario::Kind;
 use crate::target::Targets;
+use crate::tokens::Tokens;
 
 /// A source address carries so many connections: the ephemeral ports are 28,232 by default, and some are taken.
 pub(crate) const CONNECTIONS_PER_SOURCE: usize = 20_000;
@@ -44,11 +45,13 @@ Load
 
 Connections
   --auth query|message    user as ?user=NAME, or by an auth frame (query)
+  --token-key ALG:FILE    show a token instead, signed beforehand with this secret or private key (PEM)
   --user-prefix TEXT      users are called TEXT00000000, TEXT00000001, ... (load-)
   --connect-rate R        connections begun per second (no limit)
   --connecting-max N      connections being set up, or subscriptions not answered, at the same time (256)
   --connect-timeout TIME  give up when nothing connects, or no subscription is answered, for so long (20s)
   --warmup-connections N  connect so many before memory and CPU of connecting are measured (0)
+  --insecure-tls          for wss:// URLs, and needed for them: no certificate is checked, no session resumed
   --sources N             source addresses 127.0.0.2 and up, loopback only (1 per 20,000 users)
 
 Generator
@@ -96,11 +99,14 @@ pub(crate) struct Options {
     pub(crate) warmup: Duration,
     pub(crate) drain_timeout: Duration,
     pub(crate) auth: Auth,
+    /// Shown instead of the user's name.
+    pub(crate) tokens: Option<Tokens>,
     pub(crate) user_prefix: String,
     pub(crate) connect_rate: Option<f64>,
     pub(crate) connecting_max: usize,
     pub(crate) connect_timeout: Duration,
     pub(crate) warmup_connections: usize,
+    pub(crate) insecure_tls: bool,
     pub(crate) sources: usize,
     pub(crate) threads: usize,
     pub(crate) cpus: Vec<usize>,
@@ -119,7 +125,7 @@ impl Options {
     }
 }
 
-const FLAGS: [&str; 26] = [
+const FLAGS: [&str; 28] = [
     "--url",
     "--users",
     "--publishers",
@@ -132,6 +138,7 @@ const FLAGS: [&str; 26] = [
     "--warmup",
     "--drain-timeout",
     "--auth",
+    "--token-key",
     "--user-prefix",
     "--connect-rate",
     "--connecting-max",
@@ -147,8 +154,9 @@ const FLAGS: [&str; 26] = [
     "--ack",
     "--spin",
     "--quiet",
+    "--insecure-tls",
 ];
-const SWITCHES_FROM: usize = 23;
+const SWITCHES_FROM: usize = 24;
 
 /// Reads the words after the program's name.
 ///
@@ -164,6 +172,7 @@ pub(crate) fn parse(words: impl IntoIterator<Item = String>) -> Result<Options, 
     let mut urls = vec![];
     let mut sources = None;
     let mut in_flight = None;
+    let mut token_key = None;
     let mut audience = Audience::default();
     let mut options = Options {
         kind,
@@ -180,11 +189,13 @@ pub(crate) fn parse(words: impl IntoIterator<Item = String>) -> Result<Options, 
         warmup: Duration::from_secs(1),
         drain_timeout: Duration::from_secs(10),
         auth: Auth::Query,
+        tokens: None,
         user_prefix: "load-".to_owned(),
         connect_rate: None,
         connecting_max: 256,
         connect_timeout: Duration::from_secs(20),
         warmup_connections: 0,
+        insecure_tls: false,
         sources: 1,
         threads: 1,
         cpus: vec![],
@@ -242,6 +253,7 @@ pub(crate) fn parse(words: impl IntoIterator<Item = String>) -> Result<Options, 
                     _ => return Err(say("must be query or message")),
                 }
             }
+            "--token-key" => token_key = Some(value),
             "--user-prefix" => {
                 let plain = |c: char| c.is_ascii_alphanumeric() || "-_.~".contains(c);
                 if value.len() > 100 || !value.chars().all(plain) {
@@ -286,6 +298,7 @@ pub(crate) fn parse(words: impl IntoIterator<Item = String>) -> Result<Options, 
             "--ack" => options.ack = true,
             "--spin" => options.spin = true,
             "--quiet" => options.quiet = true,
+            "--insecure-tls" => options.insecure_tls = true,
             _ => return Err(unknown(&flag)),
         }
     }
@@ -296,6 +309,9 @@ pub(crate) fn parse(words: impl IntoIterator<Item = String>) -> Result<Options, 
     options.in_flight = in_flight.unwrap_or(options.in_flight);
     audience.apply(&mut options)?;
     check(&mut options, sources)?;
+    if let Some(key) = token_key {
+        options.tokens = Some(Tokens::make(&key, &options.user_prefix, options.connections())?);
+    }
     Ok(options)
 }
 
@@ -386,6 +402,14 @@ fn check(options: &mut Options, sources: Option<usize>) -> Result<(), String> {
     }
     if options.kind == Kind::Idle && (options.rate.is_some() || options.ack) {
         return Err("--rate and --ack mean nothing to idle, which sends no messages".to_owned());
+    }
+    if options.targets.are_tls() != options.insecure_tls {
+        return Err(match options.insecure_tls {
+            true => "--insecure-tls: is for wss:// URLs".to_owned(),
+            false => {
+                "--url wss://: this generator checks no certificate; say --insecure-tls if that is fine".to_owned()
+            }
+        });
     }
     check_gateways(options)?;
     let loopback = options.targets.are_loopback();
@@ -531,8 +555,9 @@ mod tests {
                 "20000000: at most",
             ),
             (format!("fanout {url} --threads 2"), "one thread"),
-            ("idle --url wss://127.0.0.1/ws".to_owned(), "TLS"),
             ("idle --url http://127.0.0.1/ws".to_owned(), "ws://"),
+            ("idle --url wss://127.0.0.1/ws".to_owned(), "--insecure-tls"),
+            (format!("idle {url} --insecure-tls"), "wss://"),
             ("idle --url ws://10.0.0.1:9/ws --sources 2".to_owned(), "127.0.0.0/8"),
             (
                 format!("idle {url} --url ws://10.0.0.1:9/ws --sources 2"),

@@ -46,6 +46,8 @@ pub(crate) struct Driver<S> {
     net: Net,
     scenario: S,
     buffer: Vec<u8>,
+    /// What `buffer` says, where that is TLS.
+    plain: Vec<u8>,
     phase: Phase,
     begun: usize,
     /// The goal that was reported as reached.
@@ -79,6 +81,7 @@ impl<S: Scenario> Driver<S> {
             net,
             scenario,
             buffer: vec![0; READ_BUFFER_BYTES],
+            plain: vec![],
             phase: Phase::Connect,
             begun: 0,
             reached: 0,
@@ -291,7 +294,14 @@ impl<S: Scenario> Driver<S> {
             Ok((bytes, _)) => {
                 let now_ns = self.post.clock.now_ns();
                 let buffer = std::mem::take(&mut self.buffer);
-                self.handle_bytes(index, &buffer[..bytes], now_ns);
+                let mut plain = std::mem::take(&mut self.plain);
+                match self.net.open(index, &buffer[..bytes], &mut plain) {
+                    Ok(false) => self.handle_bytes(index, &buffer[..bytes], now_ns),
+                    Ok(true) => self.handle_bytes(index, &plain, now_ns),
+                    Err(why) => self.net.end(index, &why),
+                }
+                plain.clear();
+                self.plain = plain;
                 self.buffer = buffer;
             }
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}

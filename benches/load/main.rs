@@ -8,6 +8,7 @@
 //! | `sequence` | losses, duplicates, order (pure) |
 //! | `conn` | one connection's life (pure) |
 //! | `scenario` | what the connections do |
+//! | `tls` | client side of TLS |
 //! | `net` | the sockets of one thread |
 //! | `driver` | the epoll loop of one thread |
 //! | `board` | what threads and coordinator tell each other |
@@ -35,6 +36,8 @@ mod sequence;
 mod sys;
 mod tally;
 mod target;
+mod tls;
+mod tokens;
 mod wire;
 
 use std::fs::File;

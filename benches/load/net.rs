@@ -10,12 +10,14 @@ use std::sync::Arc;
 
 use rustix::event::epoll;
 use rustix::net::{SendFlags, sockopt};
+use rustls::ClientConfig;
 
 use crate::args::{Auth, Options};
 use crate::conn::State;
 use crate::message::{quoted, user_name};
 use crate::sys;
 use crate::tally::Tally;
+use crate::tls::{self, Tls};
 use crate::wire;
 
 /// Bytes gathered for one connection before they are sent in any case.
@@ -26,6 +28,7 @@ const GATHER_BYTES_MAX: usize = 64 * 1024;
 pub(crate) struct Conn {
     pub(crate) socket: Option<OwnedFd>,
     pub(crate) state: State,
+    tls: Option<Box<Tls>>,
     /// The beginning of a frame whose rest has not come.
     pub(crate) partial: Vec<u8>,
     /// What the socket did not take.
@@ -52,13 +55,19 @@ pub(crate) struct Net {
     /// The gateways that said `welcome` to this thread, by id.
     gateways: HashMap<String, u32>,
     options: Arc<Options>,
+    tls: Option<Arc<ClientConfig>>,
     out: Vec<u8>,
     out_for: usize,
+    /// What `out` is sealed into.
+    wire: Vec<u8>,
 }
 
 impl Net {
     pub(crate) fn new(options: Arc<Options>, first_user: u32, connections: usize) -> std::io::Result<Self> {
+        let tls = options.insecure_tls.then(tls::config);
         Ok(Self {
+            tls,
+            wire: vec![],
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             conns: (0..connections).map(|_| Conn::default()).collect(),
             first_user,
@@ -125,18 +134,34 @@ impl Net {
         let mut path = target.path.clone();
         if self.options.auth == Auth::Query {
             path.push(if path.contains('?') { '&' } else { '?' });
-            path.push_str("user=");
-            path.push_str(&user_name(&self.options.user_prefix, self.user(index)));
+            match &self.options.tokens {
+                Some(tokens) => path.push_str(&format!("token={}", tokens.of(self.user(index)))),
+                None => path.push_str(&format!(
+                    "user={}",
+                    user_name(&self.options.user_prefix, self.user(index))
+                )),
+            }
         }
         let host = target.host.clone();
+        if let Some(config) = &self.tls {
+            match Tls::new(config, &host) {
+                Ok(tls) => self.conns[index].tls = Some(Box::new(tls)),
+                Err(why) => return self.end(index, &why),
+            }
+        }
         wire::write_request(self.out(index), &host, &path);
     }
 
     /// The handshake of `index` is done: say who we are, if that was not said.
     pub(crate) fn upgraded(&mut self, index: usize) {
         if self.options.auth == Auth::Message {
-            let user = quoted(&user_name(&self.options.user_prefix, self.user(index)));
-            let frame = format!(r#"{{"type":"auth","userId":{user}}}"#);
+            let frame = match &self.options.tokens {
+                Some(tokens) => format!(r#"{{"type":"auth","token":"{}"}}"#, tokens.of(self.user(index))),
+                None => {
+                    let user = quoted(&user_name(&self.options.user_prefix, self.user(index)));
+                    format!(r#"{{"type":"auth","userId":{user}}}"#)
+                }
+            };
             wire::write_frame(self.out(index), wire::TEXT, frame.as_bytes());
         }
     }
@@ -173,26 +198,60 @@ impl Net {
             return;
         }
         let index = self.out_for;
-        let conn = &mut self.conns[index];
-        if let Some(socket) = &conn.socket {
-            if conn.pending.is_empty() {
-                match rustix::net::send(socket, &self.out, SendFlags::NOSIGNAL) {
-                    Ok(bytes) if bytes == self.out.len() => {}
-                    Ok(bytes) => conn.pending.extend_from_slice(&self.out[bytes..]),
-                    Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {
-                        conn.pending.extend_from_slice(&self.out);
-                    }
-                    // The end of the stream, or its error, comes with the next read.
-                    Err(_) => {}
-                }
-                if !conn.pending.is_empty() {
-                    self.watch(index, true);
-                }
-            } else {
-                conn.pending.extend_from_slice(&self.out);
-            }
+        let mut out = std::mem::take(&mut self.out);
+        if self.conns[index].tls.is_some() {
+            self.seal(index, &out);
+        } else {
+            self.send(index, &out);
         }
-        self.out.clear();
+        out.clear();
+        self.out = out;
+    }
+
+    /// Seals `plain` and sends it, with whatever else TLS has to say.
+    fn seal(&mut self, index: usize, plain: &[u8]) {
+        let mut wire = std::mem::take(&mut self.wire);
+        if let Some(tls) = &mut self.conns[index].tls {
+            tls.seal(plain, &mut wire);
+        }
+        if !wire.is_empty() {
+            self.send(index, &wire);
+        }
+        wire.clear();
+        self.wire = wire;
+    }
+
+    /// Appends to `plain` what received bytes say, and answers what TLS wants answered. False where they are plain.
+    ///
+    /// # Errors
+    /// The server's TLS is no good.
+    pub(crate) fn open(&mut self, index: usize, bytes: &[u8], plain: &mut Vec<u8>) -> Result<bool, String> {
+        let Some(tls) = &mut self.conns[index].tls else {
+            return Ok(false);
+        };
+        let opened = tls.open(bytes, plain);
+        self.seal(index, b"");
+        opened.map(|()| true)
+    }
+
+    fn send(&mut self, index: usize, bytes: &[u8]) {
+        let conn = &mut self.conns[index];
+        let Some(socket) = &conn.socket else {
+            return;
+        };
+        if !conn.pending.is_empty() {
+            conn.pending.extend_from_slice(bytes);
+            return;
+        }
+        match rustix::net::send(socket, bytes, SendFlags::NOSIGNAL) {
+            Ok(sent) => conn.pending.extend_from_slice(&bytes[sent..]),
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => conn.pending.extend_from_slice(bytes),
+            // The end of the stream, or its error, comes with the next read.
+            Err(_) => {}
+        }
+        if !conn.pending.is_empty() {
+            self.watch(index, true);
+        }
     }
 
     /// The socket of `index` takes bytes again; true if nothing is pending any more.
@@ -259,6 +318,7 @@ impl Net {
         self.open -= 1;
         conn.partial = Vec::new();
         conn.pending = Vec::new();
+        conn.tls = None;
         let counted = conn.close_counted;
         match std::mem::replace(&mut conn.state, State::Closed) {
             State::Ready => {

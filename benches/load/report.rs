@@ -152,6 +152,8 @@ struct Config {
     duration_seconds: f64,
     warmup_seconds: f64,
     auth: &'static str,
+    /// The algorithm of the users' tokens, if they have some.
+    token: Option<&'static str>,
     connect_rate: Option<f64>,
     connecting_max: usize,
     warmup_connections: usize,
@@ -180,6 +182,7 @@ impl Config {
                 Auth::Query => "query",
                 Auth::Message => "message",
             },
+            token: options.tokens.as_ref().map(|tokens| tokens.algorithm.name()),
             connect_rate: options.connect_rate,
             connecting_max: options.connecting_max,
             warmup_connections: options.warmup_connections,

@@ -15,6 +15,8 @@ pub(crate) struct Target {
     /// The path, and the query if there is one.
     pub(crate) path: String,
     pub(crate) address: SocketAddr,
+    /// `wss://`
+    pub(crate) tls: bool,
 }
 
 /// All gateways of a run, in the order of the command line. Not empty, once the command line is checked.
@@ -71,6 +73,11 @@ impl Targets {
         self.0.iter().map(|target| &*target.url).collect::<Vec<_>>().join(",")
     }
 
+    /// Whether all speak TLS; else none does.
+    pub(crate) fn are_tls(&self) -> bool {
+        self.0.iter().all(|target| target.tls)
+    }
+
     /// Whether all are on 127.0.0.0/8, where source addresses can be chosen freely.
     pub(crate) fn are_loopback(&self) -> bool {
         self.0
@@ -80,11 +87,9 @@ impl Targets {
 }
 
 fn parse_url(url: &str) -> Result<Target, String> {
-    let rest = match url.split_once("://") {
-        Some(("ws", rest)) => rest,
-        Some(("wss", _)) => {
-            return Err("no TLS here: put the load on the plain listener".to_owned());
-        }
+    let (rest, tls) = match url.split_once("://") {
+        Some(("ws", rest)) => (rest, false),
+        Some(("wss", rest)) => (rest, true),
         _ => return Err("must be like ws://127.0.0.1:8080/ws".to_owned()),
     };
     let (host, path) = match rest.find(['/', '?']) {
@@ -103,7 +108,8 @@ fn parse_url(url: &str) -> Result<Target, String> {
         url: url.to_owned(),
         host: host.to_owned(),
         path,
-        address: resolve(host, 80)?,
+        address: resolve(host, if tls { 443 } else { 80 })?,
+        tls,
     })
 }
 
@@ -151,6 +157,7 @@ mod tests {
         );
         assert!(!list.are_loopback(), "127.0.0.0/8 only");
         assert_eq!(list.of(2).address.port(), 3);
+        assert!(!list.are_tls() && targets(&["wss://127.0.0.1:1"]).unwrap().are_tls());
     }
 
     #[test]
@@ -179,7 +186,6 @@ mod tests {
             (&["127.0.0.1:1"], "must be like ws://"),
             (&["ws://127.0.0.1:1/ws", "http://127.0.0.1:2/ws"], "different schemes"),
             (&["ws://127.0.0.1:1/ws,wss://127.0.0.1:2/ws"], "different schemes"),
-            (&["wss://127.0.0.1:1/ws"], "no TLS"),
             (&["ws://127.0.0.1:1/ws", "ws://127.0.0.1:1"], "twice"),
             (&["ws://127.0.0.1:99999/ws"], "cannot resolve 127.0.0.1:99999"),
         ] {

@@ -64,9 +64,10 @@ fuzz_target!(|input: &[u8]| {
             }
             match frame {
                 ClientFrame::Heartbeat => assert_eq!(kind, "heartbeat"),
-                ClientFrame::Auth { user, .. } => {
+                ClientFrame::Auth { user, token, .. } => {
                     assert_eq!(kind, "auth");
                     assert_eq!(user.as_deref(), one("userId").and_then(text).as_deref());
+                    assert_eq!(token.as_deref(), one("token").and_then(text).as_deref());
                 }
                 ClientFrame::Presence { users, .. } => {
                     assert_eq!(kind, "presence");

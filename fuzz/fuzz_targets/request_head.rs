@@ -4,7 +4,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use shardgate::ids::is_valid_user_id;
-use shardgate::protocol::head::{self, Decision, Policy, Progress};
+use shardgate::protocol::head::{self, Credentials, Decision, Policy, Progress};
 
 struct Strict;
 
@@ -15,6 +15,10 @@ impl Policy for Strict {
 
     fn serves_echo(&self) -> bool {
         true
+    }
+
+    fn credentials(&self) -> Credentials<'_> {
+        Credentials::Names
     }
 }
 

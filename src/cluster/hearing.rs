@@ -102,6 +102,11 @@ impl Cluster {
                 Err(error) => return self.not_understood(error),
             };
             self.metrics().publications_received.inc();
+            if self.homes.partition(channel) != partition {
+                // Of a gateway that divides channels differently; this is not their home.
+                self.metrics().dropped(ClusterDrop::PacketMalformed, 1);
+                continue;
+            }
             // A copy of its own: a slow subscriber must not keep the whole packet.
             let frame = Bytes::copy_from_slice(frame);
             let publication = OutgoingPublication {

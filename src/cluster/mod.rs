@@ -359,12 +359,7 @@ impl Cluster {
         for item in std::mem::take(&mut batch.items) {
             match item {
                 Item::Route(route) => {
-                    let wanted = route.ack.as_ref().map(|(shard, ack)| Wanted {
-                        shard: *shard,
-                        conn: ack.conn,
-                        client_id: batch.text(ack.client_id),
-                        message_id: ack.message_id,
-                    });
+                    let wanted = route.ack.as_ref().map(|(shard, ack)| batch.wanted(*shard, ack));
                     // The shard did not know yet.
                     if !self.is_up() {
                         self.metrics().dropped(ClusterDrop::MessageRedisAway, 1);
@@ -426,12 +421,7 @@ impl Cluster {
                     frame,
                     ack,
                 } => {
-                    let wanted = ack.as_ref().map(|(shard, ack)| Wanted {
-                        shard: *shard,
-                        conn: ack.conn,
-                        client_id: batch.text(ack.client_id),
-                        message_id: ack.message_id,
-                    });
+                    let wanted = ack.as_ref().map(|(shard, ack)| batch.wanted(*shard, ack));
                     self.publish(partition, (batch.text(channel), &frame), wanted);
                 }
                 Item::PacketDone { packet, missed } => {

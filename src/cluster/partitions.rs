@@ -8,7 +8,7 @@
 //! a gateway whose connection for subscriptions breaks misses what is said meanwhile. Packets are numbered per partition,
 //! so it knows and counts that.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 
@@ -44,6 +44,10 @@ struct Listened {
 }
 
 impl Listened {
+    fn is_settled(&self) -> bool {
+        self.wanted && self.heard
+    }
+
     /// When something happens to it although nothing happens.
     fn due_ms(&self) -> Option<u64> {
         match (self.wanted, self.told) {
@@ -118,6 +122,8 @@ pub enum Arrival {
 #[derive(Debug, Default)]
 pub struct Partitions {
     listened: BTreeMap<Partition, Listened>,
+    /// Those of them that are not both wanted and heard: few, while all is well.
+    unsettled: BTreeSet<Partition>,
     changes: VecDeque<Listen>,
     spoken: BTreeMap<Partition, Spoken>,
     ready: VecDeque<Partition>,
@@ -127,6 +133,13 @@ pub struct Partitions {
 }
 
 impl Partitions {
+    fn note(&mut self, partition: Partition) {
+        match self.listened.get(&partition) {
+            Some(listened) if !listened.is_settled() => self.unsettled.insert(partition),
+            _ => self.unsettled.remove(&partition),
+        };
+    }
+
     /// A shard wants a partition, or does not want it any more.
     pub fn want(&mut self, partition: Partition, wanted: bool, now_ms: u64) {
         if !wanted {
@@ -134,7 +147,7 @@ impl Partitions {
                 listened.wanted = false;
                 listened.since_ms = now_ms;
             }
-            return;
+            return self.note(partition);
         }
         let listened = self.listened.entry(partition).or_insert(Listened {
             wanted: true,
@@ -152,6 +165,7 @@ impl Partitions {
         } else if listened.heard {
             self.changes.push_back(Listen::Tell(partition, true));
         }
+        self.note(partition);
     }
 
     /// A partition is heard from now on.
@@ -162,6 +176,7 @@ impl Partitions {
             if listened.wanted {
                 self.changes.push_back(Listen::Tell(partition, true));
             }
+            self.note(partition);
         }
     }
 
@@ -174,6 +189,7 @@ impl Partitions {
                 listened.since_ms = now_ms;
                 self.changes.push_back(Listen::Tell(partition, false));
             }
+            self.note(partition);
         }
     }
 
@@ -187,40 +203,55 @@ impl Partitions {
         self.listened.contains_key(&partition)
     }
 
+    fn unsettled(&self) -> impl Iterator<Item = &Listened> {
+        self.unsettled
+            .iter()
+            .filter_map(|partition| self.listened.get(partition))
+    }
+
     /// Partitions that are heard.
     pub fn heard(&self) -> usize {
-        self.listened.values().filter(|listened| listened.heard).count()
+        self.listened.len() - self.unsettled().filter(|listened| !listened.heard).count()
     }
 
     /// Partitions that should be heard, and are not after all the time that a subscriber waits.
     pub fn deaf(&self) -> usize {
-        let deaf = |listened: &&Listened| listened.wanted && listened.told && !listened.heard;
-        self.listened.values().filter(deaf).count()
+        self.unsettled()
+            .filter(|listened| listened.wanted && listened.told)
+            .count()
     }
 
     /// Lets time pass.
     pub fn handle_timeouts(&mut self, now_ms: u64) {
-        let changes = &mut self.changes;
-        let last = &mut self.last;
-        self.listened.retain(|partition, listened| {
-            if listened.due_ms().is_none_or(|due| due > now_ms) {
+        let mut ended = false;
+        let (listened, changes) = (&mut self.listened, &mut self.changes);
+        self.unsettled.retain(|partition| {
+            let Some(state) = listened.get_mut(partition) else {
+                return false;
+            };
+            if state.due_ms().is_none_or(|due| due > now_ms) {
                 return true;
             }
-            if listened.wanted {
-                listened.told = true;
+            if state.wanted {
+                state.told = true;
                 changes.push_back(Listen::GiveUp(*partition));
                 return true;
             }
             changes.push_back(Listen::End(*partition));
-            // What is said meanwhile is not for us, and not missed.
-            last.retain(|(known, _), _| known != partition);
+            listened.remove(partition);
+            ended = true;
             false
         });
+        if ended {
+            // What is said where we do not listen is not for us, and not missed.
+            let listened = &self.listened;
+            self.last.retain(|(partition, _), _| listened.contains_key(partition));
+        }
     }
 
     /// When [`Partitions::handle_timeouts`] is due.
     pub fn poll_timeout(&self) -> Option<u64> {
-        self.listened.values().filter_map(Listened::due_ms).min()
+        self.unsettled().filter_map(Listened::due_ms).min()
     }
 
     /// Adds a publication for the other gateways.
@@ -320,8 +351,10 @@ impl Partitions {
         }
         self.ready.clear();
         self.waiting_bytes = 0;
-        for (partition, listened) in &mut self.listened {
-            if listened.wanted && !listened.heard {
+        for partition in &self.unsettled {
+            if let Some(listened) = self.listened.get_mut(partition)
+                && listened.wanted
+            {
                 listened.told = true;
                 // Whoever waits is let go; whoever comes when Redis is back waits again.
                 self.changes.push_back(Listen::Tell(*partition, true));
@@ -333,8 +366,10 @@ impl Partitions {
 
     /// Redis is back: what should be heard and is not has its time from now on.
     pub fn redis_back(&mut self, now_ms: u64) {
-        for listened in self.listened.values_mut() {
-            if listened.wanted && !listened.heard {
+        for partition in &self.unsettled {
+            if let Some(listened) = self.listened.get_mut(partition)
+                && listened.wanted
+            {
                 listened.told = false;
                 listened.since_ms = now_ms;
             }

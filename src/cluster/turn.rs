@@ -44,7 +44,9 @@ impl Cluster {
         let metrics = self.metrics();
         metrics.gateways.set(self.directory.len() as u64);
         metrics.presence_pending.set(self.book.pending() as u64);
-        metrics.acks_waiting.set(self.outbound.waiting() as u64);
+        metrics
+            .acks_waiting
+            .set((self.outbound.waiting() + self.partitions.waiting()) as u64);
         metrics.partitions_heard.set(self.partitions.heard() as u64);
         // A probe that takes longer than the last one did is shown before it is back.
         if let Some(ns) = self
@@ -207,6 +209,7 @@ impl Cluster {
 
     /// Hears the partitions that shards want; tells their homes.
     fn follow_partitions(&mut self) {
+        let mut given_up = 0;
         while let Some(change) = self.partitions.poll_listen() {
             let (partition, heard) = match change {
                 Listen::Begin(Partition(number)) => {
@@ -221,11 +224,7 @@ impl Cluster {
                 }
                 Listen::Tell(partition, heard) => (partition, heard),
                 Listen::GiveUp(partition) => {
-                    log::warn!(
-                        "Redis has not confirmed in time that the channels of partition {} are heard",
-                        partition.0
-                    );
-                    self.metrics().dropped(ClusterDrop::SubscriptionUnheard, 1);
+                    given_up += 1;
                     (partition, true)
                 }
             };
@@ -233,6 +232,10 @@ impl Cluster {
                 let home = self.homes.partition_home(partition);
                 self.lanes.say(home, Item::PartitionHeard { partition, heard });
             }
+        }
+        if given_up > 0 {
+            log::warn!("Redis has not confirmed in time that {given_up} partitions of channels are heard");
+            self.metrics().dropped(ClusterDrop::SubscriptionUnheard, given_up);
         }
     }
 
@@ -326,7 +329,7 @@ impl Cluster {
             .sent
             .first_key_value()
             .is_some_and(|(_, (_, sent_ms))| now_ms >= sent_ms + SLOW_MS);
-        let health = match self.membership.standing() {
+        let mut health = match self.membership.standing() {
             _ if !self.connected && self.was_member => ClusterHealth::Unreachable,
             Standing::Away | Standing::Joining => ClusterHealth::Joining,
             Standing::IdTaken => ClusterHealth::IdTaken,
@@ -338,6 +341,13 @@ impl Cluster {
             Standing::Member if self.partitions.deaf() > 0 => ClusterHealth::HalfDeaf,
             Standing::Member => ClusterHealth::Member,
         };
+        if health.is_up() && !before.is_up() {
+            self.partitions.redis_back(now_ms);
+            if health == ClusterHealth::HalfDeaf {
+                // They have their time again.
+                health = ClusterHealth::Member;
+            }
+        }
         let words = match health {
             ClusterHealth::Refusing => refused,
             ClusterHealth::Unreachable | ClusterHealth::Joining | ClusterHealth::Deaf | ClusterHealth::HalfDeaf => {
@@ -382,6 +392,12 @@ impl Cluster {
                 given_up.push(std::mem::replace(purpose, Purpose::Abandoned));
             }
         }
+        let publications = given_up.iter().map(|purpose| match purpose {
+            Purpose::Publications { publications, .. } => u64::from(*publications),
+            _ => 0,
+        });
+        self.metrics()
+            .dropped(ClusterDrop::PublicationFailed, publications.sum());
         let waiting = std::mem::take(&mut self.queries).into_iter().map(|(query, _)| query);
         let asked = given_up.into_iter().flat_map(|purpose| match purpose {
             Purpose::Queries(queries) => queries,

@@ -3,6 +3,7 @@
 //! Pure. Owns every rule that needs more than one key.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use log::LevelFilter;
@@ -11,7 +12,20 @@ use super::error::ConfigError;
 use super::keys::{self, KEYS};
 use super::sources::Settings;
 use super::value::Value;
-use super::{ChannelsConfig, Config, EngineChoice, Heartbeat, Limits, Placement, RedisConfig, RedisTarget};
+use super::{
+    AuthConfig, ChannelsConfig, Config, CredentialSource, EngineChoice, Heartbeat, Limits, Placement, RedisConfig,
+    RedisTarget, Secret, TlsFiles,
+};
+use crate::jws::{Algorithm, Key};
+
+/// Keys that say nothing without a place where keys come from.
+pub(super) const OF_TOKENS: [&str; 5] = [
+    "auth.algorithm",
+    "auth.issuer",
+    "auth.audience",
+    "auth.required_at_handshake",
+    "auth.require_exp",
+];
 
 impl Settings {
     /// The checked configuration; `gateway_id` is what to use where none is set.
@@ -39,6 +53,13 @@ impl Settings {
             },
             start_timeout: self.get("redis.start_timeout"),
             prefix: self.get("redis.prefix"),
+        });
+        let file = |name| self.get::<Option<String>>(name).map(PathBuf::from);
+        // One without the other is refused by `check_together`.
+        let tls = file("tls.cert").zip(file("tls.key")).map(|(cert, key)| TlsFiles {
+            cert,
+            key,
+            client_ca: file("tls.client_ca"),
         });
         Ok(Config {
             listen: self.get("listen"),
@@ -72,12 +93,27 @@ impl Settings {
                 timeout: self.get("heartbeat.timeout"),
             },
             auth_timeout: self.get("auth.timeout"),
+            auth: AuthConfig {
+                source: match (self.get("auth.key"), self.get("auth.jwks_url")) {
+                    (Some(key), _) => CredentialSource::Key(key),
+                    (None, Some(url)) => CredentialSource::Jwks(url),
+                    (None, None) => CredentialSource::Development,
+                },
+                algorithms: self.get("auth.algorithm"),
+                issuer: self.get("auth.issuer"),
+                audience: self.get("auth.audience"),
+                leeway: self.get("auth.leeway"),
+                cookie: self.get("auth.cookie"),
+                required_at_handshake: self.get("auth.required_at_handshake"),
+                require_exp: self.get("auth.require_exp"),
+            },
             channels: ChannelsConfig {
                 subscribe: self.get("channels.subscribe"),
                 publish: self.get("channels.publish"),
                 partitions: self.get("channels.partitions"),
             },
             drain_timeout: self.get("drain.timeout"),
+            tls,
             redis,
             presence_ttl: self.get("presence.ttl"),
         })
@@ -128,15 +164,85 @@ impl Settings {
                 "only TLS checks certificates: use rediss://, rediss-cluster:// or rediss-sentinel://, or leave the file out",
             );
         }
-        if !config.listen.ip().to_canonical().is_loopback() && !config.insecure {
+        for (first, second, rule) in [
+            (
+                "tls.cert",
+                "tls.key",
+                "a certificate is no good without its private key: set both, or neither",
+            ),
+            (
+                "tls.key",
+                "tls.cert",
+                "a private key is no good without its certificate: set both, or neither",
+            ),
+            (
+                "tls.client_ca",
+                "tls.cert",
+                "only TLS asks clients for certificates: set tls.cert and tls.key, or leave the file out",
+            ),
+        ] {
+            if self.setting(first).value != Value::Unset && self.setting(second).value == Value::Unset {
+                return contradiction(first, second, rule);
+            }
+        }
+        self.check_credentials(&config.auth)?;
+        let is_open = config.auth.is_development() && !config.insecure;
+        if is_open && !config.listen.ip().to_canonical().is_loopback() {
             let place = self.setting("listen").place.clone();
             return Err(ConfigError::OpenDevelopmentMode {
                 listen: config.listen,
                 place,
-                how: how_to_configure_a_key(),
             });
         }
         Ok(())
+    }
+
+    fn check_credentials(&self, auth: &AuthConfig) -> Result<(), ConfigError> {
+        let contradiction = |first: &str, second: &str, rule: &'static str| {
+            Err(ConfigError::Contradiction {
+                first: self.describe(first),
+                second: self.describe(second),
+                rule,
+            })
+        };
+        let defaults = Settings::defaults();
+        let is_set = |name: &str| self.setting(name).value != defaults.setting(name).value;
+        if is_set("auth.key") && is_set("auth.jwks_url") {
+            let rule = "keys come from one place: leave one of the two out";
+            return contradiction("auth.jwks_url", "auth.key", rule);
+        }
+        match &auth.source {
+            CredentialSource::Development => {
+                let rule = "without auth.key or auth.jwks_url no token is ever looked at: configure one of them";
+                match OF_TOKENS.into_iter().find(|name| is_set(name)) {
+                    Some(name) => contradiction(name, "auth.key", rule),
+                    None => Ok(()),
+                }
+            }
+            CredentialSource::Key(_) | CredentialSource::Jwks(_) if auth.algorithms.is_empty() => {
+                let source = if is_set("auth.key") {
+                    "auth.key"
+                } else {
+                    "auth.jwks_url"
+                };
+                let rule = "which algorithm is accepted must not be the token's to say: set auth.algorithm";
+                contradiction(source, "auth.algorithm", rule)
+            }
+            CredentialSource::Jwks(_) if auth.algorithms.iter().any(|algorithm| algorithm.is_symmetric()) => {
+                let rule =
+                    "a JWKS has public keys, and HS256, HS384 and HS512 need a secret: leave them out, or use auth.key";
+                contradiction("auth.jwks_url", "auth.algorithm", rule)
+            }
+            CredentialSource::Key(key) => match Key::configured(key.expose(), &auth.algorithms) {
+                Ok(_) => Ok(()),
+                Err(cause) => Err(ConfigError::BadKey {
+                    place: self.setting("auth.key").place.clone(),
+                    algorithm: self.describe("auth.algorithm"),
+                    cause,
+                }),
+            },
+            CredentialSource::Jwks(_) => Ok(()),
+        }
     }
 
     /// `key = value (place)`, secrets masked.
@@ -156,14 +262,9 @@ impl Settings {
     }
 }
 
-fn how_to_configure_a_key() -> String {
-    let available = keys::find("auth.key").is_some_and(|row| KEYS[row].available);
-    let later = if available {
-        ""
-    } else {
-        "; this release does not have them yet"
-    };
-    format!("auth.key with auth.algorithm, or auth.jwks_url{later}")
+/// True if keys come from the same kind of place, and from the same URL.
+pub(super) fn is_same_source(old: &CredentialSource, new: &CredentialSource) -> bool {
+    matches!((old, new), (CredentialSource::Key(_), CredentialSource::Key(_))) || old == new
 }
 
 /// Compares what can only be changed by a restart; the names of the keys that differ.
@@ -185,15 +286,22 @@ pub(super) fn restart_keys(old: &Config, new: &Config) -> Vec<&'static str> {
         limits: _,
         heartbeat: Heartbeat { interval, timeout },
         auth_timeout,
+        auth,
         channels: ChannelsConfig {
             subscribe: _,
             publish: _,
             partitions,
         },
         drain_timeout,
+        tls: _,
         redis,
         presence_ttl,
     } = old;
+    let jwks_url = |auth: &AuthConfig| match &auth.source {
+        CredentialSource::Jwks(url) => Some(url.clone()),
+        CredentialSource::Key(_) | CredentialSource::Development => None,
+    };
+    let has_key = |auth: &AuthConfig| matches!(auth.source, CredentialSource::Key(_));
     // Without a URL the other keys of Redis say nothing; with one that comes or goes, all of them begin or cease to.
     let of_redis = |field: &dyn Fn(&RedisConfig, &RedisConfig) -> bool| match (redis, &new.redis) {
         (Some(old), Some(new)) => field(old, new),
@@ -220,6 +328,8 @@ pub(super) fn restart_keys(old: &Config, new: &Config) -> Vec<&'static str> {
         ("heartbeat.interval", *interval != new.heartbeat.interval),
         ("heartbeat.timeout", *timeout != new.heartbeat.timeout),
         ("auth.timeout", *auth_timeout != new.auth_timeout),
+        ("auth.key", has_key(auth) != has_key(&new.auth)),
+        ("auth.jwks_url", jwks_url(auth) != jwks_url(&new.auth)),
         ("channels.partitions", *partitions != new.channels.partitions),
         ("drain.timeout", *drain_timeout != new.drain_timeout),
         (
@@ -268,6 +378,7 @@ from_value! {
     Duration: Value::Duration(time) => Some(*time);
     SocketAddr: Value::Address(address) => Some(*address);
     String: Value::Text(text) => Some(text.clone());
+    Secret: Value::Text(text) => Some(Secret::from(text.clone()));
     RedisTarget: Value::Text(text) => RedisTarget::parse(text).ok();
     LevelFilter: Value::Text(text) => text.parse().ok();
 }
@@ -300,6 +411,15 @@ impl FromValue for Vec<String> {
             Value::List(items) => Some(items.clone()),
             _ => None,
         }
+    }
+}
+
+impl FromValue for Vec<Algorithm> {
+    fn from_value(value: &Value) -> Option<Self> {
+        Vec::<String>::from_value(value)?
+            .iter()
+            .map(|name| Algorithm::by_name(name))
+            .collect()
     }
 }
 

@@ -118,15 +118,23 @@ pub enum ConfigError {
     /// Anyone could be anyone, from anywhere.
     #[error(
         "listen = {listen} ({place}) is not a loopback address, and without a key the gateway runs in development mode, \
-         where anyone may be any user: configure a key ({how}), listen on 127.0.0.1, or say --insecure if you mean it"
+         where anyone may be any user: configure a key (auth.key with auth.algorithm, or auth.jwks_url with auth.algorithm), listen on 127.0.0.1, or say --insecure if you mean it"
     )]
     OpenDevelopmentMode {
         /// The address.
         listen: std::net::SocketAddr,
         /// Where it was given.
         place: Place,
-        /// How a key is configured.
-        how: String,
+    },
+    /// A key that cannot verify by every one of the algorithms.
+    #[error("auth.key ({place}) does not serve {algorithm}: {cause}")]
+    BadKey {
+        /// Where it was given.
+        place: Place,
+        /// `auth.algorithm = value (place)`
+        algorithm: String,
+        /// What is wrong with it; it is not shown.
+        cause: crate::jws::BadKey,
     },
     /// The TOML file, or a file that an `@` names, cannot be read.
     #[error("cannot read {path:?} ({place}): {cause}")]

@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use super::value::Kind;
+use crate::jws::Algorithm;
 
 /// What every variable of ours begins with.
 pub(super) const VARIABLE_PREFIX: &str = "SHARDGATE_";
@@ -127,11 +128,6 @@ const MESSAGE_BYTES_MAX: u64 = 64 << 20;
 pub(super) const SHARDS_MAX: u64 = 256;
 /// Highest CPU number: `cpu_set_t` of glibc has 1024 bits.
 pub(super) const CPU_MAX: u64 = 1023;
-/// JWT algorithms of the contract.
-const ALGORITHMS: &[&str] = &[
-    "HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA",
-];
-
 const fn number(min: u64, max: u64, unit: &'static str) -> Kind {
     Kind::Integer { min, max, unit }
 }
@@ -246,23 +242,23 @@ pub(super) static KEYS: &[Key] = &[
 
     row(AUTH, "auth.timeout", TIME, Value("5s"), HERE, RESTART,
         "Time to show a credential after the handshake, else close 3502"),
-    row(AUTH, "auth.algorithm", Kind::Choices(ALGORITHMS), Unset("none"), LATER, RESTART,
-        "JWT algorithms that are accepted, one or a list"),
-    row(AUTH, "auth.key", Kind::Secret, Unset("none: development mode"), LATER, RESTART,
-        "Shared secret or public key in PEM, or @FILE"),
-    row(AUTH, "auth.jwks_url", Kind::Url(&["https", "http"]), Unset("none"), LATER, RESTART,
-        "Where to fetch keys that rotate"),
-    row(AUTH, "auth.issuer", Kind::Text { max: 1024 }, Unset("not checked"), LATER, RESTART,
+    row(AUTH, "auth.algorithm", Kind::Choices(&Algorithm::NAMES), Unset("none"), HERE, LIVE,
+        "JWT algorithms that are accepted, one or a list; what a token says of itself never counts"),
+    row(AUTH, "auth.key", Kind::Secret, Unset("none: development mode"), HERE, LIVE,
+        "Shared secret (HS*) or public key in PEM (all others), or @FILE; between a key, a URL and none only a restart changes"),
+    row(AUTH, "auth.jwks_url", Kind::Url(&["https", "http"]), Unset("none"), HERE, RESTART,
+        "Where to fetch public keys that rotate; instead of auth.key"),
+    row(AUTH, "auth.issuer", Kind::Text { max: 1024 }, Unset("not checked"), HERE, LIVE,
         "The iss that a token must have"),
-    row(AUTH, "auth.audience", Kind::Text { max: 1024 }, Unset("not checked"), LATER, RESTART,
-        "The aud that a token must have"),
-    row(AUTH, "auth.leeway", TIME_OR_ZERO, Value("0s"), LATER, RESTART,
+    row(AUTH, "auth.audience", Kind::Texts { max: 1024 }, Unset("not checked"), HERE, LIVE,
+        "A token's aud must have one of these"),
+    row(AUTH, "auth.leeway", TIME_OR_ZERO, Value("0s"), HERE, LIVE,
         "Tolerated clock difference when exp and nbf are checked"),
-    row(AUTH, "auth.cookie", Kind::Text { max: 256 }, Value("shardgate_token"), LATER, RESTART,
+    row(AUTH, "auth.cookie", Kind::Cookie, Value("shardgate_token"), HERE, LIVE,
         "Name of the cookie that carries a token"),
-    row(AUTH, "auth.required_at_handshake", Kind::Bool, Value("false"), LATER, RESTART,
-        "Refuse a handshake without a credential with 401"),
-    row(AUTH, "auth.require_exp", Kind::Bool, Value("false"), LATER, RESTART,
+    row(AUTH, "auth.required_at_handshake", Kind::Bool, Value("false"), HERE, LIVE,
+        "Refuse a handshake without a token with 401"),
+    row(AUTH, "auth.require_exp", Kind::Bool, Value("false"), HERE, LIVE,
         "Refuse a token without exp"),
 
     row(CHANNELS, "channels.subscribe", Kind::Patterns, Unset("* in development mode, else none"), HERE, LIVE,
@@ -277,10 +273,12 @@ pub(super) static KEYS: &[Key] = &[
     row(ADMIN, "admin.listen", Kind::Address, Unset("none: the public listener"), LATER, RESTART,
         "Serve /admin, /metrics and /debug only on this address"),
 
-    row(TLS, "tls.cert", Kind::File, Unset("none: plain text"), LATER, RESTART,
-        "Certificate chain in PEM"),
-    row(TLS, "tls.key", Kind::File, Unset("none"), LATER, RESTART,
-        "Private key in PEM"),
+    row(TLS, "tls.cert", Kind::File, Unset("none: plain text"), HERE, LIVE,
+        "Certificate chain in PEM, the gateway's own first; with tls.key the public listener speaks TLS"),
+    row(TLS, "tls.key", Kind::File, Unset("none"), HERE, LIVE,
+        "Private key of the certificate in PEM"),
+    row(TLS, "tls.client_ca", Kind::File, Unset("clients need no certificate"), HERE, LIVE,
+        "Clients must have a certificate that one of these authorities signed, in PEM"),
 
     row(CLUSTER, "redis.url", Kind::RedisUrl, Unset("none: one gateway, embedded presence"), HERE, RESTART,
         "Redis server, cluster or sentinels that join gateways"),

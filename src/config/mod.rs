@@ -32,10 +32,13 @@ mod value;
 mod tests;
 
 use std::ffi::OsString;
+use std::fmt;
 use std::fs;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::jws::Algorithm;
 pub use error::{ConfigError, Place};
 pub use origins::{OriginError, OriginPolicy};
 pub use patterns::{ChannelPatterns, PatternError};
@@ -114,6 +117,21 @@ where
     Ok(running.reloadable_changes(&new))
 }
 
+/// Reads a time with its unit, as the configuration writes it: `25s`, `500ms`, `2m`, `1h`.
+///
+/// # Errors
+/// What is allowed.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let hint = "a number and its unit, such as 25s, 500ms, 2m or 1h";
+    value::parse_duration(text).map_err(|why| format!("{hint}{why}"))
+}
+
+/// A URL as logs and errors may show it: what may be a password or a key is masked.
+#[must_use]
+pub fn shown_url(url: &str) -> String {
+    value::mask_url(url)
+}
+
 /// Host name and a random suffix: unique without anybody's care, and a person can tell where it runs.
 fn default_gateway_id() -> Result<String, ConfigError> {
     const ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
@@ -161,10 +179,14 @@ pub struct Config {
     pub heartbeat: Heartbeat,
     /// Time to show a credential after the handshake.
     pub auth_timeout: Duration,
+    /// How users show who they are.
+    pub auth: AuthConfig,
     /// Who may use which channels, and how those are spread.
     pub channels: ChannelsConfig,
     /// How long a drain may last.
     pub drain_timeout: Duration,
+    /// TLS on the public listener; `None`: plain text.
+    pub tls: Option<TlsFiles>,
     /// Redis; `None`: one gateway, embedded presence.
     pub redis: Option<RedisConfig>,
     /// The longest that a user can still look online after their gateway died.
@@ -173,14 +195,24 @@ pub struct Config {
 
 impl Config {
     /// This configuration with what can change while running taken from `new` (log level, limits, origins, proxies,
-    /// patterns of channels), and the names of the keys that differ and need a restart.
+    /// patterns of channels, TLS, keys and what tokens must have), and the names of the keys that differ and need a restart.
+    ///
+    /// Where credentials come from needs one: a line that is missing from the file for a moment must not open the gateway to
+    /// everyone.
     #[must_use]
     pub fn reloadable_changes(&self, new: &Config) -> (Config, Vec<&'static str>) {
+        let auth = if checks::is_same_source(&self.auth.source, &new.auth.source) {
+            new.auth.clone()
+        } else {
+            self.auth.clone()
+        };
         let changed = Config {
             log_level: new.log_level,
             limits: new.limits,
             origins: new.origins.clone(),
             proxies: new.proxies.clone(),
+            auth,
+            tls: new.tls.clone(),
             channels: ChannelsConfig {
                 partitions: self.channels.partitions,
                 ..new.channels.clone()
@@ -262,6 +294,17 @@ pub struct ChannelsConfig {
     pub partitions: u16,
 }
 
+/// What TLS on the public listener is made of; PEM files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// Certificate chain, the gateway's own first.
+    pub cert: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+    /// Authorities that must have signed the clients' certificates; `None`: clients need none.
+    pub client_ca: Option<PathBuf>,
+}
+
 /// How gateways are joined.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RedisConfig {
@@ -280,4 +323,68 @@ pub struct Heartbeat {
     pub interval: Duration,
     /// A connection silent for this long is closed.
     pub timeout: Duration,
+}
+
+/// How users show who they are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuthConfig {
+    /// Where keys come from.
+    pub source: CredentialSource,
+    /// The algorithms that are accepted, each once; none in development mode.
+    pub algorithms: Vec<Algorithm>,
+    /// The `iss` that a token must have.
+    pub issuer: Option<String>,
+    /// A token must be for one of these; empty: for anybody.
+    pub audience: Vec<String>,
+    /// Tolerated difference of clocks.
+    pub leeway: Duration,
+    /// Name of the cookie that carries a token.
+    pub cookie: String,
+    /// A handshake without a token is refused.
+    pub required_at_handshake: bool,
+    /// A token without `exp` is refused.
+    pub require_exp: bool,
+}
+
+/// Where the keys come from that tokens are verified with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CredentialSource {
+    /// Nowhere: users name themselves.
+    Development,
+    /// The configuration.
+    Key(Secret),
+    /// This URL, again and again.
+    Jwks(String),
+}
+
+impl AuthConfig {
+    /// True if users name themselves.
+    #[must_use]
+    pub fn is_development(&self) -> bool {
+        self.source == CredentialSource::Development
+    }
+}
+
+/// A text that nothing prints.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// The text itself, for whoever has to use it.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<String> for Secret {
+    fn from(text: String) -> Self {
+        Secret(text)
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(value::MASK)
+    }
 }

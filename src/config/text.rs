@@ -20,6 +20,8 @@ Examples:
       A file, and one key that overrides it
   SHARDGATE_LISTEN=0.0.0.0:80 shardgate --insecure --origins 'https://*.example.com,https://a.test'
       Reachable from elsewhere, pages of two sites only
+  SHARDGATE_AUTH_KEY=@/etc/shardgate/key.pem shardgate --listen 0.0.0.0:80 --auth-algorithm ES256
+      Users show tokens; shardgate token --help makes some for trying things out
   shardgate --shards 2 --cpus 0-1 --engine ring --check-config
       Print what would hold, and start nothing
 ";
@@ -115,10 +117,13 @@ pub(super) fn effective(settings: &Settings) -> String {
     // Keys without a table come first: in TOML whatever follows a header belongs to it.
     tables.sort_by_key(|table| !table.is_empty());
     let mut seen = Vec::new();
-    // A file of authorities says nothing without its URL, and would be refused.
-    let without_url = settings
-        .iter()
-        .any(|(key, setting)| key.name == "redis.url" && key.kind.write_toml(&setting.value).1);
+    // What says nothing without a key that is commented out, and would be refused.
+    let is_masked = |name: &str| {
+        let mut rows = settings.iter();
+        rows.any(|(key, setting)| key.name == name && key.kind.write_toml(&setting.value).1)
+    };
+    let without_url = is_masked("redis.url");
+    let without_key = is_masked("auth.key") || is_masked("auth.jwks_url");
     for table in tables {
         if seen.contains(&table) {
             continue;
@@ -128,7 +133,9 @@ pub(super) fn effective(settings: &Settings) -> String {
         for (key, setting) in settings.iter().filter(|(key, _)| key.table_and_leaf().0 == table) {
             let name = key.table_and_leaf().1;
             let (value, masked) = key.kind.write_toml(&setting.value);
-            let masked = masked || (without_url && key.name == "redis.ca");
+            let masked = masked
+                || (without_url && key.name == "redis.ca")
+                || (without_key && super::checks::OF_TOKENS.contains(&key.name));
             let comment = match &setting.place {
                 Place::Default => String::new(),
                 place => format!(" # {place}"),

@@ -43,6 +43,10 @@ pub(super) enum Kind {
     Cpus,
     /// Text of 1 to `max` bytes without control characters.
     Text { max: usize },
+    /// Name of a cookie.
+    Cookie,
+    /// One or several of such texts, each once.
+    Texts { max: usize },
     /// Text that is never shown, or `@file`.
     Secret,
     /// Path of a file.
@@ -94,13 +98,14 @@ impl Kind {
             },
             Kind::Address => text.parse().map(Value::Address).map_err(|_| self.allowed()),
             Kind::Choice(words) => choose(words, text).map(Value::Text).ok_or_else(|| self.allowed()),
-            Kind::Choices(_) | Kind::Origins | Kind::Patterns | Kind::Networks => {
+            Kind::Choices(_) | Kind::Origins | Kind::Patterns | Kind::Networks | Kind::Texts { .. } => {
                 self.parse_list(text.split(',').map(|item| item.trim().to_owned()).collect())
             }
             Kind::Cpus => parse_cpus(text)
                 .map(Value::Cpus)
                 .map_err(|hint| format!("{}{hint}", self.allowed())),
-            Kind::Text { max } if text.len() > max || text.chars().any(char::is_control) => Err(self.allowed()),
+            Kind::Text { max } if !is_text(text, max) => Err(self.allowed()),
+            Kind::Cookie if !is_cookie_name(text) => Err(self.allowed()),
             // A zero byte ends a path for the kernel.
             Kind::File if text.contains('\0') => Err(self.allowed()),
             Kind::Url(schemes) => match text.split_once("://") {
@@ -111,7 +116,7 @@ impl Kind {
                 Ok(_) => Ok(Value::Text(text.to_owned())),
                 Err(why) => Err(format!("{}; {why}", self.allowed())),
             },
-            Kind::Text { .. } | Kind::Secret | Kind::File => Ok(Value::Text(text.to_owned())),
+            Kind::Text { .. } | Kind::Cookie | Kind::Secret | Kind::File => Ok(Value::Text(text.to_owned())),
         }
     }
 
@@ -131,13 +136,11 @@ impl Kind {
                 let items: Option<Vec<_>> = items.iter().map(word_of).collect();
                 self.parse_text(&items.ok_or_else(refused)?.join(","))
             }
-            (Kind::Choices(_) | Kind::Origins | Kind::Patterns | Kind::Networks, DeValue::Array(items)) => {
+            (kind, DeValue::Array(items)) if kind.is_list() => {
                 let items = items.iter().map(|item| item.get_ref().as_str().map(str::to_owned));
                 self.parse_list(items.collect::<Option<_>>().ok_or_else(refused)?)
             }
-            (Kind::Choices(_) | Kind::Origins | Kind::Patterns | Kind::Networks, DeValue::String(text)) => {
-                self.parse_list(vec![text.clone().into_owned()])
-            }
+            (kind, DeValue::String(text)) if kind.is_list() => self.parse_list(vec![text.clone().into_owned()]),
             (_, DeValue::String(text)) => self.parse_text(text),
             _ => Err(refused()),
         }
@@ -168,6 +171,15 @@ impl Kind {
                 Ok(_) => Ok(Value::List(items)),
                 Err(why) => Err(format!("{}; {why}", self.allowed())),
             },
+            Kind::Texts { max } => {
+                let good = items.iter().all(|item| is_text(item, *max));
+                let once = items.iter().enumerate().all(|(at, item)| !items[..at].contains(item));
+                match items.is_empty() {
+                    true => Ok(Value::Unset),
+                    false if good && once => Ok(Value::List(items)),
+                    false => Err(self.allowed()),
+                }
+            }
             _ => unreachable!("only kinds of lists get here"),
         }
     }
@@ -193,6 +205,10 @@ impl Kind {
                 format!("CPU numbers from 0 to {CPU_MAX} such as 0-3,8-11, each once, or none for no pinning")
             }
             Kind::Text { max } => format!("text of 1 to {max} bytes without control characters"),
+            Kind::Cookie => "1 to 256 letters, digits and any of !#$%&'*+-.^_`|~ (RFC 6265)".into(),
+            Kind::Texts { max } => {
+                format!("one or more texts of 1 to {max} bytes without control characters, each once")
+            }
             Kind::Secret => "text, or @FILE to read it from a file".into(),
             Kind::File => "the path of a file".into(),
             Kind::RedisUrl => format!(
@@ -213,19 +229,26 @@ impl Kind {
             Kind::Duration { .. } => "TIME",
             Kind::Address => "ADDRESS",
             Kind::Choice(_) => "WORD",
-            Kind::Choices(_) | Kind::Origins | Kind::Patterns | Kind::Networks => "LIST",
+            Kind::Choices(_) | Kind::Origins | Kind::Patterns | Kind::Networks | Kind::Texts { .. } => "LIST",
             Kind::Cpus => "CPUS",
-            Kind::Text { .. } | Kind::Secret => "TEXT",
+            Kind::Text { .. } | Kind::Cookie | Kind::Secret => "TEXT",
             Kind::File => "FILE",
             Kind::Url(_) | Kind::RedisUrl => "URL",
         }
+    }
+
+    fn is_list(&self) -> bool {
+        matches!(
+            self,
+            Kind::Choices(_) | Kind::Origins | Kind::Patterns | Kind::Networks | Kind::Texts { .. }
+        )
     }
 
     fn toml_type(&self) -> &'static str {
         match self {
             Kind::Bool => "without quotes",
             Kind::Integer { .. } => "without quotes or a decimal point",
-            Kind::Choices(_) | Kind::Origins | Kind::Patterns | Kind::Networks => "an array of strings",
+            _ if self.is_list() => "an array of strings",
             _ => "a string in quotes",
         }
     }
@@ -279,7 +302,7 @@ pub(super) fn show(text: &str) -> String {
 }
 
 /// Hides what stands before an `@` and, in a URL, after a `?`: passwords and keys live there.
-fn mask_url(text: &str) -> String {
+pub(super) fn mask_url(text: &str) -> String {
     let Some(start) = text.find("://").map(|at| at + 3) else {
         return text.to_owned();
     };
@@ -291,6 +314,16 @@ fn mask_url(text: &str) -> String {
         .find('?')
         .map_or(rest.clone(), |at| format!("{}?{MASK}", &rest[..at]));
     format!("{}{rest}", &text[..start])
+}
+
+fn is_text(text: &str, max: usize) -> bool {
+    (1..=max).contains(&text.len()) && !text.chars().any(char::is_control)
+}
+
+/// A token of RFC 9110.
+fn is_cookie_name(text: &str) -> bool {
+    let is_tchar = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    (1..=256).contains(&text.len()) && text.bytes().all(is_tchar)
 }
 
 fn choose(words: &[&str], text: &str) -> Option<String> {
@@ -312,7 +345,7 @@ fn word_of(item: &Spanned<DeValue<'_>>) -> Option<String> {
 /// Units of time, shortest first, with their milliseconds.
 const UNITS: [(&str, u64); 4] = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000)];
 
-fn parse_duration(text: &str) -> Result<Duration, &'static str> {
+pub(super) fn parse_duration(text: &str) -> Result<Duration, &'static str> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
     let number: u64 = number.parse().map_err(|_| "")?;

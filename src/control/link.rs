@@ -11,11 +11,13 @@ use tokio::sync::oneshot;
 use tokio::task::LocalSet;
 
 use super::Exit;
+use super::jwks::{FetchedKeys, Fetcher};
 use super::run::{Control, ControlPlan, Turns, Woken};
 use crate::broker::Broker;
 use crate::cluster::store::StoreEvent;
 use crate::cluster::{Cluster, Identity, Subscription};
-use crate::config::{Config, RedisConfig};
+use crate::config::{Config, CredentialSource, RedisConfig};
+use crate::jws::KeySet;
 use crate::lanes::{Lanes, Mailbox, control_place};
 use crate::runtime::StartError;
 use crate::view::{Clock, Now, View};
@@ -28,6 +30,7 @@ const FINISH_MAX: Duration = Duration::from_millis(500);
 /// leaves the cluster, and dropping this waits until it has.
 pub(super) struct Joined {
     thread: Option<JoinHandle<Exit>>,
+    keys: Option<Arc<KeySet>>,
     control: Option<oneshot::Sender<Control>>,
 }
 
@@ -53,8 +56,9 @@ impl Joined {
             })
             .map_err(system("cannot start the control thread"))?;
         match joined.blocking_recv() {
-            Ok(Ok(())) => Ok(Joined {
+            Ok(Ok(keys)) => Ok(Joined {
                 thread: Some(thread),
+                keys,
                 control: Some(control),
             }),
             Ok(Err(error)) => {
@@ -67,6 +71,11 @@ impl Joined {
                 cause: std::io::Error::other("it panicked"),
             }),
         }
+    }
+
+    /// The keys that tokens are verified with, if they come from a URL.
+    pub(super) fn keys(&self) -> Option<&Arc<KeySet>> {
+        self.keys.as_ref()
     }
 
     /// Gives it its shards.
@@ -91,7 +100,7 @@ impl Drop for Joined {
 
 async fn live(
     plan: ControlPlan,
-    joined: oneshot::Sender<Result<(), StartError>>,
+    joined: oneshot::Sender<Result<Option<Arc<KeySet>>, StartError>>,
     control: oneshot::Receiver<Control>,
 ) -> Exit {
     let descriptor = plan.descriptor.try_clone();
@@ -103,6 +112,23 @@ async fn live(
             return Exit::Broken;
         }
     };
+    let mut keys = None;
+    if let CredentialSource::Jwks(url) = &plan.config.auth.source {
+        let first = match Fetcher::start(url, plan.waker.clone()) {
+            Ok(fetcher) => FetchedKeys::first(fetcher, &woken, &plan.ending, &plan.config, &plan.view).await,
+            Err(cause) => {
+                let what = "cannot start the thread that fetches keys";
+                Err(StartError::System { what, cause })
+            }
+        };
+        match first {
+            Ok(first) => keys = Some(first),
+            Err(error) => {
+                let _ = joined.send(Err(error));
+                return Exit::Broken;
+            }
+        }
+    }
     let mut link = None;
     if let Some(redis) = &plan.config.redis {
         let mut joining = Link::new(&plan, redis);
@@ -118,10 +144,10 @@ async fn live(
         }
         link = Some(joining);
     }
-    let _ = joined.send(Ok(()));
+    let _ = joined.send(Ok(keys.as_ref().map(|keys| Arc::clone(&keys.set))));
     let clock = plan.view.clock;
     match control.await {
-        Ok(control) => Turns::new(plan, woken, link, control).live().await,
+        Ok(control) => Turns::new(plan, woken, link, keys, control).live().await,
         Err(_) => {
             // The shards could not start.
             if let Some(link) = link {

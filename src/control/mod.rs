@@ -9,8 +9,10 @@
 //! | `mod` | [`Gateway`] and [`Handle`]: what the rest of the program sees; the start |
 //! | `shards` | the shards' threads |
 //! | `run` | the control thread's turn |
+//! | `jwks` | keys from a URL |
 //! | `link` | the cluster, its store, and how they are joined and left |
 
+mod jwks;
 mod link;
 mod run;
 mod shards;
@@ -34,6 +36,7 @@ use crate::runtime::listener;
 use crate::runtime::preflight::{self, EngineKind};
 use crate::settings::Settings;
 use crate::shard::run::Reporter;
+use crate::tls::Certificates;
 use crate::view::View;
 use link::Joined;
 use run::{Control, ControlPlan};
@@ -147,16 +150,19 @@ impl Gateway {
             EngineKind::Ring => <crate::engine::RingEngine as crate::engine::Engine>::NAME,
             EngineKind::Epoll => <crate::engine::EpollEngine as crate::engine::Engine>::NAME,
         };
-        // No credential source can be configured yet: users name themselves.
-        let development = true;
         let view = Arc::new(View::new(
             config.gateway_id.clone(),
-            development,
+            config.auth.is_development(),
             engine,
             host.cpus.clone(),
             depths,
         ));
-        let settings = Arc::new(Settings::new(config, host.connections_max)?);
+        // Before anything is waited for.
+        Settings::new(config, host.connections_max)?;
+        let certificates = config.tls.as_ref().map(Certificates::read).transpose()?;
+        let tls = certificates
+            .as_ref()
+            .map(|certificates| Arc::clone(certificates.server()));
         let mut key = [0; 16];
         getrandom::fill(&mut key).map_err(no_random)?;
         let homes = HomeMap::new(shards, key).with_partitions(config.channels.partitions);
@@ -180,6 +186,7 @@ impl Gateway {
         let plan = ControlPlan {
             config: config.clone(),
             connections_possible: host.connections_possible,
+            certificates,
             homes: homes.clone(),
             view: Arc::clone(&view),
             seed: getrandom::u64().map_err(no_random)?,
@@ -192,6 +199,7 @@ impl Gateway {
         };
         // It joins the cluster, then waits for the shards.
         let control = Joined::spawn(plan)?;
+        let settings = Arc::new(Settings::with_keys(config, host.connections_max, control.keys())?.with_tls(tls));
 
         let (sockets, claim) = listeners.listen(config.listen_backlog)?;
         let shards = Shards::start(

@@ -12,6 +12,7 @@ use std::time::Duration;
 use crossbeam_channel::Receiver;
 use tokio::io::unix::AsyncFd;
 
+use super::jwks::FetchedKeys;
 use super::link::Link;
 use super::shards::Shards;
 use super::{Exit, Order};
@@ -22,12 +23,15 @@ use crate::router::HomeMap;
 use crate::runtime::listener::Claim;
 use crate::settings::Settings;
 use crate::shard::run::Report;
+use crate::tls::Certificates;
 use crate::view::{STALLED_AFTER, View};
 
 /// What a drain takes at the most if `drain.timeout` is less: `shutdown` and the close frames need time to leave.
 const FAREWELL_MS: u64 = 1_000;
 /// How often the control thread looks at the shards when nothing else happens.
 const WATCH_EVERY_MS: u64 = 500;
+/// How often it looks at the files of TLS: who renews a certificate does not wait for it, and three looks cost nothing.
+const CERTIFICATES_EVERY_MS: u64 = 2_000;
 /// How often the control thread looks whether the last connection between two shards has arrived.
 const LANES_EMPTY_EVERY_MS: u64 = 20;
 /// Lane items taken in one turn, so that packets leave while more comes.
@@ -39,6 +43,7 @@ const EVENTS_PER_TURN: usize = 256;
 pub(super) struct ControlPlan {
     pub(super) config: Config,
     pub(super) connections_possible: usize,
+    pub(super) certificates: Option<Certificates>,
     pub(super) homes: HomeMap,
     pub(super) view: Arc<View>,
     pub(super) seed: u64,
@@ -82,6 +87,11 @@ impl Woken {
         })
     }
 
+    /// Whoever wakes us after this has to mean it.
+    pub(super) fn set_waiting(&self) {
+        self.waker.set_waiting();
+    }
+
     /// Until it shall end. For a thread that does nothing else when it is woken. Cancel-safe.
     pub(super) async fn ending(&self, ending: &AtomicBool) {
         loop {
@@ -114,30 +124,43 @@ struct Drain {
 pub(super) struct Turns {
     view: Arc<View>,
     connections_possible: usize,
-    drain_timeout: Duration,
+    /// What the gateway goes by now; of what needs a restart, what it was started with.
+    config: Config,
+    certificates: Option<Certificates>,
+    certificates_due_ms: u64,
     inbox: Inbox,
     orders: Receiver<Order>,
     reports: Receiver<Report>,
     woken: Woken,
     link: Option<Link>,
+    keys: Option<FetchedKeys>,
     control: Control,
     drain: Option<Drain>,
     stalled: Vec<bool>,
 }
 
 impl Turns {
-    pub(super) fn new(plan: ControlPlan, woken: Woken, mut link: Option<Link>, control: Control) -> Self {
+    pub(super) fn new(
+        plan: ControlPlan,
+        woken: Woken,
+        mut link: Option<Link>,
+        keys: Option<FetchedKeys>,
+        control: Control,
+    ) -> Self {
         if let Some(link) = &mut link {
             link.attach(control.shards.mailboxes(), &plan.view);
         }
         Turns {
             connections_possible: plan.connections_possible,
-            drain_timeout: plan.config.drain_timeout,
+            config: plan.config,
+            certificates: plan.certificates,
+            certificates_due_ms: 0,
             inbox: plan.inbox,
             orders: plan.orders,
             reports: plan.reports,
             woken,
             link,
+            keys,
             drain: None,
             stalled: vec![false; control.shards.count()],
             control,
@@ -159,7 +182,9 @@ impl Turns {
                 break exit;
             }
             self.watch_shards(now.mono_ms());
+            self.watch_certificates(now.mono_ms());
             self.follow_instructions();
+            self.take_keys();
             let mut due_ms = now.mono_ms() + WATCH_EVERY_MS;
             if let Some(link) = &mut self.link {
                 due_ms = link.end_turn().map_or(due_ms, |due| due.min(due_ms));
@@ -184,7 +209,8 @@ impl Turns {
     async fn wait(&mut self, due_ms: u64) {
         self.woken.waker.set_waiting();
         // Whoever sends after this look sees that we wait.
-        if !(self.inbox.is_empty() && self.orders.is_empty() && self.reports.is_empty()) {
+        let has_keys = self.keys.as_ref().is_some_and(|keys| keys.fetcher.has_news());
+        if has_keys || !(self.inbox.is_empty() && self.orders.is_empty() && self.reports.is_empty()) {
             return;
         }
         let now_ns = self.view.clock.mono_ns();
@@ -242,7 +268,7 @@ impl Turns {
                         self.drain = Some(self.begin_drain());
                     }
                 }
-                Order::Reload(config) => self.reload(&config),
+                Order::Reload(config) => self.reload(*config),
                 Order::Everywhere(instruction) => {
                     if let Some(link) = &mut self.link {
                         link.cluster.spread(&instruction);
@@ -270,6 +296,11 @@ impl Turns {
                     log::error!("shard {shard} has ended: {cause}; stopping the gateway");
                     return Some(Exit::Broken);
                 }
+                Report::KeysWanted => {
+                    if let Some(keys) = &self.keys {
+                        keys.fetcher.want();
+                    }
+                }
                 Report::Engine(..) | Report::Accepting(_) => {}
             }
         }
@@ -291,11 +322,11 @@ impl Turns {
 
     fn begin_drain(&mut self) -> Drain {
         let now_ms = self.view.clock.now().mono_ms();
-        let until_ms = now_ms + self.drain_timeout.as_millis() as u64;
+        let until_ms = now_ms + self.config.drain_timeout.as_millis() as u64;
         log::info!(
             "draining {} connections for at most {:?}",
             self.view.connections(),
-            self.drain_timeout
+            self.config.drain_timeout
         );
         if let Some(link) = &mut self.link {
             link.cluster.leave();
@@ -334,18 +365,88 @@ impl Turns {
         })
     }
 
-    fn reload(&self, config: &Config) {
+    /// Takes what the fetcher brought; the shards hear of it in any case, because somebody may wait for it.
+    fn take_keys(&mut self) {
+        let Some(keys) = &mut self.keys else {
+            return;
+        };
+        let mut changed = false;
+        let mut any = false;
+        while let Some(fetched) = keys.fetcher.try_next() {
+            any = true;
+            changed |= keys.handle_fetched(fetched, &self.config, &self.view);
+        }
+        if changed {
+            self.settle();
+        }
+        if any {
+            self.control.shards.post_all(|| Parcel::KeysFetched);
+        }
+    }
+
+    fn reload(&mut self, config: Config) {
+        self.config = config;
+        self.read_certificates();
+        self.settle();
+    }
+
+    /// Lets all shards go by the configuration and the certificates of now.
+    fn settle(&self) {
         let possible = self.connections_possible;
-        let wanted = config.limits.connections.unwrap_or(possible);
+        let wanted = self.config.limits.connections.unwrap_or(possible);
         if wanted > possible {
             log::warn!("limits.connections is {wanted}, but nofile permits {possible}: going by that");
         }
         let connections_max = wanted.min(possible);
-        let settings = match Settings::new(config, connections_max) {
-            Ok(settings) => Arc::new(settings),
+        let keys = self.keys.as_ref().map(|keys| &keys.set);
+        let tls = self
+            .certificates
+            .as_ref()
+            .map(|certificates| Arc::clone(certificates.server()));
+        let settings = match Settings::with_keys(&self.config, connections_max, keys) {
+            Ok(settings) => Arc::new(settings.with_tls(tls)),
             Err(error) => return log::error!("configuration not changed: {error}"),
         };
         self.control.shards.post_all(|| Parcel::Settings(Arc::clone(&settings)));
+    }
+
+    /// Reads the files of TLS, if there are any. What is no good changes nothing: a new certificate and its key are two
+    /// files, and one of them is written first. True if something changed.
+    fn read_certificates(&mut self) -> bool {
+        let Some(files) = &self.config.tls else {
+            return self.certificates.take().is_some();
+        };
+        let read = match &mut self.certificates {
+            Some(certificates) => certificates.read_again(files),
+            none => Certificates::read(files).map(|certificates| {
+                *none = Some(certificates);
+                true
+            }),
+        };
+        match read {
+            Ok(changed) => {
+                if changed {
+                    log::info!("new connections get the certificate in {:?}", files.cert);
+                }
+                changed
+            }
+            Err(error) => {
+                log::error!("TLS not changed: {error}");
+                false
+            }
+        }
+    }
+
+    /// Reads the files of TLS again when they have changed.
+    fn watch_certificates(&mut self, now_ms: u64) {
+        if now_ms < self.certificates_due_ms {
+            return;
+        }
+        self.certificates_due_ms = now_ms + CERTIFICATES_EVERY_MS;
+        let changed = self.certificates.as_mut().is_some_and(Certificates::have_changed);
+        if changed && self.read_certificates() {
+            self.settle();
+        }
     }
 
     /// Speaks when a shard stops turning, and when it turns again; wakes it, as a last resort against a lost wake.

@@ -55,6 +55,7 @@ pub(super) fn answer(context: &HttpContext, refused: Option<NotAdmitted>, reques
             let (status, body) = refusal.response();
             let mut answer = text(status, body);
             match status {
+                401 => set(&mut answer, header::WWW_AUTHENTICATE, "Bearer"),
                 405 => set(&mut answer, header::ALLOW, "GET"),
                 426 => {
                     set(&mut answer, header::SEC_WEBSOCKET_VERSION, "13");
@@ -273,6 +274,25 @@ fn metrics(view: &View) -> Answer {
         "Round trip of the last pub/sub probe; 0 without Redis.",
         view.cluster.metrics.probe_ns.get() as f64 / 1e9,
     );
+    let jwks = &view.jwks;
+    let age_ms = match jwks.fetched.get() {
+        0 => 0,
+        _ => now_ms.saturating_sub(jwks.fetched_ms.get()),
+    };
+    exposition.single(
+        "shardgate_jwks_age_seconds",
+        "gauge",
+        "Since keys were last fetched from auth.jwks_url; 0 without it.",
+        age_ms as f64 / 1000.0,
+    );
+    let name = "shardgate_jwks_fetches_total";
+    exposition.begin(
+        name,
+        "counter",
+        "Times that keys were fetched from auth.jwks_url, by result.",
+    );
+    exposition.sample(name, "result=\"ok\"", jwks.fetched.get());
+    exposition.sample(name, "result=\"failed\"", jwks.failed.get());
     exposition.cluster(&view.cluster.metrics);
     process::expose(&mut exposition);
     exposition.shards(&view.shards, &view.cluster.metrics);

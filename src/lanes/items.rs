@@ -10,6 +10,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use uuid::Uuid;
 
+use super::Wanted;
+use crate::auth::Grant;
 use crate::engine::SocketKey;
 use crate::ids::ShardId;
 use crate::protocol::close::CloseReason;
@@ -18,6 +20,7 @@ use crate::protocol::head::Upgrade;
 use crate::router::locations::Places;
 use crate::router::{ChannelHash, Partition, UserHash};
 use crate::session::rate::RateLimiter;
+use crate::tls::Tls;
 
 /// A piece of a batch's bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,6 +65,16 @@ impl Batch {
     /// The bytes of a span of this batch.
     pub fn bytes(&self, span: Span) -> &[u8] {
         &self.bytes[span.range()]
+    }
+
+    /// Who wants to hear, on this shard.
+    pub fn wanted(&self, shard: ShardId, ack: &AckWanted) -> Wanted<'_> {
+        Wanted {
+            shard,
+            conn: ack.conn,
+            client_id: self.text(ack.client_id),
+            message_id: ack.message_id,
+        }
     }
 
     /// The text of a span of this batch.
@@ -363,12 +376,16 @@ pub struct HandOver {
     pub user: String,
     /// The user's hash.
     pub hash: UserHash,
+    /// What the user's token permits; `None` in development mode.
+    pub grant: Option<Arc<Grant>>,
     /// The handshake that still wants its `101`; `None` if it was sent and the user came with `auth`.
     pub upgrade: Option<Upgrade>,
     /// What arrived behind the request head or the `auth` frame.
     pub rest: Vec<u8>,
     /// Where the connection comes from, if that is known.
     pub remote: Option<SocketAddr>,
+    /// Its TLS, with what has arrived of the next record.
+    pub tls: Option<Box<Tls>>,
     /// Frames that the connection sent before.
     pub messages_in: u32,
     /// How fast it did.

@@ -27,7 +27,7 @@ pub use say::{OutgoingMessage, OutgoingPublication, Route, Wanted};
 
 /// Items that may be under way on one lane. At 200 bytes each, 3 MB for the slowest pair of shards.
 pub const LANE_ITEMS_MAX: u32 = 16_384;
-/// Items that only hand-overs and presence queries may add to that: a flood of messages does not keep others out.
+/// Items that only hand-overs, presence queries and joins may add to that: a flood of messages does not keep others out.
 pub const LANE_ITEMS_RESERVED: u32 = 4_096;
 /// Bytes that may be under way on one lane; the last message that fits may pass it by its own length.
 pub const LANE_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -50,6 +50,8 @@ pub enum Parcel {
         /// The end of the drain.
         until_ms: u64,
     },
+    /// From the control thread: keys were fetched, or could not be, because a shard wanted them.
+    KeysFetched,
     /// From the control thread.
     Instruction(Instruction),
     /// From the control thread: close everything and end.
@@ -73,7 +75,11 @@ impl Parcel {
                 items: batch.items.len() as u32,
                 bytes: batch.weight(),
             }),
-            Parcel::Settings(_) | Parcel::Drain { .. } | Parcel::Instruction(_) | Parcel::Stop => None,
+            Parcel::Settings(_)
+            | Parcel::Drain { .. }
+            | Parcel::KeysFetched
+            | Parcel::Instruction(_)
+            | Parcel::Stop => None,
         }
     }
 }

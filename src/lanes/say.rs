@@ -28,7 +28,7 @@ impl Lanes {
         }
     }
 
-    /// Only messages are held to the bytes: nothing else has many.
+    /// Messages and publications are held to the bytes: nothing else has many.
     fn check_bytes(&self, to: ShardId) -> Result<(), LaneFull> {
         self.check(to, LANE_ITEMS_MAX)?;
         let bytes = self.depths.of(self.me, to).bytes.load(Ordering::Relaxed);
@@ -123,14 +123,11 @@ impl Lanes {
     /// # Errors
     /// The lane is full: it is lost for them.
     pub fn try_publication(&mut self, to: ShardId, publication: &OutgoingPublication<'_>) -> Result<(), LaneFull> {
-        self.check_bytes(to)?;
-        let item = Item::Publication {
-            channel: self.write_channel(to, publication.channel),
-            frame: self.share(to, publication.frame),
-            received_ns: publication.received_ns,
-        };
-        self.say(to, item);
-        Ok(())
+        self.try_give(to, publication, |channel, frame, received_ns| Item::Publication {
+            channel,
+            frame,
+            received_ns,
+        })
     }
 
     /// Gives a publication of another gateway to its channel's home.
@@ -138,13 +135,23 @@ impl Lanes {
     /// # Errors
     /// The lane is full: it is lost for the subscribers here.
     pub fn try_published(&mut self, to: ShardId, publication: &OutgoingPublication<'_>) -> Result<(), LaneFull> {
+        self.try_give(to, publication, |channel, frame, received_ns| Item::Published {
+            channel,
+            frame,
+            received_ns,
+        })
+    }
+
+    fn try_give(
+        &mut self,
+        to: ShardId,
+        publication: &OutgoingPublication<'_>,
+        item: impl FnOnce(ChannelName, Bytes, u64) -> Item,
+    ) -> Result<(), LaneFull> {
         self.check_bytes(to)?;
-        let item = Item::Published {
-            channel: self.write_channel(to, publication.channel),
-            frame: self.share(to, publication.frame),
-            received_ns: publication.received_ns,
-        };
-        self.say(to, item);
+        let channel = self.write_channel(to, publication.channel);
+        let frame = self.share(to, publication.frame);
+        self.say(to, item(channel, frame, publication.received_ns));
         Ok(())
     }
 

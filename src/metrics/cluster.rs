@@ -128,7 +128,7 @@ pub struct ClusterMetrics {
     pub partitions_heard: Counter,
     /// Users whose change of presence is not written yet.
     pub presence_pending: Counter,
-    /// Senders who have not heard yet.
+    /// Senders and publishers who have not heard yet.
     pub acks_waiting: Counter,
     /// Times that presence was written again as a whole.
     pub rebuilds: Counter,

@@ -63,9 +63,9 @@ impl Histogram {
 
 /// Labels of `shardgate_connections_closed_total`: our codes, those of the RFC that peers send, 1005 for a close frame
 /// without a code, 1006 for an end without a close frame.
-pub const CLOSE_LABELS: [&str; 20] = [
-    "1000", "1001", "1002", "1003", "1005", "1006", "1007", "1009", "1011", "3001", "3008", "3012", "3013", "3500",
-    "3501", "3502", "3503", "3504", "3507", "other",
+pub const CLOSE_LABELS: [&str; 21] = [
+    "1000", "1001", "1002", "1003", "1005", "1006", "1007", "1009", "1011", "3001", "3005", "3008", "3012", "3013",
+    "3500", "3501", "3502", "3503", "3504", "3507", "other",
 ];
 
 /// How a connection ended, for its counter.
@@ -106,12 +106,14 @@ fn write_code(code: u16, text: &mut [u8; 4]) -> Option<&[u8]> {
 }
 
 /// Labels of `shardgate_handshakes_refused_total`.
-pub const REFUSED_LABELS: [&str; 13] = [
+pub const REFUSED_LABELS: [&str; 17] = [
     "method",
     "not_an_upgrade",
     "version",
     "origin",
     "user",
+    "credential",
+    "credential_timeout",
     "draining",
     "connection_limit",
     "admission_rate",
@@ -120,6 +122,23 @@ pub const REFUSED_LABELS: [&str; 13] = [
     "malformed",
     "lane_full",
     "address_limit",
+    "tls",
+    "plain_text",
+];
+
+/// Labels of `shardgate_token_verifications_total`: good, good and known from an identical token before, or why not.
+pub const VERIFIED_LABELS: [&str; 11] = [
+    "ok",
+    "cached",
+    "malformed",
+    "algorithm",
+    "unknown_key",
+    "signature",
+    "expired",
+    "not_yet_valid",
+    "issuer",
+    "audience",
+    "claims",
 ];
 
 /// Kinds of frames that the gateway sends.
@@ -189,7 +208,7 @@ pub enum Drop {
     PresenceRedisAway,
     /// A message of another gateway for a user who is not here any more; its sender heard `offline`.
     MessageMissed,
-    /// A publication did not fit into a lane; its publisher heard `failed`.
+    /// A publication did not fit into a lane; its publisher heard `failed` if it is on this gateway.
     PublicationLaneFull,
     /// A publication for which too much was on its way to subscribers; its publisher heard `failed` if this is its channel's home.
     PublicationQueueFull,
@@ -197,11 +216,13 @@ pub enum Drop {
     PublicationRedisAway,
     /// A subscription for which a lane was full; the client heard `unavailable`.
     SubscriptionLaneFull,
+    /// A broadcast for which too many were on their way.
+    BroadcastQueueFull,
 }
 
 impl Drop {
     /// `kind` and `reason` in the order of the discriminants.
-    pub const LABELS: [(&'static str, &'static str); 15] = [
+    pub const LABELS: [(&'static str, &'static str); 16] = [
         ("message", "offline"),
         ("frame", "rate_limited"),
         ("message", "lane_full"),
@@ -217,6 +238,7 @@ impl Drop {
         ("publication", "queue_full"),
         ("publication", "redis_away"),
         ("subscription", "lane_full"),
+        ("broadcast", "queue_full"),
     ];
 }
 
@@ -249,6 +271,7 @@ pub struct ShardMetrics {
     pub accepted: Counter,
     closed: [Counter; CLOSE_LABELS.len()],
     refused: [Counter; REFUSED_LABELS.len()],
+    verified: [Counter; VERIFIED_LABELS.len()],
     received: [Counter; FrameKind::LABELS.len()],
     sent: [Counter; SentKind::LABELS.len()],
     /// Bytes received from sockets.
@@ -296,6 +319,15 @@ impl ShardMetrics {
         debug_assert!(index.is_some(), "unknown label {label}");
         if let Some(index) = index {
             self.refused[index].inc();
+        }
+    }
+
+    /// Counts a token that was looked at; `label` is one of [`VERIFIED_LABELS`].
+    pub fn verified(&self, label: &str) {
+        let index = VERIFIED_LABELS.iter().position(|known| *known == label);
+        debug_assert!(index.is_some(), "unknown label {label}");
+        if let Some(index) = index {
+            self.verified[index].inc();
         }
     }
 
@@ -498,6 +530,14 @@ impl Exposition {
         );
         self.labelled(
             shards,
+            "shardgate_token_verifications_total",
+            "Tokens that were looked at, by result.",
+            "result",
+            &VERIFIED_LABELS,
+            |m| &m.verified,
+        );
+        self.labelled(
+            shards,
             "shardgate_messages_received_total",
             "Frames from clients, by type.",
             "type",
@@ -515,7 +555,7 @@ impl Exposition {
         self.labelled(
             shards,
             "shardgate_acks_total",
-            "What became of messages whose sender asked.",
+            "What became of messages and publications whose sender asked.",
             "status",
             &AckStatus::LABELS,
             |m| &m.acks,

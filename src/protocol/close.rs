@@ -13,13 +13,15 @@ pub enum CloseReason {
     TooBig,
     /// The gateway drains.
     Shutdown,
+    /// The token ended, and no other came before.
+    TokenExpired,
     /// The outbox is over `limits.outbox_bytes`.
     SlowConsumer,
     /// Nothing came for `heartbeat.timeout`.
     HeartbeatTimeout,
     /// The rate limit was exceeded, and again and again.
     TooManyRequests,
-    /// `auth` with something that does not name a user.
+    /// `auth` with something that does not name a user, or a token that is not good.
     InvalidCredential,
     /// Ten frames in a row that could not be understood.
     BadRequest,
@@ -35,12 +37,13 @@ pub enum CloseReason {
 
 impl CloseReason {
     /// Every reason.
-    pub const ALL: [CloseReason; 14] = [
+    pub const ALL: [CloseReason; 15] = [
         CloseReason::Protocol,
         CloseReason::Unsupported,
         CloseReason::InvalidUtf8,
         CloseReason::TooBig,
         CloseReason::Shutdown,
+        CloseReason::TokenExpired,
         CloseReason::SlowConsumer,
         CloseReason::HeartbeatTimeout,
         CloseReason::TooManyRequests,
@@ -75,6 +78,7 @@ impl CloseReason {
             CloseReason::InvalidUtf8 => (1007, "invalid UTF-8"),
             CloseReason::TooBig => (1009, "message too big"),
             CloseReason::Shutdown => (3001, "shutdown"),
+            CloseReason::TokenExpired => (3005, "token expired"),
             CloseReason::SlowConsumer => (3008, "slow consumer"),
             CloseReason::HeartbeatTimeout => (3012, "heartbeat timeout"),
             CloseReason::TooManyRequests => (3013, "too many requests"),

@@ -23,6 +23,8 @@ pub enum ClientFrame<'a> {
         id: Option<Cow<'a, str>>,
         /// The user, in development mode.
         user: Option<Cow<'a, str>>,
+        /// What shows who the user is, otherwise.
+        token: Option<Cow<'a, str>>,
     },
     /// A sign of life that wants an answer.
     Heartbeat,
@@ -194,6 +196,8 @@ struct Envelope<'a> {
     users: Option<&'a RawValue>,
     #[serde(borrow, default, rename = "userId")]
     user_id: Option<Loose<'a>>,
+    #[serde(borrow, default)]
+    token: Option<Loose<'a>>,
 }
 
 fn raw_even_if_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
@@ -357,7 +361,8 @@ pub fn parse(text: &str) -> Result<ClientFrame<'_>, Refusal<'_>> {
         }
         "auth" => {
             let user = envelope.user_id.and_then(Loose::text);
-            Ok(ClientFrame::Auth { id, user })
+            let token = envelope.token.and_then(Loose::text);
+            Ok(ClientFrame::Auth { id, user, token })
         }
         _ => Err(refuse(id, ErrorCode::UnknownType, "unknown type")),
     }

@@ -9,6 +9,8 @@ use std::borrow::Cow;
 use async_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use crate::address::forwarded;
+use crate::auth::Token;
+use crate::jws::TOKEN_BYTES_MAX;
 
 /// The subprotocol that we speak, if a client asks for one.
 pub const SUBPROTOCOL: &str = "shardgate.v1";
@@ -51,6 +53,8 @@ pub struct Upgrade {
     pub user: Option<String>,
     /// The client's address by `X-Forwarded-For`; to be believed only if it came from a proxy of ours.
     pub forwarded_for: Option<IpAddr>,
+    /// What shall show who the user is, outside development mode; taken out when it is looked at.
+    pub token: Option<Token>,
 }
 
 /// The WebSocket endpoints.
@@ -75,6 +79,22 @@ pub enum Refusal {
     Origin,
     /// 400
     User,
+    /// 401
+    Credential,
+}
+
+/// What users show.
+#[derive(Debug, Clone, Copy)]
+pub enum Credentials<'a> {
+    /// Nothing: they name themselves.
+    Names,
+    /// A token.
+    Tokens {
+        /// The cookie that may carry one.
+        cookie: &'a str,
+        /// Not later than with the handshake.
+        required: bool,
+    },
 }
 
 impl Refusal {
@@ -89,6 +109,7 @@ impl Refusal {
                 400,
                 "user must be given once, 1 to 128 bytes of UTF-8 without control characters",
             ),
+            Refusal::Credential => (401, "a valid token is needed"),
         }
     }
 
@@ -100,6 +121,7 @@ impl Refusal {
             Refusal::Version => "version",
             Refusal::Origin => "origin",
             Refusal::User => "user",
+            Refusal::Credential => "credential",
         }
     }
 }
@@ -114,6 +136,8 @@ pub trait Policy {
     fn is_proxy(&self, _address: IpAddr) -> bool {
         false
     }
+    /// What do users show?
+    fn credentials(&self) -> Credentials<'_>;
 }
 
 /// A request head, wherever it was parsed.
@@ -207,9 +231,16 @@ fn check(request: &Request<'_>, endpoint: Endpoint, query: &str, policy: &impl P
             return Err(Refusal::Origin);
         }
     }
-    let user = match endpoint {
-        Endpoint::Gateway => query_user(query)?,
-        Endpoint::Echo => None,
+    let (user, token) = match (endpoint, policy.credentials()) {
+        (Endpoint::Gateway, Credentials::Names) => (query_user(query)?, None),
+        (Endpoint::Gateway, Credentials::Tokens { cookie, required }) => {
+            let token = request.token(query, cookie)?;
+            if required && token.is_none() {
+                return Err(Refusal::Credential);
+            }
+            (None, token)
+        }
+        (Endpoint::Echo, _) => (None, None),
     };
     Ok(Upgrade {
         endpoint,
@@ -217,6 +248,7 @@ fn check(request: &Request<'_>, endpoint: Endpoint, query: &str, policy: &impl P
         subprotocol: request.has_token("sec-websocket-protocol", SUBPROTOCOL),
         user,
         forwarded_for: forwarded::client(request.values("x-forwarded-for"), |address| policy.is_proxy(address)),
+        token,
     })
 }
 
@@ -231,6 +263,20 @@ fn query_user(query: &str) -> Result<Option<String>, Refusal> {
         return Err(Refusal::User);
     }
     Ok(Some(Cow::into_owned(user)))
+}
+
+/// What follows `Bearer`, perhaps nothing; another scheme is somebody else's, a proxy's perhaps.
+fn bearer(value: &[u8]) -> Option<&[u8]> {
+    let (scheme, rest) = value.split_at_checked(6)?;
+    let is_ours = scheme.eq_ignore_ascii_case(b"bearer") && rest.first().is_none_or(u8::is_ascii_whitespace);
+    is_ours.then(|| rest.trim_ascii())
+}
+
+/// The value of one `name=value`, if the name is this one.
+fn cookie_value<'a>(pair: &'a [u8], name: &str) -> Option<&'a [u8]> {
+    let value = pair.trim_ascii().strip_prefix(name.as_bytes())?.strip_prefix(b"=")?;
+    let quoted = value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\""));
+    Some(quoted.unwrap_or(value))
 }
 
 /// 16 bytes in base64: 22 digits and two of padding.
@@ -256,6 +302,35 @@ impl<'a> Request<'a> {
         let mut values = self.values(name);
         let value = values.next()?;
         values.next().is_none().then_some(value)
+    }
+
+    /// The first token that is shown: by `Authorization: Bearer`, by `?token=`, by cookie. What comes behind it does not
+    /// count, not even when the first is bad.
+    ///
+    /// # Errors
+    /// The first place that shows one shows it twice, or shows nothing that could be one: nobody can tell who meant which.
+    fn token(&self, query: &str, cookie: &str) -> Result<Option<Token>, Refusal> {
+        fn once<T: AsRef<[u8]>>(mut shown: impl Iterator<Item = T>) -> Result<Option<Token>, Refusal> {
+            let Some(token) = shown.next() else {
+                return Ok(None);
+            };
+            let text = std::str::from_utf8(token.as_ref()).ok();
+            match text.filter(|text| !text.is_empty() && text.len() <= TOKEN_BYTES_MAX) {
+                Some(text) if shown.next().is_none() => Ok(Some(Token(text.to_owned()))),
+                _ => Err(Refusal::Credential),
+            }
+        }
+        if let Some(token) = once(self.values("authorization").filter_map(bearer))? {
+            return Ok(Some(token));
+        }
+        let parameters = form_urlencoded::parse(query.as_bytes()).filter(|(name, _)| name == "token");
+        if let Some(token) = once(parameters.map(|(_, value)| Cow::into_owned(value)))? {
+            return Ok(Some(token));
+        }
+        let pairs = self
+            .values("cookie")
+            .flat_map(|value| value.split(|byte| *byte == b';'));
+        once(pairs.filter_map(|pair| cookie_value(pair, cookie)))
     }
 
     fn has_token(&self, name: &'a str, token: &str) -> bool {
@@ -302,6 +377,90 @@ mod tests {
         fn serves_echo(&self) -> bool {
             true
         }
+        fn credentials(&self) -> Credentials<'_> {
+            Credentials::Names
+        }
+    }
+
+    /// Tokens are shown here, with the handshake or later.
+    struct Closed {
+        required: bool,
+    }
+    impl Policy for Closed {
+        fn allows_origin(&self, _: &str, _: Option<&str>) -> bool {
+            true
+        }
+        fn serves_echo(&self) -> bool {
+            true
+        }
+        fn credentials(&self) -> Credentials<'_> {
+            Credentials::Tokens {
+                cookie: "session",
+                required: self.required,
+            }
+        }
+    }
+
+    /// The token that counts in a handshake with this query and these fields.
+    fn token(query: &str, fields: &str) -> Result<Option<String>, Refusal> {
+        let head = GOOD
+            .replace("user=alice", query)
+            .replace("Host: h\r\n", &format!("Host: h\r\n{fields}"));
+        match read(head.as_bytes(), &Closed { required: false }) {
+            Progress::Complete(_, Decision::Upgrade(upgrade)) => {
+                assert_eq!(upgrade.user, None, "nobody names themselves");
+                Ok(upgrade.token.map(|token| token.0))
+            }
+            Progress::Complete(_, Decision::Refuse(refusal)) => Err(refusal),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_first_token_of_header_query_and_cookie_counts() {
+        let (header, cookie) = ("Authorization: Bearer H\r\n", "Cookie: a=b; session=C;c=d\r\n");
+        let some = |text: &str| Ok(Some(text.to_owned()));
+        assert_eq!(token("token=Q", &[header, cookie].concat()), some("H"));
+        assert_eq!(token("user=x&token=Q", cookie), some("Q"));
+        assert_eq!(token("user=x", cookie), some("C"));
+        assert_eq!(token("user=x", ""), Ok(None));
+        for fields in [
+            "authorization: bearer   H  \r\n",
+            "Authorization: Basic eDp5\r\nAuthorization: Bearer H\r\n",
+            "Authorization: Basic eDp5\r\nCookie: session=H\r\n",
+            "Cookie: session=\"H\"\r\n",
+            "Cookie: sessions=x; session=H; Session=y; xsession=z\r\nCookie: other=session=x\r\n",
+        ] {
+            assert_eq!(token("x", fields), some("H"), "{fields}");
+        }
+        assert_eq!(token("token=a%2Eb", ""), some("a.b"));
+    }
+
+    /// Also when a good one comes behind it: who shows a token twice does not know which one they mean.
+    #[test]
+    fn a_first_token_that_is_none_is_refused() {
+        let long = format!("Authorization: Bearer {}\r\n", "x".repeat(TOKEN_BYTES_MAX + 1));
+        for (query, fields) in [
+            ("token=Q", "Authorization: Bearer\r\n"),
+            ("token=Q", "Authorization: Bearer \r\n"),
+            ("token=Q", "Authorization: Bearer a\r\nAuthorization: Bearer a\r\n"),
+            ("token=Q", long.as_str()),
+            ("token=", "Cookie: session=C\r\n"),
+            ("token=a&token=a", ""),
+            ("", "Cookie: session=\r\n"),
+            ("", "Cookie: session=a; session=b\r\n"),
+            ("", "Cookie: session=a\r\nCookie: session=a\r\n"),
+            ("", "Authorization: Bearer \u{fc}\r\nAuthorization: Bearer x\r\n"),
+        ] {
+            assert_eq!(token(query, fields), Err(Refusal::Credential), "{query} {fields}");
+        }
+        let required = |head: &str| read(head.as_bytes(), &Closed { required: true });
+        assert_eq!(
+            required(GOOD),
+            Progress::Complete(GOOD.len(), Decision::Refuse(Refusal::Credential))
+        );
+        let echo = GOOD.replace("/ws", "/echo");
+        assert!(matches!(required(&echo), Progress::Complete(_, Decision::Upgrade(_))));
     }
 
     const GOOD: &str = "GET /ws?user=alice HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: keep-alive, Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
@@ -324,6 +483,7 @@ mod tests {
             subprotocol: false,
             user: Some("alice".into()),
             forwarded_for: None,
+            token: None,
         };
         assert_eq!(decision(GOOD), Decision::Upgrade(expected));
         let mut out = Vec::new();

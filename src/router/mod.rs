@@ -3,6 +3,7 @@
 //! Pure. [`HomeMap`] is the same immutable value on every shard; the tables belong to one shard each.
 
 pub mod channels;
+mod index;
 pub mod interests;
 pub mod locations;
 pub mod users;

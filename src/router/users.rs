@@ -3,9 +3,8 @@
 //! Invariants: a user is in the table exactly while it has a connection; a slot is in at most one user's list.
 //! Cost: about 75 bytes per user with one device (entry, name on the heap, table).
 
-use hashbrown::HashTable;
-
 use super::UserHash;
+use super::index::Index;
 
 /// Names a user on its home shard while it has connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,16 +13,9 @@ pub struct UserIndex(u32);
 /// The users of one shard. Owned by that shard.
 #[derive(Debug, Default)]
 pub struct Users {
-    table: HashTable<Slot>,
+    table: Index,
     entries: Vec<Entry>,
     free: Vec<u32>,
-}
-
-/// The upper half of the hash is kept so that growing the table touches no entry and most mismatches end here.
-#[derive(Debug, Clone, Copy)]
-struct Slot {
-    hash: u32,
-    index: u32,
 }
 
 #[derive(Debug)]
@@ -50,12 +42,6 @@ impl Devices {
     }
 }
 
-/// What the table hashes by: the lower half, which the home map does not use. 32 bits serve four billion users.
-fn table_hash(low: u32) -> u64 {
-    // The table takes its control bits from the top.
-    u64::from(low) << 32 | u64::from(low)
-}
-
 impl Users {
     /// Number of users that have a connection here.
     pub fn len(&self) -> usize {
@@ -65,7 +51,7 @@ impl Users {
     /// Number of connections in all users' lists. Goes through all users: for checks.
     pub fn connections(&self) -> usize {
         let users = self.table.iter();
-        users.map(|slot| self.devices(UserIndex(slot.index)).len()).sum()
+        users.map(|index| self.devices(UserIndex(index)).len()).sum()
     }
 
     /// True when nobody is here.
@@ -75,12 +61,10 @@ impl Users {
 
     /// The user of this name, if it has a connection here.
     pub fn find(&self, hash: UserHash, name: &str) -> Option<UserIndex> {
-        let low = hash.0 as u32;
-        self.table
-            .find(table_hash(low), |slot| {
-                slot.hash == low && *self.entries[slot.index as usize].name == *name
-            })
-            .map(|slot| UserIndex(slot.index))
+        let found = self
+            .table
+            .find(hash.0, |index| *self.entries[index as usize].name == *name);
+        found.map(UserIndex)
     }
 
     /// Adds a connection to a user, who comes into being with its first one.
@@ -112,9 +96,7 @@ impl Users {
                 (self.entries.len() - 1) as u32
             }
         };
-        let low = hash.0 as u32;
-        self.table
-            .insert_unique(table_hash(low), Slot { hash: low, index }, |slot| table_hash(slot.hash));
+        self.table.insert(hash.0, index);
         UserIndex(index)
     }
 
@@ -131,10 +113,8 @@ impl Users {
             return;
         }
         debug_assert_eq!(entry.devices.as_slice(), [slot], "leaving without having joined");
-        let low = entry.hash.0 as u32;
         entry.name = Box::default();
-        if let Ok(found) = self.table.find_entry(table_hash(low), |s| s.index == user.0) {
-            found.remove();
+        if self.table.remove(entry.hash.0, user.0) {
             self.free.push(user.0);
         }
     }

@@ -83,6 +83,9 @@ pub enum StartError {
         /// What the kernel said.
         cause: std::io::Error,
     },
+    /// The certificate, its key or the clients' authorities are no good.
+    #[error("no TLS: {0}")]
+    Tls(#[from] crate::tls::CertificatesError),
     /// A list that shards cannot go by.
     #[error(transparent)]
     Settings(#[from] crate::settings::SettingsError),
@@ -100,6 +103,16 @@ pub enum StartError {
         /// What Redis said, or what became of asking.
         cause: String,
         /// `redis.start_timeout`.
+        waited: std::time::Duration,
+    },
+    /// No keys came from the JWKS URL.
+    #[error("no keys from {url}: {cause} (waited {waited:?}): start the server, or correct auth.jwks_url")]
+    NoKeys {
+        /// The URL, as it may be shown.
+        url: String,
+        /// What the last try brought.
+        cause: String,
+        /// How long it was tried.
         waited: std::time::Duration,
     },
     /// A gateway with the same id lives.

@@ -6,19 +6,24 @@
 //! Head ──> Http ──> (Head's decision, or the end)
 //!   ├────> Leaving ──> the home shard ──> Open
 //!   ├────> Echo
-//!   └────> Authenticating ──> Open ──> Closing ──> Closed
-//!                                └───> Lingering ──> Closed
+//!   ├────> Verifying ──> Leaving or Open, or Lingering (401)
+//!   └────> Authenticating ──> Verifying ──> Open ──> Closing ──> Closed
+//!                                              └───> Lingering ──> Closed
 //! ```
 
 pub mod outbox;
 pub mod rate;
 
+use std::sync::Arc;
+
 use uuid::Uuid;
 
+use crate::auth::Grant;
 use crate::protocol::frame::Decoder;
 use crate::protocol::head::Upgrade;
 use crate::router::UserHash;
 use crate::router::users::UserIndex;
+use crate::tls::Tls;
 use outbox::Outbox;
 use rate::RateLimiter;
 
@@ -39,6 +44,8 @@ pub enum Stage<H> {
     Leaving(Box<Leaving>),
     /// `101` is sent; the user is not known yet.
     Authenticating,
+    /// A token was shown and is looked at. Nothing is received meanwhile.
+    Verifying(Box<Verifying>),
     /// Authenticated.
     Open,
     /// Gives back what it gets.
@@ -64,6 +71,17 @@ pub struct Leaving {
     pub user: String,
     /// The user's hash.
     pub hash: UserHash,
+    /// What the user's token permits; `None` in development mode.
+    pub grant: Option<Arc<Grant>>,
+    /// The handshake, if its `101` is still owed.
+    pub upgrade: Option<Upgrade>,
+    /// Bytes that came behind the head or the `auth` frame.
+    pub rest: Vec<u8>,
+}
+
+/// What goes on when a token is found good.
+#[derive(Debug)]
+pub struct Verifying {
     /// The handshake, if its `101` is still owed.
     pub upgrade: Option<Upgrade>,
     /// Bytes that came behind the head or the `auth` frame.
@@ -85,10 +103,14 @@ pub struct Connection<H> {
     pub dirty: bool,
     /// Counted as a WebSocket connection.
     pub counted: bool,
+    /// Open, and a new token is looked at.
+    pub refreshing: bool,
     /// The user, while the connection is in the user's list.
     pub user: Option<UserIndex>,
     /// Where it is in its life.
     pub stage: Stage<H>,
+    /// What its token permits; `None` in development mode.
+    pub grant: Option<Arc<Grant>>,
     /// The id that the client knows.
     pub id: Uuid,
     /// When it was accepted, Unix milliseconds.
@@ -105,6 +127,8 @@ pub struct Connection<H> {
     pub decoder: Decoder,
     /// Frames half-way out; none while idle.
     pub outbox: Option<Box<Outbox>>,
+    /// What is below, if it is not the socket itself.
+    pub tls: Option<Box<Tls>>,
 }
 
 impl<H> Default for Connection<H> {
@@ -117,8 +141,10 @@ impl<H> Default for Connection<H> {
             armed: false,
             dirty: false,
             counted: false,
+            refreshing: false,
             user: None,
             stage: Stage::Free,
+            grant: None,
             id: Uuid::nil(),
             connected_at_ms: 0,
             last_seen_ms: 0,
@@ -127,6 +153,7 @@ impl<H> Default for Connection<H> {
             rate: RateLimiter::default(),
             decoder: Decoder::default(),
             outbox: None,
+            tls: None,
         }
     }
 }
@@ -135,6 +162,11 @@ impl<H> Connection<H> {
     /// Bytes that wait for this connection or are in flight.
     pub fn outbox_bytes(&self) -> usize {
         self.outbox.as_ref().map_or(0, |outbox| outbox.bytes())
+    }
+
+    /// True if nothing waits for this connection and nothing is in flight.
+    pub fn is_flushed(&self) -> bool {
+        self.outbox.is_none() && self.tls.as_ref().is_none_or(|tls| tls.is_flushed())
     }
 
     /// True if a frame would make the peer a slow consumer. An empty outbox takes any one frame, or a message of the

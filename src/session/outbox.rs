@@ -54,7 +54,7 @@ impl Outbox {
         match self.segments.back_mut() {
             Some(Payload::Own(last)) if last.len() + frame.len() <= SEGMENT_BYTES_MAX => last.extend_from_slice(frame),
             _ => {
-                let mut buffer = spares.buffers.pop().unwrap_or_default();
+                let mut buffer = spares.buffer();
                 buffer.extend_from_slice(frame);
                 self.segments.push_back(Payload::Own(buffer));
             }
@@ -86,7 +86,7 @@ impl Outbox {
             let buffer = match first {
                 Payload::Own(ref mut buffer) => buffer,
                 Payload::Shared(ref shared) if shared.len() <= COPY_BYTES_MAX => {
-                    let mut buffer = spares.buffers.pop().unwrap_or_default();
+                    let mut buffer = spares.buffer();
                     buffer.extend_from_slice(shared);
                     first = Payload::Own(buffer);
                     continue;
@@ -167,7 +167,13 @@ impl Spares {
         }
     }
 
-    fn recycle(&mut self, payload: Payload) {
+    /// An empty buffer.
+    pub fn buffer(&mut self) -> Vec<u8> {
+        self.buffers.pop().unwrap_or_default()
+    }
+
+    /// Takes the buffer of a payload back.
+    pub fn recycle(&mut self, payload: Payload) {
         if let Payload::Own(mut buffer) = payload
             && buffer.capacity() <= SPARE_BUFFER_BYTES_MAX
             && self.buffers.len() < SPARE_MAX

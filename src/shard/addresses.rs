@@ -144,7 +144,7 @@ impl Core {
             self.addresses.remote(slot).standing = Standing::MayBringHeader;
             return true;
         }
-        self.enter(slot, peer.ip())
+        self.takes_one_more_from(slot, peer.ip())
     }
 
     /// A connection that another shard had; its handshake was counted there.
@@ -152,7 +152,7 @@ impl Core {
         self.addresses.set(slot, remote);
     }
 
-    fn enter(&mut self, slot: u32, address: IpAddr) -> bool {
+    fn takes_one_more_from(&mut self, slot: u32, address: IpAddr) -> bool {
         let limits = AddressLimits {
             handshakes: self.settings.limits.handshakes_per_address,
             connects_per_second: self.settings.limits.connects_per_address,
@@ -234,7 +234,7 @@ impl Core {
     fn is_from(&mut self, slot: u32, client: SocketAddr) -> bool {
         self.addresses.set(slot, Some(client));
         // Behind one proxy there may be another, whose clients the handshake names.
-        self.settings.proxies.contains(client.ip()) || self.enter(slot, client.ip())
+        self.settings.proxies.contains(client.ip()) || self.takes_one_more_from(slot, client.ip())
     }
 
     /// A handshake that is in order: if it came from a proxy, here is its client. False if that one has too many; then it is told.

@@ -16,6 +16,7 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::Bytes;
 
 use super::core::Core;
+use crate::auth::GrantedChannels;
 use crate::engine::SocketKey;
 use crate::ids::ShardId;
 use crate::lanes::{Batch, ChannelName, Item, LaneFull, OutgoingPublication, PublishItem, Wanted};
@@ -38,6 +39,8 @@ const FANOUT_MOST: u32 = 128;
 const FANOUT_BYTES_PER_TURN: usize = 512 * 1024;
 /// Frames that go to one subscriber together. One send then fills a socket buffer well.
 const VISIT_BYTES_MAX: usize = 64 * 1024;
+/// Bytes of broadcasts that may be on their way.
+const BROADCAST_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// A channel that waits for its home's confirmation. Its subscribers are in the table; what is published comes later.
 #[derive(Debug)]
@@ -96,8 +99,16 @@ struct Broadcast {
 pub(super) struct FanOut {
     /// Broadcasts on their way, the first one first.
     broadcasts: VecDeque<Broadcast>,
+    broadcast_bytes: usize,
     /// Outboxes that the last turn might fill.
     outboxes: u32,
+}
+
+impl FanOut {
+    /// Bytes of broadcasts on their way.
+    pub(super) fn broadcast_bytes(&self) -> usize {
+        self.broadcast_bytes
+    }
 }
 
 /// What one turn may still do.
@@ -123,7 +134,12 @@ impl Core {
         let Some(user) = self.conn(slot).user else {
             return;
         };
-        if !self.settings.subscribe.allows(self.users.name(user), channel) {
+        let name = self.users.name(user);
+        let permitted = self.settings.subscribe.allows(name, channel)
+            || self
+                .granted(slot)
+                .is_some_and(|granted| granted.subscribe.allows(name, channel));
+        if !permitted {
             let message = "this user may not subscribe to this channel";
             return self.say_error(slot, client_id, ErrorCode::NotPermitted, message);
         }
@@ -147,6 +163,11 @@ impl Core {
             Some(joining) => joining.waiting.push((key, client_id.map(Into::into))),
             None => self.say_subscribed(slot, channel, client_id),
         }
+    }
+
+    /// Channels that the token of this connection names.
+    fn granted(&self, slot: u32) -> Option<&GrantedChannels> {
+        self.connections[slot as usize].grant.as_ref()?.channels.as_deref()
     }
 
     fn say_subscribed(&mut self, slot: u32, channel: &str, client_id: Option<&str>) {
@@ -258,11 +279,13 @@ impl Core {
                 self.say_subscribed(slot, channel, client_id.as_deref());
             }
         }
-        let limit = self.settings.limits.outbox_bytes;
-        if let Some((frames, publications)) = self.channels.on_its_way(slot, index)
-            // Whoever goes is not closed for what it does not want any more.
-            && !self.conn(slot).has_no_room(frames.len(), limit)
-        {
+        // Whoever goes is not closed for what it does not want any more.
+        let room = self
+            .settings
+            .limits
+            .outbox_bytes
+            .saturating_sub(self.conn(slot).outbox_bytes());
+        if let Some((frames, publications)) = self.channels.on_its_way(slot, index, room) {
             self.append_publications(slot, &frames, publications);
         }
     }
@@ -299,7 +322,12 @@ impl Core {
         let Some(user) = self.conn(slot).user else {
             return;
         };
-        if !self.settings.publish.allows(self.users.name(user), channel) {
+        let name = self.users.name(user);
+        let permitted = self.settings.publish.allows(name, channel)
+            || self
+                .granted(slot)
+                .is_some_and(|granted| granted.publish.allows(name, channel));
+        if !permitted {
             let message = "this user may not publish to this channel";
             return self.say_error(slot, client_id, ErrorCode::NotPermitted, message);
         }
@@ -446,12 +474,7 @@ impl Core {
 
     fn handle_publish_item(&mut self, batch: &Batch, publish: &PublishItem) {
         let name = batch.text(publish.channel.name);
-        let wanted = publish.ack.as_ref().map(|ack| Wanted {
-            shard: batch.from,
-            conn: ack.conn,
-            client_id: batch.text(ack.client_id),
-            message_id: ack.message_id,
-        });
+        let wanted = publish.ack.as_ref().map(|ack| batch.wanted(batch.from, ack));
         let publication = OutgoingPublication {
             channel: (publish.channel.hash, name),
             frame: &publish.frame,
@@ -466,6 +489,10 @@ impl Core {
 
     /// Puts a frame on its way to every connection.
     pub(super) fn queue_broadcast(&mut self, frame: Bytes) {
+        if self.fan_out.broadcast_bytes > 0 && self.fan_out.broadcast_bytes + frame.len() > BROADCAST_BYTES_MAX {
+            return self.metrics().dropped(Drop::BroadcastQueueFull);
+        }
+        self.fan_out.broadcast_bytes += frame.len();
         self.fan_out.broadcasts.push_back(Broadcast { frame, next: 0 });
     }
 
@@ -480,7 +507,14 @@ impl Core {
             outboxes: self.fan_out.outboxes,
             bytes: FANOUT_BYTES_PER_TURN,
         };
-        self.go_on_broadcasting(&mut budget);
+        // Half of a turn is for publications, if there are any.
+        let share = if self.channels.is_busy() { 2 } else { 1 };
+        let mut of_broadcasts = Budget {
+            outboxes: budget.outboxes / share,
+            bytes: budget.bytes / share as usize,
+        };
+        self.go_on_broadcasting(&mut of_broadcasts);
+        budget.outboxes -= budget.outboxes / share - of_broadcasts.outboxes;
         // Several frames together must not make a slow consumer of one who takes one at a time.
         let visit_bytes_max = VISIT_BYTES_MAX.min(self.settings.limits.outbox_bytes / 4);
         // Each channel once: its subscribers send what they have before there is more for them.
@@ -525,6 +559,18 @@ impl Core {
         }
     }
 
+    /// Before an administrator closes a connection: what was broadcast before that wish comes before the close.
+    pub(super) fn settle_broadcasts(&mut self, slot: u32) {
+        let broadcasts = std::mem::take(&mut self.fan_out.broadcasts);
+        for broadcast in broadcasts.iter().filter(|broadcast| broadcast.next <= slot) {
+            // A slow consumer is closed by the first that it has no room for.
+            if matches!(self.conn(slot).stage, Stage::Open) {
+                self.append_shared(slot, &broadcast.frame, SentKind::Broadcast);
+            }
+        }
+        self.fan_out.broadcasts = broadcasts;
+    }
+
     fn go_on_broadcasting(&mut self, budget: &mut Budget) {
         while !budget.is_spent()
             && let Some(mut broadcast) = self.fan_out.broadcasts.pop_front()
@@ -539,6 +585,8 @@ impl Core {
             }
             if (broadcast.next as usize) < self.connections.len() {
                 self.fan_out.broadcasts.push_front(broadcast);
+            } else {
+                self.fan_out.broadcast_bytes -= broadcast.frame.len();
             }
         }
     }

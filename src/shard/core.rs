@@ -56,7 +56,7 @@ pub(super) struct ThisTurn {
     pub(super) local: u64,
     pub(super) from_lanes: Vec<u64>,
     pub(super) from_gateways: Vec<u64>,
-    /// A client said something, here or on another shard or gateway: somebody may wait for an answer.
+    /// A client said something, or is to hear something that another shard or gateway says: somebody waits for this turn.
     pub(super) spoken: bool,
 }
 
@@ -81,6 +81,7 @@ pub struct Core {
     pub(super) now: Now,
     pub(super) http: Rc<HttpContext>,
     pub(super) questions: super::deliver::Questions,
+    pub(super) credentials: super::credentials::Credentials,
     pub(super) draining: Option<Draining>,
     /// `None` in a gateway of its own.
     pub(super) remote: Option<Remote>,
@@ -92,6 +93,7 @@ pub struct Core {
     /// In the order in which they got something: what answers a client goes before what fans out.
     dirty: VecDeque<u32>,
     commands: Vec<Command>,
+    pub(super) tls: super::tls::TlsTurn,
     stopping: bool,
 }
 
@@ -127,6 +129,7 @@ impl Core {
             now: Now::default(),
             http,
             questions: Default::default(),
+            credentials: Default::default(),
             draining: None,
             remote,
             turn: ThisTurn::default(),
@@ -135,6 +138,7 @@ impl Core {
             expired: Vec::new(),
             dirty: VecDeque::new(),
             commands: Vec::new(),
+            tls: Default::default(),
             stopping: false,
         }
     }
@@ -147,6 +151,7 @@ impl Core {
     /// Begins a turn at this time.
     pub fn begin_turn(&mut self, now: Now) {
         self.now = now;
+        self.tls.handshakes = 0;
         self.metrics().last_turn_ms.set(now.mono_ms());
     }
 
@@ -214,6 +219,7 @@ impl Core {
         if !self.came_from(key.slot, peer) {
             return self.close_now(key.slot);
         }
+        self.conn(key.slot).tls = self.new_tls();
         let due = self.now.mono_ms() + self.settings.limits.handshake_timeout.as_millis() as u64;
         self.wheel.set(key.slot, due);
     }
@@ -234,18 +240,28 @@ impl Core {
         };
         conn.last_seen_ms = now_ms;
         conn.armed = false;
+        // What a proxy says about its client comes before the client's first byte, TLS or not.
         let Some(bytes) = self.behind_proxy_header(key.slot, bytes) else {
             return self.rearm(key);
         };
-        match self.conn(key.slot).stage {
-            Stage::Head(_) => self.head_bytes(key.slot, bytes),
-            Stage::Http(_) => self.http_bytes(key.slot, bytes),
-            Stage::Authenticating | Stage::Open | Stage::Echo | Stage::Closing { .. } => {
-                self.frame_bytes(key.slot, bytes);
-            }
-            Stage::Free | Stage::Leaving(_) | Stage::Lingering { .. } | Stage::Closed => {}
+        if self.conn(key.slot).tls.is_some() {
+            self.tls_bytes(key.slot, bytes);
+        } else {
+            self.plain_bytes(key.slot, bytes);
         }
         self.rearm(key);
+    }
+
+    /// Bytes of HTTP or WebSocket.
+    pub(super) fn plain_bytes(&mut self, slot: u32, bytes: &mut [u8]) {
+        match self.conn(slot).stage {
+            Stage::Head(_) => self.head_bytes(slot, bytes),
+            Stage::Http(_) => self.http_bytes(slot, bytes),
+            Stage::Authenticating | Stage::Open | Stage::Echo | Stage::Closing { .. } => {
+                self.frame_bytes(slot, bytes);
+            }
+            Stage::Free | Stage::Leaving(_) | Stage::Verifying(_) | Stage::Lingering { .. } | Stage::Closed => {}
+        }
     }
 
     /// Arms the kind of receive that the connection's stage wants.
@@ -271,11 +287,13 @@ impl Core {
         let Some(conn) = self.connection(key) else {
             return;
         };
+        // Who speaks TLS says that it is done; an end without that may be anybody's.
+        let done = !broken && conn.tls.as_ref().is_none_or(|tls| tls.peer_has_closed());
         match conn.stage {
-            Stage::Http(_) if !broken => return self.http_ended(key.slot),
+            Stage::Http(_) if done => return self.http_ended(key.slot),
             // It may still read what we have to say.
             Stage::Closing { .. } | Stage::Lingering { .. } if !broken => return self.close_when_flushed(key.slot),
-            _ => {}
+            _ => self.count_broken_handshake(key.slot),
         }
         self.end(key.slot, Ending::Abrupt);
         self.close_now(key.slot);
@@ -290,14 +308,23 @@ impl Core {
         else {
             return;
         };
-        let Some(outbox) = conn.outbox.as_mut() else {
-            return;
-        };
-        outbox.sent(payload, &mut self.spares);
-        if outbox.is_empty() {
-            if let Some(outbox) = conn.outbox.take() {
-                self.spares.recycle_outbox(outbox);
+        let sent = match &mut conn.tls {
+            None => Some(payload),
+            Some(tls) => {
+                // That was what the payload was sealed into, or a piece of it.
+                self.spares.recycle(payload);
+                tls.sent()
             }
+        };
+        if let (Some(outbox), Some(payload)) = (conn.outbox.as_mut(), sent) {
+            outbox.sent(payload, &mut self.spares);
+        }
+        if conn.outbox.as_ref().is_some_and(|outbox| outbox.is_empty())
+            && let Some(outbox) = conn.outbox.take()
+        {
+            self.spares.recycle_outbox(outbox);
+        }
+        if conn.is_flushed() {
             self.flushed(key.slot);
         } else {
             self.mark_dirty(key.slot);
@@ -308,11 +335,17 @@ impl Core {
     pub(super) fn flushed(&mut self, slot: u32) {
         let key = self.key(slot);
         let conn = self.conn(slot);
-        if conn.outbox.is_some() {
+        if !conn.is_flushed() {
             return;
         }
         match &mut conn.stage {
             Stage::Leaving(_) => self.command(Command::Detach(key)),
+            Stage::Closing { peer_closed: true } | Stage::Lingering { finished: false }
+                if conn.tls.as_mut().is_some_and(|tls| tls.close()) =>
+            {
+                // Its goodbye comes before ours; then we are here again.
+                self.mark_dirty(slot);
+            }
             Stage::Closing { peer_closed: true } => self.close_now(slot),
             Stage::Lingering { finished } if !*finished => {
                 *finished = true;
@@ -353,7 +386,11 @@ impl Core {
     pub(super) fn end(&mut self, slot: u32, ending: Ending) {
         let conn = &mut self.connections[slot as usize];
         // A handshake whose 101 is still owed was never accepted, so it does not count as closed.
-        let accepted = !matches!(&conn.stage, Stage::Leaving(leaving) if leaving.upgrade.is_some());
+        let accepted = match &conn.stage {
+            Stage::Leaving(leaving) => leaving.upgrade.is_none(),
+            Stage::Verifying(verifying) => verifying.upgrade.is_none(),
+            _ => true,
+        };
         let user = conn.user.take();
         let counted = std::mem::take(&mut conn.counted);
         if let Some(user) = user {
@@ -392,7 +429,12 @@ impl Core {
     }
 
     fn close_with(&mut self, slot: u32, reason: CloseReason, stage: Stage) {
-        if !matches!(self.conn(slot).stage, Stage::Authenticating | Stage::Open | Stage::Echo) {
+        let is_open = match &self.conn(slot).stage {
+            Stage::Authenticating | Stage::Open | Stage::Echo => true,
+            Stage::Verifying(verifying) => verifying.upgrade.is_none(),
+            _ => false,
+        };
+        if !is_open {
             if matches!(stage, Stage::Lingering { .. }) && matches!(self.conn(slot).stage, Stage::Closing { .. }) {
                 // The peer talks nonsense behind our close frame.
                 self.conn(slot).stage = stage;
@@ -425,6 +467,11 @@ impl Core {
             Parcel::Settings(settings) => {
                 self.http.settings.replace(Arc::clone(&settings));
                 self.settings = settings;
+                self.credentials.forget();
+                1
+            }
+            Parcel::KeysFetched => {
+                self.handle_keys_fetched();
                 1
             }
             Parcel::Drain { until_ms } => {
@@ -485,7 +532,10 @@ impl Core {
     pub fn poll_payload(&mut self, key: SocketKey) -> Option<Payload> {
         let spares = &mut self.spares;
         let conn = self.connections.get_mut(key.slot as usize)?;
-        let payload = conn.outbox.as_mut()?.take(spares)?;
+        let payload = match &conn.tls {
+            None => conn.outbox.as_mut()?.take(spares)?,
+            Some(_) => self.sealed_payload(key)?,
+        };
         let metrics = &self.view.shards[self.me.index()];
         metrics.bytes_sent.add(payload.as_slice().len() as u64);
         Some(payload)
@@ -542,7 +592,7 @@ impl Core {
             return;
         };
         let stage = std::mem::replace(&mut conn.stage, Stage::Closed);
-        let (messages_in, rate) = (conn.messages_in, conn.rate);
+        let (messages_in, rate, tls) = (conn.messages_in, conn.rate, conn.tls.take());
         // It does not end here: its place and its life go on with the home shard.
         if std::mem::take(&mut conn.counted) {
             self.uncount_connection();
@@ -553,12 +603,14 @@ impl Core {
             self.hand_over(HandOver {
                 socket: Some(socket),
                 user: leaving.user,
+                grant: leaving.grant,
                 hash: leaving.hash,
                 upgrade: leaving.upgrade,
                 rest: leaving.rest,
                 remote,
                 messages_in,
                 rate,
+                tls,
             });
         }
     }
@@ -613,9 +665,10 @@ impl Core {
             questions: self.questions.len(),
             asked: self.remote.as_ref().map_or(0, Remote::asked),
             commands: self.commands.len(),
+            credentials: self.credentials.len(),
             channels: self.channels.len() + self.joins.len(),
             interests: self.interests.len() + self.interests.waiting(),
-            fan_out: self.channels.queued_bytes(),
+            fan_out: self.channels.queued_bytes() + self.fan_out.broadcast_bytes(),
         }
     }
 }
@@ -632,6 +685,7 @@ pub struct Residue {
     pub questions: usize,
     pub asked: usize,
     pub commands: usize,
+    pub credentials: usize,
     pub channels: usize,
     pub interests: usize,
     pub fan_out: usize,

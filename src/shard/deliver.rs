@@ -146,6 +146,12 @@ impl Core {
     /// The outbox is full: what waits is dropped, so that the close frame is the next thing the peer reads.
     fn overflow(&mut self, slot: u32) {
         self.metrics().dropped(Drop::FrameSlowConsumer);
+        self.drop_waiting(slot);
+        self.begin_close(slot, CloseReason::SlowConsumer);
+    }
+
+    /// Drops what waits and need not arrive.
+    pub(super) fn drop_waiting(&mut self, slot: u32) {
         let spares = &mut self.spares;
         if let Some(outbox) = self.connections[slot as usize].outbox.as_mut() {
             outbox.clear_waiting(spares);
@@ -156,7 +162,6 @@ impl Core {
                 self.spares.recycle_outbox(outbox);
             }
         }
-        self.begin_close(slot, CloseReason::SlowConsumer);
     }
 
     /// Encodes a frame for one connection and queues it.
@@ -385,14 +390,17 @@ impl Core {
 
     /// Carries out what another shard said.
     pub(super) fn handle_batch(&mut self, mut batch: Batch) {
-        self.turn.spoken = true;
         let from = batch.from;
         let items = std::mem::take(&mut batch.items);
         for item in items {
             match item {
                 Item::HandOver(hand_over) => self.command(Command::Adopt(hand_over)),
-                Item::Message(message) => self.handle_message_item(from, &batch, &message),
+                Item::Message(message) => {
+                    self.turn.spoken = true;
+                    self.handle_message_item(from, &batch, &message);
+                }
                 Item::Reply { to, frame } => {
+                    self.turn.spoken = true;
                     if self.is_open(to) {
                         self.append(to.slot, batch.bytes(frame), SentKind::Ack);
                     } else {
@@ -429,12 +437,7 @@ impl Core {
     }
 
     fn handle_message_item(&mut self, from: ShardId, batch: &Batch, message: &MessageItem) {
-        let wanted = message.ack.as_ref().map(|ack| Wanted {
-            shard: from,
-            conn: ack.conn,
-            client_id: batch.text(ack.client_id),
-            message_id: ack.message_id,
-        });
+        let wanted = message.ack.as_ref().map(|ack| batch.wanted(from, ack));
         let status = self.dispatch(message.hash, batch.text(message.to), batch.bytes(message.frame), wanted);
         if status == Some(AckStatus::Delivered) {
             self.turn.from_lanes.push(message.received_ns);

@@ -1,6 +1,9 @@
 //! What clients say, carried out.
 
+use std::borrow::Cow;
+
 use super::core::Core;
+use crate::auth::Token;
 use crate::ids::is_valid_user_id;
 use crate::metrics::{Drop, Ending, SentKind};
 use crate::protocol::close::CloseReason;
@@ -18,6 +21,8 @@ enum Flow {
     Stop,
     /// On another shard, which gets the rest of the input.
     Leave(Box<Leaving>),
+    /// When this token was looked at, with the rest of the input.
+    Verify(Token),
 }
 
 impl Core {
@@ -27,25 +32,32 @@ impl Core {
         // Taken out, because messages borrow from it while they change the connection.
         let mut decoder = std::mem::take(&mut self.conn(slot).decoder);
         let mut reader = decoder.read(bytes, limit);
-        let leaving = loop {
+        let (mut leaving, mut shown) = (None, None);
+        loop {
             match reader.next() {
-                Ok(None) => break None,
+                Ok(None) => break,
                 Ok(Some(message)) => match self.handle_message(slot, message) {
                     Flow::Next => {}
-                    Flow::Stop => break None,
-                    Flow::Leave(mut leaving) => {
-                        leaving.rest = reader.rest().to_vec();
-                        break Some(leaving);
+                    Flow::Stop => break,
+                    Flow::Leave(home) => {
+                        leaving = Some((home, reader.rest().to_vec()));
+                        break;
+                    }
+                    Flow::Verify(token) => {
+                        shown = Some((token, reader.rest().to_vec()));
+                        break;
                     }
                 },
                 Err(error) => {
                     self.fail(slot, error.close_reason());
-                    break None;
+                    break;
                 }
             }
-        };
-        if let Some(leaving) = leaving {
-            self.leave(slot, leaving);
+        }
+        if let Some((leaving, rest)) = leaving {
+            self.leave(slot, Box::new(Leaving { rest, ..*leaving }));
+        } else if let Some((token, rest)) = shown {
+            self.begin_verifying(slot, token, None, rest);
         } else if !matches!(
             self.conn(slot).stage,
             Stage::Closed | Stage::Free | Stage::Lingering { .. }
@@ -168,6 +180,9 @@ impl Core {
     fn carry_out(&mut self, slot: u32, frame: ClientFrame<'_>) -> Flow {
         let open = matches!(self.conn(slot).stage, Stage::Open);
         match frame {
+            ClientFrame::Auth { id, token, .. } if self.settings.auth.is_some() => {
+                return self.show_token(slot, id.as_deref(), token);
+            }
             ClientFrame::Auth { user, .. } => return self.authenticate(slot, user.as_deref()),
             ClientFrame::Heartbeat => {
                 self.say(slot, SentKind::Heartbeat, |core, out| {
@@ -208,6 +223,17 @@ impl Core {
         Flow::Next
     }
 
+    /// `auth` with a token.
+    fn show_token(&mut self, slot: u32, client_id: Option<&str>, token: Option<Cow<'_, str>>) -> Flow {
+        let token = token.map(|token| Token(token.into_owned()));
+        match (&self.conn(slot).stage, token) {
+            (Stage::Authenticating, Some(token)) => return Flow::Verify(token),
+            (Stage::Open, Some(token)) => self.begin_refreshing(slot, client_id, token),
+            _ => self.begin_close(slot, CloseReason::InvalidCredential),
+        }
+        Flow::Next
+    }
+
     /// `auth` in development mode: the user says its name.
     fn authenticate(&mut self, slot: u32, user: Option<&str>) -> Flow {
         let Some(user) = user.filter(|user| is_valid_user_id(user)) else {
@@ -228,12 +254,13 @@ impl Core {
         }
         let hash = self.homes.hash(user);
         if self.homes.home(hash) == self.me {
-            self.open(slot, user, hash);
+            self.open(slot, user, hash, None);
             return Flow::Next;
         }
         Flow::Leave(Box::new(Leaving {
             user: user.to_owned(),
             hash,
+            grant: None,
             upgrade: None,
             rest: Vec::new(),
         }))

@@ -1,8 +1,10 @@
 //! From the first byte to an open connection: request heads, HTTP, hand-over to the home shard.
 
 use std::rc::Rc;
+use std::sync::Arc;
 
 use super::core::{Command, Core};
+use crate::auth::Grant;
 use crate::engine::SocketKey;
 use crate::http::{HttpConn, HttpProgress};
 use crate::lanes::HandOver;
@@ -12,6 +14,7 @@ use crate::protocol::encode;
 use crate::protocol::head::{self, Decision, Endpoint, Progress, Upgrade};
 use crate::router::UserHash;
 use crate::session::{Leaving, Stage};
+use crate::tls::looks_like_tls;
 use crate::view::NotAdmitted;
 
 impl Core {
@@ -47,7 +50,7 @@ impl Core {
             },
             Progress::Complete(_, Decision::Refuse(_) | Decision::Plain) => self.become_http(slot, head, None),
             Progress::Malformed if looks_like_tls(head) => {
-                log::info!("a TLS client connected to the plain port: use ws:// or http://, or set up TLS");
+                self.hint("a TLS client connected to the plain port: it must use ws:// or http://, or set tls.cert and tls.key");
                 self.metrics().refused("malformed");
                 self.close_now(slot);
             }
@@ -57,10 +60,15 @@ impl Core {
 
     /// Answers a head that never became a request, and lets the answer arrive before the connection goes.
     pub(super) fn refuse_head(&mut self, slot: u32, status_line: &str, label: &str) {
+        let text = status_line.split_once(' ').map_or("", |(_, text)| text);
+        self.refuse_head_saying(slot, status_line, text, label);
+    }
+
+    /// As [`Core::refuse_head`], in these words.
+    pub(super) fn refuse_head_saying(&mut self, slot: u32, status_line: &str, text: &str, label: &str) {
         self.metrics().refused(label);
         let mut response = std::mem::take(&mut self.scratch);
         response.clear();
-        let text = status_line.split_once(' ').map_or("", |(_, text)| text);
         head::final_response(&mut response, status_line, "", text);
         self.append_unlimited(slot, &response);
         self.scratch = response;
@@ -125,29 +133,15 @@ impl Core {
     }
 
     /// A handshake that is in order and admitted.
-    fn upgrade(&mut self, slot: u32, upgrade: Upgrade, rest: Vec<u8>) {
+    fn upgrade(&mut self, slot: u32, mut upgrade: Upgrade, rest: Vec<u8>) {
         if !self.takes_handshake_from(slot, &upgrade) {
             return self.view.release();
         }
         self.count_connection(slot);
-        match upgrade.user.clone() {
-            Some(user) => {
-                let hash = self.homes.hash(&user);
-                if self.homes.home(hash) == self.me {
-                    self.switch_protocols(slot, &upgrade);
-                    self.open(slot, &user, hash);
-                    self.continue_with(slot, rest);
-                } else {
-                    let leaving = Leaving {
-                        user,
-                        hash,
-                        upgrade: Some(upgrade),
-                        rest,
-                    };
-                    self.leave(slot, Box::new(leaving));
-                }
-            }
-            None => {
+        match (upgrade.token.take(), upgrade.user.take()) {
+            (Some(token), _) => self.begin_verifying(slot, token, Some(upgrade), rest),
+            (None, Some(user)) => self.enter(slot, user, None, Some(upgrade), rest),
+            (None, None) => {
                 self.switch_protocols(slot, &upgrade);
                 let timeout = match upgrade.endpoint {
                     Endpoint::Gateway => {
@@ -164,6 +158,33 @@ impl Core {
                 self.continue_with(slot, rest);
             }
         }
+    }
+
+    /// The user is known: goes on here, or on the home shard.
+    pub(super) fn enter(
+        &mut self,
+        slot: u32,
+        user: String,
+        grant: Option<Arc<Grant>>,
+        upgrade: Option<Upgrade>,
+        rest: Vec<u8>,
+    ) {
+        let hash = self.homes.hash(&user);
+        if self.homes.home(hash) != self.me {
+            let leaving = Leaving {
+                user,
+                hash,
+                grant,
+                upgrade,
+                rest,
+            };
+            return self.leave(slot, Box::new(leaving));
+        }
+        if let Some(upgrade) = upgrade {
+            self.switch_protocols(slot, &upgrade);
+        }
+        self.open(slot, &user, hash, grant);
+        self.continue_with(slot, rest);
     }
 
     fn switch_protocols(&mut self, slot: u32, upgrade: &Upgrade) {
@@ -188,19 +209,20 @@ impl Core {
     }
 
     /// The user is known and lives here.
-    pub(super) fn open(&mut self, slot: u32, user: &str, hash: UserHash) {
+    pub(super) fn open(&mut self, slot: u32, user: &str, hash: UserHash, grant: Option<Arc<Grant>>) {
         self.settle_address(slot);
         let index = self.users.join(hash, user, slot);
         self.tell_presence(index, self.users.devices(index).len());
+        let limit = self.connections_limit(grant.as_ref());
         let conn = self.conn(slot);
+        conn.grant = grant;
         conn.user = Some(index);
         conn.stage = Stage::Open;
         conn.bad_frames = 0;
         self.metrics().users.set(self.users.len() as u64);
         let interval = self.settings.heartbeat.interval.as_millis() as u64;
-        self.wheel.set(slot, self.now.mono_ms() + interval);
+        self.look_again(slot, self.now.mono_ms() + interval);
         self.say_welcome(slot);
-        let limit = self.settings.limits.connections_per_user;
         while limit > 0 && self.users.devices(index).len() > limit {
             let oldest = self.users.devices(index)[0];
             self.begin_close(oldest, CloseReason::TooManyConnections);
@@ -256,11 +278,13 @@ impl Core {
         let HandOver {
             user,
             hash,
+            grant,
             upgrade,
             rest,
             remote,
             messages_in,
             rate,
+            tls,
             socket: _,
         } = hand_over;
         let slot = key.slot;
@@ -274,6 +298,7 @@ impl Core {
         let conn = self.occupy(key, Stage::Authenticating);
         conn.messages_in = messages_in;
         conn.rate = rate;
+        conn.tls = tls;
         self.handed_over_from(slot, remote);
         self.count_connection(slot);
         match (refused, upgrade) {
@@ -281,18 +306,7 @@ impl Core {
                 if reason == NotAdmitted::Draining {
                     self.metrics().refused(reason.label());
                 }
-                // It never was a WebSocket connection: nothing of that kind ends.
-                self.conn(slot).counted = false;
-                self.uncount_connection();
-                self.view.release();
-                let (least, most) = reason.retry_after_range();
-                let seconds = least + self.ids.jitter(most - least + 1);
-                let mut response = Vec::new();
-                let retry = format!("Retry-After: {seconds}\r\n");
-                head::final_response(&mut response, "503 Service Unavailable", &retry, reason.text());
-                self.append_unlimited(slot, &response);
-                self.linger(slot);
-                self.rearm(key);
+                self.refuse_unavailable(slot, reason);
             }
             (Some(_), None) => {
                 // Its 101 is sent: the close code says come back.
@@ -302,14 +316,31 @@ impl Core {
                 if let Some(upgrade) = upgrade {
                     self.switch_protocols(slot, &upgrade);
                 }
-                self.open(slot, &user, hash);
+                self.open(slot, &user, hash, grant);
                 self.continue_with(slot, rest);
             }
         }
     }
-}
 
-/// The first bytes of a TLS handshake record.
-fn looks_like_tls(bytes: &[u8]) -> bool {
-    matches!(bytes, [0x16, 0x03, ..])
+    /// Answers 503 to a handshake that had been admitted.
+    pub(super) fn refuse_unavailable(&mut self, slot: u32, reason: NotAdmitted) {
+        let (least, most) = reason.retry_after_range();
+        let seconds = least + self.ids.jitter(most - least + 1);
+        let retry = format!("Retry-After: {seconds}\r\n");
+        self.refuse_upgrade(slot, "503 Service Unavailable", &retry, reason.text());
+    }
+
+    /// Refuses a handshake that had been admitted and is owed its `101`.
+    pub(super) fn refuse_upgrade(&mut self, slot: u32, status_line: &str, extra: &str, text: &str) {
+        // It never was a WebSocket connection: nothing of that kind ends.
+        self.conn(slot).counted = false;
+        self.uncount_connection();
+        self.view.release();
+        let mut response = Vec::new();
+        head::final_response(&mut response, status_line, extra, text);
+        self.append_unlimited(slot, &response);
+        self.linger(slot);
+        let key = self.key(slot);
+        self.rearm(key);
+    }
 }

@@ -6,12 +6,14 @@
 mod addresses;
 mod channels;
 pub mod core;
+mod credentials;
 mod deliver;
 mod frames;
 mod handshake;
 mod remote;
 pub mod run;
 mod timers;
+mod tls;
 pub mod wheel;
 
 use crate::http::HttpConn;

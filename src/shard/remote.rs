@@ -291,6 +291,7 @@ impl Core {
                 place,
                 received_ns,
             } => {
+                self.turn.spoken = true;
                 if self.deliver(hash, batch.text(to), batch.bytes(frame)) {
                     self.turn.from_gateways.push(received_ns);
                 } else {
@@ -356,6 +357,7 @@ impl Core {
                 let found = self.users.find(self.homes.hash(user), user);
                 let slots = found.map_or(Vec::new(), |user| self.users.devices(user).to_vec());
                 for slot in slots {
+                    self.settle_broadcasts(slot);
                     self.begin_close(slot, *reason);
                 }
             }

@@ -38,6 +38,9 @@ const INBOX_ITEMS_PER_TURN: usize = 4096;
 /// Bytes that one turn takes from sockets before it lets the rest of the shard, and the lanes, have their turn. A flood of
 /// small messages is 5,000 of them, a few milliseconds' work, and well within what a lane holds.
 const RECEIVED_BYTES_PER_TURN: usize = 512 * 1024;
+/// Steps of TLS handshakes in one turn. One takes a tenth of a millisecond, with a large RSA key several milliseconds, and
+/// after a reload of many clients they come by the thousand: messages of others must not wait for all of them.
+const TLS_HANDSHAKES_PER_TURN: u32 = 8;
 /// How long the last sockets may take to close when the shard shall end.
 const STOP_MAX_NS: u64 = 1_000_000_000;
 /// Accepting is tried again this long after the process ran out of descriptors.
@@ -90,6 +93,8 @@ pub enum Report {
     Engine(ShardId, Waker),
     /// The shard accepts.
     Accepting(ShardId),
+    /// Somebody shows a token that is signed with a key that is not known.
+    KeysWanted,
     /// The drain is over here.
     Drained(ShardId, DrainCount),
     /// The shard has ended; `Err` says what broke.
@@ -158,6 +163,10 @@ impl<E: Engine> Shard<E> {
             self.core.begin_turn(now);
             let busy = self.take_events() | self.take_parcels();
             self.core.handle_timeouts();
+            self.core.verify_credentials();
+            if self.core.poll_keys_wanted() {
+                self.reports.tell(Report::KeysWanted);
+            }
             self.core.fan_out();
             self.carry_out();
             self.core.flush_lanes();
@@ -174,7 +183,8 @@ impl<E: Engine> Shard<E> {
                 yielded_ns = now.mono_ns;
             }
             idle_turns = if busy { 0 } else { idle_turns + 1 };
-            if self.engine.has_work() || !self.inbox.is_empty() || self.core.has_fan_out() {
+            let has_work = self.core.has_fan_out() || self.core.has_credentials();
+            if has_work || self.engine.has_work() || !self.inbox.is_empty() {
                 wait = None;
                 continue;
             }
@@ -196,6 +206,7 @@ impl<E: Engine> Shard<E> {
         let mut any = false;
         let mut received_bytes = 0;
         while received_bytes < RECEIVED_BYTES_PER_TURN
+            && self.core.tls_handshakes() < TLS_HANDSHAKES_PER_TURN
             && let Some(event) = self.engine.next_event()
         {
             any = true;

@@ -6,6 +6,7 @@ use crate::protocol::close::CloseReason;
 use crate::protocol::encode;
 use crate::protocol::frame::Opcode;
 use crate::session::Stage;
+use crate::view::NotAdmitted;
 
 /// How long a peer may take to read our last words and answer them.
 pub(super) const CLOSE_TIMEOUT_MS: u64 = 5_000;
@@ -45,9 +46,13 @@ impl Core {
     /// The deadline of a connection has come; what it means depends on where the connection is.
     pub(super) fn handle_deadline(&mut self, slot: u32) {
         let draining = self.draining.is_some();
-        let all_sent = self.conn(slot).outbox.is_none();
+        let all_sent = self.conn(slot).is_flushed();
+        let is_expired = self.is_expired(slot);
         match &self.conn(slot).stage {
-            Stage::Head(bytes) if bytes.is_empty() => self.close_now(slot),
+            Stage::Head(bytes) if bytes.is_empty() => {
+                self.count_broken_handshake(slot);
+                self.close_now(slot);
+            }
             Stage::Head(_) => {
                 self.refuse_head(slot, "408 Request Timeout", "head_timeout");
             }
@@ -60,7 +65,11 @@ impl Core {
                 self.close_now(slot);
             }
             Stage::Authenticating => self.begin_close(slot, CloseReason::NoCredential),
+            Stage::Verifying(_) => {
+                self.give_up_verifying(slot, NotAdmitted::Unverified, CloseReason::TooManyRequests);
+            }
             Stage::Open | Stage::Echo if draining => self.begin_close(slot, CloseReason::Shutdown),
+            Stage::Open if is_expired => self.begin_close(slot, CloseReason::TokenExpired),
             Stage::Open | Stage::Echo => self.handle_silence(slot),
             Stage::Free | Stage::Closed => {}
         }
@@ -77,11 +86,33 @@ impl Core {
         if silent >= timeout {
             self.begin_close(slot, CloseReason::HeartbeatTimeout);
         } else if silent >= interval {
-            self.wheel.set(slot, (now + interval).min(last_seen + timeout));
+            self.look_again(slot, (now + interval).min(last_seen + timeout));
             self.say(slot, SentKind::Ping, |_, out| encode::frame(out, Opcode::Ping, b""));
         } else {
-            self.wheel.set(slot, last_seen + interval);
+            self.look_again(slot, last_seen + interval);
         }
+    }
+
+    fn is_expired(&self, slot: u32) -> bool {
+        let grant = &self.connections[slot as usize].grant;
+        grant.as_ref().is_some_and(|grant| grant.is_expired(self.now.wall_ms))
+    }
+
+    /// Looks at an open connection at this time of the gateway's clock, or when its token ends, whichever is sooner. Tokens go
+    /// by the wall clock; should that jump, the next heartbeat notices.
+    pub(super) fn look_again(&mut self, slot: u32, due_ms: u64) {
+        let expires = self.conn(slot).grant.as_ref().map(|grant| grant.expires_at_ms);
+        let due_ms = expires.map_or(due_ms, |expires| {
+            let left_ms = expires.saturating_sub(self.now.wall_ms);
+            due_ms.min(self.now.mono_ms().saturating_add(left_ms))
+        });
+        self.wheel.set(slot, due_ms);
+    }
+
+    /// Its deadlines have changed: the next look finds out how.
+    pub(super) fn look_at_once(&mut self, slot: u32) {
+        let now_ms = self.now.mono_ms();
+        self.wheel.set(slot, now_ms);
     }
 
     /// Tells every client to go elsewhere, and plans when the ones that stay are closed.
@@ -99,6 +130,7 @@ impl Core {
             match self.conn(slot).stage {
                 Stage::Open => self.drain_connection(slot),
                 Stage::Authenticating => self.begin_close(slot, CloseReason::Shutdown),
+                Stage::Verifying(_) => self.give_up_verifying(slot, NotAdmitted::Draining, CloseReason::Shutdown),
                 Stage::Echo => {
                     let due = self.drain_time().1;
                     self.wheel.set(slot, due);

@@ -72,6 +72,8 @@ pub enum NotAdmitted {
     AdmissionRate,
     /// The lane to the user's shard is full.
     LaneFull,
+    /// The token was not looked at within `auth.timeout`.
+    Unverified,
 }
 
 impl NotAdmitted {
@@ -82,6 +84,7 @@ impl NotAdmitted {
             NotAdmitted::ConnectionLimit => "connection_limit",
             NotAdmitted::AdmissionRate => "admission_rate",
             NotAdmitted::LaneFull => "lane_full",
+            NotAdmitted::Unverified => "credential_timeout",
         }
     }
 
@@ -92,16 +95,30 @@ impl NotAdmitted {
             NotAdmitted::ConnectionLimit => "the connection limit is reached: try again later",
             NotAdmitted::AdmissionRate => "too many handshakes at once: try again later",
             NotAdmitted::LaneFull => "overloaded: try again later",
+            NotAdmitted::Unverified => "the token could not be verified in time: try again later",
         }
     }
 
     /// Bounds of `Retry-After`, seconds; a random number between them keeps clients from coming back together.
     pub fn retry_after_range(self) -> (u64, u64) {
         match self {
-            NotAdmitted::Draining | NotAdmitted::AdmissionRate | NotAdmitted::LaneFull => (1, 5),
+            NotAdmitted::Draining | NotAdmitted::AdmissionRate | NotAdmitted::LaneFull | NotAdmitted::Unverified => {
+                (1, 5)
+            }
             NotAdmitted::ConnectionLimit => (5, 30),
         }
     }
+}
+
+/// How the fetching of keys goes; written by the control thread.
+#[derive(Debug, Default)]
+pub struct JwksView {
+    /// When keys were last fetched, milliseconds of the gateway's clock.
+    pub fetched_ms: Counter,
+    /// Times that keys were fetched; 0 without a JWKS URL.
+    pub fetched: Counter,
+    /// Times that they were not.
+    pub failed: Counter,
 }
 
 /// What every thread may read.
@@ -121,6 +138,8 @@ pub struct View {
     pub depths: Arc<Depths>,
     /// The other gateways.
     pub cluster: ClusterView,
+    /// Keys from a URL.
+    pub jwks: JwksView,
     /// The gateway's clock.
     pub clock: Clock,
     /// When the control thread last turned, milliseconds of the gateway's clock.
@@ -151,6 +170,7 @@ impl View {
             cpus,
             depths,
             cluster: ClusterView::default(),
+            jwks: JwksView::default(),
             clock: Clock::start(),
             control_turn_ms: Counter::default(),
             draining: AtomicBool::new(false),

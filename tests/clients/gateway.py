@@ -18,6 +18,7 @@ class Gateway:
         binary = os.environ.get("SHARDGATE_BIN")
         if not binary:
             raise RuntimeError("SHARDGATE_BIN is not set: it names the gateway binary to test")
+        self.scheme = "wss" if "--tls-cert" in args else "ws"
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("SHARDGATE_", "RUST_LOG"))}
         self.process = subprocess.Popen(
             [binary, "--listen", "127.0.0.1:0", *args],
@@ -63,7 +64,7 @@ class Gateway:
 
     @property
     def ws(self):
-        return f"ws://127.0.0.1:{self.port}/ws"
+        return f"{self.scheme}://127.0.0.1:{self.port}/ws"
 
     def terminate(self):
         self.process.send_signal(signal.SIGTERM)

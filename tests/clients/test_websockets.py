@@ -5,7 +5,10 @@ Run by tests/run; by hand: SHARDGATE_BIN=target/debug/shardgate tests/.venv/bin/
 
 import asyncio
 import json
+import ssl
+import subprocess
 import sys
+import tempfile
 import time
 import unittest
 from pathlib import Path
@@ -212,6 +215,31 @@ class Shutdown(ClientCase):
         self.assertIn("Retry-After", refused.exception.response.headers)
         self.assertEqual([await client.closed() for client in clients], [3001] * 5)
         self.assertEqual(await asyncio.to_thread(self.gateway.wait), 0)
+
+
+class Tls(ClientCase):
+    @classmethod
+    def setUpClass(cls):
+        directory = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(directory.cleanup)
+        cert, key = (f"{directory.name}/{name}.pem" for name in ("cert", "key"))
+        self_signed = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"
+        subprocess.run([*self_signed.split(), "-keyout", key, "-out", cert], check=True, capture_output=True)
+        cls.args = ("--tls-cert", cert, "--tls-key", key)
+        cls.context = ssl.create_default_context(cafile=cert)
+        super().setUpClass()
+
+    async def test_messages_and_goodbye(self):
+        for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
+            self.context.minimum_version = self.context.maximum_version = version
+            alice, bob = [await self.join(self.someone(name), ssl=self.context) for name in ("alice", "bob")]
+            for content in ("hello", "x" * 60_000):
+                ack = await alice.ask({"type": "message", "to": bob.welcome["userId"], "content": content, "id": "c"}, "ack")
+                self.assertEqual(ack["status"], "delivered")
+                self.assertEqual((await bob.next("message"))["content"], content)
+            self.assertEqual(alice.socket.transport.get_extra_info("ssl_object").version().replace(".", "_"), version.name)
+            await soon(alice.socket.close(1000, "bye"))
+            self.assertEqual(alice.socket.protocol.close_rcvd.code, 1000)
 
 
 if __name__ == "__main__":

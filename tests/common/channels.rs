@@ -1,6 +1,7 @@
 //! What clients say and hear about channels.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use serde_json::{Value, json};
 
@@ -65,6 +66,36 @@ impl Client {
     #[track_caller]
     pub fn publish(&mut self, channel: &str, content: &str) -> String {
         self.publish_expecting(channel, content, "published")
+    }
+
+    /// Subscribes to a channel on which somebody publishes rising numbers, the last one of which is in `sent`; takes so many
+    /// and unsubscribes. What comes between the two answers has no gap and begins where it should; what is on its way
+    /// while somebody leaves may come or not.
+    #[track_caller]
+    pub fn come_and_go(&mut self, channel: &str, sent: &AtomicU64, publications: usize) {
+        self.subscribe(channel);
+        let sent_before = sent.load(SeqCst);
+        let mut seen = Vec::new();
+        for _ in 0..publications {
+            seen.push(self.recv_publication(channel)["content"].as_u64().unwrap());
+        }
+        self.send_text(&unsubscribe_text(channel));
+        loop {
+            let frame = self.recv_json();
+            if frame["type"] == "unsubscribed" {
+                break;
+            }
+            assert_eq!(frame["type"], "publication", "{frame}");
+            seen.push(frame["content"].as_u64().unwrap());
+        }
+        for pair in seen.windows(2) {
+            assert_eq!(pair[0] + 1, pair[1], "no gap, nothing twice: {seen:?}");
+        }
+        assert!(
+            seen.first().is_none_or(|first| *first <= sent_before + 1),
+            "sent after `subscribed`: from {}; saw {seen:?}",
+            sent_before + 1
+        );
     }
 
     /// The next frame must be a publication on this channel.

@@ -2,8 +2,10 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::{ClientConfig, ClientConnection};
 use serde_json::Value;
 
 use super::{ACCEPT, DEADLINE, KEY};
@@ -106,6 +108,9 @@ pub fn text_bytes(text: &str) -> Vec<u8> {
 
 pub struct Client {
     pub stream: TcpStream,
+    pub tls: Option<Box<ClientConnection>>,
+    /// The stream ended as it should: with `close_notify` where it is TLS.
+    pub ended_well: bool,
     buffer: Vec<u8>,
     ended: bool,
 }
@@ -139,19 +144,55 @@ impl Client {
         stream.set_write_timeout(Some(DEADLINE)).unwrap();
         Client {
             stream,
+            tls: None,
+            ended_well: false,
             buffer: Vec::new(),
             ended: false,
         }
     }
 
+    /// Speaks TLS from now on: after the handshake, or why it failed.
+    pub fn try_over_tls(mut self, config: Arc<ClientConfig>) -> std::io::Result<Client> {
+        let name = self.stream.peer_addr()?.ip().into();
+        let mut tls = ClientConnection::new(config, name).unwrap();
+        while tls.is_handshaking() || tls.wants_write() {
+            tls.complete_io(&mut self.stream)?;
+        }
+        self.tls = Some(Box::new(tls));
+        Ok(self)
+    }
+
+    #[track_caller]
+    pub fn over_tls(self, config: Arc<ClientConfig>) -> Client {
+        self.try_over_tls(config).unwrap()
+    }
+
+    fn try_send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        match &mut self.tls {
+            None => self.stream.write_all(bytes),
+            Some(tls) => {
+                let mut stream = rustls::Stream::new(&mut **tls, &mut self.stream);
+                stream.write_all(bytes)?;
+                stream.flush()
+            }
+        }
+    }
+
+    fn try_read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
+        match &mut self.tls {
+            None => self.stream.read(into),
+            Some(tls) => rustls::Stream::new(&mut **tls, &mut self.stream).read(into),
+        }
+    }
+
     #[track_caller]
     pub fn send_raw(&mut self, bytes: &[u8]) {
-        self.stream.write_all(bytes).unwrap();
+        self.try_send(bytes).unwrap();
     }
 
     /// Sends what may arrive at a socket that the gateway has closed meanwhile.
     pub fn send_carelessly(&mut self, bytes: &[u8]) {
-        let _ = self.stream.write_all(bytes);
+        let _ = self.try_send(bytes);
     }
 
     /// Sends byte after byte, each in a packet of its own as far as the kernel goes along.
@@ -190,6 +231,15 @@ impl Client {
         self.send_frame(0x80 | CLOSE, &code.to_be_bytes());
     }
 
+    /// Says `close_notify`, and nothing after it.
+    pub fn send_close_notify(&mut self) {
+        let tls = self.tls.as_mut().unwrap();
+        tls.send_close_notify();
+        while tls.wants_write() {
+            tls.write_tls(&mut self.stream).unwrap();
+        }
+    }
+
     /// Ends the sending side.
     pub fn half_close(&self) {
         self.stream.shutdown(Shutdown::Write).unwrap();
@@ -209,9 +259,9 @@ impl Client {
         }
         let mut chunk = [0; 65536];
         loop {
-            match self.stream.read(&mut chunk) {
+            match self.try_read(&mut chunk) {
                 Ok(0) => {
-                    self.ended = true;
+                    (self.ended, self.ended_well) = (true, true);
                     return false;
                 }
                 Ok(len) => {
@@ -219,7 +269,12 @@ impl Client {
                     return true;
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) if matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe) => {
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::UnexpectedEof
+                    ) =>
+                {
                     self.ended = true;
                     return false;
                 }

@@ -166,6 +166,8 @@ pub struct Gateway {
     log: Arc<Log>,
     log_reader: Option<JoinHandle<()>>,
     reaped: bool,
+    /// How its clients speak TLS, if they do.
+    pub tls: Option<Arc<rustls::ClientConfig>>,
 }
 
 impl Gateway {
@@ -214,6 +216,7 @@ impl Gateway {
             log,
             log_reader: Some(log_reader),
             reaped: false,
+            tls: None,
         })
     }
 
@@ -240,7 +243,11 @@ impl Gateway {
     /// A new connection that has said nothing yet.
     #[track_caller]
     pub fn tcp(&self) -> Client {
-        Client::connect(self.addr)
+        let client = Client::connect(self.addr);
+        match &self.tls {
+            None => client,
+            Some(tls) => client.over_tls(Arc::clone(tls)),
+        }
     }
 
     /// The answer to one handshake that may be refused.

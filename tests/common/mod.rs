@@ -6,6 +6,7 @@
 #![allow(dead_code, unused_imports, reason = "every test file uses another part of it")]
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
 
+pub mod authority;
 pub mod channels;
 pub mod client;
 pub mod fleet;
@@ -13,9 +14,11 @@ pub mod gateway;
 pub mod peer;
 pub mod process;
 pub mod redis;
+pub mod tokens;
 
 use std::time::{Duration, Instant};
 
+pub use authority::{Authority, Pair};
 pub use client::{Client, Frame, Response, url_encode};
 pub use fleet::Fleet;
 pub use gateway::{Gateway, run_to_exit};

@@ -3,7 +3,9 @@
 use log::LevelFilter;
 
 use super::*;
+use crate::config::checks::OF_TOKENS;
 use crate::config::keys::{self, Fallback, KEYS};
+use crate::jws::Algorithm;
 
 #[test]
 fn without_anything_the_defaults_of_the_contract_hold() {
@@ -231,21 +233,7 @@ fn a_key_that_this_release_does_not_have_is_refused_unless_it_says_the_default()
             run(&[&key.flag(), default], &[]);
         }
     }
-    for name in [
-        "admin.token",
-        "admin.listen",
-        "tls.cert",
-        "tls.key",
-        "auth.algorithm",
-        "auth.key",
-        "auth.jwks_url",
-        "auth.issuer",
-        "auth.audience",
-        "auth.leeway",
-        "auth.cookie",
-        "auth.required_at_handshake",
-        "auth.require_exp",
-    ] {
+    for name in ["admin.token", "admin.listen"] {
         assert!(
             !KEYS[keys::find(name).unwrap()].available,
             "{name} is implemented: take it off this list"
@@ -297,6 +285,23 @@ fn company(key: &Key) -> &'static [&'static str] {
         "shards" => &["--cpus=none"],
         "redis.start_timeout" | "redis.prefix" => &["--redis-url=redis://host"],
         "redis.ca" => &["--redis-url=rediss://host"],
+        "tls.cert" => &["--tls-key=/key.pem"],
+        "tls.key" => &["--tls-cert=/cert.pem"],
+        "tls.client_ca" => &["--tls-cert=/cert.pem", "--tls-key=/key.pem"],
+        "auth.algorithm" => &["--auth-key=s3cret"],
+        "auth.key" => &["--auth-algorithm=HS256"],
+        "auth.jwks_url" => &["--auth-algorithm=ES256"],
+        name if OF_TOKENS.contains(&name) => &["--auth-algorithm=HS256", "--auth-key=s3cret"],
+        _ => &[],
+    }
+}
+
+/// What the key was before, where it cannot be left out.
+fn before(key: &Key) -> &'static [&'static str] {
+    match key.name {
+        "auth.algorithm" => &["--auth-algorithm=HS512"],
+        "auth.key" => &["--auth-key=another"],
+        "auth.jwks_url" => &["--auth-jwks-url=https://host/jwks"],
         _ => &[],
     }
 }
@@ -305,7 +310,13 @@ fn company(key: &Key) -> &'static [&'static str] {
 fn sighup_applies_what_the_table_says_and_names_the_rest() {
     for key in KEYS.iter().filter(|key| key.available) {
         let company = company(key);
-        let old = run(&[company, &["--gateway-id=a"]].concat(), &[]);
+        // One of the pair alone is refused: it comes with the other.
+        let together = if matches!(key.name, "tls.cert" | "tls.key") {
+            &[]
+        } else {
+            company
+        };
+        let old = run(&[together, before(key), &["--gateway-id=a"]].concat(), &[]);
         let value = if key.name == "gateway_id" {
             "b"
         } else {
@@ -388,5 +399,99 @@ fn redis_is_one_url_and_what_belongs_to_it() {
     assert_says(
         &refused(&["--presence-ttl=999ms"], &[]),
         &["presence.ttl", "from 1s to 24h"],
+    );
+}
+
+const PUBLIC_KEY: &str = "-----BEGIN PUBLIC KEY-----
+MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEf83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEXH8UTNG72bfocs3+257rn0s2ldbqkLJK2KRiMohYjlrQ==
+-----END PUBLIC KEY-----
+";
+
+#[test]
+fn keys_come_with_their_algorithms_from_one_place() {
+    let config = run(&["--auth-algorithm=HS256,HS512", "--auth-key=s3cret"], &[]);
+    assert_eq!(config.auth.algorithms, [Algorithm::Hs256, Algorithm::Hs512]);
+    assert!(!config.auth.is_development() && !format!("{config:?}").contains("s3cret"));
+    assert_eq!(config.auth.cookie, "shardgate_token");
+    let pem = file(PUBLIC_KEY);
+    let pem = format!("--auth-key=@{}", pem.path().to_str().unwrap());
+    run(&["--auth-algorithm=es256", &pem, "--listen=0.0.0.0:80"], &[]);
+    let config =
+        run_toml("[auth]\naudience = [\"a\", \"b, c\"]\nalgorithm = \"EdDSA\"\njwks_url = \"https://host/jwks\"");
+    assert_eq!(config.auth.audience, ["a", "b, c"]);
+    for (args, parts) in [
+        (
+            &["--auth-key=s3cret"][..],
+            &["auth.key", "auth.algorithm", "must not be the token's"][..],
+        ),
+        (&["--auth-jwks-url=https://host"], &["auth.jwks_url", "auth.algorithm"]),
+        (
+            &["--auth-algorithm=HS256"],
+            &["auth.algorithm", "no token is ever looked at"],
+        ),
+        (&["--auth-issuer=me"], &["auth.issuer", "no token is ever looked at"]),
+        (&["--auth-required-at-handshake"], &["auth.required_at_handshake"]),
+        (
+            &["--auth-algorithm=RS256", "--auth-key=s3cret"],
+            &[
+                "auth.key",
+                "auth.algorithm = [\"RS256\"]",
+                "it is no PEM",
+                "BEGIN PUBLIC KEY",
+            ],
+        ),
+        (
+            &["--auth-algorithm=HS256", &pem],
+            &["auth.key", "it is PEM", "public key"],
+        ),
+        (
+            &["--auth-algorithm=HS256,RS256", "--auth-key=s3cret"],
+            &["it is no key for RS256"],
+        ),
+        (&["--auth-algorithm=ES256,RS256", &pem], &["it is no key for RS256"]),
+        (
+            &["--auth-algorithm=HS256", "--auth-jwks-url=https://host/jwks"],
+            &["auth.jwks_url", "auth.algorithm", "use auth.key"],
+        ),
+        (
+            &["--auth-algorithm=ES256", &pem, "--auth-jwks-url=https://host/jwks"],
+            &["auth.jwks_url", "auth.key", "one place"],
+        ),
+        (&["--auth-cookie=a=b"], &["auth.cookie", "RFC 6265"]),
+        (&["--auth-jwks-url=ftp://host"], &["auth.jwks_url", "https://, http://"]),
+    ] {
+        let said = refused(args, &[]);
+        assert_says(&said, parts);
+        assert!(!said.contains("s3cret") && !said.contains("MFkw"), "{said}");
+    }
+    let printed = checked(
+        &["--auth-algorithm=HS256", "--auth-key=s3cret", "--auth-require-exp"],
+        &[],
+    );
+    assert_says(
+        &printed,
+        &["# key = \"***\"", "# algorithm = [\"HS256\"]", "# require_exp = true"],
+    );
+    assert!(run_toml(&printed).auth.is_development());
+}
+
+/// A line that is missing for a moment must not open the gateway, and a URL needs its fetcher.
+#[test]
+fn sighup_changes_keys_but_not_where_they_come_from() {
+    let key = run(&["--auth-algorithm=HS256", "--auth-key=s3cret", "--gateway-id=a"], &[]);
+    let url = [
+        "--auth-algorithm=ES256",
+        "--auth-jwks-url=https://host/jwks",
+        "--gateway-id=a",
+    ];
+    let (url, open) = (run(&url, &[]), run(&["--gateway-id=a"], &[]));
+    let other = run(&["--auth-algorithm=HS512", "--auth-key=other", "--gateway-id=a"], &[]);
+    assert_eq!(key.reloadable_changes(&other), (other.clone(), vec![]));
+    assert_eq!(key.reloadable_changes(&open), (key.clone(), vec!["auth.key"]));
+    assert_eq!(open.reloadable_changes(&key), (open.clone(), vec!["auth.key"]));
+    assert_eq!(open.reloadable_changes(&url), (open.clone(), vec!["auth.jwks_url"]));
+    assert_eq!(
+        key.reloadable_changes(&url),
+        (key.clone(), vec!["auth.key", "auth.jwks_url"])
     );
 }

@@ -73,7 +73,7 @@ fn other_value(key: &Key) -> &'static str {
         Kind::Address => "127.0.0.1:7777",
         Kind::Choice(words) => words.last().unwrap(),
         Kind::Choices(words) => words[0],
-        Kind::Text { .. } => "other",
+        Kind::Text { .. } | Kind::Texts { .. } | Kind::Cookie => "other",
         Kind::Origins => "https://other.example",
         Kind::Patterns => "other:{user}",
         Kind::Networks => "10.0.0.0/8",

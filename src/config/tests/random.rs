@@ -3,13 +3,29 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::config::checks::OF_TOKENS;
 use crate::config::keys::KEYS;
+
+/// Keys that need the company of others.
+const APART: [&str; 10] = [
+    "shards",
+    "cpus",
+    "insecure",
+    "redis.url",
+    "redis.ca",
+    "auth.key",
+    "auth.jwks_url",
+    "tls.cert",
+    "tls.key",
+    "tls.client_ca",
+];
 
 /// Good flags of any size, without contradictions.
 fn any_flags() -> impl Strategy<Value = Vec<String>> {
     let keys: Vec<&'static Key> = KEYS
         .iter()
-        .filter(|key| key.available && !["shards", "cpus", "insecure", "redis.url", "redis.ca"].contains(&key.name))
+        .filter(|key| key.available && !APART.contains(&key.name))
+        .filter(|key| !OF_TOKENS.contains(&key.name))
         .collect();
     let flag = |key: &'static Key| -> BoxedStrategy<String> {
         let value: BoxedStrategy<String> = match key.kind {
@@ -30,6 +46,7 @@ fn any_flags() -> impl Strategy<Value = Vec<String>> {
             Kind::Patterns => "[a-z]{1,9}(:\\*)?(,\\{user\\}/[ä-ü]{1,9})?(,\\*)?".boxed(),
             Kind::Networks => "192\\.0\\.2\\.[1-9](,10\\.0\\.0\\.0/8)?(,2001:db8::/32)?".boxed(),
             Kind::Text { .. } => "[ !-~ä-ü]{1,60}".boxed(),
+            Kind::Cookie => "[a-zA-Z0-9_.!#-]{1,60}".boxed(),
             _ => unreachable!("{} is not in this release", key.name),
         };
         let flag = key.flag();
@@ -49,12 +66,36 @@ fn any_flags() -> impl Strategy<Value = Vec<String>> {
         "--redis-url=rediss-sentinel://[a-z]{1,9},[a-z]{1,9}/[a-z]{1,9}"
             .prop_map(|url| vec![url, "--redis-ca=/a b.pem".to_owned()]),
     ];
+    // Likewise no secret: a URL will do.
+    let auth = prop_oneof![
+        Just(vec![]),
+        "(--auth-audience=[a-z]{1,9}(,[A-Z]{1,9})?|--auth-issuer=https://[a-z]{1,9}/|--auth-require-exp)".prop_map(
+            |more| vec![
+                "--auth-jwks-url=https://host/jwks".to_owned(),
+                "--auth-algorithm=RS256,EdDSA".to_owned(),
+                more
+            ]
+        ),
+    ];
+    let tls = prop_oneof![
+        Just(vec![]),
+        Just(vec!["--tls-cert=/a b.pem".to_owned(), "--tls-key=ä.pem".to_owned()]),
+        "[a-z]{1,9}".prop_map(|name| ["cert", "key", "client-ca"]
+            .map(|key| format!("--tls-{key}=/{name}"))
+            .to_vec()),
+    ];
     let count = keys.len();
     let rest = proptest::sample::subsequence(keys, 0..=count);
     let rest = rest.prop_flat_map(move |keys| keys.into_iter().map(flag).collect::<Vec<_>>());
-    (rest, cpus, redis, any::<bool>()).prop_map(|(rest, cpus, redis, insecure)| {
+    (rest, cpus, redis, auth, tls, any::<bool>()).prop_map(|(rest, cpus, redis, auth, tls, insecure)| {
         let insecure = insecure.then(|| "--insecure".to_owned());
-        rest.into_iter().chain(cpus).chain(redis).chain(insecure).collect()
+        rest.into_iter()
+            .chain(cpus)
+            .chain(redis)
+            .chain(auth)
+            .chain(tls)
+            .chain(insecure)
+            .collect()
     })
 }
 
@@ -77,7 +118,7 @@ proptest! {
         let mut env: Vec<(String, String)> = flags
             .iter()
             .map(|flag| {
-                let (name, value) = flag.trim_start_matches("--").split_once('=').unwrap_or(("insecure", "true"));
+                let (name, value) = flag.trim_start_matches("--").split_once('=').unwrap_or((flag.trim_start_matches("--"), "true"));
                 (format!("SHARDGATE_{}", name.replace('-', "_").to_ascii_uppercase()), value.to_owned())
             })
             .collect();

@@ -47,7 +47,10 @@ fn check_config_tells_the_source_of_what_is_not_default() {
             "[heartbeat]\ninterval = \"25s\"\n",
         ],
     );
-    assert!(!text.contains("[tls]"), "keys of later releases are not shown: {text}");
+    assert!(
+        !text.contains("[admin]"),
+        "keys of later releases are not shown: {text}"
+    );
     assert_says(&refused(&["--check-config", "--shards=x"], &[]), &["shards"]);
     assert_says(
         &refused(&["--check-config=yes"], &[]),

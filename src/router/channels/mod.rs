@@ -25,15 +25,17 @@ mod queue;
 use std::collections::VecDeque;
 
 use bytes::Bytes;
-use hashbrown::HashTable;
 
 use super::ChannelHash;
+use super::index::Index;
 use queue::Queue;
 
 /// Bytes of publications that one shard may have on their way to subscribers' outboxes: a second's worth at 16 MB/s, while
 /// 10,000 subscribers take some 50 ms.
 const QUEUED_BYTES_MAX: usize = 16 * 1024 * 1024;
 
+/// Bytes of them that one channel may have, so that one burst in a large channel does not shut all others out.
+const CHANNEL_BYTES_MAX: usize = QUEUED_BYTES_MAX / 4;
 /// Queues kept for use again.
 const SPARE_MAX: usize = 256;
 
@@ -135,7 +137,7 @@ pub struct QueueFull;
 /// The channels of one shard. Owned by that shard.
 #[derive(Debug, Default)]
 pub struct Channels {
-    table: HashTable<Slot>,
+    table: Index,
     channels: Vec<Channel>,
     free: Vec<u32>,
     memberships: Vec<Memberships>,
@@ -148,18 +150,6 @@ pub struct Channels {
     /// Queues for use again: in a small channel each publication takes one for a moment.
     #[allow(clippy::vec_box, reason = "channels hold boxes: the spare ones are kept as they are")]
     spare: Vec<Box<Queue>>,
-}
-
-/// As for users: growing the table touches no entry.
-#[derive(Debug, Clone, Copy)]
-struct Slot {
-    hash: u32,
-    index: u32,
-}
-
-fn table_hash(low: u32) -> u64 {
-    // The table takes its control bits from the top.
-    u64::from(low) << 32 | u64::from(low)
 }
 
 impl Channels {
@@ -185,12 +175,10 @@ impl Channels {
 
     /// The channel of this name, if it has a subscriber here.
     pub fn find(&self, hash: ChannelHash, name: &str) -> Option<ChannelIndex> {
-        let low = hash.0 as u32;
-        self.table
-            .find(table_hash(low), |slot| {
-                slot.hash == low && *self.channels[slot.index as usize].name == *name
-            })
-            .map(|slot| ChannelIndex(slot.index))
+        let found = self
+            .table
+            .find(hash.0, |index| *self.channels[index as usize].name == *name);
+        found.map(ChannelIndex)
     }
 
     /// The name of a channel.
@@ -272,17 +260,19 @@ impl Channels {
                 (self.channels.len() - 1) as u32
             }
         };
-        let low = hash.0 as u32;
-        self.table
-            .insert_unique(table_hash(low), Slot { hash: low, index }, |slot| table_hash(slot.hash));
+        self.table.insert(hash.0, index);
         ChannelIndex(index)
     }
 
     /// Takes a connection out of a channel, which goes with the last one: then its name is given.
     pub fn unsubscribe(&mut self, slot: u32, channel: ChannelIndex) -> Option<Box<str>> {
         let membership = self.membership(slot, channel)?;
+        self.leave(slot, membership)
+    }
+
+    fn leave(&mut self, slot: u32, membership: Membership) -> Option<Box<str>> {
         let memberships = &mut self.memberships[slot as usize];
-        let back = self.channels[channel.0 as usize].subscribers[membership.place as usize].place;
+        let back = self.channels[membership.channel.0 as usize].subscribers[membership.place as usize].place;
         memberships.swap_remove(back);
         if let Some(moved) = memberships.as_slice().get(back as usize) {
             self.channels[moved.channel.0 as usize].subscribers[moved.place as usize].place = back;
@@ -293,8 +283,8 @@ impl Channels {
     /// Takes a connection out of one of its channels, any one; `None` when it has none left. A channel that goes with it
     /// is named.
     pub fn leave_one(&mut self, slot: u32) -> Option<(ChannelIndex, Option<Box<str>>)> {
-        let channel = self.memberships.get(slot as usize)?.as_slice().last()?.channel;
-        Some((channel, self.unsubscribe(slot, channel)))
+        let last = *self.memberships.get(slot as usize)?.as_slice().last()?;
+        Some((last.channel, self.leave(slot, last)))
     }
 
     /// Takes the subscriber out of its channel; the slot has forgotten it.
@@ -311,11 +301,9 @@ impl Channels {
         }
         self.subscriptions -= 1;
         if channel.subscribers.is_empty() {
-            let low = channel.hash.0 as u32;
             self.queued_bytes -= channel.queue.take().map_or(0, |queue| queue.bytes());
             let index = membership.channel.0;
-            if let Ok(found) = self.table.find_entry(table_hash(low), |s| s.index == index) {
-                found.remove();
+            if self.table.remove(channel.hash.0, index) {
                 self.free.push(index);
             }
             channel.subscribers = Vec::new();
@@ -333,11 +321,14 @@ impl Channels {
     /// # Errors
     /// Too much is on its way already.
     pub fn publish(&mut self, channel: ChannelIndex, frame: Bytes, received_ns: u64) -> Result<(), QueueFull> {
-        if self.queued_bytes > 0 && self.queued_bytes + frame.len() > QUEUED_BYTES_MAX {
+        let Channel { queue, newest, .. } = &mut self.channels[channel.0 as usize];
+        let of_channel = queue.as_ref().map_or(0, |queue| queue.bytes());
+        // Any one frame goes where nothing is on its way.
+        let is_full = |bytes: usize, max: usize| bytes > 0 && bytes + frame.len() > max;
+        if is_full(self.queued_bytes, QUEUED_BYTES_MAX) || is_full(of_channel, CHANNEL_BYTES_MAX) {
             return Err(QueueFull);
         }
         self.queued_bytes += frame.len();
-        let Channel { queue, newest, .. } = &mut self.channels[channel.0 as usize];
         let queue = queue.get_or_insert_with(|| {
             self.busy.push_back(channel);
             let mut queue = self.spare.pop().unwrap_or_default();
@@ -392,7 +383,7 @@ impl Channels {
     }
 
     /// The last visit came too early: the connection can take nothing yet, and is the first to be visited when this goes
-    /// on. `count`: what it was to get.
+    /// on, after [`Channels::pause`]. `count`: what it was to get.
     pub fn put_back(&mut self, channel: ChannelIndex, slot: u32, count: u32) {
         let Some(membership) = self.membership(slot, channel) else {
             return;
@@ -439,8 +430,9 @@ impl Channels {
         self.gone_round.drain(..)
     }
 
-    /// What was published for this subscriber and has not come yet: frames, and how many.
-    pub fn on_its_way(&self, slot: u32, channel: ChannelIndex) -> Option<(Bytes, u32)> {
+    /// What was published for this subscriber and has not come yet: frames, and how many. `None` if there is nothing, or more
+    /// than so many bytes: it is a copy for this subscriber alone.
+    pub fn on_its_way(&self, slot: u32, channel: ChannelIndex, bytes_max: usize) -> Option<(Bytes, u32)> {
         let membership = self.membership(slot, channel)?;
         let Channel {
             subscribers,
@@ -449,7 +441,7 @@ impl Channels {
             ..
         } = &self.channels[channel.0 as usize];
         let seen = subscribers[membership.place as usize].seen;
-        queue.as_ref()?.not_come(seen, *newest)
+        queue.as_ref()?.not_come(seen, *newest, bytes_max)
     }
 
     /// Asserts the invariants; goes through everything.
@@ -458,15 +450,15 @@ impl Channels {
     /// One does not hold, which is a fault of ours.
     pub fn check_invariants(&self) {
         let (mut subscriptions, mut queued_bytes) = (0, 0);
-        for slot in &self.table {
-            let channel = &self.channels[slot.index as usize];
+        for index in self.table.iter() {
+            let channel = &self.channels[index as usize];
             assert!(!channel.subscribers.is_empty(), "there");
             subscriptions += channel.subscribers.len();
             for (place, subscriber) in channel.subscribers.iter().enumerate() {
                 let membership = self.memberships[subscriber.slot as usize].as_slice()[subscriber.place as usize];
                 assert_eq!(
                     (membership.channel.0, membership.place as usize),
-                    (slot.index, place),
+                    (index, place),
                     "cross"
                 );
             }
@@ -553,7 +545,7 @@ mod tests {
                     }
                     0 => {
                         let channel = found.unwrap();
-                        if let Some((frames, publications)) = channels.on_its_way(slot, channel) {
+                        if let Some((frames, publications)) = channels.on_its_way(slot, channel, usize::MAX) {
                             model.delivered(slot, name, &frames, publications);
                         }
                         let (published, got) = model.open.remove(&(slot, name)).unwrap();
@@ -615,7 +607,8 @@ mod tests {
         for frame in [b"2", b"3", b"4"] {
             publish(&mut channels, frame);
         }
-        assert_eq!(channels.on_its_way(0, channel).unwrap().0, "234");
+        assert_eq!(channels.on_its_way(0, channel, 99).unwrap().0, "234");
+        assert_eq!(channels.on_its_way(0, channel, 2), None);
         assert_eq!(turn(&mut channels, 1), [(1, "123".into())]);
         // One that comes now gets nothing of that.
         channels.subscribe(3, hash, "a");

@@ -19,6 +19,7 @@ pub(super) struct Queue {
     gone: u64,
     /// Not in the log yet.
     waiting: VecDeque<Waiting>,
+    waiting_bytes: usize,
     /// The place to visit next.
     cursor: u32,
     /// Visits made, less the subscribers that came since: each makes the round longer by one.
@@ -57,12 +58,13 @@ impl Queue {
     }
 
     pub(super) fn bytes(&self) -> usize {
-        self.frames.len() + self.waiting.iter().map(|waiting| waiting.frame.len()).sum::<usize>()
+        self.frames.len() + self.waiting_bytes
     }
 
     /// Lets in what waits, as long as the log has not more than so many bytes; any one publication if it has none.
     pub(super) fn fill(&mut self, log_bytes_max: usize, subscribers: usize) {
-        let (mut count, mut bytes) = (0, self.frames.len());
+        let before = self.frames.len();
+        let (mut count, mut bytes) = (0, before);
         for waiting in &self.waiting {
             if bytes > 0 && bytes + waiting.frame.len() > log_bytes_max {
                 break;
@@ -82,6 +84,7 @@ impl Queue {
                 self.frames = frames.into();
             }
         }
+        self.waiting_bytes -= bytes - before;
         let due = self.visits + subscribers as u64;
         let mut end = self.log.back().map_or(self.gone, |last| last.end);
         self.log.extend(self.waiting.drain(..count).map(|waiting| {
@@ -109,25 +112,27 @@ impl Queue {
         Some((self.frames.slice(skip..), count as u32))
     }
 
-    /// What was published for a subscriber and has not come yet, of the log and of what waits, and how many.
-    pub(super) fn not_come(&self, seen: u32, newest: u32) -> Option<(Bytes, u32)> {
+    /// What was published for a subscriber and has not come yet, of the log and of what waits, and how many; `None` if there is
+    /// nothing, or more than so many bytes.
+    pub(super) fn not_come(&self, seen: u32, newest: u32, bytes_max: usize) -> Option<(Bytes, u32)> {
         let (logged, in_log) = self.lacking(seen, newest).unwrap_or_default();
         // Of those that wait it lacks all but the ones that it came too late for.
         let count = newest.wrapping_sub(seen);
         let late = self.waiting.len() - (count - in_log) as usize;
-        let frames = self
-            .waiting
-            .iter()
-            .skip(late)
-            .fold(logged.to_vec(), |mut all, waiting| {
-                all.extend_from_slice(&waiting.frame);
-                all
-            });
-        (count > 0).then(|| (frames.into(), count))
+        let waiting = self.waiting.iter().skip(late);
+        let bytes = logged.len() + waiting.clone().map(|waiting| waiting.frame.len()).sum::<usize>();
+        if count == 0 || bytes > bytes_max {
+            return None;
+        }
+        let mut frames = Vec::with_capacity(bytes);
+        frames.extend_from_slice(&logged);
+        waiting.for_each(|waiting| frames.extend_from_slice(&waiting.frame));
+        Some((frames.into(), count))
     }
 
     /// Puts a frame behind all others.
     pub(super) fn push(&mut self, frame: Bytes, received_ns: u64) {
+        self.waiting_bytes += frame.len();
         self.waiting.push_back(Waiting { frame, received_ns });
     }
 

@@ -19,6 +19,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::authority::{Authority, Pair};
 use super::{DEADLINE, eventually};
 pub use cluster::Cluster;
 pub use resp::{Connection, Reply};
@@ -49,39 +50,15 @@ impl Port {
 
 /// A certificate authority and the certificate of servers on this host.
 struct Certificates {
-    _dir: tempfile::TempDir,
-    ca: PathBuf,
-    cert: PathBuf,
-    key: PathBuf,
+    authority: Authority,
+    server: Pair,
 }
 
 impl Certificates {
     fn make() -> Arc<Certificates> {
-        use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, KeyUsagePurpose};
-        let dir = tempfile::Builder::new().prefix("shardgate-tls-").tempdir().unwrap();
-        let ca_key = KeyPair::generate().unwrap();
-        let mut ca_params = CertificateParams::new(Vec::new()).unwrap();
-        ca_params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        ca_params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        ca_params
-            .distinguished_name
-            .push(rcgen::DnType::CommonName, "shardgate test authority");
-        let ca = ca_params.self_signed(&ca_key).unwrap();
-        let issuer = Issuer::from_params(&ca_params, &ca_key);
-        let key = KeyPair::generate().unwrap();
-        let params = CertificateParams::new(vec!["127.0.0.1".into(), "localhost".into()]).unwrap();
-        let cert = params.signed_by(&key, &issuer).unwrap();
-        let write = |name: &str, text: String| {
-            let path = dir.path().join(name);
-            std::fs::write(&path, text).unwrap();
-            path
-        };
-        Arc::new(Certificates {
-            ca: write("ca.pem", ca.pem()),
-            cert: write("server.pem", cert.pem()),
-            key: write("server.key", key.serialize_pem()),
-            _dir: dir,
-        })
+        let authority = Authority::new();
+        let server = authority.sign("server");
+        Arc::new(Certificates { authority, server })
     }
 }
 
@@ -174,9 +151,9 @@ impl Redis {
         if let Some((port, certificates)) = &self.tls {
             lines.extend([
                 format!("tls-port {}", port.number),
-                format!("tls-ca-cert-file {}", certificates.ca.display()),
-                format!("tls-cert-file {}", certificates.cert.display()),
-                format!("tls-key-file {}", certificates.key.display()),
+                format!("tls-ca-cert-file {}", certificates.authority.ca.display()),
+                format!("tls-cert-file {}", certificates.server.cert.display()),
+                format!("tls-key-file {}", certificates.server.key.display()),
                 "tls-auth-clients no".to_owned(),
             ]);
         }
@@ -251,7 +228,7 @@ impl Redis {
     /// The file with the certificate of the authority.
     #[track_caller]
     pub fn ca(&self) -> &Path {
-        &self.tls.as_ref().expect("it does not speak TLS").1.ca
+        &self.tls.as_ref().expect("it does not speak TLS").1.authority.ca
     }
 
     /// What the server wrote to its log.

@@ -4,7 +4,8 @@
 //! time must come. Until it hears `unsubscribed`, it may come. At no other time may anything.
 //!
 //! An ack says that every shard with subscribers was given the publication, not that it has looked: so a sitting that
-//! somebody ends counts only until their shard was last done with all it was given.
+//! somebody ends counts only until their shard was last done with all it was given, and what is on its way while they
+//! leave may stay away, if nothing comes that is behind it.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -49,8 +50,9 @@ pub struct Seat {
     /// It has heard `subscribed` and no `unsubscribed` since.
     open: bool,
     sittings: Vec<Sitting>,
-    /// The last publication heard from each publisher.
+    /// The last publication heard from each publisher, and the same by sitting.
     heard: BTreeMap<usize, usize>,
+    heard_in: BTreeMap<(usize, usize), usize>,
 }
 
 impl Seat {
@@ -234,6 +236,7 @@ impl ChannelBooks {
             seat.open,
             "publication {number} came to {client}, who is not in the channel: {seat:?}"
         );
+        seat.heard_in.insert((seat.sittings.len(), publisher), number);
         let before = seat.heard.insert(publisher, number);
         assert!(
             before < Some(number),
@@ -302,6 +305,17 @@ impl ChannelBooks {
         let publication = &self.publications[number];
         let sitters = self.sitters(publication, live);
         let missed = sitters.filter(|(client, _)| !publication.received_by.contains(client));
+        // What is on its way while somebody leaves may stay away, but then so does all that is behind it.
+        let missed = missed.filter(move |(client, sitting)| {
+            let seat = &self.seats[&(*client, publication.channel)];
+            let place = seat
+                .sittings
+                .iter()
+                .take_while(|s| s.from_ns <= sitting.from_ns)
+                .count();
+            let last = seat.heard_in.get(&(place, publication.publisher));
+            sitting.until_ns == u64::MAX || last > Some(&number)
+        });
         missed.map(move |(client, sitting)| Missed {
             number,
             publication,

@@ -1,0 +1,107 @@
+//! What a token says, once it is known who signed it.
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use super::{Grant, GrantedChannels, Refusal};
+use crate::config::patterns::ChannelPatterns;
+use crate::ids::is_valid_user_id;
+use crate::jws::Members;
+
+/// The most patterns of one claim. They are gone through for each `subscribe` and `publish` that the configuration alone does
+/// not permit.
+const PATTERNS_MAX: usize = 64;
+
+/// The claims that matter here.
+pub(super) struct Claims {
+    pub(super) user: String,
+    pub(super) issuer: Option<String>,
+    pub(super) audience: Vec<String>,
+    /// Unix milliseconds.
+    pub(super) expires_ms: Option<u64>,
+    /// Unix milliseconds.
+    pub(super) not_before_ms: Option<u64>,
+    connections: Option<u32>,
+    channels: Option<Box<GrantedChannels>>,
+}
+
+impl Claims {
+    /// Reads the payload of a verified token.
+    ///
+    /// # Errors
+    /// [`Refusal::Claims`]: it is no object, has a claim twice, or one that we read is of another type: a limit that cannot be
+    /// read must not become no limit.
+    pub(super) fn parse(payload: &[u8]) -> Result<Claims, Refusal> {
+        let members = Members::parse(payload).map_err(|_| Refusal::Claims)?;
+        let user = claim::<String>(&members, "sub")?.filter(|user| is_valid_user_id(user));
+        let connections = claim::<u32>(&members, "connections")?;
+        if connections == Some(0) {
+            // In the configuration 0 is no limit, here it would be nobody: whoever wrote it meant one of the two.
+            return Err(Refusal::Claims);
+        }
+        let channels = GrantedChannels {
+            subscribe: patterns(&members, "sub_channels")?,
+            publish: patterns(&members, "pub_channels")?,
+        };
+        Ok(Claims {
+            user: user.ok_or(Refusal::Claims)?,
+            issuer: claim(&members, "iss")?,
+            audience: claim::<OneOrMore>(&members, "aud")?.map_or_else(Vec::new, OneOrMore::into_list),
+            expires_ms: time(&members, "exp")?,
+            not_before_ms: time(&members, "nbf")?,
+            connections,
+            channels: (channels != GrantedChannels::default()).then(|| Box::new(channels)),
+        })
+    }
+
+    /// What a connection keeps of it.
+    pub(super) fn into_grant(self, leeway_ms: u64) -> Grant {
+        Grant {
+            expires_at_ms: self
+                .expires_ms
+                .map_or(Grant::FOR_EVER, |expires| expires.saturating_add(leeway_ms)),
+            connections: self.connections,
+            channels: self.channels,
+        }
+    }
+}
+
+/// A claim that is there must be what it should be.
+fn claim<T: DeserializeOwned>(members: &Members<'_>, name: &str) -> Result<Option<T>, Refusal> {
+    members.get(name).map_err(|_| Refusal::Claims)
+}
+
+/// Seconds since 1970, perhaps with a fraction (RFC 7519, section 2), as milliseconds.
+fn time(members: &Members<'_>, name: &str) -> Result<Option<u64>, Refusal> {
+    let seconds = claim::<f64>(members, name)?;
+    // Before 1970 is 1970, and what is too far to be counted is the end of time.
+    Ok(seconds.map(|seconds| (seconds * 1000.0) as u64))
+}
+
+/// A text that is no pattern permits nothing, and the others of its list still what they say.
+fn patterns(members: &Members<'_>, name: &str) -> Result<ChannelPatterns, Refusal> {
+    let texts = claim::<Vec<String>>(members, name)?.unwrap_or_default();
+    if texts.len() > PATTERNS_MAX {
+        return Err(Refusal::Claims);
+    }
+    let is_pattern = |text: &String| ChannelPatterns::parse(std::slice::from_ref(text)).is_ok();
+    let good: Vec<String> = texts.into_iter().filter(is_pattern).collect();
+    ChannelPatterns::parse(&good).map_err(|_| Refusal::Claims)
+}
+
+/// `aud` is a string or a list of them.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum OneOrMore {
+    One(String),
+    More(Vec<String>),
+}
+
+impl OneOrMore {
+    fn into_list(self) -> Vec<String> {
+        match self {
+            OneOrMore::One(one) => vec![one],
+            OneOrMore::More(more) => more,
+        }
+    }
+}

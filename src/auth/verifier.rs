@@ -1,0 +1,107 @@
+//! From a token to an identity.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::claims::Claims;
+use super::{Identity, Refusal};
+use crate::config::{AuthConfig, CredentialSource};
+use crate::jws::{Algorithm, BadKey, Key, KeySet, Signed};
+
+/// Decides on tokens. Immutable; shared by all shards as a part of their settings.
+#[derive(Debug, Clone)]
+pub struct Verifier {
+    algorithms: Vec<Algorithm>,
+    keys: Arc<KeySet>,
+    /// New keys may be had by asking for them.
+    keys_are_fetched: bool,
+    issuer: Option<String>,
+    audience: Vec<String>,
+    leeway_ms: u64,
+    require_exp: bool,
+}
+
+impl Verifier {
+    /// What the configuration says; `None` in development mode. With a JWKS URL it has the keys that were `fetched`.
+    ///
+    /// # Errors
+    /// The configured key is none for the configured algorithms.
+    pub fn new(config: &AuthConfig, fetched: Option<&Arc<KeySet>>) -> Result<Option<Verifier>, BadKey> {
+        let keys = match &config.source {
+            CredentialSource::Development => return Ok(None),
+            CredentialSource::Key(key) => Arc::new(KeySet::of(Key::configured(key.expose(), &config.algorithms)?)),
+            CredentialSource::Jwks(_) => fetched.cloned().unwrap_or_default(),
+        };
+        Ok(Some(Verifier {
+            algorithms: config.algorithms.clone(),
+            keys,
+            keys_are_fetched: matches!(config.source, CredentialSource::Jwks(_)),
+            issuer: config.issuer.clone(),
+            audience: config.audience.clone(),
+            leeway_ms: millis(config.leeway),
+            require_exp: config.require_exp,
+        }))
+    }
+
+    /// True where a key that is unknown now may be known after a fetch.
+    #[must_use]
+    pub fn may_learn_keys(&self) -> bool {
+        self.keys_are_fetched
+    }
+
+    /// True if verifying may take a hundred microseconds instead of one.
+    #[must_use]
+    pub fn is_costly(&self) -> bool {
+        self.algorithms.iter().any(|algorithm| !algorithm.is_symmetric())
+    }
+
+    /// Whom this token speaks for; `now_ms` is Unix time in milliseconds.
+    ///
+    /// # Errors
+    /// It speaks for nobody here and now.
+    pub fn verify(&self, token: &str, now_ms: u64) -> Result<Identity, Refusal> {
+        let signed = Signed::parse(token).map_err(|_| Refusal::Malformed)?;
+        let algorithm = signed
+            .algorithm
+            .filter(|claimed| self.algorithms.contains(claimed))
+            .ok_or(Refusal::Algorithm)?;
+        let key = self
+            .keys
+            .choose(algorithm, signed.kid.as_deref())
+            .map_err(|_| Refusal::UnknownKey)?;
+        let payload = signed.payload(key, algorithm).ok_or(Refusal::Signature)?;
+        let claims = Claims::parse(&payload)?;
+        self.check(&claims, now_ms)?;
+        Ok(Identity {
+            user: claims.user.clone(),
+            grant: Arc::new(claims.into_grant(self.leeway_ms)),
+        })
+    }
+
+    fn check(&self, claims: &Claims, now_ms: u64) -> Result<(), Refusal> {
+        let expired = match claims.expires_ms {
+            Some(expires) => now_ms >= expires.saturating_add(self.leeway_ms),
+            None => self.require_exp,
+        };
+        if expired {
+            return Err(Refusal::Expired);
+        }
+        if claims
+            .not_before_ms
+            .is_some_and(|begins| now_ms.saturating_add(self.leeway_ms) < begins)
+        {
+            return Err(Refusal::NotYetValid);
+        }
+        if self.issuer.is_some() && self.issuer != claims.issuer {
+            return Err(Refusal::Issuer);
+        }
+        if !self.audience.is_empty() && !claims.audience.iter().any(|named| self.audience.contains(named)) {
+            return Err(Refusal::Audience);
+        }
+        Ok(())
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}

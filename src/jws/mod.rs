@@ -1,0 +1,133 @@
+//! Signatures of tokens (RFC 7515, compact form): algorithms, keys, who signed this.
+//!
+//! Pure: no socket, file or clock; only [`SigningKey`], which no gateway in service uses, draws random numbers. Knows nothing of
+//! claims or users, which are the `auth` room's. Cryptography is ring's, as it is for TLS.
+//!
+//! | file | duty |
+//! | --- | --- |
+//! | `mod` | [`Algorithm`] |
+//! | `key` | [`Key`]: a secret or a public key, and what it can verify |
+//! | `set` | [`KeySet`]: the keys that may have signed, from the configuration or a JWKS |
+//! | `compact` | [`Signed`]: the parts of a token, taken apart and not believed yet |
+//! | `members` | JSON objects without duplicate names |
+//! | `der` | public keys from PEM |
+//! | `sign` | [`SigningKey`], for trying things out |
+//!
+//! Invariants: *pinned*: a token's `alg` only says which of the configured algorithms it claims, and a key verifies by the
+//! algorithms of its own kind only, so that a public key is never a secret. *Opaque*: no `Debug` and no error shows a secret or
+//! a token.
+
+mod compact;
+mod der;
+mod key;
+mod members;
+mod set;
+mod sign;
+
+use std::fmt;
+
+pub use compact::{Malformed, Signed};
+pub use key::{BadKey, Key};
+pub use members::{BadObject, Members};
+pub use set::{BadKeySet, KeySet, NoKey};
+pub use sign::{CannotSign, SigningKey};
+
+/// The longest token that is looked at, bytes. Longer than what identity providers issue, shorter than what a proxy lets
+/// through in one header field.
+pub const TOKEN_BYTES_MAX: usize = 8 * 1024;
+
+/// An algorithm of RFC 7518 or RFC 8037. There is no `none`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(missing_docs, reason = "they are the names of the standard")]
+pub enum Algorithm {
+    Hs256,
+    Hs384,
+    Hs512,
+    Rs256,
+    Rs384,
+    Rs512,
+    Ps256,
+    Ps384,
+    Ps512,
+    Es256,
+    Es384,
+    EdDsa,
+}
+
+/// Which kind of key an algorithm takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    /// A shared secret.
+    Hmac,
+    /// An RSA key.
+    Rsa,
+    /// A key on the curve P-256.
+    P256,
+    /// A key on the curve P-384.
+    P384,
+    /// An Ed25519 key.
+    Ed25519,
+}
+
+impl Algorithm {
+    /// Every algorithm, by the name that tokens and the configuration use.
+    pub const NAMES: [&'static str; 12] = [
+        "HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA",
+    ];
+
+    const ALL: [Algorithm; 12] = [
+        Algorithm::Hs256,
+        Algorithm::Hs384,
+        Algorithm::Hs512,
+        Algorithm::Rs256,
+        Algorithm::Rs384,
+        Algorithm::Rs512,
+        Algorithm::Ps256,
+        Algorithm::Ps384,
+        Algorithm::Ps512,
+        Algorithm::Es256,
+        Algorithm::Es384,
+        Algorithm::EdDsa,
+    ];
+
+    /// The algorithm of exactly this name.
+    #[must_use]
+    pub fn by_name(name: &str) -> Option<Algorithm> {
+        let index = Self::NAMES.iter().position(|known| *known == name)?;
+        Some(Self::ALL[index])
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        Self::NAMES[self as usize]
+    }
+
+    /// Which kind of key it takes.
+    #[must_use]
+    pub fn family(self) -> Family {
+        match self {
+            Algorithm::Hs256 | Algorithm::Hs384 | Algorithm::Hs512 => Family::Hmac,
+            Algorithm::Rs256 | Algorithm::Rs384 | Algorithm::Rs512 => Family::Rsa,
+            Algorithm::Ps256 | Algorithm::Ps384 | Algorithm::Ps512 => Family::Rsa,
+            Algorithm::Es256 => Family::P256,
+            Algorithm::Es384 => Family::P384,
+            Algorithm::EdDsa => Family::Ed25519,
+        }
+    }
+
+    /// True if whoever verifies can also sign.
+    #[must_use]
+    pub fn is_symmetric(self) -> bool {
+        self.family() == Family::Hmac
+    }
+}
+
+impl fmt::Display for Algorithm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,391 @@
+//! The examples of the RFCs, tokens that OpenSSL signed, and the classic attacks.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use proptest::prelude::*;
+
+use super::*;
+
+const RSA: &str = include_str!("../../tests/keys/rsa.pub.pem");
+const RSA_PKCS1: &str = include_str!("../../tests/keys/rsa.pkcs1.pub.pem");
+const P256: &str = include_str!("../../tests/keys/p256.pub.pem");
+const P384: &str = include_str!("../../tests/keys/p384.pub.pem");
+const ED25519: &str = include_str!("../../tests/keys/ed25519.pub.pem");
+const SECRET: &str = include_str!("../../tests/keys/secret.txt");
+/// Lines of `ALG token`, made by tests/keys/make.
+const OF_OPENSSL: &str = include_str!("../../tests/keys/tokens.txt");
+
+fn public(algorithm: Algorithm) -> &'static str {
+    match algorithm.family() {
+        Family::Hmac => SECRET,
+        Family::Rsa => RSA,
+        Family::P256 => P256,
+        Family::P384 => P384,
+        Family::Ed25519 => ED25519,
+    }
+}
+
+fn private(algorithm: Algorithm) -> &'static str {
+    match algorithm.family() {
+        Family::Hmac => SECRET,
+        Family::Rsa => include_str!("../../tests/keys/rsa.pem"),
+        Family::P256 => include_str!("../../tests/keys/p256.pem"),
+        Family::P384 => include_str!("../../tests/keys/p384.pem"),
+        Family::Ed25519 => include_str!("../../tests/keys/ed25519.pem"),
+    }
+}
+
+fn key(algorithm: Algorithm) -> Key {
+    Key::configured(public(algorithm), &[algorithm]).unwrap()
+}
+
+fn of_openssl() -> impl Iterator<Item = (Algorithm, &'static str)> {
+    OF_OPENSSL.lines().map(|line| {
+        let (name, token) = line.split_once(' ').unwrap();
+        (Algorithm::by_name(name).unwrap(), token)
+    })
+}
+
+/// The payload of a token that this key signed by the algorithm that it claims.
+fn payload(token: &str, key: &Key) -> Option<String> {
+    let signed = Signed::parse(token).ok()?;
+    let payload = signed.payload(key, signed.algorithm?)?;
+    Some(String::from_utf8(payload).unwrap())
+}
+
+fn jwks(keys: &str) -> KeySet {
+    KeySet::from_jwks(format!("{{\"keys\":[{keys}]}}").as_bytes(), &Algorithm::ALL).unwrap()
+}
+
+fn with_header(header: &str) -> String {
+    format!("{}.e30.AAAA", URL_SAFE_NO_PAD.encode(header))
+}
+
+/// RFC 7515, appendix A.2 and A.3, and RFC 8037, appendix A.4.
+#[test]
+fn the_examples_of_the_rfcs() {
+    let claims = "eyJpc3MiOiJqb2UiLA0KICJleHAiOjEzMDA4MTkzODAsDQogImh0dHA6Ly9leGFtcGxlLmNvbS9pc19yb290Ijp0cnVlfQ";
+    let rs256 = r#"{"kty":"RSA","n":"ofgWCuLjybRlzo0tZWJjNiuSfb4p4fAkd_wWJcyQoTbji9k0l8W26mPddxHmfHQp-Vaw-4qPCJrcS2mJPMEzP1Pt0Bm4d4QlL-yRT-SFd2lZS-pCgNMsD1W_YpRPEwOWvG6b32690r2jZ47soMZo9wGzjb_7OMg0LOL-bSf63kpaSHSXndS5z5rexMdbBYUsLA9e-KXBdQOS-UTo7WTBEMa2R2CapHg665xsmtdVMTBQY4uDZlxvb3qCo5ZwKh9kG4LT6_I5IhlJH7aGhyxXFvUK-DWNmoudF8NAco9_h9iaGNj8q2ethFkMLs91kzk2PAcDTW9gb54h4FRWyuXpoQ","e":"AQAB"}"#;
+    let rs256_signature = "cC4hiUPoj9Eetdgtv3hF80EGrhuB__dzERat0XF9g2VtQgr9PJbu3XOiZj5RZmh7AAuHIm4Bh-0Qc_lF5YKt_O8W2Fp5jujGbds9uJdbF9CUAr7t1dnZcAcQjbKBYNX4BAynRFdiuB--f_nZLgrnbyTyWzO75vRK5h6xBArLIARNPvkSjtQBMHlb1L07Qe7K0GarZRmB_eSN9383LcOLn6_dO--xi12jzDwusC-eOkHWEsqtFZESc6BfI7noOPqvhJ1phCnvWh6IeYI2w9QOYEUipUTI8np6LbgGY9Fs98rqVt5AXLIhWkWywlVmtVrBp0igcN_IoypGlUPQGe77Rw";
+    let es256 = r#"{"kty":"EC","crv":"P-256","x":"f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU","y":"x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0"}"#;
+    let es256_signature = "DtEhU3ljbEg8L38VWAfUAqOyKAM6-Xx-F4GawxaepmXFCgfTjDxw5djxLa8ISlSApmWQxfKTUJqPP3-Kg6NU1Q";
+    let eddsa = r#"{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}"#;
+    let eddsa_signature = "hgyY0il_MGCjP0JzlnLWG1PPOt7-09PGcvMg3AIbQR6dWbhijcNR4ki4iylGjg5BhVsPt9g7sVvpAr_MuM0KAg";
+    for (jwk, algorithm, header, body, signature) in [
+        (rs256, Algorithm::Rs256, "eyJhbGciOiJSUzI1NiJ9", claims, rs256_signature),
+        (es256, Algorithm::Es256, "eyJhbGciOiJFUzI1NiJ9", claims, es256_signature),
+        (
+            eddsa,
+            Algorithm::EdDsa,
+            "eyJhbGciOiJFZERTQSJ9",
+            "RXhhbXBsZSBvZiBFZDI1NTE5IHNpZ25pbmc",
+            eddsa_signature,
+        ),
+    ] {
+        let set = jwks(jwk);
+        let key = set.choose(algorithm, None).unwrap();
+        let token = format!("{header}.{body}.{signature}");
+        let expected = URL_SAFE_NO_PAD.decode(body).unwrap();
+        assert_eq!(payload(&token, key).unwrap().as_bytes(), expected, "{algorithm}");
+    }
+}
+
+/// RFC 7515, appendix A.1; its secret is no text, and so cannot be configured.
+#[test]
+fn the_hmac_of_the_rfc() {
+    let secret = "AyM1SysPpbyDfgZld3umj1qzKObwVMkoqQ-EstJQLr_T-1qS0gZH75aKtMN3Yj0iPS4hcgUuTwjAzZr1Z9CAow";
+    let secret = URL_SAFE_NO_PAD.decode(secret).unwrap();
+    let message = "eyJ0eXAiOiJKV1QiLA0KICJhbGciOiJIUzI1NiJ9.eyJpc3MiOiJqb2UiLA0KICJleHAiOjEzMDA4MTkzODAsDQogImh0dHA6Ly9leGFtcGxlLmNvbS9pc19yb290Ijp0cnVlfQ";
+    let signature = URL_SAFE_NO_PAD
+        .decode("dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk")
+        .unwrap();
+    let key = key::hmac_of(Algorithm::Hs256, &secret).unwrap();
+    assert!(ring::hmac::verify(&key, message.as_bytes(), &signature).is_ok());
+}
+
+#[test]
+fn what_openssl_signed_and_what_we_sign_verifies_by_the_same_key_and_algorithm_only() {
+    assert_eq!(of_openssl().count(), Algorithm::ALL.len());
+    for (algorithm, theirs) in of_openssl() {
+        let ours = SigningKey::new(algorithm, private(algorithm)).unwrap();
+        let ours = ours.sign(r#"{"sub":"alice"}"#, Some("k")).unwrap();
+        for token in [theirs, &ours] {
+            assert_eq!(
+                payload(token, &key(algorithm)).as_deref(),
+                Some(r#"{"sub":"alice"}"#),
+                "{algorithm}"
+            );
+            let signed = Signed::parse(token).unwrap();
+            for other in Algorithm::ALL.into_iter().filter(|other| *other != algorithm) {
+                assert_eq!(signed.payload(&key(algorithm), other), None, "{algorithm} by {other}");
+                assert_eq!(signed.payload(&key(other), other), None, "{algorithm} by {other}");
+                assert_eq!(
+                    signed.payload(&key(other), algorithm).is_some(),
+                    key(other).fits(algorithm)
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn keys_are_read_and_others_told_what_they_are() {
+    use Algorithm::{EdDsa, Es256, Hs256, Ps512, Rs256};
+    let configured = |text: &str, algorithms: &[Algorithm]| Key::configured(text, algorithms).map(|_| ());
+    assert_eq!(configured(RSA, &[Rs256, Ps512]), Ok(()));
+    assert_eq!(
+        configured(&format!("\n{}", RSA_PKCS1.replace('\n', "\r\n")), &[Rs256]),
+        Ok(())
+    );
+    let pkcs1 = Key::configured(RSA_PKCS1, &[Rs256]).unwrap();
+    assert!(of_openssl().any(|(_, token)| payload(token, &pkcs1).is_some()));
+    for pem in [RSA, P256, ED25519, RSA_PKCS1, "-----BEGIN nonsense"] {
+        assert_eq!(configured(pem, &[Hs256]), Err(BadKey::PemAsSecret));
+    }
+    assert_eq!(configured("secret", &[Es256]), Err(BadKey::NoPem));
+    assert_eq!(configured(P384, &[Es256]), Err(BadKey::Unfit(Es256)));
+    assert_eq!(configured(P256, &[Es256, EdDsa]), Err(BadKey::Unfit(EdDsa)));
+    assert_eq!(configured("secret", &[Hs256, Rs256]), Err(BadKey::Unfit(Rs256)));
+    assert_eq!(configured(private(Rs256), &[Rs256]), Err(BadKey::Private));
+    assert_eq!(configured(private(Es256), &[Es256]), Err(BadKey::Private));
+    let certificate = include_str!("../../tests/keys/p256.cert.pem");
+    assert_eq!(configured(certificate, &[Es256]), Err(BadKey::Unknown));
+    let debug = format!("{:?} {:?}", key(Hs256), SigningKey::new(Hs256, SECRET).unwrap());
+    assert!(!debug.contains("secret of"), "{debug}");
+}
+
+/// DER that is cut or bent anywhere is no key, and no panic.
+#[test]
+fn broken_pem_is_no_key() {
+    for pem in [RSA, RSA_PKCS1, P256, P384, ED25519] {
+        let (head, rest) = pem.split_once("-----\n").unwrap();
+        let (body, foot) = rest.split_once("-----END").unwrap();
+        let der = base64::engine::general_purpose::STANDARD
+            .decode(body.replace('\n', ""))
+            .unwrap();
+        for cut in 0..der.len() {
+            let body = base64::engine::general_purpose::STANDARD.encode(&der[..cut]);
+            let text = format!("{head}-----\n{body}\n-----END{foot}");
+            for algorithm in [Algorithm::Rs256, Algorithm::Es256, Algorithm::Es384, Algorithm::EdDsa] {
+                assert!(Key::configured(&text, &[algorithm]).is_err(), "cut at {cut}");
+            }
+        }
+    }
+}
+
+#[test]
+fn small_rsa_keys_are_refused() {
+    let n = URL_SAFE_NO_PAD.encode([0xff; 128]);
+    let json = format!(r#"{{"keys":[{{"kty":"RSA","n":"{n}","e":"AQAB"}}]}}"#);
+    assert_eq!(
+        KeySet::from_jwks(json.as_bytes(), &Algorithm::ALL),
+        Err(BadKeySet::NoneFits)
+    );
+}
+
+#[test]
+fn tokens_that_are_none() {
+    let long = format!("e30.{}.AAAA", "A".repeat(TOKEN_BYTES_MAX));
+    let members: String = (0..200).map(|n| format!(r#""x{n}":1,"#)).collect();
+    for token in [
+        "",
+        ".",
+        "..",
+        "a.b",
+        "a.b.c.d",
+        "e30.e30",
+        "e30..",
+        " e30.e30.AAAA",
+        "e30=.e30.AAAA",
+        "e30.e30.AA+/",
+        &long,
+        &with_header("[]"),
+        &with_header("null"),
+        &with_header(r#"{"alg":"HS256""#),
+        &with_header(r#"{"typ":"JWT"}"#),
+        &with_header(r#"{"alg":null}"#),
+        &with_header(r#"{"alg":["HS256"]}"#),
+        &with_header(r#"{"alg":"HS256","alg":"none"}"#),
+        &with_header(r#"{"alg":"HS256","\u0061lg":"none"}"#),
+        &with_header(r#"{"alg":"HS256","kid":1}"#),
+        &with_header(r#"{"alg":"HS256","crit":[]}"#),
+        &with_header(r#"{"alg":"HS256","crit":["b64"],"b64":false}"#),
+        &with_header(r#"{"alg":"HS256","typ":"JWE"}"#),
+        &with_header(r#"{"alg":"HS256","typ":"dpop+jwt"}"#),
+        &with_header(r#"{"alg":"HS256","typ":"logout+jwt"}"#),
+        &with_header(r#"{"alg":"HS256","typ":""}"#),
+        &with_header(&format!(r#"{{{members}"alg":"HS256"}}"#)),
+    ] {
+        assert!(Signed::parse(token).is_err(), "{token}");
+    }
+    // Read over without recursion: deep nesting is no more than long.
+    let nested = with_header(&format!(
+        r#"{{"alg":"HS256","x":{}1{}}}"#,
+        "[".repeat(3000),
+        "]".repeat(3000)
+    ));
+    assert!(Signed::parse(&nested).is_ok());
+    for typ in ["JWT", "jwt", "at+jwt", "application/at+JWT"] {
+        let token = with_header(&format!(r#"{{"alg":"HS256","typ":"{typ}"}}"#));
+        assert!(Signed::parse(&token).is_ok(), "{typ}");
+    }
+    for alg in ["none", "None", "NONE", "", "hs256", "HS256 ", "ES512", "HS1", "Ed25519"] {
+        let token = with_header(&format!(r#"{{"alg":"{alg}"}}"#));
+        assert_eq!(Signed::parse(&token).unwrap().algorithm, None, "{alg}");
+    }
+}
+
+/// CVE-2015-9235: a server that takes the algorithm from the token takes its public key for a secret.
+#[test]
+fn a_public_key_is_never_a_secret() {
+    for algorithm in [Algorithm::Hs256, Algorithm::Hs384, Algorithm::Hs512] {
+        for pem in [RSA, P256, P384, ED25519, RSA.trim_end()] {
+            let forged = SigningKey::new(algorithm, pem).unwrap().sign("{}", None).unwrap();
+            for family in [Algorithm::Rs256, Algorithm::Es256, Algorithm::Es384, Algorithm::EdDsa] {
+                assert_eq!(payload(&forged, &key(family)), None);
+            }
+        }
+    }
+}
+
+#[test]
+fn keys_in_the_header_are_not_looked_at() {
+    let forger = SigningKey::new(Algorithm::Es256, private(Algorithm::Es256)).unwrap();
+    let honest = forger.sign("{}", None).unwrap();
+    let (_, rest) = honest.split_once('.').unwrap();
+    let header =
+        r#"{"alg":"ES256","jwk":{"kty":"EC"},"jku":"http://evil/","x5u":"http://evil/","x5c":["x"],"kid":"k"}"#;
+    let token = format!("{}.{rest}", URL_SAFE_NO_PAD.encode(header));
+    let signed = Signed::parse(&token).unwrap();
+    assert_eq!(
+        (signed.algorithm, signed.kid.as_deref()),
+        (Some(Algorithm::Es256), Some("k"))
+    );
+    assert_eq!(
+        payload(&token, &key(Algorithm::Es256)),
+        None,
+        "the header is signed, too"
+    );
+}
+
+fn ec(kid: &str, more: &str) -> String {
+    let kid = if kid.is_empty() {
+        String::new()
+    } else {
+        format!(r#""kid":"{kid}","#)
+    };
+    format!(
+        r#"{{"kty":"EC",{kid}{more}"crv":"P-256","x":"f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU","y":"x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0"}}"#
+    )
+}
+
+#[test]
+fn a_kid_only_chooses_among_the_keys_that_fit() {
+    let es256 = |set: &KeySet, kid| {
+        set.choose(Algorithm::Es256, kid)
+            .map(|key| key.kid().map(str::to_owned))
+    };
+    let two = jwks(&[ec("a", ""), ec("b", "")].join(","));
+    assert_eq!(es256(&two, Some("b")), Ok(Some("b".into())));
+    assert_eq!(es256(&two, None), Err(NoKey), "which one is not for us to guess");
+    for kid in ["c", "", "A", "../../dev/null", "' OR 1=1 --", "a\0", "http://evil/a"] {
+        assert_eq!(es256(&two, Some(kid)), Err(NoKey), "{kid}");
+    }
+    assert!(two.choose(Algorithm::Rs256, Some("a")).is_err());
+    assert!(two.choose(Algorithm::Hs256, Some("a")).is_err());
+    let one = jwks(&ec("a", ""));
+    assert_eq!(es256(&one, None), Ok(Some("a".into())));
+    assert_eq!(es256(&one, Some("b")), Err(NoKey));
+    let unnamed = jwks(&ec("", ""));
+    assert_eq!(es256(&unnamed, Some("b")), Ok(None));
+    let configured = KeySet::of(key(Algorithm::Es256));
+    assert_eq!(es256(&configured, Some("anything")), Ok(None));
+}
+
+#[test]
+fn what_a_jwks_may_hold_besides() {
+    let ours = ec(
+        "a",
+        r#""use":"sig","key_ops":["verify"],"alg":"ES256","x5c":["x"],"ext":true,"#,
+    );
+    for other in [
+        ec("x", r#""use":"enc","#),
+        ec("x", r#""key_ops":["sign"],"#),
+        ec("x", r#""alg":"ES384","#),
+        ec("x", r#""alg":"ECDH-ES","#),
+        ec("x", "").replace("P-256", "secp256k1"),
+        ec("x", "").replace("f83O", ""),
+        ec("x", "").replace("f83O", "f83="),
+        r#"{"kty":"oct","kid":"x","alg":"HS256","k":"c2VjcmV0"}"#.into(),
+        r#"{"kty":"OKP","crv":"X25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}"#.into(),
+        "{}".into(),
+        "7".into(),
+    ] {
+        let set = jwks(&format!("{other},{ours}"));
+        let choose = |kid| {
+            set.choose(Algorithm::Es256, Some(kid))
+                .map(|key| key.kid().map(str::to_owned))
+        };
+        assert_eq!(choose("a"), Ok(Some("a".into())), "{other}");
+        assert_eq!(choose("x"), Err(NoKey), "{other}");
+    }
+    let refused = |json: &str| KeySet::from_jwks(json.as_bytes(), &[Algorithm::Es256]).unwrap_err();
+    for garbage in [
+        "",
+        "x",
+        "[]",
+        "{}",
+        r#"{"keys":{}}"#,
+        r#"{"keys":null}"#,
+        "<html></html>",
+        "{\"keys\":[",
+    ] {
+        assert_eq!(refused(garbage), BadKeySet::NotJwks, "{garbage}");
+    }
+    assert_eq!(refused(r#"{"keys":[]}"#), BadKeySet::NoneFits);
+    let many = vec![ec("", ""); 65].join(",");
+    assert_eq!(refused(&format!(r#"{{"keys":[{many}]}}"#)), BadKeySet::TooMany);
+    let rsa_only = KeySet::from_jwks(format!(r#"{{"keys":[{ours}]}}"#).as_bytes(), &[Algorithm::Rs256]);
+    assert_eq!(rsa_only, Err(BadKeySet::NoneFits));
+}
+
+#[test]
+fn members_are_there_once_and_of_their_type() {
+    let parse = |json: &'static str| Members::parse(json.as_bytes());
+    assert!(parse(r#"{"a":1,"a":1}"#).is_err() && parse(r#"{"a":1,"\u0061":2}"#).is_err());
+    assert!(parse("[]").is_err() && parse("{} {}").is_err() && parse("{\"a\"}").is_err());
+    let members = parse(r#"{"n":null,"s":"x\u0041","o":{"a":1,"a":2}}"#).unwrap();
+    assert_eq!(members.get::<u64>("n"), Err(BadObject));
+    assert_eq!(members.get::<u64>("s"), Err(BadObject));
+    assert_eq!(members.get::<String>("s"), Ok(Some("xA".into())));
+    assert_eq!(members.get::<u64>("missing"), Ok(None));
+    assert!(members.has("n") && members.has("o") && !members.has("missing"));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    #[test]
+    fn no_change_of_a_token_verifies(which in 0..12usize, place: prop::sample::Index, byte in "[ -~]", kind in 0..3u8) {
+        let (algorithm, token) = of_openssl().nth(which).unwrap();
+        let mut changed = token.to_owned();
+        let at = place.index(token.len());
+        match kind {
+            0 => changed.replace_range(at..=at, &byte),
+            1 => changed.insert_str(at, &byte),
+            _ => changed.replace_range(at..=at, ""),
+        }
+        prop_assume!(changed != token);
+        prop_assert_eq!(payload(&changed, &key(algorithm)), None);
+    }
+
+    #[test]
+    fn no_text_panics(text in any::<String>(), kid in any::<Option<String>>()) {
+        let _ = Signed::parse(&text);
+        let _ = Signed::parse(&with_header(&text));
+        let _ = KeySet::from_jwks(text.as_bytes(), &Algorithm::ALL);
+        let _ = Key::configured(&text, &[Algorithm::Rs256]);
+        let _ = SigningKey::new(Algorithm::Rs256, &text);
+        let _ = KeySet::of(key(Algorithm::Es256)).choose(Algorithm::Es256, kid.as_deref());
+    }
+}

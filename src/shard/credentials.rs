@@ -1,0 +1,243 @@
+//! Tokens on their way to being believed.
+//!
+//! Owned by the shard. Every token passes one queue, of which a turn does about half a millisecond's work, so that a rush of
+//! handshakes does not keep messages waiting; who waits has a deadline, `auth.timeout`. Identical tokens are verified once.
+//!
+//! ```text
+//! handshake ──> Verifying ──┐                ┌──> Open, here or on the home shard
+//! first `auth` ─> Verifying ├─> queue ──> cache, verifier ──> refused: 401 or 3500
+//! `auth` again, while Open ─┘     ^          └──> key unknown: waits for a fetch
+//!                                 └───────────────────────────┘ once
+//! ```
+//!
+//! Invariant *one at a time*: a connection has at most one token that is not decided on.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::core::Core;
+use crate::auth::{Cache, Grant, Identity, Refusal, Token};
+use crate::engine::SocketKey;
+use crate::protocol::close::CloseReason;
+use crate::protocol::envelope::ErrorCode;
+use crate::protocol::head::{self, Upgrade};
+use crate::session::{Stage, Verifying};
+use crate::view::NotAdmitted;
+
+/// What one turn spends on tokens, microseconds of an ordinary core.
+const TURN_US: u32 = 500;
+/// What one token costs that needs no signature checked; one with a secret; one with a public key, the dearest (ES256, RS256
+/// costs half). `benches/compare/tokens` measured 5 µs for HS256, 37 for RS256, 72 for EdDSA and 83 for ES256.
+const LOOKED_UP_US: u32 = 3;
+const SYMMETRIC_US: u32 = 6;
+const ASYMMETRIC_US: u32 = 120;
+/// The most tokens that wait for a fetch of keys; at 8 KiB each they take 8 MiB. Who comes beyond is refused at once.
+const UNKNOWN_MAX: usize = 1024;
+
+/// A token that somebody shows.
+#[derive(Debug)]
+struct Shown {
+    by: SocketKey,
+    token: Token,
+    /// Keys were fetched for it: what is unknown now stays so.
+    last: bool,
+}
+
+/// Tokens that are not decided on, and those that were found good.
+#[derive(Debug, Default)]
+pub(super) struct Credentials {
+    queue: VecDeque<Shown>,
+    /// Signed with a key that is not known yet.
+    unknown: Vec<Shown>,
+    cache: Cache,
+    /// The control thread shall fetch keys; it was told so.
+    wants_keys: bool,
+    asked: bool,
+}
+
+impl Credentials {
+    /// Tokens that are not decided on.
+    pub(super) fn len(&self) -> usize {
+        self.queue.len() + self.unknown.len()
+    }
+
+    /// Keys may have changed: nothing that was found out by the old ones holds.
+    pub(super) fn forget(&mut self) {
+        self.cache.clear();
+        self.queue.extend(self.unknown.drain(..));
+    }
+
+    fn look_again(&mut self) {
+        self.asked = false;
+        let last = |shown| Shown { last: true, ..shown };
+        self.queue.extend(self.unknown.drain(..).map(last));
+    }
+}
+
+impl Core {
+    /// A connection whose user is not known yet shows a token, with the handshake that is owed its `101` or after it.
+    pub(super) fn begin_verifying(&mut self, slot: u32, token: Token, upgrade: Option<Upgrade>, rest: Vec<u8>) {
+        let by = self.key(slot);
+        self.conn(slot).stage = Stage::Verifying(Box::new(Verifying { upgrade, rest }));
+        let timeout = self.settings.auth_timeout.as_millis() as u64;
+        self.wheel.set(slot, self.now.mono_ms() + timeout);
+        self.show(by, token);
+    }
+
+    /// A connection whose user is known shows a new token.
+    pub(super) fn begin_refreshing(&mut self, slot: u32, client_id: Option<&str>, token: Token) {
+        if self.conn(slot).refreshing {
+            let message = "the last auth is still being looked at";
+            return self.say_error(slot, client_id, ErrorCode::RateLimited, message);
+        }
+        self.conn(slot).refreshing = true;
+        let by = self.key(slot);
+        self.show(by, token);
+    }
+
+    fn show(&mut self, by: SocketKey, token: Token) {
+        self.credentials.queue.push_back(Shown { by, token, last: false });
+    }
+
+    /// Decides on as many tokens as one turn may.
+    pub fn verify_credentials(&mut self) {
+        let mut left_us = TURN_US;
+        while left_us > 0
+            && let Some(shown) = self.credentials.queue.pop_front()
+        {
+            if self.is_waiting(shown.by) {
+                left_us = left_us.saturating_sub(self.verify(shown));
+            }
+        }
+    }
+
+    /// True if tokens wait that the next turn can decide on.
+    pub fn has_credentials(&self) -> bool {
+        !self.credentials.queue.is_empty()
+    }
+
+    /// True once for each time that keys shall be fetched; [`crate::lanes::Parcel::KeysFetched`] is the answer, whatever came
+    /// of it.
+    pub fn poll_keys_wanted(&mut self) -> bool {
+        std::mem::take(&mut self.credentials.wants_keys)
+    }
+
+    /// Keys were fetched, or could not be: the new settings, if any, came before this.
+    pub(super) fn handle_keys_fetched(&mut self) {
+        self.credentials.look_again();
+    }
+
+    /// Did this connection stay to hear what becomes of its token?
+    fn is_waiting(&mut self, by: SocketKey) -> bool {
+        self.connection(by).is_some_and(|conn| match conn.stage {
+            Stage::Verifying(_) => true,
+            Stage::Open => conn.refreshing,
+            _ => false,
+        })
+    }
+
+    /// Decides on one token; what that cost, microseconds.
+    fn verify(&mut self, shown: Shown) -> u32 {
+        let now_ms = self.now.wall_ms;
+        if let Some(identity) = self.credentials.cache.get(&shown.token, now_ms).cloned() {
+            self.metrics().verified("cached");
+            self.handle_verified(shown.by.slot, Ok(identity));
+            return LOOKED_UP_US;
+        }
+        let settings = Arc::clone(&self.settings);
+        let Some(verifier) = &settings.auth else {
+            // Tokens are shown only where they are verified, and that does not change while running.
+            self.handle_verified(shown.by.slot, Err(Refusal::Malformed));
+            return LOOKED_UP_US;
+        };
+        let result = verifier.verify(&shown.token.0, now_ms);
+        let cost = match &result {
+            Err(Refusal::Malformed | Refusal::Algorithm | Refusal::UnknownKey) => LOOKED_UP_US,
+            _ if verifier.is_costly() => ASYMMETRIC_US,
+            _ => SYMMETRIC_US,
+        };
+        let credentials = &mut self.credentials;
+        let may_be_known = !shown.last && verifier.may_learn_keys() && credentials.unknown.len() < UNKNOWN_MAX;
+        if result == Err(Refusal::UnknownKey) && may_be_known {
+            credentials.unknown.push(shown);
+            credentials.wants_keys |= !credentials.asked;
+            credentials.asked = true;
+            return cost;
+        }
+        match &result {
+            Ok(identity) => {
+                credentials.cache.insert(&shown.token, identity.clone());
+                self.metrics().verified("ok");
+            }
+            Err(refusal) => self.metrics().verified(refusal.label()),
+        }
+        self.handle_verified(shown.by.slot, result);
+        cost
+    }
+
+    fn handle_verified(&mut self, slot: u32, result: Result<Identity, Refusal>) {
+        if let Stage::Open = self.conn(slot).stage {
+            return self.refresh(slot, result);
+        }
+        let Identity { user, grant } = match result {
+            Ok(identity) => identity,
+            Err(_) => return self.refuse_credential(slot),
+        };
+        let Stage::Verifying(verifying) = std::mem::replace(&mut self.conn(slot).stage, Stage::Authenticating) else {
+            return;
+        };
+        self.enter(slot, user, Some(grant), verifying.upgrade, verifying.rest);
+    }
+
+    fn refresh(&mut self, slot: u32, result: Result<Identity, Refusal>) {
+        self.conn(slot).refreshing = false;
+        let (Ok(identity), Some(user)) = (result, self.conn(slot).user) else {
+            return self.begin_close(slot, CloseReason::InvalidCredential);
+        };
+        if self.users.name(user) != identity.user {
+            return self.begin_close(slot, CloseReason::NotPermitted);
+        }
+        self.conn(slot).grant = Some(identity.grant);
+        self.conn(slot).bad_frames = 0;
+        if self.draining.is_none() {
+            // The old token's end is not a deadline any more, and the new one's is.
+            self.look_at_once(slot);
+        }
+        self.say_welcome(slot);
+    }
+
+    fn refuse_credential(&mut self, slot: u32) {
+        if self.owes_upgrade(slot) {
+            let refusal = head::Refusal::Credential;
+            self.metrics().refused(refusal.label());
+            let challenge = "WWW-Authenticate: Bearer\r\n";
+            self.refuse_upgrade(slot, "401 Unauthorized", challenge, refusal.response().1);
+        } else {
+            self.begin_close(slot, CloseReason::InvalidCredential);
+        }
+    }
+
+    /// The token could not be looked at in time, or shall not be: the client may come again with it.
+    pub(super) fn give_up_verifying(&mut self, slot: u32, reason: NotAdmitted, close: CloseReason) {
+        if self.owes_upgrade(slot) {
+            self.metrics().refused(reason.label());
+            self.refuse_unavailable(slot, reason);
+        } else {
+            self.begin_close(slot, close);
+        }
+    }
+
+    fn owes_upgrade(&mut self, slot: u32) -> bool {
+        matches!(&self.conn(slot).stage, Stage::Verifying(verifying) if verifying.upgrade.is_some())
+    }
+
+    /// The most connections that this user may have; 0: any number.
+    pub(super) fn connections_limit(&self, grant: Option<&Arc<Grant>>) -> usize {
+        let configured = self.settings.limits.connections_per_user;
+        match grant.and_then(|grant| grant.connections) {
+            Some(granted) if configured == 0 => granted as usize,
+            Some(granted) => configured.min(granted as usize),
+            None => configured,
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! TLS between engine and session: what arrives is read before it is looked at, what leaves is sealed when it is sent.
+//!
+//! All else of the shard knows plain bytes only: outboxes, limits and hand-overs go by them.
+
+use super::core::Core;
+use crate::engine::{Payload, SocketKey};
+use crate::metrics::Ending;
+use crate::session::Stage;
+use crate::tls::{Tls, TlsError, looks_like_http};
+
+/// A peer that is simply wrong is worth a line, but not one for each try.
+const HINT_EVERY_MS: u64 = 10_000;
+/// The scratch buffer is kept at this size: what one receive completes.
+const SCRATCH_BYTES_MAX: usize = 32 * 1024;
+
+/// What a shard keeps for TLS besides its connections'.
+#[derive(Debug, Default)]
+pub(super) struct TlsTurn {
+    /// Steps of handshakes in this turn.
+    pub(super) handshakes: u32,
+    /// What was read of one receive; kept for its capacity.
+    plain: Vec<u8>,
+    hint_due_ms: u64,
+}
+
+impl Core {
+    /// Steps of TLS handshakes in this turn, which are the most expensive thing that a few bytes can ask for.
+    pub fn tls_handshakes(&self) -> u32 {
+        self.tls.handshakes
+    }
+
+    /// What a new connection begins with.
+    pub(super) fn new_tls(&self) -> Option<Box<Tls>> {
+        let server = self.settings.tls.as_ref()?;
+        match Tls::new(server) {
+            Ok(tls) => Some(Box::new(tls)),
+            // Only a configuration of ours could be the reason.
+            Err(error) => unreachable!("TLS cannot begin: {error}"),
+        }
+    }
+
+    /// Bytes of a connection that speaks TLS.
+    pub(super) fn tls_bytes(&mut self, slot: u32, bytes: &mut [u8]) {
+        let conn = &mut self.connections[slot as usize];
+        // What these stages would drop need not be understood either.
+        if matches!(
+            conn.stage,
+            Stage::Free | Stage::Leaving(_) | Stage::Lingering { .. } | Stage::Closed
+        ) {
+            return;
+        }
+        let Some(tls) = &mut conn.tls else {
+            return;
+        };
+        if !tls.has_begun() && looks_like_http(bytes) {
+            return self.refuse_plain_text(slot);
+        }
+        let mut plain = std::mem::take(&mut self.tls.plain);
+        let handshaking = tls.is_handshaking();
+        self.tls.handshakes += u32::from(handshaking);
+        let read = tls.read(bytes, &mut plain);
+        let closed = tls.peer_has_closed();
+        if !tls.is_flushed() {
+            self.mark_dirty(slot);
+        }
+        // What it said before something went wrong counts.
+        if !plain.is_empty() {
+            self.plain_bytes(slot, &mut plain);
+            plain.clear();
+            plain.shrink_to(SCRATCH_BYTES_MAX);
+        }
+        self.tls.plain = plain;
+        match read {
+            Err(error) => self.tls_failed(slot, handshaking, &error),
+            Ok(()) if closed => self.handle_ended(self.key(slot), false),
+            Ok(()) => {}
+        }
+    }
+
+    /// The peer's TLS is no good, or none. It hears why by the alert that is queued.
+    fn tls_failed(&mut self, slot: u32, handshaking: bool, error: &TlsError) {
+        if handshaking {
+            self.metrics().refused("tls");
+            log::debug!("a TLS handshake failed: {error}");
+        } else {
+            log::debug!("a TLS connection broke: {error}");
+        }
+        if matches!(self.conn(slot).stage, Stage::Closed) {
+            return;
+        }
+        self.end(slot, Ending::Abrupt);
+        self.drop_waiting(slot);
+        self.linger(slot);
+    }
+
+    /// Somebody speaks plain HTTP where TLS is spoken.
+    fn refuse_plain_text(&mut self, slot: u32) {
+        self.hint("a plain-text client connected to the TLS port: it must use wss:// or https://");
+        self.conn(slot).tls = None;
+        self.refuse_head_saying(
+            slot,
+            "400 Bad Request",
+            "this port speaks TLS: use https:// or wss://",
+            "plain_text",
+        );
+    }
+
+    /// A handshake that ends before it is finished was refused, whoever is to blame. Who never said a word only looked
+    /// whether the port is open.
+    pub(super) fn count_broken_handshake(&self, slot: u32) {
+        let tls = &self.connections[slot as usize].tls;
+        if tls.as_ref().is_some_and(|tls| tls.has_begun() && tls.is_handshaking()) {
+            self.metrics().refused("tls");
+        }
+    }
+
+    /// Tells the operator what clients do wrong, once in a while.
+    pub(super) fn hint(&mut self, text: &str) {
+        let now_ms = self.now.mono_ms();
+        if now_ms >= self.tls.hint_due_ms {
+            self.tls.hint_due_ms = now_ms + HINT_EVERY_MS;
+            log::info!("{text}");
+        }
+    }
+
+    /// The next bytes to send on a connection that speaks TLS.
+    pub(super) fn sealed_payload(&mut self, key: SocketKey) -> Option<Payload> {
+        let conn = &mut self.connections[key.slot as usize];
+        let tls = conn.tls.as_mut()?;
+        if tls.wants_payload()
+            && let Some(payload) = conn.outbox.as_mut().and_then(|outbox| outbox.take(&mut self.spares))
+        {
+            tls.begin(payload);
+        }
+        if !tls.has_to_send() {
+            return None;
+        }
+        match tls.seal(self.spares.buffer()) {
+            Ok(wire) => Some(Payload::Own(wire)),
+            Err(error) => {
+                log::debug!("a TLS connection cannot go on: {error}");
+                self.end(key.slot, Ending::Abrupt);
+                self.close_now(key.slot);
+                None
+            }
+        }
+    }
+}
