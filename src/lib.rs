@@ -2,6 +2,7 @@
 //!
 //! | room | duty |
 //! | --- | --- |
+//! | [`address`] | pure: where clients are, and how much one address may ask for |
 //! | [`jws`] | pure: signatures of tokens, and the keys that verify them |
 //! | [`config`] | flags, environment and TOML file to one checked [`config::Config`] |
 //! | [`auth`] | pure: who a token speaks for, and what it permits |
@@ -24,6 +25,7 @@
 //! | [`control`] | the control thread: start, watch, drain, stop |
 //! | [`runtime`] | the host: preflight, listeners, placement, signals |
 
+pub mod address;
 pub mod admin;
 pub mod auth;
 pub mod broker;

@@ -2,9 +2,11 @@
 //!
 //! Immutable; shared by `Arc`, and replaced as a whole when the configuration is read again.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::address::networks::{NetworkError, Networks};
 use crate::auth::Verifier;
 use crate::config::origins::{OriginError, OriginPolicy};
 use crate::config::patterns::{ChannelPatterns, PatternError};
@@ -32,6 +34,8 @@ pub struct Settings {
     pub token_required: bool,
     /// Allowed origins.
     pub origins: OriginPolicy,
+    /// Whose word about clients' addresses is believed.
+    pub proxies: Networks,
     /// Channels that every user may subscribe to.
     pub subscribe: ChannelPatterns,
     /// Channels that every user may publish to.
@@ -52,6 +56,9 @@ pub enum SettingsError {
     /// `origins` has an entry that is no origin.
     #[error("origins: {0}")]
     Origins(#[from] OriginError),
+    /// `proxies` has an entry that is no network.
+    #[error("proxies: {0}")]
+    Proxies(#[from] NetworkError),
     /// `auth.key` is no key for `auth.algorithm`.
     #[error("auth.key: {0}")]
     Key(#[from] BadKey),
@@ -67,7 +74,7 @@ impl Settings {
     /// What `config` says, with at most `connections_max` connections. With a JWKS URL no key is known.
     ///
     /// # Errors
-    /// Origins, patterns or the key cannot be understood.
+    /// Origins, proxies, patterns or the key cannot be understood.
     pub fn new(config: &Config, connections_max: usize) -> Result<Self, SettingsError> {
         Self::with_keys(config, connections_max, None)
     }
@@ -93,6 +100,7 @@ impl Settings {
             cookie: config.auth.cookie.clone(),
             token_required: config.auth.required_at_handshake,
             origins: OriginPolicy::parse(&config.origins)?,
+            proxies: Networks::parse(&config.proxies)?,
             subscribe: patterns(channels.subscribe.as_deref(), development).map_err(SettingsError::Subscribe)?,
             publish: patterns(channels.publish.as_deref(), development).map_err(SettingsError::Publish)?,
             echo: config.echo,
@@ -126,6 +134,10 @@ impl Policy for Settings {
 
     fn serves_echo(&self) -> bool {
         self.echo
+    }
+
+    fn is_proxy(&self, address: IpAddr) -> bool {
+        self.proxies.contains(address)
     }
 
     fn credentials(&self) -> Credentials<'_> {

@@ -9,17 +9,18 @@ use std::path::{Path, PathBuf};
 
 /// Every room with the rooms that it may import, lowest first: a room may only name rooms above its own line.
 const ROOMS: &[(&str, &[&str])] = &[
+    ("address", &[]),
     ("ids", &[]),
     ("payload", &[]),
     ("jws", &[]),
-    ("config", &["jws"]),
+    ("config", &["address", "jws"]),
     ("auth", &["config", "ids", "jws"]),
-    ("protocol", &["auth", "ids", "jws"]),
+    ("protocol", &["address", "auth", "ids", "jws"]),
     ("router", &["ids"]),
     ("admin", &["ids"]),
     ("tls", &["config", "payload"]),
     ("session", &["auth", "ids", "payload", "protocol", "router", "tls"]),
-    ("settings", &["auth", "config", "jws", "protocol", "tls"]),
+    ("settings", &["address", "auth", "config", "jws", "protocol", "tls"]),
     ("metrics", &["protocol"]),
     ("engine", &["ids", "payload"]),
     (
@@ -38,8 +39,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     (
         "shard",
         &[
-            "admin", "auth", "engine", "http", "ids", "lanes", "metrics", "payload", "protocol", "router", "session",
-            "settings", "tls", "view",
+            "address", "admin", "auth", "engine", "http", "ids", "lanes", "metrics", "payload", "protocol", "router",
+            "session", "settings", "tls", "view",
         ],
     ),
     ("runtime", &["config", "engine", "ids", "settings", "tls"]),
@@ -54,11 +55,12 @@ const ROOMS: &[(&str, &[&str])] = &[
 
 /// Rooms where everything that happens follows from the arguments.
 const PURE: &[&str] = &[
-    "ids", "payload", "jws", "auth", "protocol", "router", "session", "admin", "cluster",
+    "address", "ids", "payload", "jws", "auth", "protocol", "router", "session", "admin", "cluster",
 ];
 
 /// Files of other rooms that are as pure.
 const PURE_FILES: &[&str] = &[
+    "shard/addresses.rs",
     "shard/admin.rs",
     "shard/core.rs",
     "shard/credentials.rs",

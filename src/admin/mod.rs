@@ -140,7 +140,7 @@ impl Answer {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ConnectionInfo {
-    /// Its socket, by which the shard finds the peer's address.
+    /// Its socket, by which the shard closes it.
     #[serde(skip)]
     pub key: SocketKey,
     /// As the client knows it.
@@ -150,7 +150,8 @@ pub struct ConnectionInfo {
     pub user_id: Box<str>,
     /// Where it is.
     pub shard: u16,
-    /// The peer of the socket; `None` if nobody knows.
+    /// The client, as far as proxies that are believed name it, else the socket's peer; `None` if it has just gone. Port 0 where
+    /// only the address is known.
     pub remote_addr: Option<SocketAddr>,
     /// Unix milliseconds.
     pub connected_at: u64,

@@ -175,6 +175,8 @@ pub struct Config {
     pub log_level: log::LevelFilter,
     /// Allowed `Origin` values, good for [`OriginPolicy::parse`]; empty: same origin only.
     pub origins: Vec<String>,
+    /// Addresses and networks of proxies, good for [`Networks::parse`](crate::address::networks::Networks::parse).
+    pub proxies: Vec<String>,
     /// Limits on what one client, one user and all of them may take.
     pub limits: Limits,
     /// Heartbeat times.
@@ -198,7 +200,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// This configuration with what can change while running taken from `new` (log level, limits, origins,
+    /// This configuration with what can change while running taken from `new` (log level, limits, origins, proxies,
     /// patterns of channels, TLS, the administrator's token, keys and what tokens must have), and the names of the keys that
     /// differ and need a restart.
     ///
@@ -215,6 +217,7 @@ impl Config {
             log_level: new.log_level,
             limits: new.limits,
             origins: new.origins.clone(),
+            proxies: new.proxies.clone(),
             auth,
             tls: new.tls.clone(),
             channels: ChannelsConfig {
@@ -281,6 +284,10 @@ pub struct Limits {
     pub connections_per_user: usize,
     /// Handshakes per second on this gateway; 0: no limit.
     pub handshakes_per_second: u32,
+    /// Connections of one address that have not finished their handshake, on each shard; 0: no limit.
+    pub handshakes_per_address: u32,
+    /// Connects per second of one address, on each shard; 0: no limit.
+    pub connects_per_address: u32,
     /// Time to finish a request head.
     pub handshake_timeout: Duration,
     /// Bytes of one request head.

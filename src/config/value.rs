@@ -13,6 +13,7 @@ use super::origins::OriginPolicy;
 use super::patterns::ChannelPatterns;
 use super::redis_url::{self, RedisTarget};
 use super::{AdminListen, Placement};
+use crate::address::networks::Networks;
 
 /// What stands in place of a secret.
 pub(super) const MASK: &str = "***";
@@ -38,6 +39,8 @@ pub(super) enum Kind {
     Origins,
     /// Patterns of channels.
     Patterns,
+    /// Addresses and networks.
+    Networks,
     /// CPUs of shards.
     Cpus,
     /// Text of 1 to `max` bytes without control characters.
@@ -101,7 +104,7 @@ impl Kind {
                 None => Err(self.allowed()),
             },
             Kind::Choice(words) => choose(words, text).map(Value::Text).ok_or_else(|| self.allowed()),
-            Kind::Choices(_) | Kind::Origins | Kind::Patterns | Kind::Texts { .. } => {
+            Kind::Choices(_) | Kind::Origins | Kind::Patterns | Kind::Networks | Kind::Texts { .. } => {
                 self.parse_list(text.split(',').map(|item| item.trim().to_owned()).collect())
             }
             Kind::Cpus => parse_cpus(text)
@@ -139,13 +142,11 @@ impl Kind {
                 let items: Option<Vec<_>> = items.iter().map(word_of).collect();
                 self.parse_text(&items.ok_or_else(refused)?.join(","))
             }
-            (Kind::Choices(_) | Kind::Origins | Kind::Patterns | Kind::Texts { .. }, DeValue::Array(items)) => {
+            (kind, DeValue::Array(items)) if kind.is_list() => {
                 let items = items.iter().map(|item| item.get_ref().as_str().map(str::to_owned));
                 self.parse_list(items.collect::<Option<_>>().ok_or_else(refused)?)
             }
-            (Kind::Choices(_) | Kind::Origins | Kind::Patterns | Kind::Texts { .. }, DeValue::String(text)) => {
-                self.parse_list(vec![text.clone().into_owned()])
-            }
+            (kind, DeValue::String(text)) if kind.is_list() => self.parse_list(vec![text.clone().into_owned()]),
             (_, DeValue::String(text)) => self.parse_text(text),
             _ => Err(refused()),
         }
@@ -168,6 +169,11 @@ impl Kind {
             },
             Kind::Patterns => match ChannelPatterns::parse(&items) {
                 // An empty array stays one: it is the way to say nobody where the default says everybody.
+                Ok(_) => Ok(Value::List(items)),
+                Err(why) => Err(format!("{}; {why}", self.allowed())),
+            },
+            Kind::Networks => match Networks::parse(&items) {
+                Ok(_) if items.is_empty() => Ok(Value::Unset),
                 Ok(_) => Ok(Value::List(items)),
                 Err(why) => Err(format!("{}; {why}", self.allowed())),
             },
@@ -204,6 +210,7 @@ impl Kind {
             Kind::Choices(words) => format!("one or more of {}", words.join(", ")),
             Kind::Origins => "origins such as https://app.example.com, https://*.example.com, null or *".into(),
             Kind::Patterns => "patterns of channels such as news, room:*, inbox:{user} or *".into(),
+            Kind::Networks => "addresses and networks such as 192.0.2.1, 10.0.0.0/8 or 2001:db8::/32".into(),
             Kind::Cpus => {
                 format!("CPU numbers from 0 to {CPU_MAX} such as 0-3,8-11, each once, or none for no pinning")
             }
@@ -232,7 +239,7 @@ impl Kind {
             Kind::Duration { .. } => "TIME",
             Kind::Address | Kind::AddressOrSocket => "ADDRESS",
             Kind::Choice(_) => "WORD",
-            Kind::Choices(_) | Kind::Origins | Kind::Patterns | Kind::Texts { .. } => "LIST",
+            Kind::Choices(_) | Kind::Origins | Kind::Patterns | Kind::Networks | Kind::Texts { .. } => "LIST",
             Kind::Cpus => "CPUS",
             Kind::Text { .. } | Kind::Cookie | Kind::Secret => "TEXT",
             Kind::File => "FILE",
@@ -240,11 +247,18 @@ impl Kind {
         }
     }
 
+    fn is_list(&self) -> bool {
+        matches!(
+            self,
+            Kind::Choices(_) | Kind::Origins | Kind::Patterns | Kind::Networks | Kind::Texts { .. }
+        )
+    }
+
     fn toml_type(&self) -> &'static str {
         match self {
             Kind::Bool => "without quotes",
             Kind::Integer { .. } => "without quotes or a decimal point",
-            Kind::Choices(_) | Kind::Origins | Kind::Patterns | Kind::Texts { .. } => "an array of strings",
+            _ if self.is_list() => "an array of strings",
             _ => "a string in quotes",
         }
     }

@@ -2,6 +2,7 @@
 //!
 //! Plain data; a batch belongs to whoever holds it.
 
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -381,6 +382,8 @@ pub struct HandOver {
     pub upgrade: Option<Upgrade>,
     /// What arrived behind the request head or the `auth` frame.
     pub rest: Vec<u8>,
+    /// Where the connection comes from, if that is known.
+    pub remote: Option<SocketAddr>,
     /// Its TLS, with what has arrived of the next record.
     pub tls: Option<Box<Tls>>,
     /// When it was accepted, Unix milliseconds.

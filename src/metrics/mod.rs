@@ -106,7 +106,7 @@ fn write_code(code: u16, text: &mut [u8; 4]) -> Option<&[u8]> {
 }
 
 /// Labels of `shardgate_handshakes_refused_total`.
-pub const REFUSED_LABELS: [&str; 16] = [
+pub const REFUSED_LABELS: [&str; 17] = [
     "method",
     "not_an_upgrade",
     "version",
@@ -121,6 +121,7 @@ pub const REFUSED_LABELS: [&str; 16] = [
     "head_too_large",
     "malformed",
     "lane_full",
+    "address_limit",
     "tls",
     "plain_text",
 ];

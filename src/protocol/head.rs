@@ -3,10 +3,12 @@
 //! Anything that is not goes to the HTTP room with its bytes untouched. This room writes the `101`, and the last words to heads
 //! that never became a request.
 
+use core::net::IpAddr;
 use std::borrow::Cow;
 
 use async_tungstenite::tungstenite::handshake::derive_accept_key;
 
+use crate::address::forwarded;
 use crate::auth::Token;
 use crate::jws::TOKEN_BYTES_MAX;
 
@@ -49,6 +51,8 @@ pub struct Upgrade {
     pub subprotocol: bool,
     /// The user of `?user=`, in development mode.
     pub user: Option<String>,
+    /// The client's address by `X-Forwarded-For`; to be believed only if it came from a proxy of ours.
+    pub forwarded_for: Option<IpAddr>,
     /// What shall show who the user is, outside development mode; taken out when it is looked at.
     pub token: Option<Token>,
 }
@@ -128,6 +132,10 @@ pub trait Policy {
     fn allows_origin(&self, origin: &str, host: Option<&str>) -> bool;
     /// Is `/echo` served?
     fn serves_echo(&self) -> bool;
+    /// Is what this address says about its clients believed?
+    fn is_proxy(&self, _address: IpAddr) -> bool {
+        false
+    }
     /// What do users show?
     fn credentials(&self) -> Credentials<'_>;
 }
@@ -239,6 +247,7 @@ fn check(request: &Request<'_>, endpoint: Endpoint, query: &str, policy: &impl P
         accept: derive_accept_key(key),
         subprotocol: request.has_token("sec-websocket-protocol", SUBPROTOCOL),
         user,
+        forwarded_for: forwarded::client(request.values("x-forwarded-for"), |address| policy.is_proxy(address)),
         token,
     })
 }
@@ -281,7 +290,7 @@ fn is_valid_key(key: &[u8]) -> bool {
 
 impl<'a> Request<'a> {
     /// All values of a field, in order.
-    pub fn values(&self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
+    pub fn values(&self, name: &'a str) -> impl DoubleEndedIterator<Item = &'a [u8]> {
         self.headers
             .iter()
             .filter(move |(n, _)| n.eq_ignore_ascii_case(name))
@@ -473,6 +482,7 @@ mod tests {
             accept: "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=".into(),
             subprotocol: false,
             user: Some("alice".into()),
+            forwarded_for: None,
             token: None,
         };
         assert_eq!(decision(GOOD), Decision::Upgrade(expected));

@@ -30,7 +30,7 @@ impl Core {
             return Err(Answer::refuse(Refusal::Unavailable, words));
         }
         self.requests += 1;
-        let notice = Notice::Asked(self.key(slot), request);
+        let notice = Notice::Asked(self.key(slot), self.remote_addr(slot), request);
         self.notices.push_back(notice);
         Ok(())
     }
@@ -196,7 +196,7 @@ impl Core {
             conn_id: conn.id,
             user_id: self.users.name(conn.user?).into(),
             shard: self.me.0,
-            remote_addr: None,
+            remote_addr: self.remote_addr(slot),
             connected_at: conn.connected_at_ms,
             last_seen: self.now.wall_ms.saturating_sub(silent_ms),
             messages_in: conn.messages_in,

@@ -7,6 +7,7 @@
 //! Invariants (checked by `check_invariants` in debug builds): a connection with a user is in that user's list;
 //! `metrics.connections` counts the entries with `counted`; an outbox exists only while it holds bytes.
 
+use core::net::SocketAddr;
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
@@ -53,9 +54,9 @@ pub enum Command {
 /// What the turn must tell the control thread.
 #[derive(Debug)]
 pub enum Notice {
-    /// An administrator asks, over this connection: to be answered with [`Parcel::Answer`].
-    Asked(SocketKey, Request),
-    /// The reply to [`Parcel::Ask`] of this ticket. Peers' addresses are missing; the engine knows them.
+    /// An administrator asks, over this connection, from there: to be answered with [`Parcel::Answer`].
+    Asked(SocketKey, Option<SocketAddr>, Request),
+    /// The reply to [`Parcel::Ask`] of this ticket.
     Replied(u32, Reply),
 }
 
@@ -77,6 +78,7 @@ pub struct Core {
     pub(super) settings: Arc<Settings>,
     pub(super) homes: HomeMap,
     pub(super) connections: Vec<Connection>,
+    pub(super) addresses: super::addresses::Addresses,
     pub(super) users: Users,
     pub(super) channels: Channels,
     pub(super) joins: super::channels::Joins,
@@ -127,6 +129,7 @@ impl Core {
             settings,
             homes,
             connections: Vec::new(),
+            addresses: Default::default(),
             users: Users::default(),
             channels: Channels::default(),
             joins: Default::default(),
@@ -210,6 +213,7 @@ impl Core {
 
     fn vacate(&mut self, slot: u32) {
         self.wheel.cancel(slot);
+        self.forget_address(slot);
         let conn = std::mem::take(&mut self.connections[slot as usize]);
         debug_assert!(conn.user.is_none() && !conn.counted, "vacated without having ended");
         if let Some(outbox) = conn.outbox {
@@ -219,17 +223,18 @@ impl Core {
         sockets.set(sockets.get().saturating_sub(1));
     }
 
-    /// A socket was accepted; one receive is armed.
-    pub fn handle_accepted(&mut self, key: SocketKey) {
+    /// A socket was accepted from `peer`; one receive is armed.
+    pub fn handle_accepted(&mut self, key: SocketKey, peer: Option<SocketAddr>) {
         if self.stopping {
             self.occupy(key, Stage::Head(Vec::new()));
             self.close_now(key.slot);
             return;
         }
-        let tls = self.new_tls();
-        let conn = self.occupy(key, Stage::Head(Vec::new()));
-        conn.armed = true;
-        conn.tls = tls;
+        self.occupy(key, Stage::Head(Vec::new())).armed = true;
+        if !self.came_from(key.slot, peer) {
+            return self.close_now(key.slot);
+        }
+        self.conn(key.slot).tls = self.new_tls();
         let due = self.now.mono_ms() + self.settings.limits.handshake_timeout.as_millis() as u64;
         self.wheel.set(key.slot, due);
     }
@@ -250,7 +255,11 @@ impl Core {
         };
         conn.last_seen_ms = now_ms;
         conn.armed = false;
-        if conn.tls.is_some() {
+        // What a proxy says about its client comes before the client's first byte, TLS or not.
+        let Some(bytes) = self.behind_proxy_header(key.slot, bytes) else {
+            return self.rearm(key);
+        };
+        if self.conn(key.slot).tls.is_some() {
             self.tls_bytes(key.slot, bytes);
         } else {
             self.plain_bytes(key.slot, bytes);
@@ -621,6 +630,7 @@ impl Core {
         if std::mem::take(&mut conn.counted) {
             self.uncount_connection();
         }
+        let remote = self.remote_addr(key.slot);
         self.vacate(key.slot);
         if let Stage::Leaving(leaving) = stage {
             self.hand_over(HandOver {
@@ -631,6 +641,7 @@ impl Core {
                 upgrade: leaving.upgrade,
                 rest: leaving.rest,
                 connected_at_ms,
+                remote,
                 messages_in,
                 rate,
                 tls,
@@ -666,6 +677,7 @@ impl Core {
         assert_eq!(of_users, self.users.connections(), "connections in users' lists");
         assert_eq!(self.users.len() as u64, self.metrics().users.get(), "users counted");
         self.channels.check_invariants();
+        self.addresses.check_invariants();
         for slot in 0..self.connections.len() as u32 {
             let subscribed = self.channels.count(slot) > 0;
             assert!(

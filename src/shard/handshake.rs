@@ -159,6 +159,9 @@ impl Core {
 
     /// A handshake that is in order and admitted.
     fn upgrade(&mut self, slot: u32, mut upgrade: Upgrade, rest: Vec<u8>) {
+        if !self.takes_handshake_from(slot, &upgrade) {
+            return self.view.release();
+        }
         self.count_connection(slot);
         match (upgrade.token.take(), upgrade.user.take()) {
             (Some(token), _) => self.begin_verifying(slot, token, Some(upgrade), rest),
@@ -171,6 +174,7 @@ impl Core {
                         self.settings.auth_timeout
                     }
                     Endpoint::Echo => {
+                        self.settle_address(slot);
                         self.conn(slot).stage = Stage::Echo;
                         self.settings.heartbeat.interval
                     }
@@ -231,6 +235,7 @@ impl Core {
 
     /// The user is known and lives here.
     pub(super) fn open(&mut self, slot: u32, user: &str, hash: UserHash, grant: Option<Arc<Grant>>) {
+        self.settle_address(slot);
         let index = self.users.join(hash, user, slot);
         self.tell_presence(index, self.users.devices(index).len());
         let limit = self.connections_limit(grant.as_ref());
@@ -274,6 +279,7 @@ impl Core {
 
     /// The connection goes to its user's shard as soon as everything queued here is sent.
     pub(super) fn leave(&mut self, slot: u32, leaving: Box<Leaving>) {
+        self.settle_address(slot);
         self.conn(slot).stage = Stage::Leaving(leaving);
         self.wheel
             .set(slot, self.now.mono_ms() + super::timers::CLOSE_TIMEOUT_MS);
@@ -301,6 +307,7 @@ impl Core {
             upgrade,
             rest,
             connected_at_ms,
+            remote,
             messages_in,
             rate,
             tls,
@@ -319,6 +326,7 @@ impl Core {
         conn.messages_in = messages_in;
         conn.rate = rate;
         conn.tls = tls;
+        self.handed_over_from(slot, remote);
         self.count_connection(slot);
         match (refused, upgrade) {
             (Some(reason), Some(_)) => {

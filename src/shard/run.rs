@@ -221,7 +221,7 @@ impl<E: Engine> Shard<E> {
                 received_bytes += bytes.len();
             }
             match event {
-                Event::Accepted { key } => self.core.handle_accepted(key),
+                Event::Accepted { key } => self.core.handle_accepted(key, self.engine.peer_addr(key)),
                 Event::Received { key, bytes } => self.core.handle_received(key, bytes),
                 Event::Sent { key, payload } => self.core.handle_sent(key, payload),
                 Event::Ended { key, error } => self.core.handle_ended(key, error.is_some()),
@@ -306,19 +306,12 @@ impl<E: Engine> Shard<E> {
         }
     }
 
-    /// Tells the control thread what the turn brought for it, with the addresses of peers.
+    /// Tells the control thread what the turn brought for it.
     fn tell_notices(&mut self, me: ShardId) {
         while let Some(notice) = self.core.poll_notice() {
             self.reports.tell(match notice {
-                Notice::Asked(conn, request) => Report::Asked(me, conn, self.engine.peer_addr(conn), request),
-                Notice::Replied(ticket, mut reply) => {
-                    if let Reply::Page { connections, .. } = &mut reply {
-                        for found in connections {
-                            found.remote_addr = self.engine.peer_addr(found.key);
-                        }
-                    }
-                    Report::Replied(ticket, reply)
-                }
+                Notice::Asked(conn, from, request) => Report::Asked(me, conn, from, request),
+                Notice::Replied(ticket, reply) => Report::Replied(ticket, reply),
             });
         }
     }

@@ -130,6 +130,14 @@ impl Client {
         Client::new(socket.into())
     }
 
+    /// A client at this address of the loopback network.
+    pub fn connect_from(source: [u8; 4], addr: SocketAddr) -> Client {
+        let socket = socket2::Socket::new(socket2::Domain::for_address(addr), socket2::Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::from((source, 0)).into()).unwrap();
+        socket.connect_timeout(&addr.into(), DEADLINE).unwrap();
+        Client::new(socket.into())
+    }
+
     fn new(stream: TcpStream) -> Client {
         stream.set_nodelay(true).unwrap();
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
@@ -307,6 +315,12 @@ impl Client {
             fields,
             body: String::new(),
         }
+    }
+
+    /// Waits for bytes or the end; true if it was the end.
+    #[track_caller]
+    pub fn is_at_end(&mut self) -> bool {
+        self.buffer.is_empty() && !self.fill()
     }
 
     /// A response head and the body that its `Content-Length` announces.

@@ -18,7 +18,7 @@ fn without_anything_the_defaults_of_the_contract_hold() {
         (None, Placement::FirstAllowed, None)
     );
     assert_eq!((config.listen_backlog, config.log_level), (4096, LevelFilter::Info));
-    assert!(config.origins.is_empty());
+    assert!(config.origins.is_empty() && config.proxies.is_empty());
     let limits = Limits {
         connections: None,
         message_bytes: 65_536,
@@ -28,6 +28,8 @@ fn without_anything_the_defaults_of_the_contract_hold() {
         burst: 200,
         connections_per_user: 16,
         handshakes_per_second: 0,
+        handshakes_per_address: 0,
+        connects_per_address: 0,
         handshake_timeout: Duration::from_secs(10),
         header_bytes: 16_384,
     };

@@ -76,6 +76,7 @@ fn other_value(key: &Key) -> &'static str {
         Kind::Text { .. } | Kind::Texts { .. } | Kind::Cookie => "other",
         Kind::Origins => "https://other.example",
         Kind::Patterns => "other:{user}",
+        Kind::Networks => "10.0.0.0/8",
         Kind::Cpus => "5",
         Kind::AddressOrSocket => "unix:/other.sock",
         Kind::Secret => "s3cret-s3cret-s3cret",

@@ -46,6 +46,7 @@ fn any_flags() -> impl Strategy<Value = Vec<String>> {
             Kind::Choice(words) => proptest::sample::select(words).prop_map(str::to_owned).boxed(),
             Kind::Origins => "https://[a-z]{1,9}\\.example(,http://\\*\\.[a-z]{1,9}\\.test:80)?(,null)?".boxed(),
             Kind::Patterns => "[a-z]{1,9}(:\\*)?(,\\{user\\}/[ä-ü]{1,9})?(,\\*)?".boxed(),
+            Kind::Networks => "192\\.0\\.2\\.[1-9](,10\\.0\\.0\\.0/8)?(,2001:db8::/32)?".boxed(),
             Kind::Text { .. } => "[ !-~ä-ü]{1,60}".boxed(),
             Kind::AddressOrSocket => "(unix:[a-z/. ä]{1,30}|\\[::1\\]:9[0-9]{3})".boxed(),
             Kind::Cookie => "[a-zA-Z0-9_.!#-]{1,60}".boxed(),

@@ -1,7 +1,7 @@
 //! The engine of choice: one io_uring per shard, beside that of the executor.
 //!
-//! Owns the listener, the sockets, the buffers they receive into and the bytes they send. Accepting and receiving are
-//! armed once and complete many times; sends are submissions, so a turn with any number of them is one system call.
+//! Owns the listener, the sockets, the buffers they receive into and the bytes they send. Receiving is armed once and
+//! completes many times; accepts and sends are submissions, so a turn with any number of them is one system call.
 //!
 //! Invariants:
 //! - *held*: a slot with an operation in flight (`RECEIVING`, `SENDING`) keeps its descriptor and generation until the last
@@ -30,6 +30,12 @@ use super::{Engine, EngineStats, Event, Payload, SendStatus, SocketKey, Waker, s
 /// Completions handled per turn; what is over stays in the queue for the next one. At about a microsecond each, a turn
 /// leaves room for the rest of the shard after a millisecond or two.
 const EVENTS_MAX: u32 = 1024;
+
+/// Accepts in flight, and so the most connections that are accepted and that the owner has not taken. One accept that
+/// completes many times takes all that the kernel has, however far behind the owner is: a loop of connects and resets
+/// filled the completion queue with 16,384 descriptors. What is not accepted waits in the listener's queue, which is
+/// bounded. With 64 per turn this is not what limits a storm of connects.
+const ACCEPTS_MAX: usize = 64;
 
 /// How long dropping an engine waits for the kernel to let go. Cancelled operations complete within microseconds.
 const DROP_WAIT: Duration = Duration::from_secs(2);
@@ -81,8 +87,10 @@ pub struct RingEngine {
     budget: u32,
     /// Operations in the kernel that use memory or descriptors of ours.
     in_flight: usize,
-    accepting: bool,
+    /// Accepts in flight; none is made while paused.
+    accepts: usize,
     accept_due: bool,
+    accept_paused: bool,
     watch_due: bool,
     dropping: bool,
     stats: EngineStats,
@@ -115,10 +123,11 @@ impl RingEngine {
     fn arm_due(&mut self) {
         if self.accept_due {
             self.accept_due = false;
-            self.accepting = true;
-            self.in_flight += 1;
-            let user_data = ACCEPT << 56;
-            self.queue.accept(self.listener.as_raw_fd(), user_data);
+            while self.accepts < ACCEPTS_MAX {
+                self.accepts += 1;
+                self.in_flight += 1;
+                self.queue.accept(self.listener.as_raw_fd(), ACCEPT << 56);
+            }
         }
         if self.watch_due {
             self.watch_due = false;
@@ -175,31 +184,35 @@ impl RingEngine {
     }
 
     fn accepted(&mut self, completion: Completion) -> Option<Event<'static>> {
-        self.accepting = completion.more();
-        if completion.result >= 0 {
+        self.accepts -= 1;
+        let socket = (completion.result >= 0).then(|| {
             // SAFETY: the kernel made this descriptor for us and tells it once; `leaks_no_descriptor` would break.
-            let socket = unsafe { OwnedFd::from_raw_fd(completion.result) };
-            if self.dropping {
-                return None;
-            }
-            self.accept_due |= !completion.more();
-            let key = self.slab.insert(socket);
-            self.arm(key);
-            return Some(Event::Accepted { key });
-        }
-        if completion.more() || self.dropping {
+            unsafe { OwnedFd::from_raw_fd(completion.result) }
+        });
+        if self.dropping {
             return None;
         }
-        match -completion.result {
-            // About one connection that went away again; accepting goes on.
-            libc::ECONNABORTED | libc::EINTR | libc::EAGAIN => {
-                self.accept_due = true;
-                None
+        let error = match (socket, -completion.result) {
+            (Some(socket), _) => {
+                self.accept_due |= !self.accept_paused;
+                let key = self.slab.insert(socket);
+                self.arm(key);
+                return Some(Event::Accepted { key });
             }
-            error => Some(Event::AcceptPaused {
-                error: io::Error::from_raw_os_error(error),
-            }),
-        }
+            // About one connection that went away again, or cancelled and wanted again meanwhile.
+            (None, libc::ECONNABORTED | libc::EINTR | libc::EAGAIN | libc::ECANCELED) => {
+                self.accept_due |= !self.accept_paused;
+                return None;
+            }
+            // Said already.
+            (None, _) if self.accept_paused => return None,
+            (None, error) => io::Error::from_raw_os_error(error),
+        };
+        self.accept_paused = true;
+        self.accept_due = false;
+        // The others would say the same, and keep today's limit of descriptors for as long as they are in flight.
+        self.queue.cancel(ACCEPT << 56, CANCEL << 56);
+        Some(Event::AcceptPaused { error })
     }
 
     fn received(&mut self, completion: Completion) -> Option<Found> {
@@ -348,8 +361,9 @@ impl Engine for RingEngine {
             closed: VecDeque::new(),
             budget: 0,
             in_flight: 0,
-            accepting: false,
+            accepts: 0,
             accept_due: false,
+            accept_paused: false,
             watch_due: false,
             dropping: false,
             stats: EngineStats::default(),
@@ -466,7 +480,7 @@ impl Engine for RingEngine {
     }
 
     fn resume_accept(&mut self) {
-        self.accept_due = !self.accepting;
+        self.accept_due |= std::mem::take(&mut self.accept_paused);
     }
 
     fn has_work(&mut self) -> bool {

@@ -181,10 +181,13 @@ impl Queue {
         self.syscalls
     }
 
-    /// Accepts until it fails. The kernel keeps the limit of descriptors as it is now, also if it is changed later.
+    /// Accepts one connection. The kernel keeps the limit of descriptors as it is now, also if it is changed later.
     pub(super) fn accept(&mut self, listener: RawFd, user_data: u64) {
         let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
-        let entry = opcode::AcceptMulti::new(Fd(listener)).flags(flags).build();
+        let null: *mut libc::sockaddr = std::ptr::null_mut();
+        let entry = opcode::Accept::new(Fd(listener), null, null.cast())
+            .flags(flags)
+            .build();
         self.push(entry.user_data(user_data));
     }
 
@@ -219,6 +222,12 @@ impl Queue {
     pub(super) fn watch(&mut self, fd: RawFd, user_data: u64) {
         let entry = opcode::PollAdd::new(Fd(fd), libc::POLLIN as u32).multi(true).build();
         self.push(entry.user_data(user_data));
+    }
+
+    /// Cancels every operation with these `user_data`.
+    pub(super) fn cancel(&mut self, what: u64, user_data: u64) {
+        let builder = CancelBuilder::user_data(what).all();
+        self.push(opcode::AsyncCancel2::new(builder).build().user_data(user_data));
     }
 
     /// Cancels whatever is in flight for a socket.

@@ -8,6 +8,7 @@ use super::*;
 
 for_both_engines! {
     pauses_accepting_without_descriptors,
+    leaves_connections_to_the_kernel_until_they_are_taken,
     leaks_no_descriptor,
     serves_five_thousand_sockets,
     drops_with_operations_in_flight,
@@ -42,7 +43,7 @@ fn pauses_accepting_without_descriptors<E: Engine>() {
         let mut bed = Bed::<E>::new();
         // The clients first, as they are in this process as well.
         let clients = [(); 2].map(|()| Socket::new(Domain::IPV4, Type::STREAM, None).unwrap());
-        // Before the first turn: a multishot accept keeps the limit that it was armed with.
+        // Before the first turn: an accept keeps the limit that it was made with.
         set_nofile(open_descriptors() + 1);
         let null = || File::open("/dev/null").ok();
         let mut rest: Vec<_> = std::iter::from_fn(null).collect();
@@ -75,6 +76,41 @@ fn pauses_accepting_without_descriptors<E: Engine>() {
         bed.nothing();
         let _third = bed.pair();
     });
+}
+
+/// Whoever connects and resets in a loop takes no descriptors for it, however far behind the owner of the engine is.
+fn leaves_connections_to_the_kernel_until_they_are_taken<E: Engine>() {
+    const CONNECTIONS: usize = 900;
+    alone(
+        &path::<E>("leaves_connections_to_the_kernel_until_they_are_taken"),
+        || {
+            let mut bed = Bed::<E>::new();
+            bed.engine.turn(None).unwrap();
+            let before = open_descriptors();
+            let mut accepted = 0;
+            let mut take = |engine: &mut E| match engine.next_event().map(Seen::from) {
+                Some(Seen::Accepted(_)) => accepted += 1,
+                Some(Seen::Ended(key, _)) => engine.close(key),
+                Some(Seen::Closed(_)) | None => {}
+                Some(other) => panic!("{other:?}"),
+            };
+            for _ in 0..CONNECTIONS {
+                reset(bed.connect());
+                bed.engine.turn(None).unwrap();
+                take(&mut bed.engine);
+                // Those that the owner knows of, and no more than these.
+                let unknown = open_descriptors().saturating_sub(before + bed.engine.sockets());
+                assert!(unknown <= 64, "{unknown} descriptors for nobody");
+            }
+            let deadline = Instant::now() + PATIENCE;
+            while open_descriptors() > before || bed.engine.has_work() {
+                assert!(Instant::now() < deadline, "not all were taken");
+                bed.engine.turn(Some(Duration::from_millis(1))).unwrap();
+                take(&mut bed.engine);
+            }
+            assert_eq!((accepted, bed.engine.sockets()), (CONNECTIONS, 0));
+        },
+    );
 }
 
 fn leaks_no_descriptor<E: Engine>() {

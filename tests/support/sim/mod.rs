@@ -237,7 +237,7 @@ impl World {
         while let Some(event) = engine.next_event() {
             busy = true;
             match event {
-                Happened::Accepted(key) => core.handle_accepted(key),
+                Happened::Accepted(key) => core.handle_accepted(key, None),
                 Happened::Received(key, mut bytes) => {
                     if let Some(wire) = engine.wire_of(key) {
                         wires[wire].last_seen_ms = now_ms;

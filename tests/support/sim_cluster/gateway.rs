@@ -306,7 +306,7 @@ impl Gateway {
         core.begin_turn(now);
         while let Some(event) = engine.next_event() {
             match event {
-                Happened::Accepted(key) => core.handle_accepted(key),
+                Happened::Accepted(key) => core.handle_accepted(key, None),
                 Happened::Received(key, mut bytes) => core.handle_received(key, &mut bytes),
                 Happened::Sent(key, payload) => core.handle_sent(key, payload),
                 Happened::Ended(key, broken) => core.handle_ended(key, broken),

@@ -1,0 +1,115 @@
+//! Hostile heads are refused, and a gateway that is out of descriptors waits, serves who is in, and does not spin.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::client::{Client, upgrade_head};
+use common::{Gateway, Peer, eventually};
+
+on_both_engines! {
+    smuggled_heads_are_refused, a_giant_head_is_refused, out_of_descriptors_it_waits_and_does_not_spin,
+}
+
+/// Nobody agrees on what these mean, so that a proxy in front may have read another request.
+fn smuggled_heads_are_refused(engine: &str) {
+    let gateway = Gateway::start(&["--engine", engine]);
+    let good = upgrade_head("/ws?user=alice", "");
+    let with = |field: &str| upgrade_head("/ws?user=alice", field);
+    let heads = [
+        with("Host: evil\r\n"),
+        with("Content-Length: 5\r\nTransfer-Encoding: chunked\r\n"),
+        with("Content-Length: 5\r\n"),
+        with("Content-Length: 0\r\nContent-Length: 5\r\n"),
+        with("Transfer-Encoding: chunked\r\n"),
+        with("Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"),
+        with("Sec-WebSocket-Version: 13\r\n"),
+        with("X-Folded: one\r\n two\r\n"),
+        with("X-Zero: a\0b\r\n"),
+        with("X-Space : a\r\n"),
+        with("X-Return: a\rb\r\n"),
+        good.replacen("GET ", "GET  ", 1),
+        good.replacen("HTTP/1.1", "HTTP/1.1\0", 1),
+        good.replacen("HTTP/1.1", "HTTP/2.0", 1),
+    ];
+    for head in &heads {
+        let mut client = gateway.tcp();
+        client.send_raw(head.as_bytes());
+        let status = client.read_response().status;
+        assert!((400..500).contains(&status), "{status} for {head:?}");
+    }
+    assert_eq!(gateway.stats()["connections"], 0);
+    // A line that ends without CR, and Upgrade given twice, mean the same to everybody who takes them.
+    for head in [good.replace("\r\n", "\n"), with("Upgrade: websocket\r\n")] {
+        let mut client = gateway.tcp();
+        client.send_raw(head.as_bytes());
+        let status = client.read_head().status;
+        assert!(status == 101 || (400..500).contains(&status), "{status} for {head:?}");
+    }
+}
+
+fn a_giant_head_is_refused(engine: &str) {
+    let gateway = Gateway::start(&["--engine", engine]);
+    let mut client = gateway.tcp();
+    client.send_raw(b"GET /ws HTTP/1.1\r\nX: ");
+    client.send_carelessly(&vec![b'x'; 1 << 20]);
+    // The answer may be lost with what was not read; that it is over may not.
+    while !client.is_at_end() {
+        client.read_response();
+    }
+    assert_eq!(
+        gateway.metric("shardgate_handshakes_refused_total", &["reason=\"head_too_large\""]),
+        1.0
+    );
+}
+
+/// CPU time of the gateway so far, clock ticks of 10 ms.
+fn cpu_ticks(gateway: &Gateway) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", gateway.pid())).unwrap();
+    let fields: Vec<&str> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
+    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+}
+
+/// The limit is there from the start: io_uring looks at it when accepting is armed.
+fn out_of_descriptors_it_waits_and_does_not_spin(engine: &str) {
+    let mut command = common::gateway::command("sh");
+    command.args([
+        "-c",
+        "ulimit -n 250 && exec \"$0\" \"$@\"",
+        env!("CARGO_BIN_EXE_shardgate"),
+    ]);
+    command.args([
+        "--listen",
+        "127.0.0.1:0",
+        "--shards",
+        "1",
+        "--cpus",
+        "none",
+        "--engine",
+        engine,
+    ]);
+    command.args(["--limits-handshake-timeout", "1h"]);
+    let gateway = Gateway::try_spawn(command).unwrap();
+    let mut alice = Peer::connect(&gateway, "alice");
+    let lines = gateway.log_lines();
+    let crowd: Vec<Client> = (0..400).map(|_| Client::connect(gateway.addr)).collect();
+    gateway.wait_for_log_after(lines, "accepting paused");
+    // Ten more tries are a second or more, of which spinning would take most.
+    let ticks = cpu_ticks(&gateway);
+    let mut tries = 0;
+    while tries < 10 {
+        let lines = gateway.log_lines();
+        gateway.wait_for_log_after(lines, "accepting paused");
+        tries += 1;
+    }
+    let spent = cpu_ticks(&gateway) - ticks;
+    assert!(spent < 50, "{spent} ticks for ten tries");
+    // Who is in is served, and when somebody goes the others come in.
+    assert_eq!(alice.tell("alice", 1), "delivered");
+    drop(crowd);
+    eventually("new clients come in", || {
+        let mut client = Client::connect(gateway.addr);
+        client.send_carelessly(b"GET /livez HTTP/1.1\r\nHost: h\r\n\r\n");
+        !client.is_at_end()
+    });
+}
