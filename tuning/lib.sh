@@ -2,6 +2,9 @@
 # What check and apply share: the command line, what this host says, what the configuration says. Sourced.
 # Everything is read and written below $root, which is empty for this host itself.
 
+# Wrong usage that is found in a $(...) ends the script, too.
+shopt -s inherit_errexit
+
 root='' config_file='' connections='' config_lines=''
 
 die() {
@@ -46,7 +49,9 @@ read_options() { # ARGUMENT...
     read_config
     if [[ -z $connections ]]; then connections=$(whole limits.connections "$(config limits.connections 10000)"); fi
     ((connections > 0)) || misused "--connections must be above 0"
-    shard_cpus >/dev/null # so that what is wrong with shards or cpus is said first
+    # So that what is wrong with them is said first, and once.
+    shards >/dev/null
+    shard_cpus >/dev/null
 }
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -195,18 +200,22 @@ unit_file() {
     done
 }
 
-# What the unit allows itself, and what our drop-in makes of it; nothing where neither says. Of soft:hard the hard one
-# counts, as the gateway raises the soft one.
+# What the unit allows itself, and what our drop-in makes of it.
 own_limit() { limit_in "$1" "$(unit_file)"$'\n'"$(matching "${drop_in%/*}/*.conf" | without "$drop_in")"; } # KEY
 unit_limit() { limit_in "$1" "$(unit_file)"$'\n'"$(matching "${drop_in%/*}/*.conf")"; }                     # KEY
 
 limit_in() { # KEY PATHS: what the last of them says
-    local path said limit=''
+    local path said limit
+    case $1 in # systemd's own
+        LimitNOFILE) limit=524288 ;;
+        LimitMEMLOCK) limit=8M ;;
+    esac
     while read -r path; do
         [[ $path && -r $root$path ]] || continue
         said=$(sed -n "s/^[[:space:]]*$1=//p" "$root$path" | tail -n 1)
         limit=${said:-$limit}
     done <<<"$2"
+    # Of soft:hard the hard one, as the gateway raises the soft one.
     echo "${limit##*:}"
 }
 
