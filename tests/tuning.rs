@@ -497,6 +497,23 @@ fn a_file_that_is_read_later_is_named() {
     assert_eq!(ended.stderr.lines().count(), 1, "{ended:#?}");
 }
 
+/// Who logs in with a limit above `fs.nr_open` is turned away.
+#[test]
+fn no_limit_that_the_kernel_does_not_allow() {
+    let host = two_nodes();
+    let before = host.snapshot();
+    host.limits("4096", "65536");
+    // 65,536, and nobody may write it.
+    fs::remove_file(host.path("proc/sys/fs/nr_open")).unwrap();
+    std::os::unix::fs::symlink("/proc/sys/kernel/ngroups_max", host.path("proc/sys/fs/nr_open")).unwrap();
+    let ended = host.run("apply", &["--connections", "1000000", "--yes"]);
+    assert_eq!(ended.code, Some(1), "{ended:#?}");
+    assert!(ended.stderr.contains("no limits are written"), "{ended:#?}");
+    assert!(!host.path("etc/security/limits.d/90-shardgate.conf").exists());
+    host.apply(&["--undo", "--yes"]);
+    assert_eq!(host.snapshot().len(), before.len());
+}
+
 #[test]
 fn the_limits_of_the_unit_count() {
     let host = Host::stock(2, 1);
