@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use async_tungstenite::tungstenite::protocol::{Role, WebSocketConfig, WebSocketContext};
 use shardgate::ids::IdSource;
+use shardgate::jws::{Algorithm, Family, Key, Signed};
 use shardgate::protocol::encode::{self, AckStatus};
 use shardgate::protocol::envelope;
 use shardgate::protocol::frame::Decoder;
@@ -242,6 +243,27 @@ fn heads(table: &Table) {
     }
 }
 
+/// Tokens that OpenSSL signed, lines of `ALG token`.
+const TOKENS: &str = include_str!("../tests/keys/tokens.txt");
+
+fn tokens(table: &Table) {
+    for (name, token) in TOKENS.lines().filter_map(|line| line.split_once(' ')) {
+        let algorithm = Algorithm::by_name(name).unwrap();
+        let key = match algorithm.family() {
+            Family::Hmac => include_str!("../tests/keys/secret.txt"),
+            Family::Rsa => include_str!("../tests/keys/rsa.pub.pem"),
+            Family::P256 => include_str!("../tests/keys/p256.pub.pem"),
+            Family::P384 => include_str!("../tests/keys/p384.pub.pem"),
+            Family::Ed25519 => include_str!("../tests/keys/ed25519.pub.pem"),
+        };
+        let key = Key::configured(key, &[algorithm]).unwrap();
+        table.row(&format!("token: read and verified by {name}"), 1, || {
+            let signed = Signed::parse(black_box(token)).unwrap();
+            assert!(signed.payload(&key, algorithm).is_some());
+        });
+    }
+}
+
 fn tables(table: &Table) {
     const COUNT: usize = 100_000;
     let map = HomeMap::new(8, [7; 16]);
@@ -285,5 +307,6 @@ fn main() {
     envelopes(&table);
     encoding(&table);
     heads(&table);
+    tokens(&table);
     tables(&table);
 }

@@ -7,7 +7,7 @@ mod common;
 use std::time::Duration;
 
 use common::client::{assert_switched, text_bytes, upgrade_head};
-use common::tokens::{claims, connect, from_now, gateway, key_file, private_key_file, sign, token};
+use common::tokens::{SECRET, claims, connect, from_now, gateway, key_file, private_key_file, sign, token};
 use common::{Gateway, eventually, run_to_exit};
 use serde_json::json;
 use shardgate::jws::Algorithm;
@@ -334,7 +334,7 @@ fn keys_change_by_sighup(engine: &str) {
         std::fs::write(&new, text).unwrap();
         std::fs::rename(&new, &file).unwrap();
     };
-    let hs256 = format!("[auth]\nalgorithm = \"HS256\"\nkey = \"{}\"\n", common::tokens::SECRET);
+    let hs256 = format!("[auth]\nalgorithm = \"HS256\"\nkey = \"{}\"\n", SECRET);
     write(&hs256);
     let gateway = Gateway::start(&["--engine", engine, "--config", file.to_str().unwrap()]);
     let reload = |text: &str, logged: &str| {
@@ -463,6 +463,35 @@ fn the_subcommand_prints_what_the_gateway_takes() {
         }
         assert!(ended.stdout.is_empty() && !ended.stderr.contains("s3cret"), "{ended:?}");
     }
+}
+
+/// It serves, and says what is wrong with it; again when another one is read.
+#[test]
+fn a_short_secret_is_warned_of() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("shardgate.toml");
+    let write = |secret: &str| {
+        let text = format!("[auth]\nalgorithm = [\"HS256\", \"HS512\"]\nkey = \"{secret}\"\n");
+        std::fs::write(&file, text).unwrap();
+    };
+    write("s3cret");
+    let gateway = Gateway::start(&["--engine=epoll", "--config", file.to_str().unwrap()]);
+    let line = gateway.wait_for_log("auth.key: it is a secret of 6 bytes");
+    assert!(
+        line.contains("HS512 wants 64") && line.contains("openssl rand"),
+        "{line}"
+    );
+    let reload = |secret: &str| {
+        write(secret);
+        let lines = gateway.log_lines();
+        gateway.signal(libc::SIGHUP);
+        gateway.wait_for_log_after(lines, "configuration read again");
+    };
+    reload("another s3cret");
+    gateway.wait_for_log("auth.key: it is a secret of 14 bytes");
+    reload(SECRET);
+    assert_eq!(gateway.log().matches("auth.key").count(), 2, "{}", gateway.log());
+    assert!(!gateway.log().contains("s3cret"), "{}", gateway.log());
 }
 
 /// Whoever has to show a token may come from elsewhere.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use ring::digest;
+use aws_lc_rs::digest;
 
 use super::{Identity, Token};
 

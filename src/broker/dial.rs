@@ -79,7 +79,7 @@ impl Dialer {
     pub(super) fn new(target: RedisTarget) -> Dialer {
         if target.tls {
             // The crate takes the process's provider; that somebody chose one before is as good.
-            let _ = rustls::crypto::ring::default_provider().install_default();
+            let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         }
         Dialer {
             target,

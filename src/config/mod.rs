@@ -41,7 +41,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::jws::Algorithm;
+use crate::jws::{Algorithm, Key, ShortSecret};
 pub use admin::{AdminConfig, AdminListen};
 pub use error::{ConfigError, Place};
 pub use origins::{OriginError, OriginPolicy};
@@ -373,6 +373,16 @@ impl AuthConfig {
     #[must_use]
     pub fn is_development(&self) -> bool {
         self.source == CredentialSource::Development
+    }
+
+    /// That the key is a secret which is too short for one of the algorithms, if so.
+    #[must_use]
+    pub fn short_secret(&self) -> Option<ShortSecret> {
+        let CredentialSource::Key(key) = &self.source else {
+            return None;
+        };
+        let key = Key::configured(key.expose(), &self.algorithms).ok()?;
+        key.short_secret(&self.algorithms)
     }
 }
 

@@ -218,7 +218,7 @@ fn agent(url: &str) -> Agent {
         let roots: Vec<_> = found.iter().map(|der| Certificate::from_der(der).to_owned()).collect();
         let tls = TlsConfig::builder()
             .root_certs(RootCerts::Specific(Arc::new(roots)))
-            .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()));
+            .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()));
         // A redirect must not lead to where anybody could answer.
         config = config.https_only(true).tls_config(tls.build());
     }

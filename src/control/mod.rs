@@ -180,6 +180,7 @@ impl Gateway {
         ));
         // Before anything is waited for.
         Settings::new(config, host.connections_max)?;
+        warn_of_short_secret(config);
         let certificates = config.tls.as_ref().map(Certificates::read).transpose()?;
         let tls = certificates
             .as_ref()
@@ -299,12 +300,20 @@ fn no_random(cause: getrandom::Error) -> StartError {
     }
 }
 
+/// It works, so the gateway serves; that a secret is weak shows nowhere else until it is guessed.
+fn warn_of_short_secret(config: &Config) {
+    if let Some(short) = config.auth.short_secret() {
+        log::warn!("auth.key: {short}");
+    }
+}
+
 /// A configuration that cannot be reloaded leaves the running one in place.
 pub fn log_reload(result: Result<(Config, Vec<&'static str>), ConfigError>, handle: &Handle) -> Option<Config> {
     match result {
         Ok((config, need_restart)) => {
             log::set_max_level(config.log_level);
             log::info!("configuration read again");
+            warn_of_short_secret(&config);
             if !need_restart.is_empty() {
                 log::warn!("changed, but only a restart applies it: {}", need_restart.join(", "));
             }

@@ -1,45 +1,29 @@
 //! One key, and what it can verify.
 
-use std::fmt;
-
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED, ECDSA_P384_SHA384_FIXED, ED25519};
+use aws_lc_rs::signature::{ParsedPublicKey, VerificationAlgorithm};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use ring::signature::{self, RsaParameters, RsaPublicKeyComponents, UnparsedPublicKey, VerificationAlgorithm};
-use ring::{error, hmac};
+use jsonwebtoken::{AlgorithmFamily, DecodingKey, DecodingKeyKind};
 use serde::Deserialize;
 
-use super::der::{self, Pem, PublicKey};
-use super::{Algorithm, Family};
+use super::{Algorithm, Family, PROVIDER};
 
-/// Sizes of RSA moduli that ring verifies, bits; less is not safe any more.
+/// Sizes of RSA moduli that are verified, bits; less is not safe any more.
 const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=8192;
 
-/// A secret or a public key. Immutable.
-#[derive(Clone, PartialEq, Eq)]
+/// How public keys begin in PEM: `SubjectPublicKeyInfo` (RFC 5280, RFC 8410) and the older `RSAPublicKey` (RFC 8017).
+const PUBLIC: [&str; 2] = ["-----BEGIN PUBLIC KEY-----", "-----BEGIN RSA PUBLIC KEY-----"];
+
+/// A secret or a public key. Immutable. `Debug` does not show what it is made of.
+#[derive(Debug, Clone)]
 pub struct Key {
-    material: Material,
+    key: DecodingKey,
+    family: Family,
     /// Its name, where keys have names.
     kid: Option<String>,
     /// The one algorithm that it is for, if it says so.
     only: Option<Algorithm>,
-}
-
-#[derive(Clone, PartialEq, Eq)]
-enum Material {
-    Secret(Vec<u8>),
-    Rsa { n: Vec<u8>, e: Vec<u8> },
-    P256(Vec<u8>),
-    P384(Vec<u8>),
-    Ed25519(Vec<u8>),
-}
-
-impl fmt::Debug for Key {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Key")
-            .field("family", &self.family())
-            .field("kid", &self.kid)
-            .finish_non_exhaustive()
-    }
 }
 
 /// Why a text is no key.
@@ -69,7 +53,21 @@ pub enum BadKey {
     Unfit(Algorithm),
 }
 
+/// A secret that guessing may find.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "it is a secret of {bytes} bytes, and {algorithm} wants {wanted} or more (RFC 7518, section 3.2), or whoever has one token may guess it and make others: \
+     take a longer one (openssl rand -hex {wanted}), here and where tokens are made"
+)]
+pub struct ShortSecret {
+    bytes: usize,
+    algorithm: Algorithm,
+    wanted: usize,
+}
+
 /// The members of a JWK (RFC 7517) that matter here; others, `x5u` and the like among them, are never followed.
+///
+/// Not the library's type for it: that has no name for `alg` of RFC 9864 and cannot tell it from those that are of no use.
 #[derive(Deserialize)]
 struct Jwk {
     kty: String,
@@ -93,25 +91,45 @@ impl Key {
     pub fn configured(text: &str, algorithms: &[Algorithm]) -> Result<Key, BadKey> {
         let is_pem = text.trim_start().starts_with("-----BEGIN");
         let symmetric = algorithms.iter().any(|algorithm| algorithm.is_symmetric());
-        let material = match (symmetric, is_pem) {
+        let key = match (symmetric, is_pem) {
             (true, true) => return Err(BadKey::PemAsSecret),
-            (true, false) => Material::Secret(text.as_bytes().to_vec()),
+            (true, false) => Key::secret(text.as_bytes()),
             (false, false) => return Err(BadKey::NoPem),
-            (false, true) => match der::read_pem(text) {
-                Pem::Public(family, key) => Material::public(family, key)?,
-                Pem::Private => return Err(BadKey::Private),
-                Pem::Unknown => return Err(BadKey::Unknown),
-            },
-        };
-        let key = Key {
-            material,
-            kid: None,
-            only: None,
+            (false, true) => Key::from_pem(text)?,
         };
         match algorithms.iter().find(|algorithm| !key.fits(**algorithm)) {
             Some(algorithm) => Err(BadKey::Unfit(*algorithm)),
             None => Ok(key),
         }
+    }
+
+    /// A shared secret.
+    pub(super) fn secret(secret: &[u8]) -> Key {
+        Key {
+            key: DecodingKey::from_secret(secret),
+            family: Family::Hmac,
+            kid: None,
+            only: None,
+        }
+    }
+
+    fn from_pem(text: &str) -> Result<Key, BadKey> {
+        // The library looks at the first section only, before which parameters of a curve may stand, and takes a private
+        // key for the public one that is in it.
+        if text.contains(" PRIVATE KEY-----") {
+            return Err(BadKey::Private);
+        }
+        let begins = PUBLIC.into_iter().find_map(|label| text.find(label));
+        let pem = text[begins.ok_or(BadKey::Unknown)?..].as_bytes();
+        let key = DecodingKey::from_rsa_pem(pem)
+            .and_then(|key| {
+                let components = PROVIDER.key_utils.rsa_pub_components_from_public_key;
+                let (n, e) = components(key.try_get_as_bytes()?)?;
+                Ok(DecodingKey::from_rsa_raw_components(&n, &e))
+            })
+            .or_else(|_| DecodingKey::from_ec_pem(pem))
+            .or_else(|_| DecodingKey::from_ed_pem(pem));
+        Key::public(key.map_err(|_| BadKey::Unknown)?)
     }
 
     /// A public key of a JWKS; `None` for what we cannot use: other kinds, other purposes, secrets, broken ones.
@@ -121,21 +139,14 @@ impl Key {
         if jwk.usage.is_some_and(|usage| usage != "sig") || !verifies {
             return None;
         }
-        let bytes = |member: Option<String>| URL_SAFE_NO_PAD.decode(member?).ok();
-        let point = |coordinate: usize, x: Vec<u8>, y: Vec<u8>| {
-            let sizes = x.len() == coordinate && y.len() == coordinate;
-            sizes.then(|| PublicKey::Point([&[4][..], &x, &y].concat()))
-        };
         let (family, key) = match (jwk.kty.as_str(), jwk.crv.as_deref()) {
             ("RSA", _) => {
-                let (n, e) = (bytes(jwk.n)?, bytes(jwk.e)?);
-                let (n, e) = (der::without_leading_zeros(&n), der::without_leading_zeros(&e));
-                let (n, e) = (n.to_vec(), e.to_vec());
-                (Family::Rsa, PublicKey::Rsa { n, e })
+                let (n, e) = (number(&jwk.n?)?, number(&jwk.e?)?);
+                (Family::Rsa, DecodingKey::from_rsa_raw_components(&n, &e))
             }
-            ("EC", Some("P-256")) => (Family::P256, point(32, bytes(jwk.x)?, bytes(jwk.y)?)?),
-            ("EC", Some("P-384")) => (Family::P384, point(48, bytes(jwk.x)?, bytes(jwk.y)?)?),
-            ("OKP", Some("Ed25519")) => (Family::Ed25519, PublicKey::Point(bytes(jwk.x)?)),
+            ("EC", Some("P-256")) => (Family::P256, DecodingKey::from_ec_components(&jwk.x?, &jwk.y?).ok()?),
+            ("EC", Some("P-384")) => (Family::P384, DecodingKey::from_ec_components(&jwk.x?, &jwk.y?).ok()?),
+            ("OKP", Some("Ed25519")) => (Family::Ed25519, DecodingKey::from_ed_components(&jwk.x?).ok()?),
             _ => return None,
         };
         let only = match jwk.alg.as_deref() {
@@ -144,10 +155,27 @@ impl Key {
             Some(name) => Some(Algorithm::by_name(name)?),
             None => None,
         };
+        let key = Key::public(key).ok().filter(|key| key.family == family)?;
         Some(Key {
-            material: Material::public(family, key).ok()?,
             kid: jwk.kid,
             only,
+            ..key
+        })
+    }
+
+    fn public(key: DecodingKey) -> Result<Key, BadKey> {
+        if let DecodingKeyKind::RsaModulusExponent { n, .. } = key.kind() {
+            let bits = n.len() * 8 - n.first().map_or(0, |first| first.leading_zeros() as usize);
+            if !RSA_BITS.contains(&bits) {
+                return Err(BadKey::RsaBits(bits));
+            }
+        }
+        let family = family_of(&key).ok_or(BadKey::Unknown)?;
+        Ok(Key {
+            key,
+            family,
+            kid: None,
+            only: None,
         })
     }
 
@@ -157,83 +185,75 @@ impl Key {
         self.kid.as_deref()
     }
 
-    fn family(&self) -> Family {
-        match &self.material {
-            Material::Secret(_) => Family::Hmac,
-            Material::Rsa { .. } => Family::Rsa,
-            Material::P256(_) => Family::P256,
-            Material::P384(_) => Family::P384,
-            Material::Ed25519(_) => Family::Ed25519,
-        }
-    }
-
     /// True if it may verify by this algorithm.
     #[must_use]
     pub fn fits(&self, algorithm: Algorithm) -> bool {
-        self.family() == algorithm.family() && self.only.is_none_or(|only| only == algorithm)
+        self.family == algorithm.family() && self.only.is_none_or(|only| only == algorithm)
+    }
+
+    /// That it is a secret shorter than what one of these algorithms makes of it, if so.
+    #[must_use]
+    pub fn short_secret(&self, algorithms: &[Algorithm]) -> Option<ShortSecret> {
+        let bytes = self.material().0.len();
+        let short = algorithms.iter().filter_map(|algorithm| {
+            let wanted = algorithm.secret_bytes_min().filter(|wanted| bytes < *wanted)?;
+            let algorithm = *algorithm;
+            Some(ShortSecret {
+                bytes,
+                algorithm,
+                wanted,
+            })
+        });
+        short.max_by_key(|short| short.wanted)
     }
 
     /// True if `signature` is this key's, by `algorithm`, of `message`.
     #[must_use]
-    pub fn verifies(&self, algorithm: Algorithm, message: &[u8], signature: &[u8]) -> bool {
-        if !self.fits(algorithm) {
-            return false;
-        }
-        let public = |algorithm: &'static dyn VerificationAlgorithm, key: &[u8]| {
-            UnparsedPublicKey::new(algorithm, key).verify(message, signature)
-        };
-        let verified = match &self.material {
-            Material::Secret(secret) => hmac_of(algorithm, secret)
-                .ok_or(error::Unspecified)
-                .and_then(|key| hmac::verify(&key, message, signature)),
-            Material::Rsa { n, e } => rsa_of(algorithm)
-                .ok_or(error::Unspecified)
-                .and_then(|parameters| RsaPublicKeyComponents { n, e }.verify(parameters, message, signature)),
-            Material::P256(point) => public(&signature::ECDSA_P256_SHA256_FIXED, point),
-            Material::P384(point) => public(&signature::ECDSA_P384_SHA384_FIXED, point),
-            Material::Ed25519(point) => public(&signature::ED25519, point),
-        };
-        verified.is_ok()
+    pub(super) fn verifies(&self, algorithm: Algorithm, message: &[u8], signature: &Vec<u8>) -> bool {
+        // The library only compares its families, in which both curves are one.
+        self.fits(algorithm)
+            && (PROVIDER.verifier_factory)(&algorithm.of_library(), &self.key)
+                .is_ok_and(|verifier| verifier.verify(message, signature).is_ok())
     }
-}
 
-impl Material {
-    fn public(family: Family, key: PublicKey) -> Result<Material, BadKey> {
-        match (family, key) {
-            (Family::Rsa, PublicKey::Rsa { n, e }) => {
-                let bits = n.len() * 8 - n.first().map_or(0, |first| first.leading_zeros() as usize);
-                if !RSA_BITS.contains(&bits) {
-                    return Err(BadKey::RsaBits(bits));
-                }
-                Ok(Material::Rsa { n, e })
-            }
-            (Family::P256, PublicKey::Point(point)) if point.len() == 65 => Ok(Material::P256(point)),
-            (Family::P384, PublicKey::Point(point)) if point.len() == 97 => Ok(Material::P384(point)),
-            (Family::Ed25519, PublicKey::Point(point)) if point.len() == 32 => Ok(Material::Ed25519(point)),
-            _ => Err(BadKey::Unknown),
+    /// What it is made of: a secret, a point, or modulus and exponent.
+    pub(super) fn material(&self) -> (&[u8], &[u8]) {
+        match self.key.kind() {
+            DecodingKeyKind::SecretOrDer(bytes) => (bytes, &[]),
+            DecodingKeyKind::RsaModulusExponent { n, e } => (n, e),
         }
     }
 }
 
-/// The secret as ring takes it; `None` for an algorithm that takes none.
-pub(super) fn hmac_of(algorithm: Algorithm, secret: &[u8]) -> Option<hmac::Key> {
-    let hash = match algorithm {
-        Algorithm::Hs256 => hmac::HMAC_SHA256,
-        Algorithm::Hs384 => hmac::HMAC_SHA384,
-        Algorithm::Hs512 => hmac::HMAC_SHA512,
-        _ => return None,
+/// The library's keys cannot be compared.
+impl PartialEq for Key {
+    fn eq(&self, other: &Key) -> bool {
+        let same_name = self.kid == other.kid && self.only == other.only;
+        same_name && self.family == other.family && self.material() == other.material()
+    }
+}
+
+impl Eq for Key {}
+
+/// Which kind of public key this is: the library goes by what PEM or JWK call it, and would find out at the first token that
+/// it is no point of the curve.
+fn family_of(key: &DecodingKey) -> Option<Family> {
+    let is = |algorithm: &'static dyn VerificationAlgorithm| {
+        key.try_get_as_bytes()
+            .is_ok_and(|bytes| ParsedPublicKey::new(algorithm, bytes).is_ok())
     };
-    Some(hmac::Key::new(hash, secret))
+    match key.family() {
+        AlgorithmFamily::Rsa => Some(Family::Rsa),
+        AlgorithmFamily::Ec if is(&ECDSA_P256_SHA256_FIXED) => Some(Family::P256),
+        AlgorithmFamily::Ec if is(&ECDSA_P384_SHA384_FIXED) => Some(Family::P384),
+        AlgorithmFamily::Ed if is(&ED25519) => Some(Family::Ed25519),
+        _ => None,
+    }
 }
 
-fn rsa_of(algorithm: Algorithm) -> Option<&'static RsaParameters> {
-    Some(match algorithm {
-        Algorithm::Rs256 => &signature::RSA_PKCS1_2048_8192_SHA256,
-        Algorithm::Rs384 => &signature::RSA_PKCS1_2048_8192_SHA384,
-        Algorithm::Rs512 => &signature::RSA_PKCS1_2048_8192_SHA512,
-        Algorithm::Ps256 => &signature::RSA_PSS_2048_8192_SHA256,
-        Algorithm::Ps384 => &signature::RSA_PSS_2048_8192_SHA384,
-        Algorithm::Ps512 => &signature::RSA_PSS_2048_8192_SHA512,
-        _ => return None,
-    })
+/// A number of a JWK, without the leading zeros that some write (RFC 7518, 6.3.1.1, forbids them) and the library refuses.
+fn number(base64url: &str) -> Option<Vec<u8>> {
+    let bytes = URL_SAFE_NO_PAD.decode(base64url).ok()?;
+    let zeros = bytes.iter().take_while(|byte| **byte == 0).count();
+    Some(bytes[zeros..].to_vec())
 }

@@ -1,7 +1,11 @@
 //! Signatures of tokens (RFC 7515, compact form): algorithms, keys, who signed this.
 //!
 //! Pure: no socket, file or clock; only [`SigningKey`], which no gateway in service uses, draws random numbers. Knows nothing of
-//! claims or users, which are the `auth` room's. Cryptography is ring's, as it is for TLS.
+//! claims or users, which are the `auth` room's.
+//!
+//! Signatures are made and verified, and PEM is read, by the crate `jsonwebtoken` on AWS-LC, which TLS uses, too. Ours is what it
+//! leaves open: bounds before any work, names that are there twice, `typ`, `crit`, which curve a key is of, which key of a set.
+//! Its `decode` is not used: that reads the system's clock and looks at neither `typ` nor `crit` (ARCHITECTURE.md has all reasons).
 //!
 //! | file | duty |
 //! | --- | --- |
@@ -10,7 +14,6 @@
 //! | `set` | [`KeySet`]: the keys that may have signed, from the configuration or a JWKS |
 //! | `compact` | [`Signed`]: the parts of a token, taken apart and not believed yet |
 //! | `members` | JSON objects without duplicate names |
-//! | `der` | public keys from PEM |
 //! | `sign` | [`SigningKey`], for trying things out |
 //!
 //! Invariants: *pinned*: a token's `alg` only says which of the configured algorithms it claims, and a key verifies by the
@@ -18,7 +21,6 @@
 //! a token.
 
 mod compact;
-mod der;
 mod key;
 mod members;
 mod set;
@@ -26,8 +28,10 @@ mod sign;
 
 use std::fmt;
 
+use jsonwebtoken::crypto::{CryptoProvider, aws_lc};
+
 pub use compact::{Malformed, Signed};
-pub use key::{BadKey, Key};
+pub use key::{BadKey, Key, ShortSecret};
 pub use members::{BadObject, Members};
 pub use set::{BadKeySet, KeySet, NoKey};
 pub use sign::{CannotSign, SigningKey};
@@ -35,6 +39,9 @@ pub use sign::{CannotSign, SigningKey};
 /// The longest token that is looked at, bytes. Longer than what identity providers issue, shorter than what a proxy lets
 /// through in one header field.
 pub const TOKEN_BYTES_MAX: usize = 8 * 1024;
+
+/// Named here instead of being the process's default, so that whoever runs a gateway inside a program of theirs may have another.
+static PROVIDER: &CryptoProvider = &aws_lc::DEFAULT_PROVIDER;
 
 /// An algorithm of RFC 7518 or RFC 8037. There is no `none`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -120,6 +127,35 @@ impl Algorithm {
     #[must_use]
     pub fn is_symmetric(self) -> bool {
         self.family() == Family::Hmac
+    }
+
+    /// How long a secret must at least be, bytes: as long as the hash (RFC 7518, section 3.2). `None` where there is none.
+    fn secret_bytes_min(self) -> Option<usize> {
+        match self {
+            Algorithm::Hs256 => Some(32),
+            Algorithm::Hs384 => Some(48),
+            Algorithm::Hs512 => Some(64),
+            _ => None,
+        }
+    }
+
+    /// What the library calls it.
+    fn of_library(self) -> jsonwebtoken::Algorithm {
+        use jsonwebtoken::Algorithm as Library;
+        match self {
+            Algorithm::Hs256 => Library::HS256,
+            Algorithm::Hs384 => Library::HS384,
+            Algorithm::Hs512 => Library::HS512,
+            Algorithm::Rs256 => Library::RS256,
+            Algorithm::Rs384 => Library::RS384,
+            Algorithm::Rs512 => Library::RS512,
+            Algorithm::Ps256 => Library::PS256,
+            Algorithm::Ps384 => Library::PS384,
+            Algorithm::Ps512 => Library::PS512,
+            Algorithm::Es256 => Library::ES256,
+            Algorithm::Es384 => Library::ES384,
+            Algorithm::EdDsa => Library::EdDSA,
+        }
     }
 }
 

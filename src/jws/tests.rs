@@ -99,8 +99,39 @@ fn the_hmac_of_the_rfc() {
     let signature = URL_SAFE_NO_PAD
         .decode("dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk")
         .unwrap();
-    let key = key::hmac_of(Algorithm::Hs256, &secret).unwrap();
-    assert!(ring::hmac::verify(&key, message.as_bytes(), &signature).is_ok());
+    let verifies = |secret: &[u8]| Key::secret(secret).verifies(Algorithm::Hs256, message.as_bytes(), &signature);
+    assert!(verifies(&secret) && !verifies(&secret[1..]));
+}
+
+/// RFC 7520, sections 4.1, 4.2 and 4.4: RSASSA-PKCS1-v1_5, PSS, and HMAC.
+#[test]
+fn the_examples_of_the_cookbook() {
+    let rsa = jwks(
+        r#"{"kty":"RSA","kid":"bilbo.baggins@hobbiton.example","use":"sig","n":"n4EPtAOCc9AlkeQHPzHStgAbgs7bTZLwUBZdR8_KuKPEHLd4rHVTeT-O-XV2jRojdNhxJWTDvNd7nqQ0VEiZQHz_AJmSCpMaJMRBSFKrKb2wqVwGU_NsYOYL-QtiWN2lbzcEe6XC0dApr5ydQLrHqkHHig3RBordaZ6Aj-oBHqFEHYpPe7Tpe-OfVfHd1E6cS6M1FZcD1NNLYD5lFHpPI9bTwJlsde3uhGqC0ZCuEHg8lhzwOHrtIQbS0FVbb9k3-tVTU4fg_3L_vniUFAKwuCLqKnS2BYwdq_mzSnbLY7h_qixoR7jig3__kRhuaxwUkRz5iaiQkqgc5gHdrNP5zw","e":"AQAB"}"#,
+    );
+    let secret = URL_SAFE_NO_PAD
+        .decode("hJtXIZ2uSN5kbQfbtTNWbpdmhkV8FJG-Onbc6mxCcYg")
+        .unwrap();
+    let secret = KeySet::of(Key::secret(&secret));
+    let body = "SXTigJlzIGEgZGFuZ2Vyb3VzIGJ1c2luZXNzLCBGcm9kbywgZ29pbmcgb3V0IHlvdXIgZG9vci4gWW91IHN0ZXAgb250byB0aGUgcm9hZCwgYW5kIGlmIHlvdSBkb24ndCBrZWVwIHlvdXIgZmVldCwgdGhlcmXigJlzIG5vIGtub3dpbmcgd2hlcmUgeW91IG1pZ2h0IGJlIHN3ZXB0IG9mZiB0by4";
+    let of_bilbo = |alg| format!(r#"{{"alg":"{alg}","kid":"bilbo.baggins@hobbiton.example"}}"#);
+    let rs256 = "MRjdkly7_-oTPTS3AXP41iQIGKa80A0ZmTuV5MEaHoxnW2e5CZ5NlKtainoFmKZopdHM1O2U4mwzJdQx996ivp83xuglII7PNDi84wnB-BDkoBwA78185hX-Es4JIwmDLJK3lfWRa-XtL0RnltuYv746iYTh_qHRD68BNt1uSNCrUCTJDt5aAE6x8wW1Kt9eRo4QPocSadnHXFxnt8Is9UzpERV0ePPQdLuW3IS_de3xyIrDaLGdjluPxUAhb6L2aXic1U12podGU0KLUQSE_oI-ZnmKJ3F4uOZDnd6QZWJushZ41Axf_fcIe8u9ipH84ogoree7vjbU5y18kDquDg";
+    let ps384 = "cu22eBqkYDKgIlTpzDXGvaFfz6WGoz7fUDcfT0kkOy42miAh2qyBzk1xEsnk2IpN6-tPid6VrklHkqsGqDqHCdP6O8TTB5dDDItllVo6_1OLPpcbUrhiUSMxbbXUvdvWXzg-UD8biiReQFlfz28zGWVsdiNAUf8ZnyPEgVFn442ZdNqiVJRmBqrYRXe8P_ijQ7p8Vdz0TTrxUeT3lm8d9shnr2lfJT8ImUjvAA2Xez2Mlp8cBE5awDzT0qI0n6uiP1aCN_2_jLAeQTlqRHtfa64QQSUmFAAjVKPbByi7xho0uTOcbH510a6GYmJUAfmWjwZ6oD4ifKo8DYM-X72Eaw";
+    let hs256 = "s0h6KThzkfBBBkLspW1h84VsJZFTsPPqMDA7g1Md7p0";
+    let of_secret = r#"{"alg":"HS256","kid":"018c0ae5-4d9b-471b-bfd6-eef314bc7037"}"#.to_owned();
+    for (set, header, signature) in [
+        (&rsa, of_bilbo("RS256"), rs256),
+        (&rsa, of_bilbo("PS384"), ps384),
+        (&secret, of_secret, hs256),
+    ] {
+        let token = format!("{}.{body}.{signature}", URL_SAFE_NO_PAD.encode(header));
+        let signed = Signed::parse(&token).unwrap();
+        let key = set.choose(signed.algorithm.unwrap(), signed.kid.as_deref()).unwrap();
+        assert_eq!(
+            payload(&token, key).unwrap().as_bytes(),
+            URL_SAFE_NO_PAD.decode(body).unwrap()
+        );
+    }
 }
 
 #[test]
@@ -148,10 +179,84 @@ fn keys_are_read_and_others_told_what_they_are() {
     assert_eq!(configured("secret", &[Hs256, Rs256]), Err(BadKey::Unfit(Rs256)));
     assert_eq!(configured(private(Rs256), &[Rs256]), Err(BadKey::Private));
     assert_eq!(configured(private(Es256), &[Es256]), Err(BadKey::Private));
+    assert_eq!(
+        configured(&format!("{P256}{}", private(Es256)), &[Es256]),
+        Err(BadKey::Private)
+    );
+    let with_parameters =
+        format!("-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----\n{P256}");
+    assert_eq!(configured(&with_parameters, &[Es256]), Ok(()));
     let certificate = include_str!("../../tests/keys/p256.cert.pem");
     assert_eq!(configured(certificate, &[Es256]), Err(BadKey::Unknown));
     let debug = format!("{:?} {:?}", key(Hs256), SigningKey::new(Hs256, SECRET).unwrap());
     assert!(!debug.contains("secret of"), "{debug}");
+}
+
+/// Of a secret that is as long as the hash nothing is said, of a public key neither.
+#[test]
+fn short_secrets_are_noticed() {
+    use Algorithm::{Es256, Hs256, Hs384, Hs512};
+    for (algorithms, wanted) in [(&[Hs256][..], 32), (&[Hs256, Hs384], 48), (&[Hs512, Hs256], 64)] {
+        let said = |bytes: usize| {
+            let secret = "s".repeat(bytes);
+            let short = Key::configured(&secret, algorithms).unwrap().short_secret(algorithms);
+            short.map(|short| short.to_string())
+        };
+        assert_eq!((said(wanted), said(wanted + 1)), (None, None));
+        let text = said(wanted - 1).unwrap();
+        assert!(
+            text.contains(&format!("{} bytes", wanted - 1)) && text.contains(&format!("wants {wanted} or")),
+            "{text}"
+        );
+        assert!(!text.contains("ssss"), "{text}");
+    }
+    assert_eq!(key(Es256).short_secret(&[Es256]), None);
+}
+
+/// The library tells curves by the length of their points, and looks at a point when it verifies with it.
+#[test]
+fn a_point_beside_its_curve_is_no_key() {
+    let honest = "f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU";
+    let beside = format!(
+        "{{\"keys\":[{}]}}",
+        ec("a", "").replace(honest, &honest.replace("f83O", "f83P"))
+    );
+    assert_eq!(
+        KeySet::from_jwks(beside.as_bytes(), &Algorithm::ALL),
+        Err(BadKeySet::NoneFits)
+    );
+    // The generator of secp256k1, whose points are as long as those of P-256.
+    let secp256k1 = &b"\x06\x05\x2b\x81\x04\x00\x0a"[..];
+    let generator = "79be667ef9dcbbac55a06295ce870b07029bfcdb2dce28d959f2815b16f81798\
+                     483ada7726a3c4655da4fbfc0e1108a8fd17b448a68554199c47d08ffb10d4b8";
+    let point: Vec<u8> = (0..64)
+        .map(|n| u8::from_str_radix(&generator[2 * n..2 * n + 2], 16).unwrap())
+        .collect();
+    let identifiers = [&b"\x06\x07\x2a\x86\x48\xce\x3d\x02\x01"[..], secp256k1].concat();
+    let sequence = |content: Vec<u8>| [&[0x30, content.len() as u8], &content[..]].concat();
+    let der = sequence([sequence(identifiers), b"\x03\x42\x00\x04".to_vec(), point].concat());
+    let body = base64::engine::general_purpose::STANDARD.encode(der);
+    let pem = format!("-----BEGIN PUBLIC KEY-----\n{body}\n-----END PUBLIC KEY-----\n");
+    assert_eq!(Key::configured(&pem, &[Algorithm::Es256]).unwrap_err(), BadKey::Unknown);
+}
+
+/// RFC 7518 forbids them, and some issuers write them.
+#[test]
+fn leading_zeros_of_a_modulus_change_nothing() {
+    let jwk = |n: &[u8]| {
+        let n = URL_SAFE_NO_PAD.encode(n);
+        jwks(&format!(r#"{{"kty":"RSA","n":"{n}","e":"AAEAAQ"}}"#))
+    };
+    let pem = key(Algorithm::Rs256);
+    let (n, _) = pem.material();
+    let set = jwk(&[&[0], n].concat());
+    assert_eq!(set, jwk(n));
+    assert_eq!(set, KeySet::of(pem.clone()));
+    let token = of_openssl()
+        .find(|(algorithm, _)| *algorithm == Algorithm::Rs256)
+        .unwrap()
+        .1;
+    assert!(payload(token, set.choose(Algorithm::Rs256, None).unwrap()).is_some());
 }
 
 /// DER that is cut or bent anywhere is no key, and no panic.

@@ -222,7 +222,7 @@ impl Contents {
         let chain = certificates("tls.cert", &files.cert, &self.cert)?;
         let key = PrivateKeyDer::from_pem_slice(&self.key)
             .map_err(|cause| nothing_there("tls.key", &files.key, "private key", &cause))?;
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_protocol_versions(&[&TLS13, &TLS12])
             .map_err(unusable)?;
@@ -252,7 +252,7 @@ impl Contents {
         })?;
         server.alpn_protocols = vec![b"http/1.1".to_vec()];
         // Its keys are made here and change every six hours; all shards use them, so a client may come back to any.
-        server.ticketer = rustls::crypto::ring::Ticketer::new().map_err(unusable)?;
+        server.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new().map_err(unusable)?;
         server.send_tls13_tickets = TICKETS;
         server.session_storage = ServerSessionMemoryCache::new(SESSIONS_MAX);
         Ok(server)
