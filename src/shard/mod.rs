@@ -10,6 +10,7 @@ mod credentials;
 mod deliver;
 mod frames;
 mod handshake;
+mod pending;
 mod remote;
 pub mod run;
 mod timers;
