@@ -113,7 +113,8 @@ impl Settings {
     /// The same with TLS, or without. The certificates are read by whoever looks after them.
     #[must_use]
     pub fn with_tls(self, tls: Option<Arc<ServerConfig>>) -> Self {
-        Settings { tls, ..self }
+        let origins = self.origins.over_tls(tls.is_some());
+        Settings { tls, origins, ..self }
     }
 }
 

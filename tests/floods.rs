@@ -4,11 +4,12 @@
 
 mod common;
 
-use common::client::{Client, upgrade_head};
+use common::client::{Client, frame_bytes, upgrade_head};
 use common::{Gateway, Peer, eventually};
 
 on_both_engines! {
-    smuggled_heads_are_refused, a_giant_head_is_refused, out_of_descriptors_it_waits_and_does_not_spin,
+    smuggled_heads_are_refused, a_giant_head_is_refused, the_oldest_unfinished_handshake_goes,
+    who_was_shown_the_door_and_stays_goes, out_of_descriptors_it_waits_and_does_not_spin,
 }
 
 /// Nobody agrees on what these mean, so that a proxy in front may have read another request.
@@ -61,6 +62,43 @@ fn a_giant_head_is_refused(engine: &str) {
         gateway.metric("shardgate_handshakes_refused_total", &["reason=\"head_too_large\""]),
         1.0
     );
+}
+
+/// Sockets that say nothing are let go in the order in which they came: whoever comes has its time, and nobody is kept out.
+fn the_oldest_unfinished_handshake_goes(engine: &str) {
+    let gateway = Gateway::start(&["--engine", engine, "--shards", "1", "--limits-handshakes", "20"]);
+    let mut alice = Peer::connect(&gateway, "alice");
+    let mut silent: Vec<Client> = (0..20).map(|_| Client::connect(gateway.addr)).collect();
+    for n in 0..10 {
+        silent.push(Client::connect(gateway.addr));
+        silent[n].expect_end();
+    }
+    // A newcomer takes the place of one more until it is a connection.
+    let _bob = Peer::connect(&gateway, "bob");
+    silent[10].expect_end();
+    for client in &mut silent[11..] {
+        client.send_raw(b"GET /livez HTTP/1.1\r\nHost: h\r\n\r\n");
+        assert_eq!(client.read_response().status, 200);
+    }
+    let refused = gateway.metric("shardgate_handshakes_refused_total", &["reason=\"handshake_limit\""]);
+    assert_eq!(refused, 11.0);
+    // Connections are not concerned.
+    assert_eq!(alice.tell("bob", 1), "delivered");
+}
+
+/// A connection that is over and that the client keeps open is nobody's, either.
+fn who_was_shown_the_door_and_stays_goes(engine: &str) {
+    let gateway = Gateway::start(&["--engine", engine, "--shards", "1", "--limits-handshakes", "20"]);
+    let mut staying = Vec::new();
+    for n in 0..30 {
+        let mut client = gateway.connect(&format!("user{n}"));
+        client.send_raw(&frame_bytes(0x83, b""));
+        assert_eq!(client.recv_frame().close_code(), Some(1002));
+        staying.push(client);
+    }
+    let refused = gateway.metric("shardgate_handshakes_refused_total", &["reason=\"handshake_limit\""]);
+    assert!(refused >= 10.0, "{refused}");
+    assert_eq!(gateway.stats()["connections"], 0);
 }
 
 /// CPU time of the gateway so far, clock ticks of 10 ms.

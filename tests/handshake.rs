@@ -197,13 +197,35 @@ fn origins_are_same_origin_by_default(engine: &str) {
         ("chat.example", "null", 403),
         ("chat.example", "", 403),
         ("chat.example", "chat.example", 403),
+        ("chat.example", "https://evil-chat.example", 403),
+        ("chat.example", "https://evilchat.example", 403),
+        ("chat.example", "https://chat.example.", 403),
+        ("chat.example.", "https://chat.example", 403),
+        ("chat.example", "https://chat.example:80", 403),
+        ("chat.example:80", "https://chat.example", 403),
+        ("chat.example", "https://user@chat.example", 403),
+        ("chat.example", "https://chat.example@evil.example", 403),
+        ("user@chat.example", "https://chat.example", 403),
+        ("chat.example", "https://chat.example/", 403),
+        ("chat.example", "https://chat.example https://evil.example", 403),
+        ("chat.example", "HTTPS://CHAT.EXAMPLE", 101),
+        ("xn--bcher-kva.example", "https://xn--bcher-kva.example", 101),
+        ("xn--bcher-kva.example", "https://b\u{fc}cher.example", 403),
+        ("null", "null", 403),
     ] {
         assert_eq!(status_with_origin(&gateway, host, origin), status, "{origin} at {host}");
     }
     // No browser, no Origin.
     assert_eq!(gateway.upgrade("/ws").stream.peer_addr().unwrap(), gateway.addr);
-    let two = "Origin: http://gateway.example\r\nOrigin: http://gateway.example\r\n";
-    assert_eq!(gateway.try_upgrade("/ws", two).status, 403, "one too many");
+    // Several: nobody can tell which one the page is of.
+    for two in [
+        "Origin: http://gateway.example\r\nOrigin: http://gateway.example\r\n",
+        "Origin: http://gateway.example\r\nOrigin: http://evil.example\r\n",
+        "Origin: http://gateway.example\r\norigin: null\r\n",
+        "Origin: http://gateway.example, http://evil.example\r\n",
+    ] {
+        assert_eq!(gateway.try_upgrade("/ws", two).status, 403, "one too many: {two}");
+    }
     assert!(gateway.metric("shardgate_handshakes_refused_total", &["reason=\"origin\""]) >= 10.0);
 }
 
@@ -227,6 +249,13 @@ fn a_list_of_origins_replaces_the_rule(engine: &str) {
         // The same origin is not in the list.
         ("http://gateway.example", 403),
         ("null", 403),
+        ("https://evil-example.org", 403),
+        ("https://evilexample.org", 403),
+        ("https://evil.example/.example.org", 403),
+        ("https://evil.example#.example.org", 403),
+        ("https://user@a.example.org", 403),
+        ("https://a.example.org.", 403),
+        ("https://A.EXAMPLE.ORG:443", 101),
     ] {
         assert_eq!(
             status_with_origin(&gateway, "gateway.example", origin),

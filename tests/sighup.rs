@@ -9,7 +9,7 @@ use libc::SIGHUP;
 use std::path::PathBuf;
 
 on_both_engines! {
-    limits_change, the_connection_limit_goes_both_ways, origins_change, a_bad_file_keeps_the_old, what_needs_a_restart_is_said, the_log_level_changes,
+    limits_change, limits_of_handshakes_change, limits_of_rates_change, the_connection_limit_goes_both_ways, origins_change, a_bad_file_keeps_the_old, what_needs_a_restart_is_said, the_log_level_changes,
 }
 
 /// A gateway with a configuration file that can be written anew.
@@ -21,10 +21,15 @@ struct Reloadable {
 
 impl Reloadable {
     fn start(engine: &str, text: &str) -> Self {
+        Self::start_with(engine, &[], text)
+    }
+
+    fn start_with(engine: &str, args: &[&str], text: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("shardgate.toml");
         std::fs::write(&file, text).unwrap();
-        let gateway = Gateway::start(&["--engine", engine, "--config", file.to_str().unwrap()]);
+        let config = ["--engine", engine, "--config", file.to_str().unwrap()];
+        let gateway = Gateway::start(&[&config, args].concat());
         Reloadable {
             gateway,
             file,
@@ -74,6 +79,58 @@ fn limits_change(engine: &str) {
     let mut newer = it.gateway.connect("alice");
     old.expect_close(3504);
     newer.expect_silence();
+}
+
+fn limits_of_handshakes_change(engine: &str) {
+    let it = Reloadable::start_with(engine, &["--shards", "1"], "");
+    let mut silent: Vec<_> = (0..10).map(|_| it.gateway.tcp()).collect();
+    it.reload("limits.handshakes = 5\nlimits.header_bytes = 512\n", READ);
+    common::eventually("a long head is refused", || {
+        let long = format!("X: {}\r\n", "x".repeat(600));
+        it.gateway.try_upgrade("/ws", &long).status == 431
+    });
+    // Whoever comes closes those that are too many.
+    silent[..5].iter_mut().for_each(|client| client.expect_end());
+    it.reload("limits.handshake_timeout = \"50ms\"\n", READ);
+    common::eventually("silence is not waited for", || {
+        it.gateway.tcp().expect_end();
+        true
+    });
+    it.reload("limits.handshakes_per_second = 1\n", READ);
+    common::eventually("admission has its rate", || {
+        let answer = it.gateway.try_upgrade("/ws", "");
+        answer.status == 503 && answer.retry_after() >= 1
+    });
+}
+
+fn limits_of_rates_change(engine: &str) {
+    let it = Reloadable::start(
+        engine,
+        "limits.messages_per_second = 0\nlimits.channels_per_connection = 1\n",
+    );
+    let mut alice = it.gateway.connect("alice");
+    let heartbeat = r#"{"type":"heartbeat"}"#;
+    for _ in 0..50 {
+        alice.send_text(heartbeat);
+        assert_eq!(alice.recv_json()["type"], "heartbeat");
+    }
+    it.reload(
+        "limits.messages_per_second = 1\nlimits.burst = 2\nlimits.channels_per_connection = 2\n",
+        READ,
+    );
+    common::eventually("she is slowed down", || {
+        alice.send_text(heartbeat);
+        alice.recv_json()["code"] == "rateLimited"
+    });
+    common::eventually("more channels", || {
+        let mut bob = it.gateway.connect("bob");
+        let mut last = serde_json::Value::Null;
+        for channel in ["one", "two"] {
+            bob.send_text(&format!(r#"{{"type":"subscribe","channel":"{channel}"}}"#));
+            last = bob.recv_json();
+        }
+        last["type"] == "subscribed"
+    });
 }
 
 fn the_connection_limit_goes_both_ways(engine: &str) {

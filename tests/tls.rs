@@ -22,7 +22,7 @@ use serde_json::json;
 on_both_engines! {
     messages_between_shards, both_versions_and_alpn, what_comes_behind_the_handshake_in_one_packet, the_first_flight_cut_anywhere,
     large_messages, a_slow_consumer, pages_and_metrics, sessions_are_resumed, openssl_agrees, client_certificates,
-    plain_http_on_the_tls_port, what_is_no_tls, half_a_handshake, ends, nobody_floods_it, a_drain_says_goodbye, origins_are_compared,
+    messages_overtake_handshakes, plain_http_on_the_tls_port, what_is_no_tls, half_a_handshake, ends, nobody_floods_it, a_drain_says_goodbye, origins_are_compared,
 }
 
 fn messages_between_shards(engine: &str) {
@@ -146,6 +146,47 @@ fn the_first_flight_cut_anywhere(engine: &str) {
         finish(&mut client, tls);
         client.send_upgrade("/ws?user=alice", "");
         assert_eq!(client.read_head().status, 101);
+    }
+    assert_eq!(it.refused("tls"), 0.0);
+}
+
+/// A crowd that begins its handshakes at once, and what was said behind it: messages do not wait for all of them.
+fn messages_overtake_handshakes(engine: &str) {
+    const CROWD: usize = 300;
+    let it = Secure::start(engine, &["--shards", "1"]);
+    let (mut alice, _bob) = (it.gateway.connect("alice"), it.gateway.connect("bob"));
+    let mut rounds = 0;
+    loop {
+        let mut crowd: Vec<_> = (0..CROWD)
+            .map(|_| {
+                let name = it.gateway.addr.ip().into();
+                let mut tls = rustls::ClientConnection::new(it.authority.client(), name).unwrap();
+                let mut flight = Vec::new();
+                tls.write_tls(&mut flight).unwrap();
+                (it.plain(), tls, flight)
+            })
+            .collect();
+        for (client, _, flight) in &mut crowd {
+            client.send_raw(flight);
+        }
+        alice.send_message_expecting("bob", "1", "delivered");
+        let answered = |client: &Client| {
+            client.stream.set_nonblocking(true).unwrap();
+            let answered = client.stream.peek(&mut [0]).is_ok();
+            client.stream.set_nonblocking(false).unwrap();
+            answered
+        };
+        let before = crowd.iter().filter(|(client, ..)| answered(client)).count();
+        // And each of them is served.
+        for (mut client, tls, _) in crowd {
+            finish(&mut client, tls);
+        }
+        rounds += 1;
+        if before < CROWD {
+            break;
+        }
+        // A fast gateway, or a slow test, may be through with all of them before alice says a word.
+        assert!(rounds < 20, "the message waited for everybody, every time");
     }
     assert_eq!(it.refused("tls"), 0.0);
 }
@@ -582,6 +623,23 @@ fn origins_are_compared(engine: &str) {
     assert_eq!(status("Origin: https://gateway.example\r\n"), 101);
     assert_eq!(status("Origin: https://gateway.example:443\r\n"), 101);
     assert_eq!(status("Origin: https://other.example\r\n"), 403);
+    // A page in plain text is not of the same origin, whatever its port.
+    for plain in [
+        "http://gateway.example",
+        "http://gateway.example:443",
+        "HTTP://gateway.example",
+        "null",
+    ] {
+        assert_eq!(status(&format!("Origin: {plain}\r\n")), 403, "{plain}");
+    }
+    let listed = Secure::start(engine, &["--origins", "http://gateway.example"]);
+    assert_eq!(
+        listed
+            .gateway
+            .try_upgrade("/ws", "Origin: http://gateway.example\r\n")
+            .status,
+        101
+    );
 }
 
 /// Whoever measures must not be fooled: the load generator over TLS loses nothing, and says when it should not connect.

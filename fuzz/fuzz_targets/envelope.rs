@@ -36,7 +36,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Entries<'a> {
     }
 }
 
-const KNOWN: [&str; 6] = ["type", "id", "to", "content", "users", "userId"];
+const KNOWN: [&str; 8] = ["type", "id", "to", "content", "users", "userId", "token", "channel"];
 
 fn text(raw: &RawValue) -> Option<String> {
     serde_json::from_str(raw.get()).ok()
@@ -55,11 +55,16 @@ fuzz_target!(|input: &[u8]| {
     };
     match envelope::parse(input) {
         Ok(frame) => {
-            assert!(serde_json::from_str::<IgnoredAny>(input).is_ok(), "not JSON, and understood");
+            assert!(
+                serde_json::from_str::<IgnoredAny>(input).is_ok(),
+                "not JSON, and understood"
+            );
             let kind = one("type").and_then(text).expect("a type");
             assert!(frame.id().is_none_or(|id| id.len() <= CLIENT_ID_BYTES_MAX));
             if !matches!(frame, ClientFrame::Heartbeat) {
-                let id = one("id").filter(|raw| raw.get() != "null").map(|raw| text(raw).expect("an id"));
+                let id = one("id")
+                    .filter(|raw| raw.get() != "null")
+                    .map(|raw| text(raw).expect("an id"));
                 assert_eq!(frame.id(), id.as_deref());
             }
             match frame {
@@ -71,7 +76,8 @@ fuzz_target!(|input: &[u8]| {
                 }
                 ClientFrame::Presence { users, .. } => {
                     assert_eq!(kind, "presence");
-                    let expected: Vec<String> = serde_json::from_str(one("users").expect("users").get()).expect("strings");
+                    let expected: Vec<String> =
+                        serde_json::from_str(one("users").expect("users").get()).expect("strings");
                     assert_eq!(users, expected);
                     assert!(users.len() <= PRESENCE_USERS_MAX && users.iter().all(|user| is_valid_user_id(user)));
                 }
@@ -81,6 +87,15 @@ fuzz_target!(|input: &[u8]| {
                     assert!(is_valid_user_id(&to));
                     assert_eq!(content, one("content").expect("a content").get());
                     passes_through(&to, content);
+                }
+                ClientFrame::Subscribe { ref channel, .. } | ClientFrame::Unsubscribe { ref channel, .. } => {
+                    assert!(matches!(&*kind, "subscribe" | "unsubscribe"));
+                    assert_eq!(Some(&**channel), one("channel").and_then(text).as_deref());
+                }
+                ClientFrame::Publish { channel, content, .. } => {
+                    assert_eq!(kind, "publish");
+                    assert_eq!(Some(&*channel), one("channel").and_then(text).as_deref());
+                    assert_eq!(content, one("content").expect("a content").get());
                 }
             }
         }

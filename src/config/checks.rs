@@ -83,6 +83,7 @@ impl Settings {
                 burst: self.get("limits.burst"),
                 connections_per_user: self.get("limits.connections_per_user"),
                 handshakes_per_second: self.get("limits.handshakes_per_second"),
+                handshakes: self.get("limits.handshakes"),
                 handshakes_per_address: self.get("limits.handshakes_per_address"),
                 connects_per_address: self.get("limits.connects_per_address"),
                 handshake_timeout: self.get("limits.handshake_timeout"),

@@ -284,6 +284,8 @@ pub struct Limits {
     pub connections_per_user: usize,
     /// Handshakes per second on this gateway; 0: no limit.
     pub handshakes_per_second: u32,
+    /// Sockets of this gateway that are no WebSocket connections.
+    pub handshakes: usize,
     /// Connections of one address that have not finished their handshake, on each shard; 0: no limit.
     pub handshakes_per_address: u32,
     /// Connects per second of one address, on each shard; 0: no limit.

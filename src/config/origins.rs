@@ -13,6 +13,7 @@ use std::net::Ipv6Addr;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OriginPolicy {
     rules: Vec<Rule>,
+    over_tls: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,7 +59,15 @@ impl OriginPolicy {
         };
         Ok(OriginPolicy {
             rules: origins.iter().map(rule).collect::<Result<_, _>>()?,
+            over_tls: false,
         })
+    }
+
+    /// The same where connections come over TLS, or not. A page that came in plain text may be anybody's on the way, so over
+    /// TLS it is not of the same origin. Without TLS the scheme says nothing: a proxy may speak TLS in front.
+    #[must_use]
+    pub fn over_tls(self, over_tls: bool) -> OriginPolicy {
+        OriginPolicy { over_tls, ..self }
     }
 
     /// Whether a request with this `Origin` header may connect; `host` is its `Host` header.
@@ -68,7 +77,8 @@ impl OriginPolicy {
     pub fn allows(&self, origin: &str, host: Option<&str>) -> bool {
         let parsed = Origin::parse(origin).ok();
         if self.rules.is_empty() {
-            return parsed.zip(host).is_some_and(|(origin, host)| origin.is_of(host));
+            let own = |(origin, host): (Origin, &str)| origin.is_of(host) && (!self.over_tls || origin.is_secure());
+            return parsed.zip(host).is_some_and(own);
         }
         self.rules.iter().any(|rule| match (rule, &parsed) {
             (Rule::Any, _) => true,
@@ -144,6 +154,10 @@ impl Origin {
         };
         parse_authority(host_header)
             .is_ok_and(|(host, port)| host == self.host && Some(port.unwrap_or(default)) == self.port)
+    }
+
+    fn is_secure(&self) -> bool {
+        matches!(&*self.scheme, "https" | "wss")
     }
 
     /// Whether the host is one or more labels below that of the wildcard.
@@ -243,6 +257,19 @@ mod tests {
         assert!(!same_origin("http://example.com", "example.com:443"));
         assert!(!same_origin("https://example.com", "example.com:80"));
         assert!(!same_origin("https://example.com:80", "example.com"));
+    }
+
+    #[test]
+    fn over_tls_a_page_in_plain_text_is_another_origin() {
+        let tls = policy(&[]).over_tls(true);
+        assert!(tls.allows("https://example.com", Some("example.com")));
+        assert!(tls.allows("https://example.com:8443", Some("example.com:8443")));
+        assert!(!tls.allows("http://example.com", Some("example.com")));
+        assert!(!tls.allows("HTTP://example.com:443", Some("example.com:443")));
+        assert!(!tls.allows("http://example.com:8443", Some("example.com:8443")));
+        // Whoever wants it can say so.
+        let listed = policy(&["http://example.com"]).over_tls(true);
+        assert!(listed.allows("http://example.com", Some("gateway.example.com")));
     }
 
     #[test]

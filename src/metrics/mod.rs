@@ -106,7 +106,7 @@ fn write_code(code: u16, text: &mut [u8; 4]) -> Option<&[u8]> {
 }
 
 /// Labels of `shardgate_handshakes_refused_total`.
-pub const REFUSED_LABELS: [&str; 17] = [
+pub const REFUSED_LABELS: [&str; 18] = [
     "method",
     "not_an_upgrade",
     "version",
@@ -122,6 +122,7 @@ pub const REFUSED_LABELS: [&str; 17] = [
     "malformed",
     "lane_full",
     "address_limit",
+    "handshake_limit",
     "tls",
     "plain_text",
 ];

@@ -195,7 +195,10 @@ pub fn decide(request: &Request<'_>, policy: &impl Policy) -> Decision {
 
 /// Path and query of a request target, in origin form or absolute form.
 pub fn split_target(target: &str) -> (&str, &str) {
-    let origin_form = match target.strip_prefix("http://") {
+    let absolute = target
+        .strip_prefix("http://")
+        .or_else(|| target.strip_prefix("https://"));
+    let origin_form = match absolute {
         Some(rest) => rest.find('/').map_or("/", |slash| &rest[slash..]),
         None => target,
     };

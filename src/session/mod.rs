@@ -103,6 +103,8 @@ pub struct Connection<H> {
     pub dirty: bool,
     /// Counted as a WebSocket connection.
     pub counted: bool,
+    /// Counted as a socket of which no connection has come.
+    pub pending: bool,
     /// Open, and a new token is looked at.
     pub refreshing: bool,
     /// The user, while the connection is in the user's list.
@@ -141,6 +143,7 @@ impl<H> Default for Connection<H> {
             armed: false,
             dirty: false,
             counted: false,
+            pending: false,
             refreshing: false,
             user: None,
             stage: Stage::Free,

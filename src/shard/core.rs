@@ -103,7 +103,8 @@ pub struct Core {
     /// In the order in which they got something: what answers a client goes before what fans out.
     dirty: VecDeque<u32>,
     commands: Vec<Command>,
-    pub(super) tls: super::tls::TlsTurn,
+    pub(super) tls: super::tls::Handshakes,
+    pub(super) pending: super::pending::Pending,
     pub(super) notices: VecDeque<Notice>,
     /// Administrators' requests that the control thread has not answered.
     pub(super) requests: usize,
@@ -152,6 +153,7 @@ impl Core {
             dirty: VecDeque::new(),
             commands: Vec::new(),
             tls: Default::default(),
+            pending: Default::default(),
             notices: VecDeque::new(),
             requests: 0,
             stopping: false,
@@ -166,7 +168,7 @@ impl Core {
     /// Begins a turn at this time.
     pub fn begin_turn(&mut self, now: Now) {
         self.now = now;
-        self.tls.handshakes = 0;
+        self.tls.begin_turn();
         self.metrics().last_turn_ms.set(now.mono_ms());
     }
 
@@ -214,6 +216,7 @@ impl Core {
     fn vacate(&mut self, slot: u32) {
         self.wheel.cancel(slot);
         self.forget_address(slot);
+        self.end_pending(slot);
         let conn = std::mem::take(&mut self.connections[slot as usize]);
         debug_assert!(conn.user.is_none() && !conn.counted, "vacated without having ended");
         if let Some(outbox) = conn.outbox {
@@ -234,6 +237,7 @@ impl Core {
         if !self.came_from(key.slot, peer) {
             return self.close_now(key.slot);
         }
+        self.begin_pending(key.slot);
         self.conn(key.slot).tls = self.new_tls();
         let due = self.now.mono_ms() + self.settings.limits.handshake_timeout.as_millis() as u64;
         self.wheel.set(key.slot, due);
@@ -260,6 +264,9 @@ impl Core {
             return self.rearm(key);
         };
         if self.conn(key.slot).tls.is_some() {
+            if self.puts_off(key, bytes) {
+                return;
+            }
             self.tls_bytes(key.slot, bytes);
         } else {
             self.plain_bytes(key.slot, bytes);
@@ -398,6 +405,7 @@ impl Core {
         conn.stage = Stage::Closed;
         conn.decoder = Default::default();
         self.wheel.cancel(slot);
+        self.end_pending(slot);
         self.command(Command::Close(key));
     }
 
@@ -462,7 +470,11 @@ impl Core {
             return;
         }
         self.end(slot, Ending::Ours(reason));
+        let nobody = matches!(stage, Stage::Lingering { .. });
         self.conn(slot).stage = stage;
+        if nobody {
+            self.begin_pending(slot);
+        }
         let mut frame = std::mem::take(&mut self.scratch);
         frame.clear();
         encode::close(&mut frame, reason);
@@ -676,6 +688,8 @@ impl Core {
         assert_eq!(counted, self.metrics().connections.get(), "connections counted");
         assert_eq!(of_users, self.users.connections(), "connections in users' lists");
         assert_eq!(self.users.len() as u64, self.metrics().users.get(), "users counted");
+        let pending = self.connections.iter().filter(|conn| conn.pending).count();
+        assert_eq!(pending, self.pending.len(), "pending sockets counted");
         self.channels.check_invariants();
         self.addresses.check_invariants();
         for slot in 0..self.connections.len() as u32 {
@@ -701,6 +715,8 @@ impl Core {
             commands: self.commands.len(),
             requests: self.requests + self.notices.len(),
             credentials: self.credentials.len(),
+            pending: self.pending.len(),
+            handshakes: self.tls.waiting(),
             channels: self.channels.len() + self.joins.len(),
             interests: self.interests.len() + self.interests.waiting(),
             fan_out: self.channels.queued_bytes() + self.fan_out.broadcast_bytes(),
@@ -722,6 +738,8 @@ pub struct Residue {
     pub commands: usize,
     pub requests: usize,
     pub credentials: usize,
+    pub pending: usize,
+    pub handshakes: usize,
     pub channels: usize,
     pub interests: usize,
     pub fan_out: usize,

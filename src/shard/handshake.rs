@@ -227,6 +227,7 @@ impl Core {
     /// A connection that has a place is counted by the shard that it is on.
     fn count_connection(&mut self, slot: u32) {
         let id = self.ids.next(self.now.wall_ms);
+        self.end_pending(slot);
         let conn = self.conn(slot);
         conn.counted = true;
         conn.id = id;
@@ -362,6 +363,7 @@ impl Core {
         // It never was a WebSocket connection: nothing of that kind ends.
         self.conn(slot).counted = false;
         self.uncount_connection();
+        self.begin_pending(slot);
         self.view.release();
         let mut response = Vec::new();
         head::final_response(&mut response, status_line, extra, text);

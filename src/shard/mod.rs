@@ -11,6 +11,7 @@ mod credentials;
 mod deliver;
 mod frames;
 mod handshake;
+mod pending;
 mod remote;
 pub mod run;
 mod timers;

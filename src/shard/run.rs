@@ -40,9 +40,6 @@ const INBOX_ITEMS_PER_TURN: usize = 4096;
 /// Bytes that one turn takes from sockets before it lets the rest of the shard, and the lanes, have their turn. A flood of
 /// small messages is 5,000 of them, a few milliseconds' work, and well within what a lane holds.
 const RECEIVED_BYTES_PER_TURN: usize = 512 * 1024;
-/// Steps of TLS handshakes in one turn. One takes a tenth of a millisecond, with a large RSA key several milliseconds, and
-/// after a reload of many clients they come by the thousand: messages of others must not wait for all of them.
-const TLS_HANDSHAKES_PER_TURN: u32 = 8;
 /// How long the last sockets may take to close when the shard shall end.
 const STOP_MAX_NS: u64 = 1_000_000_000;
 /// Accepting is tried again this long after the process ran out of descriptors.
@@ -169,6 +166,7 @@ impl<E: Engine> Shard<E> {
             self.core.begin_turn(now);
             let busy = self.take_events() | self.take_parcels();
             self.core.handle_timeouts();
+            self.core.continue_handshakes();
             self.core.verify_credentials();
             if self.core.poll_keys_wanted() {
                 self.reports.tell(Report::KeysWanted);
@@ -190,7 +188,7 @@ impl<E: Engine> Shard<E> {
                 yielded_ns = now.mono_ns;
             }
             idle_turns = if busy { 0 } else { idle_turns + 1 };
-            let has_work = self.core.has_fan_out() || self.core.has_credentials();
+            let has_work = self.core.has_fan_out() || self.core.has_handshakes() || self.core.has_credentials();
             if has_work || self.engine.has_work() || !self.inbox.is_empty() {
                 wait = None;
                 continue;
@@ -213,7 +211,6 @@ impl<E: Engine> Shard<E> {
         let mut any = false;
         let mut received_bytes = 0;
         while received_bytes < RECEIVED_BYTES_PER_TURN
-            && self.core.tls_handshakes() < TLS_HANDSHAKES_PER_TURN
             && let Some(event) = self.engine.next_event()
         {
             any = true;

@@ -2,6 +2,8 @@
 //!
 //! All else of the shard knows plain bytes only: outboxes, limits and hand-overs go by them.
 
+use std::collections::VecDeque;
+
 use super::core::Core;
 use crate::engine::{Payload, SocketKey};
 use crate::metrics::Ending;
@@ -13,20 +15,65 @@ const HINT_EVERY_MS: u64 = 10_000;
 /// The scratch buffer is kept at this size: what one receive completes.
 const SCRATCH_BYTES_MAX: usize = 32 * 1024;
 
+/// Steps of handshakes in one turn. One takes a tenth of a millisecond, with a large RSA key several milliseconds, and after a
+/// reload of many clients, or when somebody means ill, they come by the thousand: messages of others must not wait for all
+/// of them.
+const STEPS_PER_TURN: u32 = 8;
+
 /// What a shard keeps for TLS besides its connections'.
 #[derive(Debug, Default)]
-pub(super) struct TlsTurn {
-    /// Steps of handshakes in this turn.
-    pub(super) handshakes: u32,
+pub(super) struct Handshakes {
+    /// Steps in this turn.
+    steps: u32,
+    /// What came for more of them, in order: one receive's bytes for a pending socket, which receives nothing meanwhile.
+    waiting: VecDeque<(SocketKey, Vec<u8>)>,
     /// What was read of one receive; kept for its capacity.
     plain: Vec<u8>,
     hint_due_ms: u64,
 }
 
+impl Handshakes {
+    pub(super) fn begin_turn(&mut self) {
+        self.steps = 0;
+    }
+
+    /// Handshakes whose next step waits.
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+}
+
 impl Core {
-    /// Steps of TLS handshakes in this turn, which are the most expensive thing that a few bytes can ask for.
-    pub fn tls_handshakes(&self) -> u32 {
-        self.tls.handshakes
+    /// True if these bytes are kept for a later turn, because of all that were here before: a step of a handshake is the most
+    /// expensive thing that a few bytes can ask for.
+    pub(super) fn puts_off(&mut self, key: SocketKey, bytes: &[u8]) -> bool {
+        let conn = &mut self.connections[key.slot as usize];
+        let handshaking = conn.tls.as_ref().is_some_and(|tls| tls.is_handshaking());
+        if !handshaking || (self.tls.steps < STEPS_PER_TURN && self.tls.waiting.is_empty()) {
+            return false;
+        }
+        // The receive is over when its bytes were looked at.
+        conn.armed = true;
+        self.tls.waiting.push_back((key, bytes.to_vec()));
+        true
+    }
+
+    /// As many steps of handshakes that wait as this turn still may.
+    pub fn continue_handshakes(&mut self) {
+        while self.tls.steps < STEPS_PER_TURN
+            && let Some((key, mut bytes)) = self.tls.waiting.pop_front()
+        {
+            if let Some(conn) = self.connection(key) {
+                conn.armed = false;
+                self.tls_bytes(key.slot, &mut bytes);
+                self.rearm(key);
+            }
+        }
+    }
+
+    /// True if handshakes wait that the next turn can continue.
+    pub fn has_handshakes(&self) -> bool {
+        !self.tls.waiting.is_empty()
     }
 
     /// What a new connection begins with.
@@ -57,7 +104,7 @@ impl Core {
         }
         let mut plain = std::mem::take(&mut self.tls.plain);
         let handshaking = tls.is_handshaking();
-        self.tls.handshakes += u32::from(handshaking);
+        self.tls.steps += u32::from(handshaking);
         let read = tls.read(bytes, &mut plain);
         let closed = tls.peer_has_closed();
         if !tls.is_flushed() {

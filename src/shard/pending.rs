@@ -1,0 +1,62 @@
+//! Sockets of which no connection has come: TLS and request heads that are half-way in, plain HTTP, refusals on their way out.
+//!
+//! Owned by the shard. `limits.connections` does not count them, and none of them shows who it is, so they have a limit of
+//! their own, and over it the oldest is closed: who behaves is done within a few round trips and so is among the youngest,
+//! however many others say nothing. Refusing the newest instead would let the silent keep everybody out.
+
+use std::collections::VecDeque;
+
+use super::core::Core;
+use crate::engine::SocketKey;
+
+/// The label of those that are closed.
+const HANDSHAKE_LIMIT: &str = "handshake_limit";
+/// Keys that are out of date may be as many as the others and these.
+const STALE_MAX: usize = 64;
+
+/// A shard's.
+#[derive(Debug, Default)]
+pub(super) struct Pending {
+    /// In the order in which they came; among them some that are connections by now, or have gone.
+    order: VecDeque<SocketKey>,
+    count: usize,
+}
+
+impl Pending {
+    pub(super) fn len(&self) -> usize {
+        self.count
+    }
+}
+
+impl Core {
+    /// This socket is nobody's, yet or any more. If there are too many of these, the oldest goes.
+    pub(super) fn begin_pending(&mut self, slot: u32) {
+        let key = self.key(slot);
+        self.conn(slot).pending = true;
+        self.pending.count += 1;
+        self.pending.order.push_back(key);
+        let share = self.settings.limits.handshakes.div_ceil(self.homes.shards().into());
+        while self.pending.count > share
+            && let Some(oldest) = self.pending.order.pop_front()
+        {
+            if self.connection(oldest).is_some_and(|conn| conn.pending) {
+                self.metrics().refused(HANDSHAKE_LIMIT);
+                self.close_now(oldest.slot);
+            }
+        }
+        if self.pending.order.len() > 2 * self.pending.count + STALE_MAX {
+            let connections = &self.connections;
+            self.pending.order.retain(|key| {
+                let conn = &connections[key.slot as usize];
+                conn.pending && conn.generation == key.generation
+            });
+        }
+    }
+
+    /// It is a connection now, or closed.
+    pub(super) fn end_pending(&mut self, slot: u32) {
+        if std::mem::take(&mut self.conn(slot).pending) {
+            self.pending.count -= 1;
+        }
+    }
+}
