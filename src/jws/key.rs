@@ -120,7 +120,7 @@ impl Key {
             return Err(BadKey::Private);
         }
         let begins = PUBLIC.into_iter().find_map(|label| text.find(label));
-        let pem = text[begins.ok_or(BadKey::Unknown)?..].as_bytes();
+        let pem = &text.as_bytes()[begins.ok_or(BadKey::Unknown)?..];
         let key = DecodingKey::from_rsa_pem(pem)
             .and_then(|key| {
                 let components = PROVIDER.key_utils.rsa_pub_components_from_public_key;
