@@ -10,7 +10,7 @@ use crate::address::networks::{NetworkError, Networks};
 use crate::auth::Verifier;
 use crate::config::origins::{OriginError, OriginPolicy};
 use crate::config::patterns::{ChannelPatterns, PatternError};
-use crate::config::{Config, Heartbeat, Limits};
+use crate::config::{Config, Heartbeat, Limits, Secret};
 use crate::jws::{BadKey, KeySet};
 use crate::protocol::head::{Credentials, Policy};
 use crate::tls::ServerConfig;
@@ -44,6 +44,10 @@ pub struct Settings {
     pub echo: bool,
     /// What new connections begin TLS with; `None`: they speak plain text.
     pub tls: Option<Arc<ServerConfig>>,
+    /// Who may administer; `None`: there is no admin API.
+    pub admin_token: Option<Secret>,
+    /// Administrators and their tools have a listener of their own.
+    pub admin_elsewhere: bool,
 }
 
 /// Lists that no shard can go by. The configuration room refuses them earlier and with their place.
@@ -101,6 +105,8 @@ impl Settings {
             publish: patterns(channels.publish.as_deref(), development).map_err(SettingsError::Publish)?,
             echo: config.echo,
             tls: None,
+            admin_token: config.admin.token.clone(),
+            admin_elsewhere: config.admin.listen.is_some(),
         })
     }
 

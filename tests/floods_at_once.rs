@@ -323,7 +323,7 @@ impl Good {
                     talk(right, left, &names[0], round);
                     told.fetch_add(2 * IN_A_ROW, SeqCst);
                 }
-                users.map(Client::close);
+                users.into_iter().for_each(Client::close);
             })
         };
         Good {

@@ -17,6 +17,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("auth", &["config", "ids", "jws"]),
     ("protocol", &["address", "auth", "ids", "jws"]),
     ("router", &["ids"]),
+    ("admin", &["ids"]),
     ("tls", &["config", "payload"]),
     ("session", &["auth", "ids", "payload", "protocol", "router", "tls"]),
     ("settings", &["address", "auth", "config", "jws", "protocol", "tls"]),
@@ -25,7 +26,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     (
         "lanes",
         &[
-            "auth", "engine", "ids", "protocol", "router", "session", "settings", "tls",
+            "admin", "auth", "engine", "ids", "protocol", "router", "session", "settings", "tls",
         ],
     ),
     ("view", &["ids", "lanes", "metrics", "settings"]),
@@ -34,32 +35,33 @@ const ROOMS: &[(&str, &[&str])] = &[
         &["engine", "ids", "lanes", "metrics", "protocol", "router", "view"],
     ),
     ("broker", &["cluster", "config", "metrics"]),
-    ("http", &["ids", "metrics", "protocol", "settings", "view"]),
+    ("http", &["admin", "ids", "metrics", "protocol", "settings", "view"]),
     (
         "shard",
         &[
-            "address", "auth", "engine", "http", "ids", "lanes", "metrics", "payload", "protocol", "router", "session",
-            "settings", "tls", "view",
+            "address", "admin", "auth", "engine", "http", "ids", "lanes", "metrics", "payload", "protocol", "router",
+            "session", "settings", "tls", "view",
         ],
     ),
     ("runtime", &["config", "engine", "ids", "settings", "tls"]),
     (
         "control",
         &[
-            "broker", "cluster", "config", "engine", "ids", "jws", "lanes", "metrics", "protocol", "router", "runtime",
-            "settings", "shard", "tls", "view",
+            "admin", "broker", "cluster", "config", "engine", "http", "ids", "jws", "lanes", "metrics", "protocol",
+            "router", "runtime", "settings", "shard", "tls", "view",
         ],
     ),
 ];
 
 /// Rooms where everything that happens follows from the arguments.
 const PURE: &[&str] = &[
-    "address", "ids", "payload", "jws", "auth", "protocol", "router", "session", "cluster",
+    "address", "ids", "payload", "jws", "auth", "protocol", "router", "session", "admin", "cluster",
 ];
 
 /// Files of other rooms that are as pure.
 const PURE_FILES: &[&str] = &[
     "shard/addresses.rs",
+    "shard/admin.rs",
     "shard/core.rs",
     "shard/credentials.rs",
     "shard/deliver.rs",

@@ -14,10 +14,11 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use crate::admin::Request;
 use crate::engine::{Payload, SocketKey};
-use crate::http::HttpContext;
+use crate::http::{Door, HttpContext};
 use crate::ids::{IdSource, ShardId};
-use crate::lanes::{self, HandOver, Lanes, Parcel};
+use crate::lanes::{self, HandOver, Lanes, Parcel, Reply};
 use crate::metrics::{Ending, ShardMetrics};
 use crate::protocol::close::CloseReason;
 use crate::protocol::encode;
@@ -48,6 +49,15 @@ pub enum Command {
     Detach(SocketKey),
     /// Put the socket into the engine and call [`Core::handle_adopted`].
     Adopt(Box<HandOver>),
+}
+
+/// What the turn must tell the control thread.
+#[derive(Debug)]
+pub enum Notice {
+    /// An administrator asks, over this connection: to be answered with [`Parcel::Answer`].
+    Asked(SocketKey, Request),
+    /// The reply to [`Parcel::Ask`] of this ticket. Peers' addresses are missing; the engine knows them.
+    Replied(u32, Reply),
 }
 
 /// What this turn was about, for its end.
@@ -95,6 +105,9 @@ pub struct Core {
     commands: Vec<Command>,
     pub(super) tls: super::tls::Handshakes,
     pub(super) pending: super::pending::Pending,
+    pub(super) notices: VecDeque<Notice>,
+    /// Administrators' requests that the control thread has not answered.
+    pub(super) requests: usize,
     stopping: bool,
 }
 
@@ -108,7 +121,7 @@ impl Core {
         let http = Rc::new(HttpContext {
             view: Arc::clone(&view),
             settings: RefCell::new(Arc::clone(&settings)),
-            shard: me.index(),
+            door: Door::Public(me.index()),
             jitter: RefCell::new(fastrand::Rng::with_seed(!seed)),
         });
         Core {
@@ -141,6 +154,8 @@ impl Core {
             commands: Vec::new(),
             tls: Default::default(),
             pending: Default::default(),
+            notices: VecDeque::new(),
+            requests: 0,
             stopping: false,
         }
     }
@@ -276,6 +291,10 @@ impl Core {
         let Some(conn) = self.connection(key) else {
             return;
         };
+        // Who asks and asks without waiting for answers shall not fill our memory.
+        if matches!(&conn.stage, Stage::Http(http) if http.is_waiting()) {
+            return;
+        }
         // A receive that is armed already comes back here when it completes.
         if conn.streaming || conn.armed {
             return;
@@ -494,6 +513,14 @@ impl Core {
                 self.handle_instruction(&instruction);
                 1
             }
+            Parcel::Ask(ticket, ask) => {
+                self.handle_ask(ticket, *ask);
+                1
+            }
+            Parcel::Answer(conn, answer) => {
+                self.handle_answer(conn, *answer);
+                1
+            }
             Parcel::Stop => {
                 self.stopping = true;
                 for slot in 0..self.connections.len() as u32 {
@@ -526,6 +553,11 @@ impl Core {
     pub fn poll_command(&mut self, into: &mut Vec<Command>) -> bool {
         std::mem::swap(&mut self.commands, into);
         !into.is_empty()
+    }
+
+    /// The next thing to tell the control thread.
+    pub fn poll_notice(&mut self) -> Option<Notice> {
+        self.notices.pop_front()
     }
 
     /// The next connection with something to send.
@@ -605,6 +637,7 @@ impl Core {
         };
         let stage = std::mem::replace(&mut conn.stage, Stage::Closed);
         let (messages_in, rate, tls) = (conn.messages_in, conn.rate, conn.tls.take());
+        let connected_at_ms = conn.connected_at_ms;
         // It does not end here: its place and its life go on with the home shard.
         if std::mem::take(&mut conn.counted) {
             self.uncount_connection();
@@ -620,6 +653,7 @@ impl Core {
                 upgrade: leaving.upgrade,
                 rest: leaving.rest,
                 remote,
+                connected_at_ms,
                 messages_in,
                 rate,
                 tls,
@@ -679,6 +713,7 @@ impl Core {
             questions: self.questions.len(),
             asked: self.remote.as_ref().map_or(0, Remote::asked),
             commands: self.commands.len(),
+            requests: self.requests + self.notices.len(),
             credentials: self.credentials.len(),
             pending: self.pending.len(),
             handshakes: self.tls.waiting(),
@@ -701,6 +736,7 @@ pub struct Residue {
     pub questions: usize,
     pub asked: usize,
     pub commands: usize,
+    pub requests: usize,
     pub credentials: usize,
     pub pending: usize,
     pub handshakes: usize,

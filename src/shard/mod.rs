@@ -4,6 +4,7 @@
 //! with bytes and virtual time. [`run`] owns the engine and the executor and carries out what the core decided.
 
 mod addresses;
+mod admin;
 mod channels;
 pub mod core;
 mod credentials;
