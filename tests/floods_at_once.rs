@@ -491,9 +491,9 @@ fn all_at_once_over_tls(engine: &str) {
 
 // ---- Latency ----
 
-/// What messages of those who behave take, quiet and under all floods: `docs/benchmarks/floods.md`.
+/// What messages of those who behave take, quiet and under floods; `docs/testing.md` has the command.
 #[test]
-#[ignore = "measures; for release builds, see docs/benchmarks/floods.md"]
+#[ignore = "measures, for release builds; docs/testing.md has the command"]
 fn latency_under_flood() {
     for engine in ["ring", "epoll"] {
         let cpus = std::env::var("GATEWAY_CPUS").unwrap_or_else(|_| "none".to_owned());
