@@ -33,6 +33,24 @@ pub struct SocketKey {
     pub generation: u32,
 }
 
+/// No engine has that many sockets.
+const SYSTEM_SLOT: u32 = u32::MAX;
+
+impl SocketKey {
+    /// Stands where a sender's connection is named, for a sender who has none: an administrator's request, by its ticket.
+    pub fn of_system(ticket: u32) -> Self {
+        SocketKey {
+            slot: SYSTEM_SLOT,
+            generation: ticket,
+        }
+    }
+
+    /// The ticket, if this is no connection.
+    pub fn system_ticket(self) -> Option<u32> {
+        (self.slot == SYSTEM_SLOT).then_some(self.generation)
+    }
+}
+
 /// The longest user id, bytes.
 pub const USER_ID_BYTES_MAX: usize = 128;
 

@@ -9,6 +9,7 @@
 //! | [`payload`] | bytes on their way out |
 //! | [`protocol`] | pure: frames, envelopes, request heads, close codes |
 //! | [`tls`] | TLS of one connection, and the certificates |
+//! | [`admin`] | pure: the admin API as data |
 //! | [`session`] | pure: one connection's life |
 //! | [`router`] | pure: who is where |
 //! | [`metrics`] | names, and one table of counters per shard |
@@ -23,6 +24,7 @@
 //! | [`control`] | the control thread: start, watch, drain, stop |
 //! | [`runtime`] | the host: preflight, listeners, placement, signals |
 
+pub mod admin;
 pub mod auth;
 pub mod broker;
 pub mod cluster;

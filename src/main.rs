@@ -4,11 +4,13 @@
 mod token;
 
 use std::ffi::OsString;
+use std::fmt::Display;
 use std::process::ExitCode;
 
 use shardgate::config::{self, Config, ConfigError, Outcome};
 use shardgate::control::{Exit, Gateway, Handle, log_reload};
 use shardgate::runtime::StartError;
+use shardgate::tls::Certificates;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -20,15 +22,24 @@ fn main() -> ExitCode {
     }
     match config::load(args.clone(), env.clone()) {
         Ok(Outcome::Run(config)) => run(*config, &args, &env),
-        Ok(Outcome::Help(text) | Outcome::Version(text) | Outcome::Checked(text)) => {
-            print!("{text}");
-            ExitCode::SUCCESS
-        }
-        Err(error) => {
-            eprintln!("shardgate: {error}");
-            ExitCode::from(ConfigError::EXIT_CODE)
-        }
+        Ok(Outcome::Help(text) | Outcome::Version(text)) => print(&text),
+        // Whoever asks whether it would start wants to hear of a key that does not belong to its certificate.
+        Ok(Outcome::Checked(config, text)) => match config.tls.as_ref().map(Certificates::read).transpose() {
+            Ok(_) => print(&text),
+            Err(error) => refuse(&error),
+        },
+        Err(error) => refuse(&error),
     }
+}
+
+fn print(text: &str) -> ExitCode {
+    print!("{text}");
+    ExitCode::SUCCESS
+}
+
+fn refuse(error: &dyn Display) -> ExitCode {
+    eprintln!("shardgate: {error}");
+    ExitCode::from(ConfigError::EXIT_CODE)
 }
 
 fn run(config: Config, args: &[OsString], env: &[(OsString, OsString)]) -> ExitCode {
@@ -83,6 +94,9 @@ fn run(config: Config, args: &[OsString], env: &[(OsString, OsString)]) -> ExitC
     };
     let addr = gateway.local_addr();
     log::info!("gateway {} listening on {addr}", config.gateway_id);
+    if let Some(admin) = gateway.admin_listen() {
+        log::info!("administration on {admin}");
+    }
     if gateway.view().development {
         let scheme = if config.tls.is_some() { "https" } else { "http" };
         log::warn!("development mode: every client is who it says it is; try it at {scheme}://{addr}/");

@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::auth::Verifier;
 use crate::config::origins::{OriginError, OriginPolicy};
 use crate::config::patterns::{ChannelPatterns, PatternError};
-use crate::config::{Config, Heartbeat, Limits};
+use crate::config::{Config, Heartbeat, Limits, Secret};
 use crate::jws::{BadKey, KeySet};
 use crate::protocol::head::{Credentials, Policy};
 use crate::tls::ServerConfig;
@@ -40,6 +40,10 @@ pub struct Settings {
     pub echo: bool,
     /// What new connections begin TLS with; `None`: they speak plain text.
     pub tls: Option<Arc<ServerConfig>>,
+    /// Who may administer; `None`: there is no admin API.
+    pub admin_token: Option<Secret>,
+    /// Administrators and their tools have a listener of their own.
+    pub admin_elsewhere: bool,
 }
 
 /// Lists that no shard can go by. The configuration room refuses them earlier and with their place.
@@ -93,6 +97,8 @@ impl Settings {
             publish: patterns(channels.publish.as_deref(), development).map_err(SettingsError::Publish)?,
             echo: config.echo,
             tls: None,
+            admin_token: config.admin.token.clone(),
+            admin_elsewhere: config.admin.listen.is_some(),
         })
     }
 

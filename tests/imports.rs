@@ -16,6 +16,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("auth", &["config", "ids", "jws"]),
     ("protocol", &["auth", "ids", "jws"]),
     ("router", &["ids"]),
+    ("admin", &["ids"]),
     ("tls", &["config", "payload"]),
     ("session", &["auth", "ids", "payload", "protocol", "router", "tls"]),
     ("settings", &["auth", "config", "jws", "protocol", "tls"]),
@@ -24,7 +25,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     (
         "lanes",
         &[
-            "auth", "engine", "ids", "protocol", "router", "session", "settings", "tls",
+            "admin", "auth", "engine", "ids", "protocol", "router", "session", "settings", "tls",
         ],
     ),
     ("view", &["ids", "lanes", "metrics", "settings"]),
@@ -33,11 +34,11 @@ const ROOMS: &[(&str, &[&str])] = &[
         &["engine", "ids", "lanes", "metrics", "protocol", "router", "view"],
     ),
     ("broker", &["cluster", "config", "metrics"]),
-    ("http", &["ids", "metrics", "protocol", "settings", "view"]),
+    ("http", &["admin", "ids", "metrics", "protocol", "settings", "view"]),
     (
         "shard",
         &[
-            "auth", "engine", "http", "ids", "lanes", "metrics", "payload", "protocol", "router", "session",
+            "admin", "auth", "engine", "http", "ids", "lanes", "metrics", "payload", "protocol", "router", "session",
             "settings", "tls", "view",
         ],
     ),
@@ -45,19 +46,20 @@ const ROOMS: &[(&str, &[&str])] = &[
     (
         "control",
         &[
-            "broker", "cluster", "config", "engine", "ids", "jws", "lanes", "metrics", "protocol", "router", "runtime",
-            "settings", "shard", "tls", "view",
+            "admin", "broker", "cluster", "config", "engine", "http", "ids", "jws", "lanes", "metrics", "protocol",
+            "router", "runtime", "settings", "shard", "tls", "view",
         ],
     ),
 ];
 
 /// Rooms where everything that happens follows from the arguments.
 const PURE: &[&str] = &[
-    "ids", "payload", "jws", "auth", "protocol", "router", "session", "cluster",
+    "ids", "payload", "jws", "auth", "protocol", "router", "session", "admin", "cluster",
 ];
 
 /// Files of other rooms that are as pure.
 const PURE_FILES: &[&str] = &[
+    "shard/admin.rs",
     "shard/core.rs",
     "shard/credentials.rs",
     "shard/deliver.rs",

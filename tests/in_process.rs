@@ -23,7 +23,7 @@ use uuid::Uuid;
 on_both_engines! {
     messages_both_ways, a_broadcast_reaches_everybody_once, all_connections_of_a_user_are_closed,
     orders_while_redis_is_away, orders_while_redis_does_not_answer, orders_while_redis_goes_and_comes, orders_without_redis,
-    one_drains_and_the_other_goes_on,
+    one_drains_and_the_other_goes_on, the_program_itself_administers,
 }
 
 #[track_caller]
@@ -446,4 +446,39 @@ fn one_drains_and_the_other_goes_on(engine: &str) {
     assert!(matches!(second.wait(), Exit::Drained { closed: 0, .. }));
     // Who leaves in order leaves nothing.
     assert_eq!(redis.keys(""), Vec::<String>::new());
+}
+
+/// What administrators may ask, the program of the gateway may ask without a token, or any listener.
+fn the_program_itself_administers(engine: &str) {
+    let redis = Redis::start();
+    let gateways = pair(engine, &redis, &[]);
+    wait_until_joined(&gateways);
+    let bob = peer(&gateways[1], "bob");
+    let ask = |method: &str, path: &str, body: &'static str| {
+        let request = shardgate::admin::Request {
+            method: method.into(),
+            path: path.into(),
+            query: "".into(),
+            body: Bytes::from_static(body.as_bytes()),
+        };
+        let answer = gateways[0].handle().administer(request).blocking_recv().unwrap();
+        let json: serde_json::Value = serde_json::from_slice(&answer.body).unwrap();
+        (answer.status, json)
+    };
+    eventually("bob is found", || {
+        ask("POST", "/admin/messages", r#"{"to":"bob","content":"hi"}"#).1["status"] == "routed"
+    });
+    assert_eq!(bob.wait_for("hi")["from"], "");
+    assert_eq!(ask("GET", "/admin/users/bob", "").1["gateways"][0]["gatewayId"], "gw2");
+    assert_eq!(ask("GET", "/admin/nothing", "").0, 404);
+    let [first, second] = gateways;
+    let handle = first.handle();
+    drop((first, second, bob));
+    let request = shardgate::admin::Request {
+        method: "GET".into(),
+        path: "/admin/connections".into(),
+        query: "".into(),
+        body: Bytes::new(),
+    };
+    assert!(handle.administer(request).blocking_recv().is_err());
 }

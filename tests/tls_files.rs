@@ -122,12 +122,16 @@ fn files_that_are_no_good_keep_it_from_starting() {
             key,
         ];
         args.extend(ca.iter().flat_map(|ca| ["--tls-client-ca", *ca]));
-        let ended = run_to_exit(&args);
-        assert_eq!(ended.code, Some(1), "{ended:?}");
-        for part in parts {
-            assert!(ended.stderr.contains(part), "no {part:?} in {}", ended.stderr);
+        for (check, code) in [(&[][..], 1), (&["--check-config"][..], 2)] {
+            let ended = run_to_exit(&[&args, check].concat());
+            assert_eq!(ended.code, Some(code), "{ended:?}");
+            for part in parts {
+                assert!(ended.stderr.contains(part), "no {part:?} in {}", ended.stderr);
+            }
         }
     }
+    let good = run_to_exit(&["--tls-cert", one.cert(), "--tls-key", one.key(), "--check-config"]);
+    assert_eq!(good.code, Some(0), "{good:?}");
     for alone in [
         ["--tls-cert", one.cert()],
         ["--tls-key", one.key()],

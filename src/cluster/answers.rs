@@ -151,12 +151,13 @@ impl Cluster {
                 }
                 _ => self.book.handle_scanned(round, None, now_ms),
             },
-            Purpose::Locate(_) | Purpose::Queries(_) if self.names_strangers(&answers) => {
+            Purpose::Locate(_) | Purpose::Queries(_) | Purpose::Inquiry(_) if self.names_strangers(&answers) => {
                 self.directory_due_ms = 0;
                 self.deferred.push((purpose, answers));
             }
             Purpose::Locate(users) => self.handle_located(&users, &answers),
             Purpose::Queries(queries) => self.handle_queries(&queries, &answers),
+            Purpose::Inquiry(ticket) => self.handle_inquired(ticket, &answers),
             Purpose::Packet {
                 berth,
                 sequence,
@@ -261,6 +262,7 @@ impl Cluster {
             match purpose {
                 Purpose::Locate(users) => self.handle_located(&users, &answers),
                 Purpose::Queries(queries) => self.handle_queries(&queries, &answers),
+                Purpose::Inquiry(ticket) => self.handle_inquired(ticket, &answers),
                 _ => {}
             }
         }

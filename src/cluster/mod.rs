@@ -14,6 +14,7 @@
 //! | [`outbound`] | packets to others, and who wants to hear |
 //! | [`inbound`] | packets of others |
 //! | [`partitions`] | publications: partitions that are heard, and spoken in |
+//! | [`inquiries`] | where a user is, for an administrator |
 //! | [`probe`] | whether we are heard |
 //! | `turn` | the end of a turn: what is asked, said and judged |
 //! | `answers` | what answers of the store mean |
@@ -23,6 +24,7 @@ mod answers;
 pub mod directory;
 mod hearing;
 pub mod inbound;
+pub mod inquiries;
 pub mod membership;
 pub mod outbound;
 pub mod packet;
@@ -65,6 +67,8 @@ enum Purpose {
     Locate(Vec<Arc<str>>),
     /// Questions that were asked in one turn.
     Queries(Vec<Query>),
+    /// An administrator's.
+    Inquiry(u32),
     Packet {
         berth: crate::router::locations::Berth,
         sequence: u32,
@@ -150,6 +154,8 @@ pub struct Cluster {
     asking: BTreeMap<Arc<str>, bool>,
     to_locate: Vec<Arc<str>>,
     queries: Vec<(Query, Vec<Arc<str>>)>,
+    inquiries: Vec<(u32, Arc<str>)>,
+    whereabouts: VecDeque<(u32, inquiries::Whereabouts)>,
     /// Answers that name gateways which are not in the directory; it will be read.
     deferred: Vec<(Purpose, Vec<Answer>)>,
     /// The same, and the reading that will tell has begun since.
@@ -221,6 +227,8 @@ impl Cluster {
             asking: BTreeMap::new(),
             to_locate: Vec::new(),
             queries: Vec::new(),
+            inquiries: Vec::new(),
+            whereabouts: VecDeque::new(),
             deferred: Vec::new(),
             deferred_asked: Vec::new(),
             directory_due_ms: 0,
@@ -325,7 +333,7 @@ impl Cluster {
                 .count(),
             inbound: self.inbound.len(),
             asking: self.asking.len() + self.to_locate.len(),
-            queries: self.queries.len() + self.deferred.len(),
+            queries: self.queries.len() + self.deferred.len() + self.inquiries.len() + self.whereabouts.len(),
             instructions: self.instructions.len(),
             presence: self.book.pending(),
         }
@@ -446,13 +454,15 @@ impl Cluster {
         }
     }
 
-    /// Tells the other gateways what this one's shards were told.
-    pub fn spread(&mut self, instruction: &Instruction) {
+    /// Tells the other gateways what this one's shards were told. Returns false if they cannot be told now.
+    pub fn spread(&mut self, instruction: &Instruction) -> bool {
         // Health is judged at the end of a turn, and Redis may have gone in this one.
         if !self.is_up() || !self.is_member() {
-            return self.metrics().dropped(ClusterDrop::OrderRedisAway, 1);
+            self.metrics().dropped(ClusterDrop::OrderRedisAway, 1);
+            return false;
         }
         self.orders.push(instruction.clone());
+        true
     }
 
     /// The next thing that another gateway wants all shards to do.

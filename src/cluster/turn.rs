@@ -137,6 +137,7 @@ impl Cluster {
     }
 
     fn ask_places(&mut self) {
+        self.ask_inquiries();
         let mut to_locate = std::mem::take(&mut self.to_locate);
         while !to_locate.is_empty() {
             let rest = to_locate.split_off(to_locate.len().min(LOCATES_MAX));
@@ -387,11 +388,23 @@ impl Cluster {
         for (purpose, _) in self.sent.values_mut() {
             if matches!(
                 purpose,
-                Purpose::Locate(_) | Purpose::Queries(_) | Purpose::Packet { .. } | Purpose::Publications { .. }
+                Purpose::Locate(_)
+                    | Purpose::Queries(_)
+                    | Purpose::Inquiry(_)
+                    | Purpose::Packet { .. }
+                    | Purpose::Publications { .. }
             ) {
                 given_up.push(std::mem::replace(purpose, Purpose::Abandoned));
             }
         }
+        let inquiries: Vec<u32> = given_up
+            .iter()
+            .filter_map(|purpose| match purpose {
+                Purpose::Inquiry(ticket) => Some(*ticket),
+                _ => None,
+            })
+            .collect();
+        self.give_up_inquiries(inquiries.into_iter());
         let publications = given_up.iter().map(|purpose| match purpose {
             Purpose::Publications { publications, .. } => u64::from(*publications),
             _ => 0,

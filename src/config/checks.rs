@@ -8,13 +8,14 @@ use std::time::Duration;
 
 use log::LevelFilter;
 
+use super::admin::{TOKEN_BYTES_MIN, is_good_token};
 use super::error::ConfigError;
 use super::keys::{self, KEYS};
 use super::sources::Settings;
 use super::value::Value;
 use super::{
-    AuthConfig, ChannelsConfig, Config, CredentialSource, EngineChoice, Heartbeat, Limits, Placement, RedisConfig,
-    RedisTarget, Secret, TlsFiles,
+    AdminConfig, AdminListen, AuthConfig, ChannelsConfig, Config, CredentialSource, EngineChoice, Heartbeat, Limits,
+    Placement, RedisConfig, RedisTarget, Secret, TlsFiles,
 };
 use crate::jws::{Algorithm, Key};
 
@@ -33,7 +34,6 @@ impl Settings {
         &self,
         gateway_id: impl FnOnce() -> Result<String, ConfigError>,
     ) -> Result<Config, ConfigError> {
-        self.check_available()?;
         let config = self.read(gateway_id)?;
         self.check_together(&config)?;
         Ok(config)
@@ -109,25 +109,15 @@ impl Settings {
                 publish: self.get("channels.publish"),
                 partitions: self.get("channels.partitions"),
             },
+            admin: AdminConfig {
+                token: self.get("admin.token"),
+                listen: self.get("admin.listen"),
+            },
             drain_timeout: self.get("drain.timeout"),
             tls,
             redis,
             presence_ttl: self.get("presence.ttl"),
         })
-    }
-
-    /// Refuses what this release would silently not do.
-    fn check_available(&self) -> Result<(), ConfigError> {
-        let defaults = Settings::defaults();
-        for ((key, setting), (_, default)) in self.iter().zip(defaults.iter()) {
-            if !key.available && setting.value != default.value {
-                return Err(ConfigError::NotInThisRelease {
-                    key: key.name,
-                    place: setting.place.clone(),
-                });
-            }
-        }
-        Ok(())
     }
 
     fn check_together(&self, config: &Config) -> Result<(), ConfigError> {
@@ -182,6 +172,7 @@ impl Settings {
                 return contradiction(first, second, rule);
             }
         }
+        self.check_admin(config)?;
         self.check_credentials(&config.auth)?;
         let is_open = config.auth.is_development() && !config.insecure;
         if is_open && !config.listen.ip().to_canonical().is_loopback() {
@@ -189,6 +180,28 @@ impl Settings {
             return Err(ConfigError::OpenDevelopmentMode {
                 listen: config.listen,
                 place,
+            });
+        }
+        Ok(())
+    }
+
+    fn check_admin(&self, config: &Config) -> Result<(), ConfigError> {
+        let token = config.admin.token.as_ref();
+        if token.is_some_and(|token| !is_good_token(token.expose())) {
+            return Err(ConfigError::BadValue {
+                key: "admin.token".into(),
+                place: self.setting("admin.token").place.clone(),
+                value: super::value::MASK.into(),
+                allowed: format!(
+                    "at least {TOKEN_BYTES_MIN} bytes of visible ASCII, such as what openssl rand -hex 32 prints"
+                ),
+            });
+        }
+        if config.admin.listen == Some(AdminListen::Tcp(config.listen)) && config.listen.port() != 0 {
+            return Err(ConfigError::Contradiction {
+                first: self.describe("admin.listen"),
+                second: self.describe("listen"),
+                rule: "the two need addresses of their own; leave admin.listen out to serve both on one",
             });
         }
         Ok(())
@@ -288,6 +301,10 @@ pub(super) fn restart_keys(old: &Config, new: &Config) -> Vec<&'static str> {
             publish: _,
             partitions,
         },
+        admin: AdminConfig {
+            token: _,
+            listen: admin_listen,
+        },
         drain_timeout,
         tls: _,
         redis,
@@ -327,6 +344,7 @@ pub(super) fn restart_keys(old: &Config, new: &Config) -> Vec<&'static str> {
         ("auth.key", has_key(auth) != has_key(&new.auth)),
         ("auth.jwks_url", jwks_url(auth) != jwks_url(&new.auth)),
         ("channels.partitions", *partitions != new.channels.partitions),
+        ("admin.listen", *admin_listen != new.admin.listen),
         ("drain.timeout", *drain_timeout != new.drain_timeout),
         (
             "redis.url",
@@ -376,6 +394,7 @@ from_value! {
     String: Value::Text(text) => Some(text.clone());
     Secret: Value::Text(text) => Some(Secret::from(text.clone()));
     RedisTarget: Value::Text(text) => RedisTarget::parse(text).ok();
+    AdminListen: Value::Text(text) => AdminListen::parse(text);
     LevelFilter: Value::Text(text) => text.parse().ok();
 }
 

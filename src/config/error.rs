@@ -107,14 +107,6 @@ pub enum ConfigError {
         /// What must hold, and why.
         rule: &'static str,
     },
-    /// A key of the contract that this release cannot honour: better no start than one without it.
-    #[error("{key} ({place}) is not in this release yet: remove it, or use a release that has it")]
-    NotInThisRelease {
-        /// Dotted name.
-        key: &'static str,
-        /// Where it was given.
-        place: Place,
-    },
     /// Anyone could be anyone, from anywhere.
     #[error(
         "listen = {listen} ({place}) is not a loopback address, and without a key the gateway runs in development mode, \

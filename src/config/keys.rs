@@ -3,7 +3,6 @@
 //! Owns names, kinds, defaults and help lines; knows nothing of where a value comes from. A new key is one row here,
 //! one field in [`Config`](super::Config) and one line in `checks.rs`.
 
-use std::fmt::Write as _;
 use std::time::Duration;
 
 use super::value::Kind;
@@ -35,8 +34,6 @@ pub(super) struct Key {
     pub(super) kind: Kind,
     /// What holds when nobody sets it.
     pub(super) default: Fallback,
-    /// Whether this release has it; one that it does not have may be set to its default only.
-    pub(super) available: bool,
     /// Whether SIGHUP applies a change.
     pub(super) reloadable: bool,
     /// One line for people.
@@ -66,15 +63,6 @@ impl Key {
     /// `("limits", "message_bytes")`; a key without a table has an empty first part.
     pub(super) fn table_and_leaf(&self) -> (&'static str, &'static str) {
         self.name.rsplit_once('.').unwrap_or(("", self.name))
-    }
-
-    /// Help line with the mark of a key that this release does not have.
-    pub(super) fn help_marked(&self) -> String {
-        let mut help = self.help.to_owned();
-        if !self.available {
-            let _ = write!(help, " (not in this release)");
-        }
-        help
     }
 }
 
@@ -150,9 +138,7 @@ const TIME_OR_ZERO: Kind = Kind::Duration {
 };
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
-// Short words for the columns `available` and `reloadable`.
-const HERE: bool = true;
-const LATER: bool = false;
+// Short words for the column `reloadable`.
 const LIVE: bool = true;
 const RESTART: bool = false;
 
@@ -161,7 +147,6 @@ const fn row(
     name: &'static str,
     kind: Kind,
     default: Fallback,
-    available: bool,
     reloadable: bool,
     help: &'static str,
 ) -> Key {
@@ -170,7 +155,6 @@ const fn row(
         name,
         kind,
         default,
-        available,
         reloadable,
         help,
     }
@@ -181,107 +165,107 @@ use Fallback::{Unset, Value};
 /// Every key. Rows of one group stand together, and so do rows of one TOML table.
 #[rustfmt::skip] // A table is read by row: one row, two lines, the second for people.
 pub(super) static KEYS: &[Key] = &[
-    row(LISTENER, "listen", Kind::Address, Value("127.0.0.1:8080"), HERE, RESTART,
+    row(LISTENER, "listen", Kind::Address, Value("127.0.0.1:8080"), RESTART,
         "Address of the public listener; port 0 lets the kernel choose"),
-    row(LISTENER, "listen_backlog", number(1, 65_535, "connections"), Value("4096"), HERE, RESTART,
+    row(LISTENER, "listen_backlog", number(1, 65_535, "connections"), Value("4096"), RESTART,
         "Accept queue of each shard's listener; the kernel caps it at net.core.somaxconn"),
-    row(LISTENER, "engine", Kind::Choice(&["auto", "ring", "epoll"]), Value("auto"), HERE, RESTART,
+    row(LISTENER, "engine", Kind::Choice(&["auto", "ring", "epoll"]), Value("auto"), RESTART,
         "Socket engine; auto is io_uring where the kernel can, else epoll"),
-    row(LISTENER, "echo", Kind::Bool, Value("false"), HERE, RESTART,
+    row(LISTENER, "echo", Kind::Bool, Value("false"), RESTART,
         "Serve /echo, a WebSocket that sends back what it gets"),
-    row(LISTENER, "origins", Kind::Origins, Unset("same origin only"), HERE, LIVE,
+    row(LISTENER, "origins", Kind::Origins, Unset("same origin only"), LIVE,
         "Allowed Origin values: https://app.example.com, https://*.example.com, null or *"),
-    row(LISTENER, "insecure", Kind::Bool, Value("false"), HERE, RESTART,
+    row(LISTENER, "insecure", Kind::Bool, Value("false"), RESTART,
         "Allow development mode (anyone may be any user) away from loopback"),
 
-    row(PLACE, "gateway_id", Kind::Text { max: 128 }, Unset("host name and a random suffix"), HERE, RESTART,
+    row(PLACE, "gateway_id", Kind::Text { max: 128 }, Unset("host name and a random suffix"), RESTART,
         "Unique name of this gateway in the cluster"),
-    row(PLACE, "shards", number(1, SHARDS_MAX, "shards"), Unset("one per CPU of cpus, else per allowed CPU"), HERE, RESTART,
+    row(PLACE, "shards", number(1, SHARDS_MAX, "shards"), Unset("one per CPU of cpus, else per allowed CPU"), RESTART,
         "Number of shards"),
-    row(PLACE, "cpus", Kind::Cpus, Unset("the first allowed CPUs"), HERE, RESTART,
+    row(PLACE, "cpus", Kind::Cpus, Unset("the first allowed CPUs"), RESTART,
         "CPU of each shard in turn, such as 0-3,8-11; none for no pinning"),
-    row(PLACE, "control_cpu", number(0, CPU_MAX, ""), Unset("not pinned"), HERE, RESTART,
+    row(PLACE, "control_cpu", number(0, CPU_MAX, ""), Unset("not pinned"), RESTART,
         "CPU of the control thread"),
 
-    row(LOG, "log_level", Kind::Choice(&["off", "error", "warn", "info", "debug", "trace"]), Value("info"), HERE, LIVE,
+    row(LOG, "log_level", Kind::Choice(&["off", "error", "warn", "info", "debug", "trace"]), Value("info"), LIVE,
         "How much is logged"),
 
-    row(LIMITS, "limits.connections", number(1, 100_000_000, "connections"), Unset("what nofile permits, less a reserve"), HERE, LIVE,
+    row(LIMITS, "limits.connections", number(1, 100_000_000, "connections"), Unset("what nofile permits, less a reserve"), LIVE,
         "WebSocket connections of this gateway; over it /ws answers 503"),
-    row(LIMITS, "limits.message_bytes", number(125, MESSAGE_BYTES_MAX, "bytes"), Value("65536"), HERE, LIVE,
+    row(LIMITS, "limits.message_bytes", number(125, MESSAGE_BYTES_MAX, "bytes"), Value("65536"), LIVE,
         "Size of one client message; a larger one closes with 1009"),
-    row(LIMITS, "limits.outbox_bytes", number(125, 1 << 30, "bytes"), Value("1048576"), HERE, LIVE,
+    row(LIMITS, "limits.outbox_bytes", number(125, 1 << 30, "bytes"), Value("1048576"), LIVE,
         "What may wait for one slow consumer before it is closed with 3008; an empty outbox takes any one message"),
-    row(LIMITS, "limits.channels_per_connection", number(1, 1_000_000, "channels"), Value("128"), HERE, LIVE,
+    row(LIMITS, "limits.channels_per_connection", number(1, 1_000_000, "channels"), Value("128"), LIVE,
         "Channels that one connection may subscribe to"),
-    row(LIMITS, "limits.messages_per_second", number(0, 1_000_000, "frames"), Value("100"), HERE, LIVE,
+    row(LIMITS, "limits.messages_per_second", number(0, 1_000_000, "frames"), Value("100"), LIVE,
         "Frames per second that one connection may send; 0 for no limit"),
-    row(LIMITS, "limits.burst", number(1, 1_000_000, "frames"), Value("200"), HERE, LIVE,
+    row(LIMITS, "limits.burst", number(1, 1_000_000, "frames"), Value("200"), LIVE,
         "Frames that one connection may send at once"),
-    row(LIMITS, "limits.connections_per_user", number(0, 1_000_000, "connections"), Value("16"), HERE, LIVE,
+    row(LIMITS, "limits.connections_per_user", number(0, 1_000_000, "connections"), Value("16"), LIVE,
         "Connections of one user on this gateway; the oldest is closed with 3504; 0 for no limit"),
-    row(LIMITS, "limits.handshakes_per_second", number(0, 10_000_000, "handshakes"), Value("0"), HERE, LIVE,
+    row(LIMITS, "limits.handshakes_per_second", number(0, 10_000_000, "handshakes"), Value("0"), LIVE,
         "Admission rate of this gateway; over it 503; 0 for no limit"),
-    row(LIMITS, "limits.handshake_timeout", TIME, Value("10s"), HERE, LIVE,
+    row(LIMITS, "limits.handshake_timeout", TIME, Value("10s"), LIVE,
         "Time to finish a request head"),
-    row(LIMITS, "limits.header_bytes", number(512, 1 << 20, "bytes"), Value("16384"), HERE, LIVE,
+    row(LIMITS, "limits.header_bytes", number(512, 1 << 20, "bytes"), Value("16384"), LIVE,
         "Size of one request head; a longer one gets 431"),
 
-    row(TIMES, "heartbeat.interval", TIME, Value("25s"), HERE, RESTART,
+    row(TIMES, "heartbeat.interval", TIME, Value("25s"), RESTART,
         "The server pings a silent connection this often"),
-    row(TIMES, "heartbeat.timeout", TIME, Value("90s"), HERE, RESTART,
+    row(TIMES, "heartbeat.timeout", TIME, Value("90s"), RESTART,
         "A connection from which nothing came for this long is closed with 3012; above interval"),
-    row(TIMES, "drain.timeout", TIME_OR_ZERO, Value("30s"), HERE, RESTART,
+    row(TIMES, "drain.timeout", TIME_OR_ZERO, Value("30s"), RESTART,
         "How long a drain may last; 0s to close everyone at once"),
 
-    row(AUTH, "auth.timeout", TIME, Value("5s"), HERE, RESTART,
+    row(AUTH, "auth.timeout", TIME, Value("5s"), RESTART,
         "Time to show a credential after the handshake, else close 3502"),
-    row(AUTH, "auth.algorithm", Kind::Choices(&Algorithm::NAMES), Unset("none"), HERE, LIVE,
+    row(AUTH, "auth.algorithm", Kind::Choices(&Algorithm::NAMES), Unset("none"), LIVE,
         "JWT algorithms that are accepted, one or a list; what a token says of itself never counts"),
-    row(AUTH, "auth.key", Kind::Secret, Unset("none: development mode"), HERE, LIVE,
+    row(AUTH, "auth.key", Kind::Secret, Unset("none: development mode"), LIVE,
         "Shared secret (HS*) or public key in PEM (all others), or @FILE; between a key, a URL and none only a restart changes"),
-    row(AUTH, "auth.jwks_url", Kind::Url(&["https", "http"]), Unset("none"), HERE, RESTART,
+    row(AUTH, "auth.jwks_url", Kind::Url(&["https", "http"]), Unset("none"), RESTART,
         "Where to fetch public keys that rotate; instead of auth.key"),
-    row(AUTH, "auth.issuer", Kind::Text { max: 1024 }, Unset("not checked"), HERE, LIVE,
+    row(AUTH, "auth.issuer", Kind::Text { max: 1024 }, Unset("not checked"), LIVE,
         "The iss that a token must have"),
-    row(AUTH, "auth.audience", Kind::Texts { max: 1024 }, Unset("not checked"), HERE, LIVE,
+    row(AUTH, "auth.audience", Kind::Texts { max: 1024 }, Unset("not checked"), LIVE,
         "A token's aud must have one of these"),
-    row(AUTH, "auth.leeway", TIME_OR_ZERO, Value("0s"), HERE, LIVE,
+    row(AUTH, "auth.leeway", TIME_OR_ZERO, Value("0s"), LIVE,
         "Tolerated clock difference when exp and nbf are checked"),
-    row(AUTH, "auth.cookie", Kind::Cookie, Value("shardgate_token"), HERE, LIVE,
+    row(AUTH, "auth.cookie", Kind::Cookie, Value("shardgate_token"), LIVE,
         "Name of the cookie that carries a token"),
-    row(AUTH, "auth.required_at_handshake", Kind::Bool, Value("false"), HERE, LIVE,
+    row(AUTH, "auth.required_at_handshake", Kind::Bool, Value("false"), LIVE,
         "Refuse a handshake without a token with 401"),
-    row(AUTH, "auth.require_exp", Kind::Bool, Value("false"), HERE, LIVE,
+    row(AUTH, "auth.require_exp", Kind::Bool, Value("false"), LIVE,
         "Refuse a token without exp"),
 
-    row(CHANNELS, "channels.subscribe", Kind::Patterns, Unset("* in development mode, else none"), HERE, LIVE,
+    row(CHANNELS, "channels.subscribe", Kind::Patterns, Unset("* in development mode, else none"), LIVE,
         "Channels that every user may subscribe to; * is any run of characters, {user} the user's id"),
-    row(CHANNELS, "channels.publish", Kind::Patterns, Unset("* in development mode, else none"), HERE, LIVE,
+    row(CHANNELS, "channels.publish", Kind::Patterns, Unset("* in development mode, else none"), LIVE,
         "Channels that every user may publish to, in the same patterns"),
-    row(CHANNELS, "channels.partitions", number(1, 16_384, "partitions"), Value("64"), HERE, RESTART,
+    row(CHANNELS, "channels.partitions", number(1, 16_384, "partitions"), Value("64"), RESTART,
         "Channels are spread over so many partitions between gateways; the same number on all gateways of a cluster"),
 
-    row(ADMIN, "admin.token", Kind::Secret, Unset("none: no /admin"), LATER, RESTART,
-        "Bearer token of /admin, or @FILE"),
-    row(ADMIN, "admin.listen", Kind::Address, Unset("none: the public listener"), LATER, RESTART,
-        "Serve /admin, /metrics and /debug only on this address"),
+    row(ADMIN, "admin.token", Kind::Secret, Unset("none: no /admin"), LIVE,
+        "Bearer token of /admin, at least 16 bytes of visible ASCII, or @FILE"),
+    row(ADMIN, "admin.listen", Kind::AddressOrSocket, Unset("none: the public listener"), RESTART,
+        "Serve /admin, /metrics, /stats, /dashboard and /debug only here"),
 
-    row(TLS, "tls.cert", Kind::File, Unset("none: plain text"), HERE, LIVE,
+    row(TLS, "tls.cert", Kind::File, Unset("none: plain text"), LIVE,
         "Certificate chain in PEM, the gateway's own first; with tls.key the public listener speaks TLS"),
-    row(TLS, "tls.key", Kind::File, Unset("none"), HERE, LIVE,
+    row(TLS, "tls.key", Kind::File, Unset("none"), LIVE,
         "Private key of the certificate in PEM"),
-    row(TLS, "tls.client_ca", Kind::File, Unset("clients need no certificate"), HERE, LIVE,
+    row(TLS, "tls.client_ca", Kind::File, Unset("clients need no certificate"), LIVE,
         "Clients must have a certificate that one of these authorities signed, in PEM"),
 
-    row(CLUSTER, "redis.url", Kind::RedisUrl, Unset("none: one gateway, embedded presence"), HERE, RESTART,
+    row(CLUSTER, "redis.url", Kind::RedisUrl, Unset("none: one gateway, embedded presence"), RESTART,
         "Redis server, cluster or sentinels that join gateways"),
-    row(CLUSTER, "redis.ca", Kind::File, Unset("the system's authorities"), HERE, RESTART,
+    row(CLUSTER, "redis.ca", Kind::File, Unset("the system's authorities"), RESTART,
         "Authorities that may have signed the certificates of a rediss URL, in PEM"),
-    row(CLUSTER, "redis.start_timeout", TIME, Value("5s"), HERE, RESTART,
+    row(CLUSTER, "redis.start_timeout", TIME, Value("5s"), RESTART,
         "How long to wait for Redis at start before giving up with exit 1"),
-    row(CLUSTER, "redis.prefix", Kind::Text { max: 128 }, Value("shardgate:"), HERE, RESTART,
+    row(CLUSTER, "redis.prefix", Kind::Text { max: 128 }, Value("shardgate:"), RESTART,
         "Prefix of every key and channel in Redis"),
-    row(CLUSTER, "presence.ttl", TTL, Value("90s"), HERE, RESTART,
+    row(CLUSTER, "presence.ttl", TTL, Value("90s"), RESTART,
         "The longest that a user can still look online after their gateway died; below a second every hiccup looks like a death"),
 ];

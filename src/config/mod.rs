@@ -12,12 +12,14 @@
 //! | `redis_url` | [`RedisTarget`] |
 //! | `text` | `--help`, `--check-config`, documentation |
 //! | `error` | [`ConfigError`] |
+//! | `admin` | [`AdminConfig`] |
 //! | [`origins`] | which web pages may connect |
 //! | [`patterns`] | which channels a user may use |
 //!
 //! Invariants: a value that nobody can honour is refused, never dropped; what is printed holds no secret; what
 //! `--check-config` prints loads to the same [`Config`].
 
+mod admin;
 mod checks;
 mod error;
 mod keys;
@@ -36,9 +38,11 @@ use std::fmt;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::jws::Algorithm;
+pub use admin::{AdminConfig, AdminListen};
 pub use error::{ConfigError, Place};
 pub use origins::{OriginError, OriginPolicy};
 pub use patterns::{ChannelPatterns, PatternError};
@@ -54,8 +58,8 @@ pub enum Outcome {
     Help(String),
     /// Print this and exit 0: `--version`.
     Version(String),
-    /// Print this and exit 0: the configuration is good, `--check-config`.
-    Checked(String),
+    /// `--check-config`, and this is good as far as words go: look at the files that it names, then print the text and exit 0.
+    Checked(Box<Config>, String),
 }
 
 /// Reads the configuration from arguments (without the program's name) and environment variables.
@@ -86,7 +90,7 @@ where
     let settings = Settings::gather(&invocation, env)?;
     let config = settings.build(default_gateway_id)?;
     if invocation.check {
-        return Ok(Outcome::Checked(text::effective(&settings)));
+        return Ok(Outcome::Checked(Box::new(config), text::effective(&settings)));
     }
     Ok(Outcome::Run(Box::new(config)))
 }
@@ -181,6 +185,8 @@ pub struct Config {
     pub auth: AuthConfig,
     /// Who may use which channels, and how those are spread.
     pub channels: ChannelsConfig,
+    /// The admin API.
+    pub admin: AdminConfig,
     /// How long a drain may last.
     pub drain_timeout: Duration,
     /// TLS on the public listener; `None`: plain text.
@@ -193,7 +199,8 @@ pub struct Config {
 
 impl Config {
     /// This configuration with what can change while running taken from `new` (log level, limits, origins,
-    /// patterns of channels, TLS, keys and what tokens must have), and the names of the keys that differ and need a restart.
+    /// patterns of channels, TLS, the administrator's token, keys and what tokens must have), and the names of the keys that
+    /// differ and need a restart.
     ///
     /// Where credentials come from needs one: a line that is missing from the file for a moment must not open the gateway to
     /// everyone.
@@ -213,6 +220,10 @@ impl Config {
             channels: ChannelsConfig {
                 partitions: self.channels.partitions,
                 ..new.channels.clone()
+            },
+            admin: AdminConfig {
+                token: new.admin.token.clone(),
+                ..self.admin.clone()
             },
             ..self.clone()
         };
@@ -360,7 +371,7 @@ impl AuthConfig {
 
 /// A text that nothing prints.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
+pub struct Secret(Arc<str>);
 
 impl Secret {
     /// The text itself, for whoever has to use it.
@@ -372,7 +383,7 @@ impl Secret {
 
 impl From<String> for Secret {
     fn from(text: String) -> Self {
-        Secret(text)
+        Secret(text.into())
     }
 }
 

@@ -53,7 +53,7 @@ pub(super) fn help() -> String {
         let _ = write!(text, "\n{}:\n", group[0].group);
         for key in group {
             let usage = format!("{} {}", key.flag(), key.kind.metavar());
-            let mark = if applied_by_sighup(key) { '+' } else { ' ' };
+            let mark = if key.reloadable { '+' } else { ' ' };
             push_entry(&mut text, mark, usage.trim_end(), &describe(key));
         }
     }
@@ -94,7 +94,7 @@ fn describe(key: &Key) -> String {
         Kind::Choice(words) => format!(": {}", words.join(", ")),
         _ => String::new(),
     };
-    format!("{}{words} [{}]", key.help_marked(), default_of(key))
+    format!("{}{words} [{}]", key.help, default_of(key))
 }
 
 fn default_of(key: &Key) -> String {
@@ -102,10 +102,6 @@ fn default_of(key: &Key) -> String {
         Fallback::Value(value) => value.to_owned(),
         Fallback::Unset(words) => words.to_owned(),
     }
-}
-
-fn applied_by_sighup(key: &Key) -> bool {
-    key.available && key.reloadable
 }
 
 /// `--check-config`: TOML that gives the same configuration, with the source of what is not default.
@@ -140,10 +136,10 @@ pub(super) fn effective(settings: &Settings) -> String {
                 Place::Default => String::new(),
                 place => format!(" # {place}"),
             };
-            let _ = match (key.available || setting.place != Place::Default, value.is_empty()) {
-                (false, _) => Ok(()),
-                (true, true) => writeln!(lines, "# {name}: {}", default_of(key)),
-                (true, false) => writeln!(lines, "{}{name} = {value}{comment}", if masked { "# " } else { "" }),
+            let _ = if value.is_empty() {
+                writeln!(lines, "# {name}: {}", default_of(key))
+            } else {
+                writeln!(lines, "{}{name} = {value}{comment}", if masked { "# " } else { "" })
             };
         }
         if lines.is_empty() {
@@ -174,8 +170,8 @@ pub(super) fn markdown() -> String {
                 Fallback::Value(value) => format!("`{value}`"),
                 Fallback::Unset(words) => escape(words),
             };
-            let (allowed, help) = (escape(&key.kind.allowed()), escape(&key.help_marked()));
-            let sighup = if applied_by_sighup(key) { "applied" } else { "restart" };
+            let (allowed, help) = (escape(&key.kind.allowed()), escape(key.help));
+            let sighup = if key.reloadable { "applied" } else { "restart" };
             let _ = writeln!(text, "| `{}` | {default} | {allowed} | {help} | {sighup} |", key.name);
         }
         text.push('\n');

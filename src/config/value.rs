@@ -8,11 +8,11 @@ use std::time::Duration;
 use toml::Spanned;
 use toml::de::DeValue;
 
-use super::Placement;
 use super::keys::{CPU_MAX, SHARDS_MAX};
 use super::origins::OriginPolicy;
 use super::patterns::ChannelPatterns;
 use super::redis_url::{self, RedisTarget};
+use super::{AdminListen, Placement};
 
 /// What stands in place of a secret.
 pub(super) const MASK: &str = "***";
@@ -28,6 +28,8 @@ pub(super) enum Kind {
     Duration { min: Duration, max: Duration },
     /// IP address and port.
     Address,
+    /// IP address and port, or a Unix socket.
+    AddressOrSocket,
     /// One of these words, in any case.
     Choice(&'static [&'static str]),
     /// One or several of these words.
@@ -94,6 +96,10 @@ impl Kind {
                 Err(hint) => Err(format!("{}{hint}", self.allowed())),
             },
             Kind::Address => text.parse().map(Value::Address).map_err(|_| self.allowed()),
+            Kind::AddressOrSocket => match AdminListen::parse(text) {
+                Some(listen) => Ok(Value::Text(listen.to_string())),
+                None => Err(self.allowed()),
+            },
             Kind::Choice(words) => choose(words, text).map(Value::Text).ok_or_else(|| self.allowed()),
             Kind::Choices(_) | Kind::Origins | Kind::Patterns | Kind::Texts { .. } => {
                 self.parse_list(text.split(',').map(|item| item.trim().to_owned()).collect())
@@ -190,6 +196,10 @@ impl Kind {
                 write_duration(max)
             ),
             Kind::Address => "IP address and port, such as 127.0.0.1:8080, 0.0.0.0:8080 or [::1]:8080".into(),
+            Kind::AddressOrSocket => {
+                "IP address and port, such as 127.0.0.1:9090, or a Unix socket, such as unix:/run/shardgate/admin.sock"
+                    .into()
+            }
             Kind::Choice(words) => words.join(", "),
             Kind::Choices(words) => format!("one or more of {}", words.join(", ")),
             Kind::Origins => "origins such as https://app.example.com, https://*.example.com, null or *".into(),
@@ -220,7 +230,7 @@ impl Kind {
             Kind::Integer { unit: "bytes", .. } => "BYTES",
             Kind::Integer { .. } => "N",
             Kind::Duration { .. } => "TIME",
-            Kind::Address => "ADDRESS",
+            Kind::Address | Kind::AddressOrSocket => "ADDRESS",
             Kind::Choice(_) => "WORD",
             Kind::Choices(_) | Kind::Origins | Kind::Patterns | Kind::Texts { .. } => "LIST",
             Kind::Cpus => "CPUS",

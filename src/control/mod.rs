@@ -9,9 +9,11 @@
 //! | `mod` | [`Gateway`] and [`Handle`]: what the rest of the program sees; the start |
 //! | `shards` | the shards' threads |
 //! | `run` | the control thread's turn |
+//! | `admin` | administrators' requests |
 //! | `jwks` | keys from a URL |
 //! | `link` | the cluster, its store, and how they are joined and left |
 
+mod admin;
 mod jwks;
 mod link;
 mod run;
@@ -24,16 +26,18 @@ use std::thread::JoinHandle;
 
 use bytes::Bytes;
 use crossbeam_channel::{Sender, unbounded};
+use tokio::sync::oneshot;
 
-use crate::config::{Config, ConfigError};
+use crate::admin::{Answer, Request};
+use crate::config::{AdminListen, Config, ConfigError};
 use crate::engine::Waker;
 use crate::ids::is_valid_user_id;
 use crate::lanes::{self, Instruction};
 use crate::protocol::close::CloseReason;
 use crate::router::HomeMap;
-use crate::runtime::StartError;
-use crate::runtime::listener;
+use crate::runtime::admin::AdminSocket;
 use crate::runtime::preflight::{self, EngineKind};
+use crate::runtime::{self, StartError, listener};
 use crate::settings::Settings;
 use crate::shard::run::Reporter;
 use crate::tls::Certificates;
@@ -66,12 +70,19 @@ enum Order {
     Reload(Box<Config>),
     /// For this gateway and all others.
     Everywhere(Instruction),
+    /// For the others only. Hears whether they can be told.
+    Spread(Instruction, oneshot::Sender<bool>),
+    /// On which other gateways is this user? Answered at the administrator's desk, by ticket.
+    Locate(u32, Arc<str>),
+    /// Of the program that this gateway is a part of.
+    Administer(Request, oneshot::Sender<Answer>),
 }
 
 /// A running gateway. Dropping it stops it at once.
 #[derive(Debug)]
 pub struct Gateway {
     addr: SocketAddr,
+    admin: Option<AdminListen>,
     view: Arc<View>,
     handle: Handle,
     control: Option<JoinHandle<Exit>>,
@@ -110,6 +121,14 @@ impl Handle {
         self.order(Order::Reload(Box::new(config)));
     }
 
+    /// Carries out a request of the admin API, with no token asked for: sends, publishes, lists and closes. The answer can be
+    /// awaited, or waited for with `blocking_recv`; it is an error if the gateway has ended.
+    pub fn administer(&self, request: Request) -> oneshot::Receiver<Answer> {
+        let (sender, answer) = oneshot::channel();
+        self.order(Order::Administer(request, sender));
+        answer
+    }
+
     /// Sends a whole frame to every connection of every gateway.
     pub fn broadcast(&self, frame: Bytes) {
         self.order(Order::Everywhere(Instruction::Broadcast(frame)));
@@ -144,6 +163,8 @@ impl Gateway {
         let host = preflight::inspect(config)?;
         let listeners = listener::bind(config.listen, host.cpus.len())?;
         let addr = listeners.addr;
+        let admin_socket = config.admin.listen.as_ref().map(runtime::admin::bind).transpose()?;
+        let admin = admin_socket.as_ref().and_then(AdminSocket::listen);
         let shards = host.cpus.len() as u16;
         let (mut inboxes, senders, depths) = lanes::inboxes(shards);
         let engine = match host.engine {
@@ -185,6 +206,7 @@ impl Gateway {
         };
         let plan = ControlPlan {
             config: config.clone(),
+            handle: handle.clone(),
             connections_possible: host.connections_possible,
             certificates,
             homes: homes.clone(),
@@ -206,7 +228,7 @@ impl Gateway {
             ShardsPlan {
                 host: &host,
                 view: Arc::clone(&view),
-                settings,
+                settings: Arc::clone(&settings),
                 homes,
                 clustered: config.redis.is_some(),
             },
@@ -221,15 +243,21 @@ impl Gateway {
         )?;
         Ok(Gateway {
             addr,
+            admin,
             view,
             handle,
-            control: control.serve(Control::new(shards, claim)),
+            control: control.serve(Control::new(shards, claim, admin_socket, settings)),
         })
     }
 
     /// Where it listens.
     pub fn local_addr(&self) -> SocketAddr {
         self.addr
+    }
+
+    /// Where administrators are listened to, if that is not the public listener.
+    pub fn admin_listen(&self) -> Option<&AdminListen> {
+        self.admin.as_ref()
     }
 
     /// What it counts and says of itself.

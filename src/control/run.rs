@@ -3,8 +3,10 @@
 //! Owns the thread, inside a tokio runtime of one thread. One turn: what shards say, what the store says, orders,
 //! reports, then time; then requests go to the store and batches to the shards. It waits for any of these.
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::io::Read;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -12,14 +14,17 @@ use std::time::Duration;
 use crossbeam_channel::Receiver;
 use tokio::io::unix::AsyncFd;
 
+use super::admin::{Desk, listener};
 use super::jwks::FetchedKeys;
 use super::link::Link;
 use super::shards::Shards;
-use super::{Exit, Order};
+use super::{Exit, Handle, Order};
 use crate::config::Config;
 use crate::engine::Waker;
+use crate::http::{Door, HttpContext};
 use crate::lanes::{Inbox, Instruction, Parcel};
 use crate::router::HomeMap;
+use crate::runtime::admin::AdminSocket;
 use crate::runtime::listener::Claim;
 use crate::settings::Settings;
 use crate::shard::run::Report;
@@ -42,6 +47,8 @@ const EVENTS_PER_TURN: usize = 256;
 /// What the control thread starts with.
 pub(super) struct ControlPlan {
     pub(super) config: Config,
+    /// To this thread itself.
+    pub(super) handle: Handle,
     pub(super) connections_possible: usize,
     pub(super) certificates: Option<Certificates>,
     pub(super) homes: HomeMap,
@@ -61,11 +68,24 @@ pub(super) struct ControlPlan {
 pub(super) struct Control {
     shards: Shards,
     _claim: Option<Claim>,
+    admin: Option<AdminSocket>,
+    /// What the shards began with.
+    settings: Arc<Settings>,
 }
 
 impl Control {
-    pub(super) fn new(shards: Shards, claim: Option<Claim>) -> Self {
-        Control { shards, _claim: claim }
+    pub(super) fn new(
+        shards: Shards,
+        claim: Option<Claim>,
+        admin: Option<AdminSocket>,
+        settings: Arc<Settings>,
+    ) -> Self {
+        Control {
+            shards,
+            _claim: claim,
+            admin,
+            settings,
+        }
     }
 }
 
@@ -135,6 +155,9 @@ pub(super) struct Turns {
     link: Option<Link>,
     keys: Option<FetchedKeys>,
     control: Control,
+    desk: Rc<Desk>,
+    /// Of `admin.listen`.
+    http: Rc<HttpContext>,
     drain: Option<Drain>,
     stalled: Vec<bool>,
 }
@@ -145,8 +168,21 @@ impl Turns {
         woken: Woken,
         mut link: Option<Link>,
         keys: Option<FetchedKeys>,
-        control: Control,
+        mut control: Control,
     ) -> Self {
+        let http = Rc::new(HttpContext {
+            view: Arc::clone(&plan.view),
+            settings: RefCell::new(Arc::clone(&control.settings)),
+            door: Door::Admin,
+            jitter: RefCell::new(fastrand::Rng::with_seed(!plan.seed)),
+        });
+        let mailboxes = control.shards.mailboxes();
+        let desk = Desk::new(plan.handle, mailboxes, plan.homes, Arc::clone(&plan.view), plan.seed);
+        if let Some(socket) = control.admin.take()
+            && let Err(error) = listener::serve(socket, Rc::clone(&http), Rc::clone(&desk))
+        {
+            log::error!("admin.listen is not served: {error}");
+        }
         if let Some(link) = &mut link {
             link.attach(control.shards.mailboxes(), &plan.view);
         }
@@ -160,6 +196,8 @@ impl Turns {
             reports: plan.reports,
             woken,
             link,
+            desk,
+            http,
             keys,
             drain: None,
             stalled: vec![false; control.shards.count()],
@@ -188,6 +226,9 @@ impl Turns {
             let mut due_ms = now.mono_ms() + WATCH_EVERY_MS;
             if let Some(link) = &mut self.link {
                 due_ms = link.end_turn().map_or(due_ms, |due| due.min(due_ms));
+                while let Some((ticket, found)) = link.cluster.poll_whereabouts() {
+                    self.desk.located(ticket, found);
+                }
             }
             match self.drain_over(now.mono_ms()) {
                 Ok(exit) => break exit,
@@ -275,6 +316,16 @@ impl Turns {
                     }
                     self.instruct(instruction);
                 }
+                Order::Spread(instruction, told) => {
+                    // Alone, there is nobody to be told.
+                    let link = self.link.as_mut();
+                    let _ = told.send(link.is_none_or(|link| link.cluster.spread(&instruction)));
+                }
+                Order::Administer(request, answered) => self.desk.take_own(request, answered),
+                Order::Locate(ticket, user) => match &mut self.link {
+                    Some(link) => link.cluster.inquire(ticket, user),
+                    None => self.desk.located(ticket, Some(Vec::new())),
+                },
                 Order::Stop => return Some(Exit::Stopped),
             }
         }
@@ -284,6 +335,8 @@ impl Turns {
     fn take_reports(&mut self) -> Option<Exit> {
         while let Ok(report) = self.reports.try_recv() {
             match report {
+                Report::Asked(shard, conn, from, request) => self.desk.take(shard, conn, from, request),
+                Report::Replied(ticket, reply) => self.desk.replied(ticket, reply),
                 Report::Drained(_, count) => {
                     if let Some(drain) = &mut self.drain {
                         drain.shards_left -= 1;
@@ -407,6 +460,7 @@ impl Turns {
             Ok(settings) => Arc::new(settings.with_tls(tls)),
             Err(error) => return log::error!("configuration not changed: {error}"),
         };
+        self.http.settings.replace(Arc::clone(&settings));
         self.control.shards.post_all(|| Parcel::Settings(Arc::clone(&settings)));
     }
 

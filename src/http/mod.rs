@@ -1,9 +1,14 @@
-//! Plain HTTP on the public port: health, statistics, metrics, the dashboard, the try-it page.
+//! Plain HTTP: health, statistics, metrics, the dashboard, the try-it page, and the way in for administrators.
 //!
 //! A connection that is not a WebSocket upgrade becomes an [`HttpConn`]: hyper's HTTP/1.1 server over a pipe in memory.
 //! The shard puts in what it received and sends what comes out, so sockets, time limits and backpressure stay the
-//! engine's and the shard's; hyper keeps keep-alive, pipelining, bodies and HEAD right. Owned by one shard, never shared.
+//! engine's and the shard's; hyper keeps keep-alive, pipelining, bodies and HEAD right. Owned by one thread, never shared.
+//!
+//! An administrator's request is not answered here: whoever owns the connection takes it out
+//! ([`HttpConn::take_request`]), passes it on, and brings the answer later ([`HttpConn::answer`]). Until then nothing
+//! more is read.
 
+mod inquiry;
 mod pipe;
 mod process;
 mod routes;
@@ -17,28 +22,49 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::Service;
 use hyper::{Request, Response};
 
+use crate::admin::{self, Refusal};
+use crate::metrics::HttpMetrics;
 use crate::protocol::head::Upgrade;
 use crate::settings::Settings;
 use crate::view::{NotAdmitted, View};
+use inquiry::Inquiry;
 use pipe::Pipe;
 
-/// What the routes may use. One per shard.
+/// Which door a request came in by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Door {
+    /// The public listener of this shard.
+    Public(usize),
+    /// `admin.listen`, on the control thread.
+    Admin,
+}
+
+/// What the routes may use. One per shard, and one on the control thread.
 #[derive(Debug)]
 pub struct HttpContext {
     /// What all threads may read.
     pub view: Arc<View>,
     /// The settings now; replaced when they are read again.
     pub settings: RefCell<Arc<Settings>>,
-    /// Which shard answers, for its counters.
-    pub shard: usize,
+    /// Who answers.
+    pub door: Door,
     /// Jitter for `Retry-After`.
     pub jitter: RefCell<fastrand::Rng>,
+}
+
+impl HttpContext {
+    fn metrics(&self) -> &HttpMetrics {
+        match self.door {
+            Door::Public(shard) => &self.view.shards[shard].http,
+            Door::Admin => &self.view.admin,
+        }
+    }
 }
 
 /// What a connection wants after it was fed.
@@ -73,6 +99,7 @@ pub struct HttpConn {
     connection: Option<Connection>,
     pipe: Pipe,
     upgrade: Rc<RefCell<Option<Upgrade>>>,
+    inquiry: Inquiry,
 }
 
 impl std::fmt::Debug for HttpConn {
@@ -87,8 +114,10 @@ impl HttpConn {
         let pipe = Pipe::default();
         let upgrade = Rc::new(RefCell::new(None));
         let header_bytes = context.settings.borrow().limits.header_bytes;
+        let inquiry = Inquiry::default();
         let routes = Routes {
             context,
+            inquiry: inquiry.clone(),
             refused: RefCell::new(refused),
             upgrade: Rc::clone(&upgrade),
         };
@@ -104,6 +133,7 @@ impl HttpConn {
             connection: Some(connection),
             pipe,
             upgrade,
+            inquiry,
         }
     }
 
@@ -119,11 +149,32 @@ impl HttpConn {
         self.drive(out)
     }
 
+    /// An administrator's request that was read whole. It is to be answered.
+    pub fn take_request(&mut self) -> Option<admin::Request> {
+        self.inquiry.take()
+    }
+
+    /// True from the time when a request was read until it is answered.
+    pub fn is_waiting(&self) -> bool {
+        self.inquiry.is_waiting()
+    }
+
+    /// True once the peer sends no more.
+    pub fn has_ended(&self) -> bool {
+        self.pipe.has_ended()
+    }
+
+    /// Answers what [`HttpConn::take_request`] gave, appends the bytes to send to `out`.
+    pub fn answer(&mut self, answer: admin::Answer, out: &mut Vec<u8>) -> HttpProgress {
+        self.inquiry.answer(answer);
+        self.drive(out)
+    }
+
     fn drive(&mut self, out: &mut Vec<u8>) -> HttpProgress {
         let Some(connection) = self.connection.as_mut() else {
             return HttpProgress::Close;
         };
-        // Every await in there is for the pipe, and the pipe changes only in `feed`; but after 16 pipelined requests
+        // Every await in there is for the pipe or for an answer, and both come only by way of this; but after 16 pipelined requests
         // hyper yields by waking itself.
         let again = Arc::new(Again::default());
         let waker = Waker::from(Arc::clone(&again));
@@ -157,6 +208,7 @@ impl HttpConn {
 /// hyper's service: one per connection.
 struct Routes {
     context: Rc<HttpContext>,
+    inquiry: Inquiry,
     refused: RefCell<Option<NotAdmitted>>,
     upgrade: Rc<RefCell<Option<Upgrade>>>,
 }
@@ -177,8 +229,38 @@ impl Service<Request<Incoming>> for Routes {
                 *self.upgrade.borrow_mut() = Some(upgrade);
                 Box::pin(poll_fn(|_| Poll::Pending))
             }
+            routes::Outcome::Admin => {
+                let (context, inquiry) = (Rc::clone(&self.context), self.inquiry.clone());
+                Box::pin(async move { Ok(administer(&context, &inquiry, request).await) })
+            }
         }
     }
+}
+
+/// A request of somebody who may ask: read whole, passed on, and answered when the answer comes.
+async fn administer(context: &HttpContext, inquiry: &Inquiry, request: Request<Incoming>) -> Answer {
+    let bytes_max = context.settings.borrow().limits.message_bytes;
+    let (head, body) = request.into_parts();
+    let (method, path) = (head.method.as_str().into(), head.uri.path().into());
+    let query = head.uri.query().unwrap_or_default().into();
+    let answer = match Limited::new(body, bytes_max).collect().await {
+        Ok(body) => {
+            let body = body.to_bytes();
+            let request = admin::Request {
+                method,
+                path,
+                query,
+                body,
+            };
+            inquiry.ask(request).await
+        }
+        Err(error) if error.is::<http_body_util::LengthLimitError>() => {
+            let words = format!("the body is over limits.message_bytes, {bytes_max}");
+            admin::Answer::refuse(Refusal::PayloadTooLarge, &words)
+        }
+        Err(error) => admin::Answer::refuse(Refusal::BadRequest, &error.to_string()),
+    };
+    routes::administered(context, answer)
 }
 
 #[cfg(test)]

@@ -29,6 +29,10 @@ impl Pipe {
         self.0.borrow_mut().ended = true;
     }
 
+    pub(super) fn has_ended(&self) -> bool {
+        self.0.borrow().ended
+    }
+
     pub(super) fn output_len(&self) -> usize {
         self.0.borrow().output.len()
     }

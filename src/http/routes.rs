@@ -1,14 +1,16 @@
 //! Which path answers what.
 
 use http_body_util::Full;
-use hyper::body::{Bytes, Incoming};
+use hyper::body::{Body as _, Bytes, Incoming};
 use hyper::header::{self, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use serde::Serialize;
 
-use super::{Answer, HttpContext, process};
+use super::{Answer, Door, HttpContext, process};
+use crate::admin::{self, Refusal};
 use crate::metrics::Exposition;
 use crate::protocol::head::{self, Decision, Upgrade};
+use crate::settings::Settings;
 use crate::view::{NotAdmitted, View};
 
 /// The try-it page: one file, nothing from elsewhere.
@@ -23,13 +25,21 @@ pub(super) enum Outcome {
     Answer(Answer),
     /// A handshake that is in order and admitted.
     Upgrade(Upgrade),
+    /// Somebody who may asks the admin API.
+    Admin,
 }
 
 /// Answers one request. `refused`: the shard has already looked at it, and found a handshake that it may not take now.
 pub(super) fn answer(context: &HttpContext, refused: Option<NotAdmitted>, request: &Request<Incoming>) -> Outcome {
-    let metrics = &context.view.shards[context.shard];
-    metrics.http_requests.inc();
+    context.metrics().requests.inc();
     let settings = context.settings.borrow().clone();
+    if admin::is_admin_path(request.uri().path()) {
+        return authorize(context, &settings, request);
+    }
+    let Door::Public(shard) = context.door else {
+        return Outcome::Answer(plain(context, &settings, request));
+    };
+    let metrics = &context.view.shards[shard];
     let headers: Vec<(&str, &[u8])> = request
         .headers()
         .iter()
@@ -65,24 +75,65 @@ pub(super) fn answer(context: &HttpContext, refused: Option<NotAdmitted>, reques
             }
             Outcome::Answer(answer)
         }
-        Decision::Plain => Outcome::Answer(plain(context, request)),
+        Decision::Plain => Outcome::Answer(plain(context, &settings, request)),
     }
 }
 
-/// Everything but handshakes.
-fn plain(context: &HttpContext, request: &Request<Incoming>) -> Answer {
+/// Lets nobody further who does not show the token: strangers cost the control thread nothing. Where there is no admin API,
+/// its paths are as unknown as any.
+fn authorize(context: &HttpContext, settings: &Settings, request: &Request<Incoming>) -> Outcome {
+    let is_here = context.door == Door::Admin || !settings.admin_elsewhere;
+    let Some(token) = settings.admin_token.as_ref().filter(|_| is_here) else {
+        return Outcome::Answer(not_found());
+    };
+    let mut shown = request.headers().get_all(header::AUTHORIZATION).iter();
+    let authorization = shown.next().filter(|_| shown.next().is_none());
+    if admin::token::is_shown(token.expose(), authorization.map(HeaderValue::as_bytes)) {
+        return Outcome::Admin;
+    }
+    let words = "this needs Authorization: Bearer and the token of admin.token";
+    let mut answer = administered(context, admin::Answer::refuse(Refusal::Unauthorized, words));
+    set(&mut answer, header::WWW_AUTHENTICATE, "Bearer realm=\"shardgate\"");
+    Outcome::Answer(answer)
+}
+
+/// An answer of the admin API as HTTP.
+pub(super) fn administered(context: &HttpContext, content: admin::Answer) -> Answer {
+    context.metrics().administered(content.status);
+    let mut answer = body(content.status, "application/json", content.body);
+    if answer.body().size_hint().exact() == Some(0) {
+        answer.headers_mut().remove(header::CONTENT_TYPE);
+    }
+    if content.status == 413 {
+        // The rest of the body is not read.
+        set(&mut answer, header::CONNECTION, "close");
+    }
+    if let Some(allow) = content.allow.and_then(|allow| HeaderValue::try_from(allow).ok()) {
+        answer.headers_mut().insert(header::ALLOW, allow);
+    }
+    answer
+}
+
+fn not_found() -> Answer {
+    text(404, "not found")
+}
+
+/// Everything but handshakes and the admin API.
+fn plain(context: &HttpContext, settings: &Settings, request: &Request<Incoming>) -> Answer {
     let view = &context.view;
+    let is_admin = context.door == Door::Admin;
+    let shows_numbers = is_admin || !settings.admin_elsewhere;
     let route: fn(&HttpContext) -> Answer = match request.uri().path() {
         "/health" | "/readyz" => |context| {
             let settings = context.settings.borrow().clone();
             verdict(context.view.readiness(&settings))
         },
         "/livez" => |context| verdict(context.view.liveness()),
-        "/stats" => |context| stats(&context.view),
-        "/metrics" => |context| metrics(&context.view),
-        "/dashboard" => |_| page(DASHBOARD),
-        "/" if view.development => |_| page(PAGE),
-        _ => return text(404, "not found"),
+        "/stats" if shows_numbers => |context| stats(&context.view),
+        "/metrics" if shows_numbers => |context| metrics(&context.view),
+        "/dashboard" if shows_numbers => |_| page(DASHBOARD),
+        "/" if view.development && !is_admin => |_| page(PAGE),
+        _ => return not_found(),
     };
     if request.method() != Method::GET && request.method() != Method::HEAD {
         let mut answer = text(405, "only GET and HEAD are allowed here");
@@ -296,6 +347,7 @@ fn metrics(view: &View) -> Answer {
     exposition.cluster(&view.cluster.metrics);
     process::expose(&mut exposition);
     exposition.shards(&view.shards, &view.cluster.metrics);
+    exposition.administration(&view.shards, &view.admin);
     body(200, "text/plain; version=0.0.4; charset=utf-8", exposition.into_text())
 }
 

@@ -15,7 +15,7 @@ fn connection(development: bool) -> (HttpConn, Rc<HttpContext>) {
             )
             .unwrap(),
         )),
-        shard: 0,
+        door: Door::Public(0),
         jitter: RefCell::new(fastrand::Rng::with_seed(1)),
     });
     (HttpConn::new(Rc::clone(&context), None), context)
@@ -118,6 +118,41 @@ fn readiness_follows_the_drain_and_health_checks_are_remembered() {
     assert!(
         answer.starts_with("HTTP/1.1 503") && answer.ends_with("draining\n"),
         "{answer}"
+    );
+}
+
+/// While an administrator waits, nothing else is answered, and then everything in order.
+#[test]
+fn an_administrator_waits_for_an_answer() {
+    let (mut conn, context) = connection(true);
+    let mut settings = Settings::clone(&context.settings.borrow());
+    settings.admin_token = Some("0123456789abcdef".to_owned().into());
+    context.settings.replace(Arc::new(settings));
+    let shown = "Authorization: Bearer 0123456789abcdef";
+    let head = format!("POST /admin/x?y=%20 HTTP/1.1\r\nHost: h\r\n{shown}\r\nContent-Length: 4\r\n\r\n");
+    assert!(ask(&mut conn, &head).0.is_empty() && conn.take_request().is_none() && !conn.is_waiting());
+    let (answers, _) = ask(&mut conn, "bodyGET /livez HTTP/1.1\r\nHost: h\r\n\r\n");
+    assert!(answers.is_empty() && conn.is_waiting(), "{answers}");
+    let request = conn.take_request().unwrap();
+    assert_eq!(
+        (&*request.method, &*request.path, &*request.query),
+        ("POST", "/admin/x", "y=%20")
+    );
+    assert_eq!(request.body, "body");
+    assert!(conn.take_request().is_none() && conn.is_waiting());
+    // It goes by the token of the moment when it was asked.
+    let mut out = Vec::new();
+    conn.answer(crate::admin::Answer::empty(202), &mut out);
+    let answers = String::from_utf8(out).unwrap();
+    assert!(
+        answers.starts_with("HTTP/1.1 202") && answers.contains("\r\n\r\nHTTP/1.1 200 OK\r\n"),
+        "{answers}"
+    );
+    assert!(!conn.is_waiting());
+    assert!(
+        ask(&mut conn, "GET /admin HTTP/1.1\r\nHost: h\r\n\r\n")
+            .0
+            .starts_with("HTTP/1.1 401")
     );
 }
 

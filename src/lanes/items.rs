@@ -383,6 +383,8 @@ pub struct HandOver {
     pub rest: Vec<u8>,
     /// Its TLS, with what has arrived of the next record.
     pub tls: Option<Box<Tls>>,
+    /// When it was accepted, Unix milliseconds.
+    pub connected_at_ms: u64,
     /// Frames that the connection sent before.
     pub messages_in: u32,
     /// How fast it did.

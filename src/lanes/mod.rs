@@ -9,6 +9,7 @@
 //!
 //! Why answers may always be sent: there is at most one per request, and requests are bounded.
 
+mod asks;
 mod items;
 mod say;
 
@@ -17,9 +18,11 @@ use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use crossbeam_channel::{Receiver, Sender};
 
-use crate::engine::Waker;
+use crate::admin::Answer;
+use crate::engine::{SocketKey, Waker};
 use crate::ids::ShardId;
 use crate::settings::Settings;
+pub use asks::{Ask, Reply};
 pub use items::{
     AckWanted, Batch, ChannelName, HandOver, Instruction, Item, Location, MessageItem, PublishItem, RouteItem, Span,
 };
@@ -54,6 +57,10 @@ pub enum Parcel {
     KeysFetched,
     /// From the control thread.
     Instruction(Instruction),
+    /// From the control thread, for an administrator: to be replied to with this ticket.
+    Ask(u32, Box<Ask>),
+    /// From the control thread: the answer to an administrator's request that came over this connection.
+    Answer(SocketKey, Box<Answer>),
     /// From the control thread: close everything and end.
     Stop,
 }
@@ -79,6 +86,8 @@ impl Parcel {
             | Parcel::Drain { .. }
             | Parcel::KeysFetched
             | Parcel::Instruction(_)
+            | Parcel::Ask(..)
+            | Parcel::Answer(..)
             | Parcel::Stop => None,
         }
     }

@@ -61,7 +61,7 @@ fn make(args: Vec<OsString>, env: Vec<(OsString, OsString)>) -> Result<String, S
     let (wish, rest) = split(args)?;
     let config = match config::load(rest, env).map_err(|error| error.to_string())? {
         Outcome::Run(config) => config,
-        Outcome::Help(text) | Outcome::Version(text) | Outcome::Checked(text) => return Ok(text),
+        Outcome::Help(text) | Outcome::Version(text) | Outcome::Checked(_, text) => return Ok(text),
     };
     let auth = &config.auth;
     let algorithm = match &wish.alg {

@@ -241,6 +241,28 @@ impl Drop {
     ];
 }
 
+/// Labels of `shardgate_admin_requests_total`: every status that the admin API has.
+pub const ADMIN_STATUSES: [u16; 11] = [200, 202, 204, 400, 401, 404, 405, 413, 500, 503, 504];
+
+/// What is counted of plain HTTP, by whoever answers it.
+#[derive(Debug, Default)]
+pub struct HttpMetrics {
+    /// Requests answered.
+    pub requests: Counter,
+    admin: [Counter; ADMIN_STATUSES.len()],
+}
+
+impl HttpMetrics {
+    /// Counts an answer of the admin API; `status` is one of [`ADMIN_STATUSES`].
+    pub fn administered(&self, status: u16) {
+        let index = ADMIN_STATUSES.iter().position(|known| *known == status);
+        debug_assert!(index.is_some(), "unknown status {status}");
+        if let Some(index) = index {
+            self.admin[index].inc();
+        }
+    }
+}
+
 /// Which way a message went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Path {
@@ -292,8 +314,8 @@ pub struct ShardMetrics {
     pub deliveries: Counter,
     /// From a publication's receipt to the outbox of its last subscriber here.
     pub fanout: Histogram,
-    /// Plain HTTP requests answered.
-    pub http_requests: Counter,
+    /// Plain HTTP.
+    pub http: HttpMetrics,
     /// System calls of the engine.
     pub syscalls: Counter,
     /// Times that the receive buffers ran out.
@@ -478,7 +500,7 @@ impl Exposition {
                 "shardgate_http_requests_total",
                 "counter",
                 "Plain HTTP requests answered.",
-                |m| &m.http_requests,
+                |m| &m.http.requests,
             ),
             (
                 "shardgate_engine_syscalls_total",
@@ -601,6 +623,24 @@ impl Exposition {
             for (path, histogram) in Path::LABELS.iter().zip(&metrics.delivery) {
                 let labels = format!("shard=\"{shard}\",path=\"{path}\"");
                 self.histogram("shardgate_delivery_seconds", &labels, histogram);
+            }
+        }
+    }
+
+    /// Adds what the admin API answered: on the public port, by shard, and on its own.
+    pub fn administration(&mut self, shards: &[ShardMetrics], own: &HttpMetrics) {
+        let name = "shardgate_admin_requests_total";
+        self.begin(
+            name,
+            "counter",
+            "Requests to the admin API, by status; control answers those on admin.listen.",
+        );
+        let shards = shards.iter().enumerate();
+        let doors = shards.map(|(shard, metrics)| (shard.to_string(), &metrics.http));
+        for (shard, metrics) in doors.chain([("control".to_owned(), own)]) {
+            for (status, counter) in ADMIN_STATUSES.iter().zip(&metrics.admin) {
+                let labels = format_args!("shard=\"{shard}\",status=\"{status}\"");
+                self.sample(name, labels, counter.get());
             }
         }
     }

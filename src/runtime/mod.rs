@@ -2,6 +2,7 @@
 //!
 //! Everything here happens once, on the starting thread, before the first shard exists.
 
+pub mod admin;
 pub mod listener;
 pub mod preflight;
 
@@ -86,6 +87,20 @@ pub enum StartError {
     /// The certificate, its key or the clients' authorities are no good.
     #[error("no TLS: {0}")]
     Tls(#[from] crate::tls::CertificatesError),
+    /// Somebody else listens on `admin.listen`.
+    #[error("admin.listen = {listen} is in use, by another program or another shardgate: stop it, or choose another")]
+    AdminInUse {
+        /// Where.
+        listen: String,
+    },
+    /// `admin.listen` cannot be bound for another reason.
+    #[error("cannot listen on admin.listen = {listen}: {cause}")]
+    AdminListen {
+        /// Where.
+        listen: String,
+        /// What the system said.
+        cause: std::io::Error,
+    },
     /// A list that shards cannot go by.
     #[error(transparent)]
     Settings(#[from] crate::settings::SettingsError),

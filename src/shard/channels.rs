@@ -19,7 +19,7 @@ use super::core::Core;
 use crate::auth::GrantedChannels;
 use crate::engine::SocketKey;
 use crate::ids::ShardId;
-use crate::lanes::{Batch, ChannelName, Item, LaneFull, OutgoingPublication, PublishItem, Wanted};
+use crate::lanes::{Batch, ChannelName, Item, LaneFull, OutgoingPublication, PublishItem, Reply, Wanted};
 use crate::metrics::{Drop, SentKind};
 use crate::protocol::encode::{self, AckStatus};
 use crate::protocol::envelope::ErrorCode;
@@ -92,6 +92,10 @@ struct Broadcast {
     frame: Bytes,
     /// The next slot to look at.
     next: u32,
+    /// Connections that took it.
+    taken: u64,
+    /// Who wants to know how many.
+    ticket: Option<u32>,
 }
 
 /// What goes on from turn to turn.
@@ -374,7 +378,11 @@ impl Core {
 
     /// A publication of this gateway, at its channel's home: to the subscribers here and on other shards, and to the other
     /// gateways. Returns what became of it; `None` if that is not known yet, and will be said to who wants it.
-    fn distribute(&mut self, partition: Partition, publication: &OutgoingPublication<'_>) -> Option<AckStatus> {
+    pub(super) fn distribute(
+        &mut self,
+        partition: Partition,
+        publication: &OutgoingPublication<'_>,
+    ) -> Option<AckStatus> {
         let here = self.distribute_here(publication);
         let Some(remote) = &self.remote else {
             return Some(if here { AckStatus::Published } else { AckStatus::Failed });
@@ -487,13 +495,23 @@ impl Core {
         }
     }
 
-    /// Puts a frame on its way to every connection.
-    pub(super) fn queue_broadcast(&mut self, frame: Bytes) {
+    /// Puts a frame on its way to every connection. `ticket`: to be replied to with their number.
+    pub(super) fn queue_broadcast(&mut self, frame: Bytes, ticket: Option<u32>) {
         if self.fan_out.broadcast_bytes > 0 && self.fan_out.broadcast_bytes + frame.len() > BROADCAST_BYTES_MAX {
-            return self.metrics().dropped(Drop::BroadcastQueueFull);
+            self.metrics().dropped(Drop::BroadcastQueueFull);
+            if let Some(ticket) = ticket {
+                self.reply(ticket, Reply::Count(0));
+            }
+            return;
         }
         self.fan_out.broadcast_bytes += frame.len();
-        self.fan_out.broadcasts.push_back(Broadcast { frame, next: 0 });
+        let broadcast = Broadcast {
+            frame,
+            next: 0,
+            taken: 0,
+            ticket,
+        };
+        self.fan_out.broadcasts.push_back(broadcast);
     }
 
     /// Goes on with what is on its way to many, as far as one turn may.
@@ -561,11 +579,12 @@ impl Core {
 
     /// Before an administrator closes a connection: what was broadcast before that wish comes before the close.
     pub(super) fn settle_broadcasts(&mut self, slot: u32) {
-        let broadcasts = std::mem::take(&mut self.fan_out.broadcasts);
-        for broadcast in broadcasts.iter().filter(|broadcast| broadcast.next <= slot) {
+        let mut broadcasts = std::mem::take(&mut self.fan_out.broadcasts);
+        for broadcast in broadcasts.iter_mut().filter(|broadcast| broadcast.next <= slot) {
             // A slow consumer is closed by the first that it has no room for.
             if matches!(self.conn(slot).stage, Stage::Open) {
-                self.append_shared(slot, &broadcast.frame, SentKind::Broadcast);
+                let taken = self.append_shared(slot, &broadcast.frame, SentKind::Broadcast);
+                broadcast.taken += u64::from(taken);
             }
         }
         self.fan_out.broadcasts = broadcasts;
@@ -580,13 +599,17 @@ impl Core {
                 broadcast.next += 1;
                 if matches!(self.conn(slot).stage, Stage::Open) {
                     budget.spend(broadcast.frame.len());
-                    self.append_shared(slot, &broadcast.frame, SentKind::Broadcast);
+                    let taken = self.append_shared(slot, &broadcast.frame, SentKind::Broadcast);
+                    broadcast.taken += u64::from(taken);
                 }
             }
             if (broadcast.next as usize) < self.connections.len() {
                 self.fan_out.broadcasts.push_front(broadcast);
             } else {
                 self.fan_out.broadcast_bytes -= broadcast.frame.len();
+                if let Some(ticket) = broadcast.ticket {
+                    self.reply(ticket, Reply::Count(broadcast.taken));
+                }
             }
         }
     }

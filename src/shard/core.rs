@@ -13,10 +13,11 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use crate::admin::Request;
 use crate::engine::{Payload, SocketKey};
-use crate::http::HttpContext;
+use crate::http::{Door, HttpContext};
 use crate::ids::{IdSource, ShardId};
-use crate::lanes::{self, HandOver, Lanes, Parcel};
+use crate::lanes::{self, HandOver, Lanes, Parcel, Reply};
 use crate::metrics::{Ending, ShardMetrics};
 use crate::protocol::close::CloseReason;
 use crate::protocol::encode;
@@ -47,6 +48,15 @@ pub enum Command {
     Detach(SocketKey),
     /// Put the socket into the engine and call [`Core::handle_adopted`].
     Adopt(Box<HandOver>),
+}
+
+/// What the turn must tell the control thread.
+#[derive(Debug)]
+pub enum Notice {
+    /// An administrator asks, over this connection: to be answered with [`Parcel::Answer`].
+    Asked(SocketKey, Request),
+    /// The reply to [`Parcel::Ask`] of this ticket. Peers' addresses are missing; the engine knows them.
+    Replied(u32, Reply),
 }
 
 /// What this turn was about, for its end.
@@ -92,6 +102,9 @@ pub struct Core {
     dirty: VecDeque<u32>,
     commands: Vec<Command>,
     pub(super) tls: super::tls::TlsTurn,
+    pub(super) notices: VecDeque<Notice>,
+    /// Administrators' requests that the control thread has not answered.
+    pub(super) requests: usize,
     stopping: bool,
 }
 
@@ -105,7 +118,7 @@ impl Core {
         let http = Rc::new(HttpContext {
             view: Arc::clone(&view),
             settings: RefCell::new(Arc::clone(&settings)),
-            shard: me.index(),
+            door: Door::Public(me.index()),
             jitter: RefCell::new(fastrand::Rng::with_seed(!seed)),
         });
         Core {
@@ -136,6 +149,8 @@ impl Core {
             dirty: VecDeque::new(),
             commands: Vec::new(),
             tls: Default::default(),
+            notices: VecDeque::new(),
+            requests: 0,
             stopping: false,
         }
     }
@@ -260,6 +275,10 @@ impl Core {
         let Some(conn) = self.connection(key) else {
             return;
         };
+        // Who asks and asks without waiting for answers shall not fill our memory.
+        if matches!(&conn.stage, Stage::Http(http) if http.is_waiting()) {
+            return;
+        }
         // A receive that is armed already comes back here when it completes.
         if conn.streaming || conn.armed {
             return;
@@ -473,6 +492,14 @@ impl Core {
                 self.handle_instruction(&instruction);
                 1
             }
+            Parcel::Ask(ticket, ask) => {
+                self.handle_ask(ticket, *ask);
+                1
+            }
+            Parcel::Answer(conn, answer) => {
+                self.handle_answer(conn, *answer);
+                1
+            }
             Parcel::Stop => {
                 self.stopping = true;
                 for slot in 0..self.connections.len() as u32 {
@@ -505,6 +532,11 @@ impl Core {
     pub fn poll_command(&mut self, into: &mut Vec<Command>) -> bool {
         std::mem::swap(&mut self.commands, into);
         !into.is_empty()
+    }
+
+    /// The next thing to tell the control thread.
+    pub fn poll_notice(&mut self) -> Option<Notice> {
+        self.notices.pop_front()
     }
 
     /// The next connection with something to send.
@@ -584,6 +616,7 @@ impl Core {
         };
         let stage = std::mem::replace(&mut conn.stage, Stage::Closed);
         let (messages_in, rate, tls) = (conn.messages_in, conn.rate, conn.tls.take());
+        let connected_at_ms = conn.connected_at_ms;
         // It does not end here: its place and its life go on with the home shard.
         if std::mem::take(&mut conn.counted) {
             self.uncount_connection();
@@ -597,6 +630,7 @@ impl Core {
                 hash: leaving.hash,
                 upgrade: leaving.upgrade,
                 rest: leaving.rest,
+                connected_at_ms,
                 messages_in,
                 rate,
                 tls,
@@ -653,6 +687,7 @@ impl Core {
             questions: self.questions.len(),
             asked: self.remote.as_ref().map_or(0, Remote::asked),
             commands: self.commands.len(),
+            requests: self.requests + self.notices.len(),
             credentials: self.credentials.len(),
             channels: self.channels.len() + self.joins.len(),
             interests: self.interests.len() + self.interests.waiting(),
@@ -673,6 +708,7 @@ pub struct Residue {
     pub questions: usize,
     pub asked: usize,
     pub commands: usize,
+    pub requests: usize,
     pub credentials: usize,
     pub channels: usize,
     pub interests: usize,

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::core::{Command, Core};
 use crate::engine::SocketKey;
 use crate::ids::ShardId;
-use crate::lanes::{Batch, Item, LaneFull, MessageItem, OutgoingMessage, Wanted};
+use crate::lanes::{Batch, Item, LaneFull, MessageItem, OutgoingMessage, Reply, Wanted};
 use crate::metrics::{Drop, SentKind};
 use crate::protocol::close::CloseReason;
 use crate::protocol::encode::{self, AckStatus};
@@ -206,7 +206,13 @@ impl Core {
 
     /// A message for a user of this shard: to the connections here, and to those on other gateways. Returns what became
     /// of it; `None` if that is not known yet, and will be said to who wants it.
-    fn dispatch(&mut self, hash: UserHash, to: &str, frame: &[u8], wanted: Option<Wanted<'_>>) -> Option<AckStatus> {
+    pub(super) fn dispatch(
+        &mut self,
+        hash: UserHash,
+        to: &str,
+        frame: &[u8],
+        wanted: Option<Wanted<'_>>,
+    ) -> Option<AckStatus> {
         let here = self.deliver(hash, to, frame);
         let status = if self.remote.is_some() {
             self.send_elsewhere(hash, to, frame, here, wanted)
@@ -223,6 +229,10 @@ impl Core {
 
     /// Tells a sender what became of its message.
     pub(super) fn answer(&mut self, wanted: &Wanted<'_>, status: AckStatus) {
+        if let Some(ticket) = wanted.conn.system_ticket() {
+            debug_assert_eq!(wanted.shard, self.me, "the system sends where the receiver lives");
+            return self.reply(ticket, Reply::Status(status));
+        }
         if wanted.shard != self.me {
             self.metrics().acked(status);
             self.lanes.reply(wanted.shard, wanted.conn, |out| {

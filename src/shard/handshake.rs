@@ -91,6 +91,14 @@ impl Core {
     /// The client sends no more, but may still read.
     pub(super) fn http_ended(&mut self, slot: u32) {
         self.drive_http(slot, |http, out| http.finish(out));
+        self.end_http(slot);
+    }
+
+    /// Ends a plain HTTP connection whose peer sends no more, as soon as nothing is to be answered.
+    pub(super) fn end_http(&mut self, slot: u32) {
+        if matches!(&self.conn(slot).stage, Stage::Http(http) if http.is_waiting()) {
+            return;
+        }
         // Whatever hyper thought of it, no further request can come.
         if matches!(self.conn(slot).stage, Stage::Http(_) | Stage::Lingering { .. }) {
             self.linger(slot);
@@ -98,7 +106,7 @@ impl Core {
         }
     }
 
-    fn drive_http(&mut self, slot: u32, drive: impl FnOnce(&mut HttpConn, &mut Vec<u8>) -> HttpProgress) {
+    pub(super) fn drive_http(&mut self, slot: u32, drive: impl FnOnce(&mut HttpConn, &mut Vec<u8>) -> HttpProgress) {
         if self.conn(slot).outbox_bytes() > self.settings.limits.outbox_bytes {
             // Asks again and again and does not read the answers.
             self.close_now(slot);
@@ -110,11 +118,28 @@ impl Core {
         let Stage::Http(http) = &mut self.conn(slot).stage else {
             return;
         };
-        let progress = drive(http, &mut out);
+        let mut progress = drive(http, &mut out);
+        let mut waits = false;
+        while let Stage::Http(http) = &mut self.conn(slot).stage
+            && let Some(request) = http.take_request()
+        {
+            match self.pass_on(slot, request) {
+                Ok(()) => waits = true,
+                Err(answer) => {
+                    if let Stage::Http(http) = &mut self.conn(slot).stage {
+                        progress = http.answer(answer, &mut out);
+                    }
+                }
+            }
+        }
         if !out.is_empty() {
             self.append_unlimited(slot, &out);
             // An answer buys time for the next request; bytes that trickle in do not.
             self.wheel.set(slot, due);
+        }
+        if waits {
+            self.wheel
+                .set(slot, self.now.mono_ms() + super::admin::ANSWER_TIMEOUT_MS);
         }
         self.scratch = out;
         match progress {
@@ -275,6 +300,7 @@ impl Core {
             grant,
             upgrade,
             rest,
+            connected_at_ms,
             messages_in,
             rate,
             tls,
@@ -289,6 +315,7 @@ impl Core {
             None
         };
         let conn = self.occupy(key, Stage::Authenticating);
+        conn.connected_at_ms = connected_at_ms;
         conn.messages_in = messages_in;
         conn.rate = rate;
         conn.tls = tls;

@@ -3,6 +3,7 @@
 //! [`core::Core`] holds all state and decides everything; it makes no system call and reads no clock, so tests drive it
 //! with bytes and virtual time. [`run`] owns the engine and the executor and carries out what the core decided.
 
+mod admin;
 mod channels;
 pub mod core;
 mod credentials;

@@ -352,14 +352,9 @@ impl Core {
     /// Carries out what concerns all shards.
     pub(super) fn handle_instruction(&mut self, instruction: &Instruction) {
         match instruction {
-            Instruction::Broadcast(frame) => self.queue_broadcast(frame.clone()),
+            Instruction::Broadcast(frame) => self.queue_broadcast(frame.clone(), None),
             Instruction::CloseUser { user, reason } => {
-                let found = self.users.find(self.homes.hash(user), user);
-                let slots = found.map_or(Vec::new(), |user| self.users.devices(user).to_vec());
-                for slot in slots {
-                    self.settle_broadcasts(slot);
-                    self.begin_close(slot, *reason);
-                }
+                self.close_user(user, *reason);
             }
         }
     }

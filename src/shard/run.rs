@@ -8,6 +8,7 @@
 //! (see ARCHITECTURE.md, "Living with glommio").
 
 use std::future::poll_fn;
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::task::Poll;
@@ -16,12 +17,13 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender};
 use glommio::timer::Timer;
 
-use super::core::{Command, Core};
+use super::core::{Command, Core, Notice};
 use super::timers::DrainCount;
+use crate::admin::Request;
 use crate::engine::park::{FdReady, RingYield};
-use crate::engine::{Engine, Event, SendStatus, Waker};
+use crate::engine::{Engine, Event, SendStatus, SocketKey, Waker};
 use crate::ids::ShardId;
-use crate::lanes::{Inbox, Lanes, Mailbox};
+use crate::lanes::{Inbox, Lanes, Mailbox, Reply};
 use crate::router::HomeMap;
 use crate::settings::Settings;
 use crate::view::View;
@@ -93,6 +95,10 @@ pub enum Report {
     Engine(ShardId, Waker),
     /// The shard accepts.
     Accepting(ShardId),
+    /// An administrator asks, over a connection of this shard, from this address.
+    Asked(ShardId, SocketKey, Option<SocketAddr>, Request),
+    /// What came of an ask, by its ticket.
+    Replied(u32, Reply),
     /// Somebody shows a token that is signed with a key that is not known.
     KeysWanted,
     /// The drain is over here.
@@ -170,6 +176,7 @@ impl<E: Engine> Shard<E> {
             self.core.fan_out();
             self.carry_out();
             self.core.flush_lanes();
+            self.tell_notices(me);
             self.finish_turn(me, began_ns);
             if self.core.is_stopping() {
                 let stopping_ns = *stopping_since_ns.get_or_insert(now.mono_ns);
@@ -296,6 +303,23 @@ impl<E: Engine> Shard<E> {
                     None => {}
                 }
             }
+        }
+    }
+
+    /// Tells the control thread what the turn brought for it, with the addresses of peers.
+    fn tell_notices(&mut self, me: ShardId) {
+        while let Some(notice) = self.core.poll_notice() {
+            self.reports.tell(match notice {
+                Notice::Asked(conn, request) => Report::Asked(me, conn, self.engine.peer_addr(conn), request),
+                Notice::Replied(ticket, mut reply) => {
+                    if let Reply::Page { connections, .. } = &mut reply {
+                        for found in connections {
+                            found.remote_addr = self.engine.peer_addr(found.key);
+                        }
+                    }
+                    Report::Replied(ticket, reply)
+                }
+            });
         }
     }
 

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::ids::ShardId;
 use crate::lanes::Depths;
-use crate::metrics::{Counter, ShardMetrics};
+use crate::metrics::{Counter, HttpMetrics, ShardMetrics};
 use crate::settings::Settings;
 pub use cluster::{ClusterHealth, ClusterView};
 
@@ -134,6 +134,8 @@ pub struct View {
     pub cpus: Vec<Option<usize>>,
     /// The counters of each shard.
     pub shards: Box<[ShardMetrics]>,
+    /// What `admin.listen` answered. Written by the control thread.
+    pub admin: HttpMetrics,
     /// Items under way between shards.
     pub depths: Arc<Depths>,
     /// The other gateways.
@@ -168,6 +170,7 @@ impl View {
             engine,
             shards: cpus.iter().map(|_| ShardMetrics::default()).collect(),
             cpus,
+            admin: HttpMetrics::default(),
             depths,
             cluster: ClusterView::default(),
             jwks: JwksView::default(),

@@ -6,6 +6,7 @@
 #![allow(dead_code, unused_imports, reason = "every test file uses another part of it")]
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
 
+pub mod admin;
 pub mod authority;
 pub mod channels;
 pub mod client;
@@ -18,6 +19,7 @@ pub mod tokens;
 
 use std::time::{Duration, Instant};
 
+pub use admin::Admin;
 pub use authority::{Authority, Pair};
 pub use client::{Client, Frame, Response, url_encode};
 pub use fleet::Fleet;

@@ -4,7 +4,7 @@ use log::LevelFilter;
 
 use super::*;
 use crate::config::checks::OF_TOKENS;
-use crate::config::keys::{self, Fallback, KEYS};
+use crate::config::keys::KEYS;
 use crate::jws::Algorithm;
 
 #[test]
@@ -218,26 +218,34 @@ fn development_mode_stays_on_loopback() {
 }
 
 #[test]
-fn a_key_that_this_release_does_not_have_is_refused_unless_it_says_the_default() {
-    for key in KEYS.iter().filter(|key| !key.available) {
-        let said = refused(&[&key.flag(), other_value(key)], &[]);
-        assert_says(&said, &[key.name, &key.flag(), "not in this release"]);
-        assert!(!said.contains("s3cret"), "{said}");
-        assert_says(
-            &refused(&[], &[(&key.variable(), other_value(key))]),
-            &[key.name, &key.variable()],
-        );
-        if let Fallback::Value(default) = key.default {
-            run(&[&key.flag(), default], &[]);
-        }
+fn administrators_have_a_token_worth_the_name_and_an_address_of_their_own() {
+    let token = "0123456789abcdef";
+    let config = run(&["--admin-token", token, "--admin-listen=unix:/run/a b.sock"], &[]);
+    assert_eq!(
+        config.admin.token.map(|token| token.expose().to_owned()).as_deref(),
+        Some(token)
+    );
+    assert_eq!(config.admin.listen, Some(AdminListen::Unix("/run/a b.sock".into())));
+    for bad in [
+        "0123456789abcde",
+        "0123456789abcde ",
+        " 0123456789abcdef",
+        "0123456789abcdeä",
+    ] {
+        let said = refused(&["--admin-token", bad], &[]);
+        assert_says(&said, &["admin.token", "***", "16 bytes", "visible ASCII"]);
+        assert!(!said.contains(bad), "{said}");
     }
-    for name in ["admin.token", "admin.listen"] {
-        assert!(
-            !KEYS[keys::find(name).unwrap()].available,
-            "{name} is implemented: take it off this list"
-        );
+    for bad in ["unix:", "/run/admin.sock", "127.0.0.1", ":9090", "localhost:9090"] {
+        assert_says(&refused(&["--admin-listen", bad], &[]), &["admin.listen", "unix:/run"]);
     }
-    // By kind first: a bad value is told as such.
+    let same = refused(&["--listen=127.0.0.1:9000", "--admin-listen=127.0.0.1:9000"], &[]);
+    assert_says(&same, &["admin.listen", "listen", "contradicts"]);
+    run(&["--listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0"], &[]);
+}
+
+#[test]
+fn a_bad_value_is_told_by_its_kind() {
     assert_says(
         &refused(&["--auth-algorithm=none"], &[]),
         &["auth.algorithm", "\"none\"", "HS256"],
@@ -306,7 +314,7 @@ fn before(key: &Key) -> &'static [&'static str] {
 
 #[test]
 fn sighup_applies_what_the_table_says_and_names_the_rest() {
-    for key in KEYS.iter().filter(|key| key.available) {
+    for key in KEYS {
         let company = company(key);
         // One of the pair alone is refused: it comes with the other.
         let together = if matches!(key.name, "tls.cert" | "tls.key") {

@@ -36,7 +36,7 @@ fn run_toml(toml: &str) -> Config {
 
 fn checked(args: &[&str], env: &[(&str, &str)]) -> String {
     match outcome(&[args, &["--check-config"]].concat(), env).unwrap() {
-        Outcome::Checked(text) => text,
+        Outcome::Checked(_, text) => text,
         other => panic!("{args:?}: {other:?}"),
     }
 }
@@ -77,7 +77,8 @@ fn other_value(key: &Key) -> &'static str {
         Kind::Origins => "https://other.example",
         Kind::Patterns => "other:{user}",
         Kind::Cpus => "5",
-        Kind::Secret => "s3cret",
+        Kind::AddressOrSocket => "unix:/other.sock",
+        Kind::Secret => "s3cret-s3cret-s3cret",
         Kind::File => "/other.pem",
         Kind::RedisUrl => "redis://user:s3cret@host/0",
         Kind::Url(_) => "https://user:s3cret@host/keys",

@@ -1,0 +1,291 @@
+//! The admin API as data: what may be asked, what a request asks for, what is answered.
+//!
+//! Pure. Requests come in as they are (`Request`), and become an [`Action`] or the [`Answer`] that refuses them; who
+//! carries actions out is the control thread. [`ROUTES`] and `openapi.json` say the same, and a test holds them to it.
+//!
+//! | file | duty |
+//! | --- | --- |
+//! | `mod` | requests, answers, and what they show |
+//! | [`routes`] | paths, methods, queries and bodies |
+//! | [`token`] | who may |
+
+pub mod routes;
+pub mod token;
+
+use core::net::SocketAddr;
+
+use bytes::Bytes;
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::ids::SocketKey;
+pub use routes::{Action, Cursor, ROUTES};
+
+/// The whole API, in OpenAPI 3.1.
+pub const DOCUMENT: &str = include_str!("openapi.json");
+
+/// True for the paths that are this room's.
+pub fn is_admin_path(path: &str) -> bool {
+    path.strip_prefix("/admin")
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// A request of somebody who may ask.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    /// As it came.
+    pub method: Box<str>,
+    /// As it came, percent-encoded.
+    pub path: Box<str>,
+    /// As it came, without the question mark.
+    pub query: Box<str>,
+    /// At most `limits.message_bytes`.
+    pub body: Bytes,
+}
+
+/// What is answered: JSON, or nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// Of HTTP.
+    pub status: u16,
+    /// What `Allow` says, with 405.
+    pub allow: Option<String>,
+    /// Empty where there is nothing to say.
+    pub body: Bytes,
+}
+
+/// Why a request was not carried out, for programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// The request makes no sense.
+    BadRequest,
+    /// No token, or a wrong one.
+    Unauthorized,
+    /// There is no such thing.
+    NotFound,
+    /// Not by this method.
+    MethodNotAllowed,
+    /// The body is over `limits.message_bytes`.
+    PayloadTooLarge,
+    /// Not now, or not everywhere.
+    Unavailable,
+    /// It took too long; it may have been carried out all the same.
+    Timeout,
+    /// A fault of ours.
+    Internal,
+}
+
+impl Refusal {
+    fn status_and_code(self) -> (u16, &'static str) {
+        match self {
+            Refusal::BadRequest => (400, "badRequest"),
+            Refusal::Unauthorized => (401, "unauthorized"),
+            Refusal::NotFound => (404, "notFound"),
+            Refusal::MethodNotAllowed => (405, "methodNotAllowed"),
+            Refusal::PayloadTooLarge => (413, "payloadTooLarge"),
+            Refusal::Unavailable => (503, "unavailable"),
+            Refusal::Timeout => (504, "timeout"),
+            Refusal::Internal => (500, "internal"),
+        }
+    }
+}
+
+impl Answer {
+    /// 200 with this.
+    pub fn json(content: &impl Serialize) -> Self {
+        match serde_json::to_vec(content) {
+            Ok(json) => Answer::with_body(200, json.into()),
+            Err(error) => Answer::refuse(Refusal::Internal, &error.to_string()),
+        }
+    }
+
+    /// Nothing but a status.
+    pub fn empty(status: u16) -> Self {
+        Answer::with_body(status, Bytes::new())
+    }
+
+    /// The document.
+    pub fn document() -> Self {
+        Answer::with_body(200, Bytes::from_static(DOCUMENT.as_bytes()))
+    }
+
+    /// `{"error":{"code","message"}}`
+    pub fn refuse(refusal: Refusal, message: &str) -> Self {
+        #[derive(Serialize)]
+        struct Body<'a> {
+            error: Error<'a>,
+        }
+        #[derive(Serialize)]
+        struct Error<'a> {
+            code: &'static str,
+            message: &'a str,
+        }
+        let (status, code) = refusal.status_and_code();
+        let error = Error { code, message };
+        // Text alone always becomes JSON.
+        let body = serde_json::to_vec(&Body { error }).unwrap_or_default();
+        Answer::with_body(status, body.into())
+    }
+
+    fn with_body(status: u16, body: Bytes) -> Self {
+        Answer {
+            status,
+            allow: None,
+            body,
+        }
+    }
+}
+
+/// One connection, as administrators see it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ConnectionInfo {
+    /// Its socket, by which the shard finds the peer's address.
+    #[serde(skip)]
+    pub key: SocketKey,
+    /// As the client knows it.
+    #[serde(serialize_with = "as_text")]
+    pub conn_id: Uuid,
+    /// Whose it is.
+    pub user_id: Box<str>,
+    /// Where it is.
+    pub shard: u16,
+    /// The peer of the socket; `None` if nobody knows.
+    pub remote_addr: Option<SocketAddr>,
+    /// Unix milliseconds.
+    pub connected_at: u64,
+    /// When something last came from it, Unix milliseconds.
+    pub last_seen: u64,
+    /// Frames that it sent.
+    pub messages_in: u32,
+    /// Frames that were queued to it.
+    pub messages_out: u32,
+    /// Bytes that wait for it or are in flight.
+    pub outbox_bytes: usize,
+}
+
+fn as_text<S: serde::Serializer>(id: &Uuid, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(id)
+}
+
+/// A page of connections.
+#[derive(Debug, Serialize)]
+pub struct Page {
+    /// At most as many as were asked for.
+    pub connections: Vec<ConnectionInfo>,
+    /// Where to go on; `None`: that was the last page.
+    #[serde(serialize_with = "as_cursor")]
+    pub cursor: Option<Cursor>,
+}
+
+fn as_cursor<S: serde::Serializer>(cursor: &Option<Cursor>, serializer: S) -> Result<S::Ok, S::Error> {
+    match cursor {
+        Some(cursor) => serializer.collect_str(cursor),
+        None => serializer.serialize_none(),
+    }
+}
+
+/// Where a user is.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct UserInfo<'a> {
+    /// Who.
+    pub user_id: &'a str,
+    /// Gateways with a connection of this user.
+    pub gateways: Vec<GatewayInfo>,
+}
+
+/// One gateway where a user is.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GatewayInfo {
+    /// Its id.
+    pub gateway_id: String,
+    /// Connections of the user there.
+    pub connections: u64,
+}
+
+/// What became of something that was sent.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SentInfo {
+    /// Made by the gateway.
+    #[serde(serialize_with = "as_text")]
+    pub message_id: Uuid,
+    /// Of a message.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub status: Option<&'static str>,
+    /// Of a broadcast.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recipients: Option<u64>,
+}
+
+/// What became of connections that were to be closed.
+#[derive(Debug, Serialize)]
+pub struct ClosedInfo {
+    /// Of this gateway.
+    pub closed: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_of_this_room() {
+        assert!(is_admin_path("/admin") && is_admin_path("/admin/") && is_admin_path("/admin/x"));
+        assert!(!is_admin_path("/administrator") && !is_admin_path("/") && !is_admin_path("/x/admin"));
+    }
+
+    #[test]
+    fn answers_are_as_in_the_contract() {
+        let refused = Answer::refuse(Refusal::BadRequest, "a \"b\"");
+        assert_eq!(refused.status, 400);
+        assert_eq!(refused.body, r#"{"error":{"code":"badRequest","message":"a \"b\""}}"#);
+        let page = Page {
+            connections: vec![ConnectionInfo {
+                key: SocketKey { slot: 1, generation: 2 },
+                conn_id: Uuid::nil(),
+                user_id: "alice".into(),
+                shard: 1,
+                remote_addr: Some("127.0.0.1:1".parse().unwrap()),
+                connected_at: 2,
+                last_seen: 3,
+                messages_in: 4,
+                messages_out: 5,
+                outbox_bytes: 6,
+            }],
+            cursor: Some(Cursor { shard: 2, slot: 7 }),
+        };
+        assert_eq!(
+            Answer::json(&page).body,
+            r#"{"connections":[{"connId":"00000000-0000-0000-0000-000000000000","userId":"alice","shard":1,"remoteAddr":"127.0.0.1:1","connectedAt":2,"lastSeen":3,"messagesIn":4,"messagesOut":5,"outboxBytes":6}],"cursor":"2.7"}"#
+        );
+        let sent = SentInfo {
+            message_id: Uuid::nil(),
+            status: None,
+            recipients: Some(3),
+        };
+        assert_eq!(
+            Answer::json(&sent).body,
+            r#"{"messageId":"00000000-0000-0000-0000-000000000000","recipients":3}"#
+        );
+    }
+
+    #[test]
+    fn every_status_is_counted() {
+        use crate::metrics::ADMIN_STATUSES;
+        for refusal in [
+            Refusal::BadRequest,
+            Refusal::Unauthorized,
+            Refusal::NotFound,
+            Refusal::MethodNotAllowed,
+            Refusal::PayloadTooLarge,
+            Refusal::Unavailable,
+            Refusal::Timeout,
+            Refusal::Internal,
+        ] {
+            assert!(ADMIN_STATUSES.contains(&refusal.status_and_code().0), "{refusal:?}");
+        }
+    }
+}

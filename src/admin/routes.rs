@@ -1,0 +1,532 @@
+//! What a request asks for: its path, method, query and body.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
+use uuid::Uuid;
+
+use super::{Answer, Refusal, Request};
+use crate::ids::{is_valid_channel, is_valid_user_id};
+
+/// Connections on a page, if the request does not say.
+const PAGE: usize = 100;
+/// The most that it may say.
+const PAGE_MAX: usize = 1000;
+
+const DOCUMENT: &str = "/admin/openapi.json";
+const CONNECTIONS: &str = "/admin/connections";
+const CONNECTION: &str = "/admin/connections/{connId}";
+const USER: &str = "/admin/users/{userId}";
+const USER_CONNECTIONS: &str = "/admin/users/{userId}/connections";
+const MESSAGES: &str = "/admin/messages";
+const PUBLISH: &str = "/admin/publish";
+const BROADCAST: &str = "/admin/broadcast";
+const DRAIN: &str = "/admin/drain";
+
+/// Every path with its methods. `HEAD` goes where `GET` goes. A name in braces stands for one segment of any text.
+pub const ROUTES: &[(&str, &[&str])] = &[
+    (DOCUMENT, &["GET"]),
+    (CONNECTIONS, &["GET"]),
+    (CONNECTION, &["GET", "DELETE"]),
+    (USER, &["GET"]),
+    (USER_CONNECTIONS, &["DELETE"]),
+    (MESSAGES, &["POST"]),
+    (PUBLISH, &["POST"]),
+    (BROADCAST, &["POST"]),
+    (DRAIN, &["POST"]),
+];
+
+/// What is to be done.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Action<'a> {
+    /// Shows what can be asked.
+    Document,
+    /// Shows a page of connections.
+    ListConnections {
+        /// Of this user only.
+        user: Option<String>,
+        /// Where to go on.
+        cursor: Option<Cursor>,
+        /// At most so many.
+        limit: usize,
+    },
+    /// Shows one connection.
+    ShowConnection(Uuid),
+    /// Closes one.
+    CloseConnection(Uuid),
+    /// Shows where a user is.
+    ShowUser(String),
+    /// Closes all connections of a user.
+    CloseUser(String),
+    /// Sends a message as the system.
+    Send {
+        /// The receiver.
+        to: String,
+        /// JSON as it was sent.
+        content: &'a str,
+    },
+    /// Publishes as the system.
+    Publish {
+        /// The channel.
+        channel: String,
+        /// JSON as it was sent.
+        content: &'a str,
+    },
+    /// Sends to every connection.
+    Broadcast {
+        /// JSON as it was sent.
+        content: &'a str,
+    },
+    /// Begins a drain.
+    Drain,
+}
+
+impl Action<'_> {
+    /// What it changes, for the log; `None` if nothing.
+    pub fn change(&self) -> Option<String> {
+        match self {
+            Action::Document | Action::ListConnections { .. } | Action::ShowConnection(_) | Action::ShowUser(_) => None,
+            Action::CloseConnection(id) => Some(format!("close connection {id}")),
+            Action::CloseUser(user) => Some(format!("close all connections of {user:?}")),
+            Action::Send { to, .. } => Some(format!("send to {to:?}")),
+            Action::Publish { channel, .. } => Some(format!("publish on {channel:?}")),
+            Action::Broadcast { .. } => Some("broadcast".into()),
+            Action::Drain => Some("drain".into()),
+        }
+    }
+}
+
+/// Where a walk through all connections goes on. A connection of a user keeps its place, shard and slot, for as long as it
+/// lives: so one that stays is met exactly once, whoever comes and goes meanwhile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Cursor {
+    /// The shard.
+    pub shard: u16,
+    /// The next slot to look at.
+    pub slot: u32,
+}
+
+impl fmt::Display for Cursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.shard, self.slot)
+    }
+}
+
+/// Not one of ours.
+#[derive(Debug, PartialEq, Eq)]
+pub struct NotACursor;
+
+impl FromStr for Cursor {
+    type Err = NotACursor;
+
+    fn from_str(text: &str) -> Result<Self, NotACursor> {
+        let (shard, slot) = text.split_once('.').ok_or(NotACursor)?;
+        let cursor = Cursor {
+            shard: shard.parse().map_err(|_| NotACursor)?,
+            slot: slot.parse().map_err(|_| NotACursor)?,
+        };
+        // No other spelling of the same.
+        if cursor.to_string() == text {
+            Ok(cursor)
+        } else {
+            Err(NotACursor)
+        }
+    }
+}
+
+/// What a request asks for.
+///
+/// # Errors
+/// The answer that refuses it.
+pub fn read(request: &Request) -> Result<Action<'_>, Answer> {
+    let Some((route, methods, named)) = find(&request.path) else {
+        return Err(Answer::refuse(Refusal::NotFound, "there is no such path"));
+    };
+    let method = match &*request.method {
+        "HEAD" => "GET",
+        method => method,
+    };
+    if !methods.contains(&method) {
+        return Err(not_allowed(methods));
+    }
+    match (route, method) {
+        (DOCUMENT, _) => Ok(Action::Document),
+        (CONNECTIONS, _) => read_list(&request.query),
+        (CONNECTION, method) => {
+            let id = read_conn_id(named)?;
+            Ok(match method {
+                "DELETE" => Action::CloseConnection(id),
+                _ => Action::ShowConnection(id),
+            })
+        }
+        (USER, _) => read_user(named).map(Action::ShowUser),
+        (USER_CONNECTIONS, _) => read_user(named).map(Action::CloseUser),
+        (MESSAGES, _) => read_message(&request.body),
+        (PUBLISH, _) => read_publication(&request.body),
+        (BROADCAST, _) => {
+            let content = read_body(&request.body)?.content()?;
+            Ok(Action::Broadcast { content })
+        }
+        (DRAIN, _) => Ok(Action::Drain),
+        (route, _) => unreachable!("{route} is in the table"),
+    }
+}
+
+/// The route of a path, its methods, and what stands where it has a name in braces.
+fn find(path: &str) -> Option<(&'static str, &'static [&'static str], &str)> {
+    ROUTES.iter().find_map(|(route, methods)| {
+        let mut named = "";
+        let mut segments = path.split('/');
+        for expected in route.split('/') {
+            let segment = segments.next()?;
+            if expected.starts_with('{') {
+                named = segment;
+            } else if segment != expected {
+                return None;
+            }
+        }
+        segments.next().is_none().then_some((*route, *methods, named))
+    })
+}
+
+fn not_allowed(methods: &[&str]) -> Answer {
+    let mut allowed = methods.to_vec();
+    if let Some(get) = allowed.iter().position(|method| *method == "GET") {
+        allowed.insert(get + 1, "HEAD");
+    }
+    let allowed = allowed.join(", ");
+    Answer {
+        allow: Some(allowed.clone()),
+        ..Answer::refuse(Refusal::MethodNotAllowed, &format!("only {allowed} here"))
+    }
+}
+
+fn bad(message: impl Into<String>) -> Answer {
+    Answer::refuse(Refusal::BadRequest, &message.into())
+}
+
+fn read_conn_id(segment: &str) -> Result<Uuid, Answer> {
+    let text = decode(segment, false).ok_or_else(|| bad("the path is not percent-encoded UTF-8"))?;
+    // What is no id at all names no connection either.
+    let hyphenated = Some(&text).filter(|text| text.len() == 36);
+    let id = hyphenated.and_then(|text| Uuid::try_parse(text).ok());
+    id.ok_or_else(no_such_connection)
+}
+
+/// The connection is not here, or not any more.
+pub fn no_such_connection() -> Answer {
+    Answer::refuse(Refusal::NotFound, "this gateway has no such connection")
+}
+
+fn read_user(segment: &str) -> Result<String, Answer> {
+    let user = decode(segment, false).ok_or_else(|| bad("the path is not percent-encoded UTF-8"))?;
+    check_user(user)
+}
+
+fn check_user(user: String) -> Result<String, Answer> {
+    if is_valid_user_id(&user) {
+        Ok(user)
+    } else {
+        Err(bad("a user id is 1 to 128 bytes of UTF-8 without control characters"))
+    }
+}
+
+fn read_list<'a>(query: &str) -> Result<Action<'a>, Answer> {
+    let (mut user, mut cursor, mut limit) = (None, None, None);
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let decoded = decode(name, true).zip(decode(value, true));
+        let (name, value) = decoded.ok_or_else(|| bad("the query is not percent-encoded UTF-8"))?;
+        let place = match &*name {
+            "user" => &mut user,
+            "cursor" => &mut cursor,
+            "limit" => &mut limit,
+            _ => continue,
+        };
+        // An empty value is as good as none.
+        if !value.is_empty() && place.replace(value).is_some() {
+            return Err(bad(format!("{name} is given twice")));
+        }
+    }
+    let limit = limit.map_or(Some(PAGE), |limit| {
+        limit.parse().ok().filter(|limit| (1..=PAGE_MAX).contains(limit))
+    });
+    Ok(Action::ListConnections {
+        user: user.map(check_user).transpose()?,
+        cursor: cursor
+            .map(|cursor| cursor.parse().map_err(|NotACursor| bad_cursor()))
+            .transpose()?,
+        limit: limit.ok_or_else(|| bad(format!("limit is a whole number from 1 to {PAGE_MAX}")))?,
+    })
+}
+
+/// Nothing goes on there.
+pub fn bad_cursor() -> Answer {
+    bad("cursor is not one that an earlier page gave")
+}
+
+/// The keys that some body has. Unknown ones are ignored.
+#[derive(Deserialize)]
+struct Body<'a> {
+    to: Option<String>,
+    channel: Option<String>,
+    /// `Some` also for a JSON `null`, which is a content like any other.
+    #[serde(borrow, default, deserialize_with = "raw_even_if_null")]
+    content: Option<&'a RawValue>,
+}
+
+fn raw_even_if_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
+    <&RawValue>::deserialize(deserializer).map(Some)
+}
+
+impl<'a> Body<'a> {
+    fn content(&self) -> Result<&'a str, Answer> {
+        let content = self.content.ok_or_else(|| bad("content is missing"))?;
+        Ok(content.get())
+    }
+}
+
+fn read_body(body: &[u8]) -> Result<Body<'_>, Answer> {
+    let text = std::str::from_utf8(body).map_err(|_| bad("the body is not UTF-8"))?;
+    serde_json::from_str(text).map_err(|error| bad(format!("the body is not the JSON object that is wanted: {error}")))
+}
+
+fn read_message(body: &[u8]) -> Result<Action<'_>, Answer> {
+    let body = read_body(body)?;
+    let content = body.content()?;
+    let to = check_user(body.to.ok_or_else(|| bad("to is missing"))?)?;
+    Ok(Action::Send { to, content })
+}
+
+fn read_publication(body: &[u8]) -> Result<Action<'_>, Answer> {
+    let body = read_body(body)?;
+    let content = body.content()?;
+    let channel = body.channel.ok_or_else(|| bad("channel is missing"))?;
+    if !is_valid_channel(&channel) {
+        return Err(bad(
+            "the name of a channel is 1 to 255 bytes of UTF-8 without control characters",
+        ));
+    }
+    Ok(Action::Publish { channel, content })
+}
+
+/// Undoes percent-encoding; `None` if it is malformed or hides what is not UTF-8.
+fn decode(text: &str, plus_is_space: bool) -> Option<String> {
+    let mut bytes = text.bytes();
+    let mut decoded = Vec::with_capacity(text.len());
+    while let Some(byte) = bytes.next() {
+        decoded.push(match byte {
+            b'%' => {
+                let mut digit = || char::from(bytes.next()?).to_digit(16);
+                (digit()? * 16 + digit()?) as u8
+            }
+            b'+' if plus_is_space => b' ',
+            byte => byte,
+        });
+    }
+    String::from_utf8(decoded).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn request(method: &str, target: &str, body: &str) -> Request {
+        let (path, query) = target.split_once('?').unwrap_or((target, ""));
+        Request {
+            method: method.into(),
+            path: path.into(),
+            query: query.into(),
+            body: body.to_owned().into(),
+        }
+    }
+
+    /// The status and code of a refusal.
+    fn refused(method: &str, target: &str, body: &str) -> (u16, String) {
+        let answer = read(&request(method, target, body)).unwrap_err();
+        let json: serde_json::Value = serde_json::from_slice(&answer.body).unwrap();
+        assert!(!json["error"]["message"].as_str().unwrap().is_empty());
+        (answer.status, json["error"]["code"].as_str().unwrap().to_owned())
+    }
+
+    const ID: &str = "0190a5c4-0000-7000-8000-000000000001";
+
+    #[test]
+    fn every_route_is_understood() {
+        let id = Uuid::try_parse(ID).unwrap();
+        let message = r#"{"to":"bob","content": {"a" :1e400},"more":1}"#;
+        let content = r#"{"a" :1e400}"#;
+        let publication = r#"{"channel":"room","content":null}"#;
+        for (method, target, body, expected) in [
+            ("GET", "/admin/openapi.json", "", Action::Document),
+            (
+                "DELETE",
+                &*format!("/admin/connections/{ID}"),
+                "",
+                Action::CloseConnection(id),
+            ),
+            (
+                "HEAD",
+                &*format!("/admin/connections/{}", ID.to_uppercase()),
+                "",
+                Action::ShowConnection(id),
+            ),
+            (
+                "GET",
+                "/admin/users/a%2Fb%25+%F0%9F%98%80",
+                "",
+                Action::ShowUser("a/b%+😀".into()),
+            ),
+            (
+                "DELETE",
+                "/admin/users/bob/connections",
+                "",
+                Action::CloseUser("bob".into()),
+            ),
+            (
+                "POST",
+                "/admin/messages",
+                message,
+                Action::Send {
+                    to: "bob".into(),
+                    content,
+                },
+            ),
+            (
+                "POST",
+                "/admin/publish",
+                publication,
+                Action::Publish {
+                    channel: "room".into(),
+                    content: "null",
+                },
+            ),
+            (
+                "POST",
+                "/admin/broadcast",
+                r#"{"content":[1, 2]}"#,
+                Action::Broadcast { content: "[1, 2]" },
+            ),
+            ("POST", "/admin/drain", "", Action::Drain),
+        ] {
+            assert_eq!(read(&request(method, target, body)).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn lists_have_a_limit_and_go_on() {
+        let list = |query: &str| match read(&request("GET", &format!("/admin/connections?{query}"), "")) {
+            Ok(Action::ListConnections { user, cursor, limit }) => (user, cursor, limit),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(list(""), (None, None, 100));
+        assert_eq!(list("user=&cursor=&limit="), (None, None, 100));
+        let cursor = Cursor { shard: 3, slot: 70 };
+        assert_eq!(
+            list("x=1&user=a+%2B&cursor=3.70&limit=1000"),
+            (Some("a +".into()), Some(cursor), 1000)
+        );
+        for query in [
+            "limit=0",
+            "limit=1001",
+            "limit=-1",
+            "limit=x",
+            "limit=1&limit=1",
+            "cursor=3",
+            "cursor=3.",
+            "cursor=03.1",
+            "cursor=+3.1",
+            "cursor=65536.1",
+            "user=%ff",
+            "user=%0a",
+            "user=%2",
+            "us%zzer=a",
+        ] {
+            assert_eq!(
+                refused("GET", &format!("/admin/connections?{query}"), ""),
+                (400, "badRequest".into()),
+                "{query}"
+            );
+        }
+    }
+
+    #[test]
+    fn paths_and_methods() {
+        for path in [
+            "/admin",
+            "/admin/",
+            "/admin/connections/",
+            "/admin/users/bob/",
+            "/admin/users",
+            "/admin/x",
+        ] {
+            assert_eq!(refused("GET", path, "").0, 404, "{path}");
+        }
+        for id in ["", "x", &ID[1..], &ID.replace('-', "")] {
+            assert_eq!(
+                refused("DELETE", &format!("/admin/connections/{id}"), "").0,
+                404,
+                "{id}"
+            );
+        }
+        assert_eq!(refused("GET", "/admin/users/%C3", ""), (400, "badRequest".into()));
+        assert_eq!(refused("DELETE", "/admin/users//connections", "").0, 400);
+        for (path, allow) in [
+            ("/admin/connections/x", "GET, HEAD, DELETE"),
+            ("/admin/drain", "POST"),
+            ("/admin/users/bob", "GET, HEAD"),
+        ] {
+            let answer = read(&request("PATCH", path, "")).unwrap_err();
+            assert_eq!((answer.status, answer.allow.as_deref()), (405, Some(allow)));
+        }
+    }
+
+    #[test]
+    fn bad_bodies() {
+        let long = format!(r#"{{"to":"{}","content":1}}"#, "x".repeat(129));
+        for body in [
+            "",
+            "[]",
+            "{",
+            r#"{"to":"bob"}"#,
+            r#"{"content":1}"#,
+            r#"{"to":"","content":1}"#,
+            r#"{"to":5,"content":1}"#,
+            r#"{"to":"bob","content":01}"#,
+            r#"{"to":"bob","content":1} x"#,
+            r#"{"to":"bob","to":"bob","content":1}"#,
+            r#"{"to":"a\n","content":1}"#,
+            &long,
+        ] {
+            assert_eq!(
+                refused("POST", "/admin/messages", body),
+                (400, "badRequest".into()),
+                "{body}"
+            );
+        }
+        for body in [r#"{"channel":"","content":1}"#, r#"{"to":"bob","content":1}"#] {
+            assert_eq!(refused("POST", "/admin/publish", body).0, 400, "{body}");
+        }
+        let mut invalid = request("POST", "/admin/broadcast", "");
+        invalid.body = b"{\"content\":\"\xff\"}".to_vec().into();
+        assert_eq!(read(&invalid).unwrap_err().status, 400);
+    }
+
+    proptest! {
+        #[test]
+        fn any_user_id_gets_through_a_path(user in "\\PC{1,30}") {
+            prop_assume!(is_valid_user_id(&user));
+            let encoded: String = user.bytes().map(|byte| format!("%{byte:02x}")).collect();
+            let asked = request("GET", &format!("/admin/users/{encoded}"), "");
+            prop_assert_eq!(read(&asked).unwrap(), Action::ShowUser(user));
+        }
+
+        #[test]
+        fn survives_anything(method in "(GET|POST|DELETE)", path in "/admin/(connections|users|messages)?/?.{0,20}", body in ".{0,40}") {
+            let _ = read(&request(&method, &path, &body));
+        }
+    }
+}

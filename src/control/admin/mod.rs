@@ -1,0 +1,429 @@
+//! Administrators' requests, carried out.
+//!
+//! Lives on the control thread. A request comes from a shard, over whose public port it came, or from `listener`; each is
+//! a task of its own, which asks shards and the cluster, waits for what they say, and makes an answer of it.
+
+pub(super) mod listener;
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::{join_all, try_join_all};
+use tokio::sync::oneshot;
+use uuid::Uuid;
+
+use super::{Handle, Order};
+use crate::admin::routes::{self, bad_cursor, no_such_connection};
+use crate::admin::{
+    Action, Answer, ClosedInfo, ConnectionInfo, Cursor, GatewayInfo, Page, Refusal, Request, SentInfo, UserInfo,
+};
+use crate::cluster::inquiries::Whereabouts;
+use crate::ids::{IdSource, ShardId, SocketKey};
+use crate::lanes::{Ask, Instruction, Mailbox, Parcel, Reply};
+use crate::protocol::close::CloseReason;
+use crate::protocol::encode::{self, AckStatus};
+use crate::router::HomeMap;
+use crate::view::View;
+
+/// The longest that a request may take. A broadcast to a million connections takes a few seconds.
+const ANSWER_MAX: Duration = Duration::from_secs(20);
+const NOT_TOLD: &str = "but the other gateways could not be told: Redis is away";
+
+/// What somebody waits for.
+#[derive(Debug)]
+enum Word {
+    Reply(Reply),
+    Whereabouts(Whereabouts),
+}
+
+/// Senders of answers that tasks wait for.
+#[derive(Debug, Default)]
+struct Waiting {
+    last: u32,
+    tickets: BTreeMap<u32, oneshot::Sender<Word>>,
+}
+
+/// A place in [`Waiting`]; given back when nobody waits any more.
+struct Ticket<'a> {
+    desk: &'a Desk,
+    number: u32,
+    word: oneshot::Receiver<Word>,
+}
+
+impl Drop for Ticket<'_> {
+    fn drop(&mut self) {
+        self.desk.waiting.borrow_mut().tickets.remove(&self.number);
+    }
+}
+
+/// Where requests are carried out. Owned by the control thread.
+#[derive(Debug)]
+pub(super) struct Desk {
+    /// To the turn, of this same thread, which has the cluster.
+    handle: Handle,
+    /// The shards'.
+    mailboxes: Vec<Mailbox>,
+    homes: HomeMap,
+    view: Arc<View>,
+    ids: RefCell<IdSource>,
+    waiting: RefCell<Waiting>,
+}
+
+impl Desk {
+    pub(super) fn new(handle: Handle, mailboxes: &[Mailbox], homes: HomeMap, view: Arc<View>, seed: u64) -> Rc<Self> {
+        let mailboxes = mailboxes[..view.shards.len()].to_vec();
+        Rc::new(Desk {
+            handle,
+            mailboxes,
+            homes,
+            view,
+            ids: RefCell::new(IdSource::new(seed)),
+            waiting: RefCell::default(),
+        })
+    }
+
+    /// Carries out what came over a connection of a shard, and brings the answer there.
+    pub(super) fn take(self: &Rc<Self>, shard: ShardId, conn: SocketKey, from: Option<SocketAddr>, request: Request) {
+        let desk = Rc::clone(self);
+        tokio::task::spawn_local(async move {
+            let answer = desk.serve(&request, from).await;
+            desk.mailboxes[shard.index()].post(Parcel::Answer(conn, Box::new(answer)));
+        });
+    }
+
+    /// Carries out what the program itself wants.
+    pub(super) fn take_own(self: &Rc<Self>, request: Request, answered: oneshot::Sender<Answer>) {
+        let desk = Rc::clone(self);
+        tokio::task::spawn_local(async move {
+            let _ = answered.send(desk.serve(&request, None).await);
+        });
+    }
+
+    /// A shard has replied.
+    pub(super) fn replied(&self, ticket: u32, reply: Reply) {
+        self.resolve(ticket, Word::Reply(reply));
+    }
+
+    /// The cluster has answered.
+    pub(super) fn located(&self, ticket: u32, found: Whereabouts) {
+        self.resolve(ticket, Word::Whereabouts(found));
+    }
+
+    fn resolve(&self, ticket: u32, word: Word) {
+        // Whoever waited may have given up.
+        if let Some(sender) = self.waiting.borrow_mut().tickets.remove(&ticket) {
+            let _ = sender.send(word);
+        }
+    }
+
+    fn ticket(&self) -> Ticket<'_> {
+        let (sender, word) = oneshot::channel();
+        let mut waiting = self.waiting.borrow_mut();
+        waiting.last = waiting.last.wrapping_add(1);
+        let number = waiting.last;
+        waiting.tickets.insert(number, sender);
+        Ticket {
+            desk: self,
+            number,
+            word,
+        }
+    }
+
+    /// Carries out one request and makes the answer.
+    async fn serve(&self, request: &Request, from: Option<SocketAddr>) -> Answer {
+        let action = match routes::read(request) {
+            Ok(action) => action,
+            Err(answer) => return answer,
+        };
+        let change = action.change();
+        let answer = match tokio::time::timeout(ANSWER_MAX, self.carry_out(action)).await {
+            Ok(Ok(answer) | Err(answer)) => answer,
+            Err(_) => {
+                let words = format!("no answer in {ANSWER_MAX:?}; it may be carried out all the same");
+                Answer::refuse(Refusal::Timeout, &words)
+            }
+        };
+        if let Some(change) = change {
+            let from = from.map_or("somebody on this host".to_owned(), |from| from.to_string());
+            log::info!("admin: {change}, as {from} wished: {}", answer.status);
+        }
+        answer
+    }
+
+    async fn carry_out(&self, action: Action<'_>) -> Result<Answer, Answer> {
+        match action {
+            Action::Document => Ok(Answer::document()),
+            Action::ListConnections { user, cursor, limit } => self.list(user.map(Into::into), cursor, limit).await,
+            Action::ShowConnection(id) => {
+                let found = self.find(id, None).await?;
+                Ok(Answer::json(&found))
+            }
+            Action::CloseConnection(id) => {
+                self.find(id, Some(CloseReason::Administrator)).await?;
+                Ok(Answer::empty(204))
+            }
+            Action::ShowUser(user) => self.show_user(&user).await,
+            Action::CloseUser(user) => self.close_user(user.into()).await,
+            Action::Send { to, content } => self.send(to.into(), content).await,
+            Action::Publish { channel, content } => self.publish(channel.into(), content).await,
+            Action::Broadcast { content } => self.broadcast(content).await,
+            Action::Drain => {
+                self.handle.drain();
+                Ok(Answer::empty(202))
+            }
+        }
+    }
+
+    async fn word(&self, mut ticket: Ticket<'_>) -> Result<Word, Answer> {
+        let word = (&mut ticket.word).await;
+        word.map_err(|_| Answer::refuse(Refusal::Unavailable, "the gateway is ending"))
+    }
+
+    async fn ask(&self, shard: ShardId, ask: Ask) -> Result<Reply, Answer> {
+        let ticket = self.ticket();
+        self.mailboxes[shard.index()].post(Parcel::Ask(ticket.number, Box::new(ask)));
+        match self.word(ticket).await? {
+            Word::Reply(reply) => Ok(reply),
+            Word::Whereabouts(_) => Err(wrong_word()),
+        }
+    }
+
+    async fn ask_page(&self, shard: ShardId, ask: Ask) -> Result<(Vec<ConnectionInfo>, Option<u32>), Answer> {
+        match self.ask(shard, ask).await? {
+            Reply::Page { connections, next } => Ok((connections, next)),
+            _ => Err(wrong_word()),
+        }
+    }
+
+    async fn ask_count(&self, shard: ShardId, ask: Ask) -> Result<u64, Answer> {
+        match self.ask(shard, ask).await? {
+            Reply::Count(count) => Ok(count),
+            _ => Err(wrong_word()),
+        }
+    }
+
+    async fn ask_status(&self, shard: ShardId, ask: Ask) -> Result<AckStatus, Answer> {
+        match self.ask(shard, ask).await? {
+            Reply::Status(status) => Ok(status),
+            _ => Err(wrong_word()),
+        }
+    }
+
+    fn shards(&self) -> impl Iterator<Item = ShardId> {
+        (0..self.mailboxes.len() as u16).map(ShardId)
+    }
+
+    fn home(&self, user: &str) -> ShardId {
+        self.homes.home(self.homes.hash(user))
+    }
+
+    /// Tells the other gateways. Returns false if they cannot be told now.
+    async fn spread(&self, instruction: Instruction) -> bool {
+        let (sender, told) = oneshot::channel();
+        self.handle.order(Order::Spread(instruction, sender));
+        told.await.unwrap_or(false)
+    }
+
+    async fn list(&self, user: Option<Arc<str>>, cursor: Option<Cursor>, limit: usize) -> Result<Answer, Answer> {
+        let shards = match &user {
+            Some(user) => self.home(user).0..=self.home(user).0,
+            None => 0..=self.mailboxes.len() as u16 - 1,
+        };
+        let first = Cursor {
+            shard: *shards.start(),
+            slot: 0,
+        };
+        let mut next = Some(cursor.unwrap_or(first));
+        if next.is_some_and(|at| !shards.contains(&at.shard)) {
+            return Err(bad_cursor());
+        }
+        let mut connections = Vec::new();
+        while let Some(at) = next
+            && connections.len() < limit
+        {
+            let ask = Ask::List {
+                user: user.clone(),
+                from: at.slot,
+                limit: limit - connections.len(),
+            };
+            let (found, slot) = self.ask_page(ShardId(at.shard), ask).await?;
+            connections.extend(found);
+            next = match slot {
+                Some(slot) => Some(Cursor { slot, ..at }),
+                None => Some(Cursor {
+                    shard: at.shard + 1,
+                    slot: 0,
+                }),
+            }
+            .filter(|next| shards.contains(&next.shard));
+        }
+        Ok(Answer::json(&Page {
+            connections,
+            cursor: next,
+        }))
+    }
+
+    /// The connection with this id, closed if that is wanted.
+    async fn find(&self, id: Uuid, close: Option<CloseReason>) -> Result<ConnectionInfo, Answer> {
+        let searches = self.shards().map(|shard| self.find_on(shard, id, close));
+        for found in join_all(searches).await {
+            if let Some(found) = found? {
+                return Ok(found);
+            }
+        }
+        Err(no_such_connection())
+    }
+
+    async fn find_on(
+        &self,
+        shard: ShardId,
+        id: Uuid,
+        close: Option<CloseReason>,
+    ) -> Result<Option<ConnectionInfo>, Answer> {
+        let mut next = Some(0);
+        while let Some(from) = next {
+            let (found, after) = self.ask_page(shard, Ask::Find { id, from, close }).await?;
+            if let Some(found) = found.into_iter().next() {
+                return Ok(Some(found));
+            }
+            next = after;
+        }
+        Ok(None)
+    }
+
+    async fn show_user(&self, user: &str) -> Result<Answer, Answer> {
+        let count = Ask::Count { user: user.into() };
+        let here = self.ask_count(self.home(user), count).await?;
+        let mut gateways = Vec::new();
+        if here > 0 {
+            gateways.push(GatewayInfo {
+                gateway_id: self.view.gateway_id.clone(),
+                connections: here,
+            });
+        }
+        if !self.view.cluster.is_alone() {
+            let ticket = self.ticket();
+            self.handle.order(Order::Locate(ticket.number, user.into()));
+            let Word::Whereabouts(found) = self.word(ticket).await? else {
+                return Err(wrong_word());
+            };
+            let words = "the other gateways cannot be asked: Redis is away, or one of them is coming back";
+            let elsewhere = found.ok_or_else(|| Answer::refuse(Refusal::Unavailable, words))?;
+            gateways.extend(elsewhere.into_iter().map(|(id, connections)| GatewayInfo {
+                gateway_id: id.to_string(),
+                connections: connections.into(),
+            }));
+        }
+        Ok(Answer::json(&UserInfo {
+            user_id: user,
+            gateways,
+        }))
+    }
+
+    async fn close_user(&self, user: Arc<str>) -> Result<Answer, Answer> {
+        let reason = CloseReason::Administrator;
+        let told = self.spread(Instruction::CloseUser {
+            user: Arc::clone(&user),
+            reason,
+        });
+        let told = told.await;
+        let home = self.home(&user);
+        let closed = self.ask_count(home, Ask::CloseUser { user, reason }).await?;
+        if !told {
+            let words = format!("{closed} connections of this gateway were closed, {NOT_TOLD}");
+            return Err(Answer::refuse(Refusal::Unavailable, &words));
+        }
+        Ok(Answer::json(&ClosedInfo { closed }))
+    }
+
+    async fn send(&self, to: Arc<str>, content: &str) -> Result<Answer, Answer> {
+        let now = self.view.clock.now();
+        let message_id = self.ids.borrow_mut().next(now.wall_ms);
+        let mut frame = Vec::new();
+        let message = encode::Message {
+            id: message_id,
+            from: "",
+            to: &to,
+            content,
+            ts_ms: now.wall_ms,
+        };
+        encode::message(&mut frame, &message);
+        let home = self.home(&to);
+        let ask = Ask::Message {
+            to,
+            frame: frame.into(),
+            message_id,
+            received_ns: now.mono_ns,
+        };
+        let status = self.ask_status(home, ask).await?;
+        Ok(Answer::json(&SentInfo {
+            message_id,
+            status: Some(status.as_str()),
+            recipients: None,
+        }))
+    }
+
+    async fn publish(&self, channel: Arc<str>, content: &str) -> Result<Answer, Answer> {
+        let now = self.view.clock.now();
+        let message_id = self.ids.borrow_mut().next(now.wall_ms);
+        let mut frame = Vec::new();
+        let publication = encode::Publication {
+            id: message_id,
+            from: "",
+            channel: &channel,
+            content,
+            ts_ms: now.wall_ms,
+        };
+        encode::publication(&mut frame, &publication);
+        let home = self.homes.partition_home(self.homes.partition(&channel));
+        let ask = Ask::Publish {
+            channel,
+            frame: frame.into(),
+            message_id,
+            received_ns: now.mono_ns,
+        };
+        match self.ask_status(home, ask).await? {
+            AckStatus::Published => Ok(Answer::json(&SentInfo {
+                message_id,
+                status: None,
+                recipients: None,
+            })),
+            _ => {
+                let words = "not every subscriber gets it: Redis is away, or too much is on its way";
+                Err(Answer::refuse(Refusal::Unavailable, words))
+            }
+        }
+    }
+
+    async fn broadcast(&self, content: &str) -> Result<Answer, Answer> {
+        let now = self.view.clock.now();
+        let message_id = self.ids.borrow_mut().next(now.wall_ms);
+        let mut frame = Vec::new();
+        encode::broadcast(&mut frame, message_id, content, now.wall_ms);
+        let frame = bytes::Bytes::from(frame);
+        let told = self.spread(Instruction::Broadcast(frame.clone())).await;
+        let asks = self
+            .shards()
+            .map(|shard| self.ask_count(shard, Ask::Broadcast(frame.clone())));
+        let recipients = try_join_all(asks).await?.into_iter().sum();
+        if !told {
+            let words = format!("{recipients} connections of this gateway got it, {NOT_TOLD}");
+            return Err(Answer::refuse(Refusal::Unavailable, &words));
+        }
+        Ok(Answer::json(&SentInfo {
+            message_id,
+            status: None,
+            recipients: Some(recipients),
+        }))
+    }
+}
+
+/// A fault of ours: each ask has its kind of reply.
+fn wrong_word() -> Answer {
+    debug_assert!(false, "a reply of another kind");
+    Answer::refuse(Refusal::Internal, "a reply of another kind")
+}
