@@ -250,6 +250,7 @@ impl Coordinator {
             Cut::Sockets => {}
             Cut::Wait => self.progress.say("storm: waiting for the gateway to go"),
             Cut::Drain => admin::drain(&options)?,
+            Cut::Delete => admin::delete(&options)?,
         }
         let deadline = self.clock.now_ns() + options.duration().as_nanos() as u64;
         loop {
@@ -377,7 +378,8 @@ impl Coordinator {
 
     fn tick(&mut self) {
         let now_ns = self.clock.now_ns();
-        self.tick_ns += TICK_NS;
+        // A question to a server may have taken longer than a second.
+        self.tick_ns = (self.tick_ns + TICK_NS).max(now_ns);
         let (phase, totals) = (self.board.phase(), self.totals());
         self.series.tick(now_ns, phase, &totals);
         self.board.set_tick(self.series.rows.len() as u64);

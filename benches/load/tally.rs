@@ -160,7 +160,6 @@ impl Tally {
             self.acks_missing,
             self.acks_unexpected,
             self.storm.missing,
-            self.storm.stayed_away.values().sum(),
             self.mixed.presence_wrong,
             self.mixed.status_wrong,
         ];

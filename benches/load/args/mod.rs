@@ -55,6 +55,8 @@ pub(crate) enum Cut {
     Sockets,
     /// POST /admin/drain at the first gateway (--admin-token)
     Drain,
+    /// DELETE /admin/users/.../connections for all of them, likewise: they are told to stay away
+    Delete,
 }
 
 /// Load on a shardgate gateway: what it costs, how long it takes, and whether anything is lost
@@ -168,10 +170,10 @@ pub(crate) struct StormFlags {
     /// No wait is longer, unless the server says so
     #[arg(long, value_name = "TIME", default_value = "20s", value_parser = time)]
     pub(crate) backoff_max: Duration,
-    /// For --cut drain: the gateway's admin token, or @FILE
+    /// For --cut drain and delete: the gateway's admin token, or @FILE
     #[arg(long, value_name = "TOKEN")]
     pub(crate) admin_token: Option<String>,
-    /// For --cut drain: where /admin/* is [default: at the first URL]
+    /// For --cut drain and delete: where /admin/* is [default: at the first URL]
     #[arg(long, value_name = "http://HOST:PORT")]
     pub(crate) admin_url: Option<String>,
 }
@@ -425,8 +427,8 @@ fn only_for(options: &Options) -> Result<(), String> {
         kind if options.mixed.scenario.is_some() && kind != Kind::Mixed => {
             Err("--scenario means something to mixed only".to_owned())
         }
-        Kind::Storm if (options.cut() == Cut::Drain) != storm.admin_token.is_some() => {
-            Err("--cut drain needs --admin-token, which nothing else does".to_owned())
+        Kind::Storm if matches!(options.cut(), Cut::Drain | Cut::Delete) != storm.admin_token.is_some() => {
+            Err("--cut drain and --cut delete need --admin-token, which nothing else does".to_owned())
         }
         _ => Ok(()),
     }
