@@ -170,6 +170,8 @@ pub(crate) struct Mixed {
     extra: u64,
     presence_wrong: u64,
     status_wrong: u64,
+    /// Attempts to come back that failed.
+    refused: u64,
     /// Due actions when nobody seemed to be there.
     skipped: u64,
 }
@@ -185,6 +187,7 @@ impl Mixed {
             extra: mixed.extra,
             presence_wrong: mixed.presence_wrong,
             status_wrong: mixed.status_wrong,
+            refused: mixed.refused,
             skipped: mixed.skipped,
         }
     }

@@ -408,11 +408,11 @@ fn check(options: &mut Options) -> Result<(), String> {
 /// Whether every flag means something to the scenario.
 fn only_for(options: &Options) -> Result<(), String> {
     let (fanout, storm) = (&options.fanout, &options.storm);
-    let idle_only = options.load.rate.is_some() || options.load.in_flight.is_some() || options.load.ack;
+    let of_load = options.load.rate.is_some() || options.load.in_flight.is_some() || options.load.ack;
     let of_fanout = fanout.publishers.is_some() || fanout.channels.is_some() || fanout.per_user.is_some();
     let of_storm = storm.cut.is_some() || storm.pairs.is_some() || storm.calm.is_some();
     match options.kind {
-        Kind::Idle if idle_only => {
+        Kind::Idle if of_load => {
             Err("--rate, --in-flight and --ack mean nothing to idle, which sends no messages".to_owned())
         }
         Kind::Storm if options.load.in_flight.is_some() => {
