@@ -91,7 +91,7 @@ impl Ran {
         for key in ["/lost", "/duplicates", "/reordered", "/corrupted", "/misrouted"] {
             assert_eq!(self.number(key), 0, "{key}: {}", self.text);
         }
-        let ended = self.number("/received") + self.number("/lost") + self.number("/away") + self.number("/unsent");
+        let ended = self.number("/received") + self.number("/lost") + self.number("/away");
         assert_eq!(self.number("/sent"), ended, "{}", self.report);
     }
 }
@@ -138,6 +138,24 @@ fn a_crowd_whose_sockets_are_cut_comes_back_while_others_talk() {
         ran.text
     );
     it.wait_until_empty();
+}
+
+#[test]
+fn who_is_refused_comes_when_the_gateway_said() {
+    let it = gateway(&["--limits-handshakes-per-second", "40"]);
+    let words = "storm --cut sockets --users 70 --connect-rate 30";
+    let ran = load(&format!("{words} {QUICK} --url {}", url(&it)));
+    ran.expect_ok();
+    let refused = ran.number("/connections/comebacks/refused/http 503");
+    // Forty are admitted at once and one more every 25 ms, while all come within the first 50.
+    assert!((1..=40).contains(&refused), "{}", ran.report);
+    assert_eq!(ran.number("/connections/comebacks/attempts"), 70 + refused);
+    assert!(
+        ran.micros("/storm/backSeconds/p50") < 1.0 && ran.micros("/storm/backSeconds/p100") >= 1.0,
+        "{}",
+        ran.text
+    );
+    assert!(ran.number("/storm/attemptsPerClient/max") >= 2);
 }
 
 #[test]

@@ -52,7 +52,7 @@ pub(crate) struct Report {
 
     version: &'static str,
     config: Config,
-    /// Not received, and not expected: somebody was away. sent = received + lost + away + unsent.
+    /// Not received, and not expected: somebody was away. sent = received + lost + away.
     away: u64,
     corrupted: u64,
     misrouted: u64,
