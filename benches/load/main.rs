@@ -7,6 +7,7 @@
 //! | `message` | benchmark messages: numbers in, numbers out (pure) |
 //! | `sequence` | losses, duplicates, order (pure) |
 //! | `conn` | one connection's life (pure) |
+//! | `dialect` | servers with protocols of their own (pure) |
 //! | `scenario` | what the connections do |
 //! | `tls` | client side of TLS |
 //! | `net` | the sockets of one thread |
@@ -25,6 +26,7 @@ mod board;
 mod conn;
 mod coordinator;
 mod cost;
+mod dialect;
 mod driver;
 mod message;
 mod net;
@@ -67,6 +69,7 @@ fn main() -> ExitCode {
 /// True if nothing was lost and nothing failed.
 fn run(words: Vec<String>) -> Result<bool, String> {
     let options = args::parse(words)?;
+    options.targets.dialect().check(&options)?;
     sys::make_room_for(options.connections())?;
     // A file that cannot be written is found out before the run, not after it.
     let mut json: Option<Box<dyn Write>> = match options.json.as_deref() {
