@@ -75,7 +75,7 @@ fn pairs_are_apart() {
     // The rule is by the number of the user, whichever thread has them.
     for more in ["", "--threads 2"] {
         let ran = load(&format!(
-            "direct --users 4 --duration 500ms --warmup 0 --drain-timeout 500ms --ack {more} --url {} --url {}",
+            "direct --users 4 --in-flight 1 --duration 500ms --warmup 0 --drain-timeout 500ms --ack {more} --url {} --url {}",
             url(&a),
             url(&b)
         ));

@@ -601,8 +601,8 @@ fn the_load_generator_speaks_it() {
         run_command(command)
     };
     for scenario in [
-        &["direct", "--insecure-tls"][..],
-        &["fanout", "--insecure-tls", "--payload", "50000"],
+        &["direct", "--insecure-tls", "--in-flight", "1"][..],
+        &["fanout", "--insecure-tls", "--payload", "50000", "--in-flight", "1"],
     ] {
         let ended = load(scenario);
         assert_eq!(ended.code, Some(0), "{ended:?}");

@@ -7,6 +7,8 @@
 //!      \______________\_______________\____________\_________________/^
 //! ```
 
+use std::time::Duration;
+
 use serde::Deserialize;
 
 use crate::wire::{self, Response};
@@ -46,8 +48,28 @@ pub(crate) enum Event<'a> {
     Close(u16),
 }
 
-/// Why a connection cannot go on; the text is what the report counts by.
-pub(crate) type Failure = String;
+/// Why a connection cannot go on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Failure {
+    /// What the report counts by.
+    pub(crate) why: String,
+    /// When the server said that another attempt may do better.
+    pub(crate) retry_after: Option<Duration>,
+    /// The code of a close frame that came before the welcome.
+    pub(crate) close_code: Option<u16>,
+}
+
+impl From<&str> for Failure {
+    fn from(why: &str) -> Self {
+        why.to_owned().into()
+    }
+}
+
+impl From<String> for Failure {
+    fn from(why: String) -> Self {
+        Self { why, ..Self::default() }
+    }
+}
 
 impl State {
     /// Takes the first event from `input`: how many bytes it took, and what it was; `None` if more bytes are needed.
@@ -62,8 +84,12 @@ impl State {
                     *self = Self::Authenticating;
                     Ok(Some((bytes, Event::Upgraded)))
                 }
-                Response::Refused(status) => Err(format!("http {status}")),
-                Response::Invalid(why) => Err(why.to_owned()),
+                Response::Refused(status, seconds) => Err(Failure {
+                    why: format!("http {status}"),
+                    retry_after: seconds.map(|seconds| Duration::from_secs(seconds.into())),
+                    close_code: None,
+                }),
+                Response::Invalid(why) => Err(why.into()),
             };
         }
         let Some(frame) = wire::parse_frame(input)? else {
@@ -83,7 +109,7 @@ impl State {
             9 => Event::Ping(frame.payload),
             wire::PONG => Event::Pong,
             wire::CLOSE => Event::Close(wire::close_code(frame.payload)),
-            _ => return Err("unexpected kind of frame".to_owned()),
+            _ => return Err("unexpected kind of frame".into()),
         };
         Ok(Some((frame.bytes, event)))
     }
@@ -100,6 +126,8 @@ pub(crate) struct Envelope {
     pub(crate) status: Option<String>,
     #[serde(rename = "gatewayId")]
     pub(crate) gateway_id: Option<String>,
+    #[serde(rename = "reconnectAfterMs")]
+    pub(crate) reconnect_after_ms: Option<u64>,
 }
 
 /// Reads a frame the slow way; what is no JSON object has an empty kind.
@@ -142,8 +170,12 @@ mod tests {
     fn a_refusal_names_its_status() {
         let mut state = State::Handshaking;
         assert_eq!(
-            state.handle_input(b"HTTP/1.1 503 Busy\r\n\r\n"),
-            Err("http 503".to_owned())
+            state.handle_input(b"HTTP/1.1 503 Busy\r\nRetry-After: 2\r\n\r\n"),
+            Err(Failure {
+                why: "http 503".to_owned(),
+                retry_after: Some(Duration::from_secs(2)),
+                close_code: None
+            })
         );
     }
 

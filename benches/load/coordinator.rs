@@ -1,44 +1,36 @@
-//! The run as a whole: starts the threads, leads them through the phases, samples the server, shows progress.
+//! The run as a whole: starts threads and processes, leads them through the phases, samples the servers.
 //!
 //! Duty: time and order. It waits on one channel of notes with a deadline, never sleeps, and touches no connection.
 
-use std::io::{IsTerminal, Write};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crate::args::Options;
-use crate::board::{Board, Meter, Note, Phase};
-use crate::driver::{Driver, Post};
+use crate::admin;
+use crate::args::{Cut, Options};
+use crate::board::{Board, Meter, Note, Phase, Totals};
+use crate::children::{self, Helper};
 use crate::procfs;
+use crate::progress::Progress;
 use crate::redis;
-use crate::scenario::{Direct, Fanout, Idle, Kind};
-use crate::sys::{self, Clock};
+use crate::scenario::Kind;
+use crate::series::{Row, Series};
+use crate::sys::Clock;
 use crate::tally::Tally;
+use crate::workers;
 
 const TICK_NS: u64 = 1_000_000_000;
 /// What the server allocated and frees again while it accepts is gone after this long.
 const SETTLE_NS: u64 = 500_000_000;
-
-/// Counters of all threads at one moment.
-#[derive(Clone, Copy, Debug, Default)]
-struct Totals {
-    ready: u64,
-    failed: u64,
-    dropped: u64,
-    sent: u64,
-    received: u64,
-    subscriptions: u64,
-}
 
 /// Everybody who works in a run, at one moment.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Moment {
     /// One per `--pid`. A process that is gone has cost nothing more.
     pub(crate) servers: Vec<procfs::Sample>,
-    pub(crate) generator: procfs::Sample,
+    /// Of all processes of the generator.
+    pub(crate) generator_user_ns: u64,
     /// None without `--redis`, or when it did not answer.
     pub(crate) redis: Option<redis::Sample>,
 }
@@ -72,6 +64,8 @@ pub(crate) struct Outcome {
     pub(crate) measured_received: u64,
     /// Messages received in each second of the measured part.
     pub(crate) per_second: Vec<u64>,
+    /// All seconds, from the first connection on.
+    pub(crate) series: Vec<Row>,
     /// The scenario could do what it needs before load; there was no load otherwise.
     pub(crate) prepared: bool,
     /// Everything under way arrived before the deadline.
@@ -82,90 +76,100 @@ struct Coordinator {
     options: Arc<Options>,
     clock: Clock,
     board: Arc<Board>,
+    /// One for each thread here, and for each other process.
     meters: Vec<Arc<Meter>>,
+    helpers: Vec<Helper>,
     notes: mpsc::Receiver<Note>,
     connected: usize,
     prepared: usize,
     unprepared: usize,
     drained: usize,
     done: usize,
-    live_progress: bool,
+    /// A process that is gone: nothing that this run finds means anything.
+    died: Option<String>,
+    progress: Progress,
+    series: Series,
     tick_ns: u64,
-    last: Totals,
-    per_second: Vec<u64>,
+    measured: Measured,
     redis: Option<redis::Client>,
     redis_failure: Option<String>,
+}
+
+/// Who is waited for at the end.
+struct Crew {
+    threads: Vec<JoinHandle<Tally>>,
+    helpers: Vec<JoinHandle<Option<Tally>>>,
+}
+
+/// What was received in the measured part, by second.
+#[derive(Debug, Default)]
+struct Measured {
+    begin_ns: u64,
+    begin: u64,
+    per_second: Vec<u64>,
+    seconds: f64,
+    received: u64,
 }
 
 /// Runs what `options` say.
 ///
 /// # Errors
-/// A server's process cannot be looked at, Redis cannot be asked, or the kernel gives no thread or descriptor.
+/// A server's process cannot be looked at, Redis or a gateway cannot be asked, the kernel gives no thread, process or
+/// descriptor, or one of the processes died.
 pub(crate) fn run(options: Options) -> Result<Outcome, String> {
     let options = Arc::new(options);
-    for pid in &options.pids {
+    for pid in &options.output.pids {
         procfs::sample(&pid.to_string())?;
     }
-    let redis = options.redis.as_ref().map(redis::Client::connect).transpose()?;
-    if !options.cpus.is_empty() {
-        sys::pin(&options.cpus)?;
-    }
+    let redis = options.output.redis.as_ref().map(redis::Client::connect).transpose()?;
+    let (clock, board) = (Clock::start(), Arc::new(Board::default()));
     let (sender, notes) = mpsc::channel();
-    let mut coordinator = Coordinator {
-        clock: Clock::start(),
-        board: Arc::new(Board::default()),
-        meters: vec![],
+    let cannot = |error: std::io::Error| format!("cannot start the generator: {error}");
+    let (mut meters, threads) = workers::start(&options, clock, &board, &sender).map_err(cannot)?;
+    let mut crew = Crew {
+        threads,
+        helpers: vec![],
+    };
+    let mut helpers = vec![];
+    for number in 1..options.generator.processes {
+        let meter = Arc::new(Meter::new().map_err(cannot)?);
+        let (helper, thread) = children::start(number, clock, Arc::clone(&meter), sender.clone()).map_err(cannot)?;
+        meters.push(meter);
+        helpers.push(helper);
+        crew.helpers.push(thread);
+    }
+    // A thread that panics must not leave us waiting for a note of its.
+    drop(sender);
+    let pids: Vec<u32> = helpers.iter().map(|helper| helper.pid).collect();
+    let coordinator = Coordinator {
+        clock,
+        board,
+        meters,
+        helpers,
         notes,
         connected: 0,
         prepared: 0,
         unprepared: 0,
         drained: 0,
         done: 0,
-        live_progress: !options.quiet && std::io::stderr().is_terminal(),
+        died: None,
+        progress: Progress::new(options.output.quiet, options.connections()),
+        series: Series::new(&options.output.pids, &pids),
         tick_ns: TICK_NS,
-        last: Totals::default(),
-        per_second: vec![],
+        measured: Measured::default(),
         redis,
         redis_failure: None,
         options,
     };
-    let threads = coordinator
-        .start(&sender)
-        .map_err(|error| format!("cannot start the generator: {error}"))?;
-    // A thread that panics must not leave us waiting for a note of its.
-    drop(sender);
-    coordinator.lead(threads)
+    coordinator.lead(crew)
 }
 
 impl Coordinator {
-    fn start(&mut self, notes: &mpsc::Sender<Note>) -> std::io::Result<Vec<JoinHandle<Tally>>> {
-        let unit = self.options.kind.unit();
-        let groups = self.options.connections() / unit;
-        let count = self.options.threads;
-        (0..count)
-            .map(|thread| {
-                let (first, end) = (groups * thread / count * unit, groups * (thread + 1) / count * unit);
-                let meter = Arc::new(Meter::new()?);
-                self.meters.push(meter.clone());
-                let post = Post {
-                    options: self.options.clone(),
-                    clock: self.clock,
-                    board: self.board.clone(),
-                    meter,
-                    notes: notes.clone(),
-                };
-                std::thread::Builder::new()
-                    .name(format!("load-{thread}"))
-                    .spawn(move || drive(post, thread, first, end - first))
-            })
-            .collect()
-    }
-
-    fn lead(mut self, threads: Vec<JoinHandle<Tally>>) -> Result<Outcome, String> {
+    fn lead(mut self, crew: Crew) -> Result<Outcome, String> {
         let options = self.options.clone();
         let mut moments = Moments::default();
-        if options.warmup_connections > 0 {
-            self.connect(options.warmup_connections);
+        if options.connect.warmup_connections > 0 {
+            self.connect(options.connect.warmup_connections);
             self.wait(self.clock.now_ns() + SETTLE_NS, |_| false);
         }
         moments.base = self.sample();
@@ -175,65 +179,115 @@ impl Coordinator {
         moments.connected = self.sample();
         let connected = self.totals().ready - before;
         self.enter(Phase::Hold);
-        if !options.pids.is_empty() || self.redis.is_some() {
+        if !options.output.pids.is_empty() || self.redis.is_some() {
             self.wait(self.clock.now_ns() + SETTLE_NS, Self::all_gone);
         }
         moments.settled = self.sample();
-        let mut measured = (0, 0.0);
-        let mut drained = true;
         let prepared = !self.all_gone() && self.prepare(&mut moments);
-        if prepared {
-            if !options.quiet && !self.live_progress {
-                // For scripts that do something while it lasts.
-                eprintln!("load begins");
-            }
-            self.enter(Phase::Warmup);
-            let warmup_ns = options.warmup.as_nanos() as u64;
-            if options.kind != Kind::Idle && warmup_ns > 0 {
-                self.wait(self.clock.now_ns() + warmup_ns, Self::all_gone);
-                self.enter(Phase::Measure);
-            } else {
-                // Nothing may fall between the two.
-                self.board.set_phase(Phase::Measure, self.board.load_ns());
-                self.wake();
-            }
-            moments.measure_begin = self.sample();
-            let (begin, begin_ns) = (self.totals(), self.clock.now_ns());
-            self.last = begin;
-            self.tick_ns = begin_ns + TICK_NS;
-            self.wait(begin_ns + options.duration.as_nanos() as u64, Self::all_gone);
-            moments.measure_end = self.sample();
-            let (end, end_ns) = (self.totals(), self.clock.now_ns());
-            // The wait ends on the last tick or just before it.
-            if end_ns + TICK_NS / 2 > self.tick_ns {
-                self.per_second.push(end.received - self.last.received);
-            }
-            measured = (end.received - begin.received, (end_ns - begin_ns) as f64 / 1e9);
-            self.enter(Phase::Drain);
-            let deadline = self.clock.now_ns() + options.drain_timeout.as_nanos() as u64;
-            drained = self.wait(deadline, |c| c.drained == c.meters.len());
-        }
+        let drained = !prepared || self.load(&mut moments)?;
         self.enter(Phase::Close);
-        self.wait(u64::MAX, |c| c.done == c.meters.len());
-        if self.live_progress {
-            eprint!("\r\x1b[K");
-        }
-        let mut tally = Tally::new();
-        for thread in threads {
-            tally.merge(thread.join().map_err(|_| "a generator thread panicked")?);
-        }
+        self.wait(u64::MAX, |c| c.done == c.options.workers());
+        self.progress.clear();
+        let tally = self.gather(crew)?;
         Ok(Outcome {
             tally,
             moments,
             redis_failure: self.redis_failure,
             connected,
             connect_seconds,
-            measured_seconds: measured.1,
-            measured_received: measured.0,
-            per_second: self.per_second,
+            measured_seconds: self.measured.seconds,
+            measured_received: self.measured.received,
+            per_second: self.measured.per_second,
+            series: self.series.finish(),
             prepared,
             drained,
         })
+    }
+
+    /// Warm-up, measurement and drain; whether everything under way arrived in time.
+    fn load(&mut self, moments: &mut Moments) -> Result<bool, String> {
+        let options = self.options.clone();
+        self.progress.say("load begins");
+        self.enter(Phase::Warmup);
+        let warmup_ns = options.load.warmup.as_nanos() as u64;
+        if options.kind != Kind::Idle && warmup_ns > 0 {
+            self.wait(self.clock.now_ns() + warmup_ns, Self::all_gone);
+            self.enter(Phase::Measure);
+        } else {
+            // Nothing may fall between the two.
+            self.board.set_phase(Phase::Measure, self.board.load_ns());
+            self.wake();
+        }
+        moments.measure_begin = self.sample();
+        let begin_ns = self.clock.now_ns();
+        self.measured.begin_ns = begin_ns;
+        self.measured.begin = self.totals().received;
+        if options.kind == Kind::Storm {
+            self.storm()?;
+        } else {
+            self.wait(begin_ns + options.duration().as_nanos() as u64, Self::all_gone);
+        }
+        moments.measure_end = self.sample();
+        let end_ns = self.clock.now_ns();
+        self.measured.received = self.totals().received - self.measured.begin;
+        self.measured.seconds = (end_ns - begin_ns) as f64 / 1e9;
+        if self.measured.seconds.fract() > 0.5 || self.measured.per_second.is_empty() {
+            let before: u64 = self.measured.per_second.iter().sum();
+            self.measured.per_second.push(self.measured.received - before);
+        }
+        self.enter(Phase::Drain);
+        let deadline = self.clock.now_ns() + options.load.drain_timeout.as_nanos() as u64;
+        Ok(self.wait(deadline, |c| c.drained == c.options.workers()))
+    }
+
+    /// Calm, the cut, everybody's way back, and calm again.
+    fn storm(&mut self) -> Result<(), String> {
+        let options = self.options.clone();
+        let calm_ns = options.calm().as_nanos() as u64;
+        self.wait(self.clock.now_ns() + calm_ns, |_| false);
+        self.enter(Phase::Storm);
+        match options.cut() {
+            Cut::Sockets => {}
+            Cut::Wait => self.progress.say("storm: waiting for the gateway to go"),
+            Cut::Drain => admin::drain(&options)?,
+        }
+        let deadline = self.clock.now_ns() + options.duration().as_nanos() as u64;
+        loop {
+            let all_back = |c: &Self| {
+                let totals = c.totals();
+                totals.cuts > 0 && totals.away == 0
+            };
+            if !self.wait(deadline, all_back) || self.died.is_some() {
+                return Ok(());
+            }
+            let cuts = self.totals().cuts;
+            // Gateways may go one after the other, and a drain takes its time.
+            if !self.wait(self.clock.now_ns() + calm_ns, |c| c.totals().cuts > cuts) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// What all threads and processes counted.
+    fn gather(&mut self, crew: Crew) -> Result<Tally, String> {
+        if let Some(why) = self.died.take() {
+            // Those that are left see the end of their input.
+            self.helpers.clear();
+            return Err(why);
+        }
+        let mut tally = workers::join(crew.threads)?;
+        for (helper, thread) in self.helpers.iter().zip(crew.helpers) {
+            let told = thread.join().ok().flatten();
+            let pid = helper.pid;
+            tally.merge(
+                told.ok_or_else(|| format!("a process of the generator (pid {pid}) died before it told its result"))?,
+            );
+        }
+        // What it may still have said about latencies.
+        while let Ok(note) = self.notes.try_recv() {
+            self.hear(note);
+        }
+        Ok(tally)
     }
 
     /// Has connections made up to `goal`, until all are decided or nothing happens for too long.
@@ -241,16 +295,16 @@ impl Coordinator {
         self.connected = 0;
         self.board.set_goal(goal);
         self.wake();
-        self.wait_while_moving(|now| now.ready + now.failed, |c| c.connected == c.meters.len());
+        self.wait_while_moving(|now| now.ready + now.failed, |c| c.connected == c.options.workers());
     }
 
     /// Has the scenario do what it needs before load; false if it cannot. Load without it would measure something else.
     fn prepare(&mut self, moments: &mut Moments) -> bool {
         self.enter(Phase::Prepare);
-        let answered = self.wait_while_moving(|now| now.subscriptions, |c| c.prepared == c.meters.len());
+        let answered = self.wait_while_moving(|now| now.subscriptions, |c| c.prepared == c.options.workers());
         let well = answered && self.unprepared == 0;
         if well && self.options.kind == Kind::Fanout {
-            if !self.options.pids.is_empty() {
+            if !self.options.output.pids.is_empty() {
                 self.wait(self.clock.now_ns() + SETTLE_NS, Self::all_gone);
             }
             moments.subscribed = self.sample();
@@ -260,7 +314,7 @@ impl Coordinator {
 
     /// Waits until `is_over` (true), or until the count of what was done did not grow for too long.
     fn wait_while_moving(&mut self, done: fn(&Totals) -> u64, is_over: fn(&Self) -> bool) -> bool {
-        let patience_ns = self.options.connect_timeout.as_nanos() as u64;
+        let patience_ns = self.options.connect.connect_timeout.as_nanos() as u64;
         let mut last = u64::MAX;
         while last != done(&self.totals()) {
             last = done(&self.totals());
@@ -276,14 +330,17 @@ impl Coordinator {
         self.wake();
     }
 
-    fn wake(&self) {
+    /// Has everybody look at the board.
+    fn wake(&mut self) {
         self.meters.iter().for_each(|meter| meter.wake());
+        let orders = self.board.orders();
+        self.helpers.iter_mut().for_each(|helper| helper.send(orders));
     }
 
     /// Waits until `is_over` (true) or the deadline (false), ticking once a second.
     fn wait(&mut self, deadline_ns: u64, is_over: impl Fn(&Self) -> bool) -> bool {
         loop {
-            if is_over(self) {
+            if is_over(self) || self.died.is_some() {
                 return true;
             }
             let now_ns = self.clock.now_ns();
@@ -294,17 +351,9 @@ impl Coordinator {
             if now_ns >= deadline_ns {
                 return false;
             }
-            match self
-                .notes
-                .recv_timeout(Duration::from_nanos(deadline_ns.min(self.tick_ns) - now_ns))
-            {
-                Ok(Note::Connected(goal)) => self.connected += usize::from(goal == self.board.goal()),
-                Ok(Note::Prepared(well)) => {
-                    self.prepared += 1;
-                    self.unprepared += usize::from(!well);
-                }
-                Ok(Note::Drained) => self.drained += 1,
-                Ok(Note::Done) => self.done += 1,
+            let wait = Duration::from_nanos(deadline_ns.min(self.tick_ns) - now_ns);
+            match self.notes.recv_timeout(wait) {
+                Ok(note) => self.hear(note),
                 Err(RecvTimeoutError::Timeout) => {}
                 // All threads are gone; joining them says why.
                 Err(RecvTimeoutError::Disconnected) => return true,
@@ -312,54 +361,49 @@ impl Coordinator {
         }
     }
 
+    fn hear(&mut self, note: Note) {
+        match note {
+            Note::Connected(goal) => self.connected += usize::from(goal == self.board.goal()),
+            Note::Prepared(well) => {
+                self.prepared += 1;
+                self.unprepared += usize::from(!well);
+            }
+            Note::Latency(row, latency) => self.series.add_latency(row as usize, &latency),
+            Note::Drained => self.drained += 1,
+            Note::Done => self.done += 1,
+            Note::Died(why) => drop(self.died.get_or_insert(why)),
+        }
+    }
+
     fn tick(&mut self) {
+        let now_ns = self.clock.now_ns();
         self.tick_ns += TICK_NS;
-        let now = self.totals();
-        let (sent, received) = (now.sent - self.last.sent, now.received - self.last.received);
-        if self.board.phase() == Phase::Measure {
-            self.per_second.push(received);
+        let (phase, totals) = (self.board.phase(), self.totals());
+        self.series.tick(now_ns, phase, &totals);
+        self.board.set_tick(self.series.rows.len() as u64);
+        self.wake();
+        if (Phase::Measure..=Phase::Storm).contains(&phase) {
+            let whole_seconds = (now_ns - self.measured.begin_ns) / TICK_NS;
+            if whole_seconds as usize > self.measured.per_second.len() {
+                let before: u64 = self.measured.per_second.iter().sum();
+                self.measured
+                    .per_second
+                    .push(totals.received - self.measured.begin - before);
+            }
         }
-        if self.live_progress {
-            let phase = format!("{:?}", self.board.phase()).to_lowercase();
-            let made = now.ready - self.last.ready;
-            let mut line = format!(
-                "{phase}: {} of {} ready (+{made}/s)",
-                now.ready,
-                self.options.connections()
-            );
-            if now.subscriptions > 0 {
-                line += &format!(", {} subscriptions", now.subscriptions);
-            }
-            if now.sent > 0 {
-                line += &format!(", sent {sent}/s, received {received}/s");
-            }
-            for (n, what) in [(now.failed, "failed"), (now.dropped, "dropped")] {
-                if n > 0 {
-                    line += &format!(", {n} {what}");
-                }
-            }
-            eprint!("\r\x1b[K{line}");
-            let _ = std::io::stderr().flush();
+        if let Some(row) = self.series.rows.last() {
+            self.progress.show(phase, row, &totals, self.series.newest_latency());
         }
-        self.last = now;
     }
 
     /// No connection is left that could do anything.
     fn all_gone(&self) -> bool {
         let totals = self.totals();
-        totals.ready == totals.dropped
+        totals.ready == totals.dropped && totals.away == 0
     }
 
     fn totals(&self) -> Totals {
-        let sum = |field: fn(&Meter) -> &AtomicU64| self.meters.iter().map(|meter| field(meter).load(Relaxed)).sum();
-        Totals {
-            ready: sum(|m| &m.ready),
-            failed: sum(|m| &m.failed),
-            dropped: sum(|m| &m.dropped),
-            sent: sum(|m| &m.sent),
-            received: sum(|m| &m.received),
-            subscriptions: sum(|m| &m.subscriptions),
-        }
+        Totals::of(&self.meters)
     }
 
     /// The servers, if we were told their processes, Redis, and ourselves.
@@ -375,31 +419,12 @@ impl Coordinator {
             }
             None => None,
         };
+        let own = procfs::sample("self").into_iter();
+        let helpers = self.helpers.iter().map(|helper| look(&helper.pid));
         Moment {
-            servers: self.options.pids.iter().map(look).collect(),
-            generator: procfs::sample("self").unwrap_or_default(),
+            servers: self.options.output.pids.iter().map(look).collect(),
+            generator_user_ns: own.chain(helpers).map(|sample| sample.user_ns).sum(),
             redis,
         }
     }
-}
-
-fn drive(post: Post, thread: usize, first: usize, connections: usize) -> Tally {
-    let options = post.options.clone();
-    if let [_, _, ..] = options.cpus[..] {
-        // The process may run on these CPUs already; one of them for each thread keeps them apart.
-        let _ = sys::pin(&[options.cpus[thread % options.cpus.len()]]);
-    }
-    let first_user = first as u32;
-    let tally = match options.kind {
-        Kind::Idle => Driver::new(post, Idle, first_user, connections).map(Driver::run),
-        Kind::Direct => {
-            let scenario = Direct::new(&options, post.clock, thread, connections);
-            Driver::new(post, scenario, first_user, connections).map(Driver::run)
-        }
-        Kind::Fanout => {
-            let scenario = Fanout::new(&options, post.clock);
-            Driver::new(post, scenario, first_user, connections).map(Driver::run)
-        }
-    };
-    tally.unwrap_or_else(|error| panic!("no epoll set for a generator thread: {error}"))
 }

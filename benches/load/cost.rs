@@ -140,10 +140,10 @@ impl Server {
                 moment.servers.get(i).copied().unwrap_or_default()
             })
         };
-        let Some(all) = (0..options.pids.len()).map(used).reduce(Used::add) else {
+        let Some(all) = (0..options.output.pids.len()).map(used).reduce(Used::add) else {
             return Self::default();
         };
-        let processes = options.pids.iter().enumerate().map(|(i, pid)| {
+        let processes = options.output.pids.iter().enumerate().map(|(i, pid)| {
             let used = used(i);
             Process {
                 pid: *pid,
@@ -236,7 +236,7 @@ struct RedisConnect {
 
 impl Redis {
     pub(crate) fn new(options: &Options, outcome: &Outcome) -> Option<Self> {
-        let server = options.redis.as_ref()?;
+        let server = options.output.redis.as_ref()?;
         let (moments, share) = (&outcome.moments, Shares::of(outcome));
         let between = |from: &Moment, to: &Moment| to.redis.as_ref()?.since(from.redis.as_ref()?);
         // Without anybody connected nothing was measured, and that is no failure.

@@ -66,8 +66,12 @@ impl Dialect {
         if self == Self::Shardgate {
             return Ok(());
         }
-        if options.ack || options.tokens.is_some() {
+        if options.load.ack || options.tokens.is_some() {
             return Err("--ack and --token-key: only servers of the contract have acks and tokens".to_owned());
+        }
+        if !matches!(options.kind, Kind::Idle | Kind::Direct | Kind::Fanout) {
+            let name = options.kind.name();
+            return Err(format!("{name}: only servers of the contract are asked to do that"));
         }
         if self == Self::Nchan && options.channels > 1 {
             return Err("--channels: with nchan+ws:// a connection has one, in its URL".to_owned());
@@ -77,7 +81,7 @@ impl Dialect {
 
     /// The query with which `user` connects, where it is not the contract's.
     pub(crate) fn query(self, options: &Options, user: u32) -> Option<String> {
-        let prefix = &options.user_prefix;
+        let prefix = &options.connect.user_prefix;
         let name = user_name(prefix, user);
         match self {
             Self::Shardgate => None,
@@ -85,7 +89,7 @@ impl Dialect {
             Self::Nats => Some(String::new()),
             Self::Nchan if options.kind == Kind::Fanout => {
                 let channel = channel_name(prefix, 0);
-                let hears = if (user as usize) < options.users {
+                let hears = if (user as usize) < options.load.users {
                     &channel
                 } else {
                     &name
@@ -190,21 +194,32 @@ impl Dialect {
 
     /// The frames to users.
     pub(crate) fn message(self, options: &Options) -> Template {
-        let name = user_name(&options.user_prefix, 0);
-        self.template(options, &name, ["message", "to"])
-            .unwrap_or_else(|| Template::message(&options.user_prefix, options.payload_bytes, options.ack))
+        let name = user_name(&options.connect.user_prefix, 0);
+        self.template(options, &name, ["message", "to"]).unwrap_or_else(|| {
+            Template::message(
+                &options.connect.user_prefix,
+                options.load.payload_bytes,
+                options.load.ack,
+            )
+        })
     }
 
     /// The frames to channels.
     pub(crate) fn publish(self, options: &Options) -> Template {
-        let name = channel_name(&options.user_prefix, 0);
+        let name = channel_name(&options.connect.user_prefix, 0);
         self.template(options, &name, ["publish", "channel"])
-            .unwrap_or_else(|| Template::publish(&options.user_prefix, options.payload_bytes, options.ack))
+            .unwrap_or_else(|| {
+                Template::publish(
+                    &options.connect.user_prefix,
+                    options.load.payload_bytes,
+                    options.load.ack,
+                )
+            })
     }
 
     /// A frame to `name`; `None` for the contract's. The name's last digits are the first to come after `before`.
     fn template(self, options: &Options, name: &str, [event, key]: [&str; 2]) -> Option<Template> {
-        let bytes = options.payload_bytes;
+        let bytes = options.load.payload_bytes;
         let (before, after, tail) = match self {
             Self::Shardgate => return None,
             Self::SocketIo => (

@@ -18,6 +18,7 @@ use crate::board::{Board, Meter, Note, Phase};
 use crate::conn::{Event, State};
 use crate::dialect::Heard;
 use crate::net::Net;
+use crate::procfs;
 use crate::scenario::Scenario;
 use crate::sys::{self, Clock};
 use crate::tally::Tally;
@@ -55,8 +56,12 @@ pub(crate) struct Driver<S> {
     reached: usize,
     prepared_told: bool,
     drained_told: bool,
+    /// The second that latencies are recorded for.
+    tick: u64,
     connect_ns: u64,
     cpu_ns: u64,
+    /// Time that this thread waited for a CPU.
+    starved_ns: u64,
     measure_ns: u64,
     /// Turns while measuring, and those among them in which nothing came.
     turns: (u64, u64),
@@ -88,7 +93,9 @@ impl<S: Scenario> Driver<S> {
             reached: 0,
             prepared_told: false,
             drained_told: false,
+            tick: 0,
             cpu_ns: 0,
+            starved_ns: 0,
             measure_ns: 0,
             turns: (0, 0),
             close_deadline_ns: u64::MAX,
@@ -129,20 +136,30 @@ impl<S: Scenario> Driver<S> {
                     index => self.handle_event(index as usize, event.flags),
                 }
             }
-            while let Some(index) = self.net.gone.pop() {
-                self.scenario.handle_gone(&mut self.net, index);
-            }
+            self.handle_ends();
         }
         let _ = self.post.notes.send(Note::Done);
         self.scenario.finish(&mut self.net.tally, self.post.clock.now_ns());
         self.net.tally
     }
 
+    fn handle_ends(&mut self) {
+        let now_ns = self.post.clock.now_ns();
+        while let Some((index, end)) = self.net.gone.pop() {
+            // At the end everybody leaves.
+            if self.phase < Phase::Close {
+                self.scenario.handle_gone(&mut self.net, index, &end, now_ns);
+            }
+        }
+    }
+
     fn timeout(&self, now_ns: u64) -> Timespec {
-        let loaded = matches!(self.phase, Phase::Warmup | Phase::Measure | Phase::Drain);
-        let wait_ns = if self.post.options.spin && loaded {
+        let loaded = (Phase::Warmup..=Phase::Drain).contains(&self.phase);
+        let wait_ns = if self.post.options.generator.spin && loaded {
             0
-        } else if self.phase == Phase::Connect && self.begun < self.share() && self.post.options.connect_rate.is_some()
+        } else if self.phase == Phase::Connect
+            && self.begun < self.share()
+            && self.post.options.connect.connect_rate.is_some()
         {
             1_000_000
         } else {
@@ -168,11 +185,11 @@ impl<S: Scenario> Driver<S> {
             return;
         }
         let options = self.post.options.clone();
-        let allowed = options.connect_rate.map_or(share, |rate| {
+        let allowed = options.connect.connect_rate.map_or(share, |rate| {
             let seconds = (now_ns - self.connect_ns) as f64 / 1e9;
-            share.min((seconds * rate / options.threads as f64) as usize + 1)
+            share.min((seconds * rate / options.workers() as f64) as usize + 1)
         });
-        let at_once = options.connecting_max.div_ceil(options.threads);
+        let at_once = options.connect.connecting_max.div_ceil(options.workers());
         while self.begun < allowed && self.begun - self.decided() < at_once {
             self.net.begin(self.begun, now_ns);
             self.begun += 1;
@@ -184,6 +201,18 @@ impl<S: Scenario> Driver<S> {
         (self.net.tally.ready + self.net.tally.failed()) as usize
     }
 
+    /// Once a second: what arrived since the last time.
+    fn hand_in_latency(&mut self) {
+        let tick = self.post.board.tick();
+        if tick != self.tick {
+            if !self.net.tally.fresh.is_empty() {
+                let latency = std::mem::take(&mut self.net.tally.fresh);
+                let _ = self.post.notes.send(Note::Latency(self.tick, Box::new(latency)));
+            }
+            self.tick = tick;
+        }
+    }
+
     fn tell(&mut self, now_ns: u64) {
         let (meter, tally) = (&self.post.meter, &self.net.tally);
         meter.ready.store(tally.ready, Relaxed);
@@ -192,6 +221,10 @@ impl<S: Scenario> Driver<S> {
         meter.subscriptions.store(tally.subscriptions, Relaxed);
         meter.sent.store(tally.sent, Relaxed);
         meter.received.store(tally.received, Relaxed);
+        meter.away.store(self.scenario.away(), Relaxed);
+        meter.cuts.store(tally.storm.cuts.values().sum(), Relaxed);
+        meter.errors.store(tally.errors.values().sum(), Relaxed);
+        self.hand_in_latency();
         let goal = self.post.board.goal();
         if self.phase == Phase::Connect
             && goal > self.reached
@@ -224,22 +257,15 @@ impl<S: Scenario> Driver<S> {
     }
 
     fn enter(&mut self, phase: Phase) {
-        if self.phase == Phase::Measure {
-            let cpu_ns = sys::thread_cpu_ns() - self.cpu_ns;
-            let wall_ns = self.post.clock.now_ns() - self.measure_ns;
-            self.net.tally.cpu_ns = cpu_ns;
-            // Spinning uses a whole core by design: then the turns tell.
-            self.net.tally.busiest = if self.post.options.spin {
-                1.0 - self.turns.1 as f64 / self.turns.0.max(1) as f64
-            } else {
-                cpu_ns as f64 / wall_ns.max(1) as f64
-            };
+        if phase == Phase::Drain {
+            self.count_own_cost();
         }
         self.phase = phase;
         match phase {
             Phase::Hold => self.give_up_connecting(),
             Phase::Measure => {
                 self.cpu_ns = sys::thread_cpu_ns();
+                self.starved_ns = procfs::starved_ns();
                 self.measure_ns = self.post.clock.now_ns();
                 self.turns = (0, 0);
             }
@@ -249,13 +275,28 @@ impl<S: Scenario> Driver<S> {
                     match self.net.conns[index].state {
                         State::Ready => self.net.say_close(index),
                         State::Closing | State::Closed => {}
-                        _ => self.net.end(index, "not ready when the run ended"),
+                        _ => self.net.end(index, "not ready when the run ended".into()),
                     }
                 }
             }
             _ => {}
         }
         self.scenario.handle_phase(&mut self.net, phase, &self.post.board);
+    }
+
+    /// What this thread was busy with, and what it waited for, in the measured part.
+    fn count_own_cost(&mut self) {
+        let cpu_ns = sys::thread_cpu_ns() - self.cpu_ns;
+        let wall_ns = (self.post.clock.now_ns() - self.measure_ns).max(1) as f64;
+        let tally = &mut self.net.tally;
+        tally.cpu_ns = cpu_ns;
+        tally.starved = (procfs::starved_ns() - self.starved_ns) as f64 / wall_ns;
+        // Spinning uses a whole core by design: then the turns tell.
+        tally.busiest = if self.post.options.generator.spin {
+            1.0 - self.turns.1 as f64 / self.turns.0.max(1) as f64
+        } else {
+            cpu_ns as f64 / wall_ns
+        };
     }
 
     /// What is not ready by now counts as failed.
@@ -265,7 +306,7 @@ impl<S: Scenario> Driver<S> {
                 self.net.conns[index].state,
                 State::Ready | State::Closing | State::Closed
             ) {
-                self.net.end(index, "timed out");
+                self.net.end(index, "timed out".into());
             }
         }
     }
@@ -291,7 +332,7 @@ impl<S: Scenario> Driver<S> {
             return;
         };
         match rustix::net::recv(socket.as_fd(), &mut self.buffer[..], RecvFlags::DONTWAIT) {
-            Ok((0, _)) => self.net.end(index, "end of stream without a close frame"),
+            Ok((0, _)) => self.net.end(index, "end of stream without a close frame".into()),
             Ok((bytes, _)) => {
                 let now_ns = self.post.clock.now_ns();
                 let buffer = std::mem::take(&mut self.buffer);
@@ -299,14 +340,14 @@ impl<S: Scenario> Driver<S> {
                 match self.net.open(index, &buffer[..bytes], &mut plain) {
                     Ok(false) => self.handle_bytes(index, &buffer[..bytes], now_ns),
                     Ok(true) => self.handle_bytes(index, &plain, now_ns),
-                    Err(why) => self.net.end(index, &why),
+                    Err(why) => self.net.end(index, why.into()),
                 }
                 plain.clear();
                 self.plain = plain;
                 self.buffer = buffer;
             }
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
-            Err(error) => self.net.end(index, &std::io::Error::from(error).to_string()),
+            Err(error) => self.net.end(index, std::io::Error::from(error).to_string().into()),
         }
     }
 
@@ -328,7 +369,7 @@ impl<S: Scenario> Driver<S> {
                 }
                 Ok(None) => break,
                 Err(why) => {
-                    self.net.end(index, &why);
+                    self.net.end(index, why);
                     return;
                 }
             }
@@ -361,7 +402,10 @@ impl<S: Scenario> Driver<S> {
                     self.handle(index, Event::Ready(None), now_ns);
                 }
             }
-            Event::Ready(gateway) => self.net.ready(index, gateway, now_ns),
+            Event::Ready(gateway) => {
+                self.net.ready(index, gateway, now_ns);
+                self.scenario.handle_ready(&mut self.net, index, now_ns);
+            }
             Event::Ping(payload) => {
                 self.net.tally.pings += 1;
                 wire::write_frame(self.net.out(index), wire::PONG, payload);

@@ -6,6 +6,8 @@
 //! | `wire` | client side of RFC 6455 (pure) |
 //! | `message` | benchmark messages: numbers in, numbers out (pure) |
 //! | `sequence` | losses, duplicates, order (pure) |
+//! | `stream`, `audience` | the same while people come and go: of a pair, of a channel (pure) |
+//! | `reconnect` | when a client comes back (pure) |
 //! | `conn` | one connection's life (pure) |
 //! | `dialect` | servers with protocols of their own (pure) |
 //! | `scenario` | what the connections do |
@@ -13,16 +15,24 @@
 //! | `net` | the sockets of one thread |
 //! | `driver` | the epoll loop of one thread |
 //! | `board` | what threads and coordinator tell each other |
-//! | `coordinator` | phases, sampling, progress |
+//! | `workers` | the threads of a process |
+//! | `children` | the other processes |
+//! | `coordinator` | phases, sampling |
+//! | `progress`, `series` | the run second by second: for the eye, for the report |
 //! | `target` | the gateways, and who connects to which |
 //! | `procfs`, `sys` | what is asked of the kernel |
-//! | `redis` | what is asked of Redis |
-//! | `tally`, `cost`, `report` | counts and what is made of them |
+//! | `redis`, `admin` | what is asked of Redis, and of a gateway's admin API |
+//! | `spread`, `tally` | what is counted |
+//! | `cost`, `own`, `turmoil`, `report` | what is made of it |
+//! | `page`, `plot` | the report as HTML |
 //!
 //! One connection of the report is one user. Threads share nothing but a few counters.
 
+mod admin;
 mod args;
+mod audience;
 mod board;
+mod children;
 mod conn;
 mod coordinator;
 mod cost;
@@ -30,58 +40,76 @@ mod dialect;
 mod driver;
 mod message;
 mod net;
+mod own;
+mod page;
+mod plot;
 mod procfs;
+mod progress;
+mod reconnect;
 mod redis;
 mod report;
 mod scenario;
 mod sequence;
+mod series;
+mod spread;
+mod stream;
 mod sys;
 mod tally;
 mod target;
 mod tls;
 mod tokens;
+mod turmoil;
 mod wire;
+mod workers;
 
 use std::fs::File;
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    if words.is_empty() || words.iter().any(|word| word == "--help" || word == "-h") {
-        print!("{}", args::USAGE);
-        return if words.is_empty() {
-            ExitCode::from(2)
-        } else {
-            ExitCode::SUCCESS
-        };
-    }
-    match run(words) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(why) => {
+    let done = if words.first().is_some_and(|word| word == "report") {
+        args::parse_comparison(words.into_iter().skip(1)).map(|comparison| compare(&comparison))
+    } else {
+        args::parse(words).map(run)
+    };
+    match done {
+        Ok(Ok(true)) => ExitCode::SUCCESS,
+        Ok(Ok(false)) => ExitCode::FAILURE,
+        Ok(Err(why)) => {
             eprintln!("shardgate-load: {why}");
             ExitCode::from(2)
+        }
+        Err(asked) => {
+            // Help goes to standard output, a mistake to standard error.
+            let _ = asked.print();
+            ExitCode::from(asked.exit_code() as u8)
         }
     }
 }
 
 /// True if nothing was lost and nothing failed.
-fn run(words: Vec<String>) -> Result<bool, String> {
-    let options = args::parse(words)?;
-    options.targets.dialect().check(&options)?;
-    sys::make_room_for(options.connections())?;
+fn run(options: args::Options) -> Result<bool, String> {
+    sys::make_room_for(options.own_connections())?;
+    if !options.cpus().is_empty() {
+        sys::pin(options.cpus())?;
+    }
+    if options.generator.process > 0 {
+        return children::serve(options).map(|()| true);
+    }
     // A file that cannot be written is found out before the run, not after it.
-    let mut json: Option<Box<dyn Write>> = match options.json.as_deref() {
+    let mut json: Option<Box<dyn Write>> = match options.output.json.as_deref() {
         None => None,
         Some("-") => Some(Box::new(std::io::stdout())),
         Some(file) => Some(Box::new(
             File::create(file).map_err(|error| format!("--json {file}: {error}"))?,
         )),
     };
+    let mut html = options.output.html.as_deref().map(create_page).transpose()?;
     let report = report::Report::new(&options, coordinator::run(options.clone())?);
-    if !options.quiet {
-        if options.json.as_deref() == Some("-") {
+    if !options.output.quiet {
+        if options.output.json.as_deref() == Some("-") {
             eprint!("{}", report.summary());
         } else {
             print!("{}", report.summary());
@@ -91,5 +119,33 @@ fn run(words: Vec<String>) -> Result<bool, String> {
         out.write_all(report.json().as_bytes())
             .map_err(|error| format!("--json: {error}"))?;
     }
+    if let Some(out) = &mut html {
+        let run = page::Run::read(report.name(), &report.json())?;
+        out.write_all(page::write(&[run]).as_bytes())
+            .map_err(|error| format!("--html: {error}"))?;
+    }
     Ok(report.is_ok())
+}
+
+/// Puts reports that are there beside each other.
+fn compare(comparison: &args::Comparison) -> Result<bool, String> {
+    let read = |file: &Path| {
+        let say = |why: String| format!("{}: {why}", file.display());
+        let text = std::fs::read_to_string(file).map_err(|error| say(error.to_string()))?;
+        let name = file.file_stem().unwrap_or(file.as_os_str()).to_string_lossy();
+        page::Run::read(&name, &text).map_err(say)
+    };
+    let runs = comparison
+        .files
+        .iter()
+        .map(|file| read(file))
+        .collect::<Result<Vec<_>, _>>()?;
+    create_page(&comparison.html)?
+        .write_all(page::write(&runs).as_bytes())
+        .map_err(|error| format!("--html: {error}"))?;
+    Ok(true)
+}
+
+fn create_page(file: &Path) -> Result<File, String> {
+    File::create(file).map_err(|error| format!("--html {}: {error}", file.display()))
 }

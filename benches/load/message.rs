@@ -19,6 +19,8 @@ pub(crate) const PAYLOAD_BYTES_MIN: usize = SEQUENCE_DIGITS + SENDER_DIGITS + TI
 pub(crate) const USERS_MAX: usize = 1 << (4 * SENDER_DIGITS);
 /// Digits of a user's number in their name.
 const NAME_DIGITS: usize = 8;
+/// What tells channels from users.
+const ROOM: &str = "room-";
 const CONTENT_KEY: &[u8] = b"\"content\":\"";
 
 /// The name of user `number`: all are equally long.
@@ -26,9 +28,20 @@ pub(crate) fn user_name(prefix: &str, number: u32) -> String {
     format!("{prefix}{number:0NAME_DIGITS$}")
 }
 
+/// The number in the name of a user with this prefix.
+pub(crate) fn user_number(prefix: &str, name: &str) -> Option<u32> {
+    let digits = name.strip_prefix(prefix).filter(|digits| digits.len() == NAME_DIGITS)?;
+    digits.parse().ok()
+}
+
+/// The number in the name of a channel with this prefix.
+pub(crate) fn channel_number(prefix: &str, name: &str) -> Option<u32> {
+    user_number(ROOM, name.strip_prefix(prefix)?)
+}
+
 /// The name of channel `number`. The prefix is in it, so that generators beside each other do not meet.
 pub(crate) fn channel_name(prefix: &str, number: u32) -> String {
-    user_name(&format!("{prefix}room-"), number)
+    user_name(&format!("{prefix}{ROOM}"), number)
 }
 
 /// The numbers of a message.
@@ -112,12 +125,12 @@ impl Template {
         }
     }
 
-    /// Appends the frame of one message to `out`.
-    pub(crate) fn write(&mut self, out: &mut Vec<u8>, to: u32, numbers: Numbers) {
+    /// Appends the frame of one message to `out`; `id` comes back in its ack, if it has one.
+    pub(crate) fn write(&mut self, out: &mut Vec<u8>, to: u32, id: u32, numbers: Numbers) {
         self.patch::<10>(self.to_at, NAME_DIGITS, u64::from(to));
         let sequence = u64::from(numbers.sequence);
         if let Some(at) = self.id_at {
-            self.patch::<16>(at, SEQUENCE_DIGITS, sequence);
+            self.patch::<16>(at, SEQUENCE_DIGITS, u64::from(id));
         }
         self.patch::<16>(self.content_at, SEQUENCE_DIGITS, sequence);
         self.patch::<16>(
@@ -219,7 +232,7 @@ mod tests {
                 intended_ns: 0x12_3456_789a_bcde,
             };
             let mut out = vec![];
-            template.write(&mut out, 12_345_678, numbers);
+            template.write(&mut out, 12_345_678, numbers.sequence, numbers);
             let text = unmask(&out, template.payload_at);
             let json: serde_json::Value = serde_json::from_str(&text).unwrap();
             assert_eq!(json["type"], "message");
@@ -242,11 +255,14 @@ mod tests {
             intended_ns: 5,
         };
         let mut out = vec![];
-        template.write(&mut out, 3, numbers);
+        template.write(&mut out, 3, numbers.sequence, numbers);
         let text = unmask(&out, template.payload_at);
         let json: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!((&json["type"], &json["id"]), (&"publish".into(), &"00000007".into()));
         assert_eq!(json["channel"], "l-room-00000003");
+        assert_eq!(channel_number("l-", "l-room-00000003"), Some(3));
+        assert_eq!(user_number("l-", "l-room-00000003"), None);
+        assert_eq!(user_number("l-", &user_name("l-", 45)), Some(45));
         let publication = format!(
             r#"{{"type":"publication","channel":{},"id":"m","from":"x","content":{},"ts":1}}"#,
             json["channel"], json["content"]
@@ -264,7 +280,7 @@ mod tests {
             intended_ns: 5,
         };
         let mut out = vec![];
-        template.write(&mut out, 3, numbers);
+        template.write(&mut out, 3, numbers.sequence, numbers);
         let text = unmask(&out, template.payload_at);
         let payload = text
             .strip_prefix("PUB l-00000003 78\r\n")
@@ -282,6 +298,7 @@ mod tests {
         let mut out = vec![];
         template.write(
             &mut out,
+            1,
             1,
             Numbers {
                 sequence: 1,

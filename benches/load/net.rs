@@ -7,21 +7,36 @@
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::event::epoll;
 use rustix::net::{SendFlags, sockopt};
 use rustls::ClientConfig;
 
 use crate::args::{Auth, Options};
-use crate::conn::State;
+use crate::conn::{Failure, State};
 use crate::message::{quoted, user_name};
 use crate::sys;
-use crate::tally::Tally;
+use crate::tally::{Tally, count};
+use crate::target::Target;
 use crate::tls::{self, Tls};
 use crate::wire;
 
 /// Bytes gathered for one connection before they are sent in any case.
 const GATHER_BYTES_MAX: usize = 64 * 1024;
+
+/// How a connection, or an attempt at one, ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// It was ready, and the server sent a close frame with this code.
+    Closed(u16),
+    /// It was ready, and its socket ended without one.
+    Broken,
+    /// It was ready, and we had sent our close frame first.
+    Left,
+    /// It never became ready.
+    Refused(Failure),
+}
 
 /// One connection and its socket.
 #[derive(Debug, Default)]
@@ -38,6 +53,8 @@ pub(crate) struct Conn {
     gateway: u32,
     /// The server's close frame was seen and counted.
     close_counted: bool,
+    /// It is not the first of its user; which of the gateways after the user's own it is at.
+    comeback: Option<u32>,
 }
 
 /// The connections of one thread. Owned by it.
@@ -48,8 +65,10 @@ pub(crate) struct Net {
     /// The number of the first user of this thread.
     pub(crate) first_user: u32,
     pub(crate) tally: Tally,
-    /// Connections that ended after they were ready, not told to the scenario yet.
-    pub(crate) gone: Vec<usize>,
+    /// Connections that ended after they were ready, and comebacks that failed, not told to the scenario yet.
+    pub(crate) gone: Vec<(usize, End)>,
+    /// Ends belong to the scenario: they are counted as those of a storm and not as faults.
+    pub(crate) storm: bool,
     /// Sockets that are open.
     pub(crate) open: usize,
     /// The gateways that said `welcome` to this thread, by id.
@@ -64,15 +83,16 @@ pub(crate) struct Net {
 
 impl Net {
     pub(crate) fn new(options: Arc<Options>, first_user: u32, connections: usize) -> std::io::Result<Self> {
-        let tls = options.insecure_tls.then(tls::config);
+        let tls = options.connect.insecure_tls.then(tls::config);
         Ok(Self {
             tls,
             wire: vec![],
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             conns: (0..connections).map(|_| Conn::default()).collect(),
             first_user,
-            tally: Tally::new(),
+            tally: Tally::default(),
             gone: vec![],
+            storm: false,
             open: 0,
             gateways: HashMap::new(),
             options,
@@ -95,12 +115,36 @@ impl Net {
         !self.conns[index].pending.is_empty()
     }
 
-    /// Begins connection `index`.
+    /// Begins the first connection of `index`.
     pub(crate) fn begin(&mut self, index: usize, now_ns: u64) {
         self.tally.attempted += 1;
+        self.open_socket(index, now_ns);
+    }
+
+    /// Begins another connection of `index`, which ended: at its own gateway, or so many after it.
+    pub(crate) fn begin_again(&mut self, index: usize, gateway: u32, now_ns: u64) {
+        self.tally.comebacks.attempts += 1;
+        self.flush();
+        if self.conns[index].socket.is_some() {
+            // The server has not answered our close frame yet, and need not any more.
+            self.open -= 1;
+        }
+        self.conns[index] = Conn {
+            comeback: Some(gateway),
+            ..Conn::default()
+        };
+        self.open_socket(index, now_ns);
+    }
+
+    fn target(&self, index: usize) -> &Target {
+        let after = self.conns[index].comeback.unwrap_or(0) as usize;
+        self.options.targets.of(self.user(index) as usize + after)
+    }
+
+    fn open_socket(&mut self, index: usize, now_ns: u64) {
         let user = self.user(index) as usize;
-        let source = sys::source_address(user, self.options.sources);
-        let socket = sys::begin_connect(self.options.targets.of(user).address, source).and_then(|socket| {
+        let source = sys::source_address(user, self.options.connect.sources);
+        let socket = sys::begin_connect(self.target(index).address, source).and_then(|socket| {
             let data = epoll::EventData::new_u64(index as u64);
             epoll::add(&self.epoll, &socket, data, epoll::EventFlags::OUT)?;
             Ok(socket)
@@ -114,9 +158,30 @@ impl Net {
             }
             Err(error) => {
                 self.conns[index].state = State::Closed;
-                *self.tally.failures.entry(error.to_string()).or_default() += 1;
+                self.count_failure(index, error.to_string().into());
             }
         }
+    }
+
+    /// A connection did not become ready.
+    fn count_failure(&mut self, index: usize, failure: Failure) {
+        if self.conns[index].comeback.is_some() {
+            count(&mut self.tally.comebacks.refused, &failure.why);
+            self.gone.push((index, End::Refused(failure)));
+        } else {
+            count(&mut self.tally.failures, &failure.why);
+        }
+    }
+
+    /// A connection that was ready ended, and we had not asked for it.
+    fn count_end(&mut self, index: usize, code: u16, end: End) {
+        let closes = if self.storm {
+            &mut self.tally.storm.cuts
+        } else {
+            &mut self.tally.closes
+        };
+        *closes.entry(code).or_default() += 1;
+        self.gone.push((index, end));
     }
 
     /// The kernel decided about the connect of `index`: send the upgrade request.
@@ -125,30 +190,29 @@ impl Net {
             return;
         };
         if let Ok(Err(error)) = sockopt::socket_error(socket) {
-            self.end(index, &std::io::Error::from(error).to_string());
+            self.end(index, std::io::Error::from(error).to_string().into());
             return;
         }
         self.conns[index].state = State::Handshaking;
         self.watch(index, false);
-        let target = self.options.targets.of(self.user(index) as usize);
-        let mut path = target.path.clone();
+        let target = self.target(index);
+        let (mut path, host) = (target.path.clone(), target.host.clone());
         if let Some(query) = target.dialect.query(&self.options, self.user(index)) {
             path = format!("{path}?{query}");
-        } else if self.options.auth == Auth::Query {
+        } else if self.options.connect.auth == Auth::Query {
             path.push(if path.contains('?') { '&' } else { '?' });
             match &self.options.tokens {
                 Some(tokens) => path.push_str(&format!("token={}", tokens.of(self.user(index)))),
                 None => path.push_str(&format!(
                     "user={}",
-                    user_name(&self.options.user_prefix, self.user(index))
+                    user_name(&self.options.connect.user_prefix, self.user(index))
                 )),
             }
         }
-        let host = target.host.clone();
         if let Some(config) = &self.tls {
             match Tls::new(config, &host) {
                 Ok(tls) => self.conns[index].tls = Some(Box::new(tls)),
-                Err(why) => return self.end(index, &why),
+                Err(why) => return self.end(index, why.into()),
             }
         }
         wire::write_request(self.out(index), &host, &path);
@@ -156,16 +220,16 @@ impl Net {
 
     /// The handshake of `index` is done: say who we are, if that was not said.
     pub(crate) fn upgraded(&mut self, index: usize) {
-        let name = user_name(&self.options.user_prefix, self.user(index));
+        let name = user_name(&self.options.connect.user_prefix, self.user(index));
         if let Some(greeting) = self.options.targets.dialect().greeting(&name) {
             wire::write_frame(self.out(index), wire::TEXT, greeting.as_bytes());
             return;
         }
-        if self.options.auth == Auth::Message {
+        if self.options.connect.auth == Auth::Message {
             let frame = match &self.options.tokens {
                 Some(tokens) => format!(r#"{{"type":"auth","token":"{}"}}"#, tokens.of(self.user(index))),
                 None => {
-                    let user = quoted(&user_name(&self.options.user_prefix, self.user(index)));
+                    let user = quoted(&user_name(&self.options.connect.user_prefix, self.user(index)));
                     format!(r#"{{"type":"auth","userId":{user}}}"#)
                 }
             };
@@ -175,19 +239,37 @@ impl Net {
 
     /// Connection `index` is authenticated, by the gateway with this id; one that does not say is known by its url.
     pub(crate) fn ready(&mut self, index: usize, gateway: Option<String>, now_ns: u64) {
-        self.tally.ready += 1;
-        let gateway = gateway.unwrap_or_else(|| self.options.targets.of(self.user(index) as usize).url.clone());
+        let gateway = gateway.unwrap_or_else(|| self.target(index).url.clone());
         let number = self.gateways.len() as u32;
         self.conns[index].gateway = *self.gateways.entry(gateway.clone()).or_insert(number);
-        *self.tally.gateways.entry(gateway).or_default() += 1;
-        self.tally
-            .connect
-            .saturating_record(now_ns - self.conns[index].began_ns);
+        if self.conns[index].comeback.is_some() {
+            self.tally.comebacks.ready += 1;
+        } else {
+            self.tally.ready += 1;
+            *self.tally.gateways.entry(gateway).or_default() += 1;
+        }
+        self.tally.connect.record(now_ns - self.conns[index].began_ns);
     }
 
     /// Whether two connections, ready at least once, are on different gateways.
     pub(crate) fn are_apart(&self, one: usize, other: usize) -> bool {
         self.conns[one].gateway != self.conns[other].gateway
+    }
+
+    /// A message of `from` reached `to` so long after it was due.
+    pub(crate) fn record_latency(&mut self, from: usize, to: usize, latency_ns: u64, measured: bool) {
+        let crossed = self.are_apart(from, to);
+        let tally = &mut self.tally;
+        tally.crossed += u64::from(crossed);
+        tally.fresh.record(latency_ns);
+        if measured {
+            let latency = if crossed {
+                &mut tally.crossed_latency
+            } else {
+                &mut tally.local_latency
+            };
+            latency.record(latency_ns);
+        }
     }
 
     /// Where to append bytes for `index`; they leave with the next [`Self::flush`] or when another one's turn comes.
@@ -292,15 +374,16 @@ impl Net {
 
     /// The server sent a close frame.
     pub(crate) fn close_received(&mut self, index: usize, code: u16) {
-        let state = self.conns[index].state;
-        if state == State::Closing {
-            return;
-        }
-        if state == State::Ready {
-            *self.tally.closes.entry(code).or_default() += 1;
-            self.gone.push(index);
-        } else {
-            *self.tally.failures.entry(format!("closed {code}")).or_default() += 1;
+        match self.conns[index].state {
+            State::Closing => return,
+            State::Ready => self.count_end(index, code, End::Closed(code)),
+            _ => {
+                let failure = Failure {
+                    close_code: Some(code),
+                    ..format!("closed {code}").into()
+                };
+                self.count_failure(index, failure);
+            }
         }
         self.conns[index].close_counted = true;
         self.say_close(index);
@@ -313,8 +396,21 @@ impl Net {
         self.conns[index].state = State::Closing;
     }
 
+    /// Resets the socket of `index`, as when the network in between goes: the server is told by nothing else.
+    pub(crate) fn cut(&mut self, index: usize) {
+        self.flush();
+        if let Some(socket) = &self.conns[index].socket {
+            // If the kernel refuses, the connection is closed the gentle way.
+            let _ = sockopt::set_socket_linger(socket, Some(Duration::ZERO));
+        }
+        if !self.storm {
+            self.conns[index].state = State::Closing;
+        }
+        self.end(index, "cut by ourselves".into());
+    }
+
     /// Connection `index` is over: counts it by what that means in its state.
-    pub(crate) fn end(&mut self, index: usize, why: &str) {
+    pub(crate) fn end(&mut self, index: usize, failure: Failure) {
         self.flush();
         let conn = &mut self.conns[index];
         let Some(socket) = conn.socket.take() else {
@@ -329,13 +425,11 @@ impl Net {
         let counted = conn.close_counted;
         match std::mem::replace(&mut conn.state, State::Closed) {
             State::Ready => {
-                *self.tally.closes.entry(1006).or_default() += 1;
-                *self.tally.breaks.entry(why.to_owned()).or_default() += 1;
-                self.gone.push(index);
+                count(&mut self.tally.breaks, &failure.why);
+                self.count_end(index, 1006, End::Broken);
             }
-            State::Connecting | State::Handshaking | State::Authenticating if !counted => {
-                *self.tally.failures.entry(why.to_owned()).or_default() += 1;
-            }
+            State::Closing if !counted => self.gone.push((index, End::Left)),
+            State::Connecting | State::Handshaking | State::Authenticating => self.count_failure(index, failure),
             _ => {}
         }
     }

@@ -62,6 +62,30 @@ pub(crate) fn sample(pid: &str) -> Result<Sample, String> {
     })
 }
 
+/// The time that the calling thread could have run and waited for a CPU; 0 where the kernel does not count it.
+pub(crate) fn starved_ns() -> u64 {
+    let line = fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    line.split_whitespace()
+        .nth(1)
+        .and_then(|ns| ns.parse().ok())
+        .unwrap_or(0)
+}
+
+/// Memory of process `pid` at a glance: the kernel's rough count, as the exact one of a large process takes
+/// milliseconds. `None` when it is gone.
+pub(crate) fn rough_rss_bytes(pid: &str) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
+}
+
+/// CPU time of process `pid`; `None` when it is gone.
+pub(crate) fn cpu_ns(pid: &str) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (user, system, _) = parse_stat(&stat)?;
+    Some(sched_ns(pid).max((user + system) * NS_PER_TICK))
+}
+
 /// `utime`, `stime` and the number of threads. The name before them may hold spaces and brackets.
 fn parse_stat(stat: &str) -> Option<(u64, u64, u64)> {
     let (_, rest) = stat.rsplit_once(')')?;
@@ -98,6 +122,7 @@ mod tests {
         assert!(before.rss_bytes >= before.anon_bytes && before.anon_bytes > 0 && before.threads > 0);
         assert!(sample("self").unwrap().cpu_ns_since(&before) < 60_000_000_000);
         assert!(sample("0").is_err());
+        assert!(rough_rss_bytes("self").unwrap() > 0 && cpu_ns("self").is_some() && cpu_ns("0").is_none());
     }
 
     #[test]

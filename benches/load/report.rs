@@ -6,16 +6,23 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use crate::args::{Auth, Options};
 use crate::coordinator::Outcome;
 use crate::cost::{Redis, Server, list, round, shown};
+use crate::own::Generator;
 use crate::scenario::Kind;
+use crate::series::Row;
+use crate::spread::Spread;
+use crate::tally::Comebacks;
+use crate::turmoil::{Mixed, Storm};
 
-/// A thread that is busy for more than this share of the time may have been the limit.
-const SATURATED_FROM: f64 = 0.95;
+/// Where the curve of latencies has its points: dense where a tail is.
+const CURVE: [f64; 18] = [
+    0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.975, 0.99, 0.995, 0.9975, 0.999, 0.9995, 0.9999, 0.99995, 0.99999,
+    0.999999, 1.0,
+];
 
 /// Everything that a run found.
 #[derive(Debug, Serialize)]
@@ -38,14 +45,21 @@ pub(crate) struct Report {
     redis: Option<Redis>,
     #[serde(flatten)]
     fanout: Option<Fanout>,
+    /// Null but for `storm`.
+    storm: Option<Storm>,
+    /// Null but for `mixed`.
+    mixed: Option<Mixed>,
 
     version: &'static str,
     config: Config,
+    /// Not received, and not expected: somebody was away. sent = received + lost + away + unsent.
+    away: u64,
     corrupted: u64,
     misrouted: u64,
     unsent: u64,
     drained: bool,
-    longest_silence_micros: f64,
+    /// Without any message while some were under way; null in `storm` and `mixed`, where silences are honest.
+    longest_silence_micros: Option<f64>,
     measured: Measured,
     per_second: Vec<u64>,
     acks: Acks,
@@ -56,14 +70,24 @@ pub(crate) struct Report {
     other_frames: BTreeMap<String, u64>,
     pings: u64,
     generator: Generator,
+    /// The measured part: how long it took, at ever higher shares of the messages.
+    latency_curve: Vec<Point>,
+    /// Second by second, from the first connection on.
+    series: Vec<Row>,
     ok: bool,
 }
 
 #[derive(Debug, Serialize)]
-struct Quantiles {
+struct Point {
+    quantile: f64,
+    micros: f64,
+}
+
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct Quantiles {
     p50: Option<f64>,
     p90: Option<f64>,
-    p99: Option<f64>,
+    pub(crate) p99: Option<f64>,
     p999: Option<f64>,
     max: Option<f64>,
 }
@@ -90,6 +114,8 @@ struct Connections {
     /// Ready ones that ended although nobody asked them to.
     dropped: u64,
     failures: BTreeMap<String, u64>,
+    /// Those that came again after their first one ended.
+    comebacks: Comebacks,
     /// From the begin of the connect to `welcome`.
     ready_micros: Quantiles,
 }
@@ -124,20 +150,6 @@ struct Acks {
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Generator {
-    cpu_seconds: f64,
-    cpu_micros_per_message: Option<f64>,
-    /// Of those, outside of the kernel; counted in ticks of 10 ms.
-    user_micros_per_message: Option<f64>,
-    /// Of its core, the busiest thread.
-    busiest_percent: f64,
-    saturated: bool,
-    /// Open loop: how late messages were sent.
-    lag_micros: Quantiles,
-}
-
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
 struct Config {
     /// All targets, with commas between them; user i is on number i modulo their number.
     url: String,
@@ -159,8 +171,18 @@ struct Config {
     warmup_connections: usize,
     sources: usize,
     threads: usize,
+    processes: usize,
     cpus: Vec<usize>,
     spin: bool,
+    seed: u64,
+    /// What cut the clients of `storm` off.
+    cut: Option<String>,
+    pairs: usize,
+    calm_seconds: f64,
+    backoff_seconds: f64,
+    backoff_max_seconds: f64,
+    /// The file of `mixed`; null for the one that is built in.
+    scenario_file: Option<String>,
 }
 
 impl Config {
@@ -168,44 +190,66 @@ impl Config {
         let is_fanout = options.kind == Kind::Fanout;
         Self {
             url: options.targets.urls(),
-            users: options.users,
+            users: options.load.users,
             publishers: options.publishers,
             channels: is_fanout.then_some(options.channels),
             channels_per_user: is_fanout.then_some(options.per_user),
             rate: options.rate,
-            in_flight: options.rate.is_none().then_some(options.in_flight),
-            payload_bytes: options.payload_bytes,
-            ack: options.ack,
-            duration_seconds: options.duration.as_secs_f64(),
-            warmup_seconds: options.warmup.as_secs_f64(),
-            auth: match options.auth {
+            in_flight: (options.rate.is_none() && options.kind != Kind::Idle).then_some(options.in_flight()),
+            payload_bytes: options.load.payload_bytes,
+            ack: options.load.ack,
+            duration_seconds: options.duration().as_secs_f64(),
+            warmup_seconds: options.load.warmup.as_secs_f64(),
+            auth: match options.connect.auth {
                 Auth::Query => "query",
                 Auth::Message => "message",
             },
             token: options.tokens.as_ref().map(|tokens| tokens.algorithm.name()),
-            connect_rate: options.connect_rate,
-            connecting_max: options.connecting_max,
-            warmup_connections: options.warmup_connections,
-            sources: options.sources,
-            threads: options.threads,
-            cpus: options.cpus.clone(),
-            spin: options.spin,
+            connect_rate: options.connect.connect_rate,
+            connecting_max: options.connect.connecting_max,
+            warmup_connections: options.connect.warmup_connections,
+            sources: options.connect.sources,
+            threads: options.generator.threads,
+            processes: options.generator.processes,
+            cpus: options.cpus().to_vec(),
+            spin: options.generator.spin,
+            seed: options.seed(),
+            cut: (options.kind == Kind::Storm).then(|| format!("{:?}", options.cut()).to_lowercase()),
+            pairs: options.pairs(),
+            calm_seconds: options.calm().as_secs_f64(),
+            backoff_seconds: options.storm.backoff.as_secs_f64(),
+            backoff_max_seconds: options.storm.backoff_max.as_secs_f64(),
+            scenario_file: options.scenario_file(),
         }
     }
 }
 
 impl Quantiles {
-    fn new(histogram: &Histogram<u64>) -> Self {
-        let micros = |ns: u64| (!histogram.is_empty()).then(|| round(ns as f64 / 1e3, 1));
-        let at = |quantile| micros(histogram.value_at_quantile(quantile));
+    pub(crate) fn new(spread: &Spread) -> Self {
+        let micros = |ns: u64| (!spread.is_empty()).then(|| round(ns as f64 / 1e3, 1));
+        let at = |quantile| micros(spread.quantile_ns(quantile));
         Self {
             p50: at(0.5),
             p90: at(0.9),
             p99: at(0.99),
             p999: at(0.999),
-            max: micros(histogram.max()),
+            max: micros(spread.max_ns()),
         }
     }
+}
+
+/// Points of the curve, as far as there are messages enough to tell them apart.
+fn curve(spread: &Spread) -> Vec<Point> {
+    let tells = |quantile: &f64| *quantile == 1.0 || (1.0 - quantile) * spread.len() as f64 >= 1.0;
+    CURVE
+        .into_iter()
+        .filter(tells)
+        .filter(|_| !spread.is_empty())
+        .map(|quantile| Point {
+            quantile,
+            micros: round(spread.quantile_ns(quantile) as f64 / 1e3, 1),
+        })
+        .collect()
 }
 
 impl Report {
@@ -220,15 +264,20 @@ impl Report {
             measured_seconds: seconds,
             ..
         } = outcome;
-        let per_message = |ns: u64| (received > 0).then(|| round(ns as f64 / 1e3 / received as f64, 3));
-        // Phases that a run without load only passes through last for no time, which any work exceeds.
-        let busiest = if seconds > 0.0 { tally.busiest } else { 0.0 };
-        let user_ns = moments.measure_end.generator.user_ns - moments.measure_begin.generator.user_ns;
+        let latency = tally.latency();
+        let user_ns = moments
+            .measure_end
+            .generator_user_ns
+            .saturating_sub(moments.measure_begin.generator_user_ns);
         Self {
             scenario: options.kind.name(),
-            ok: tally.is_clean() && outcome.drained,
+            ok: tally.is_clean() && outcome.drained && (options.kind != Kind::Storm || !tally.storm.cuts.is_empty()),
             messages_per_second: round(received as f64 / seconds.max(1e-9), 1),
-            latency_micros: Quantiles::new(&tally.latency()),
+            latency_micros: Quantiles::new(&latency),
+            latency_curve: curve(&latency),
+            generator: Generator::new(options, &tally, user_ns, received, seconds),
+            storm: (options.kind == Kind::Storm).then(|| Storm::new(options, &tally)),
+            series: outcome.series,
             connections: Connections {
                 attempted: tally.attempted,
                 ready: tally.ready,
@@ -237,7 +286,9 @@ impl Report {
                 dropped: tally.dropped(),
                 ready_micros: Quantiles::new(&tally.connect),
                 failures: tally.failures,
+                comebacks: tally.comebacks,
             },
+            mixed: (options.kind == Kind::Mixed).then(|| Mixed::new(tally.mixed)),
             server,
             cross_gateway: CrossGateway {
                 gateways: tally.gateways.len(),
@@ -255,7 +306,8 @@ impl Report {
             version: env!("CARGO_PKG_VERSION"),
             config: Config::new(options),
             drained: outcome.drained,
-            longest_silence_micros: round(tally.silence_ns as f64 / 1e3, 1),
+            longest_silence_micros: matches!(options.kind, Kind::Direct | Kind::Fanout)
+                .then(|| round(tally.silence_ns as f64 / 1e3, 1)),
             measured: Measured {
                 seconds: round(seconds, 3),
                 received,
@@ -266,17 +318,10 @@ impl Report {
                 missing: tally.acks_missing,
                 unexpected: tally.acks_unexpected,
             },
-            generator: Generator {
-                cpu_seconds: round(tally.cpu_ns as f64 / 1e9, 6),
-                cpu_micros_per_message: per_message(tally.cpu_ns),
-                user_micros_per_message: per_message(user_ns),
-                busiest_percent: round(busiest * 100.0, 1),
-                saturated: busiest > SATURATED_FROM,
-                lag_micros: Quantiles::new(&tally.lag),
-            },
             sent: tally.sent,
             received: tally.received,
             lost: tally.lost,
+            away: tally.away,
             duplicates: tally.duplicates,
             reordered: tally.reordered,
             corrupted: tally.corrupted,
@@ -296,6 +341,11 @@ impl Report {
         self.ok
     }
 
+    /// What was run.
+    pub(crate) fn name(&self) -> &'static str {
+        self.scenario
+    }
+
     /// The report as JSON with a final newline.
     pub(crate) fn json(&self) -> String {
         serde_json::to_string_pretty(self).map_or_else(|error| format!("{{\"error\":\"{error}\"}}"), |json| json + "\n")
@@ -312,6 +362,7 @@ impl Report {
         let (config, connections) = (&self.config, &self.connections);
         let how = match (self.scenario, config.rate) {
             ("idle", _) => String::new(),
+            ("mixed", Some(rate)) => format!(", {rate} actions/s, {} bytes", config.payload_bytes),
             (_, Some(rate)) => format!(", open loop at {rate}/s, {} bytes", config.payload_bytes),
             (_, None) => format!(
                 ", closed loop with {} in flight, {} bytes",
@@ -340,11 +391,12 @@ impl Report {
         if self.sent > 0 {
             writeln!(
                 out,
-                "messages     sent {}, received {}, {:.0}/s; lost {}, duplicates {}, reordered {}, damaged {}, misrouted {}, unsent {}",
+                "messages     sent {}, received {}, {:.0}/s; lost {}, away {}, duplicates {}, reordered {}, damaged {}, misrouted {}, unsent {}",
                 self.sent,
                 self.received,
                 self.messages_per_second,
                 self.lost,
+                self.away,
                 self.duplicates,
                 self.reordered,
                 self.corrupted,
@@ -353,11 +405,18 @@ impl Report {
             )?;
             writeln!(
                 out,
-                "latency      {}; longest silence {:.1}",
-                self.latency_micros, self.longest_silence_micros
+                "latency      {}; longest silence {} us",
+                self.latency_micros,
+                shown(self.longest_silence_micros)
             )?;
         }
-        if config.ack {
+        if let Some(storm) = &self.storm {
+            storm.write_summary(&connections.comebacks, out)?;
+        }
+        if let Some(mixed) = &self.mixed {
+            mixed.write_summary(&connections.comebacks, out)?;
+        }
+        if !self.acks.by_status.is_empty() || config.ack {
             let acks = &self.acks;
             writeln!(
                 out,
@@ -372,21 +431,7 @@ impl Report {
         if let Some(redis) = &self.redis {
             redis.write_summary(out)?;
         }
-        writeln!(
-            out,
-            "generator    {} us CPU per message ({} user), busiest thread {:.0} % of its core{}",
-            shown(self.generator.cpu_micros_per_message),
-            shown(self.generator.user_micros_per_message),
-            self.generator.busiest_percent,
-            if self.generator.saturated {
-                ": SATURATED, the server may be faster than shown"
-            } else {
-                ""
-            }
-        )?;
-        if config.rate.is_some() {
-            writeln!(out, "send lag     {}", self.generator.lag_micros)?;
-        }
+        self.generator.write_summary(out)?;
         for (what, entries) in [
             ("failures", list(&connections.failures)),
             ("closes", list(&self.closes)),

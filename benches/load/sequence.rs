@@ -51,6 +51,13 @@ impl Sequence {
         number >= self.next || self.missing.iter().any(|range| range.contains(&number))
     }
 
+    /// Those of the first `sent` numbers that never arrived.
+    pub(crate) fn missing(&self, sent: u32) -> impl Iterator<Item = u32> {
+        let ahead = (self.next < sent).then(|| self.next..sent);
+        let below = move |n: &u32| *n < sent;
+        self.missing.iter().cloned().chain(ahead).flatten().filter(below)
+    }
+
     /// How many of the first `sent` numbers never arrived.
     pub(crate) fn lost(&self, sent: u32) -> u64 {
         let missing: u64 = self
@@ -102,6 +109,9 @@ mod tests {
                 proptest::prop_assert_eq!(sequence.misses(n), !distinct.contains(&n));
             }
             proptest::prop_assert_eq!(sequence.lost(40), 40 - distinct.len() as u64);
+            let mut missing: Vec<u32> = sequence.missing(30).collect();
+            missing.sort_unstable();
+            proptest::prop_assert_eq!(missing, (0..30).filter(|n| !distinct.contains(n)).collect::<Vec<_>>());
         }
     }
 }

@@ -5,27 +5,37 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::time::Instant;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 use rustix::process::{Resource, Rlimit};
 use rustix::thread::CpuSet;
+use rustix::time::ClockId;
+use serde::{Deserialize, Serialize};
 
 /// Descriptors beside the connections: standard streams, epoll, eventfds, /proc and report files.
 const DESCRIPTORS_RESERVED: u64 = 64;
 
-/// The run's clock: nanoseconds since it was made. Copied to every thread.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Clock(Instant);
+/// The run's clock: nanoseconds since it was started. Copied to every thread, and every process of this machine.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+pub(crate) struct Clock {
+    started_ns: u64,
+}
 
 impl Clock {
     pub(crate) fn start() -> Self {
-        Self(Instant::now())
+        Self {
+            started_ns: clock_ns(ClockId::Monotonic),
+        }
     }
 
     pub(crate) fn now_ns(self) -> u64 {
-        self.0.elapsed().as_nanos() as u64
+        clock_ns(ClockId::Monotonic) - self.started_ns
     }
+}
+
+fn clock_ns(clock: ClockId) -> u64 {
+    let time = rustix::time::clock_gettime(clock);
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
 /// The source address of connection `number`, when several are in use: 127.0.0.2 and up.
@@ -96,8 +106,7 @@ pub(crate) fn exact_timers() {
 
 /// CPU time of the calling thread.
 pub(crate) fn thread_cpu_ns() -> u64 {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+    clock_ns(ClockId::ThreadCPUTime)
 }
 
 /// Raises the soft limit of descriptors, so that `connections` fit.
@@ -113,7 +122,7 @@ pub(crate) fn make_room_for(connections: usize) -> Result<(), String> {
     if let Some(hard) = limit.maximum.filter(|hard| *hard < needed) {
         return Err(format!(
             "--users {connections}: {needed} descriptors are needed, and the hard limit of this process is {hard} \
-             (ulimit -Hn): {} connections fit. Raise it, or run several generators with different --user-prefix",
+             (ulimit -Hn): {} connections fit. Raise it, or say --processes",
             hard.saturating_sub(DESCRIPTORS_RESERVED)
         ));
     }

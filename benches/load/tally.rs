@@ -2,18 +2,60 @@
 
 use std::collections::BTreeMap;
 
-use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
+
+use crate::spread::Spread;
 
 /// Of the error frames so many are kept as they came.
 const SAMPLES_MAX: usize = 5;
 
-/// Nanoseconds from 1 to an hour with three digits: about 280 KiB.
-pub(crate) fn histogram() -> Histogram<u64> {
-    Histogram::new_with_bounds(1, 3_600_000_000_000, 3).expect("constant bounds are valid")
+/// Clients that came back after their connection had ended.
+#[derive(Debug, Default, Deserialize, Serialize)]
+pub(crate) struct Comebacks {
+    pub(crate) attempts: u64,
+    pub(crate) ready: u64,
+    /// Attempts that failed, by reason.
+    pub(crate) refused: BTreeMap<String, u64>,
+}
+
+/// What `storm` counts besides.
+#[derive(Debug, Default, Deserialize, Serialize)]
+pub(crate) struct Storm {
+    /// When the first connection was lost.
+    pub(crate) begin_ns: Option<u64>,
+    /// Connections that ended in the storm, by the code of the close frame; 1006 for none.
+    pub(crate) cuts: BTreeMap<u16, u64>,
+    /// When each client that came back was ready.
+    pub(crate) back_ns: Vec<u64>,
+    /// Attempts that it took, and how many clients needed so many.
+    pub(crate) attempts: BTreeMap<u32, u64>,
+    /// Clients that were told not to come back, by what told them.
+    pub(crate) stayed_away: BTreeMap<String, u64>,
+    /// Clients that were not back at the end.
+    pub(crate) missing: u64,
+    /// Of messages of the pairs: when each was due, and how long it took.
+    pub(crate) beside: Vec<(u64, u64)>,
+}
+
+/// What `mixed` counts besides.
+#[derive(Debug, Default, Deserialize, Serialize)]
+pub(crate) struct Mixed {
+    /// What was done, by kind.
+    pub(crate) actions: BTreeMap<String, u64>,
+    /// From the intended time of a request to its answer, by kind, measured part only.
+    pub(crate) answers: BTreeMap<String, Spread>,
+    /// Publications that came although they need not.
+    pub(crate) extra: u64,
+    /// Answers to `presence` about users who had long been there, or away, that said the opposite.
+    pub(crate) presence_wrong: u64,
+    /// Acks that said `offline` of a user who had long been there, or `delivered` or `routed` of one long away.
+    pub(crate) status_wrong: u64,
+    /// Due actions for which there was nobody to do them.
+    pub(crate) skipped: u64,
 }
 
 /// Everything that is counted. Owned by one thread until it ends.
-#[derive(Debug)]
+#[derive(Debug, Default, Deserialize, Serialize)]
 pub(crate) struct Tally {
     pub(crate) attempted: u64,
     pub(crate) ready: u64,
@@ -30,7 +72,7 @@ pub(crate) struct Tally {
     /// Frames of other kinds, by kind.
     pub(crate) others: BTreeMap<String, u64>,
     pub(crate) pings: u64,
-    pub(crate) connect: Histogram<u64>,
+    pub(crate) connect: Spread,
 
     /// Subscriptions that the server confirmed.
     pub(crate) subscriptions: u64,
@@ -38,7 +80,7 @@ pub(crate) struct Tally {
     pub(crate) subscription_failures: BTreeMap<String, u64>,
     pub(crate) publications: u64,
     /// From the intended time of a publication to its arrival at the last of its subscribers, measured part only.
-    pub(crate) last_subscriber: Histogram<u64>,
+    pub(crate) last_subscriber: Spread,
 
     /// What should arrive: messages, and of a publication one delivery for each subscriber.
     pub(crate) sent: u64,
@@ -47,6 +89,8 @@ pub(crate) struct Tally {
     /// Of those, how many came from a user on another gateway.
     pub(crate) crossed: u64,
     pub(crate) lost: u64,
+    /// What did not arrive and need not have: its receiver was away, or one of the two connections ended meanwhile.
+    pub(crate) away: u64,
     pub(crate) duplicates: u64,
     pub(crate) reordered: u64,
     /// Content that differs from what was sent.
@@ -60,67 +104,38 @@ pub(crate) struct Tally {
     pub(crate) acks_missing: u64,
     pub(crate) acks_unexpected: u64,
     /// From the intended time of sending to arrival, measured part only, of messages within a gateway.
-    pub(crate) local_latency: Histogram<u64>,
+    pub(crate) local_latency: Spread,
     /// The same of messages from one gateway to another.
-    pub(crate) crossed_latency: Histogram<u64>,
+    pub(crate) crossed_latency: Spread,
     /// How late this generator sent, open loop.
-    pub(crate) lag: Histogram<u64>,
+    pub(crate) lag: Spread,
     /// The longest time without any message while at least one was under way.
     pub(crate) silence_ns: u64,
 
-    /// CPU and wall time of this thread while measuring.
+    pub(crate) comebacks: Comebacks,
+    pub(crate) storm: Storm,
+    pub(crate) mixed: Mixed,
+
+    /// Latency since it was last handed in, measured or not.
+    #[serde(skip)]
+    pub(crate) fresh: Spread,
+    /// CPU time of this thread while measuring.
     pub(crate) cpu_ns: u64,
     /// The busiest thread's share of its core, while measuring.
     pub(crate) busiest: f64,
+    /// The share of the time that the thread that waited most for a CPU waited for it, while measuring.
+    pub(crate) starved: f64,
 }
 
 impl Tally {
-    pub(crate) fn new() -> Self {
-        Self {
-            attempted: 0,
-            ready: 0,
-            gateways: BTreeMap::new(),
-            failures: BTreeMap::new(),
-            breaks: BTreeMap::new(),
-            closes: BTreeMap::new(),
-            errors: BTreeMap::new(),
-            error_samples: vec![],
-            others: BTreeMap::new(),
-            pings: 0,
-            connect: histogram(),
-            subscriptions: 0,
-            subscription_failures: BTreeMap::new(),
-            publications: 0,
-            last_subscriber: histogram(),
-            sent: 0,
-            received: 0,
-            crossed: 0,
-            lost: 0,
-            duplicates: 0,
-            reordered: 0,
-            corrupted: 0,
-            misrouted: 0,
-            unsent: 0,
-            acks: BTreeMap::new(),
-            acks_missing: 0,
-            acks_unexpected: 0,
-            local_latency: histogram(),
-            crossed_latency: histogram(),
-            lag: histogram(),
-            silence_ns: 0,
-            cpu_ns: 0,
-            busiest: 0.0,
-        }
-    }
-
     pub(crate) fn failed(&self) -> u64 {
         self.failures.values().sum()
     }
 
     /// The latency of all messages.
-    pub(crate) fn latency(&self) -> Histogram<u64> {
+    pub(crate) fn latency(&self) -> Spread {
         let mut all = self.local_latency.clone();
-        all.add(&self.crossed_latency).expect("equal bounds");
+        all.add(&self.crossed_latency);
         all
     }
 
@@ -144,6 +159,10 @@ impl Tally {
             self.unsent,
             self.acks_missing,
             self.acks_unexpected,
+            self.storm.missing,
+            self.storm.stayed_away.values().sum(),
+            self.mixed.presence_wrong,
+            self.mixed.status_wrong,
         ];
         faults.iter().all(|fault| *fault == 0) && self.ready == self.attempted
     }
@@ -164,11 +183,6 @@ impl Tally {
 
     /// Adds what another thread counted.
     pub(crate) fn merge(&mut self, other: Self) {
-        fn add<K: Ord>(to: &mut BTreeMap<K, u64>, from: BTreeMap<K, u64>) {
-            for (key, n) in from {
-                *to.entry(key).or_default() += n;
-            }
-        }
         add(&mut self.failures, other.failures);
         add(&mut self.breaks, other.breaks);
         add(&mut self.closes, other.closes);
@@ -184,10 +198,16 @@ impl Tally {
         self.pings += other.pings;
         self.subscriptions += other.subscriptions;
         self.publications += other.publications;
+        self.comebacks.attempts += other.comebacks.attempts;
+        self.comebacks.ready += other.comebacks.ready;
+        add(&mut self.comebacks.refused, other.comebacks.refused);
+        self.storm.merge(other.storm);
+        self.mixed.merge(other.mixed);
         self.sent += other.sent;
         self.received += other.received;
         self.crossed += other.crossed;
         self.lost += other.lost;
+        self.away += other.away;
         self.duplicates += other.duplicates;
         self.reordered += other.reordered;
         self.corrupted += other.corrupted;
@@ -198,6 +218,7 @@ impl Tally {
         self.silence_ns = self.silence_ns.max(other.silence_ns);
         self.cpu_ns += other.cpu_ns;
         self.busiest = self.busiest.max(other.busiest);
+        self.starved = self.starved.max(other.starved);
         for (to, from) in [
             (&mut self.connect, &other.connect),
             (&mut self.local_latency, &other.local_latency),
@@ -205,7 +226,46 @@ impl Tally {
             (&mut self.lag, &other.lag),
             (&mut self.last_subscriber, &other.last_subscriber),
         ] {
-            to.add(from).expect("equal bounds");
+            to.add(from);
         }
+    }
+}
+
+impl Storm {
+    fn merge(&mut self, other: Self) {
+        self.begin_ns = self.begin_ns.into_iter().chain(other.begin_ns).min();
+        add(&mut self.cuts, other.cuts);
+        self.back_ns.extend(other.back_ns);
+        add(&mut self.attempts, other.attempts);
+        add(&mut self.stayed_away, other.stayed_away);
+        self.missing += other.missing;
+        self.beside.extend(other.beside);
+    }
+}
+
+impl Mixed {
+    fn merge(&mut self, other: Self) {
+        add(&mut self.actions, other.actions);
+        for (kind, spread) in other.answers {
+            self.answers.entry(kind).or_default().add(&spread);
+        }
+        self.extra += other.extra;
+        self.presence_wrong += other.presence_wrong;
+        self.status_wrong += other.status_wrong;
+        self.skipped += other.skipped;
+    }
+}
+
+fn add<K: Ord>(to: &mut BTreeMap<K, u64>, from: BTreeMap<K, u64>) {
+    for (key, n) in from {
+        *to.entry(key).or_default() += n;
+    }
+}
+
+/// Counts one more of `key` without a new text for each.
+pub(crate) fn count(counts: &mut BTreeMap<String, u64>, key: &str) {
+    match counts.get_mut(key) {
+        Some(n) => *n += 1,
+        None => drop(counts.insert(key.to_owned(), 1)),
     }
 }

@@ -36,8 +36,8 @@ pub(crate) enum Response {
     Incomplete,
     /// Upgraded; so many bytes belong to the head.
     Upgraded(usize),
-    /// Any other status.
-    Refused(u16),
+    /// Any other status, and the seconds of `Retry-After`.
+    Refused(u16, Option<u32>),
     /// Not a response to our request, and why.
     Invalid(&'static str),
 }
@@ -56,7 +56,12 @@ pub(crate) fn parse_response(input: &[u8]) -> Response {
     };
     let status = response.code.unwrap_or(0);
     if status != 101 {
-        return Response::Refused(status);
+        let retry = response
+            .headers
+            .iter()
+            .find(|h| h.name.eq_ignore_ascii_case("retry-after"));
+        let seconds = retry.and_then(|h| std::str::from_utf8(h.value).ok()?.trim().parse().ok());
+        return Response::Refused(status, seconds);
     }
     let accepted = response
         .headers
@@ -151,7 +156,12 @@ mod tests {
         }
         let more = format!("{head}\u{1}\u{2}");
         assert_eq!(parse_response(more.as_bytes()), Response::Upgraded(head.len()));
-        assert_eq!(parse_response(b"HTTP/1.1 503 Busy\r\n\r\n"), Response::Refused(503));
+        assert_eq!(
+            parse_response(b"HTTP/1.1 503 Busy\r\n\r\n"),
+            Response::Refused(503, None)
+        );
+        let later = b"HTTP/1.1 503 Busy\r\nretry-after: 7\r\n\r\n";
+        assert_eq!(parse_response(later), Response::Refused(503, Some(7)));
         assert!(matches!(
             parse_response(b"HTTP/1.1 101 X\r\n\r\n"),
             Response::Invalid(_)

@@ -69,7 +69,7 @@ mod tests {
 
     #[test]
     fn acks_are_counted_once_by_what_they_say() {
-        let (mut acks, mut tally) = (Acks::default(), Tally::new());
+        let (mut acks, mut tally) = (Acks::default(), Tally::default());
         let mut hear = |text: &str| acks.handle(text.as_bytes(), 3, &mut tally);
         assert!(hear(
             r#"{"type":"ack","id":"00000001","messageId":"m","status":"published"}"#

@@ -14,7 +14,7 @@ use std::collections::VecDeque;
 use crate::args::Options;
 use crate::board::{Board, Phase};
 use crate::message::{Numbers, Template};
-use crate::net::Net;
+use crate::net::{End, Net};
 use crate::scenario::acks::{ACK, Acks};
 use crate::scenario::schedule::Schedule;
 use crate::scenario::{SENDS_PER_TURN_MAX, Scenario};
@@ -60,16 +60,16 @@ pub(crate) struct Direct {
 }
 
 impl Direct {
-    /// Pairs for thread `thread` with `connections` users.
-    pub(crate) fn new(options: &Options, clock: Clock, thread: usize, connections: usize) -> Self {
-        let schedule = |rate| Schedule::new(rate, thread, options.threads);
+    /// Pairs for worker number `worker` with `connections` users.
+    pub(crate) fn new(options: &Options, clock: Clock, worker: usize, connections: usize) -> Self {
+        let schedule = |rate| Schedule::new(rate, worker, options.workers());
         Self {
             users: (0..connections).map(|_| User::default()).collect(),
             template: options.targets.dialect().message(options),
             message: options.targets.dialect().message_prefix(),
             clock,
-            ack: options.ack,
-            in_flight: options.in_flight,
+            ack: options.load.ack,
+            in_flight: options.in_flight(),
             schedule: options.rate.map(schedule),
             measure_ns: u64::MAX,
             running: false,
@@ -98,14 +98,18 @@ impl Direct {
             self.waiting_since_ns = now_ns;
         }
         self.waiting += 1 + u64::from(self.ack);
+        if self.schedule.is_some() && intended_ns >= self.measure_ns {
+            // What waits for the socket from here on waits for the server.
+            net.tally.lag.record(now_ns.saturating_sub(intended_ns));
+        }
         if net.is_blocked(index) {
             self.users[index].owed.push_back(intended_ns);
         } else {
-            self.write(net, index, intended_ns, now_ns);
+            self.write(net, index, intended_ns);
         }
     }
 
-    fn write(&mut self, net: &mut Net, index: usize, intended_ns: u64, now_ns: u64) {
+    fn write(&mut self, net: &mut Net, index: usize, intended_ns: u64) {
         let (sender, to) = (net.user(index), net.user(index ^ 1));
         let user = &mut self.users[index];
         let numbers = Numbers {
@@ -115,10 +119,7 @@ impl Direct {
         };
         user.sent += 1;
         net.tally.sent += 1;
-        if self.schedule.is_some() && intended_ns >= self.measure_ns {
-            net.tally.lag.saturating_record(now_ns.saturating_sub(intended_ns));
-        }
-        self.template.write(net.out(index), to, numbers);
+        self.template.write(net.out(index), to, numbers.sequence, numbers);
     }
 
     /// Something that was waited for arrived.
@@ -152,16 +153,12 @@ impl Direct {
         }
         user.received += 1;
         net.tally.received += 1;
-        let crossed = net.are_apart(index, peer);
-        net.tally.crossed += u64::from(crossed);
-        if numbers.intended_ns >= self.measure_ns {
-            let latency = if crossed {
-                &mut net.tally.crossed_latency
-            } else {
-                &mut net.tally.local_latency
-            };
-            latency.saturating_record(now_ns.saturating_sub(numbers.intended_ns));
-        }
+        net.record_latency(
+            peer,
+            index,
+            now_ns.saturating_sub(numbers.intended_ns),
+            numbers.intended_ns >= self.measure_ns,
+        );
         if !self.users[index].live {
             return;
         }
@@ -237,7 +234,7 @@ impl Scenario for Direct {
                 }
                 self.running = false;
             }
-            Phase::Connect | Phase::Hold | Phase::Prepare => {}
+            Phase::Connect | Phase::Hold | Phase::Prepare | Phase::Storm => {}
         }
     }
 
@@ -287,15 +284,15 @@ impl Scenario for Direct {
         }
     }
 
-    fn handle_writable(&mut self, net: &mut Net, index: usize, now_ns: u64) {
+    fn handle_writable(&mut self, net: &mut Net, index: usize, _now_ns: u64) {
         while !net.is_blocked(index)
             && let Some(intended_ns) = self.users[index].owed.pop_front()
         {
-            self.write(net, index, intended_ns, now_ns);
+            self.write(net, index, intended_ns);
         }
     }
 
-    fn handle_gone(&mut self, _net: &mut Net, index: usize) {
+    fn handle_gone(&mut self, _net: &mut Net, index: usize, _end: &End, _now_ns: u64) {
         if self.users[index].live {
             // Nobody will wait for what was under way here: it is lost, and counted so at the end.
             self.waiting = self.waiting.saturating_sub(self.pair_waiting(index));

@@ -25,7 +25,7 @@ use crate::board::{Board, Phase};
 use crate::conn::envelope;
 use crate::dialect::Dialect;
 use crate::message::{Numbers, Template, channel_name};
-use crate::net::Net;
+use crate::net::{End, Net};
 use crate::scenario::acks::{ACK, Acks};
 use crate::scenario::schedule::Schedule;
 use crate::scenario::{SENDS_PER_TURN_MAX, Scenario};
@@ -148,7 +148,7 @@ pub(crate) struct Fanout {
 impl Fanout {
     pub(crate) fn new(options: &Options, clock: Clock) -> Self {
         let plan = Plan {
-            users: options.users,
+            users: options.load.users,
             publishers: options.publishers,
             channels: options.channels,
             per_user: options.per_user,
@@ -156,12 +156,12 @@ impl Fanout {
         let streams = plan.stream(plan.users, 0, 0);
         Self {
             plan,
-            prefix: options.user_prefix.clone(),
+            prefix: options.connect.user_prefix.clone(),
             dialect: options.targets.dialect(),
             template: options.targets.dialect().publish(options),
             clock,
-            ack: options.ack,
-            in_flight: options.in_flight,
+            ack: options.load.ack,
+            in_flight: options.in_flight(),
             schedule: options.rate.map(|rate| Schedule::new(rate, 0, 1)),
             measure_ns: u64::MAX,
             running: false,
@@ -170,7 +170,7 @@ impl Fanout {
             audience: vec![],
             next: plan.users,
             unanswered: 0,
-            unanswered_max: options.connecting_max as u64,
+            unanswered_max: options.connect.connecting_max as u64,
             refused: false,
             publishers: (0..plan.publishers).map(|_| Publisher::default()).collect(),
             turn: plan.publishers,
@@ -229,6 +229,10 @@ impl Fanout {
 
     /// Publishes what was due at `intended_ns`, or remembers that it is owed.
     fn publish(&mut self, net: &mut Net, j: usize, intended_ns: u64, now_ns: u64) {
+        if self.schedule.is_some() && intended_ns >= self.measure_ns {
+            // What waits for the socket from here on waits for the server.
+            net.tally.lag.record(now_ns.saturating_sub(intended_ns));
+        }
         if net.is_blocked(self.plan.users + j) {
             self.publishers[j].owed.push_back(intended_ns);
             self.owed += 1;
@@ -251,15 +255,12 @@ impl Fanout {
         self.waiting += u64::from(audience) + u64::from(self.ack);
         net.tally.publications += 1;
         net.tally.sent += u64::from(audience);
-        if self.schedule.is_some() && intended_ns >= self.measure_ns {
-            net.tally.lag.saturating_record(now_ns.saturating_sub(intended_ns));
-        }
         let numbers = Numbers {
             sequence: n,
             sender: net.user(index),
             intended_ns,
         };
-        self.template.write(net.out(index), channel as u32, numbers);
+        self.template.write(net.out(index), channel as u32, n, numbers);
     }
 
     /// Something that was waited for arrived.
@@ -291,22 +292,13 @@ impl Fanout {
             }
         }
         net.tally.received += 1;
-        let crossed = net.are_apart(index, self.plan.users + j);
-        net.tally.crossed += u64::from(crossed);
         let measured = numbers.intended_ns >= self.measure_ns;
         let latency_ns = now_ns.saturating_sub(numbers.intended_ns);
-        if measured {
-            let latency = if crossed {
-                &mut net.tally.crossed_latency
-            } else {
-                &mut net.tally.local_latency
-            };
-            latency.saturating_record(latency_ns);
-        }
+        net.record_latency(self.plan.users + j, index, latency_ns, measured);
         self.arrived(net, now_ns);
         if self.publishers[j].reached(n) {
             if measured {
-                net.tally.last_subscriber.saturating_record(latency_ns);
+                net.tally.last_subscriber.record(latency_ns);
             }
             self.replace(net, j, now_ns);
         }
@@ -439,7 +431,7 @@ impl Scenario for Fanout {
                 }
                 self.running = false;
             }
-            Phase::Connect | Phase::Hold => {}
+            Phase::Connect | Phase::Hold | Phase::Storm => {}
         }
     }
 
@@ -491,7 +483,7 @@ impl Scenario for Fanout {
         }
     }
 
-    fn handle_gone(&mut self, net: &mut Net, index: usize) {
+    fn handle_gone(&mut self, net: &mut Net, index: usize, _end: &End, now_ns: u64) {
         if let Some(j) = index.checked_sub(self.plan.users) {
             let publisher = &mut self.publishers[j];
             if std::mem::take(&mut publisher.live) {
@@ -506,7 +498,7 @@ impl Scenario for Fanout {
             self.decided(net, index, unanswered, Some("connection ended".to_owned()));
         }
         if live {
-            self.forget_subscriber(net, index, self.clock.now_ns());
+            self.forget_subscriber(net, index, now_ns);
         }
     }
 

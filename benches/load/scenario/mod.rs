@@ -3,57 +3,61 @@
 //! A new one is a file here, a variant of [`Kind`] and an arm where the coordinator starts the threads.
 
 mod acks;
+mod chat;
 mod direct;
 mod fanout;
 mod idle;
+mod mixed;
 mod schedule;
+mod storm;
 
+pub(crate) use chat::Chat;
 pub(crate) use direct::Direct;
 pub(crate) use fanout::Fanout;
 pub(crate) use idle::Idle;
+pub(crate) use mixed::Mixed;
+pub(crate) use storm::Storm;
+
+use clap::ValueEnum;
 
 use crate::board::{Board, Phase};
-use crate::net::Net;
+use crate::net::{End, Net};
 use crate::tally::Tally;
 
 /// Messages sent in one turn before the sockets are read again.
 const SENDS_PER_TURN_MAX: u32 = 128;
 
 /// The scenarios that exist.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Kind {
-    /// [`Idle`]
+    /// Connect and hold N authenticated connections
     Idle,
-    /// [`Direct`]
+    /// Users are paired and send messages to each other
     Direct,
-    /// [`Fanout`]
+    /// Users subscribe to channels, to which others publish
     Fanout,
+    /// Everyone is cut off at once and comes back
+    Storm,
+    /// A day of chat: people come, talk in pairs and in rooms, and go
+    Mixed,
 }
 
-const NAMES: [(&str, Kind); 3] = [("idle", Kind::Idle), ("direct", Kind::Direct), ("fanout", Kind::Fanout)];
-
 impl Kind {
-    pub(crate) fn from_name(name: &str) -> Option<Self> {
-        NAMES.iter().find(|(known, _)| *known == name).map(|(_, kind)| *kind)
-    }
-
     pub(crate) fn name(self) -> &'static str {
-        NAMES
-            .iter()
-            .find(|(_, kind)| *kind == self)
-            .map_or("", |(name, _)| name)
-    }
-
-    /// All names, for messages.
-    pub(crate) fn names() -> String {
-        NAMES.map(|(name, _)| name).join(", ")
+        match self {
+            Self::Idle => "idle",
+            Self::Direct => "direct",
+            Self::Fanout => "fanout",
+            Self::Storm => "storm",
+            Self::Mixed => "mixed",
+        }
     }
 
     /// Users come in groups of so many, and a group stays on one thread.
     pub(crate) fn unit(self) -> usize {
         match self {
             Self::Idle | Self::Fanout => 1,
-            Self::Direct => 2,
+            Self::Direct | Self::Storm | Self::Mixed => 2,
         }
     }
 }
@@ -77,8 +81,16 @@ pub(crate) trait Scenario {
     /// Connection `index` takes bytes again.
     fn handle_writable(&mut self, _net: &mut Net, _index: usize, _now_ns: u64) {}
 
-    /// Connection `index`, which was ready, is over.
-    fn handle_gone(&mut self, _net: &mut Net, _index: usize) {}
+    /// Connection `index` is ready, for the first time or again.
+    fn handle_ready(&mut self, _net: &mut Net, _index: usize, _now_ns: u64) {}
+
+    /// Connection `index`, which was ready, is over, or did not come back.
+    fn handle_gone(&mut self, _net: &mut Net, _index: usize, _end: &End, _now_ns: u64) {}
+
+    /// Users who are to come back.
+    fn away(&self) -> u64 {
+        0
+    }
 
     /// Whether what has to be done before load is done; false if there can be no load.
     fn prepared(&self) -> Option<bool> {

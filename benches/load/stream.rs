@@ -1,0 +1,224 @@
+//! One direction of a pair whose ends come and go.
+//!
+//! Duty: say of every message whether it arrived, was lost, or was away: sent to somebody who was not there, refused by
+//! the server with an honest answer, or under way when one of the two connections ended, which is when messages may be
+//! lost. sent = received + lost + away. Pure.
+
+use std::collections::VecDeque;
+
+use crate::sequence::{Arrival, Sequence};
+
+/// What is known of a message whose end is open.
+#[derive(Clone, Copy, Debug, Default)]
+struct Fate {
+    arrived: bool,
+    /// The receiver was connected when it left.
+    present: bool,
+    /// The server said that somebody took it.
+    taken: bool,
+    /// The server said that nobody did.
+    refused: bool,
+}
+
+/// What became of messages that did not arrive.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Missing {
+    pub(crate) lost: u64,
+    pub(crate) away: u64,
+}
+
+impl std::ops::AddAssign for Missing {
+    fn add_assign(&mut self, other: Self) {
+        self.lost += other.lost;
+        self.away += other.away;
+    }
+}
+
+/// The messages from one user to another, numbered 0, 1, 2...
+#[derive(Debug, Default)]
+pub(crate) struct Stream {
+    seen: Sequence,
+    /// The number of the oldest message whose end is open.
+    first: u32,
+    open: VecDeque<Fate>,
+    /// Of those, how many should still arrive.
+    waiting: u32,
+    /// Numbers below `first` that were lost for certain; hardly ever any.
+    lost: Vec<u32>,
+    away: u64,
+}
+
+impl Stream {
+    /// How many were sent.
+    pub(crate) fn sent(&self) -> u32 {
+        self.first + self.open.len() as u32
+    }
+
+    /// How many should still arrive.
+    pub(crate) fn waiting(&self) -> u32 {
+        self.waiting
+    }
+
+    /// One leaves, to a receiver who is there or not; its number.
+    pub(crate) fn send(&mut self, present: bool) -> u32 {
+        self.open.push_back(Fate {
+            present,
+            ..Fate::default()
+        });
+        self.waiting += u32::from(present);
+        self.sent() - 1
+    }
+
+    /// One arrived; `None` if it was never sent.
+    pub(crate) fn arrive(&mut self, number: u32) -> Option<Arrival> {
+        if number >= self.sent() {
+            return None;
+        }
+        let arrival = self.seen.arrive(number);
+        if arrival == Arrival::Duplicate {
+            return Some(arrival);
+        }
+        match number.checked_sub(self.first) {
+            Some(place) => {
+                let fate = &mut self.open[place as usize];
+                fate.arrived = true;
+                self.waiting -= u32::from(fate.present && !fate.refused);
+                self.close_front();
+            }
+            // It had been given up.
+            None => match self.lost.iter().position(|lost| *lost == number) {
+                Some(i) => drop(self.lost.swap_remove(i)),
+                None => self.away -= 1,
+            },
+        }
+        Some(arrival)
+    }
+
+    /// The server said whether somebody took it.
+    pub(crate) fn answer(&mut self, number: u32, taken: bool) {
+        let Some(place) = number.checked_sub(self.first) else {
+            return;
+        };
+        let Some(fate) = self.open.get_mut(place as usize) else {
+            return;
+        };
+        self.waiting -= u32::from(fate.present && !fate.arrived && !fate.refused && !taken);
+        fate.taken |= taken;
+        fate.refused |= !taken;
+        self.close_front();
+    }
+
+    /// The connection of one of the two ended. What was behind a message that did arrive had its chance: it is lost if the
+    /// server said that somebody took it.
+    pub(crate) fn interrupt(&mut self) {
+        let last = self.open.iter().rposition(|fate| fate.arrived).unwrap_or(0);
+        for (place, fate) in self.open.iter().enumerate().filter(|(_, fate)| !fate.arrived) {
+            if fate.taken && place < last {
+                self.lost.push(self.first + place as u32);
+            } else {
+                self.away += 1;
+            }
+        }
+        self.first = self.sent();
+        self.open.clear();
+        self.waiting = 0;
+    }
+
+    /// Nothing comes any more.
+    pub(crate) fn finish(&self) -> Missing {
+        let mut missing = Missing {
+            lost: self.lost.len() as u64,
+            away: self.away,
+        };
+        for fate in self.open.iter().filter(|fate| !fate.arrived) {
+            if fate.present && !fate.refused {
+                missing.lost += 1;
+            } else {
+                missing.away += 1;
+            }
+        }
+        missing
+    }
+
+    fn close_front(&mut self) {
+        while let Some(fate) = self.open.front().filter(|fate| fate.arrived || fate.refused) {
+            self.away += u64::from(!fate.arrived);
+            self.open.pop_front();
+            self.first += 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn missing(lost: u64, away: u64) -> Missing {
+        Missing { lost, away }
+    }
+
+    fn with_sent(present: &[bool]) -> Stream {
+        let mut stream = Stream::default();
+        for (number, present) in present.iter().enumerate() {
+            assert_eq!(stream.send(*present), number as u32);
+        }
+        stream
+    }
+
+    #[test]
+    fn who_is_there_must_get_it() {
+        let mut stream = with_sent(&[true; 4]);
+        assert_eq!(stream.arrive(0), Some(Arrival::InOrder));
+        assert_eq!(stream.arrive(3), Some(Arrival::InOrder));
+        assert_eq!(stream.arrive(2), Some(Arrival::Reordered));
+        assert_eq!(stream.arrive(2), Some(Arrival::Duplicate));
+        assert_eq!(stream.arrive(4), None, "never sent");
+        assert_eq!((stream.waiting(), stream.finish()), (1, missing(1, 0)));
+    }
+
+    #[test]
+    fn who_is_away_need_not_get_it() {
+        let mut stream = with_sent(&[false, false, true]);
+        stream.answer(0, false);
+        assert_eq!(stream.arrive(2), Some(Arrival::InOrder));
+        assert_eq!((stream.waiting(), stream.finish()), (0, missing(0, 2)));
+        // It came after all, although the server did not know.
+        assert_eq!(stream.arrive(0), Some(Arrival::Reordered));
+        assert_eq!(stream.finish(), missing(0, 1));
+    }
+
+    #[test]
+    fn an_end_excuses_what_was_under_way_and_nothing_before() {
+        let mut stream = with_sent(&[true; 5]);
+        (0..4).for_each(|number| stream.answer(number, true));
+        stream.arrive(0);
+        // 1 was jumped over, 3 and 4 were under way.
+        stream.arrive(2);
+        stream.interrupt();
+        assert_eq!((stream.waiting(), stream.finish()), (0, missing(1, 2)));
+        assert_eq!(stream.send(true), 5);
+        assert_eq!(stream.arrive(5), Some(Arrival::InOrder));
+        // Late is not lost.
+        assert_eq!(stream.arrive(1), Some(Arrival::Reordered));
+        assert_eq!(stream.arrive(3), Some(Arrival::Reordered));
+        assert_eq!(stream.finish(), missing(0, 1));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn nothing_is_counted_twice(steps in proptest::collection::vec((0u8..6, 0u32..12), 0..80)) {
+            let (mut stream, mut received) = (Stream::default(), 0u64);
+            for (what, number) in steps {
+                match what {
+                    0 | 1 => drop(stream.send(what == 0)),
+                    2 => received += u64::from(matches!(stream.arrive(number), Some(Arrival::InOrder | Arrival::Reordered))),
+                    3 | 4 => stream.answer(number, what == 3),
+                    _ => stream.interrupt(),
+                }
+                let missing = stream.finish();
+                proptest::prop_assert_eq!(u64::from(stream.sent()), received + missing.lost + missing.away);
+                proptest::prop_assert!(u64::from(stream.waiting()) <= missing.lost);
+            }
+        }
+    }
+}
