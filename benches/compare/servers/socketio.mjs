@@ -18,12 +18,10 @@ const io = new Server(http, {
   pingTimeout: 65_000,
 });
 
-io.engine.on('connection', (rawSocket) => {
-  rawSocket.request = null;
-});
-
 io.on('connection', (socket) => {
   const from = socket.handshake.query.user;
+  // Kept for nothing else, for as long as the connection lives.
+  socket.conn.request = null;
   socket.join(`user:${from}`);
   socket.on('message', ({ to, content }, answer) => {
     const id = randomUUID();
