@@ -9,6 +9,7 @@ mod common;
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, ChildStderr};
 
+use common::admin::TOKEN;
 use common::gateway::{command, run_command};
 use common::{Gateway, Redis};
 use serde_json::{Value, json};
@@ -90,7 +91,7 @@ impl Ran {
         for key in ["/lost", "/duplicates", "/reordered", "/corrupted", "/misrouted"] {
             assert_eq!(self.number(key), 0, "{key}: {}", self.text);
         }
-        let ended = self.number("/received") + self.number("/lost") + self.number("/away") + self.number("/unsent");
+        let ended = self.number("/received") + self.number("/lost") + self.number("/away");
         assert_eq!(self.number("/sent"), ended, "{}", self.report);
     }
 }
@@ -140,6 +141,24 @@ fn a_crowd_whose_sockets_are_cut_comes_back_while_others_talk() {
 }
 
 #[test]
+fn who_is_refused_comes_when_the_gateway_said() {
+    let it = gateway(&["--limits-handshakes-per-second", "40"]);
+    let words = "storm --cut sockets --users 70 --connect-rate 30";
+    let ran = load(&format!("{words} {QUICK} --url {}", url(&it)));
+    ran.expect_ok();
+    let refused = ran.number("/connections/comebacks/refused/http 503");
+    // Forty are admitted at once and one more every 25 ms, while all come within the first 50.
+    assert!((1..=40).contains(&refused), "{}", ran.report);
+    assert_eq!(ran.number("/connections/comebacks/attempts"), 70 + refused);
+    assert!(
+        ran.micros("/storm/backSeconds/p50") < 1.0 && ran.micros("/storm/backSeconds/p100") >= 1.0,
+        "{}",
+        ran.text
+    );
+    assert!(ran.number("/storm/attemptsPerClient/max") >= 2);
+}
+
+#[test]
 fn a_crowd_comes_back_to_a_gateway_that_was_killed_and_started_again() {
     let mut it = gateway(&[]);
     let address = it.addr.to_string();
@@ -186,6 +205,44 @@ fn a_drain_moves_its_users_to_the_other_gateway() {
     );
     assert_eq!(ran.report["otherFrames"]["shutdown"], 11);
     assert!(b.metric("shardgate_connections_accepted_total", &[]) >= 22.0);
+}
+
+/// As an administrator begins it, and told to go there.
+#[test]
+fn the_generator_asks_for_a_drain_and_for_the_end_of_users() {
+    let admin = ["--admin-token", TOKEN, "--drain-timeout", "2s"];
+    let (mut a, b) = (gateway(&admin), gateway(&[]));
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("token");
+    std::fs::write(&file, format!("{TOKEN}\n")).unwrap();
+    let words = format!(
+        "storm --users 10 {QUICK} --url {} --admin-token @{}",
+        url(&a),
+        file.display()
+    );
+    let ran = load(&format!("{words} --cut delete"));
+    ran.expect_ok();
+    let storm = &ran.report["storm"];
+    assert_eq!(
+        (&storm["cutByCode"], &storm["stayedAway"]),
+        (&json!({"3503": 10}), &json!({"3503": 10}))
+    );
+    assert_eq!((&storm["back"], &storm["missing"]), (&json!(0), &json!(0)));
+
+    let ran = load(&format!("{words} --cut drain --url {}", url(&b)));
+    assert_eq!(a.wait_for_exit(), 0);
+    ran.expect_ok();
+    assert_eq!(
+        (&ran.report["storm"]["cut"], &ran.report["storm"]["back"]),
+        (&json!(6), &json!(6))
+    );
+
+    let ran = load(&format!(
+        "storm --users 2 {QUICK} --cut drain --admin-token no --url {}",
+        url(&b)
+    ));
+    assert_eq!((ran.code, &ran.report), (Some(2), &Value::Null));
+    assert!(ran.text.contains("/admin/drain: 404"), "{}", ran.text);
 }
 
 #[test]

@@ -191,7 +191,7 @@ impl Ran {
             let expected = counts.iter().find(|(name, _)| *name == key).map_or(0, |(_, n)| *n);
             assert_eq!(self.number(key), expected, "{key}: {}\n{}", self.report, self.text);
         }
-        let ended = ["received", "lost", "away", "unsent"]
+        let ended = ["received", "lost", "away"]
             .map(|key| self.number(key))
             .iter()
             .sum::<u64>();

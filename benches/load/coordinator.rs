@@ -104,7 +104,6 @@ struct Crew {
 /// What was received in the measured part, by second.
 #[derive(Debug, Default)]
 struct Measured {
-    begin_ns: u64,
     begin: u64,
     per_second: Vec<u64>,
     seconds: f64,
@@ -220,7 +219,7 @@ impl Coordinator {
         }
         moments.measure_begin = self.sample();
         let begin_ns = self.clock.now_ns();
-        self.measured.begin_ns = begin_ns;
+        self.tick_ns = begin_ns + TICK_NS;
         self.measured.begin = self.totals().received;
         if options.kind == Kind::Storm {
             self.storm()?;
@@ -231,7 +230,8 @@ impl Coordinator {
         let end_ns = self.clock.now_ns();
         self.measured.received = self.totals().received - self.measured.begin;
         self.measured.seconds = (end_ns - begin_ns) as f64 / 1e9;
-        if self.measured.seconds.fract() > 0.5 || self.measured.per_second.is_empty() {
+        // The wait ends on the last tick or just before it.
+        if end_ns + TICK_NS / 2 > self.tick_ns {
             let before: u64 = self.measured.per_second.iter().sum();
             self.measured.per_second.push(self.measured.received - before);
         }
@@ -250,6 +250,7 @@ impl Coordinator {
             Cut::Sockets => {}
             Cut::Wait => self.progress.say("storm: waiting for the gateway to go"),
             Cut::Drain => admin::drain(&options)?,
+            Cut::Delete => admin::delete(&options)?,
         }
         let deadline = self.clock.now_ns() + options.duration().as_nanos() as u64;
         loop {
@@ -257,7 +258,8 @@ impl Coordinator {
                 let totals = c.totals();
                 totals.cuts > 0 && totals.away == 0
             };
-            if !self.wait(deadline, all_back) || self.died.is_some() {
+            let is_late = self.clock.now_ns() >= deadline;
+            if is_late || !self.wait(deadline, all_back) || self.died.is_some() {
                 return Ok(());
             }
             let cuts = self.totals().cuts;
@@ -377,19 +379,16 @@ impl Coordinator {
 
     fn tick(&mut self) {
         let now_ns = self.clock.now_ns();
-        self.tick_ns += TICK_NS;
+        // A question to a server may have taken longer than a second.
+        self.tick_ns = (self.tick_ns + TICK_NS).max(now_ns);
         let (phase, totals) = (self.board.phase(), self.totals());
         self.series.tick(now_ns, phase, &totals);
         self.board.set_tick(self.series.rows.len() as u64);
         self.wake();
         if (Phase::Measure..=Phase::Storm).contains(&phase) {
-            let whole_seconds = (now_ns - self.measured.begin_ns) / TICK_NS;
-            if whole_seconds as usize > self.measured.per_second.len() {
-                let before: u64 = self.measured.per_second.iter().sum();
-                self.measured
-                    .per_second
-                    .push(totals.received - self.measured.begin - before);
-            }
+            let before: u64 = self.measured.per_second.iter().sum();
+            let received = totals.received - self.measured.begin - before;
+            self.measured.per_second.push(received);
         }
         if let Some(row) = self.series.rows.last() {
             self.progress.show(phase, row, &totals, self.series.newest_latency());

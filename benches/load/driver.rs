@@ -126,6 +126,8 @@ impl<S: Scenario> Driver<S> {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => panic!("epoll_wait on our own descriptors: {error}"),
             }
+            // A new phase goes before what it caused: whoever ends a storm's connections announced it first.
+            self.follow_board();
             self.turns.0 += 1;
             self.turns.1 += u64::from(events.is_empty());
             for event in &events {

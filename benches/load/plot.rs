@@ -78,7 +78,7 @@ impl Scale {
                 let values = powers.map(|power| 10f64.powi(power));
                 values.map(|v| (v, number(v))).collect()
             }
-            Self::Nines => [0.0, 0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999, 0.999999]
+            Self::Nines => [0.0, 0.9, 0.99, 0.999, 0.9999, 0.99999, 0.999999]
                 .map(|q| (q, format!("{} %", (q * 1e8f64).round() / 1e6)))
                 .to_vec(),
         }
@@ -187,6 +187,10 @@ impl Plot {
                     Some((x, y)) => {
                         let command = if pen_down { 'L' } else { 'M' };
                         write!(path, "{command}{:.1} {:.1}", at_x(x), at_y(y))?;
+                        if !pen_down {
+                            // A point that stays alone is a dot.
+                            path.push_str("h0");
+                        }
                         pen_down = true;
                     }
                     None => pen_down = false,

@@ -34,7 +34,8 @@ impl Progress {
     /// Shows the last second.
     pub(crate) fn show(&self, phase: Phase, row: &Row, totals: &Totals, latency: Option<(f64, f64)>) {
         if self.live {
-            eprint!("\r\x1b[K{}", self.line(phase, row, totals, latency));
+            // Cut off at the edge, where it could not be written over any more, and not wrapped.
+            eprint!("\r\x1b[K\x1b[?7l{}\x1b[?7h", self.line(phase, row, totals, latency));
             let _ = std::io::stderr().flush();
         }
     }

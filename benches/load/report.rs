@@ -52,7 +52,7 @@ pub(crate) struct Report {
 
     version: &'static str,
     config: Config,
-    /// Not received, and not expected: somebody was away. sent = received + lost + away + unsent.
+    /// Not received, and not expected: somebody was away. sent = received + lost + away.
     away: u64,
     corrupted: u64,
     misrouted: u64,
@@ -265,18 +265,19 @@ impl Report {
             ..
         } = outcome;
         let latency = tally.latency();
+        let storm = (options.kind == Kind::Storm).then(|| Storm::new(options, &tally));
         let user_ns = moments
             .measure_end
             .generator_user_ns
             .saturating_sub(moments.measure_begin.generator_user_ns);
         Self {
             scenario: options.kind.name(),
-            ok: tally.is_clean() && outcome.drained && (options.kind != Kind::Storm || !tally.storm.cuts.is_empty()),
+            ok: tally.is_clean() && outcome.drained && storm.as_ref().is_none_or(Storm::is_ok),
             messages_per_second: round(received as f64 / seconds.max(1e-9), 1),
             latency_micros: Quantiles::new(&latency),
             latency_curve: curve(&latency),
             generator: Generator::new(options, &tally, user_ns, received, seconds),
-            storm: (options.kind == Kind::Storm).then(|| Storm::new(options, &tally)),
+            storm,
             series: outcome.series,
             connections: Connections {
                 attempted: tally.attempted,

@@ -53,9 +53,8 @@ impl Sequence {
 
     /// Those of the first `sent` numbers that never arrived.
     pub(crate) fn missing(&self, sent: u32) -> impl Iterator<Item = u32> {
-        let ahead = (self.next < sent).then(|| self.next..sent);
-        let below = move |n: &u32| *n < sent;
-        self.missing.iter().cloned().chain(ahead).flatten().filter(below)
+        let below = self.missing.iter().cloned().flatten();
+        below.filter(move |n| *n < sent).chain(self.next..sent)
     }
 
     /// How many of the first `sent` numbers never arrived.

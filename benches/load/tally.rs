@@ -50,6 +50,8 @@ pub(crate) struct Mixed {
     pub(crate) presence_wrong: u64,
     /// Acks that said `offline` of a user who had long been there, or `delivered` or `routed` of one long away.
     pub(crate) status_wrong: u64,
+    /// Attempts to come back that were refused or broke.
+    pub(crate) refused: u64,
     /// Due actions for which there was nobody to do them.
     pub(crate) skipped: u64,
 }
@@ -160,9 +162,9 @@ impl Tally {
             self.acks_missing,
             self.acks_unexpected,
             self.storm.missing,
-            self.storm.stayed_away.values().sum(),
             self.mixed.presence_wrong,
             self.mixed.status_wrong,
+            self.mixed.refused,
         ];
         faults.iter().all(|fault| *fault == 0) && self.ready == self.attempted
     }
@@ -252,6 +254,7 @@ impl Mixed {
         self.extra += other.extra;
         self.presence_wrong += other.presence_wrong;
         self.status_wrong += other.status_wrong;
+        self.refused += other.refused;
         self.skipped += other.skipped;
     }
 }

@@ -7,7 +7,7 @@ use std::fmt::Write;
 
 use serde::Serialize;
 
-use crate::args::Options;
+use crate::args::{Cut, Options};
 use crate::cost::{list, round, shown};
 use crate::report::Quantiles;
 use crate::spread::Spread;
@@ -29,6 +29,9 @@ pub(crate) struct Storm {
     attempts_per_client: Attempts,
     /// Latency of the pairs' messages, by when they were due.
     beside: Beside,
+    /// They were cut off in a way that tells them to.
+    #[serde(skip)]
+    all_stay_away: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -98,6 +101,7 @@ impl Storm {
                 max: storm.attempts.keys().next_back().copied(),
                 counts: storm.attempts.clone(),
             },
+            all_stay_away: options.cut() == Cut::Delete,
             beside: Beside {
                 pairs: options.pairs(),
                 before: latency(0..begin_ns),
@@ -105,6 +109,13 @@ impl Storm {
                 after: latency(end_ns..u64::MAX),
             },
         }
+    }
+
+    /// Whether there was a storm, and everybody is where they should be.
+    pub(crate) fn is_ok(&self) -> bool {
+        let stayed_away: u64 = self.stayed_away.values().sum();
+        let wanted = if self.all_stay_away { self.cut } else { 0 };
+        self.cut > 0 && self.missing == 0 && stayed_away == wanted
     }
 
     pub(crate) fn write_summary(&self, comebacks: &Comebacks, out: &mut String) -> std::fmt::Result {
@@ -159,6 +170,8 @@ pub(crate) struct Mixed {
     extra: u64,
     presence_wrong: u64,
     status_wrong: u64,
+    /// Attempts to come back that failed.
+    refused: u64,
     /// Due actions when nobody seemed to be there.
     skipped: u64,
 }
@@ -174,6 +187,7 @@ impl Mixed {
             extra: mixed.extra,
             presence_wrong: mixed.presence_wrong,
             status_wrong: mixed.status_wrong,
+            refused: mixed.refused,
             skipped: mixed.skipped,
         }
     }

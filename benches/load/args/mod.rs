@@ -55,6 +55,8 @@ pub(crate) enum Cut {
     Sockets,
     /// POST /admin/drain at the first gateway (--admin-token)
     Drain,
+    /// DELETE /admin/users/.../connections for all of them, likewise: they are told to stay away
+    Delete,
 }
 
 /// Load on a shardgate gateway: what it costs, how long it takes, and whether anything is lost
@@ -169,10 +171,10 @@ pub(crate) struct StormFlags {
     /// No wait is longer, unless the server says so
     #[arg(long, value_name = "TIME", default_value = "20s", value_parser = time)]
     pub(crate) backoff_max: Duration,
-    /// For --cut drain: the gateway's admin token, or @FILE
+    /// For --cut drain and delete: the gateway's admin token, or @FILE
     #[arg(long, value_name = "TOKEN")]
     pub(crate) admin_token: Option<String>,
-    /// For --cut drain: where /admin/* is [default: at the first URL]
+    /// For --cut drain and delete: where /admin/* is [default: at the first URL]
     #[arg(long, value_name = "http://HOST:PORT")]
     pub(crate) admin_url: Option<String>,
 }
@@ -407,11 +409,11 @@ fn check(options: &mut Options) -> Result<(), String> {
 /// Whether every flag means something to the scenario.
 fn only_for(options: &Options) -> Result<(), String> {
     let (fanout, storm) = (&options.fanout, &options.storm);
-    let idle_only = options.load.rate.is_some() || options.load.in_flight.is_some() || options.load.ack;
+    let of_load = options.load.rate.is_some() || options.load.in_flight.is_some() || options.load.ack;
     let of_fanout = fanout.publishers.is_some() || fanout.channels.is_some() || fanout.per_user.is_some();
     let of_storm = storm.cut.is_some() || storm.pairs.is_some() || storm.calm.is_some();
     match options.kind {
-        Kind::Idle if idle_only => {
+        Kind::Idle if of_load => {
             Err("--rate, --in-flight and --ack mean nothing to idle, which sends no messages".to_owned())
         }
         Kind::Storm if options.load.in_flight.is_some() => {
@@ -426,8 +428,8 @@ fn only_for(options: &Options) -> Result<(), String> {
         kind if options.mixed.scenario.is_some() && kind != Kind::Mixed => {
             Err("--scenario means something to mixed only".to_owned())
         }
-        Kind::Storm if (options.cut() == Cut::Drain) != storm.admin_token.is_some() => {
-            Err("--cut drain needs --admin-token, which nothing else does".to_owned())
+        Kind::Storm if matches!(options.cut(), Cut::Drain | Cut::Delete) != storm.admin_token.is_some() => {
+            Err("--cut drain and --cut delete need --admin-token, which nothing else does".to_owned())
         }
         _ => Ok(()),
     }

@@ -601,14 +601,17 @@ impl Scenario for Mixed {
         }
     }
 
-    fn handle_gone(&mut self, _net: &mut Net, index: usize, end: &End, now_ns: u64) {
+    fn handle_gone(&mut self, net: &mut Net, index: usize, end: &End, now_ns: u64) {
         match end {
             End::Left => {}
             End::Closed(_) | End::Broken => {
                 self.depart(index, now_ns);
                 self.returns.lost(index, now_ns);
             }
-            End::Refused(failure) => self.returns.refused(index, failure.retry_after, now_ns),
+            End::Refused(failure) => {
+                net.tally.mixed.refused += 1;
+                self.returns.refused(index, failure.retry_after, now_ns);
+            }
         }
     }
 
