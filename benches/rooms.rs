@@ -11,14 +11,18 @@ use std::io::{self, Read, Write};
 use std::time::Duration;
 
 use async_tungstenite::tungstenite::protocol::{Role, WebSocketConfig, WebSocketContext};
-use shardgate::ids::IdSource;
+use shardgate::cluster::presence::PresenceBook;
+use shardgate::cluster::store::{Answer, Incarnation};
+use shardgate::engine::Waker;
+use shardgate::ids::{IdSource, ShardId};
 use shardgate::jws::{Algorithm, Family, Key, Signed};
+use shardgate::lanes::{self, Item, Lanes, OutgoingMessage, Parcel};
 use shardgate::protocol::encode::{self, AckStatus};
 use shardgate::protocol::envelope;
 use shardgate::protocol::frame::Decoder;
 use shardgate::protocol::head::{self, Credentials, Policy};
-use shardgate::router::HomeMap;
 use shardgate::router::users::Users;
+use shardgate::router::{HomeMap, UserHash};
 use shardgate::session::outbox::{Outbox, Spares};
 use uuid::Uuid;
 
@@ -265,7 +269,7 @@ fn tokens(table: &Table) {
 }
 
 fn tables(table: &Table) {
-    const COUNT: usize = 100_000;
+    const COUNT: usize = 1_000_000;
     let map = HomeMap::new(8, [7; 16]);
     let names: Vec<String> = (0..COUNT).map(|user| format!("user{user}")).collect();
     let mut users = Users::default();
@@ -277,7 +281,7 @@ fn tables(table: &Table) {
         let name = &names[17];
         black_box(map.home(map.hash(black_box(name))));
     });
-    table.row("users: find one of 100,000, at random", 1, || {
+    table.row("users: find one of 1,000,000, at random", 1, || {
         let name = &names[rng.usize(..COUNT)];
         assert!(users.find(map.hash(name), name).is_some());
     });
@@ -285,7 +289,7 @@ fn tables(table: &Table) {
         let name = &names[rng.usize(..100)];
         assert!(users.find(map.hash(name), name).is_some());
     });
-    table.row("users: one comes and goes among 100,000", 1, || {
+    table.row("users: one comes and goes among 1,000,000", 1, || {
         let user = users.join(map.hash("newcomer"), black_box("newcomer"), COUNT as u32);
         users.leave(user, COUNT as u32);
     });
@@ -295,6 +299,70 @@ fn tables(table: &Table) {
         outbox.push(black_box(&bytes), &mut spares);
         let payload = outbox.take(&mut spares).unwrap();
         outbox.sent(payload, &mut spares);
+    });
+}
+
+/// Messages from one shard to another, as many as a turn brings: in, over, and read by the receiver.
+fn lanes(table: &Table) {
+    let (inboxes, senders, depths) = lanes::inboxes(2);
+    let wakers = senders.iter().map(|_| Waker::inert().unwrap()).collect();
+    let mut lanes = Lanes::new(ShardId(0), lanes::mailboxes(senders, wakers), depths);
+    let (to, inbox) = (ShardId(1), &inboxes[1]);
+    let frame = [b'x'; 200];
+    for count in [1, 16, 256] {
+        table.row(
+            &format!("lanes: messages of 200 bytes, {count} in a turn"),
+            count,
+            || {
+                for _ in 0..count {
+                    let message = OutgoingMessage {
+                        hash: UserHash(7),
+                        to: "user12345",
+                        frame: black_box(&frame),
+                        wanted: None,
+                        received_ns: 1,
+                    };
+                    lanes.try_message(to, &message).unwrap();
+                }
+                lanes.flush();
+                let parcel = inbox.try_next().unwrap();
+                let room = parcel.room().unwrap();
+                let Parcel::Batch(batch) = &parcel else {
+                    panic!("a message is in a batch")
+                };
+                let mut messages = 0;
+                for item in &batch.items {
+                    let Item::Message(message) = item else {
+                        panic!("nothing else was said")
+                    };
+                    assert_eq!(black_box(batch.bytes(message.frame)).len(), frame.len());
+                    messages += 1;
+                }
+                assert_eq!(messages, count);
+                inbox.done(room);
+            },
+        );
+    }
+}
+
+/// What the control thread does for each user who comes or goes, without Redis: noted, made into commands, answered.
+fn presence(table: &Table) {
+    const USERS: usize = 1_000;
+    let names: Vec<String> = (0..USERS).map(|user| format!("user{user}")).collect();
+    let mut book = PresenceBook::new(Incarnation(1), 1);
+    let mut now_ms = 0;
+    table.row("presence: a user comes, 1,000 at a time", USERS, || {
+        // Past every pause between two writes.
+        now_ms += 10;
+        for name in &names {
+            book.set(black_box(name), 1);
+        }
+        let ops = book.poll_ops(now_ms).unwrap();
+        assert_eq!(ops.len(), USERS + 1);
+        book.handle_written(&vec![Answer::Done; ops.len()], now_ms);
+    });
+    table.row("presence: what is set again before it is written", 1, || {
+        book.set(black_box("user17"), 2);
     });
 }
 
@@ -309,4 +377,6 @@ fn main() {
     heads(&table);
     tokens(&table);
     tables(&table);
+    lanes(&table);
+    presence(&table);
 }

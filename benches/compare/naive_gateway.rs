@@ -10,6 +10,7 @@
 //! try after the connection to Redis was lost.
 
 mod opponent;
+mod tungstenite;
 
 use std::rc::Rc;
 
@@ -18,6 +19,7 @@ use opponent::{Result, Route, Users};
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncCommands, AsyncConnectionConfig, IntoConnectionInfo, io::tcp::TcpSettings};
 use tokio_tungstenite::tungstenite::Utf8Bytes;
+use tungstenite::Tungstenite;
 
 /// Commands that may wait to be written; 50 by default, fewer than the connections of a benchmark.
 const PIPELINE_COMMANDS_MAX: usize = 1024;
@@ -119,7 +121,7 @@ fn main() -> Result<()> {
     let url = url.ok_or("--redis-url is missing")?;
     let id = id.ok_or("--gateway-id is missing")?;
     let prefix = prefix.unwrap_or_else(|| "naive:".to_owned());
-    opponent::run(&address, cpu.as_deref(), async move |users| {
+    opponent::run::<Tungstenite, _>(&address, cpu.as_deref(), async move |users| {
         connect(&url, prefix, id, users).await
     })
 }

@@ -1,13 +1,10 @@
-//! What the opponents have in common: the gateway's wire contract, as far as the benchmark uses it, on tokio and
-//! tungstenite. Where a message goes is the part that differs: [`Route`].
+//! What the opponents have in common: the gateway's wire contract, as far as the benchmark uses it, on tokio. Two parts
+//! differ: where a message goes ([`Route`]), and which library speaks WebSocket ([`Transport`]).
 //!
 //! Duty: to be the server that a competent user of tokio would write for one core, so that a comparison with
-//! shardgate says something. What it does for speed and memory, on purpose: one task per connection and no split
-//! of the stream (no lock between halves), a read buffer of 4 KiB instead of 128, everything that is ready is
-//! handled before one flush, a frame is encoded once for all connections of a user, the envelope is parsed with
-//! borrows and the content is spliced through, message ids come without a system call, and the future of the
-//! handshake is boxed so that it does not stay in the connection's task. A publication is encoded once, too, and all
-//! queues of a channel share it.
+//! shardgate says something. What it does for speed and memory, on purpose: one task per connection, a frame is
+//! encoded once for all connections of a user, the envelope is parsed with borrows and the content is spliced through,
+//! and message ids come without a system call. A publication is encoded once, too, and all queues of a channel share it.
 //! What it does not have: authentication, limits per connection, metrics, presence, channels beyond one process.
 
 use std::borrow::Cow;
@@ -17,20 +14,20 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use futures_util::{FutureExt, SinkExt, StreamExt};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, MissedTickBehavior};
-use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::handshake::server::{ErrorResponse, Request, Response};
-use tokio_tungstenite::tungstenite::http::StatusCode;
-use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
-use tokio_tungstenite::tungstenite::{Bytes, Message, Utf8Bytes};
+use tokio_tungstenite::tungstenite::Utf8Bytes;
 
-const PING_INTERVAL: Duration = Duration::from_secs(25);
-const LIFE_TIMEOUT: Duration = Duration::from_secs(90);
+/// A connection that said nothing for so long is pinged.
+pub(crate) const PING_INTERVAL: Duration = Duration::from_secs(25);
+/// One that said nothing for so long is ended.
+pub(crate) const LIFE_TIMEOUT: Duration = Duration::from_secs(90);
+/// How long a handshake may take.
+pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The longest message.
+pub(crate) const MESSAGE_BYTES_MAX: usize = 64 * 1024;
 /// How many frames may wait for one connection before it counts as too slow.
 const QUEUE_FRAMES_MAX: usize = 1024;
 
@@ -39,6 +36,7 @@ pub(crate) type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 /// Finds the connections that a message is for, and is told who is here.
 pub(crate) trait Route: 'static {
     /// How many frames one connection may read before its own messages are written and the others get their turn.
+    #[allow(dead_code, reason = "for transports that can try to read")]
     const READ_BATCH_MAX: usize;
 
     /// How this gateway calls itself.
@@ -52,6 +50,12 @@ pub(crate) trait Route: 'static {
 
     /// Brings `frame` to `to` and says what became of it, in the words of `ack`.
     async fn send(&self, users: &Users, to: &str, frame: Utf8Bytes) -> &'static str;
+}
+
+/// Speaks WebSocket with one client.
+pub(crate) trait Transport: 'static {
+    /// The handshake, then [`Session`]'s frames until one side ends it.
+    async fn serve<R: Route>(hub: Rc<Hub<R>>, socket: TcpStream) -> Result<()>;
 }
 
 /// The connections here. One thread, so a `RefCell`, never borrowed across an `await`.
@@ -70,7 +74,7 @@ struct Channels {
 }
 
 /// Everything that tasks share.
-struct Hub<R> {
+pub(crate) struct Hub<R> {
     users: Rc<Users>,
     channels: Channels,
     route: R,
@@ -214,34 +218,36 @@ fn json_string(text: &str) -> String {
     serde_json::to_string(text).unwrap_or_else(|_| "\"\"".to_owned())
 }
 
-/// One connection's task: its stream, its user once it is known, and whether something waits for a flush.
-struct Connection<R> {
+/// What one connection is to the others: its user once that is known, its queue, its channels. Owned by its task.
+pub(crate) struct Session<R: Route> {
     hub: Rc<Hub<R>>,
-    stream: WebSocketStream<TcpStream>,
     id: uuid::Uuid,
     /// The user and the same as a JSON string; `None` until authenticated.
     user: Option<(Box<str>, Box<str>)>,
     queue: mpsc::Sender<Utf8Bytes>,
     /// What it subscribed to.
     channels: Vec<Rc<str>>,
-    dirty: bool,
 }
 
-impl<R: Route> Connection<R> {
-    async fn feed(&mut self, frame: Message) -> Result<()> {
-        self.dirty = true;
-        Ok(self.stream.feed(frame).await?)
+impl<R: Route> Session<R> {
+    /// A session of nobody yet, and what others send to it.
+    pub(crate) fn new(hub: Rc<Hub<R>>) -> (Self, mpsc::Receiver<Utf8Bytes>) {
+        let (queue, inbox) = mpsc::channel(QUEUE_FRAMES_MAX);
+        let session = Self {
+            hub,
+            id: new_id(now_ms()),
+            user: None,
+            queue,
+            channels: vec![],
+        };
+        (session, inbox)
     }
 
-    async fn flush(&mut self) -> Result<()> {
-        if self.dirty {
-            self.dirty = false;
-            self.stream.flush().await?;
-        }
-        Ok(())
-    }
-
-    async fn welcome(&mut self, user: &str) -> Result<()> {
+    /// `user` is here; the frame says so.
+    ///
+    /// # Errors
+    /// The others could not be told.
+    pub(crate) async fn welcome(&mut self, user: &str) -> Result<Utf8Bytes> {
         let quoted = json_string(user);
         let frame = format!(
             r#"{{"type":"welcome","connId":"{}","userId":{quoted},"gatewayId":"{}","heartbeatMs":25000}}"#,
@@ -252,33 +258,21 @@ impl<R: Route> Connection<R> {
         if self.hub.users.join(user, self.id, self.queue.clone()) {
             self.hub.route.join(user).await?;
         }
-        self.feed(Message::text(frame)).await
+        Ok(frame.into())
     }
 
-    async fn error(&mut self, code: &str, message: &str) -> Result<()> {
-        let frame = format!(r#"{{"type":"error","code":"{code}","message":"{message}"}}"#);
-        self.feed(Message::text(frame)).await
-    }
-
-    /// Says what became of message `id`, if its sender gave it an id and so wants to know.
-    async fn ack(&mut self, asked: Option<Cow<'_, str>>, id: uuid::Uuid, status: &str) -> Result<()> {
-        let Some(asked) = asked else {
-            return Ok(());
-        };
-        let (asked, id) = (json_string(&asked), id.hyphenated());
-        let frame = format!(r#"{{"type":"ack","id":{asked},"messageId":"{id}","status":"{status}"}}"#);
-        self.feed(Message::text(frame)).await
-    }
-
-    /// Carries out one text frame.
-    async fn handle_text(&mut self, text: &str) -> Result<()> {
+    /// Carries out one text frame and returns its answer, if it has one.
+    ///
+    /// # Errors
+    /// As with [`Self::welcome`].
+    pub(crate) async fn handle_text(&mut self, text: &str) -> Result<Option<Utf8Bytes>> {
         let Ok(envelope) = serde_json::from_str::<Envelope>(text) else {
-            return self.error("badRequest", "not a valid frame").await;
+            return Ok(error("badRequest", "not a valid frame"));
         };
-        match (&*envelope.kind, &self.user) {
+        let answer = match (&*envelope.kind, &self.user) {
             ("message", Some((_, from))) => {
                 let (Some(to), Some(content)) = (envelope.to, envelope.content) else {
-                    return self.error("badRequest", "to or content is missing").await;
+                    return Ok(error("badRequest", "to or content is missing"));
                 };
                 let to_key = r#","to":"#;
                 let (id, frame) = encode(
@@ -288,20 +282,20 @@ impl<R: Route> Connection<R> {
                     content.get(),
                 );
                 let status = self.hub.route.send(&self.hub.users, &to, frame).await;
-                self.ack(envelope.id, id, status).await
+                ack(envelope.id, id, status)
             }
             ("publish", Some((_, from))) => {
                 let (Some(channel), Some(content)) = (envelope.channel, envelope.content) else {
-                    return self.error("badRequest", "channel or content is missing").await;
+                    return Ok(error("badRequest", "channel or content is missing"));
                 };
                 let head = format!(r#"{{"type":"publication","channel":{},"id":""#, json_string(&channel));
                 let (id, frame) = encode(&head, from, ["", ""], content.get());
                 self.hub.channels.publish(&channel, &frame);
-                self.ack(envelope.id, id, "published").await
+                ack(envelope.id, id, "published")
             }
             ("subscribe" | "unsubscribe", Some(_)) => {
                 let Some(channel) = envelope.channel else {
-                    return self.error("badRequest", "channel is missing").await;
+                    return Ok(error("badRequest", "channel is missing"));
                 };
                 if envelope.kind == "subscribe" {
                     let joined = self.hub.channels.join(&channel, self.id, &self.queue);
@@ -314,158 +308,66 @@ impl<R: Route> Connection<R> {
                     .id
                     .map_or(String::new(), |id| format!(r#","id":{}"#, json_string(&id)));
                 let (kind, channel) = (&*envelope.kind, json_string(&channel));
-                self.feed(Message::text(format!(
-                    r#"{{"type":"{kind}d","channel":{channel}{id}}}"#
-                )))
-                .await
+                Some(format!(r#"{{"type":"{kind}d","channel":{channel}{id}}}"#).into())
             }
-            ("heartbeat", Some(_)) => {
-                self.feed(Message::text(format!(r#"{{"type":"heartbeat","ts":{}}}"#, now_ms())))
-                    .await
-            }
+            ("heartbeat", Some(_)) => Some(format!(r#"{{"type":"heartbeat","ts":{}}}"#, now_ms()).into()),
             ("auth", None) => match envelope.user_id {
-                Some(user) => self.welcome(&user).await,
-                None => self.error("badRequest", "userId is missing").await,
+                Some(user) => Some(self.welcome(&user).await?),
+                None => error("badRequest", "userId is missing"),
             },
-            (_, None) => self.error("unauthorized", "authenticate first").await,
-            _ => self.error("unknownType", "unknown type").await,
-        }
+            (_, None) => error("unauthorized", "authenticate first"),
+            _ => error("unknownType", "unknown type"),
+        };
+        Ok(answer)
     }
 
-    /// Handles one frame; false when the peer is leaving.
-    async fn handle(&mut self, message: Message) -> Result<bool> {
-        match message {
-            Message::Text(text) => self.handle_text(&text).await?,
-            // tungstenite queued the pong; it leaves with the flush.
-            Message::Ping(_) => self.dirty = true,
-            Message::Pong(_) | Message::Frame(_) => {}
-            Message::Close(_) => {
-                self.stream.flush().await.ok();
-                return Ok(false);
-            }
-            Message::Binary(_) => {
-                self.stream.close(None).await?;
-                return Ok(false);
-            }
-        }
-        Ok(true)
+    /// Queues an answer behind what others sent.
+    ///
+    /// # Errors
+    /// The client does not keep up.
+    #[allow(dead_code, reason = "for transports that write from the queue alone")]
+    pub(crate) fn queue(&self, frame: Utf8Bytes) -> Result<()> {
+        Ok(self.queue.try_send(frame)?)
     }
 
-    async fn run(&mut self, mut inbox: mpsc::Receiver<Utf8Bytes>) -> Result<()> {
-        let mut ping = tokio::time::interval_at(Instant::now() + PING_INTERVAL, PING_INTERVAL);
-        ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut last_seen = Instant::now();
-        self.flush().await?;
-        loop {
-            tokio::select! {
-                biased;
-                frame = self.stream.next() => {
-                    let Some(frame) = frame else { return Ok(()) };
-                    if !self.handle(frame?).await? {
-                        return Ok(());
-                    }
-                    for _ in 1..R::READ_BATCH_MAX {
-                        match self.stream.next().now_or_never() {
-                            Some(Some(frame)) => if !self.handle(frame?).await? {
-                                return Ok(());
-                            },
-                            Some(None) => return Ok(()),
-                            None => break,
-                        }
-                    }
-                    last_seen = Instant::now();
-                }
-                frame = inbox.recv() => {
-                    if let Some(frame) = frame {
-                        self.feed(Message::Text(frame)).await?;
-                    }
-                }
-                now = ping.tick() => {
-                    if now.duration_since(last_seen) > LIFE_TIMEOUT {
-                        return Ok(());
-                    }
-                    if now.duration_since(last_seen) >= PING_INTERVAL {
-                        self.feed(Message::Ping(Bytes::new())).await?;
-                    }
-                }
-            }
-            while let Ok(frame) = inbox.try_recv() {
-                self.feed(Message::Text(frame)).await?;
-            }
-            self.flush().await?;
+    /// The connection is over.
+    pub(crate) async fn leave(&mut self) {
+        for channel in &self.channels {
+            self.hub.channels.leave(channel, self.id);
+        }
+        if let Some((user, _)) = &self.user
+            && self.hub.users.leave(user, self.id)
+        {
+            self.hub.route.leave(user).await;
         }
     }
 }
 
-// The error type is what tungstenite's callback asks for.
-#[allow(clippy::result_large_err)]
-async fn accept(socket: TcpStream) -> Result<(WebSocketStream<TcpStream>, Option<String>)> {
-    let config = WebSocketConfig::default()
-        .read_buffer_size(4096)
-        .write_buffer_size(16 * 1024)
-        .max_write_buffer_size(1024 * 1024)
-        .max_message_size(Some(64 * 1024))
-        .max_frame_size(Some(64 * 1024));
-    let mut user = None;
-    let check = |request: &Request, response: Response| -> std::result::Result<Response, ErrorResponse> {
-        if request.uri().path() != "/ws" {
-            let mut refusal = ErrorResponse::new(Some("not found".to_owned()));
-            *refusal.status_mut() = StatusCode::NOT_FOUND;
-            return Err(refusal);
-        }
-        user = request
-            .uri()
-            .query()
-            .and_then(|query| query.split('&').find_map(|pair| pair.strip_prefix("user=")))
-            .map(str::to_owned);
-        Ok(response)
-    };
-    let stream = tokio_tungstenite::accept_hdr_async_with_config(socket, check, Some(config)).await?;
-    Ok((stream, user))
+fn error(code: &str, message: &str) -> Option<Utf8Bytes> {
+    Some(format!(r#"{{"type":"error","code":"{code}","message":"{message}"}}"#).into())
 }
 
-async fn serve<R: Route>(hub: Rc<Hub<R>>, socket: TcpStream) -> Result<()> {
-    socket.set_nodelay(true)?;
-    let handshake = Box::pin(tokio::time::timeout(Duration::from_secs(10), accept(socket)));
-    let (stream, user) = handshake.await??;
-    let (queue, inbox) = mpsc::channel(QUEUE_FRAMES_MAX);
-    let id = new_id(now_ms());
-    let mut connection = Connection {
-        hub,
-        stream,
-        id,
-        user: None,
-        queue,
-        channels: vec![],
-        dirty: false,
-    };
-    let result = match user {
-        Some(user) => connection.welcome(&user).await,
-        None => Ok(()),
-    };
-    let result = match result {
-        Ok(()) => connection.run(inbox).await,
-        Err(error) => Err(error),
-    };
-    for channel in &connection.channels {
-        connection.hub.channels.leave(channel, id);
-    }
-    if let Some((user, _)) = &connection.user
-        && connection.hub.users.leave(user, id)
-    {
-        connection.hub.route.leave(user).await;
-    }
-    result
+/// What became of message `id`, if its sender gave it an id and so wants to know.
+fn ack(asked: Option<Cow<'_, str>>, id: uuid::Uuid, status: &str) -> Option<Utf8Bytes> {
+    let (asked, id) = (json_string(&asked?), id.hyphenated());
+    Some(format!(r#"{{"type":"ack","id":{asked},"messageId":"{id}","status":"{status}"}}"#).into())
 }
 
-async fn listen<R: Route>(listener: TcpListener, hub: Rc<Hub<R>>) {
+/// The user in the query of a request to `/ws`.
+pub(crate) fn user_of(query: Option<&str>) -> Option<String> {
+    query
+        .and_then(|query| query.split('&').find_map(|pair| pair.strip_prefix("user=")))
+        .map(str::to_owned)
+}
+
+async fn listen<T: Transport, R: Route>(listener: TcpListener, hub: Rc<Hub<R>>) {
     loop {
         match listener.accept().await {
             Ok((socket, _)) => {
                 let hub = hub.clone();
                 tokio::task::spawn_local(async move {
                     // A broken connection is the peer's business; this server keeps no log.
-                    let _ = serve(hub, socket).await;
+                    let _ = T::serve(hub, socket).await;
                 });
             }
             Err(error) => {
@@ -501,7 +403,7 @@ pub(crate) fn arguments<const N: usize>(names: [&str; N]) -> Result<[Option<Stri
 ///
 /// # Errors
 /// What keeps it from listening.
-pub(crate) fn run<R: Route>(
+pub(crate) fn run<T: Transport, R: Route>(
     address: &str,
     cpu: Option<&str>,
     route: impl AsyncFnOnce(Rc<Users>) -> Result<R>,
@@ -528,7 +430,7 @@ pub(crate) fn run<R: Route>(
         socket.bind(address)?;
         let listener = socket.listen(4096)?;
         println!("listening on {}", listener.local_addr()?);
-        listen(
+        listen::<T, R>(
             listener,
             Rc::new(Hub {
                 users,

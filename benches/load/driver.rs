@@ -16,6 +16,7 @@ use rustix::net::RecvFlags;
 use crate::args::Options;
 use crate::board::{Board, Meter, Note, Phase};
 use crate::conn::{Event, State};
+use crate::dialect::Heard;
 use crate::net::Net;
 use crate::procfs;
 use crate::scenario::Scenario;
@@ -362,7 +363,8 @@ impl<S: Scenario> Driver<S> {
         };
         let mut at = 0;
         loop {
-            match self.net.conns[index].state.handle_input(&input[at..]) {
+            let dialect = self.post.options.targets.dialect();
+            match dialect.handle_input(&mut self.net.conns[index].state, &input[at..]) {
                 Ok(Some((taken, event))) => {
                     at += taken;
                     self.handle(index, event, now_ns);
@@ -379,10 +381,29 @@ impl<S: Scenario> Driver<S> {
         }
     }
 
+    fn handle_text(&mut self, index: usize, mut frame: &[u8], now_ns: u64) {
+        let dialect = self.post.options.targets.dialect();
+        while !frame.is_empty() {
+            let (text, rest) = dialect.first(frame);
+            match dialect.hear(text) {
+                Heard::ForScenario => self.scenario.handle_text(&mut self.net, index, text, now_ns),
+                Heard::Answer(answer) => drop(wire::write_frame(self.net.out(index), wire::TEXT, answer)),
+                Heard::Ignored => {}
+            }
+            frame = rest;
+        }
+    }
+
     fn handle(&mut self, index: usize, event: Event<'_>, now_ns: u64) {
         match event {
-            Event::Text(text) => self.scenario.handle_text(&mut self.net, index, text, now_ns),
-            Event::Upgraded => self.net.upgraded(index),
+            Event::Text(text) => self.handle_text(index, text, now_ns),
+            Event::Upgraded => {
+                self.net.upgraded(index);
+                if self.post.options.targets.dialect().is_silent() {
+                    self.net.conns[index].state = State::Ready;
+                    self.handle(index, Event::Ready(None), now_ns);
+                }
+            }
             Event::Ready(gateway) => {
                 self.net.ready(index, gateway, now_ns);
                 self.scenario.handle_ready(&mut self.net, index, now_ns);

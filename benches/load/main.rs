@@ -9,6 +9,7 @@
 //! | `stream`, `audience` | the same while people come and go: of a pair, of a channel (pure) |
 //! | `reconnect` | when a client comes back (pure) |
 //! | `conn` | one connection's life (pure) |
+//! | `dialect` | servers with protocols of their own (pure) |
 //! | `scenario` | what the connections do |
 //! | `tls` | client side of TLS |
 //! | `net` | the sockets of one thread |
@@ -35,6 +36,7 @@ mod children;
 mod conn;
 mod coordinator;
 mod cost;
+mod dialect;
 mod driver;
 mod message;
 mod net;

@@ -82,9 +82,6 @@ impl Template {
 
     /// `head` ends with the name of whom it is for.
     fn new(head: String, payload_bytes: usize, with_id: bool) -> Self {
-        let padding: Vec<u8> = (0..payload_bytes.saturating_sub(PAYLOAD_BYTES_MIN))
-            .map(|i| b'a' + (i % 26) as u8)
-            .collect();
         let mut json = head.into_bytes();
         let to_at = json.len() - 1 - NAME_DIGITS;
         let id_at = with_id.then(|| {
@@ -96,12 +93,27 @@ impl Template {
         });
         json.push(b',');
         json.extend_from_slice(CONTENT_KEY);
-        let content_at = json.len();
-        json.extend_from_slice(&[b'0'; PAYLOAD_BYTES_MIN]);
-        json.extend_from_slice(&padding);
-        json.extend_from_slice(b"\"}");
+        Self::with_content(json, to_at, id_at, payload_bytes, b"\"}")
+    }
+
+    /// A frame that is no JSON object of the contract: the first part ends with the name of whom it is for, the second
+    /// one where the content begins, and the third one ends it.
+    pub(crate) fn around([before, after, tail]: [&str; 3], payload_bytes: usize) -> Self {
+        let text = [before, after].concat().into_bytes();
+        Self::with_content(text, before.len() - NAME_DIGITS, None, payload_bytes, tail.as_bytes())
+    }
+
+    /// `text` ends where the content begins.
+    fn with_content(mut text: Vec<u8>, to_at: usize, id_at: Option<usize>, payload_bytes: usize, tail: &[u8]) -> Self {
+        let padding: Vec<u8> = (0..payload_bytes.saturating_sub(PAYLOAD_BYTES_MIN))
+            .map(|i| b'a' + (i % 26) as u8)
+            .collect();
+        let content_at = text.len();
+        text.extend_from_slice(&[b'0'; PAYLOAD_BYTES_MIN]);
+        text.extend_from_slice(&padding);
+        text.extend_from_slice(tail);
         let mut frame = vec![];
-        let payload_at = wire::write_frame(&mut frame, wire::TEXT, &json);
+        let payload_at = wire::write_frame(&mut frame, wire::TEXT, &text);
         Self {
             frame,
             payload_at,
@@ -256,6 +268,28 @@ mod tests {
             json["channel"], json["content"]
         );
         assert_eq!(template.read(publication.as_bytes()), Ok(numbers));
+    }
+
+    #[test]
+    fn a_frame_of_another_protocol_is_patched_and_read() {
+        let parts = ["PUB l-00000000", " 78\r\n{\"content\":\"", "\"}\r\n"];
+        let mut template = Template::around(parts, 64);
+        let numbers = Numbers {
+            sequence: 7,
+            sender: 9,
+            intended_ns: 5,
+        };
+        let mut out = vec![];
+        template.write(&mut out, 3, numbers.sequence, numbers);
+        let text = unmask(&out, template.payload_at);
+        let payload = text
+            .strip_prefix("PUB l-00000003 78\r\n")
+            .and_then(|rest| rest.strip_suffix("\r\n"));
+        assert_eq!(payload.map(str::len), Some(78));
+        assert_eq!(
+            template.read(format!("MSG l-00000003 1 78\r\n{}\r\n", payload.unwrap()).as_bytes()),
+            Ok(numbers)
+        );
     }
 
     #[test]

@@ -197,7 +197,9 @@ impl Net {
         self.watch(index, false);
         let target = self.target(index);
         let (mut path, host) = (target.path.clone(), target.host.clone());
-        if self.options.connect.auth == Auth::Query {
+        if let Some(query) = target.dialect.query(&self.options, self.user(index)) {
+            path = format!("{path}?{query}");
+        } else if self.options.connect.auth == Auth::Query {
             path.push(if path.contains('?') { '&' } else { '?' });
             match &self.options.tokens {
                 Some(tokens) => path.push_str(&format!("token={}", tokens.of(self.user(index)))),
@@ -218,6 +220,11 @@ impl Net {
 
     /// The handshake of `index` is done: say who we are, if that was not said.
     pub(crate) fn upgraded(&mut self, index: usize) {
+        let name = user_name(&self.options.connect.user_prefix, self.user(index));
+        if let Some(greeting) = self.options.targets.dialect().greeting(&name) {
+            wire::write_frame(self.out(index), wire::TEXT, greeting.as_bytes());
+            return;
+        }
         if self.options.connect.auth == Auth::Message {
             let frame = match &self.options.tokens {
                 Some(tokens) => format!(r#"{{"type":"auth","token":"{}"}}"#, tokens.of(self.user(index))),

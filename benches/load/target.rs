@@ -6,6 +6,8 @@
 
 use std::net::{SocketAddr, ToSocketAddrs};
 
+use crate::dialect::Dialect;
+
 /// One gateway.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Target {
@@ -17,6 +19,8 @@ pub(crate) struct Target {
     pub(crate) address: SocketAddr,
     /// `wss://`
     pub(crate) tls: bool,
+    /// What it speaks, by the scheme.
+    pub(crate) dialect: Dialect,
 }
 
 /// All gateways of a run, in the order of the command line. Not empty, once the command line is checked.
@@ -73,6 +77,11 @@ impl Targets {
         self.0.iter().map(|target| &*target.url).collect::<Vec<_>>().join(",")
     }
 
+    /// What all of them speak.
+    pub(crate) fn dialect(&self) -> Dialect {
+        self.0.first().map_or_else(Dialect::default, |target| target.dialect)
+    }
+
     /// Whether all speak TLS; else none does.
     pub(crate) fn are_tls(&self) -> bool {
         self.0.iter().all(|target| target.tls)
@@ -87,11 +96,9 @@ impl Targets {
 }
 
 fn parse_url(url: &str) -> Result<Target, String> {
-    let (rest, tls) = match url.split_once("://") {
-        Some(("ws", rest)) => (rest, false),
-        Some(("wss", rest)) => (rest, true),
-        _ => return Err("must be like ws://127.0.0.1:8080/ws".to_owned()),
-    };
+    let (scheme, rest) = url.split_once("://").unwrap_or_default();
+    let dialect = Dialect::from_scheme(scheme).ok_or("must be like ws://127.0.0.1:8080/ws")?;
+    let tls = scheme == "wss";
     let (host, path) = match rest.find(['/', '?']) {
         Some(at) => rest.split_at(at),
         None => (rest, "/ws"),
@@ -110,6 +117,7 @@ fn parse_url(url: &str) -> Result<Target, String> {
         path,
         address: resolve(host, if tls { 443 } else { 80 })?,
         tls,
+        dialect,
     })
 }
 

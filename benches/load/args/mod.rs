@@ -67,7 +67,8 @@ pub(crate) struct Options {
     pub(crate) kind: Kind,
 
     /// Where a gateway is, like ws://127.0.0.1:8080/ws. Several: again, or with commas between them (a comma in a path:
-    /// %2C). User i connects to gateway i % n, so that the two of a pair are on different ones
+    /// %2C). User i connects to gateway i % n, so that the two of a pair are on different ones. Instead of ws://, to
+    /// compare (idle, direct, fanout): socketio+ws://, nats+ws://, nchan+ws://
     #[arg(long = "url", value_name = "URL")]
     urls: Vec<String>,
     #[arg(skip)]
@@ -402,7 +403,7 @@ fn check(options: &mut Options) -> Result<(), String> {
     if let Some(key) = &options.connect.token_key {
         options.tokens = Some(Tokens::make(key, &options.connect.user_prefix, options.connections())?);
     }
-    Ok(())
+    options.targets.dialect().check(options)
 }
 
 /// Whether every flag means something to the scenario.

@@ -22,8 +22,6 @@ use crate::sequence::{Arrival, Sequence};
 use crate::sys::Clock;
 use crate::tally::Tally;
 
-const MESSAGE: &[u8] = br#"{"type":"message""#;
-
 /// One user. Its peer is the one whose index differs in the last bit.
 #[derive(Debug, Default)]
 struct User {
@@ -42,6 +40,8 @@ struct User {
 pub(crate) struct Direct {
     users: Vec<User>,
     template: Template,
+    /// How a message begins.
+    message: &'static [u8],
     clock: Clock,
     ack: bool,
     in_flight: u32,
@@ -65,11 +65,8 @@ impl Direct {
         let schedule = |rate| Schedule::new(rate, worker, options.workers());
         Self {
             users: (0..connections).map(|_| User::default()).collect(),
-            template: Template::message(
-                &options.connect.user_prefix,
-                options.load.payload_bytes,
-                options.load.ack,
-            ),
+            template: options.targets.dialect().message(options),
+            message: options.targets.dialect().message_prefix(),
             clock,
             ack: options.load.ack,
             in_flight: options.in_flight(),
@@ -197,7 +194,7 @@ impl Direct {
 
 impl Scenario for Direct {
     fn handle_text(&mut self, net: &mut Net, index: usize, text: &[u8], now_ns: u64) {
-        if text.starts_with(MESSAGE) {
+        if text.starts_with(self.message) {
             self.handle_message(net, index, text, now_ns);
         } else if text.starts_with(ACK) {
             self.handle_ack(net, index, text, now_ns);

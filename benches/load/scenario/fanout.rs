@@ -23,7 +23,8 @@ use std::collections::VecDeque;
 use crate::args::Options;
 use crate::board::{Board, Phase};
 use crate::conn::envelope;
-use crate::message::{Numbers, Template, channel_name, quoted};
+use crate::dialect::Dialect;
+use crate::message::{Numbers, Template, channel_name};
 use crate::net::{End, Net};
 use crate::scenario::acks::{ACK, Acks};
 use crate::scenario::schedule::Schedule;
@@ -32,8 +33,6 @@ use crate::sequence::{Arrival, Sequence};
 use crate::sys::Clock;
 use crate::tally::Tally;
 use crate::wire;
-
-const PUBLICATION: &[u8] = br#"{"type":"publication""#;
 
 /// Which channel is whose. Users and publishers are counted from 0 here.
 #[derive(Clone, Copy, Debug)]
@@ -115,6 +114,7 @@ impl Publisher {
 pub(crate) struct Fanout {
     plan: Plan,
     prefix: String,
+    dialect: Dialect,
     template: Template,
     clock: Clock,
     ack: bool,
@@ -157,11 +157,8 @@ impl Fanout {
         Self {
             plan,
             prefix: options.connect.user_prefix.clone(),
-            template: Template::publish(
-                &options.connect.user_prefix,
-                options.load.payload_bytes,
-                options.load.ack,
-            ),
+            dialect: options.targets.dialect(),
+            template: options.targets.dialect().publish(options),
             clock,
             ack: options.load.ack,
             in_flight: options.in_flight(),
@@ -193,12 +190,14 @@ impl Fanout {
                 continue;
             }
             for k in 0..self.plan.per_user {
-                let channel = quoted(&channel_name(&self.prefix, self.plan.subscribed(user, k) as u32));
-                let frame = format!(r#"{{"type":"subscribe","channel":{channel},"id":"{k}"}}"#);
-                wire::write_frame(net.out(user), wire::TEXT, frame.as_bytes());
+                let channel = channel_name(&self.prefix, self.plan.subscribed(user, k) as u32);
+                self.subscribers[user].unanswered += 1;
+                self.unanswered += 1;
+                match self.dialect.subscribe(&channel, k) {
+                    Some(frame) => drop(wire::write_frame(net.out(user), wire::TEXT, frame.as_bytes())),
+                    None => self.decided(net, user, 1, None),
+                }
             }
-            self.subscribers[user].unanswered = self.plan.per_user as u32;
-            self.unanswered += self.plan.per_user as u64;
         }
     }
 
@@ -391,15 +390,18 @@ impl Fanout {
 impl Scenario for Fanout {
     fn handle_text(&mut self, net: &mut Net, index: usize, text: &[u8], now_ns: u64) {
         let publisher = index.checked_sub(self.plan.users);
-        if text.starts_with(PUBLICATION) {
+        if text.starts_with(self.dialect.publication_prefix()) {
             return self.handle_publication(net, index, text, now_ns);
         }
         if let Some(j) = publisher.filter(|_| text.starts_with(ACK)) {
             return self.handle_ack(net, j, text, now_ns);
         }
+        let waits = self.subscribers.get(index).is_some_and(|user| user.unanswered > 0);
+        if waits && self.dialect.is_subscribed(text) {
+            return self.decided(net, index, 1, None);
+        }
         // Rare frames, and those of a server with another order of keys.
         let envelope = envelope(text);
-        let waits = self.subscribers.get(index).is_some_and(|user| user.unanswered > 0);
         match (envelope.kind.as_str(), publisher) {
             ("publication", _) => self.handle_publication(net, index, text, now_ns),
             ("ack", Some(j)) => self.handle_ack(net, j, text, now_ns),
