@@ -88,6 +88,10 @@ impl Ran {
     #[track_caller]
     fn expect_ok(&self) {
         assert_eq!(self.code, Some(0), "{}\n{}", self.text, self.report);
+        assert!(
+            !self.text.contains('\r'),
+            "only a terminal has a line that is written over"
+        );
         for key in ["/lost", "/duplicates", "/reordered", "/corrupted", "/misrouted"] {
             assert_eq!(self.number(key), 0, "{key}: {}", self.text);
         }

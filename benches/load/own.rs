@@ -98,3 +98,43 @@ impl Generator {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limits(line: &str, tally: &Tally, seconds: f64) -> Vec<String> {
+        let words = format!("{line} --url ws://127.0.0.1:9");
+        let options = crate::args::parse(words.split_whitespace().map(str::to_owned)).unwrap();
+        Generator::new(&options, tally, 0, 1, seconds).limits
+    }
+
+    /// All messages took so long, and all were sent so late.
+    fn tally(latency_ms: u64, lag_ms: u64) -> Tally {
+        let mut tally = Tally::default();
+        for _ in 0..100 {
+            tally.local_latency.record(latency_ms * 1_000_000);
+            tally.lag.record(lag_ms * 1_000_000);
+        }
+        tally
+    }
+
+    #[test]
+    fn each_limit_has_its_words() {
+        assert!(limits("direct", &tally(10, 2), 1.0).is_empty());
+        let late = limits("direct", &tally(10, 5), 1.0);
+        assert!(late[0].starts_with("p99 of sending late is"), "{late:?}");
+        assert!(
+            limits("direct --in-flight 1", &tally(10, 5), 1.0).is_empty(),
+            "nothing was due"
+        );
+        let mut tally = tally(10, 0);
+        (tally.busiest, tally.starved) = (0.96, 0.11);
+        let both = limits("direct", &tally, 1.0);
+        assert!(
+            both[0].contains("busy for 96 %") && both[1].contains("waited 11 %"),
+            "{both:?}"
+        );
+        assert!(limits("direct", &tally, 0.0).is_empty(), "there was no load");
+    }
+}
