@@ -328,6 +328,27 @@ fn a_day_of_chat_is_accounted_for() {
     it.wait_until_empty();
 }
 
+/// Whatever moment the run ends at, somebody is on the way back then, and nobody is asked for what nobody waits for.
+#[test]
+fn a_chat_ends_while_people_come_back() {
+    let (it, dir) = (gateway(&[]), tempfile::tempdir().unwrap());
+    let file = chat(&dir);
+    let text = std::fs::read_to_string(&file).unwrap();
+    let (head, _) = text.split_once("[weights]").unwrap();
+    let head = head.replace("\"50ms\"", "\"1ms\"").replace("\"500ms\"", "\"20ms\"");
+    std::fs::write(&file, format!("{head}[weights]\nmessage = 1\nleave = 1\nvanish = 1\n")).unwrap();
+    for _ in 0..5 {
+        let ran = load(&format!(
+            "mixed --users 40 --duration 500ms --warmup 0 --rate 600 --scenario {file} --url {}",
+            url(&it)
+        ));
+        ran.expect_ok();
+        let comebacks = &ran.report["connections"]["comebacks"];
+        assert_eq!(comebacks["attempts"], comebacks["ready"], "{comebacks}");
+        assert!(comebacks["ready"].as_u64() > Some(50), "{comebacks}");
+    }
+}
+
 #[test]
 fn a_day_of_chat_crosses_gateways() {
     let (redis, dir) = (Redis::start(), tempfile::tempdir().unwrap());

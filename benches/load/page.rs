@@ -160,12 +160,10 @@ fn write_verdicts(runs: &[Run], out: &mut String) -> std::fmt::Result {
             escape(scenario)
         )?;
         let limits = run.json.pointer("/generator/limits").and_then(Value::as_array);
-        for limit in limits.into_iter().flatten().filter_map(Value::as_str) {
-            write!(
-                out,
-                " <span class=\"failed\">the generator was the limit: {}</span>",
-                escape(limit)
-            )?;
+        let limits: Vec<&str> = limits.into_iter().flatten().filter_map(Value::as_str).collect();
+        if !limits.is_empty() {
+            let why = escape(&limits.join("; "));
+            write!(out, " <span class=\"failed\">the generator was the limit: {why}</span>")?;
         }
         writeln!(out, "</li>")?;
     }

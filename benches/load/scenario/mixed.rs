@@ -111,6 +111,10 @@ pub(crate) struct Mixed {
     users: Vec<User>,
     away: u64,
     returns: Returns,
+    /// Attempts to come back that are not decided.
+    attempting: usize,
+    /// The run ends: who is away stays away, and who comes asks for nothing more.
+    ending: bool,
     /// From each user to each of their contacts.
     streams: Vec<Stream>,
     contacts: usize,
@@ -146,6 +150,8 @@ impl Mixed {
         Self {
             users: (0..connections).map(|_| User::default()).collect(),
             away: 0,
+            attempting: 0,
+            ending: false,
             returns: Returns::new(Patience::of(options), seed, connections),
             streams: (0..connections * contacts).map(|_| Stream::default()).collect(),
             contacts,
@@ -551,6 +557,7 @@ impl Scenario for Mixed {
                     schedule.end(board.drain_ns());
                 }
                 self.running = self.schedule.is_some();
+                self.ending = true;
             }
             Phase::Close => self.running = false,
             Phase::Connect | Phase::Hold | Phase::Storm => {}
@@ -562,7 +569,9 @@ impl Scenario for Mixed {
         while let Some((user, todo)) = self.returns.poll(now_ns) {
             match todo {
                 Todo::Leave => net.say_close(user),
+                Todo::Begin if self.ending => {}
                 Todo::Begin => {
+                    self.attempting += 1;
                     let attempt = self.returns.attempt(user, now_ns);
                     net.begin_again(user, attempt - 1, now_ns);
                 }
@@ -593,9 +602,13 @@ impl Scenario for Mixed {
         self.returns.ready(index);
         let user = &mut self.users[index];
         // Those who come for the first time were not away.
-        self.away -= u64::from(user.since_ns > 0);
+        let comes_back = user.since_ns > 0;
+        self.away -= u64::from(comes_back);
+        self.attempting -= usize::from(comes_back);
         (user.there, user.since_ns) = (true, now_ns);
-        self.subscribe(net, index, now_ns);
+        if !self.ending {
+            self.subscribe(net, index, now_ns);
+        }
         if self.running && self.schedule.is_none() {
             self.begin_turns(net, index, now_ns);
         }
@@ -609,6 +622,7 @@ impl Scenario for Mixed {
                 self.returns.lost(index, now_ns);
             }
             End::Refused(failure) => {
+                self.attempting -= 1;
                 net.tally.mixed.refused += 1;
                 self.returns.refused(index, failure.retry_after, now_ns);
             }
@@ -625,6 +639,7 @@ impl Scenario for Mixed {
 
     fn is_drained(&self) -> bool {
         self.next_due_ns().is_none()
+            && self.attempting == 0
             && self.users.iter().all(|user| user.requests.is_empty())
             && self.streams.iter().all(|stream| stream.waiting() == 0)
             && self.channels.iter().all(Audience::is_complete)
