@@ -54,8 +54,9 @@ fn arguments() -> Vec<String> {
     .collect()
 }
 
-/// Sockets besides those that limits count: accepted and not looked at yet, and closes under way, a turn's completions per shard.
-const SOCKETS_BETWEEN: usize = SHARDS * (64 + 1_024);
+/// Sockets besides those that limits count: accepted and not looked at yet, and closes under way, which take a turn to be asked for
+/// and one to be done, of a turn's completions each, per shard.
+const SOCKETS_BETWEEN: usize = SHARDS * (64 + 2 * 1_024);
 /// Descriptors that are no sockets of clients: rings, listeners, eventfds, logs.
 const FILES: usize = 124;
 /// What a shard has besides its connections: receive buffers, spare buffers, rings, tables as they grow; of a debug build.

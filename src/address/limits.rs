@@ -4,7 +4,7 @@
 //! of them gets up to as many times the limit, and none gets less than it.
 //!
 //! An IPv6 client has a whole /64 to itself and so counts as one. The table is bounded: an entry stays while a handshake is open,
-//! and a second at most after the last connect. When it is full, addresses that are not in it are not counted: whoever has that
+//! and a second or two after the last connect. When it is full, addresses that are not in it are not counted: whoever has that
 //! many addresses is not held by a limit per address, and must not keep everybody else out.
 
 use core::net::IpAddr;

@@ -290,6 +290,10 @@ impl<'a> Body<'a> {
 
 fn read_body(body: &[u8]) -> Result<Body<'_>, Answer> {
     let text = std::str::from_utf8(body).map_err(|_| bad("the body is not UTF-8"))?;
+    // serde takes an array for a struct.
+    if text.trim_start().starts_with('[') {
+        return Err(bad("the body is not the JSON object that is wanted, but an array"));
+    }
     serde_json::from_str(text).map_err(|error| bad(format!("the body is not the JSON object that is wanted: {error}")))
 }
 

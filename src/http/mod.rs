@@ -88,9 +88,6 @@ impl Wake for Again {
     }
 }
 
-/// Bytes of answers that one receive may cause. hyper is asked after every 16 requests.
-const PIPELINED_BYTES_MAX: usize = 1024 * 1024;
-
 type Connection = http1::Connection<Pipe, Routes>;
 
 /// One HTTP connection.
@@ -149,6 +146,17 @@ impl HttpConn {
         self.drive(out)
     }
 
+    /// True if more is to be sent than there was room for: [`HttpConn::go_on`] when the socket has taken what it got.
+    pub fn is_blocked(&self) -> bool {
+        self.pipe.is_blocked()
+    }
+
+    /// Goes on with what there was no room for, appends the bytes to send to `out`.
+    pub fn go_on(&mut self, out: &mut Vec<u8>) -> HttpProgress {
+        self.pipe.unblock();
+        self.drive(out)
+    }
+
     /// An administrator's request that was read whole. It is to be answered.
     pub fn take_request(&mut self) -> Option<admin::Request> {
         self.inquiry.take()
@@ -183,9 +191,8 @@ impl HttpConn {
             let ended = Pin::new(&mut *connection)
                 .poll_without_shutdown(&mut context)
                 .is_ready();
-            // A peer that pipelines for more than this at once gets that much and no more.
-            if ended || !again.0.swap(false, Ordering::Relaxed) || self.pipe.output_len() > PIPELINED_BYTES_MAX {
-                break ended || self.pipe.output_len() > PIPELINED_BYTES_MAX;
+            if ended || !again.0.swap(false, Ordering::Relaxed) {
+                break ended;
             }
         };
         self.pipe.take_output(out);

@@ -8,6 +8,9 @@ use std::task::{Context, Poll};
 
 use hyper::rt::{Read, ReadBufCursor, Write};
 
+/// Bytes of answers that may wait for the socket: beyond that hyper waits, and so do the requests behind.
+const OUTPUT_BYTES_MAX: usize = 64 * 1024;
+
 /// Both ends of it: hyper's through the traits, the shard's through the methods.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Pipe(Rc<RefCell<Buffers>>);
@@ -18,6 +21,8 @@ struct Buffers {
     read: usize,
     ended: bool,
     output: Vec<u8>,
+    /// hyper has more to say than there was room for.
+    blocked: bool,
 }
 
 impl Pipe {
@@ -33,8 +38,13 @@ impl Pipe {
         self.0.borrow().ended
     }
 
-    pub(super) fn output_len(&self) -> usize {
-        self.0.borrow().output.len()
+    pub(super) fn is_blocked(&self) -> bool {
+        self.0.borrow().blocked
+    }
+
+    /// There is room again: what was written before is on its way.
+    pub(super) fn unblock(&self) {
+        self.0.borrow_mut().blocked = false;
     }
 
     pub(super) fn take_output(&self, out: &mut Vec<u8>) {
@@ -74,8 +84,15 @@ impl Read for Pipe {
 
 impl Write for Pipe {
     fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.0.borrow_mut().output.extend_from_slice(bytes);
-        Poll::Ready(Ok(bytes.len()))
+        let mut buffers = self.0.borrow_mut();
+        let room = OUTPUT_BYTES_MAX.saturating_sub(buffers.output.len());
+        if room == 0 || buffers.blocked {
+            buffers.blocked = true;
+            return Poll::Pending;
+        }
+        let taken = bytes.len().min(room);
+        buffers.output.extend_from_slice(&bytes[..taken]);
+        Poll::Ready(Ok(taken))
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -164,10 +164,13 @@ impl Key {
     }
 
     fn public(key: DecodingKey) -> Result<Key, BadKey> {
-        if let DecodingKeyKind::RsaModulusExponent { n, .. } = key.kind() {
+        if let DecodingKeyKind::RsaModulusExponent { n, e } = key.kind() {
             let bits = n.len() * 8 - n.first().map_or(0, |first| first.leading_zeros() as usize);
             if !RSA_BITS.contains(&bits) {
                 return Err(BadKey::RsaBits(bits));
+            }
+            if !is_rsa_key(n, e) {
+                return Err(BadKey::Unknown);
             }
         }
         let family = family_of(&key).ok_or(BadKey::Unknown)?;
@@ -249,6 +252,16 @@ fn family_of(key: &DecodingKey) -> Option<Family> {
         AlgorithmFamily::Ed if is(&ED25519) => Some(Family::Ed25519),
         _ => None,
     }
+}
+
+/// True if they are odd, and the exponent is one that AWS-LC takes: from 3 to 33 bits. Whoever verifies with another would keep
+/// everybody out.
+fn is_rsa_key(n: &[u8], e: &[u8]) -> bool {
+    let is_odd = |number: &[u8]| number.last().is_some_and(|last| last % 2 == 1);
+    let exponent = e.iter().try_fold(0u64, |number, byte| {
+        number.checked_mul(256).map(|number| number + u64::from(*byte))
+    });
+    is_odd(n) && is_odd(e) && exponent.is_some_and(|exponent| (3..1 << 33).contains(&exponent))
 }
 
 /// A number of a JWK, without the leading zeros that some write (RFC 7518, 6.3.1.1, forbids them) and the library refuses.

@@ -291,8 +291,8 @@ impl Core {
         let Some(conn) = self.connection(key) else {
             return;
         };
-        // Who asks and asks without waiting for answers shall not fill our memory.
-        if matches!(&conn.stage, Stage::Http(http) if http.is_waiting()) {
+        // Who asks and asks without waiting for answers, or without reading them, shall not fill our memory.
+        if matches!(&conn.stage, Stage::Http(http) if http.is_waiting() || http.is_blocked() || !conn.is_flushed()) {
             return;
         }
         // A receive that is armed already comes back here when it completes.
@@ -377,6 +377,7 @@ impl Core {
                 *finished = true;
                 self.command(Command::Finish(key));
             }
+            Stage::Http(_) => self.http_flushed(slot),
             _ => {}
         }
     }
@@ -470,9 +471,10 @@ impl Core {
             return;
         }
         self.end(slot, Ending::Ours(reason));
-        let nobody = matches!(stage, Stage::Lingering { .. });
+        let cut = matches!(stage, Stage::Lingering { .. });
         self.conn(slot).stage = stage;
-        if nobody {
+        // A drain closes thousands, and each of them shall hear why.
+        if cut || !self.view.is_draining() {
             self.begin_pending(slot);
         }
         let mut frame = std::mem::take(&mut self.scratch);

@@ -94,9 +94,21 @@ impl Core {
         self.end_http(slot);
     }
 
+    /// The socket has taken what it got of a plain HTTP connection.
+    pub(super) fn http_flushed(&mut self, slot: u32) {
+        if matches!(&self.conn(slot).stage, Stage::Http(http) if http.is_blocked()) {
+            self.drive_http(slot, HttpConn::go_on);
+            if matches!(&self.conn(slot).stage, Stage::Http(http) if http.has_ended()) {
+                self.end_http(slot);
+            }
+        }
+        let key = self.key(slot);
+        self.rearm(key);
+    }
+
     /// Ends a plain HTTP connection whose peer sends no more, as soon as nothing is to be answered.
     pub(super) fn end_http(&mut self, slot: u32) {
-        if matches!(&self.conn(slot).stage, Stage::Http(http) if http.is_waiting()) {
+        if matches!(&self.conn(slot).stage, Stage::Http(http) if http.is_waiting() || http.is_blocked()) {
             return;
         }
         // Whatever hyper thought of it, no further request can come.
@@ -160,7 +172,8 @@ impl Core {
     /// A handshake that is in order and admitted.
     fn upgrade(&mut self, slot: u32, mut upgrade: Upgrade, rest: Vec<u8>) {
         if !self.takes_handshake_from(slot, &upgrade) {
-            return self.view.release();
+            // One address must not use up what all others may.
+            return self.view.give_back(&self.settings);
         }
         self.count_connection(slot);
         match (upgrade.token.take(), upgrade.user.take()) {

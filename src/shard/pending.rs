@@ -1,4 +1,5 @@
-//! Sockets of which no connection has come: TLS and request heads that are half-way in, plain HTTP, refusals on their way out.
+//! Sockets that are no connections: TLS and request heads that are half-way in, plain HTTP, refusals on their way out, and
+//! connections that we closed and whose peers have not answered.
 //!
 //! Owned by the shard. `limits.connections` does not count them, and none of them shows who it is, so they have a limit of
 //! their own, and over it the oldest is closed: who behaves is done within a few round trips and so is among the youngest,
@@ -8,11 +9,14 @@ use std::collections::VecDeque;
 
 use super::core::Core;
 use crate::engine::SocketKey;
+use crate::session::Stage;
 
 /// The label of those that are closed.
 const HANDSHAKE_LIMIT: &str = "handshake_limit";
 /// Keys that are out of date may be as many as the others and these.
 const STALE_MAX: usize = 64;
+/// How many go when descriptors run out; accepting is tried again a moment later.
+const GIVEN_UP_AT_ONCE: usize = 64;
 
 /// A shard's.
 #[derive(Debug, Default)]
@@ -36,14 +40,7 @@ impl Core {
         self.pending.count += 1;
         self.pending.order.push_back(key);
         let share = self.settings.limits.handshakes.div_ceil(self.homes.shards().into());
-        while self.pending.count > share
-            && let Some(oldest) = self.pending.order.pop_front()
-        {
-            if self.connection(oldest).is_some_and(|conn| conn.pending) {
-                self.metrics().refused(HANDSHAKE_LIMIT);
-                self.close_now(oldest.slot);
-            }
-        }
+        while self.pending.count > share && self.close_oldest_but(Some(key)) {}
         if self.pending.order.len() > 2 * self.pending.count + STALE_MAX {
             let connections = &self.connections;
             self.pending.order.retain(|key| {
@@ -51,6 +48,31 @@ impl Core {
                 conn.pending && conn.generation == key.generation
             });
         }
+    }
+
+    /// There are no descriptors left: who has said nothing for longest makes room, or the silent would keep everybody out.
+    pub fn handle_out_of_descriptors(&mut self) {
+        let mut left = GIVEN_UP_AT_ONCE.min(self.pending.count);
+        while left > 0 && self.close_oldest_but(None) {
+            left -= 1;
+        }
+    }
+
+    /// Closes the oldest, if there is one. An administrator's request that is being carried out gets its answer, and `but` is
+    /// only now what it is, even if it was so earlier as well.
+    fn close_oldest_but(&mut self, but: Option<SocketKey>) -> bool {
+        while let Some(oldest) = self.pending.order.pop_front() {
+            let may_go = self.connection(oldest).is_some_and(|conn| {
+                let awaited = matches!(&conn.stage, Stage::Http(http) if http.is_waiting());
+                conn.pending && !awaited
+            });
+            if may_go && but != Some(oldest) {
+                self.metrics().refused(HANDSHAKE_LIMIT);
+                self.close_now(oldest.slot);
+                return true;
+            }
+        }
+        false
     }
 
     /// It is a connection now, or closed.

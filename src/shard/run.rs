@@ -226,6 +226,7 @@ impl<E: Engine> Shard<E> {
                 Event::AcceptPaused { error } => {
                     self.core.metrics().accept_paused.inc();
                     log::warn!("accepting paused: {error}; see limits.connections and the nofile limit");
+                    self.core.handle_out_of_descriptors();
                     self.accept_retry_ms = Some(self.view.clock.now().mono_ms() + ACCEPT_RETRY_MS);
                 }
             }

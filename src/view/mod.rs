@@ -248,6 +248,16 @@ impl View {
         Ok(())
     }
 
+    /// Undoes an admission of which nothing came: place and rate.
+    pub fn give_back(&self, settings: &Settings) {
+        self.release();
+        let rate = settings.limits.handshakes_per_second;
+        if rate > 0 {
+            self.admission_due_ns
+                .fetch_sub(1_000_000_000 / u64::from(rate), Ordering::Relaxed);
+        }
+    }
+
     /// Gives back the place of an admitted connection, once.
     pub fn release(&self) {
         let before = self.places.fetch_sub(1, Ordering::Relaxed);

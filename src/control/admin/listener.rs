@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::Desk;
 use crate::http::{HttpConn, HttpContext, HttpProgress};
@@ -16,7 +16,7 @@ use crate::runtime::admin::AdminSocket;
 
 /// Connections at a time; more wait in the kernel's queue.
 const CONNECTIONS_MAX: usize = 256;
-/// How long a connection may be silent, and how long it may take to read what it asked for.
+/// How long a connection may take for a request, and to read what it asked for.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
 /// How long a peer may take to end its side after we did.
 const LINGER_MAX: Duration = Duration::from_secs(5);
@@ -92,17 +92,29 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
     let mut http = HttpConn::new(context, None);
     let mut input = vec![0; 8 * 1024];
     let mut output = Vec::new();
+    // Bytes that trickle in do not buy time.
+    let mut until = Instant::now() + SILENCE_MAX;
     loop {
-        let mut progress = match timeout(SILENCE_MAX, stream.read(&mut input)).await?? {
+        let mut progress = match timeout_at(until, stream.read(&mut input)).await?? {
             0 => http.finish(&mut output),
             bytes => http.feed(&input[..bytes], &mut output),
         };
-        while let Some(request) = http.take_request() {
-            let answer = desk.serve(&request, peer).await;
-            progress = http.answer(answer, &mut output);
+        loop {
+            while let Some(request) = http.take_request() {
+                let answer = desk.serve(&request, peer).await;
+                progress = http.answer(answer, &mut output);
+            }
+            if output.is_empty() {
+                break;
+            }
+            timeout(SILENCE_MAX, stream.write_all(&output)).await??;
+            until = Instant::now() + SILENCE_MAX;
+            output.clear();
+            if !http.is_blocked() {
+                break;
+            }
+            progress = http.go_on(&mut output);
         }
-        timeout(SILENCE_MAX, stream.write_all(&output)).await??;
-        output.clear();
         if !matches!(progress, HttpProgress::Continue) || http.has_ended() {
             break;
         }
