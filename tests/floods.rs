@@ -5,7 +5,7 @@
 mod common;
 
 use common::client::{Client, frame_bytes, upgrade_head};
-use common::{Gateway, Peer, eventually};
+use common::{Gateway, Peer};
 
 on_both_engines! {
     smuggled_heads_are_refused, a_giant_head_is_refused, the_oldest_unfinished_handshake_goes,
