@@ -5,12 +5,12 @@
 mod common;
 
 use common::client::upgrade_head;
-use common::{Gateway, eventually};
+use common::{Client, Gateway, eventually};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
 on_both_engines! {
-    health, unknown_paths_get_404, other_methods_get_405, head_has_no_body, keep_alive, pipelining, malformed_requests,
+    health, unknown_paths_get_404, other_methods_get_405, head_has_no_body, keep_alive, pipelining, a_crowd_wants_pages, malformed_requests,
     a_place_is_not_lost, requests_with_a_body, a_half_closed_client_gets_its_answer, stats, metrics_have_their_names, metrics_move, the_page,
     many_requests_at_once,
 }
@@ -127,6 +127,31 @@ fn pipelining(engine: &str) {
     client.send_in_pieces(requests.as_bytes(), &cuts);
     for _ in 0..5 {
         assert_eq!(client.read_response().status, 200);
+    }
+}
+
+/// Pages by the hundred wait for their turns, many at a time; nobody's is lost, and messages pass meanwhile.
+fn a_crowd_wants_pages(engine: &str) {
+    const CROWD: usize = 50;
+    const PAGES: usize = 60;
+    let gateway = Gateway::start(&["--engine", engine, "--shards", "1"]);
+    let (mut alice, _bob) = (gateway.connect("alice"), gateway.connect("bob"));
+    let requests = "GET /dashboard HTTP/1.1\r\nHost: h\r\n\r\n".repeat(PAGES);
+    let mut crowd: Vec<Client> = (0..CROWD).map(|_| gateway.tcp()).collect();
+    for client in &mut crowd {
+        client.send_raw(requests.as_bytes());
+    }
+    alice.send_message_expecting("bob", "1", "delivered");
+    let sent = gateway.metric("shardgate_bytes_sent_total", &[]);
+    assert!(
+        sent < (CROWD * PAGES * 30_000) as f64,
+        "{sent} bytes were sent before the message"
+    );
+    // And nobody's is lost.
+    for client in &mut crowd {
+        for _ in 0..PAGES {
+            assert_eq!(client.read_response().status, 200);
+        }
     }
 }
 

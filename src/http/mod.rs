@@ -97,6 +97,8 @@ pub struct HttpConn {
     pipe: Pipe,
     upgrade: Rc<RefCell<Option<Upgrade>>>,
     inquiry: Inquiry,
+    /// Its owner's note: it has something to do, and waits for its turn.
+    pub put_off: bool,
 }
 
 impl std::fmt::Debug for HttpConn {
@@ -131,27 +133,27 @@ impl HttpConn {
             pipe,
             upgrade,
             inquiry,
+            put_off: false,
         }
     }
 
-    /// Takes received bytes, appends the bytes to send to `out`.
-    pub fn feed(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> HttpProgress {
+    /// Takes received bytes; [`HttpConn::go_on`] does something about them.
+    pub fn push(&mut self, bytes: &[u8]) {
         self.pipe.push(bytes);
-        self.drive(out)
     }
 
-    /// The peer sends no more.
-    pub fn finish(&mut self, out: &mut Vec<u8>) -> HttpProgress {
+    /// The peer sends no more; [`HttpConn::go_on`] does something about that.
+    pub fn end(&mut self) {
         self.pipe.end();
-        self.drive(out)
     }
 
-    /// True if more is to be sent than there was room for: [`HttpConn::go_on`] when the socket has taken what it got.
+    /// True if there is more to do than was done at once: [`HttpConn::go_on`] when the socket has taken what it got.
     pub fn is_blocked(&self) -> bool {
         self.pipe.is_blocked()
     }
 
-    /// Goes on with what there was no room for, appends the bytes to send to `out`.
+    /// Goes on with what came and with what there was no room for, appends the bytes to send to `out`: 16 requests, and 64 KiB,
+    /// at the most.
     pub fn go_on(&mut self, out: &mut Vec<u8>) -> HttpProgress {
         self.pipe.unblock();
         self.drive(out)
@@ -183,18 +185,16 @@ impl HttpConn {
             return HttpProgress::Close;
         };
         // Every await in there is for the pipe or for an answer, and both come only by way of this; but after 16 pipelined requests
-        // hyper yields by waking itself.
+        // hyper yields by waking itself, and others may have their turn.
         let again = Arc::new(Again::default());
         let waker = Waker::from(Arc::clone(&again));
         let mut context = Context::from_waker(&waker);
-        let ended = loop {
-            let ended = Pin::new(&mut *connection)
-                .poll_without_shutdown(&mut context)
-                .is_ready();
-            if ended || !again.0.swap(false, Ordering::Relaxed) {
-                break ended;
-            }
-        };
+        let ended = Pin::new(&mut *connection)
+            .poll_without_shutdown(&mut context)
+            .is_ready();
+        if again.0.load(Ordering::Relaxed) {
+            self.pipe.block();
+        }
         self.pipe.take_output(out);
         if let Some(upgrade) = self.upgrade.borrow_mut().take() {
             let rest = self.connection.take().map(|connection| {

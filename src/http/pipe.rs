@@ -21,7 +21,7 @@ struct Buffers {
     read: usize,
     ended: bool,
     output: Vec<u8>,
-    /// hyper has more to say than there was room for.
+    /// hyper has more to do, or more to say than there was room for.
     blocked: bool,
 }
 
@@ -40,6 +40,11 @@ impl Pipe {
 
     pub(super) fn is_blocked(&self) -> bool {
         self.0.borrow().blocked
+    }
+
+    /// hyper has more to do.
+    pub(super) fn block(&self) {
+        self.0.borrow_mut().blocked = true;
     }
 
     /// There is room again: what was written before is on its way.

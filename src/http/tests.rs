@@ -23,8 +23,36 @@ fn connection(development: bool) -> (HttpConn, Rc<HttpContext>) {
 
 fn ask(conn: &mut HttpConn, request: &str) -> (String, HttpProgress) {
     let mut out = Vec::new();
-    let progress = conn.feed(request.as_bytes(), &mut out);
+    conn.push(request.as_bytes());
+    let progress = conn.go_on(&mut out);
     (String::from_utf8(out).unwrap(), progress)
+}
+
+/// A few bytes that ask for much are answered in parts, and none is lost.
+#[test]
+fn a_pipeline_is_answered_in_parts() {
+    const REQUESTS: usize = 100;
+    for (path, least) in [("/livez", 1 + REQUESTS / 16), ("/dashboard", REQUESTS / 2)] {
+        let (mut conn, _) = connection(true);
+        conn.push(
+            format!("GET {path} HTTP/1.1\r\nHost: h\r\n\r\n")
+                .repeat(REQUESTS)
+                .as_bytes(),
+        );
+        let (mut answers, mut parts) = (0, 0);
+        loop {
+            let mut out = Vec::new();
+            assert!(matches!(conn.go_on(&mut out), HttpProgress::Continue));
+            assert!(out.len() <= 64 * 1024, "{}", out.len());
+            answers += String::from_utf8(out).unwrap().matches("HTTP/1.1 200 OK").count();
+            parts += 1;
+            if !conn.is_blocked() {
+                break;
+            }
+        }
+        assert_eq!(answers, REQUESTS, "{path}");
+        assert!(parts >= least, "{path}: {parts} parts");
+    }
 }
 
 #[test]
@@ -143,6 +171,9 @@ fn an_administrator_waits_for_an_answer() {
     // It goes by the token of the moment when it was asked.
     let mut out = Vec::new();
     conn.answer(crate::admin::Answer::empty(202), &mut out);
+    while conn.is_blocked() {
+        conn.go_on(&mut out);
+    }
     let answers = String::from_utf8(out).unwrap();
     assert!(
         answers.starts_with("HTTP/1.1 202") && answers.contains("\r\n\r\nHTTP/1.1 200 OK\r\n"),
@@ -164,7 +195,8 @@ fn an_upgrade_after_a_request_keeps_the_bytes_behind_it() {
     let (mut conn, _) = connection(true);
     ask(&mut conn, "GET /livez HTTP/1.1\r\nHost: h\r\n\r\n");
     let mut out = Vec::new();
-    match conn.feed(format!("{UPGRADE}frames").as_bytes(), &mut out) {
+    conn.push(format!("{UPGRADE}frames").as_bytes());
+    match conn.go_on(&mut out) {
         HttpProgress::Upgrade(upgrade, rest) => {
             assert_eq!(upgrade.user.as_deref(), Some("alice"));
             assert_eq!(rest, b"frames");
@@ -234,6 +266,7 @@ fn metrics_are_documented() {
 fn end_of_input_ends_the_connection() {
     let (mut conn, _) = connection(true);
     let mut out = Vec::new();
-    assert!(matches!(conn.finish(&mut out), HttpProgress::Close));
+    conn.end();
+    assert!(matches!(conn.go_on(&mut out), HttpProgress::Close));
     assert!(out.is_empty());
 }

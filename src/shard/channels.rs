@@ -515,7 +515,7 @@ impl Core {
     }
 
     /// Goes on with what is on its way to many, as far as one turn may.
-    pub fn fan_out(&mut self) {
+    pub(super) fn fan_out(&mut self) {
         self.fan_out.outboxes = if std::mem::take(&mut self.turn.spoken) {
             FANOUT_LEAST
         } else {
@@ -558,7 +558,7 @@ impl Core {
     }
 
     /// True if [`Core::fan_out`] has more to do.
-    pub fn has_fan_out(&self) -> bool {
+    pub(super) fn has_fan_out(&self) -> bool {
         self.channels.is_busy() || !self.fan_out.broadcasts.is_empty()
     }
 

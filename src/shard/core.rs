@@ -105,6 +105,7 @@ pub struct Core {
     commands: Vec<Command>,
     pub(super) tls: super::tls::Handshakes,
     pub(super) pending: super::pending::Pending,
+    pub(super) plain_http: super::requests::Requests,
     pub(super) notices: VecDeque<Notice>,
     /// Administrators' requests that the control thread has not answered.
     pub(super) requests: usize,
@@ -154,6 +155,7 @@ impl Core {
             commands: Vec::new(),
             tls: Default::default(),
             pending: Default::default(),
+            plain_http: Default::default(),
             notices: VecDeque::new(),
             requests: 0,
             stopping: false,
@@ -169,6 +171,7 @@ impl Core {
     pub fn begin_turn(&mut self, now: Now) {
         self.now = now;
         self.tls.begin_turn();
+        self.plain_http.begin_turn();
         self.metrics().last_turn_ms.set(now.mono_ms());
     }
 
@@ -286,13 +289,28 @@ impl Core {
         }
     }
 
+    /// Goes on with what is spread over turns, so that nobody else waits for all of it: steps of TLS handshakes, plain HTTP,
+    /// tokens, and what is on its way to many.
+    pub fn go_on(&mut self) {
+        self.continue_handshakes();
+        self.continue_http();
+        self.verify_credentials();
+        self.fan_out();
+    }
+
+    /// True if there is more of that for the next turn.
+    pub fn has_more(&self) -> bool {
+        self.has_handshakes() || self.has_requests() || self.has_credentials() || self.has_fan_out()
+    }
+
     /// Arms the kind of receive that the connection's stage wants.
     pub(super) fn rearm(&mut self, key: SocketKey) {
         let Some(conn) = self.connection(key) else {
             return;
         };
         // Who asks and asks without waiting for answers, or without reading them, shall not fill our memory.
-        if matches!(&conn.stage, Stage::Http(http) if http.is_waiting() || http.is_blocked() || !conn.is_flushed()) {
+        if matches!(&conn.stage, Stage::Http(http) if http.is_waiting() || http.is_blocked() || http.put_off || !conn.is_flushed())
+        {
             return;
         }
         // A receive that is armed already comes back here when it completes.
@@ -718,7 +736,7 @@ impl Core {
             requests: self.requests + self.notices.len(),
             credentials: self.credentials.len(),
             pending: self.pending.len(),
-            handshakes: self.tls.waiting(),
+            handshakes: self.tls.waiting() + self.plain_http.waiting(),
             channels: self.channels.len() + self.joins.len(),
             interests: self.interests.len() + self.interests.waiting(),
             fan_out: self.channels.queued_bytes() + self.fan_out.broadcast_bytes(),

@@ -101,7 +101,7 @@ impl Core {
     }
 
     /// Decides on as many tokens as one turn may.
-    pub fn verify_credentials(&mut self) {
+    pub(super) fn verify_credentials(&mut self) {
         let mut left_us = TURN_US;
         while left_us > 0
             && let Some(shown) = self.credentials.queue.pop_front()
@@ -113,7 +113,7 @@ impl Core {
     }
 
     /// True if tokens wait that the next turn can decide on.
-    pub fn has_credentials(&self) -> bool {
+    pub(super) fn has_credentials(&self) -> bool {
         !self.credentials.queue.is_empty()
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::core::{Command, Core};
 use crate::auth::Grant;
 use crate::engine::SocketKey;
-use crate::http::{HttpConn, HttpProgress};
+use crate::http::HttpConn;
 use crate::lanes::HandOver;
 use crate::metrics::{Drop, SentKind};
 use crate::protocol::close::CloseReason;
@@ -83,84 +83,6 @@ impl Core {
         self.http_bytes(slot, head);
     }
 
-    /// Bytes of a plain HTTP connection.
-    pub(super) fn http_bytes(&mut self, slot: u32, bytes: &[u8]) {
-        self.drive_http(slot, |http, out| http.feed(bytes, out));
-    }
-
-    /// The client sends no more, but may still read.
-    pub(super) fn http_ended(&mut self, slot: u32) {
-        self.drive_http(slot, |http, out| http.finish(out));
-        self.end_http(slot);
-    }
-
-    /// The socket has taken what it got of a plain HTTP connection.
-    pub(super) fn http_flushed(&mut self, slot: u32) {
-        if matches!(&self.conn(slot).stage, Stage::Http(http) if http.is_blocked()) {
-            self.drive_http(slot, HttpConn::go_on);
-            if matches!(&self.conn(slot).stage, Stage::Http(http) if http.has_ended()) {
-                self.end_http(slot);
-            }
-        }
-        let key = self.key(slot);
-        self.rearm(key);
-    }
-
-    /// Ends a plain HTTP connection whose peer sends no more, as soon as nothing is to be answered.
-    pub(super) fn end_http(&mut self, slot: u32) {
-        if matches!(&self.conn(slot).stage, Stage::Http(http) if http.is_waiting() || http.is_blocked()) {
-            return;
-        }
-        // Whatever hyper thought of it, no further request can come.
-        if matches!(self.conn(slot).stage, Stage::Http(_) | Stage::Lingering { .. }) {
-            self.linger(slot);
-            self.close_when_flushed(slot);
-        }
-    }
-
-    pub(super) fn drive_http(&mut self, slot: u32, drive: impl FnOnce(&mut HttpConn, &mut Vec<u8>) -> HttpProgress) {
-        if self.conn(slot).outbox_bytes() > self.settings.limits.outbox_bytes {
-            // Asks again and again and does not read the answers.
-            self.close_now(slot);
-            return;
-        }
-        let due = self.now.mono_ms() + self.settings.limits.handshake_timeout.as_millis() as u64;
-        let mut out = std::mem::take(&mut self.scratch);
-        out.clear();
-        let Stage::Http(http) = &mut self.conn(slot).stage else {
-            return;
-        };
-        let mut progress = drive(http, &mut out);
-        let mut waits = false;
-        while let Stage::Http(http) = &mut self.conn(slot).stage
-            && let Some(request) = http.take_request()
-        {
-            match self.pass_on(slot, request) {
-                Ok(()) => waits = true,
-                Err(answer) => {
-                    if let Stage::Http(http) = &mut self.conn(slot).stage {
-                        progress = http.answer(answer, &mut out);
-                    }
-                }
-            }
-        }
-        if !out.is_empty() {
-            self.append_unlimited(slot, &out);
-            // An answer buys time for the next request; bytes that trickle in do not.
-            self.wheel.set(slot, due);
-        }
-        if waits {
-            self.wheel
-                .set(slot, self.now.mono_ms() + super::admin::ANSWER_TIMEOUT_MS);
-        }
-        self.scratch = out;
-        match progress {
-            HttpProgress::Continue => {}
-            HttpProgress::Close => self.linger(slot),
-            HttpProgress::Upgrade(upgrade, rest) => self.upgrade(slot, upgrade, rest),
-        }
-    }
-
     /// Everything queued is sent, then FIN.
     pub(super) fn linger(&mut self, slot: u32) {
         self.conn(slot).stage = Stage::Lingering { finished: false };
@@ -170,7 +92,7 @@ impl Core {
     }
 
     /// A handshake that is in order and admitted.
-    fn upgrade(&mut self, slot: u32, mut upgrade: Upgrade, rest: Vec<u8>) {
+    pub(super) fn upgrade(&mut self, slot: u32, mut upgrade: Upgrade, rest: Vec<u8>) {
         if !self.takes_handshake_from(slot, &upgrade) {
             // One address must not use up what all others may.
             return self.view.give_back(&self.settings);

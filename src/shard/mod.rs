@@ -13,6 +13,7 @@ mod frames;
 mod handshake;
 mod pending;
 mod remote;
+mod requests;
 pub mod run;
 mod timers;
 mod tls;

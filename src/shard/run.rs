@@ -166,12 +166,10 @@ impl<E: Engine> Shard<E> {
             self.core.begin_turn(now);
             let busy = self.take_events() | self.take_parcels();
             self.core.handle_timeouts();
-            self.core.continue_handshakes();
-            self.core.verify_credentials();
+            self.core.go_on();
             if self.core.poll_keys_wanted() {
                 self.reports.tell(Report::KeysWanted);
             }
-            self.core.fan_out();
             self.carry_out();
             self.core.flush_lanes();
             self.tell_notices(me);
@@ -188,8 +186,7 @@ impl<E: Engine> Shard<E> {
                 yielded_ns = now.mono_ns;
             }
             idle_turns = if busy { 0 } else { idle_turns + 1 };
-            let has_work = self.core.has_fan_out() || self.core.has_handshakes() || self.core.has_credentials();
-            if has_work || self.engine.has_work() || !self.inbox.is_empty() {
+            if self.core.has_more() || self.engine.has_work() || !self.inbox.is_empty() {
                 wait = None;
                 continue;
             }

@@ -59,7 +59,7 @@ impl Core {
     }
 
     /// As many steps of handshakes that wait as this turn still may.
-    pub fn continue_handshakes(&mut self) {
+    pub(super) fn continue_handshakes(&mut self) {
         while self.tls.steps < STEPS_PER_TURN
             && let Some((key, mut bytes)) = self.tls.waiting.pop_front()
         {
@@ -72,7 +72,7 @@ impl Core {
     }
 
     /// True if handshakes wait that the next turn can continue.
-    pub fn has_handshakes(&self) -> bool {
+    pub(super) fn has_handshakes(&self) -> bool {
         !self.tls.waiting.is_empty()
     }
 

@@ -95,21 +95,21 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
     // Bytes that trickle in do not buy time.
     let mut until = Instant::now() + SILENCE_MAX;
     loop {
-        let mut progress = match timeout_at(until, stream.read(&mut input)).await?? {
-            0 => http.finish(&mut output),
-            bytes => http.feed(&input[..bytes], &mut output),
-        };
+        match timeout_at(until, stream.read(&mut input)).await?? {
+            0 => http.end(),
+            bytes => http.push(&input[..bytes]),
+        }
+        let mut progress = http.go_on(&mut output);
         loop {
             while let Some(request) = http.take_request() {
                 let answer = desk.serve(&request, peer).await;
                 progress = http.answer(answer, &mut output);
             }
-            if output.is_empty() {
-                break;
+            if !output.is_empty() {
+                timeout(SILENCE_MAX, stream.write_all(&output)).await??;
+                until = Instant::now() + SILENCE_MAX;
+                output.clear();
             }
-            timeout(SILENCE_MAX, stream.write_all(&output)).await??;
-            until = Instant::now() + SILENCE_MAX;
-            output.clear();
             if !http.is_blocked() {
                 break;
             }

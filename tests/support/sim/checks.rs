@@ -74,7 +74,7 @@ impl World {
             assert_eq!(shard.engine.sockets(), 0);
             assert!(shard.inbox.is_empty());
             assert_eq!(shard.core.metrics().sockets.get(), 0);
-            assert!(!shard.core.has_fan_out());
+            assert!(!shard.core.has_more());
         }
         for gauge in ["shardgate_subscriptions", "shardgate_channels"] {
             assert_eq!(self.metric(gauge, ""), 0, "{gauge}");

@@ -262,7 +262,7 @@ impl World {
         }
         busy |= items > 0;
         core.handle_timeouts();
-        core.fan_out();
+        core.go_on();
         // Commands may bring more bytes to send, and the other way round.
         loop {
             while core.poll_command(commands) {
@@ -324,7 +324,7 @@ impl World {
         core.flush_lanes();
         core.end_turn(self.now_ns, self.now_ns);
         core.check_invariants();
-        busy |= core.has_fan_out();
+        busy |= core.has_more();
         if inbox.is_empty()
             && let Some(done_ns) = self.books.done_ns.get_mut(shard)
         {

@@ -151,7 +151,7 @@ impl Gateway {
         let control = control.max(self.frozen_until_ns);
         let shards = self.shards.iter().map(|shard| {
             let due = shard.core.next_timeout_ms().map_or(u64::MAX, |ms| ms * MS);
-            let idle = shard.inbox.is_empty() && !shard.core.has_fan_out();
+            let idle = shard.inbox.is_empty() && !shard.core.has_more();
             let work = if idle { u64::MAX } else { now_ns };
             due.min(work).max(shard.stalled_until_ns)
         });
@@ -300,7 +300,7 @@ impl Gateway {
         }
         let moved = engine.work(wires, tokens, chance, true);
         let due = core.next_timeout_ms().is_some_and(|due_ms| due_ms * MS <= now_ns);
-        if !moved && !due && inbox.is_empty() && !core.has_fan_out() {
+        if !moved && !due && inbox.is_empty() && !core.has_more() {
             return false;
         }
         core.begin_turn(now);
@@ -325,7 +325,7 @@ impl Gateway {
             }
         }
         core.handle_timeouts();
-        core.fan_out();
+        core.go_on();
         loop {
             while core.poll_command(commands) {
                 for command in commands.drain(..) {

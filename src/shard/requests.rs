@@ -1,0 +1,163 @@
+//! Plain HTTP: what of it a turn does.
+//!
+//! Owned by the shard. A request costs a shard many times what a message does, and a few bytes in a pipeline are a hundred of
+//! them. So hyper is asked a few times per turn only, for a few requests each time, and whoever has more waits in a queue: a
+//! connection is in it at most once, and nothing is received from it meanwhile.
+
+use std::collections::VecDeque;
+
+use super::core::Core;
+use crate::engine::SocketKey;
+use crate::http::{HttpConn, HttpProgress};
+use crate::session::Stage;
+
+/// How often a turn asks hyper: 16 requests each time at the most, a tenth of a millisecond or two.
+const DRIVES_PER_TURN: u32 = 2;
+
+/// A shard's.
+#[derive(Debug, Default)]
+pub(super) struct Requests {
+    /// In this turn.
+    drives: u32,
+    /// Connections with something to do, in order.
+    waiting: VecDeque<SocketKey>,
+}
+
+impl Requests {
+    pub(super) fn begin_turn(&mut self) {
+        self.drives = 0;
+    }
+
+    /// Connections that wait for their turn.
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+}
+
+impl Core {
+    /// Bytes of a plain HTTP connection.
+    pub(super) fn http_bytes(&mut self, slot: u32, bytes: &[u8]) {
+        if let Stage::Http(http) = &mut self.conn(slot).stage {
+            http.push(bytes);
+            self.put_off_http(slot);
+        }
+    }
+
+    /// The client sends no more, but may still read.
+    pub(super) fn http_ended(&mut self, slot: u32) {
+        if let Stage::Http(http) = &mut self.conn(slot).stage {
+            http.end();
+            self.put_off_http(slot);
+        }
+    }
+
+    /// The socket has taken what it got of a plain HTTP connection.
+    pub(super) fn http_flushed(&mut self, slot: u32) {
+        if matches!(&self.conn(slot).stage, Stage::Http(http) if http.is_blocked()) {
+            self.put_off_http(slot);
+        }
+        let key = self.key(slot);
+        self.rearm(key);
+    }
+
+    /// There is something to do for it: at once, if this turn still may and nobody waits.
+    fn put_off_http(&mut self, slot: u32) {
+        let key = self.key(slot);
+        if self.plain_http.drives < DRIVES_PER_TURN && self.plain_http.waiting.is_empty() {
+            return self.go_on_http(slot);
+        }
+        if let Stage::Http(http) = &mut self.conn(slot).stage
+            && !std::mem::replace(&mut http.put_off, true)
+        {
+            self.plain_http.waiting.push_back(key);
+        }
+    }
+
+    /// As much of what waits as this turn still may.
+    pub(super) fn continue_http(&mut self) {
+        while self.plain_http.drives < DRIVES_PER_TURN
+            && let Some(key) = self.plain_http.waiting.pop_front()
+        {
+            if self.connection(key).is_some()
+                && let Stage::Http(http) = &mut self.conn(key.slot).stage
+            {
+                http.put_off = false;
+                self.go_on_http(key.slot);
+                self.rearm(key);
+            }
+        }
+    }
+
+    /// True if something waits that the next turn can continue.
+    pub(super) fn has_requests(&self) -> bool {
+        self.plain_http.waiting() > 0
+    }
+
+    fn go_on_http(&mut self, slot: u32) {
+        self.plain_http.drives += 1;
+        self.drive_http(slot, HttpConn::go_on);
+        if matches!(&self.conn(slot).stage, Stage::Http(http) if http.has_ended()) {
+            self.end_http(slot);
+        }
+    }
+
+    /// Ends a plain HTTP connection whose peer sends no more, as soon as nothing is to be answered.
+    pub(super) fn end_http(&mut self, slot: u32) {
+        if matches!(&self.conn(slot).stage, Stage::Http(http) if http.is_waiting() || http.is_blocked() || http.put_off)
+        {
+            return;
+        }
+        // Whatever hyper thought of it, no further request can come.
+        if matches!(self.conn(slot).stage, Stage::Http(_) | Stage::Lingering { .. }) {
+            self.linger(slot);
+            self.close_when_flushed(slot);
+        }
+    }
+
+    pub(super) fn drive_http(&mut self, slot: u32, drive: impl FnOnce(&mut HttpConn, &mut Vec<u8>) -> HttpProgress) {
+        if self.conn(slot).outbox_bytes() > self.settings.limits.outbox_bytes {
+            // Asks again and again and does not read the answers.
+            self.close_now(slot);
+            return;
+        }
+        let due = self.now.mono_ms() + self.settings.limits.handshake_timeout.as_millis() as u64;
+        let mut out = std::mem::take(&mut self.scratch);
+        out.clear();
+        let Stage::Http(http) = &mut self.conn(slot).stage else {
+            return;
+        };
+        let mut progress = drive(http, &mut out);
+        let mut waits = false;
+        while let Stage::Http(http) = &mut self.conn(slot).stage
+            && let Some(request) = http.take_request()
+        {
+            match self.pass_on(slot, request) {
+                Ok(()) => waits = true,
+                Err(answer) => {
+                    if let Stage::Http(http) = &mut self.conn(slot).stage {
+                        progress = http.answer(answer, &mut out);
+                    }
+                }
+            }
+        }
+        if !out.is_empty() {
+            self.append_unlimited(slot, &out);
+            // An answer buys time for the next request; bytes that trickle in do not.
+            self.wheel.set(slot, due);
+        }
+        if waits {
+            self.wheel
+                .set(slot, self.now.mono_ms() + super::admin::ANSWER_TIMEOUT_MS);
+        }
+        self.scratch = out;
+        match progress {
+            HttpProgress::Continue => {}
+            HttpProgress::Close => return self.linger(slot),
+            HttpProgress::Upgrade(upgrade, rest) => return self.upgrade(slot, upgrade, rest),
+        }
+        // With nothing on its way nobody would wake it.
+        if self.conn(slot).is_flushed() && matches!(&self.conn(slot).stage, Stage::Http(http) if http.is_blocked()) {
+            self.put_off_http(slot);
+        }
+    }
+}
