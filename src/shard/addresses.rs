@@ -245,9 +245,7 @@ impl Core {
         if !self.settings.proxies.contains(current.ip()) || self.is_from(slot, SocketAddr::new(client, 0)) {
             return true;
         }
-        let (least, most) = RETRY_AFTER_S;
-        let seconds = least + self.ids.jitter(most - least + 1);
-        let retry = format!("Retry-After: {seconds}\r\n");
+        let retry = self.retry_after(RETRY_AFTER_S);
         let mut response = Vec::new();
         let text = "too many connections from this address: try again later";
         head::final_response(&mut response, "429 Too Many Requests", &retry, text);

@@ -285,11 +285,15 @@ impl Core {
         }
     }
 
+    /// The field that says when to come again: some second from the first to the last, or all would come at once.
+    pub(super) fn retry_after(&mut self, (least, most): (u64, u64)) -> String {
+        let seconds = least + self.ids.jitter(most - least + 1);
+        format!("Retry-After: {seconds}\r\n")
+    }
+
     /// Answers 503 to a handshake that had been admitted.
     pub(super) fn refuse_unavailable(&mut self, slot: u32, reason: NotAdmitted) {
-        let (least, most) = reason.retry_after_range();
-        let seconds = least + self.ids.jitter(most - least + 1);
-        let retry = format!("Retry-After: {seconds}\r\n");
+        let retry = self.retry_after(reason.retry_after_range());
         self.refuse_upgrade(slot, "503 Service Unavailable", &retry, reason.text());
     }
 
