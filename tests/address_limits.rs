@@ -213,7 +213,7 @@ fn garbage_for_a_header_closes(engine: &str) {
         b"\r\n\r\n\0\r\nQUIT\n\x31\x11\0\x0c",
         b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0b",
         b"\r\n\r\n\0\r\nQUIT\n\x21\x11\xff\xff",
-        b"\r\n\r\n\0\r\nQUIT\n\x21\x31\0\xd8",
+        b"\r\n\r\n\0\r\nQUIT\n\x21\x41\0\xd8",
     ];
     for bytes in garbage {
         let mut client = Client::connect_from(PROXY, gateway.addr);

@@ -43,10 +43,10 @@ pub fn read(bytes: &[u8]) -> Header {
     // Nothing is waited for that will not be taken.
     let (command, family) = (fixed[12], fixed[13]);
     let addresses = match (command, family) {
-        // LOCAL: whatever follows is to be skipped. PROXY of an unknown family, too.
-        (0x20, _) | (0x21, 0x00) => Addresses::Skip,
         (0x21, 0x11) if body_bytes >= 12 => Addresses::V4,
         (0x21, 0x21) if body_bytes >= 36 => Addresses::V6,
+        // LOCAL: whatever follows is to be skipped. PROXY of what is no TCP over IP (unknown, datagrams, Unix sockets), too.
+        (0x20, _) | (0x21, 0x00 | 0x12 | 0x22 | 0x31 | 0x32) => Addresses::Skip,
         _ => return Header::Garbage,
     };
     if header_bytes > HEADER_BYTES_MAX {
@@ -128,14 +128,21 @@ mod tests {
     }
 
     #[test]
+    fn a_client_that_came_over_a_unix_socket_or_by_datagram_has_no_address() {
+        assert_eq!(read(&header(0x21, 0x31, &[0; 216])), Header::Complete(232, None));
+        assert_eq!(read(&header(0x21, 0x12, &V4)), Header::Complete(28, None));
+        assert_eq!(read(&header(0x21, 0x22, &v6())), Header::Complete(52, None));
+    }
+
+    #[test]
     fn garbage() {
         for (command, family, body) in [
-            (0x11, 0x11, &V4[..]),       // version 1
-            (0x22, 0x11, &V4[..]),       // no such command
-            (0x21, 0x12, &V4[..]),       // UDP
-            (0x21, 0x31, &[0; 216][..]), // a UNIX socket
-            (0x21, 0x11, &V4[..11]),     // too short
-            (0x21, 0x21, &V4[..]),       // too short for IPv6
+            (0x11, 0x11, &V4[..]),   // version 1
+            (0x22, 0x11, &V4[..]),   // no such command
+            (0x21, 0x13, &V4[..]),   // no such protocol
+            (0x21, 0x41, &V4[..]),   // no such family
+            (0x21, 0x11, &V4[..11]), // too short
+            (0x21, 0x21, &V4[..]),   // too short for IPv6
             (0x20, 0x00, &[0; 4081][..]),
         ] {
             assert_eq!(
