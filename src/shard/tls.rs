@@ -18,15 +18,20 @@ const SCRATCH_BYTES_MAX: usize = 32 * 1024;
 /// Steps of handshakes in one turn. One takes a tenth of a millisecond, with a large RSA key several milliseconds, and after a
 /// reload of many clients, or when somebody means ill, they come by the thousand: messages of others must not wait for all
 /// of them.
-const STEPS_PER_TURN: u32 = 8;
+const STEPS_PER_TURN: u32 = 2;
+
+/// What came for more steps, in order: one receive's bytes for a pending socket, which receives nothing meanwhile.
+type Waiting = VecDeque<(SocketKey, Vec<u8>)>;
 
 /// What a shard keeps for TLS besides its connections'.
 #[derive(Debug, Default)]
 pub(super) struct Handshakes {
     /// Steps in this turn.
     steps: u32,
-    /// What came for more of them, in order: one receive's bytes for a pending socket, which receives nothing meanwhile.
-    waiting: VecDeque<(SocketKey, Vec<u8>)>,
+    /// Those that we have answered, and those that begin. Who has been answered is among the oldest: behind a flood of others that
+    /// begin it would be closed for its age before its turn, and the answer would have been for nothing.
+    answered: Waiting,
+    begun: Waiting,
     /// What was read of one receive; kept for its capacity.
     plain: Vec<u8>,
     hint_due_ms: u64,
@@ -37,9 +42,18 @@ impl Handshakes {
         self.steps = 0;
     }
 
+    /// In turns, so that neither keeps the other out.
+    fn next_waiting(&mut self) -> Option<(SocketKey, Vec<u8>)> {
+        let (first, second) = match self.steps % 2 {
+            0 => (&mut self.answered, &mut self.begun),
+            _ => (&mut self.begun, &mut self.answered),
+        };
+        first.pop_front().or_else(|| second.pop_front())
+    }
+
     /// Handshakes whose next step waits.
     pub(super) fn waiting(&self) -> usize {
-        self.waiting.len()
+        self.answered.len() + self.begun.len()
     }
 }
 
@@ -48,20 +62,27 @@ impl Core {
     /// expensive thing that a few bytes can ask for.
     pub(super) fn puts_off(&mut self, key: SocketKey, bytes: &[u8]) -> bool {
         let conn = &mut self.connections[key.slot as usize];
-        let handshaking = conn.tls.as_ref().is_some_and(|tls| tls.is_handshaking());
-        if !handshaking || (self.tls.steps < STEPS_PER_TURN && self.tls.waiting.is_empty()) {
+        let Some(tls) = conn.tls.as_ref().filter(|tls| tls.is_handshaking()) else {
+            return false;
+        };
+        if self.tls.steps < STEPS_PER_TURN && self.tls.waiting() == 0 {
             return false;
         }
+        let waiting = if tls.has_answered() {
+            &mut self.tls.answered
+        } else {
+            &mut self.tls.begun
+        };
+        waiting.push_back((key, bytes.to_vec()));
         // The receive is over when its bytes were looked at.
         conn.armed = true;
-        self.tls.waiting.push_back((key, bytes.to_vec()));
         true
     }
 
     /// As many steps of handshakes that wait as this turn still may.
     pub(super) fn continue_handshakes(&mut self) {
         while self.tls.steps < STEPS_PER_TURN
-            && let Some((key, mut bytes)) = self.tls.waiting.pop_front()
+            && let Some((key, mut bytes)) = self.tls.next_waiting()
         {
             if let Some(conn) = self.connection(key) {
                 conn.armed = false;
@@ -73,7 +94,7 @@ impl Core {
 
     /// True if handshakes wait that the next turn can continue.
     pub(super) fn has_handshakes(&self) -> bool {
-        !self.tls.waiting.is_empty()
+        self.tls.waiting() > 0
     }
 
     /// What a new connection begins with.

@@ -55,6 +55,8 @@ pub struct Tls {
     in_flight: bool,
     /// Something was received.
     begun: bool,
+    /// The server has said its part of the handshake, which is most of the work.
+    answered: bool,
     /// The peer said that it sends no more.
     peer_closed: bool,
     /// Nothing is read or sealed any more: a fatal alert or our `close_notify` was the last word.
@@ -75,6 +77,7 @@ impl Tls {
             sealed: 0,
             in_flight: false,
             begun: false,
+            answered: false,
             peer_closed: false,
             over: false,
         })
@@ -83,6 +86,11 @@ impl Tls {
     /// True once something was received.
     pub fn has_begun(&self) -> bool {
         self.begun
+    }
+
+    /// True once the server has said its part of the handshake: what is left of it costs little.
+    pub fn has_answered(&self) -> bool {
+        self.answered
     }
 
     /// True until both sides have finished the handshake.
@@ -156,7 +164,10 @@ impl Tls {
                         plain.extend_from_slice(record.payload);
                     }
                 }
-                ConnectionState::EncodeTlsData(mut data) => append(&mut self.own, 0, |room| data.encode(room))?,
+                ConnectionState::EncodeTlsData(mut data) => {
+                    self.answered = true;
+                    append(&mut self.own, 0, |room| data.encode(room))?;
+                }
                 ConnectionState::TransmitTlsData(data) => data.done(),
                 ConnectionState::PeerClosed => self.peer_closed = true,
                 // Whole records are never left, and there is no early data.
