@@ -13,14 +13,14 @@ mod pipe;
 mod process;
 mod routes;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
-use std::future::poll_fn;
+use std::future::pending;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Wake, Waker};
 
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
@@ -116,8 +116,9 @@ impl HttpConn {
         let inquiry = Inquiry::default();
         let routes = Routes {
             context,
+            pipe: pipe.clone(),
             inquiry: inquiry.clone(),
-            refused: RefCell::new(refused),
+            refused: Cell::new(refused),
             upgrade: Rc::clone(&upgrade),
         };
         let connection = http1::Builder::new()
@@ -152,8 +153,8 @@ impl HttpConn {
         self.pipe.is_blocked()
     }
 
-    /// Goes on with what came and with what there was no room for, appends the bytes to send to `out`: 16 requests, and 64 KiB,
-    /// at the most.
+    /// Goes on with what came and with what there was no room for, appends the bytes to send to `out`: of one answer, and 64 KiB, at
+    /// the most.
     pub fn go_on(&mut self, out: &mut Vec<u8>) -> HttpProgress {
         self.pipe.unblock();
         self.drive(out)
@@ -184,8 +185,8 @@ impl HttpConn {
         let Some(connection) = self.connection.as_mut() else {
             return HttpProgress::Close;
         };
-        // Every await in there is for the pipe or for an answer, and both come only by way of this; but after 16 pipelined requests
-        // hyper yields by waking itself, and others may have their turn.
+        // Every await in there is for the pipe or for an answer, and both come only by way of this; but after having done much hyper
+        // yields by waking itself, and others may have their turn.
         let again = Arc::new(Again::default());
         let waker = Waker::from(Arc::clone(&again));
         let mut context = Context::from_waker(&waker);
@@ -215,8 +216,9 @@ impl HttpConn {
 /// hyper's service: one per connection.
 struct Routes {
     context: Rc<HttpContext>,
+    pipe: Pipe,
     inquiry: Inquiry,
-    refused: RefCell<Option<NotAdmitted>>,
+    refused: Cell<Option<NotAdmitted>>,
     upgrade: Rc<RefCell<Option<Upgrade>>>,
 }
 
@@ -228,19 +230,20 @@ impl Service<Request<Incoming>> for Routes {
     type Future = Pin<Box<dyn Future<Output = Result<Answer, Infallible>>>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        let refused = self.refused.borrow_mut().take();
-        match routes::answer(&self.context, refused, &request) {
-            routes::Outcome::Answer(answer) => Box::pin(std::future::ready(Ok(answer))),
-            routes::Outcome::Upgrade(upgrade) => {
-                // The shard takes the connection out of hyper's hands and writes the 101 itself.
-                *self.upgrade.borrow_mut() = Some(upgrade);
-                Box::pin(poll_fn(|_| Poll::Pending))
+        let (context, pipe, inquiry) = (Rc::clone(&self.context), self.pipe.clone(), self.inquiry.clone());
+        let (refused, upgrade) = (self.refused.take(), Rc::clone(&self.upgrade));
+        Box::pin(async move {
+            pipe.room().await;
+            match routes::answer(&context, refused, &request) {
+                routes::Outcome::Answer(answer) => Ok(answer),
+                routes::Outcome::Upgrade(accepted) => {
+                    // The shard takes the connection out of hyper's hands and writes the 101 itself.
+                    *upgrade.borrow_mut() = Some(accepted);
+                    pending().await
+                }
+                routes::Outcome::Admin => Ok(administer(&context, &inquiry, request).await),
             }
-            routes::Outcome::Admin => {
-                let (context, inquiry) = (Rc::clone(&self.context), self.inquiry.clone());
-                Box::pin(async move { Ok(administer(&context, &inquiry, request).await) })
-            }
-        }
+        })
     }
 }
 

@@ -1,6 +1,7 @@
 //! A socket made of two buffers, for hyper.
 
 use std::cell::RefCell;
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -50,6 +51,21 @@ impl Pipe {
     /// There is room again: what was written before is on its way.
     pub(super) fn unblock(&self) {
         self.0.borrow_mut().blocked = false;
+    }
+
+    /// Waits until what was said before is on its way, so that a request is carried out when there is room for its answer, and
+    /// one at a time.
+    pub(super) async fn room(&self) {
+        poll_fn(|_| {
+            let mut buffers = self.0.borrow_mut();
+            buffers.blocked |= !buffers.output.is_empty();
+            if buffers.blocked {
+                Poll::Pending
+            } else {
+                Poll::Ready(())
+            }
+        })
+        .await
     }
 
     pub(super) fn take_output(&self, out: &mut Vec<u8>) {

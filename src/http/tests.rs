@@ -24,7 +24,10 @@ fn connection(development: bool) -> (HttpConn, Rc<HttpContext>) {
 fn ask(conn: &mut HttpConn, request: &str) -> (String, HttpProgress) {
     let mut out = Vec::new();
     conn.push(request.as_bytes());
-    let progress = conn.go_on(&mut out);
+    let mut progress = conn.go_on(&mut out);
+    while matches!(progress, HttpProgress::Continue) && conn.is_blocked() {
+        progress = conn.go_on(&mut out);
+    }
     (String::from_utf8(out).unwrap(), progress)
 }
 
@@ -32,26 +35,26 @@ fn ask(conn: &mut HttpConn, request: &str) -> (String, HttpProgress) {
 #[test]
 fn a_pipeline_is_answered_in_parts() {
     const REQUESTS: usize = 100;
-    for (path, least) in [("/livez", 1 + REQUESTS / 16), ("/dashboard", REQUESTS / 2)] {
+    for path in ["/livez", "/stats", "/dashboard"] {
         let (mut conn, _) = connection(true);
         conn.push(
             format!("GET {path} HTTP/1.1\r\nHost: h\r\n\r\n")
                 .repeat(REQUESTS)
                 .as_bytes(),
         );
-        let (mut answers, mut parts) = (0, 0);
+        let mut answers = 0;
         loop {
             let mut out = Vec::new();
             assert!(matches!(conn.go_on(&mut out), HttpProgress::Continue));
             assert!(out.len() <= 64 * 1024, "{}", out.len());
-            answers += String::from_utf8(out).unwrap().matches("HTTP/1.1 200 OK").count();
-            parts += 1;
+            let more = String::from_utf8(out).unwrap().matches("HTTP/1.1 200 OK").count();
+            assert!(more <= 1, "{path}: {more} at once");
+            answers += more;
             if !conn.is_blocked() {
                 break;
             }
         }
         assert_eq!(answers, REQUESTS, "{path}");
-        assert!(parts >= least, "{path}: {parts} parts");
     }
 }
 

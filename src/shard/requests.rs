@@ -1,7 +1,7 @@
 //! Plain HTTP: what of it a turn does.
 //!
 //! Owned by the shard. A request costs a shard many times what a message does, and a few bytes in a pipeline are a hundred of
-//! them. So hyper is asked a few times per turn only, for a few requests each time, and whoever has more waits in a queue: a
+//! them. So hyper is asked a few times per turn only, for one answer each time, and whoever has more waits in a queue: a
 //! connection is in it at most once, and nothing is received from it meanwhile.
 
 use std::collections::VecDeque;
@@ -11,8 +11,8 @@ use crate::engine::SocketKey;
 use crate::http::{HttpConn, HttpProgress};
 use crate::session::Stage;
 
-/// How often a turn asks hyper: 16 requests each time at the most, a tenth of a millisecond or two.
-const DRIVES_PER_TURN: u32 = 2;
+/// How often a turn asks hyper, which answers one request each time. The larger answers take a few hundredths of a millisecond.
+const DRIVES_PER_TURN: u32 = 4;
 
 /// A shard's.
 #[derive(Debug, Default)]
