@@ -8,9 +8,10 @@
 
 mod common;
 
+use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::thread::{JoinHandle, Scope, ScopedJoinHandle};
@@ -19,7 +20,7 @@ use std::time::Duration;
 use common::authority::Secure;
 use common::client::{Client, PING, TEXT, frame_bytes, text_bytes, upgrade_head};
 use common::gateway::run_command;
-use common::{Gateway, eventually};
+use common::{DEADLINE, Gateway, eventually};
 use rustls::{ClientConfig, ClientConnection};
 
 on_both_engines! { each_by_itself, all_at_once, all_at_once_over_tls }
@@ -56,7 +57,7 @@ fn arguments() -> Vec<String> {
 
 /// Sockets besides those that limits count: accepted and not looked at yet, and closes under way, which take a turn to be asked for
 /// and one to be done, of a turn's completions each, per shard.
-const SOCKETS_BETWEEN: usize = SHARDS * (64 + 2 * 1_024);
+const SOCKETS_BETWEEN: usize = SHARDS * (8 + 2 * 256);
 /// Descriptors that are no sockets of clients: rings, listeners, eventfds, logs.
 const FILES: usize = 124;
 /// What a shard has besides its connections: receive buffers, spare buffers, rings, tables as they grow; of a debug build.
@@ -184,8 +185,20 @@ const FLOODS: [(&str, Flood); 11] = [
 
 /// Five times what the gateway holds of such.
 fn half_open(target: &Target) {
-    let mut silent = Vec::new();
-    target.repeat(5 * HANDSHAKES, |_| silent.extend(TcpStream::connect(target.addr)));
+    let mut silent = VecDeque::new();
+    target.repeat(5 * HANDSHAKES, |_| {
+        if silent.len() == 5 * HANDSHAKES {
+            silent.pop_front();
+        }
+        silent.extend(TcpStream::connect(target.addr));
+    });
+    // All of them stay until the gateway has taken most of them from the listeners' queues, and so has closed this one.
+    if target.goes_on()
+        && let Some(early) = silent.get_mut(2 * HANDSHAKES)
+    {
+        early.set_read_timeout(Some(DEADLINE)).unwrap();
+        let _ = early.read(&mut [0]);
+    }
 }
 
 fn slow_loris(target: &Target) {
@@ -492,59 +505,122 @@ fn all_at_once_over_tls(engine: &str) {
 
 // ---- Latency ----
 
-/// What messages of those who behave take, quiet and under floods; `docs/testing.md` has the command.
+/// What messages of those who behave take: quiet, beside floods that are none of their gateway's business, and under floods.
+/// `docs/testing.md` has the command.
+///
+/// With `GATEWAY_CPUS` the gateway has those CPUs and nobody else has. On the others floods get only what its users leave, and
+/// so does a second gateway: what messages take while floods go there is what floods do to the machine, and the rest is what
+/// they do to the gateway.
 #[test]
 #[ignore = "measures, for release builds; docs/testing.md has the command"]
 fn latency_under_flood() {
-    for engine in ["ring", "epoll"] {
-        let cpus = std::env::var("GATEWAY_CPUS").unwrap_or_else(|_| "none".to_owned());
-        let shards = if cpus == "none" { 2 } else { 1 };
-        let gateway = Gateway::start(&["--engine", engine, "--cpus", &cpus, "--shards", &shards.to_string()]);
-        println!("{engine}: floods | sent | lost | p50 µs | p99 µs | p99.9 µs");
-        println!("{engine}: none | {}", measure(&gateway));
-        for flood in FLOODS.iter().map(std::slice::from_ref).chain([&FLOODS[..]]) {
-            let target = Target {
-                addr: gateway.addr,
-                tls: None,
-                over: Arc::default(),
-                rounds: usize::MAX / (5 * HANDSHAKES),
-            };
-            let measured = std::thread::scope(|scope| {
-                let over = Over(Arc::clone(&target.over));
-                let_loose(scope, flood, &target);
-                let measured = measure(&gateway);
-                drop(over);
-                measured
-            });
-            let name = if flood.len() == 1 { flood[0].0 } else { "all" };
-            println!("{engine}: {name} | {measured}");
+    let named = std::env::var("FLOOD").unwrap_or_default();
+    let engines = std::env::var("ENGINES").unwrap_or_else(|_| "ring epoll".to_owned());
+    for engine in engines.split_whitespace() {
+        let bench = Bench::new(engine);
+        println!("{engine} | sent | lost | p50 µs | p99 µs | p99.9 µs | p99 of turns");
+        println!("quiet | {}", bench.measure());
+        let floods = FLOODS.iter().map(|flood| (flood.0, std::slice::from_ref(flood)));
+        for (name, flood) in floods.chain([("all at once", &FLOODS[..])]) {
+            if name.contains(&named) {
+                println!("{name}, elsewhere | {}", bench.measure_under(flood, &bench.elsewhere));
+                println!("{name} | {}", bench.measure_under(flood, &bench.gateway));
+            }
         }
-        println!("{engine}: none | {}", measure(&gateway));
+        println!("quiet | {}", bench.measure());
     }
 }
 
-/// 100 users, 1,000 messages per second between them, for five seconds.
-fn measure(gateway: &Gateway) -> String {
+/// Two gateways, and which CPUs are neither's own.
+struct Bench {
+    gateway: Gateway,
+    elsewhere: Gateway,
+    others: Vec<usize>,
+}
+
+impl Bench {
+    fn new(engine: &str) -> Bench {
+        let cpus = std::env::var("GATEWAY_CPUS").unwrap_or_else(|_| "none".to_owned());
+        let (shards, others) = match cpus.as_str() {
+            "none" => (2, Vec::new()),
+            list => {
+                let own: Vec<usize> = list.split(',').map(|cpu| cpu.parse().unwrap()).collect();
+                let all = core_affinity::get_core_ids().unwrap().into_iter().map(|core| core.id);
+                (own.len(), all.filter(|cpu| !own.contains(cpu)).collect())
+            }
+        };
+        let start = |cpus: &str| Gateway::start(&["--engine", engine, "--cpus", cpus, "--shards", &shards.to_string()]);
+        let (gateway, elsewhere) = (start(&cpus), start("none"));
+        for thread in std::fs::read_dir(format!("/proc/{}/task", elsewhere.pid())).unwrap() {
+            let thread = thread.unwrap().file_name().into_string().unwrap();
+            make_way(rustix::process::Pid::from_raw(thread.parse().unwrap()), &others);
+        }
+        Bench {
+            gateway,
+            elsewhere,
+            others,
+        }
+    }
+
+    fn measure(&self) -> String {
+        measure(&self.gateway, &self.others)
+    }
+
+    fn measure_under(&self, floods: &[(&str, Flood)], flooded: &Gateway) -> String {
+        let target = Target {
+            addr: flooded.addr,
+            tls: None,
+            over: Arc::default(),
+            rounds: usize::MAX / (5 * HANDSHAKES),
+        };
+        std::thread::scope(|scope| {
+            let _over = Over(Arc::clone(&target.over));
+            for &(_, flood) in floods {
+                let target = target.clone();
+                scope.spawn(move || {
+                    make_way(None, &self.others);
+                    flood(&target);
+                });
+            }
+            self.measure()
+        })
+    }
+}
+
+/// Lets a thread, or the calling one, run on these CPUs only, and there only when nobody else wants to. Without any it stays as
+/// it is.
+fn make_way(thread: Option<rustix::process::Pid>, cpus: &[usize]) {
+    if cpus.is_empty() {
+        return;
+    }
+    let mut set = rustix::thread::CpuSet::new();
+    cpus.iter().for_each(|&cpu| set.set(cpu));
+    rustix::thread::sched_setaffinity(thread, &set).unwrap();
+    let thread = thread.map_or(0, rustix::process::Pid::as_raw_pid);
+    let parameters = libc::sched_param { sched_priority: 0 };
+    // SAFETY: the call reads the parameters, which live across it; 0 is the calling thread.
+    let result = unsafe { libc::sched_setscheduler(thread, libc::SCHED_IDLE, &raw const parameters) };
+    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+}
+
+/// 100 users, 1,000 messages per second between them, for five seconds, from these CPUs or any.
+fn measure(gateway: &Gateway, cpus: &[usize]) -> String {
     let json = tempfile::NamedTempFile::new().unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_shardgate-load"));
     let url = format!("ws://{}/ws", gateway.addr);
-    command.args([
-        "direct",
-        "--users",
-        "100",
-        "--rate",
-        "1000",
-        "--duration",
-        "5s",
-        "--url",
-        &url,
-    ]);
-    command.arg("--json").arg(json.path());
-    command.stdin(std::process::Stdio::null());
+    command.args(["direct", "--users", "100", "--rate", "1000", "--duration", "5s"]);
+    command.args(["--url", &url, "--json"]).arg(json.path());
+    if !cpus.is_empty() {
+        let cpus: Vec<String> = cpus.iter().map(ToString::to_string).collect();
+        command.args(["--cpus", &cpus.join(",")]);
+    }
     command
-        .stdout(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::piped());
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let turns = Turns::so_far(gateway);
     let ended = run_command(command);
+    let turn = Turns::so_far(gateway).since(&turns).p99();
     let text = std::fs::read_to_string(json.path()).unwrap();
     let Ok(report) = serde_json::from_str::<serde_json::Value>(&text) else {
         return format!("{ended:?}");
@@ -557,5 +633,36 @@ fn measure(gateway: &Gateway) -> String {
         &latency["p99"],
         &latency["p999"],
     ];
-    row.map(ToString::to_string).join(" | ")
+    format!("{} | {turn}", row.map(ToString::to_string).join(" | "))
+}
+
+/// How many turns of shards took how long: what the gateway itself makes a message wait.
+struct Turns(Vec<(String, f64)>);
+
+impl Turns {
+    fn so_far(gateway: &Gateway) -> Turns {
+        let text = gateway.get("/metrics").body;
+        let buckets = text.lines().filter_map(|line| {
+            let series = line.strip_prefix("shardgate_loop_turn_seconds_bucket{shard=\"0\",le=\"")?;
+            let (limit, turns) = series.split_once("\"} ")?;
+            Some((limit.to_owned(), turns.parse().unwrap()))
+        });
+        Turns(buckets.collect())
+    }
+
+    fn since(mut self, before: &Turns) -> Turns {
+        for ((_, turns), (_, earlier)) in self.0.iter_mut().zip(&before.0) {
+            *turns -= earlier;
+        }
+        self
+    }
+
+    /// The bucket that 99 % of the turns are within.
+    fn p99(&self) -> String {
+        let all = self.0.last().map_or(0.0, |(_, turns)| *turns);
+        let bucket = self.0.iter().find(|(_, turns)| *turns >= 0.99 * all);
+        bucket.map_or_else(String::new, |(limit, _)| {
+            format!("{} µs", limit.parse::<f64>().unwrap_or(f64::INFINITY) * 1e6)
+        })
+    }
 }

@@ -208,7 +208,7 @@ pub(super) static KEYS: &[Key] = &[
         "Connections of one user on this gateway; the oldest is closed with 3504; 0 for no limit"),
     row(LIMITS, "limits.handshakes_per_second", number(0, 10_000_000, "handshakes"), Value("0"), LIVE,
         "Admission rate of this gateway; over it 503; 0 for no limit"),
-    row(LIMITS, "limits.handshakes", number(1, 100_000_000, "connections"), Value("4096"), LIVE,
+    row(LIMITS, "limits.handshakes", number(1, 100_000_000, "connections"), Unset("4096 for each shard"), LIVE,
         "Sockets that are no WebSocket connection (yet): half a handshake, plain HTTP, refusals; over it the oldest is closed"),
     row(LIMITS, "limits.handshakes_per_address", number(0, 1_000_000, "connections"), Value("0"), LIVE,
         "Connections of one address (IPv6: one /64) that have not finished their handshake, counted by each shard; 0 for no limit"),

@@ -285,7 +285,7 @@ pub struct Limits {
     /// Handshakes per second on this gateway; 0: no limit.
     pub handshakes_per_second: u32,
     /// Sockets of this gateway that are no WebSocket connections.
-    pub handshakes: usize,
+    pub handshakes: Option<usize>,
     /// Connections of one address that have not finished their handshake, on each shard; 0: no limit.
     pub handshakes_per_address: u32,
     /// Connects per second of one address, on each shard; 0: no limit.

@@ -17,10 +17,10 @@ use super::slab::{CLOSING, ENDED, Entry, RECEIVING, SENDING, STREAM, Slab};
 use super::{Engine, EngineStats, Event, Payload, SendStatus, SocketKey, Waker, sys};
 
 /// Sockets that one turn looks at; the kernel keeps the others in line, so none starves.
-const EVENTS_MAX: usize = 1024;
+const EVENTS_MAX: usize = 256;
 
-/// Connections accepted per turn. As each costs a call, more of them would hold up the sockets that are open.
-const ACCEPTS_MAX: usize = 256;
+/// Connections accepted per turn. Each costs some tens of microseconds, and under a flood as much again to close somebody else.
+const ACCEPTS_MAX: usize = 8;
 
 /// The most that is received from one socket per turn: what a default TCP window takes in one go.
 const BUFFER_BYTES: usize = 64 * 1024;
@@ -369,6 +369,28 @@ impl EpollEngine {
         entry.set(ENDED);
         Some(Found::Other(Event::Ended { key, error }))
     }
+
+    /// Lets a socket go after this.
+    fn close_by(&mut self, key: SocketKey, end: impl FnOnce(&OwnedFd) -> io::Result<()>) {
+        let Some(entry) = self.slab.open(key) else {
+            return;
+        };
+        entry.set(CLOSING);
+        if entry.any(SENDING) {
+            self.sends.finish(entry.end_send());
+        }
+        if entry.watch & WATCH_MEMBER != 0 {
+            // Closing takes it out of the set only if nobody else has the socket open, a forked child for one.
+            let fd = entry.raw_fd();
+            let _ = self.epoll.control(libc::EPOLL_CTL_DEL, fd, 0, 0);
+        }
+        if let Some(fd) = entry.take_fd() {
+            // Fails only if it has ended already.
+            let _ = end(&fd);
+            self.stats.syscalls += 2;
+        }
+        self.local.push_back(Local::Closed(key));
+    }
 }
 
 impl Engine for EpollEngine {
@@ -496,23 +518,11 @@ impl Engine for EpollEngine {
     }
 
     fn close(&mut self, key: SocketKey) {
-        let Some(entry) = self.slab.open(key) else {
-            return;
-        };
-        entry.set(CLOSING);
-        if entry.any(SENDING) {
-            self.sends.finish(entry.end_send());
-        }
-        if entry.watch & WATCH_MEMBER != 0 {
-            // Closing takes it out of the set only if nobody else has the socket open, a forked child for one.
-            let fd = entry.raw_fd();
-            let _ = self.epoll.control(libc::EPOLL_CTL_DEL, fd, 0, 0);
-        }
-        if let Some(fd) = entry.take_fd() {
-            let _ = sys::shutdown(&fd, Shutdown::Both);
-            self.stats.syscalls += 2;
-        }
-        self.local.push_back(Local::Closed(key));
+        self.close_by(key, |fd| sys::shutdown(fd, Shutdown::Both));
+    }
+
+    fn reset(&mut self, key: SocketKey) {
+        self.close_by(key, sys::reset_on_close);
     }
 
     fn peer_addr(&self, key: SocketKey) -> Option<SocketAddr> {

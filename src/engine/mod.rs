@@ -157,6 +157,10 @@ pub trait Engine: Sized {
     /// Ends both sides now, whatever is in flight, and frees the slot when the kernel has let go: then [`Event::Closed`].
     fn close(&mut self, key: SocketKey);
 
+    /// As [`Engine::close`], but the peer sees a reset, and the kernel keeps nothing of the connection: for those who would not
+    /// answer a FIN.
+    fn reset(&mut self, key: SocketKey);
+
     /// Address of the peer; `None` if the socket is gone.
     fn peer_addr(&self, key: SocketKey) -> Option<SocketAddr>;
 

@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::time::Duration;
 
 use socket2::SockRef;
 
@@ -85,6 +86,11 @@ pub(super) fn send(socket: &OwnedFd, bytes: &[u8]) -> io::Result<usize> {
 /// Ends one or both sides of a socket.
 pub(super) fn shutdown(socket: &OwnedFd, how: Shutdown) -> io::Result<()> {
     SockRef::from(&socket.as_fd()).shutdown(how)
+}
+
+/// Makes closing this socket a reset of its connection.
+pub(super) fn reset_on_close(socket: &OwnedFd) -> io::Result<()> {
+    SockRef::from(&socket.as_fd()).set_linger(Some(Duration::ZERO))
 }
 
 /// Address of the peer, if the socket has one.

@@ -181,15 +181,16 @@ impl<H> Connection<H> {
 
     /// True where frames of the peer are read by streaming receives.
     pub fn wants_stream(&self) -> bool {
-        matches!(
-            self.stage,
-            Stage::Open | Stage::Echo | Stage::Closing { .. } | Stage::Lingering { .. }
-        )
+        matches!(self.stage, Stage::Open | Stage::Echo | Stage::Closing { .. })
     }
 
-    /// True where one receive at a time is armed, so that the socket can leave without a cancellation.
+    /// True where one receive at a time is armed, so that the socket can leave without a cancellation, and says no more than there
+    /// is time for.
     pub fn wants_once(&self) -> bool {
-        matches!(self.stage, Stage::Head(_) | Stage::Http(_) | Stage::Authenticating)
+        matches!(
+            self.stage,
+            Stage::Head(_) | Stage::Http(_) | Stage::Authenticating | Stage::Lingering { .. }
+        )
     }
 }
 

@@ -45,6 +45,8 @@ pub enum Command {
     Finish(SocketKey),
     /// Close now.
     Close(SocketKey),
+    /// Close now, by a reset.
+    Reset(SocketKey),
     /// Take the socket out of the engine and call [`Core::handle_detached`].
     Detach(SocketKey),
     /// Put the socket into the engine and call [`Core::handle_adopted`].
@@ -290,17 +292,22 @@ impl Core {
     }
 
     /// Goes on with what is spread over turns, so that nobody else waits for all of it: steps of TLS handshakes, plain HTTP,
-    /// tokens, and what is on its way to many.
+    /// tokens, what is on its way to many, and listening to those who are not let in yet.
     pub fn go_on(&mut self) {
         self.continue_handshakes();
         self.continue_http();
         self.verify_credentials();
         self.fan_out();
+        self.arm_pending();
     }
 
     /// True if there is more of that for the next turn.
     pub fn has_more(&self) -> bool {
-        self.has_handshakes() || self.has_requests() || self.has_credentials() || self.has_fan_out()
+        self.has_handshakes()
+            || self.has_requests()
+            || self.has_credentials()
+            || self.has_fan_out()
+            || self.has_pending_to_arm()
     }
 
     /// Arms the kind of receive that the connection's stage wants.
@@ -322,7 +329,7 @@ impl Core {
             self.commands.push(Command::ReceiveStream(key));
         } else if conn.wants_once() {
             conn.armed = true;
-            self.commands.push(Command::ReceiveOnce(key));
+            self.pending.to_arm.push_back(key);
         }
     }
 
@@ -416,6 +423,10 @@ impl Core {
 
     /// Closes the socket without further words.
     pub(super) fn close_now(&mut self, slot: u32) {
+        self.close_by(slot, Command::Close);
+    }
+
+    pub(super) fn close_by(&mut self, slot: u32, command: fn(SocketKey) -> Command) {
         let key = self.key(slot);
         let conn = self.conn(slot);
         if matches!(conn.stage, Stage::Closed | Stage::Free) {
@@ -425,7 +436,7 @@ impl Core {
         conn.decoder = Default::default();
         self.wheel.cancel(slot);
         self.end_pending(slot);
-        self.command(Command::Close(key));
+        self.command(command(key));
     }
 
     /// Takes the connection out of all tables and counts its end, once.

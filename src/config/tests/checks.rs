@@ -28,7 +28,7 @@ fn without_anything_the_defaults_of_the_contract_hold() {
         burst: 200,
         connections_per_user: 16,
         handshakes_per_second: 0,
-        handshakes: 4096,
+        handshakes: None,
         handshakes_per_address: 0,
         connects_per_address: 0,
         handshake_timeout: Duration::from_secs(10),

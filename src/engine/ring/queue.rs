@@ -230,12 +230,6 @@ impl Queue {
         self.push(opcode::AsyncCancel2::new(builder).build().user_data(user_data));
     }
 
-    /// Cancels whatever is in flight for a socket.
-    pub(super) fn cancel_socket(&mut self, socket: RawFd, user_data: u64) {
-        let builder = CancelBuilder::fd(Fd(socket)).all();
-        self.push(opcode::AsyncCancel2::new(builder).build().user_data(user_data));
-    }
-
     /// Cancels whatever is in flight.
     pub(super) fn cancel_all(&mut self, user_data: u64) {
         let entry = opcode::AsyncCancel2::new(CancelBuilder::any()).build();

@@ -23,6 +23,7 @@ for_both_engines! {
     send_after_the_peer_is_gone,
     closes_with_nothing_in_flight,
     closes_with_operations_in_flight,
+    resets_with_operations_in_flight,
     closing_ends_other_events,
     reuses_slots_with_new_keys,
     ignores_stale_keys,
@@ -355,9 +356,21 @@ fn closes_with_nothing_in_flight<E: Engine>() {
 }
 
 fn closes_with_operations_in_flight<E: Engine>() {
+    ends_with_operations_in_flight::<E>(E::close, |mut client| drop(read_to_end(&mut client)));
+}
+
+fn resets_with_operations_in_flight<E: Engine>() {
+    ends_with_operations_in_flight::<E>(E::reset, |mut client| {
+        let mut bytes = Vec::new();
+        let error = client.read_to_end(&mut bytes).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    });
+}
+
+fn ends_with_operations_in_flight<E: Engine>(end: fn(&mut E, SocketKey), look: fn(TcpStream)) {
     let mut bed = Bed::<E>::new();
     for round in 0..50 {
-        let (mut client, key) = bed.pair();
+        let (client, key) = bed.pair();
         // With round 0 the receive has not even been submitted.
         match round % 3 {
             0 => {}
@@ -370,8 +383,9 @@ fn closes_with_operations_in_flight<E: Engine>() {
         if round % 2 == 0 {
             bed.nothing();
         }
-        bed.close(key);
-        drop(read_to_end(&mut client));
+        end(&mut bed.engine, key);
+        bed.expect_closed(key);
+        look(client);
     }
     bed.nothing();
     assert_eq!(bed.engine.sockets(), 0);

@@ -177,6 +177,10 @@ impl<E: Engine> Bed<E> {
 
     fn close(&mut self, key: SocketKey) {
         self.engine.close(key);
+        self.expect_closed(key);
+    }
+
+    fn expect_closed(&mut self, key: SocketKey) {
         match self.next() {
             Seen::Closed(from) if from == key => {}
             other => panic!("{other:?} instead of Closed of {key:?}"),

@@ -272,7 +272,7 @@ impl World {
                         Command::ReceiveOnce(key) => engine.receive_once(key),
                         Command::ReceiveStream(key) => engine.receive_stream(key),
                         Command::Finish(key) => engine.finish(key, wires),
-                        Command::Close(key) => engine.close(key),
+                        Command::Close(key) | Command::Reset(key) => engine.close(key),
                         Command::Detach(key) => {
                             if let Some(socket) = engine.detach(key) {
                                 core.handle_detached(key, socket);
