@@ -510,24 +510,62 @@ fn all_at_once_over_tls(engine: &str) {
 ///
 /// With `GATEWAY_CPUS` the gateway has those CPUs and nobody else has. On the others floods get only what its users leave, and
 /// so does a second gateway: what messages take while floods go there is what floods do to the machine, and the rest is what
-/// they do to the gateway.
+/// they do to the gateway. Of several rounds the one with the best p99 counts, as whatever else the machine does only adds.
 #[test]
 #[ignore = "measures, for release builds; docs/testing.md has the command"]
 fn latency_under_flood() {
-    let named = std::env::var("FLOOD").unwrap_or_default();
-    let engines = std::env::var("ENGINES").unwrap_or_else(|_| "ring epoll".to_owned());
-    for engine in engines.split_whitespace() {
+    let setting = |name, default: &str| std::env::var(name).unwrap_or_else(|_| default.to_owned());
+    let (named, rounds) = (setting("FLOOD", ""), setting("ROUNDS", "3").parse().unwrap());
+    for engine in setting("ENGINES", "ring epoll").split_whitespace() {
         let bench = Bench::new(engine);
-        println!("{engine} | sent | lost | p50 µs | p99 µs | p99.9 µs | p99 of turns");
-        println!("quiet | {}", bench.measure());
-        let floods = FLOODS.iter().map(|flood| (flood.0, std::slice::from_ref(flood)));
-        for (name, flood) in floods.chain([("all at once", &FLOODS[..])]) {
-            if name.contains(&named) {
-                println!("{name}, elsewhere | {}", bench.measure_under(flood, &bench.elsewhere));
-                println!("{name} | {}", bench.measure_under(flood, &bench.gateway));
+        let all = ("all at once", &FLOODS[..]);
+        let floods = FLOODS
+            .iter()
+            .map(|flood| (flood.0, std::slice::from_ref(flood)))
+            .chain([all]);
+        let floods: Vec<_> = floods.filter(|(name, _)| name.contains(&named)).collect();
+        let mut quiet = None;
+        let mut rows: Vec<[Option<Row>; 2]> = floods.iter().map(|_| [None, None]).collect();
+        for _ in 0..rounds {
+            keep_better(&mut quiet, bench.measure());
+            for ((_, flood), [elsewhere, here]) in floods.iter().zip(&mut rows) {
+                keep_better(elsewhere, bench.measure_under(flood, &bench.elsewhere));
+                keep_better(here, bench.measure_under(flood, &bench.gateway));
             }
         }
-        println!("quiet | {}", bench.measure());
+        println!("{engine} | sent | lost | p50 µs | p99 µs | p99.9 µs | p99 of turns");
+        println!("quiet | {}", quiet.unwrap());
+        for ((name, _), [elsewhere, here]) in floods.iter().zip(rows) {
+            println!("{name}, elsewhere | {}", elsewhere.unwrap());
+            println!("{name} | {}", here.unwrap());
+        }
+    }
+}
+
+fn keep_better(best: &mut Option<Row>, row: Row) {
+    assert_eq!(row.lost, 0, "messages were lost");
+    if best.as_ref().is_none_or(|best| row.micros[1] < best.micros[1]) {
+        *best = Some(row);
+    }
+}
+
+/// What one run of the generator saw.
+struct Row {
+    sent: u64,
+    lost: u64,
+    /// p50, p99 and p99.9.
+    micros: [f64; 3],
+    turn: String,
+}
+
+impl std::fmt::Display for Row {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let [p50, p99, p999] = self.micros;
+        write!(
+            f,
+            "{} | {} | {p50} | {p99} | {p999} | {}",
+            self.sent, self.lost, self.turn
+        )
     }
 }
 
@@ -562,11 +600,11 @@ impl Bench {
         }
     }
 
-    fn measure(&self) -> String {
+    fn measure(&self) -> Row {
         measure(&self.gateway, &self.others)
     }
 
-    fn measure_under(&self, floods: &[(&str, Flood)], flooded: &Gateway) -> String {
+    fn measure_under(&self, floods: &[(&str, Flood)], flooded: &Gateway) -> Row {
         let target = Target {
             addr: flooded.addr,
             tls: None,
@@ -603,12 +641,12 @@ fn make_way(thread: Option<rustix::process::Pid>, cpus: &[usize]) {
     assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
 }
 
-/// 100 users, 1,000 messages per second between them, for five seconds, from these CPUs or any.
-fn measure(gateway: &Gateway, cpus: &[usize]) -> String {
+/// 100 users, 1,000 messages per second between them, for three seconds, from these CPUs or any.
+fn measure(gateway: &Gateway, cpus: &[usize]) -> Row {
     let json = tempfile::NamedTempFile::new().unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_shardgate-load"));
     let url = format!("ws://{}/ws", gateway.addr);
-    command.args(["direct", "--users", "100", "--rate", "1000", "--duration", "5s"]);
+    command.args(["direct", "--users", "100", "--rate", "1000", "--duration", "3s"]);
     command.args(["--url", &url, "--json"]).arg(json.path());
     if !cpus.is_empty() {
         let cpus: Vec<String> = cpus.iter().map(ToString::to_string).collect();
@@ -622,18 +660,14 @@ fn measure(gateway: &Gateway, cpus: &[usize]) -> String {
     let ended = run_command(command);
     let turn = Turns::so_far(gateway).since(&turns).p99();
     let text = std::fs::read_to_string(json.path()).unwrap();
-    let Ok(report) = serde_json::from_str::<serde_json::Value>(&text) else {
-        return format!("{ended:?}");
-    };
+    let report: serde_json::Value = serde_json::from_str(&text).unwrap_or_else(|_| panic!("{ended:?}"));
     let latency = &report["latencyMicros"];
-    let row = [
-        &report["sent"],
-        &report["lost"],
-        &latency["p50"],
-        &latency["p99"],
-        &latency["p999"],
-    ];
-    format!("{} | {turn}", row.map(ToString::to_string).join(" | "))
+    Row {
+        sent: report["sent"].as_u64().unwrap(),
+        lost: report["lost"].as_u64().unwrap(),
+        micros: ["p50", "p99", "p999"].map(|percentile| latency[percentile].as_f64().unwrap()),
+        turn,
+    }
 }
 
 /// How many turns of shards took how long: what the gateway itself makes a message wait.
