@@ -22,8 +22,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Wake, Waker};
 
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Collected, Full, Limited};
 use hyper::body::{Bytes, Incoming};
+use hyper::http::request::Parts;
 use hyper::server::conn::http1;
 use hyper::service::Service;
 use hyper::{Request, Response};
@@ -232,30 +233,35 @@ impl Service<Request<Incoming>> for Routes {
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let (context, pipe, inquiry) = (Rc::clone(&self.context), self.pipe.clone(), self.inquiry.clone());
         let (refused, upgrade) = (self.refused.take(), Rc::clone(&self.upgrade));
+        let (head, body) = request.into_parts();
+        // By what nobody wants to read hyper knows, before it answers, that no further request can follow.
+        let body = admin::is_admin_path(head.uri.path()).then_some(body);
         Box::pin(async move {
             pipe.room().await;
-            match routes::answer(&context, refused, &request) {
+            match routes::answer(&context, refused, &head) {
                 routes::Outcome::Answer(answer) => Ok(answer),
                 routes::Outcome::Upgrade(accepted) => {
                     // The shard takes the connection out of hyper's hands and writes the 101 itself.
                     *upgrade.borrow_mut() = Some(accepted);
                     pending().await
                 }
-                routes::Outcome::Admin => Ok(administer(&context, &inquiry, request).await),
+                routes::Outcome::Admin => Ok(administer(&context, &inquiry, head, body).await),
             }
         })
     }
 }
 
 /// A request of somebody who may ask: read whole, passed on, and answered when the answer comes.
-async fn administer(context: &HttpContext, inquiry: &Inquiry, request: Request<Incoming>) -> Answer {
+async fn administer(context: &HttpContext, inquiry: &Inquiry, head: Parts, body: Option<Incoming>) -> Answer {
     let bytes_max = context.settings.borrow().limits.message_bytes;
-    let (head, body) = request.into_parts();
     let (method, path) = (head.method.as_str().into(), head.uri.path().into());
     let query = head.uri.query().unwrap_or_default().into();
-    let answer = match Limited::new(body, bytes_max).collect().await {
+    let body = match body {
+        Some(body) => Limited::new(body, bytes_max).collect().await.map(Collected::to_bytes),
+        None => Ok(Bytes::new()),
+    };
+    let answer = match body {
         Ok(body) => {
-            let body = body.to_bytes();
             let request = admin::Request {
                 method,
                 path,

@@ -1,9 +1,10 @@
 //! Which path answers what.
 
 use http_body_util::Full;
-use hyper::body::{Body as _, Bytes, Incoming};
+use hyper::body::{Body as _, Bytes};
 use hyper::header::{self, HeaderValue};
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::http::request::Parts;
+use hyper::{Method, Response, StatusCode};
 use serde::Serialize;
 
 use super::{Answer, Door, HttpContext, process};
@@ -30,10 +31,10 @@ pub(super) enum Outcome {
 }
 
 /// Answers one request. `refused`: the shard has already looked at it, and found a handshake that it may not take now.
-pub(super) fn answer(context: &HttpContext, refused: Option<NotAdmitted>, request: &Request<Incoming>) -> Outcome {
+pub(super) fn answer(context: &HttpContext, refused: Option<NotAdmitted>, request: &Parts) -> Outcome {
     context.metrics().requests.inc();
     let settings = context.settings.borrow().clone();
-    if admin::is_admin_path(request.uri().path()) {
+    if admin::is_admin_path(request.uri.path()) {
         return authorize(context, &settings, request);
     }
     let Door::Public(shard) = context.door else {
@@ -41,15 +42,15 @@ pub(super) fn answer(context: &HttpContext, refused: Option<NotAdmitted>, reques
     };
     let metrics = &context.view.shards[shard];
     let headers: Vec<(&str, &[u8])> = request
-        .headers()
+        .headers
         .iter()
         .map(|(name, value)| (name.as_str(), value.as_bytes()))
         .collect();
-    let target = request.uri().to_string();
+    let target = request.uri.to_string();
     let head = head::Request {
-        method: request.method().as_str(),
+        method: request.method.as_str(),
         target: &target,
-        minor_version: u8::from(request.version() >= hyper::Version::HTTP_11),
+        minor_version: u8::from(request.version >= hyper::Version::HTTP_11),
         headers: &headers,
     };
     match head::decide(&head, &*settings) {
@@ -81,12 +82,12 @@ pub(super) fn answer(context: &HttpContext, refused: Option<NotAdmitted>, reques
 
 /// Lets nobody further who does not show the token: strangers cost the control thread nothing. Where there is no admin API,
 /// its paths are as unknown as any.
-fn authorize(context: &HttpContext, settings: &Settings, request: &Request<Incoming>) -> Outcome {
+fn authorize(context: &HttpContext, settings: &Settings, request: &Parts) -> Outcome {
     let is_here = context.door == Door::Admin || !settings.admin_elsewhere;
     let Some(token) = settings.admin_token.as_ref().filter(|_| is_here) else {
         return Outcome::Answer(not_found());
     };
-    let mut shown = request.headers().get_all(header::AUTHORIZATION).iter();
+    let mut shown = request.headers.get_all(header::AUTHORIZATION).iter();
     let authorization = shown.next().filter(|_| shown.next().is_none());
     if admin::token::is_shown(token.expose(), authorization.map(HeaderValue::as_bytes)) {
         return Outcome::Admin;
@@ -119,11 +120,11 @@ fn not_found() -> Answer {
 }
 
 /// Everything but handshakes and the admin API.
-fn plain(context: &HttpContext, settings: &Settings, request: &Request<Incoming>) -> Answer {
+fn plain(context: &HttpContext, settings: &Settings, request: &Parts) -> Answer {
     let view = &context.view;
     let is_admin = context.door == Door::Admin;
     let shows_numbers = is_admin || !settings.admin_elsewhere;
-    let route: fn(&HttpContext) -> Answer = match request.uri().path() {
+    let route: fn(&HttpContext) -> Answer = match request.uri.path() {
         "/health" | "/readyz" => |context| {
             let settings = context.settings.borrow().clone();
             verdict(context.view.readiness(&settings))
@@ -135,7 +136,7 @@ fn plain(context: &HttpContext, settings: &Settings, request: &Request<Incoming>
         "/" if view.development && !is_admin => |_| page(PAGE),
         _ => return not_found(),
     };
-    if request.method() != Method::GET && request.method() != Method::HEAD {
+    if request.method != Method::GET && request.method != Method::HEAD {
         let mut answer = text(405, "only GET and HEAD are allowed here");
         set(&mut answer, header::ALLOW, "GET, HEAD");
         return answer;

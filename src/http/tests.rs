@@ -74,6 +74,23 @@ fn keep_alive_pipelining_and_head() {
     assert!(matches!(progress, HttpProgress::Close));
 }
 
+/// What is left of a body that nobody reads is no request, and the client is told that its connection ends.
+#[test]
+fn half_a_body_ends_the_connection() {
+    for request in [
+        "POST /livez HTTP/1.1\r\nHost: h\r\nContent-Length: 10\r\n\r\nabc",
+        "POST /livez HTTP/1.1\r\nHost: h\r\nContent-Length: 10\r\nExpect: 100-continue\r\n\r\n",
+    ] {
+        let (mut conn, _) = connection(true);
+        let (answer, progress) = ask(&mut conn, request);
+        assert!(
+            answer.starts_with("HTTP/1.1 405 ") && answer.contains("connection: close\r\n"),
+            "{answer}"
+        );
+        assert!(matches!(progress, HttpProgress::Close));
+    }
+}
+
 #[test]
 fn a_request_in_single_bytes() {
     let (mut conn, _) = connection(true);

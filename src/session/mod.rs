@@ -97,7 +97,7 @@ pub struct Connection<H> {
     pub bad_frames: u8,
     /// The socket receives by itself (not armed once at a time).
     pub streaming: bool,
-    /// One receive is armed.
+    /// One receive is armed, or will be without being asked for again: it waits for its turn, or its last bytes do.
     pub armed: bool,
     /// In the list of connections with something to send this turn.
     pub dirty: bool,
@@ -185,7 +185,7 @@ impl<H> Connection<H> {
     }
 
     /// True where one receive at a time is armed, so that the socket can leave without a cancellation, and says no more than there
-    /// is time for.
+    /// is time for; who was read by streaming receives before still is.
     pub fn wants_once(&self) -> bool {
         matches!(
             self.stage,

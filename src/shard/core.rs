@@ -329,7 +329,11 @@ impl Core {
             self.commands.push(Command::ReceiveStream(key));
         } else if conn.wants_once() {
             conn.armed = true;
-            self.pending.to_arm.push_back(key);
+            if conn.counted {
+                self.commands.push(Command::ReceiveOnce(key));
+            } else {
+                self.pending.to_arm.push_back(key);
+            }
         }
     }
 
@@ -747,7 +751,7 @@ impl Core {
             requests: self.requests + self.notices.len(),
             credentials: self.credentials.len(),
             pending: self.pending.len(),
-            handshakes: self.tls.waiting() + self.plain_http.waiting(),
+            handshakes: self.tls.waiting() + self.plain_http.waiting() + self.pending.to_arm.len(),
             channels: self.channels.len() + self.joins.len(),
             interests: self.interests.len() + self.interests.waiting(),
             fan_out: self.channels.queued_bytes() + self.fan_out.broadcast_bytes(),

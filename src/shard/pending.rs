@@ -13,9 +13,9 @@ use crate::session::Stage;
 
 /// How many a shard has where nothing is configured: 10,000 connects per second that take 400 ms each.
 const SHARE: usize = 4096;
-/// How many of them a turn listens to. What they say waits in the kernel in one line with what connections say, and a turn of a
+/// How many of them a turn listens to (again; the accept brings one receive). What they say waits in the kernel in one line with what connections say, and a turn of a
 /// head costs a few microseconds: with thousands of them in that line, messages would take milliseconds. Most heads are there
-/// whole at the first receive, which comes with the accept.
+/// whole at the first receive.
 const ARMED_PER_TURN: usize = 16;
 /// The label of those that are closed.
 const HANDSHAKE_LIMIT: &str = "handshake_limit";
@@ -77,10 +77,10 @@ impl Core {
             });
             if may_go && but != Some(oldest) {
                 self.metrics().refused(HANDSHAKE_LIMIT);
-                // Who has said nothing and heard nothing loses nothing by a reset, and may be one of very many who would leave a
+                // Who has no answer to a request yet loses nothing by a reset, and may be one of very many who would leave a
                 // half-closed connection to the kernel each.
-                let silent = matches!(self.conn(oldest.slot).stage, Stage::Head(_));
-                self.close_by(oldest.slot, if silent { Command::Reset } else { Command::Close });
+                let asked = !matches!(self.conn(oldest.slot).stage, Stage::Head(_));
+                self.close_by(oldest.slot, if asked { Command::Close } else { Command::Reset });
                 return true;
             }
         }
@@ -89,15 +89,20 @@ impl Core {
 
     /// Listens to as many as one turn may.
     pub(super) fn arm_pending(&mut self) {
-        for _ in 0..ARMED_PER_TURN {
-            let Some(key) = self.pending.to_arm.pop_front() else {
-                return;
+        let mut left = ARMED_PER_TURN;
+        while left > 0
+            && let Some(key) = self.pending.to_arm.pop_front()
+        {
+            let Some(conn) = self.connection(key) else {
+                // Gone meanwhile.
+                continue;
             };
-            if let Some(conn) = self.connection(key) {
-                conn.armed = conn.wants_once();
-                if conn.armed {
-                    self.command(Command::ReceiveOnce(key));
-                }
+            if conn.wants_once() {
+                left -= 1;
+                self.command(Command::ReceiveOnce(key));
+            } else {
+                conn.armed = false;
+                self.rearm(key);
             }
         }
     }

@@ -55,7 +55,7 @@ pub struct Tls {
     in_flight: bool,
     /// Something was received.
     begun: bool,
-    /// The server has said its part of the handshake, which is most of the work.
+    /// The server has answered the first step of the handshake.
     answered: bool,
     /// The peer said that it sends no more.
     peer_closed: bool,
@@ -88,7 +88,7 @@ impl Tls {
         self.begun
     }
 
-    /// True once the server has said its part of the handshake: what is left of it costs little.
+    /// True once the server has answered: in nearly every handshake its part is done then, which is most of the work.
     pub fn has_answered(&self) -> bool {
         self.answered
     }
