@@ -162,6 +162,33 @@ fn figures_that_make_no_sense_are_refused() {
     }
 }
 
+/// Who is where is known of publishers on other threads and in other processes as well.
+#[test]
+fn publications_cross_two_gateways_whoever_has_the_publisher() {
+    let redis = Redis::start();
+    let redis_url = redis.url();
+    let store = ["--redis-url", &redis_url, "--redis-prefix", "test-fanout:"];
+    let (a, b) = (gateway("a", &store), gateway("b", &store));
+    for how in ["--threads 3 --in-flight 2", "--threads 3", "--processes 3"] {
+        let ran = load(&format!(
+            "fanout --users 10 --publishers 2 --ack --duration 300ms {how} --url {},{}",
+            url(&a),
+            url(&b)
+        ));
+        assert_eq!(ran.code, Some(0), "{how}: {}", ran.text);
+        let report = &ran.report;
+        let number = |key: &str| report[key].as_u64().unwrap();
+        assert_eq!(report["crossGateway"]["connections"], json!({"a": 6, "b": 6}), "{how}");
+        assert_eq!(number("sent"), 10 * number("publications"), "{how}: {report}");
+        // Of the ten, five are on the gateway of either publisher.
+        let crossed = report["crossGateway"]["received"].as_u64().unwrap();
+        assert_eq!(2 * crossed, number("received"), "{how}: {report}");
+        assert_eq!(report["acks"]["byStatus"]["published"], report["publications"]);
+        let at = |key: &str| report[key]["max"].as_f64().unwrap();
+        assert_eq!(at("latencyMicros"), at("lastSubscriberMicros"), "{how}");
+    }
+}
+
 /// The whole: every message goes from one gateway to the other.
 #[test]
 fn messages_cross_two_gateways_on_one_redis() {

@@ -471,6 +471,9 @@ fn publications_reach_all_subscribers() {
         "",
         "--in-flight 8 --ack --payload 3000 --auth message",
         "--rate 100 --ack",
+        "--in-flight 8 --ack --threads 3",
+        "--rate 100 --ack --threads 2",
+        "--rate 100 --ack --processes 3",
     ] {
         let ran = run_fanout(Script::Behave, flags).expect(0, &[]);
         let report = &ran.report;
@@ -487,6 +490,13 @@ fn publications_reach_all_subscribers() {
     }
 }
 
+/// A fanout on one thread, on several, and in several processes, where the publisher and two of three users are apart.
+const FANOUT_HOW: [&str; 3] = [
+    CLOSED,
+    "--in-flight 8 --drain-timeout 200ms --threads 3",
+    "--rate 200 --drain-timeout 200ms --processes 3",
+];
+
 #[test]
 fn each_fault_of_a_delivery_is_seen() {
     for (script, counts) in [
@@ -496,52 +506,87 @@ fn each_fault_of_a_delivery_is_seen() {
         (Script::Misdeliver, &[("misrouted", 1), ("lost", 1)]),
         (Script::Refuse, &[("lost", 2)]),
     ] {
-        let ran = run_fanout(script, CLOSED).expect(1, counts);
-        let lost = counts.iter().any(|(what, _)| *what == "lost");
-        assert_eq!(ran.report["drained"], !lost, "{}", ran.report);
+        for how in FANOUT_HOW {
+            let ran = run_fanout(script, how).expect(1, counts);
+            let lost = counts.iter().any(|(what, _)| *what == "lost");
+            assert_eq!(ran.report["drained"], !lost, "{how}: {}", ran.report);
+        }
     }
 }
 
 #[test]
 fn publications_are_ordered_by_channel() {
-    run_scenario("fanout --users 3", 4, Script::Swap, CLOSED).expect(1, &[("reordered", 1)]);
-    // The one that overtakes is in another channel.
-    run_fanout(Script::Swap, CLOSED).expect(0, &[]);
+    for how in FANOUT_HOW {
+        run_scenario("fanout --users 3", 4, Script::Swap, how).expect(1, &[("reordered", 1)]);
+        // The one that overtakes is in another channel.
+        run_fanout(Script::Swap, how).expect(0, &[]);
+    }
 }
 
 #[test]
 fn a_publication_has_arrived_when_the_last_subscriber_has_it() {
     // One publication at a time, and one that does not arrive everywhere: the publisher waits for ever.
-    let ran = run_scenario(
-        "fanout --users 3",
-        4,
-        Script::Lose,
-        "--in-flight 1 --drain-timeout 200ms",
-    );
-    let ran = ran.expect(1, &[("lost", 1)]);
-    assert_eq!(ran.report["publications"], VICTIM + 1);
-    assert_eq!(ran.report["sent"], 3 * (VICTIM + 1));
+    for how in ["", "--threads 2", "--threads 3"] {
+        let flags = format!("--in-flight 1 --drain-timeout 200ms {how}");
+        let ran = run_scenario("fanout --users 3", 4, Script::Lose, &flags);
+        assert_eq!(ran.report["publications"], VICTIM + 1, "{how}: {}", ran.report);
+        assert_eq!((ran.code, &ran.report["lost"]), (Some(1), &Value::from(1)));
+        assert_eq!(ran.report["sent"], 3 * (VICTIM + 1));
+    }
 }
 
 #[test]
 fn a_publication_that_a_subscriber_left_has_arrived_when_the_others_have_it() {
-    let ran = run_scenario("fanout --users 3", 4, Script::CloseReceiver, "--in-flight 1");
-    let number = |key: &str| ran.report[key].as_u64().unwrap();
-    assert_eq!(ran.report["closes"]["3001"], 1, "{}", ran.report);
-    assert_eq!(number("sent"), number("received") + number("lost"));
-    let publications = number("publications");
-    assert!(publications > VICTIM as u64 + 1, "{}", ran.report);
-    assert!(
-        number("sent") < 3 * publications,
-        "nobody is expected to hear what came later"
-    );
-    assert_eq!((ran.code, &ran.report["drained"]), (Some(1), &Value::from(true)));
+    for how in ["--in-flight 1", "--in-flight 1 --threads 3", "--rate 200 --processes 3"] {
+        let ran = run_scenario("fanout --users 3", 4, Script::CloseReceiver, how);
+        let number = |key: &str| ran.report[key].as_u64().unwrap();
+        assert_eq!(ran.report["closes"]["3001"], 1, "{}", ran.report);
+        assert_eq!(number("sent"), number("received") + number("lost"));
+        let publications = number("publications");
+        assert!(publications > VICTIM as u64 + 1, "{how}: {}", ran.report);
+        assert!(
+            number("sent") < 3 * publications,
+            "nobody is expected to hear what came later"
+        );
+        assert_eq!(
+            (ran.code, &ran.report["drained"]),
+            (Some(1), &Value::from(true)),
+            "{how}: {}",
+            ran.report
+        );
+    }
+}
+
+#[test]
+fn publishers_in_other_processes_are_heard_in_order() {
+    for how in [
+        "--in-flight 4 --threads 4",
+        "--rate 300 --threads 3",
+        "--rate 300 --threads 2 --processes 2",
+    ] {
+        let scenario = "fanout --users 5 --publishers 3 --channels 2 --per-user 2";
+        let ran = run_scenario(scenario, 8, Script::Behave, how).expect(0, &[]);
+        let number = |key: &str| ran.report[key].as_u64().unwrap();
+        assert_eq!(number("sent"), 5 * number("publications"), "{how}: everybody hears all");
+        assert_eq!(ran.report["drained"], true, "{how}: {}", ran.report);
+    }
+}
+
+#[test]
+fn a_server_that_holds_all_publications_loses_them_all() {
+    let flags = "--rate 200 --drain-timeout 200ms --processes 2";
+    let ran = run_scenario("fanout --users 4 --publishers 2", 6, Script::HoldForever, flags);
+    let lost = 4 * ran.report["publications"].as_u64().unwrap();
+    let ran = ran.expect(1, &[("lost", lost)]);
+    assert_eq!(ran.report["received"], 0);
 }
 
 #[test]
 fn a_missing_ack_of_a_publication_is_seen() {
-    let ran = run_fanout(Script::ForgetAck, &format!("{CLOSED} --ack")).expect(1, &[]);
-    assert_eq!(ran.report["acks"]["missing"], 1);
+    for how in FANOUT_HOW {
+        let ran = run_fanout(Script::ForgetAck, &format!("{how} --ack")).expect(1, &[]);
+        assert_eq!(ran.report["acks"]["missing"], 1);
+    }
 }
 
 #[test]
@@ -550,15 +595,17 @@ fn without_all_subscriptions_there_is_no_load() {
         (Script::RefuseSubscriptions, 0, "unknownType", FANOUT_SUBSCRIPTIONS),
         (Script::ForgetSubscription, FANOUT_SUBSCRIPTIONS - 1, "no answer", 1),
     ] {
-        let ran = run_fanout(script, "--connect-timeout 200ms");
-        assert_eq!(ran.report["subscriptions"], confirmed, "{}", ran.report);
-        assert_eq!(ran.report["subscriptionFailures"][reason], count, "{}", ran.report);
-        assert_eq!((ran.code, &ran.report["publications"]), (Some(1), &Value::from(0)));
-        assert_eq!(
-            ran.report["generator"]["saturated"], false,
-            "there was nothing to be busy with"
-        );
-        let told = format!("NOT SUBSCRIBED, so there was no load: {reason}: {count}\n");
-        assert!(ran.text.contains(&told), "{}", ran.text);
+        for how in ["", "--threads 3", "--processes 2"] {
+            let ran = run_fanout(script, &format!("--connect-timeout 200ms {how}"));
+            assert_eq!(ran.report["subscriptions"], confirmed, "{}", ran.report);
+            assert_eq!(ran.report["subscriptionFailures"][reason], count, "{}", ran.report);
+            assert_eq!((ran.code, &ran.report["publications"]), (Some(1), &Value::from(0)));
+            assert_eq!(
+                ran.report["generator"]["saturated"], false,
+                "there was nothing to be busy with"
+            );
+            let told = format!("NOT SUBSCRIBED, so there was no load: {reason}: {count}\n");
+            assert!(ran.text.contains(&told), "{}", ran.text);
+        }
     }
 }

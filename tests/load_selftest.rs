@@ -218,10 +218,37 @@ fn messages_of_pairs() {
 
 #[test]
 fn deliveries_of_a_channel() {
-    for (fault, what) in FAULTS {
-        let plan = Plan::new("publication", fault, 40, 3);
-        let ran = load("fanout --users 3 --rate 100 --duration 1s", &plan);
-        ran.expect(&[(what, 3)]);
+    for how in ["", "--threads 2", "--processes 2"] {
+        for (fault, what) in FAULTS {
+            let plan = Plan::new("publication", fault, 40, 3);
+            let ran = load(&format!("fanout --users 3 --rate 100 --duration 1s {how}"), &plan);
+            ran.expect(&[(what, 3)]);
+        }
+    }
+}
+
+/// A subscriber whose connection ends takes what was under way to it along, and nobody waits for it.
+#[test]
+fn deliveries_to_one_who_goes() {
+    for how in [
+        "--rate 100 --publishers 2 --threads 3",
+        "--rate 100 --publishers 2 --processes 3",
+        "--in-flight 2 --publishers 2 --threads 3",
+    ] {
+        let plan = Plan::new("publication", Fault::Close(1001), 60, 1);
+        let ran = load(&format!("fanout --users 3 {how} --duration 1s"), &plan);
+        assert_eq!(
+            (ran.code, &ran.report["closes"]["1001"]),
+            (Some(1), &1.into()),
+            "{how}: {}",
+            ran.text
+        );
+        assert_eq!(ran.number("sent"), ran.number("received") + ran.number("lost"));
+        assert!(ran.number("lost") > 0, "{how}: the one in whose place the end came");
+        let publications = ran.number("publications");
+        assert!(ran.number("received") >= 2 * publications, "{how}: {}", ran.report);
+        assert!(ran.number("sent") < 3 * publications, "{how}: {}", ran.report);
+        assert_eq!(ran.report["drained"], true, "{how}: {}", ran.report);
     }
 }
 

@@ -1,6 +1,6 @@
 //! Several processes that are one generator.
 //!
-//! Duty: the first process starts the others with its own words and their number, sends them its board as lines of JSON on
+//! Duty: the first process starts the others with its own words and their number, tells them where its ledger is, sends them its board as lines of JSON on
 //! their standard input, and hears their notes, counters and at last their tally on their standard output. The other
 //! processes run threads as the first one does, and have no coordinator: they do as the board says. One that ends before
 //! its time ends the run, and one whose first process is gone ends itself.
@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::args::Options;
 use crate::board::{Board, Meter, Note, Orders, Totals};
+use crate::ledger::Ledger;
 use crate::sys::Clock;
 use crate::tally::Tally;
 use crate::workers;
@@ -27,6 +28,8 @@ const SHOW_EVERY: Duration = Duration::from_millis(100);
 #[derive(Debug, Deserialize, Serialize)]
 struct Start {
     clock: Clock,
+    /// Where the ledger is.
+    ledger: String,
 }
 
 /// A line of a process.
@@ -66,6 +69,7 @@ fn send(out: &mut impl Write, line: &impl Serialize) -> std::io::Result<()> {
 pub(crate) fn start(
     number: usize,
     clock: Clock,
+    ledger: &Ledger,
     meter: Arc<Meter>,
     notes: mpsc::Sender<Note>,
 ) -> std::io::Result<(Helper, JoinHandle<Option<Tally>>)> {
@@ -78,7 +82,8 @@ pub(crate) fn start(
     let (Some(mut stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
         return Err(std::io::Error::other("a process without pipes"));
     };
-    send(&mut stdin, &Start { clock })?;
+    let ledger = ledger.path();
+    send(&mut stdin, &Start { clock, ledger })?;
     let helper = Helper { pid: child.id(), stdin };
     let hear = move || hear(number, child, BufReader::new(stdout), &meter, &notes);
     let thread = std::thread::Builder::new().name(format!("hear-{number}")).spawn(hear)?;
@@ -134,8 +139,9 @@ pub(crate) fn serve(options: Options) -> Result<(), String> {
     let start: Start = serde_json::from_str(&next().ok_or_else(gone)?).map_err(|error| error.to_string())?;
     let (board, options) = (Arc::new(Board::default()), Arc::new(options));
     let (sender, notes) = mpsc::channel();
-    let (meters, threads) =
-        workers::start(&options, start.clock, &board, &sender).map_err(|error| format!("cannot start: {error}"))?;
+    let cannot = |error: std::io::Error| format!("cannot start: {error}");
+    let ledger = Ledger::open(&options, &start.ledger).map_err(cannot)?;
+    let (meters, threads) = workers::start(&options, start.clock, &board, &ledger, &sender).map_err(cannot)?;
     drop(sender);
     let followed = meters.clone();
     std::thread::spawn(move || {

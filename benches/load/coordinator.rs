@@ -11,6 +11,7 @@ use crate::admin;
 use crate::args::{Cut, Options};
 use crate::board::{Board, Meter, Note, Phase, Totals};
 use crate::children::{self, Helper};
+use crate::ledger::Ledger;
 use crate::procfs;
 use crate::progress::Progress;
 use crate::redis;
@@ -124,7 +125,8 @@ pub(crate) fn run(options: Options) -> Result<Outcome, String> {
     let (clock, board) = (Clock::start(), Arc::new(Board::default()));
     let (sender, notes) = mpsc::channel();
     let cannot = |error: std::io::Error| format!("cannot start the generator: {error}");
-    let (mut meters, threads) = workers::start(&options, clock, &board, &sender).map_err(cannot)?;
+    let ledger = Ledger::create(&options).map_err(cannot)?;
+    let (mut meters, threads) = workers::start(&options, clock, &board, &ledger, &sender).map_err(cannot)?;
     let mut crew = Crew {
         threads,
         helpers: vec![],
@@ -132,7 +134,8 @@ pub(crate) fn run(options: Options) -> Result<Outcome, String> {
     let mut helpers = vec![];
     for number in 1..options.generator.processes {
         let meter = Arc::new(Meter::new().map_err(cannot)?);
-        let (helper, thread) = children::start(number, clock, Arc::clone(&meter), sender.clone()).map_err(cannot)?;
+        let (helper, thread) =
+            children::start(number, clock, &ledger, Arc::clone(&meter), sender.clone()).map_err(cannot)?;
         meters.push(meter);
         helpers.push(helper);
         crew.helpers.push(thread);

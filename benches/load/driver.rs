@@ -113,7 +113,8 @@ impl<S: Scenario> Driver<S> {
             self.scenario.handle_timeout(&mut self.net, now_ns);
             self.net.flush();
             self.tell(now_ns);
-            if self.phase == Phase::Close && (self.net.open == 0 || now_ns >= self.close_deadline_ns) {
+            let is_over = self.net.open == 0 && self.scenario.is_over();
+            if self.phase == Phase::Close && (is_over || now_ns >= self.close_deadline_ns) {
                 break;
             }
             let timeout = self.timeout(now_ns);

@@ -15,6 +15,7 @@
 //! | `net` | the sockets of one thread |
 //! | `driver` | the epoll loop of one thread |
 //! | `board` | what threads and coordinator tell each other |
+//! | `ledger` | what the threads and processes of a fanout know of each other |
 //! | `workers` | the threads of a process |
 //! | `children` | the other processes |
 //! | `coordinator` | phases, sampling |
@@ -26,7 +27,7 @@
 //! | `cost`, `own`, `turmoil`, `report` | what is made of it |
 //! | `page`, `plot` | the report as HTML |
 //!
-//! One connection of the report is one user. Threads share nothing but a few counters.
+//! One connection of the report is one user. Threads share nothing but a few counters and, in a fanout, the ledger.
 
 mod admin;
 mod args;
@@ -38,6 +39,7 @@ mod coordinator;
 mod cost;
 mod dialect;
 mod driver;
+mod ledger;
 mod message;
 mod net;
 mod own;

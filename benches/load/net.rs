@@ -5,6 +5,7 @@
 //! one read leaves in one `send`.
 
 use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -256,9 +257,22 @@ impl Net {
         self.conns[one].gateway != self.conns[other].gateway
     }
 
+    /// A number for the gateway of `index`, which was ready once; the same in every thread and process of a run.
+    pub(crate) fn gateway_mark(&self, index: usize) -> u64 {
+        let number = self.conns[index].gateway;
+        let gateway = self.gateways.iter().find(|(_, n)| **n == number);
+        let mut hasher = DefaultHasher::new();
+        gateway.map(|(id, _)| id).hash(&mut hasher);
+        hasher.finish()
+    }
+
     /// A message of `from` reached `to` so long after it was due.
     pub(crate) fn record_latency(&mut self, from: usize, to: usize, latency_ns: u64, measured: bool) {
-        let crossed = self.are_apart(from, to);
+        self.record_latency_between(self.are_apart(from, to), latency_ns, measured);
+    }
+
+    /// A message reached somebody, on another gateway than its sender's if it crossed.
+    pub(crate) fn record_latency_between(&mut self, crossed: bool, latency_ns: u64, measured: bool) {
         let tally = &mut self.tally;
         tally.crossed += u64::from(crossed);
         tally.fresh.record(latency_ns);

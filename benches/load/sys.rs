@@ -2,9 +2,12 @@
 //!
 //! Duty: thin, checked wrappers; everything else in the generator is free of `unsafe`.
 
+use std::ffi::CStr;
+use std::fs::File;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::atomic::AtomicU64;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 use rustix::process::{Resource, Rlimit};
@@ -107,6 +110,48 @@ pub(crate) fn exact_timers() {
 /// CPU time of the calling thread.
 pub(crate) fn thread_cpu_ns() -> u64 {
     clock_ns(ClockId::ThreadCPUTime)
+}
+
+/// A file in memory that has no name, empty.
+///
+/// # Errors
+/// The kernel gives no descriptor.
+pub(crate) fn nameless_file(label: &CStr) -> io::Result<File> {
+    // SAFETY: the label is a C string that lives across the call.
+    let fd = unsafe { libc::memfd_create(label.as_ptr(), libc::MFD_CLOEXEC) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just opened it for us, and nobody else knows its number.
+    Ok(unsafe { File::from_raw_fd(fd) })
+}
+
+/// Makes `file` so many words long and maps them, until the process ends: every process that does so sees what any of them
+/// writes. Words that nobody wrote are 0, and cost no memory.
+///
+/// # Errors
+/// They do not fit.
+pub(crate) fn share_words(file: &File, words: usize) -> io::Result<&'static [AtomicU64]> {
+    let too_many = || io::Error::from(io::ErrorKind::OutOfMemory);
+    let bytes = words.checked_mul(size_of::<AtomicU64>()).ok_or_else(too_many)?;
+    file.set_len(bytes as u64)?;
+    // SAFETY: a new mapping at a place that the kernel chooses touches no memory of ours.
+    let place = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            bytes,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_SHARED,
+            file.as_raw_fd(),
+            0,
+        )
+    };
+    if place == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the mapping is so long and on a page of its own, thus aligned; it is never unmapped, and no process makes the
+    // file shorter. All bits make a valid word, and all who write, here or in another process, do so as atomics.
+    Ok(unsafe { std::slice::from_raw_parts(place.cast(), words) })
 }
 
 /// Raises the soft limit of descriptors, so that `connections` fit.

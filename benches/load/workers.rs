@@ -7,6 +7,7 @@ use std::thread::JoinHandle;
 use crate::args::Options;
 use crate::board::{Board, Meter, Note};
 use crate::driver::{Driver, Post};
+use crate::ledger::Ledger;
 use crate::scenario::{Direct, Fanout, Idle, Kind, Mixed, Storm};
 use crate::sys::{self, Clock};
 use crate::tally::Tally;
@@ -21,22 +22,23 @@ pub(crate) fn start(
     options: &Arc<Options>,
     clock: Clock,
     board: &Arc<Board>,
+    ledger: &Ledger,
     notes: &mpsc::Sender<Note>,
 ) -> std::io::Result<(Vec<Arc<Meter>>, Threads)> {
-    let mut meters = vec![];
-    let threads = options.own_workers().map(|worker| {
-        let meter = Arc::new(Meter::new()?);
-        meters.push(Arc::clone(&meter));
+    let meters = options.own_workers().map(|_| Meter::new().map(Arc::new));
+    let meters: Vec<Arc<Meter>> = meters.collect::<Result<_, _>>()?;
+    let threads = options.own_workers().zip(&meters).map(|(worker, meter)| {
         let post = Post {
             options: Arc::clone(options),
             clock,
             board: Arc::clone(board),
-            meter,
+            meter: Arc::clone(meter),
             notes: notes.clone(),
         };
+        let (ledger, crew) = (ledger.clone(), meters.clone());
         std::thread::Builder::new()
             .name(format!("load-{worker}"))
-            .spawn(move || drive(post, worker))
+            .spawn(move || drive(post, worker, ledger, crew))
     });
     let threads = threads.collect::<Result<_, _>>()?;
     Ok((meters, threads))
@@ -54,7 +56,8 @@ pub(crate) fn join(threads: Threads) -> Result<Tally, String> {
     Ok(tally)
 }
 
-fn drive(post: Post, worker: usize) -> Tally {
+/// `crew` has the meters of this process, in the order of its threads.
+fn drive(post: Post, worker: usize, ledger: Ledger, crew: Vec<Arc<Meter>>) -> Tally {
     let (options, clock) = (Arc::clone(&post.options), post.clock);
     if let [_, _, ..] = options.cpus() {
         // The process may run on these CPUs already; one of them for each thread keeps them apart.
@@ -65,7 +68,10 @@ fn drive(post: Post, worker: usize) -> Tally {
     let tally = match options.kind {
         Kind::Idle => Driver::new(post, Idle, user, count).map(Driver::run),
         Kind::Direct => Driver::new(post, Direct::new(&options, clock, worker, count), user, count).map(Driver::run),
-        Kind::Fanout => Driver::new(post, Fanout::new(&options, clock), user, count).map(Driver::run),
+        Kind::Fanout => {
+            let scenario = Fanout::new(&options, clock, worker, ledger, crew);
+            Driver::new(post, scenario, user, count).map(Driver::run)
+        }
         Kind::Storm => {
             let scenario = Storm::new(&options, clock, worker, first, count);
             Driver::new(post, scenario, user, count).map(Driver::run)

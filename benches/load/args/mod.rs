@@ -227,10 +227,10 @@ pub(crate) struct Connect {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Generator")]
 pub(crate) struct Generator {
-    /// Threads of each process; fanout has one, as it knows when a publication is everywhere
+    /// Threads of each process; they divide users, publishers and rate among each other
     #[arg(long, visible_alias = "shards", value_name = "N", default_value_t = 1, value_parser = count_to(256))]
     pub(crate) threads: usize,
-    /// Processes: for more connections than one may hold. The first starts the others
+    /// Processes: for more connections than one may hold. The first starts the others. fanout takes no --in-flight with them
     #[arg(long, value_name = "P", default_value_t = 1, value_parser = count_to(64))]
     pub(crate) processes: usize,
     /// Pin the generator, like 1 or 0-3,6: each thread to one of them in turn
@@ -325,11 +325,13 @@ impl Options {
         self.own_workers().map(|worker| self.part(worker).1).sum()
     }
 
-    /// Users and how many of a worker: the first one's number, and the count.
+    /// Connections of a worker: the first one's number, and the count.
     pub(crate) fn part(&self, worker: usize) -> (usize, usize) {
         let unit = self.kind.unit();
-        let groups = self.connections() / unit;
-        let at = |worker: usize| groups * worker / self.workers() * unit;
+        let groups = (self.connections() - self.publishers) / unit;
+        let workers = self.workers();
+        // Publishers are behind the users of each worker, or they would all be on the last ones.
+        let at = |worker: usize| groups * worker / workers * unit + self.publishers * worker / workers;
         (at(worker), at(worker + 1) - at(worker))
     }
 }
@@ -397,7 +399,11 @@ fn check(options: &mut Options) -> Result<(), String> {
         None if loopback => options.connections().div_ceil(CONNECTIONS_PER_SOURCE).clamp(1, 250),
         None => 1,
     };
-    let workers_max = options.connections() / unit;
+    let workers_max = match options.kind {
+        // Users and publishers are divided apart, and every worker is to have somebody.
+        Kind::Fanout => options.load.users.max(options.publishers),
+        _ => options.connections() / unit,
+    };
     options.generator.threads = options.generator.threads.min(workers_max);
     options.generator.processes = options.generator.processes.min(workers_max / options.generator.threads);
     if let Some(key) = &options.connect.token_key {
@@ -454,16 +460,12 @@ fn check_fanout(options: &mut Options) -> Result<(), String> {
             "--users x --publishers x --per-user is {streams}: at most {STREAMS_MAX} orders can be watched"
         ));
     }
-    for (flag, n) in [
-        ("--threads", options.generator.threads),
-        ("--processes", options.generator.processes),
-    ] {
-        if n > 1 {
-            return Err(format!(
-                "{flag} {n}: fanout has one thread, which knows when a publication has arrived everywhere; \
-                 for more load run several generators with different --user-prefix, or mixed"
-            ));
-        }
+    let processes = options.generator.processes;
+    if processes > 1 && options.load.in_flight.is_some() {
+        return Err(format!(
+            "--processes {processes}: not with --in-flight, as a publisher of fanout cannot wait for subscribers in another \
+             process; say --threads instead, or --rate"
+        ));
     }
     Ok(())
 }

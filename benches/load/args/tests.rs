@@ -62,7 +62,7 @@ fn mistakes_are_named() {
         (format!("direct {url} --calm 1s"), "storm only"),
         (format!("direct {url} --scenario x"), "mixed only"),
         (format!("mixed {url} --scenario /nowhere/x"), "/nowhere/x"),
-        (format!("fanout {url} --processes 2"), "one thread"),
+        (format!("fanout {url} --processes 2 --in-flight 1"), "say --threads"),
         (format!("idle {url} --users 10 --warmup-connections 10"), "less than"),
         (format!("direct {url} --channels 2"), "fanout only"),
         (format!("fanout {url} --publishers 0"), "1 to"),
@@ -75,7 +75,6 @@ fn mistakes_are_named() {
             format!("fanout {url} --users 100000 --publishers 200"),
             "20000000: at most",
         ),
-        (format!("fanout {url} --threads 2"), "one thread"),
         ("idle --url http://127.0.0.1/ws".to_owned(), "ws://"),
         ("idle --url wss://127.0.0.1/ws".to_owned(), "--insecure-tls"),
         (format!("idle {url} --insecure-tls"), "wss://"),
@@ -131,6 +130,8 @@ fn every_user_is_in_one_part() {
         ("storm --users 100 --pairs 3 --processes 3", 3),
         ("direct --users 4 --threads 3 --processes 3", 2),
         ("idle --users 7 --threads 4 --processes 2", 4),
+        ("fanout --users 10 --publishers 3 --threads 2 --processes 2", 4),
+        ("fanout --users 2 --publishers 5 --threads 8", 5),
     ] {
         let mut options = parse_line(&format!("{line} --url ws://127.0.0.1:9")).unwrap();
         assert_eq!(options.workers(), workers, "{line}");

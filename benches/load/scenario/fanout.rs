@@ -1,8 +1,8 @@
 //! `fanout`: users subscribe to channels, and others publish to them.
 //!
 //! Of C channels, user i subscribes to number i * K % C and the K - 1 behind it, K being `--per-user`. The publishers are
-//! users of their own, numbered behind these; publication n of publisher j goes to channel (n + j) % C, so n / C is its
-//! place in the order of that publisher in that channel, and every subscriber knows what it should get.
+//! connections of their own; publication n of publisher j goes to channel (n + j) % C, so n / C is its place in the order
+//! of that publisher in that channel, and every subscriber knows what it should get.
 //!
 //! Before the load all have to be subscribed. If one subscription is refused or not answered there is no load: half
 //! an audience is another measurement.
@@ -16,17 +16,24 @@
 //! apart from that the time until the last subscriber has it; a publication that was lost on its way to somebody is not
 //! in the latter.
 //!
-//! One thread has all of it, as somebody must know when a publication is everywhere.
+//! Threads and processes divide users and publishers among each other ([`Plan`]). Each watches what its own subscribers
+//! get, from whatever publisher, and what they know of each other is in the [`Ledger`]: how much every publisher sent, so that
+//! a loss is one whoever sent it, who has left, and how many a publication is still to reach. In a closed loop the thread
+//! of the last subscriber wakes that of the publisher, which only a thread of the same process can.
 
 use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
 
 use crate::args::Options;
-use crate::board::{Board, Phase};
+use crate::board::{Board, Meter, Phase};
 use crate::conn::envelope;
 use crate::dialect::Dialect;
+use crate::ledger::Ledger;
 use crate::message::{Numbers, Template, channel_name};
 use crate::net::{End, Net};
 use crate::scenario::acks::{ACK, Acks};
+use crate::scenario::plan::Plan;
 use crate::scenario::schedule::Schedule;
 use crate::scenario::{SENDS_PER_TURN_MAX, Scenario};
 use crate::sequence::{Arrival, Sequence};
@@ -34,51 +41,15 @@ use crate::sys::Clock;
 use crate::tally::Tally;
 use crate::wire;
 
-/// Which channel is whose. Users and publishers are counted from 0 here.
-#[derive(Clone, Copy, Debug)]
-struct Plan {
-    users: usize,
-    publishers: usize,
-    channels: usize,
-    per_user: usize,
-}
-
-impl Plan {
-    /// The channel of publication `n` of a publisher.
-    fn channel(&self, publisher: usize, n: u32) -> usize {
-        (n as usize + publisher) % self.channels
-    }
-
-    /// Which of the user's subscriptions this channel is.
-    fn subscription(&self, user: usize, channel: usize) -> Option<usize> {
-        let k = (channel + self.channels - self.subscribed(user, 0)) % self.channels;
-        (k < self.per_user).then_some(k)
-    }
-
-    /// The channel of the user's subscription `k`.
-    fn subscribed(&self, user: usize, k: usize) -> usize {
-        (user * self.per_user + k) % self.channels
-    }
-
-    /// Of the first `sent` publications of a publisher, how many went to this channel.
-    fn sent_to(&self, publisher: usize, channel: usize, sent: u32) -> u32 {
-        let first = (channel + self.channels - publisher % self.channels) % self.channels;
-        (sent as usize).saturating_sub(first).div_ceil(self.channels) as u32
-    }
-
-    /// Where the order of one publisher in one subscription of one user is watched.
-    fn stream(&self, user: usize, publisher: usize, k: usize) -> usize {
-        (user * self.publishers + publisher) * self.per_user + k
-    }
-}
-
 /// One connection that subscribes.
 #[derive(Clone, Copy, Debug, Default)]
 struct Subscriber {
     /// Subscriptions that were asked for and have no answer.
     unanswered: u32,
-    /// Connected, under load.
+    /// Connected, from the time when all subscriptions of this thread were decided.
     live: bool,
+    /// The mark of its gateway.
+    gateway: u64,
 }
 
 /// One connection that publishes.
@@ -88,101 +59,110 @@ struct Publisher {
     acks: Acks,
     /// Due times of publications that the socket did not take yet.
     owed: VecDeque<u64>,
-    /// How many subscribers each publication is still to reach, from number `first` on. Those at the front that reached
-    /// all are taken out when another one does.
-    under_way: VecDeque<u32>,
-    first: u32,
+    /// Closed loop: of its publications that reached everybody last on another thread, those that it replaced.
+    replaced: u64,
     live: bool,
 }
 
-impl Publisher {
-    /// Publication `n` reached one more; true if it was the last.
-    fn reached(&mut self, n: u32) -> bool {
-        let left = &mut self.under_way[(n - self.first) as usize];
-        *left -= 1;
-        let done = *left == 0;
-        while self.under_way.front() == Some(&0) {
-            self.under_way.pop_front();
-            self.first += 1;
-        }
-        done
-    }
-}
-
-/// All users and publishers.
+/// One thread's users and publishers. Both are counted from its first one here, where [`Plan`] and [`Ledger`] count all.
 #[derive(Debug)]
 pub(crate) struct Fanout {
     plan: Plan,
+    ledger: Ledger,
+    worker: usize,
+    /// The first worker of this process, and what wakes it and the others.
+    first_worker: usize,
+    crew: Vec<Arc<Meter>>,
     prefix: String,
     dialect: Dialect,
     template: Template,
     clock: Clock,
     ack: bool,
     in_flight: u32,
-    /// `None` for closed loop.
+    /// Closed loop.
+    closed: bool,
+    /// Open loop, if there are publishers here.
     schedule: Option<Schedule>,
     measure_ns: u64,
     /// From the begin of the warm-up; closed loop until the drain, open loop until the end, to send what was due.
     running: bool,
 
+    /// Those of this thread, by their numbers among all.
+    users: Range<usize>,
     subscribers: Vec<Subscriber>,
     /// By [`Plan::stream`].
     streams: Vec<Sequence>,
-    /// Live subscribers of each channel. Empty before the load.
-    audience: Vec<u32>,
     /// The next user to subscribe.
     next: usize,
     unanswered: u64,
     unanswered_max: u64,
     refused: bool,
+    preparing: bool,
+    prepared: bool,
 
+    /// The number of the first publisher among all.
+    first_publisher: usize,
     publishers: Vec<Publisher>,
+    /// Live subscribers of each channel by worker, as far as is known here. Empty before the load, and without publishers.
+    audience: Vec<u32>,
+    /// How many of those who left are taken out of it.
+    gone: usize,
     /// Closed loop: the next publisher to begin. Open loop: the next to send.
     turn: usize,
-    /// Deliveries and acks that somebody still waits for, and publications that no socket took yet.
-    waiting: u64,
+    /// Closed loop: [`Ledger::completions`] that were seen.
+    completions: u64,
+    /// Publications that no socket took yet.
     owed: u64,
-    waiting_since_ns: u64,
+    /// No publication leaves any more.
+    over: bool,
 }
 
 impl Fanout {
-    pub(crate) fn new(options: &Options, clock: Clock) -> Self {
-        let plan = Plan {
-            users: options.load.users,
-            publishers: options.publishers,
-            channels: options.channels,
-            per_user: options.per_user,
-        };
-        let streams = plan.stream(plan.users, 0, 0);
+    /// The part of worker number `worker`; `crew` has the meters of this process.
+    pub(crate) fn new(options: &Options, clock: Clock, worker: usize, ledger: Ledger, crew: Vec<Arc<Meter>>) -> Self {
+        let plan = Plan::new(options);
+        let (users, publishers) = (plan.users_of(worker), plan.publishers_of(worker));
+        let schedule = |rate| Schedule::among(rate, publishers.clone(), plan.publishers);
+        let streams = plan.stream(users.len(), 0, 0);
         Self {
-            plan,
+            ledger,
+            worker,
+            first_worker: options.own_workers().start,
+            crew,
             prefix: options.connect.user_prefix.clone(),
             dialect: options.targets.dialect(),
             template: options.targets.dialect().publish(options),
             clock,
             ack: options.load.ack,
             in_flight: options.in_flight(),
-            schedule: options.rate.map(|rate| Schedule::new(rate, 0, 1)),
+            closed: options.rate.is_none(),
+            schedule: options.rate.filter(|_| !publishers.is_empty()).map(schedule),
             measure_ns: u64::MAX,
             running: false,
-            subscribers: vec![Subscriber::default(); plan.users],
+            subscribers: vec![Subscriber::default(); users.len()],
             streams: (0..streams).map(|_| Sequence::default()).collect(),
-            audience: vec![],
-            next: plan.users,
+            next: 0,
             unanswered: 0,
-            unanswered_max: options.connect.connecting_max as u64,
+            unanswered_max: options.connect.connecting_max.div_ceil(plan.workers) as u64,
             refused: false,
-            publishers: (0..plan.publishers).map(|_| Publisher::default()).collect(),
-            turn: plan.publishers,
-            waiting: 0,
+            preparing: false,
+            prepared: false,
+            first_publisher: publishers.start,
+            publishers: publishers.map(|_| Publisher::default()).collect(),
+            audience: vec![],
+            gone: 0,
+            turn: 0,
+            completions: 0,
             owed: 0,
-            waiting_since_ns: 0,
+            over: false,
+            users,
+            plan,
         }
     }
 
     /// Asks for subscriptions, as many as may be unanswered at a time.
     fn subscribe(&mut self, net: &mut Net) {
-        while self.next < self.plan.users && self.unanswered < self.unanswered_max {
+        while self.next < self.users.len() && self.unanswered < self.unanswered_max {
             let user = self.next;
             self.next += 1;
             if !net.is_ready(user) {
@@ -190,13 +170,31 @@ impl Fanout {
                 continue;
             }
             for k in 0..self.plan.per_user {
-                let channel = channel_name(&self.prefix, self.plan.subscribed(user, k) as u32);
+                let channel = self.plan.subscribed(self.users.start + user, k);
+                let channel = channel_name(&self.prefix, channel as u32);
                 self.subscribers[user].unanswered += 1;
                 self.unanswered += 1;
                 match self.dialect.subscribe(&channel, k) {
                     Some(frame) => drop(wire::write_frame(net.out(user), wire::TEXT, frame.as_bytes())),
                     None => self.decided(net, user, 1, None),
                 }
+            }
+        }
+        if !self.prepared && self.next == self.users.len() && self.unanswered == 0 {
+            self.seat(net);
+        }
+    }
+
+    /// All are subscribed who will be. It is not left to the begin of the load, which another process may hear of
+    /// earlier and publish.
+    fn seat(&mut self, net: &Net) {
+        self.prepared = true;
+        for (user, subscriber) in self.subscribers.iter_mut().enumerate() {
+            if net.is_ready(user) {
+                subscriber.live = true;
+                subscriber.gateway = net.gateway_mark(user);
+            } else {
+                self.ledger.leave(self.users.start + user, |_| 0);
             }
         }
     }
@@ -228,31 +226,34 @@ impl Fanout {
     }
 
     /// Publishes what was due at `intended_ns`, or remembers that it is owed.
-    fn publish(&mut self, net: &mut Net, j: usize, intended_ns: u64, now_ns: u64) {
-        if self.schedule.is_some() && intended_ns >= self.measure_ns {
+    fn publish(&mut self, net: &mut Net, publisher: usize, intended_ns: u64, now_ns: u64) {
+        if !self.closed && intended_ns >= self.measure_ns {
             // What waits for the socket from here on waits for the server.
             net.tally.lag.record(now_ns.saturating_sub(intended_ns));
         }
-        if net.is_blocked(self.plan.users + j) {
-            self.publishers[j].owed.push_back(intended_ns);
+        if net.is_blocked(self.users.len() + publisher) {
+            self.publishers[publisher].owed.push_back(intended_ns);
             self.owed += 1;
         } else {
-            self.write(net, j, intended_ns, now_ns);
+            self.write(net, publisher, intended_ns, now_ns);
         }
     }
 
-    fn write(&mut self, net: &mut Net, j: usize, intended_ns: u64, now_ns: u64) {
-        let index = self.plan.users + j;
-        let publisher = &mut self.publishers[j];
-        let n = publisher.sent;
+    fn write(&mut self, net: &mut Net, publisher: usize, intended_ns: u64, now_ns: u64) {
+        let index = self.users.len() + publisher;
+        let j = self.first_publisher + publisher;
+        let n = self.publishers[publisher].sent;
         let channel = self.plan.channel(j, n);
-        let audience = self.audience[channel];
-        publisher.sent += 1;
-        publisher.under_way.push_back(audience);
-        if self.waiting == 0 {
-            self.waiting_since_ns = now_ns;
+        self.publishers[publisher].sent += 1;
+        let mut audience = 0;
+        for (worker, members) in self.audience_of(channel).iter().enumerate().filter(|(_, n)| **n > 0) {
+            self.ledger.expect(worker, *members, now_ns);
+            audience += members;
         }
-        self.waiting += u64::from(audience) + u64::from(self.ack);
+        if self.ack {
+            self.ledger.expect(self.worker, 1, now_ns);
+        }
+        self.ledger.publish(j, audience);
         net.tally.publications += 1;
         net.tally.sent += u64::from(audience);
         let numbers = Numbers {
@@ -263,11 +264,15 @@ impl Fanout {
         self.template.write(net.out(index), channel as u32, n, numbers);
     }
 
+    /// The live subscribers of a channel, by worker.
+    fn audience_of(&self, channel: usize) -> &[u32] {
+        &self.audience[channel * self.plan.workers..][..self.plan.workers]
+    }
+
     /// Something that was waited for arrived.
-    fn arrived(&mut self, net: &mut Net, now_ns: u64) {
-        self.waiting -= 1;
-        net.tally.silence_ns = net.tally.silence_ns.max(now_ns.saturating_sub(self.waiting_since_ns));
-        self.waiting_since_ns = now_ns;
+    fn arrived(&self, net: &mut Net, now_ns: u64) {
+        let silence_ns = self.ledger.arrive(self.worker, now_ns);
+        net.tally.silence_ns = net.tally.silence_ns.max(silence_ns);
     }
 
     fn handle_publication(&mut self, net: &mut Net, index: usize, text: &[u8], now_ns: u64) {
@@ -279,7 +284,7 @@ impl Fanout {
             net.tally.corrupted += 1;
             return;
         };
-        let Some((j, n, k)) = self.place(net, index, numbers) else {
+        let Some((j, n, k)) = self.place(index, numbers) else {
             net.tally.misrouted += 1;
             return;
         };
@@ -292,59 +297,101 @@ impl Fanout {
             }
         }
         net.tally.received += 1;
-        let measured = numbers.intended_ns >= self.measure_ns;
+        let measured = numbers.intended_ns >= self.ledger.measure_ns();
         let latency_ns = now_ns.saturating_sub(numbers.intended_ns);
-        net.record_latency(self.plan.users + j, index, latency_ns, measured);
+        let crossed = self.subscribers[index].gateway != self.ledger.gateway(j);
+        net.record_latency_between(crossed, latency_ns, measured);
         self.arrived(net, now_ns);
-        if self.publishers[j].reached(n) {
+        if let Some(last_ns) = self.ledger.reach(j, n, now_ns) {
             if measured {
+                let latency_ns = last_ns.saturating_sub(numbers.intended_ns);
                 net.tally.last_subscriber.record(latency_ns);
             }
-            self.replace(net, j, now_ns);
+            self.complete(net, j, now_ns);
         }
     }
 
     /// Whose publication this is, its number, and which subscription of connection `index` it came by; `None` if it
     /// should not have come there.
-    fn place(&self, net: &Net, index: usize, numbers: Numbers) -> Option<(usize, u32, usize)> {
-        let j = (numbers.sender as usize).checked_sub(net.first_user as usize + self.plan.users)?;
-        let n = Some(numbers.sequence).filter(|n| self.publishers.get(j).is_some_and(|p| *n < p.sent))?;
-        let user = Some(index).filter(|index| *index < self.plan.users)?;
-        let k = self.plan.subscription(user, self.plan.channel(j, n))?;
+    fn place(&self, index: usize, numbers: Numbers) -> Option<(usize, u32, usize)> {
+        let j = self.plan.publisher(numbers.sender as usize)?;
+        let n = Some(numbers.sequence).filter(|n| *n < self.ledger.sent(j))?;
+        let user = Some(index).filter(|index| *index < self.users.len())?;
+        let k = self
+            .plan
+            .subscription(self.users.start + user, self.plan.channel(j, n))?;
         Some((j, n, k))
     }
 
-    /// Closed loop: a publication has arrived everywhere, so that its publisher sends another.
-    fn replace(&mut self, net: &mut Net, j: usize, now_ns: u64) {
-        if self.running && self.schedule.is_none() && self.publishers[j].live {
-            self.publish(net, j, now_ns, now_ns);
+    /// A publication has arrived everywhere: in a closed loop its publisher, on whatever thread, sends another.
+    fn complete(&mut self, net: &mut Net, j: usize, now_ns: u64) {
+        if !self.closed {
+            return;
+        }
+        match j.checked_sub(self.first_publisher) {
+            Some(publisher) if publisher < self.publishers.len() => self.replace(net, publisher, now_ns),
+            _ => {
+                let worker = self.plan.worker_of_publisher(j);
+                self.ledger.complete(worker, j);
+                self.crew[worker - self.first_worker].wake();
+            }
         }
     }
 
-    fn handle_ack(&mut self, net: &mut Net, j: usize, text: &[u8], now_ns: u64) {
-        let publisher = &mut self.publishers[j];
+    /// Closed loop: a publication has arrived everywhere, so that its publisher sends another.
+    fn replace(&mut self, net: &mut Net, publisher: usize, now_ns: u64) {
+        if self.running && self.closed && self.publishers[publisher].live {
+            self.publish(net, publisher, now_ns, now_ns);
+        }
+    }
+
+    /// Closed loop: what arrived everywhere, and last on another thread.
+    fn replace_completed(&mut self, net: &mut Net, now_ns: u64) {
+        let completions = self.ledger.completions(self.worker);
+        if completions == self.completions {
+            return;
+        }
+        self.completions = completions;
+        for publisher in 0..self.publishers.len() {
+            let completed = self.ledger.completed(self.first_publisher + publisher);
+            while self.publishers[publisher].replaced < completed {
+                self.publishers[publisher].replaced += 1;
+                self.replace(net, publisher, now_ns);
+            }
+        }
+    }
+
+    fn handle_ack(&mut self, net: &mut Net, publisher: usize, text: &[u8], now_ns: u64) {
+        let publisher = &mut self.publishers[publisher];
         let asked = if self.ack { publisher.sent } else { 0 };
         if publisher.acks.handle(text, asked, &mut net.tally) && publisher.live {
             self.arrived(net, now_ns);
         }
     }
 
-    fn missing_acks(&self, j: usize) -> u64 {
-        let publisher = &self.publishers[j];
+    fn missing_acks(&self, publisher: usize) -> u64 {
+        let publisher = &self.publishers[publisher];
         let asked = if self.ack { publisher.sent } else { 0 };
         publisher.acks.missing(asked)
     }
 
     fn begin(&mut self, net: &Net, board: &Board) {
-        self.audience = vec![0; self.plan.channels];
-        for (user, subscriber) in self.subscribers.iter_mut().enumerate() {
-            subscriber.live = net.is_ready(user);
-            for k in 0..self.plan.per_user {
-                self.audience[self.plan.subscribed(user, k)] += u32::from(subscriber.live);
-            }
+        for (i, publisher) in self.publishers.iter_mut().enumerate() {
+            let index = self.users.len() + i;
+            publisher.live = net.is_ready(index);
+            self.ledger
+                .set_gateway(self.first_publisher + i, net.gateway_mark(index));
         }
-        for (j, publisher) in self.publishers.iter_mut().enumerate() {
-            publisher.live = net.is_ready(self.plan.users + j);
+        if !self.publishers.is_empty() {
+            let workers = self.plan.workers;
+            self.audience = vec![0; self.plan.channels * workers];
+            for worker in 0..workers {
+                for user in self.plan.users_of(worker) {
+                    for k in 0..self.plan.per_user {
+                        self.audience[self.plan.subscribed(user, k) * workers + worker] += 1;
+                    }
+                }
+            }
         }
         if let Some(schedule) = &mut self.schedule {
             schedule.begin(board.load_ns());
@@ -356,32 +403,75 @@ impl Fanout {
     /// What was under way to `user` is lost: nobody waits for it any more.
     fn forget_subscriber(&mut self, net: &mut Net, user: usize, now_ns: u64) {
         self.subscribers[user].live = false;
-        for k in 0..self.plan.per_user {
-            self.audience[self.plan.subscribed(user, k)] -= 1;
-        }
-        for j in 0..self.plan.publishers {
-            self.count_lost(&mut net.tally, user, j);
-            let publisher = &self.publishers[j];
-            for n in publisher.first..publisher.sent {
-                let channel = self.plan.channel(j, n);
-                let Some(k) = self.plan.subscription(user, channel) else {
-                    continue;
-                };
-                let stream = &self.streams[self.plan.stream(user, j, k)];
-                if stream.misses(n / self.plan.channels as u32) {
-                    self.waiting -= 1;
-                    if self.publishers[j].reached(n) {
-                        self.replace(net, j, now_ns);
+        // What leaves after this look at a publisher is for it to take back.
+        let until: Vec<u32> = (0..self.plan.publishers).map(|j| self.ledger.sent(j)).collect();
+        for (j, sent) in until.iter().enumerate() {
+            self.count_lost(&mut net.tally, user, j, *sent);
+            for k in 0..self.plan.per_user {
+                let channel = self.plan.subscribed(self.users.start + user, k);
+                let sent = self.plan.sent_to(j, channel, *sent);
+                let missing: Vec<u32> = self.streams[self.plan.stream(user, j, k)].missing(sent).collect();
+                self.ledger.give_up(self.worker, missing.len() as u64);
+                for place in missing {
+                    if self.ledger.miss(j, self.plan.number(j, channel, place)) {
+                        self.complete(net, j, now_ns);
                     }
                 }
             }
         }
+        self.ledger.leave(self.users.start + user, |j| until[j]);
+        self.part_with_gone(net, now_ns);
+        if self.closed {
+            // A publisher may wait for this one alone.
+            self.crew.iter().for_each(|meter| meter.wake());
+        }
     }
 
-    fn count_lost(&self, tally: &mut Tally, user: usize, j: usize) {
+    /// Takes those who left out of the audience, and back what was sent to them since. The publishers whose publication
+    /// has arrived everywhere by that, once for each.
+    fn take_back(&mut self, tally: &mut Tally) -> Vec<usize> {
+        let mut done = vec![];
+        if self.audience.is_empty() {
+            return done;
+        }
+        while let Some(user) = self.ledger.gone(self.gone) {
+            self.gone += 1;
+            let worker = self.plan.worker_of_user(user);
+            for k in 0..self.plan.per_user {
+                let channel = self.plan.subscribed(user, k);
+                self.audience[channel * self.plan.workers + worker] -= 1;
+            }
+            for publisher in 0..self.publishers.len() {
+                let j = self.first_publisher + publisher;
+                let (until, sent) = (self.ledger.until(user, j), self.publishers[publisher].sent);
+                for k in 0..self.plan.per_user {
+                    let channel = self.plan.subscribed(user, k);
+                    let places = self.plan.sent_to(j, channel, until)..self.plan.sent_to(j, channel, sent);
+                    tally.sent -= places.len() as u64;
+                    self.ledger.give_up(worker, places.len() as u64);
+                    for place in places {
+                        if self.ledger.miss(j, self.plan.number(j, channel, place)) {
+                            done.push(publisher);
+                        }
+                    }
+                }
+            }
+        }
+        done
+    }
+
+    /// The same before the end: in a closed loop these publishers go on.
+    fn part_with_gone(&mut self, net: &mut Net, now_ns: u64) {
+        for publisher in self.take_back(&mut net.tally) {
+            self.replace(net, publisher, now_ns);
+        }
+    }
+
+    /// Counts what `user` never got of the first `sent` publications of publisher `j`.
+    fn count_lost(&self, tally: &mut Tally, user: usize, j: usize, sent: u32) {
         for k in 0..self.plan.per_user {
-            let channel = self.plan.subscribed(user, k);
-            let sent = self.plan.sent_to(j, channel, self.publishers[j].sent);
+            let channel = self.plan.subscribed(self.users.start + user, k);
+            let sent = self.plan.sent_to(j, channel, sent);
             tally.lost += self.streams[self.plan.stream(user, j, k)].lost(sent);
         }
     }
@@ -389,7 +479,7 @@ impl Fanout {
 
 impl Scenario for Fanout {
     fn handle_text(&mut self, net: &mut Net, index: usize, text: &[u8], now_ns: u64) {
-        let publisher = index.checked_sub(self.plan.users);
+        let publisher = index.checked_sub(self.users.len());
         if text.starts_with(self.dialect.publication_prefix()) {
             return self.handle_publication(net, index, text, now_ns);
         }
@@ -416,32 +506,41 @@ impl Scenario for Fanout {
 
     fn handle_phase(&mut self, net: &mut Net, phase: Phase, board: &Board) {
         match phase {
-            Phase::Prepare => self.next = 0,
+            Phase::Prepare => self.preparing = true,
             Phase::Warmup => self.begin(net, board),
-            Phase::Measure => self.measure_ns = board.measure_ns(),
+            Phase::Measure => {
+                self.measure_ns = board.measure_ns();
+                self.ledger.set_measure_ns(self.measure_ns);
+            }
             Phase::Drain => {
                 if let Some(schedule) = &mut self.schedule {
                     schedule.end(board.drain_ns());
                 }
-                self.running = self.schedule.is_some();
+                self.running = !self.closed;
             }
             Phase::Close => {
                 while self.take_due(u64::MAX).is_some() {
                     net.tally.unsent += 1;
                 }
                 self.running = false;
+                self.over = true;
+                self.ledger.end();
             }
             Phase::Connect | Phase::Hold | Phase::Storm => {}
         }
     }
 
     fn handle_timeout(&mut self, net: &mut Net, now_ns: u64) {
-        self.subscribe(net);
+        if self.preparing {
+            self.subscribe(net);
+        }
+        self.part_with_gone(net, now_ns);
         if !self.running {
             return;
         }
-        if self.schedule.is_none() {
-            while self.turn < self.plan.publishers {
+        if self.closed {
+            self.replace_completed(net, now_ns);
+            while self.turn < self.publishers.len() {
                 let now_ns = self.clock.now_ns();
                 for _ in 0..self.in_flight {
                     self.replace(net, self.turn, now_ns);
@@ -455,13 +554,13 @@ impl Scenario for Fanout {
             let Some(due_ns) = self.take_due(now_ns) else {
                 break;
             };
-            let count = self.plan.publishers;
+            let count = self.publishers.len();
             let Some(step) = (0..count).find(|step| self.publishers[(self.turn + step) % count].live) else {
                 break;
             };
-            let j = (self.turn + step) % count;
-            self.turn = (j + 1) % count;
-            self.publish(net, j, due_ns, now_ns);
+            let publisher = (self.turn + step) % count;
+            self.turn = (publisher + 1) % count;
+            self.publish(net, publisher, due_ns, now_ns);
             net.flush();
             now_ns = self.clock.now_ns();
         }
@@ -472,28 +571,29 @@ impl Scenario for Fanout {
     }
 
     fn handle_writable(&mut self, net: &mut Net, index: usize, now_ns: u64) {
-        let Some(j) = index.checked_sub(self.plan.users) else {
+        let Some(publisher) = index.checked_sub(self.users.len()) else {
             return;
         };
-        while !net.is_blocked(index)
-            && let Some(intended_ns) = self.publishers[j].owed.pop_front()
+        while !self.over
+            && !net.is_blocked(index)
+            && let Some(intended_ns) = self.publishers[publisher].owed.pop_front()
         {
             self.owed -= 1;
-            self.write(net, j, intended_ns, now_ns);
+            self.write(net, publisher, intended_ns, now_ns);
         }
     }
 
     fn handle_gone(&mut self, net: &mut Net, index: usize, _end: &End, now_ns: u64) {
-        if let Some(j) = index.checked_sub(self.plan.users) {
-            let publisher = &mut self.publishers[j];
+        if let Some(i) = index.checked_sub(self.users.len()) {
+            let publisher = &mut self.publishers[i];
             if std::mem::take(&mut publisher.live) {
                 // What it published may still arrive; what it did not, and its acks, will not.
                 self.owed -= publisher.owed.len() as u64;
-                self.waiting -= self.missing_acks(j);
+                self.ledger.give_up(self.worker, self.missing_acks(i));
             }
             return;
         }
-        let Subscriber { unanswered, live } = self.subscribers[index];
+        let Subscriber { unanswered, live, .. } = self.subscribers[index];
         if unanswered > 0 {
             self.decided(net, index, unanswered, Some("connection ended".to_owned()));
         }
@@ -503,95 +603,40 @@ impl Scenario for Fanout {
     }
 
     fn prepared(&self) -> Option<bool> {
-        (self.next == self.plan.users && self.unanswered == 0).then_some(!self.refused)
+        self.prepared.then_some(!self.refused)
     }
 
     fn is_drained(&self) -> bool {
-        self.waiting == 0 && self.owed == 0 && self.next_due_ns().is_none()
+        // Whoever is the last to say so has seen what all the others sent arrive.
+        self.owed == 0 && self.next_due_ns().is_none() && self.ledger.is_still()
+    }
+
+    fn is_over(&self) -> bool {
+        self.ledger.is_over()
     }
 
     fn finish(&mut self, tally: &mut Tally, now_ns: u64) {
+        self.take_back(tally);
         if self.unanswered > 0 {
             // Those that wait for their turn behind them will have none either.
-            let unasked = (self.plan.users - self.next) * self.plan.per_user;
+            let unasked = (self.users.len() - self.next) * self.plan.per_user;
             let reason = "no answer".to_owned();
             tally
                 .subscription_failures
                 .insert(reason, self.unanswered + unasked as u64);
         }
-        if self.waiting > 0 {
-            tally.silence_ns = tally.silence_ns.max(now_ns.saturating_sub(self.waiting_since_ns));
+        if self.ledger.waits(self.worker) {
+            tally.silence_ns = tally.silence_ns.max(self.ledger.silence_ns(self.worker, now_ns));
         }
         for j in 0..self.plan.publishers {
-            for user in (0..self.plan.users).filter(|user| self.subscribers[*user].live) {
-                self.count_lost(tally, user, j);
-            }
-            tally.acks_missing += self.missing_acks(j);
-            tally.unsent += self.publishers[j].owed.len() as u64;
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn everybody_knows_what_comes_by_which_subscription() {
-        for (users, publishers, channels, per_user) in [(5, 1, 1, 1), (10, 3, 4, 1), (7, 2, 5, 3), (4, 4, 3, 3)] {
-            let plan = Plan {
-                users,
-                publishers,
-                channels,
-                per_user,
-            };
-            for (user, j) in (0..users).flat_map(|user| (0..publishers).map(move |j| (user, j))) {
-                let mut next = vec![0; per_user];
-                for n in 0..50 {
-                    let channel = plan.channel(j, n);
-                    let wanted = (0..per_user).find(|k| plan.subscribed(user, *k) == channel);
-                    assert_eq!(plan.subscription(user, channel), wanted);
-                    assert_eq!(plan.sent_to(j, channel, n) + 1, plan.sent_to(j, channel, n + 1));
-                    if let Some(k) = wanted {
-                        assert_eq!(n / channels as u32, next[k], "the place in the order of the channel");
-                        assert_eq!(next[k], plan.sent_to(j, channel, n));
-                        next[k] += 1;
-                    }
-                }
+            let sent = self.ledger.sent(j);
+            for user in (0..self.users.len()).filter(|user| self.subscribers[*user].live) {
+                self.count_lost(tally, user, j, sent);
             }
         }
-    }
-
-    #[test]
-    fn every_stream_has_its_place() {
-        let plan = Plan {
-            users: 3,
-            publishers: 2,
-            channels: 9,
-            per_user: 4,
-        };
-        let mut places: Vec<usize> = vec![];
-        for user in 0..3 {
-            for j in 0..2 {
-                places.extend((0..4).map(|k| plan.stream(user, j, k)));
-            }
+        for (i, publisher) in self.publishers.iter().enumerate() {
+            tally.acks_missing += self.missing_acks(i);
+            tally.unsent += publisher.owed.len() as u64;
         }
-        assert_eq!(places, (0..24).collect::<Vec<_>>());
-    }
-
-    #[test]
-    fn a_publication_has_arrived_when_all_have_it() {
-        let mut publisher = Publisher {
-            under_way: [2, 1, 2].into(),
-            ..Publisher::default()
-        };
-        assert!(!publisher.reached(0));
-        assert!(publisher.reached(1), "whatever is before it");
-        assert_eq!((publisher.first, publisher.under_way.len()), (0, 3));
-        assert!(publisher.reached(0));
-        assert_eq!((publisher.first, publisher.under_way.len()), (2, 1));
-        assert!(!publisher.reached(2));
-        assert!(publisher.reached(2));
-        assert_eq!((publisher.first, publisher.under_way.len()), (3, 0));
     }
 }

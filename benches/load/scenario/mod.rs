@@ -8,6 +8,7 @@ mod direct;
 mod fanout;
 mod idle;
 mod mixed;
+mod plan;
 mod schedule;
 mod storm;
 
@@ -99,6 +100,11 @@ pub(crate) trait Scenario {
 
     /// Whether nothing is under way any more.
     fn is_drained(&self) -> bool {
+        true
+    }
+
+    /// With the connections closed: whether what other threads say will not change any more.
+    fn is_over(&self) -> bool {
         true
     }
 
