@@ -1,8 +1,7 @@
 //! What the pure rooms cost: CPU time of this thread per operation, one thread, no sockets. `cargo bench --bench rooms`;
-//! an argument picks benches by a part of their names.
+//! an argument picks benches by a part of their names, and what a run before this one saw is compared with.
 //!
-//! Each figure is the best of many short batches, which is what is left of a busy machine's noise; compare figures of one
-//! run, not of two machines. The rows of tungstenite are why `protocol::frame` is ours (ARCHITECTURE.md).
+//! The rows of tungstenite are why `protocol::frame` is ours (ARCHITECTURE.md).
 
 #![allow(clippy::unwrap_used, reason = "a bench fails by panicking")]
 
@@ -11,6 +10,8 @@ use std::io::{self, Read, Write};
 use std::time::Duration;
 
 use async_tungstenite::tungstenite::protocol::{Role, WebSocketConfig, WebSocketContext};
+use criterion::measurement::{Measurement, ValueFormatter, WallTime};
+use criterion::{Criterion, Throughput};
 use shardgate::cluster::presence::PresenceBook;
 use shardgate::cluster::store::{Answer, Incarnation};
 use shardgate::engine::Waker;
@@ -26,46 +27,55 @@ use shardgate::router::{HomeMap, UserHash};
 use shardgate::session::outbox::{Outbox, Spares};
 use uuid::Uuid;
 
-/// CPU time of this thread.
-fn cpu_time() -> Duration {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the kernel writes one timespec to memory that is one.
-    let result = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
-    assert_eq!(result, 0, "every kernel has this clock");
-    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+/// CPU time of this thread: what others do on a shared machine is not in it.
+struct CpuTime;
+
+impl Measurement for CpuTime {
+    type Intermediate = Duration;
+    type Value = Duration;
+
+    fn start(&self) -> Duration {
+        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: the kernel writes one timespec to memory that is one.
+        let result = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
+        assert_eq!(result, 0, "every kernel has this clock");
+        Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+    }
+
+    fn end(&self, start: Duration) -> Duration {
+        self.start() - start
+    }
+
+    fn add(&self, one: &Duration, other: &Duration) -> Duration {
+        *one + *other
+    }
+
+    fn zero(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    fn to_f64(&self, time: &Duration) -> f64 {
+        time.as_nanos() as f64
+    }
+
+    fn formatter(&self) -> &dyn ValueFormatter {
+        WallTime.formatter()
+    }
 }
 
-const BATCH: Duration = Duration::from_millis(2);
-const BATCHES: usize = 100;
-
 struct Table {
-    wanted: Option<String>,
+    criterion: Criterion<CpuTime>,
 }
 
 impl Table {
-    fn row(&self, name: &str, per: usize, mut operation: impl FnMut()) {
-        if self.wanted.as_ref().is_some_and(|part| !name.contains(part.as_str())) {
-            return;
-        }
-        let mut rounds = 1u32;
-        loop {
-            let start = cpu_time();
-            (0..rounds).for_each(|_| operation());
-            if cpu_time() - start >= BATCH {
-                break;
-            }
-            rounds *= 2;
-        }
-        let best = (0..BATCHES)
-            .map(|_| {
-                let start = cpu_time();
-                (0..rounds).for_each(|_| operation());
-                cpu_time() - start
-            })
-            .min()
-            .unwrap();
-        let ns = best.as_nanos() as f64 / f64::from(rounds) / per as f64;
-        println!("{name:<58} {ns:>10.1} ns");
+    /// A bench whose name is "what: with what", and which does `per` of it at once.
+    fn row(&mut self, name: &str, per: usize, operation: impl FnMut()) {
+        let (what, with) = name.split_once(": ").unwrap();
+        let mut group = self.criterion.benchmark_group(what);
+        group.throughput(Throughput::Elements(per as u64));
+        let mut operation = operation;
+        group.bench_function(with, |bencher| bencher.iter(&mut operation));
+        group.finish();
     }
 }
 
@@ -135,7 +145,7 @@ fn read_with(context: &mut WebSocketContext, receive: &[u8]) -> usize {
     count
 }
 
-fn frames(table: &Table) {
+fn frames(table: &mut Table) {
     for (name, size, count) in [
         ("64 bytes", 64, 1),
         ("64 bytes, 16 in one receive", 64, 16),
@@ -172,7 +182,7 @@ fn frames(table: &Table) {
     });
 }
 
-fn envelopes(table: &Table) {
+fn envelopes(table: &mut Table) {
     let content = "x".repeat(64);
     let message = format!(r#"{{"type":"message","to":"user12345","content":"{content}","id":"c12345"}}"#);
     let object =
@@ -192,7 +202,7 @@ fn envelopes(table: &Table) {
     }
 }
 
-fn encoding(table: &Table) {
+fn encoding(table: &mut Table) {
     let content = format!("\"{}\"", "x".repeat(64));
     let mut out = Vec::new();
     let message = encode::Message {
@@ -234,7 +244,7 @@ impl Policy for Anything {
     }
 }
 
-fn heads(table: &Table) {
+fn heads(table: &mut Table) {
     let small = "GET /ws?user=alice HTTP/1.1\r\nHost: gateway.example.com\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
     let browser = small.replace(
         "Upgrade: websocket",
@@ -250,7 +260,7 @@ fn heads(table: &Table) {
 /// Tokens that OpenSSL signed, lines of `ALG token`.
 const TOKENS: &str = include_str!("../tests/keys/tokens.txt");
 
-fn tokens(table: &Table) {
+fn tokens(table: &mut Table) {
     for (name, token) in TOKENS.lines().filter_map(|line| line.split_once(' ')) {
         let algorithm = Algorithm::by_name(name).unwrap();
         let key = match algorithm.family() {
@@ -268,7 +278,7 @@ fn tokens(table: &Table) {
     }
 }
 
-fn tables(table: &Table) {
+fn tables(table: &mut Table) {
     const COUNT: usize = 1_000_000;
     let map = HomeMap::new(8, [7; 16]);
     let names: Vec<String> = (0..COUNT).map(|user| format!("user{user}")).collect();
@@ -303,7 +313,7 @@ fn tables(table: &Table) {
 }
 
 /// Messages from one shard to another, as many as a turn brings: in, over, and read by the receiver.
-fn lanes(table: &Table) {
+fn lanes(table: &mut Table) {
     let (inboxes, senders, depths) = lanes::inboxes(2);
     let wakers = senders.iter().map(|_| Waker::inert().unwrap()).collect();
     let mut lanes = Lanes::new(ShardId(0), lanes::mailboxes(senders, wakers), depths);
@@ -346,7 +356,7 @@ fn lanes(table: &Table) {
 }
 
 /// What the control thread does for each user who comes or goes, without Redis: noted, made into commands, answered.
-fn presence(table: &Table) {
+fn presence(table: &mut Table) {
     const USERS: usize = 1_000;
     let names: Vec<String> = (0..USERS).map(|user| format!("user{user}")).collect();
     let mut book = PresenceBook::new(Incarnation(1), 1);
@@ -367,16 +377,20 @@ fn presence(table: &Table) {
 }
 
 fn main() {
-    // cargo passes `--bench`.
-    let wanted = std::env::args().skip(1).find(|argument| !argument.starts_with("--"));
-    let table = Table { wanted };
-    println!("{:<58} {:>13}", "CPU time per operation", "best batch");
-    frames(&table);
-    envelopes(&table);
-    encoding(&table);
-    heads(&table);
-    tokens(&table);
-    tables(&table);
-    lanes(&table);
-    presence(&table);
+    let criterion = Criterion::default()
+        .with_measurement(CpuTime)
+        .warm_up_time(Duration::from_millis(200))
+        .measurement_time(Duration::from_millis(500))
+        .sample_size(50)
+        .configure_from_args();
+    let mut table = Table { criterion };
+    frames(&mut table);
+    envelopes(&mut table);
+    encoding(&mut table);
+    heads(&mut table);
+    tokens(&mut table);
+    tables(&mut table);
+    lanes(&mut table);
+    presence(&mut table);
+    table.criterion.final_summary();
 }
