@@ -77,8 +77,8 @@ pub enum Family {
 }
 
 impl Algorithm {
-    /// What verifying takes, microseconds of an ordinary core: `cargo bench --bench rooms -- token`. RSA keys of 2,048 bits take 24, and of
-    /// 4,096 bits 3.5 times as long (`openssl speed rsa2048 rsa4096`).
+    /// What verifying takes, microseconds of an ordinary core: `cargo bench --bench rooms -- token`. RSA keys of 2,048 bits take
+    /// 24, and of 4,096 bits 3.5 times as long (`openssl speed rsa2048 rsa4096`).
     #[must_use]
     pub fn verify_us(self) -> u32 {
         match self.family() {

@@ -430,6 +430,7 @@ impl Core {
         self.close_by(slot, Command::Close);
     }
 
+    /// As [`Core::close_now`], by [`Command::Close`] or [`Command::Reset`].
     pub(super) fn close_by(&mut self, slot: u32, command: fn(SocketKey) -> Command) {
         let key = self.key(slot);
         let conn = self.conn(slot);

@@ -13,9 +13,9 @@ use crate::session::Stage;
 
 /// How many a shard has where nothing is configured: 10,000 connects per second that take 400 ms each.
 const SHARE: usize = 4096;
-/// How many of them a turn listens to (again; the accept brings one receive). What they say waits in the kernel in one line with what connections say, and a turn of a
-/// head costs a few microseconds: with thousands of them in that line, messages would take milliseconds. Most heads are there
-/// whole at the first receive.
+/// How many of them a turn listens to again; the accept brings one receive, and most heads are there whole at that one. What
+/// they say waits in the kernel in one line with what connections say, and each costs a few microseconds: with thousands of
+/// them in that line, messages would take milliseconds.
 const ARMED_PER_TURN: usize = 16;
 /// The label of those that are closed.
 const HANDSHAKE_LIMIT: &str = "handshake_limit";
