@@ -57,7 +57,7 @@ fn arguments() -> Vec<String> {
 
 /// Sockets besides those that limits count: accepted and not looked at yet, and closes under way, which take a turn to be asked for
 /// and one to be done, of a turn's completions each, per shard.
-const SOCKETS_BETWEEN: usize = SHARDS * (8 + 2 * 256);
+const SOCKETS_BETWEEN: usize = SHARDS * (8 + 2 * 1024);
 /// Descriptors that are no sockets of clients: rings, listeners, eventfds, logs.
 const FILES: usize = 124;
 /// What a shard has besides its connections: receive buffers, spare buffers, rings, tables as they grow; of a debug build.

@@ -183,11 +183,8 @@ fn a_crowd_comes_back_to_a_gateway_that_was_killed_and_started_again() {
         .values()
         .filter_map(Value::as_u64)
         .sum();
+    // How many came too early is a matter of how fast a gateway starts.
     assert_eq!(comebacks["attempts"], 42 + refused, "{comebacks}");
-    assert!(
-        refused > 0,
-        "a gateway takes longer to start than the first wait: {comebacks}"
-    );
 }
 
 #[test]

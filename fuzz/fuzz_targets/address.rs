@@ -50,7 +50,8 @@ fn header(bytes: &[u8]) {
     loop {
         match proxy::read(&bytes[..seen]) {
             Header::Partial(more) if seen + more <= bytes.len() => seen += more,
-            Header::Partial(_) => return assert!(matches!(whole, Header::Partial(_))),
+            // A byte that is not waited for can still show that it is none.
+            Header::Partial(_) => return assert!(matches!(whole, Header::Partial(_) | Header::Garbage)),
             Header::Complete(len, client) => {
                 assert_eq!(seen, len);
                 return assert_eq!(whole, Header::Complete(len, client));

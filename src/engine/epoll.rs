@@ -17,7 +17,7 @@ use super::slab::{CLOSING, ENDED, Entry, RECEIVING, SENDING, STREAM, Slab};
 use super::{Engine, EngineStats, Event, Payload, SendStatus, SocketKey, Waker, sys};
 
 /// Sockets that one turn looks at; the kernel keeps the others in line, so none starves.
-const EVENTS_MAX: usize = 256;
+const EVENTS_MAX: usize = 1024;
 
 /// Connections accepted per turn. Each costs some tens of microseconds, and under a flood as much again to close somebody else.
 const ACCEPTS_MAX: usize = 8;

@@ -27,9 +27,9 @@ use super::sends::Sends;
 use super::slab::{CLOSING, ENDED, GENERATION_MASK, REARM, RECEIVING, SENDING, STREAM, Slab};
 use super::{Engine, EngineStats, Event, Payload, SendStatus, SocketKey, Waker, sys};
 
-/// Completions handled per turn; what is over stays in the queue for the next one. At about a microsecond each, what the turn
-/// has to send leaves after a fraction of a millisecond.
-const EVENTS_MAX: u32 = 256;
+/// Completions handled per turn; what is over stays in the queue for the next one. At about a microsecond each, a turn
+/// leaves room for the rest of the shard after a millisecond or two.
+const EVENTS_MAX: u32 = 1024;
 
 /// Accepts in flight, and so the most connections that are accepted and that the owner has not taken. One accept that
 /// completes many times takes all that the kernel has, however far behind the owner is: a loop of connects and resets
