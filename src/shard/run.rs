@@ -38,10 +38,10 @@ const YIELD_EVERY_NS: u64 = 10_000_000;
 /// Lane items carried out in one turn, so that a flood from one shard does not starve this one's sockets.
 const INBOX_ITEMS_PER_TURN: usize = 4096;
 /// Bytes that one turn takes from sockets before it lets the rest of the shard, and the lanes, have their turn. A flood of
-/// small messages is 5,000 of them, a few milliseconds' work, and well within what a lane holds. Not less: that a reader has
+/// small messages is 2,500 of them, a millisecond or two of work, and well within what a lane holds. Not less: that a reader has
 /// taken what was sent stands behind a burst's bytes in the engine's queue, and a burst that takes many turns would have its
 /// reader pass for one who does not read.
-const RECEIVED_BYTES_PER_TURN: usize = 512 * 1024;
+const RECEIVED_BYTES_PER_TURN: usize = 256 * 1024;
 /// How long the last sockets may take to close when the shard shall end.
 const STOP_MAX_NS: u64 = 1_000_000_000;
 /// Accepting is tried again this long after the process ran out of descriptors.
