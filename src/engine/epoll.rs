@@ -13,7 +13,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use super::sends::Sends;
-use super::slab::{CLOSING, ENDED, Entry, RECEIVING, SENDING, STREAM, Slab};
+use super::slab::{CLOSING, ENDED, Entry, RECEIVING, SENDING, STREAM, Slab, WAITING};
 use super::{Engine, EngineStats, Event, Payload, SendStatus, SocketKey, Waker, sys};
 
 /// Sockets that one turn looks at; the kernel keeps the others in line, so none starves.
@@ -22,8 +22,9 @@ const EVENTS_MAX: usize = 1024;
 /// Connections accepted per turn. Each costs some tens of microseconds, and under a flood as much again to close somebody else.
 const ACCEPTS_MAX: usize = 8;
 
-/// The most that is received from one socket per turn: what a default TCP window takes in one go.
-const BUFFER_BYTES: usize = 64 * 1024;
+/// The most that is received from one socket at once. Who fills it is a bulk sender. With 64 KiB, a default TCP window, others
+/// waited for 10,000 fragments of nothing at once, half a millisecond.
+const BUFFER_BYTES: usize = 16 * 1024;
 
 // Values of `epoll_data` beside keys. A key's upper half is its generation, which has 24 bits.
 const LISTENER: u64 = u64::MAX;
@@ -75,6 +76,8 @@ pub struct EpollEngine {
     /// The event at `at` has had its chance to send.
     send_handled: bool,
     local: VecDeque<Local>,
+    /// Bulk senders, in turn; the kernel goes on to report them, to no effect.
+    bulk: VecDeque<SocketKey>,
     /// Connections that this turn may still accept.
     accepts_left: usize,
     accept_paused: bool,
@@ -348,7 +351,7 @@ impl EpollEngine {
 
     fn receive(&mut self, key: SocketKey) -> Option<Found> {
         let entry = self.slab.open(key)?;
-        if !entry.any(RECEIVING) || entry.any(ENDED) {
+        if !entry.any(RECEIVING) || entry.any(ENDED | WAITING) {
             return None;
         }
         self.stats.syscalls += 1;
@@ -357,6 +360,9 @@ impl EpollEngine {
             Ok(len) => {
                 if !entry.any(STREAM) {
                     entry.clear(RECEIVING);
+                } else if len == BUFFER_BYTES {
+                    entry.set(WAITING);
+                    self.bulk.push_back(key);
                 }
                 return Some(Found::Received { key, len });
             }
@@ -370,12 +376,39 @@ impl EpollEngine {
         Some(Found::Other(Event::Ended { key, error }))
     }
 
+    fn next_of_bulk(&mut self) -> Option<Found> {
+        // Those that have nothing after all leave the line.
+        while let Some(key) = self.bulk.pop_front() {
+            if let Some(entry) = self.slab.open(key) {
+                entry.clear(WAITING);
+                if let Some(found) = self.receive(key) {
+                    self.watch(key);
+                    return Some(found);
+                }
+            }
+        }
+        None
+    }
+
+    fn show(&mut self, found: Found) -> Event<'_> {
+        match found {
+            Found::Other(event) => event,
+            Found::Received { key, len } => {
+                let bytes = &mut self.buffer[..len];
+                Event::Received { key, bytes }
+            }
+        }
+    }
+
     /// Lets a socket go after this.
     fn close_by(&mut self, key: SocketKey, end: impl FnOnce(&OwnedFd) -> io::Result<()>) {
         let Some(entry) = self.slab.open(key) else {
             return;
         };
         entry.set(CLOSING);
+        if entry.any(WAITING) {
+            self.bulk.retain(|&waiting| waiting != key);
+        }
         if entry.any(SENDING) {
             self.sends.finish(entry.end_send());
         }
@@ -413,6 +446,7 @@ impl Engine for EpollEngine {
             at: 0,
             send_handled: false,
             local: VecDeque::new(),
+            bulk: VecDeque::new(),
             accepts_left: 0,
             accept_paused: false,
             waker,
@@ -425,19 +459,19 @@ impl Engine for EpollEngine {
             // The owner did not take all of the last turn.
             return Ok(());
         }
-        let idle = self.local.is_empty() && self.accepts_left == 0;
+        let idle = self.local.is_empty() && self.bulk.is_empty() && self.accepts_left == 0;
         self.at = 0;
         self.epoll.wait(&mut self.events, wait.filter(|_| idle))
     }
 
     fn next_event(&mut self) -> Option<Event<'_>> {
-        match self.next_found()? {
-            Found::Other(event) => Some(event),
-            Found::Received { key, len } => {
-                let bytes = &mut self.buffer[..len];
-                Some(Event::Received { key, bytes })
-            }
-        }
+        let found = self.next_found()?;
+        Some(self.show(found))
+    }
+
+    fn next_bulk(&mut self) -> Option<Event<'_>> {
+        let found = self.next_of_bulk()?;
+        Some(self.show(found))
     }
 
     fn adopt(&mut self, socket: OwnedFd) -> io::Result<SocketKey> {
@@ -446,7 +480,7 @@ impl Engine for EpollEngine {
 
     fn detach(&mut self, key: SocketKey) -> Option<OwnedFd> {
         let entry = self.slab.open(key)?;
-        if entry.any(RECEIVING | SENDING) {
+        if entry.any(RECEIVING | SENDING | WAITING) {
             return None;
         }
         if entry.watch & WATCH_MEMBER != 0 {
@@ -543,7 +577,7 @@ impl Engine for EpollEngine {
     }
 
     fn has_work(&mut self) -> bool {
-        !self.local.is_empty() || self.accepts_left > 0 || self.at < self.events.len()
+        !self.local.is_empty() || !self.bulk.is_empty() || self.accepts_left > 0 || self.at < self.events.len()
     }
 
     fn prepare_park(&mut self) -> bool {

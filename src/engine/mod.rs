@@ -4,7 +4,11 @@
 //! may be used from other threads. It knows no frames, users or limits: bytes in, bytes out, by [`SocketKey`].
 //!
 //! One turn of the shard is: [`Engine::turn`] (submit everything, reap), then [`Engine::next_event`] until it
-//! returns `None`, then `send`/`receive_*`/`finish`/`close` calls, which are collected and leave with the next `turn`.
+//! returns `None`, then [`Engine::next_bulk`] for as long as the turn may take, then `send`/`receive_*`/`finish`/`close` calls,
+//! which are collected and leave with the next `turn`.
+//!
+//! Who fills a receive has more behind it: a bulk sender. What it sends is not in line with what others say but waits for
+//! `next_bulk`, where bulk senders take turns, so that nobody waits for more than a share of each.
 //!
 //! Life of a socket:
 //!
@@ -131,6 +135,10 @@ pub trait Engine: Sized {
 
     /// The next event of this turn. At most a bounded number per turn: what is over stays for the next one.
     fn next_event(&mut self) -> Option<Event<'_>>;
+
+    /// The next bytes of a bulk sender, or what comes behind them; each bulk sender in turn. Comes after `next_event` gave
+    /// `None`, or was asked often enough; what is not taken stays.
+    fn next_bulk(&mut self) -> Option<Event<'_>>;
 
     /// Takes over an accepted, non-blocking socket from another shard. Nothing is armed for it.
     ///

@@ -22,6 +22,10 @@ pub(super) const CLOSING: u8 = 8;
 pub(super) const ENDED: u8 = 16;
 /// Ring only: receiving stopped for lack of buffers and is armed again in the next turn.
 pub(super) const REARM: u8 = 32;
+/// A bulk sender, whose bytes wait for their turn: in buffers (ring), or in the kernel (epoll).
+pub(super) const WAITING: u8 = 64;
+/// Ring only: receiving is armed for one buffer at a time, as the last ones were filled.
+pub(super) const BULK: u8 = 128;
 
 /// One socket, 16 bytes: with a million of them this table is what the engine costs.
 #[derive(Debug)]
@@ -34,6 +38,8 @@ pub(super) struct Entry {
     flags: u8,
     /// Epoll only: what the kernel was last told to watch for.
     pub(super) watch: u8,
+    /// Ring only: where its bytes are, while `WAITING`.
+    pub(super) line: u16,
 }
 
 const _: () = assert!(size_of::<Entry>() == 16);
@@ -116,6 +122,7 @@ impl Slab {
                 link: NONE,
                 flags: 0,
                 watch: 0,
+                line: 0,
             });
             return SocketKey { slot, generation: 0 };
         }

@@ -7,9 +7,12 @@
 //! - *held*: a slot with an operation in flight (`RECEIVING`, `SENDING`) keeps its descriptor and generation until the last
 //!   completion of it. `close` does not end operations in flight, `shutdown` does; hence the two steps of closing.
 //! - *lent*: see [`buffers`].
+//! - *in line*: while a bulk sender's bytes wait (`WAITING`), whatever comes of its socket goes behind them, and it is armed
+//!   again, for one buffer at a time, when the last of them was looked at.
 //! - *quiet*: between `receive_once` completions nothing is armed, so that a socket can leave without cancelling.
 
 mod buffers;
+mod bulk;
 mod probe;
 mod queue;
 
@@ -20,11 +23,12 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
-use buffers::Buffers;
+use buffers::{BUFFER_BYTES, BUFFERS, Buffers};
+use bulk::{Bulk, Next, Part};
 use queue::{Completion, Queue};
 
 use super::sends::Sends;
-use super::slab::{CLOSING, ENDED, GENERATION_MASK, REARM, RECEIVING, SENDING, STREAM, Slab};
+use super::slab::{BULK, CLOSING, ENDED, GENERATION_MASK, REARM, RECEIVING, SENDING, STREAM, Slab, WAITING};
 use super::{Engine, EngineStats, Event, Payload, SendStatus, SocketKey, Waker, sys};
 
 /// Completions handled per turn; what is over stays in the queue for the next one. At about a microsecond each, a turn
@@ -38,6 +42,14 @@ const EVENTS_MAX: u32 = 1024;
 /// to close somebody else: with 64, turns of a flood took half a millisecond. A turn has a cost of its own, so that with 8 a
 /// connect costs one or two percent more than with 64.
 const ACCEPTS_MAX: usize = 8;
+
+/// Buffers of one socket that may wait before its receive, which would go on to fill more of them, is cancelled: messages of
+/// up to 16 KiB cost no cancelling, and who floods takes what one round of the kernel gives it (32), once.
+const WAITING_MAX: usize = 4;
+
+/// Buffers of all bulk senders that may wait. With more of them, they come in line with everybody else's, as a lack of buffers
+/// would stop receiving for all.
+const BULK_MAX: usize = BUFFERS as usize / 2;
 
 /// How long dropping an engine waits for the kernel to let go. Cancelled operations complete within microseconds.
 const DROP_WAIT: Duration = Duration::from_secs(2);
@@ -64,6 +76,16 @@ fn key_of(user_data: u64) -> SocketKey {
     }
 }
 
+/// Why receiving ended; `None` if the peer said so.
+fn end_of(result: i32) -> Option<io::Error> {
+    match result {
+        0 => None,
+        // Bytes without a buffer: the kernel does not do that.
+        1.. => Some(io::ErrorKind::InvalidData.into()),
+        error => Some(io::Error::from_raw_os_error(-error)),
+    }
+}
+
 /// What a completion means; an event that does not borrow the engine yet.
 enum Found {
     Received { key: SocketKey, buffer: u16, len: usize },
@@ -81,6 +103,8 @@ pub struct RingEngine {
     waker: Waker,
     /// The buffer that the last event showed.
     shown: Option<u16>,
+    /// What bulk senders sent.
+    bulk: Bulk,
     /// Sockets to arm again once buffers were given back.
     rearm: Vec<SocketKey>,
     /// Closed and not yet reported.
@@ -114,7 +138,7 @@ impl RingEngine {
         entry.set(RECEIVING);
         self.in_flight += 1;
         let fd = entry.raw_fd();
-        if entry.any(STREAM) {
+        if entry.any(STREAM) && !entry.any(BULK) {
             self.queue.receive_stream(fd, tag(RECEIVE, key));
         } else {
             self.queue.receive_once(fd, tag(RECEIVE, key));
@@ -147,6 +171,11 @@ impl RingEngine {
     }
 
     fn next_found(&mut self) -> Option<Found> {
+        if self.bulk.buffers() > BULK_MAX
+            && let Some(found) = self.next_of_bulk()
+        {
+            return Some(found);
+        }
         if let Some(key) = self.closed.pop_front() {
             self.slab.remove(key.slot);
             return Some(Found::Other(Event::Closed { key }));
@@ -166,6 +195,56 @@ impl RingEngine {
         }
         self.buffers.publish();
         None
+    }
+
+    fn next_of_bulk(&mut self) -> Option<Found> {
+        while let Some((key, next)) = self.bulk.pop() {
+            let entry = self.slab.open(key);
+            debug_assert!(
+                entry.is_some() || matches!(next, Next::End(_)),
+                "a line of a closed socket"
+            );
+            let Some(entry) = entry else {
+                continue;
+            };
+            let part = match next {
+                Next::Bytes(part) => part,
+                Next::Last { part, ended } => {
+                    entry.clear(WAITING);
+                    if !ended && !entry.any(RECEIVING | REARM | ENDED) {
+                        entry.set(REARM);
+                        self.rearm.push(key);
+                    }
+                    part
+                }
+                Next::End(_) if entry.any(ENDED) => continue,
+                Next::End(result) => {
+                    entry.set(ENDED);
+                    let error = end_of(result);
+                    return Some(Found::Other(Event::Ended { key, error }));
+                }
+            };
+            if entry.any(ENDED) {
+                // A send has said that the socket broke, and nothing is received after that.
+                self.buffers.give(part.buffer);
+                continue;
+            }
+            let Part { buffer, len } = part;
+            return Some(Found::Received { key, buffer, len });
+        }
+        None
+    }
+
+    /// Shows what was found.
+    fn show(&mut self, found: Found) -> Event<'_> {
+        match found {
+            Found::Other(event) => event,
+            Found::Received { key, buffer, len } => {
+                self.shown = Some(buffer);
+                let bytes = self.buffers.lent(buffer, len);
+                Event::Received { key, bytes }
+            }
+        }
     }
 
     fn complete(&mut self, completion: Completion) -> Option<Found> {
@@ -219,57 +298,75 @@ impl RingEngine {
 
     fn received(&mut self, completion: Completion) -> Option<Found> {
         let key = key_of(completion.user_data);
-        let found = self.received_by(key, completion);
-        if !matches!(found, Some(Found::Received { .. }))
-            && let Some(buffer) = completion.buffer()
-        {
-            // Swallowed, or the end of the socket; either way the buffer is lent.
-            self.buffers.give(buffer);
-        }
-        found
-    }
-
-    fn received_by(&mut self, key: SocketKey, completion: Completion) -> Option<Found> {
         let more = completion.more();
-        let Some(entry) = self.slab.get(key) else {
-            debug_assert!(false, "a receive outlived its slot {key:?}");
-            return None;
-        };
+        let entry = self.slab.get(key);
+        debug_assert!(entry.is_some(), "a receive outlived its slot {key:?}");
+        let entry = entry?;
         if !more {
             entry.clear(RECEIVING);
         }
-        if entry.any(CLOSING) {
-            self.finish_close(key);
-            return None;
-        }
-        if entry.any(ENDED) {
-            return None;
-        }
-        let error = match (completion.result, completion.buffer()) {
-            (1.., Some(buffer)) => {
-                if !more && entry.any(STREAM) {
-                    entry.set(REARM);
-                    self.rearm.push(key);
-                }
+        let (closing, ended) = (entry.any(CLOSING), entry.any(ENDED));
+        let result = match (completion.result, completion.buffer()) {
+            (1.., Some(buffer)) if !closing && !ended => {
                 let len = completion.result as usize;
-                return Some(Found::Received { key, buffer, len });
+                return self.received_bytes(key, Part { buffer, len }, more);
             }
-            (0, _) => None,
-            (1.., None) => Some(io::ErrorKind::InvalidData.into()),
-            (error, _) => match -error {
-                libc::ENOBUFS | libc::EINTR | libc::EAGAIN => {
-                    self.stats.buffers_exhausted += u64::from(-error == libc::ENOBUFS);
-                    if !more {
-                        entry.set(REARM);
-                        self.rearm.push(key);
-                    }
-                    return None;
+            (result, buffer) => {
+                // Swallowed, or the end of the socket; either way the buffer is lent.
+                if let Some(buffer) = buffer {
+                    self.buffers.give(buffer);
                 }
-                error => Some(io::Error::from_raw_os_error(error)),
-            },
+                result
+            }
         };
+        if closing {
+            self.finish_close(key);
+        } else if !ended {
+            return self.receive_stopped(key, result, more).map(Found::Other);
+        }
+        None
+    }
+
+    /// A receive brought no bytes: the socket has ended, or shall be armed again.
+    fn receive_stopped(&mut self, key: SocketKey, result: i32, more: bool) -> Option<Event<'static>> {
+        let entry = self.slab.get(key)?;
+        // The last is what became of a bulk sender's.
+        if let libc::ENOBUFS | libc::EINTR | libc::EAGAIN | libc::ECANCELED = -result {
+            self.stats.buffers_exhausted += u64::from(-result == libc::ENOBUFS);
+            if !more && !entry.any(WAITING) {
+                entry.set(REARM);
+                self.rearm.push(key);
+            }
+            return None;
+        }
+        if entry.any(WAITING) {
+            self.bulk.end(entry, result);
+            return None;
+        }
         entry.set(ENDED);
-        Some(Found::Other(Event::Ended { key, error }))
+        let error = end_of(result);
+        Some(Event::Ended { key, error })
+    }
+
+    /// Bytes came: for now, or, from a bulk sender, for when it is its turn.
+    fn received_bytes(&mut self, key: SocketKey, part: Part, more: bool) -> Option<Found> {
+        let entry = self.slab.get(key)?;
+        let stream = entry.any(STREAM);
+        if stream && (entry.any(WAITING) || part.len == BUFFER_BYTES) {
+            if self.bulk.push(key, entry, part) > WAITING_MAX && more && !entry.any(BULK) {
+                entry.set(BULK);
+                self.queue.cancel(tag(RECEIVE, key), CANCEL << 56);
+            }
+            return None;
+        }
+        if stream && !more {
+            // The kernel has no more, so the next may be a receive for as long as it goes.
+            entry.clear(BULK);
+            entry.set(REARM);
+            self.rearm.push(key);
+        }
+        let Part { buffer, len } = part;
+        Some(Found::Received { key, buffer, len })
     }
 
     fn sent(&mut self, completion: Completion) -> Option<Event<'static>> {
@@ -372,6 +469,7 @@ impl Engine for RingEngine {
             listener,
             waker,
             shown: None,
+            bulk: Bulk::default(),
             rearm: Vec::new(),
             closed: VecDeque::new(),
             budget: 0,
@@ -395,20 +493,20 @@ impl Engine for RingEngine {
         self.buffers.publish();
         self.arm_due();
         self.budget = EVENTS_MAX;
-        let idle = self.closed.is_empty() && !self.queue.has_completions();
+        let idle = self.closed.is_empty() && self.bulk.is_empty() && !self.queue.has_completions();
         self.queue.enter(wait.filter(|_| idle))
     }
 
     fn next_event(&mut self) -> Option<Event<'_>> {
         self.give_back_shown();
-        match self.next_found()? {
-            Found::Other(event) => Some(event),
-            Found::Received { key, buffer, len } => {
-                self.shown = Some(buffer);
-                let bytes = self.buffers.lent(buffer, len);
-                Some(Event::Received { key, bytes })
-            }
-        }
+        let found = self.next_found()?;
+        Some(self.show(found))
+    }
+
+    fn next_bulk(&mut self) -> Option<Event<'_>> {
+        self.give_back_shown();
+        let found = self.next_of_bulk()?;
+        Some(self.show(found))
     }
 
     fn adopt(&mut self, socket: OwnedFd) -> io::Result<SocketKey> {
@@ -417,7 +515,7 @@ impl Engine for RingEngine {
 
     fn detach(&mut self, key: SocketKey) -> Option<OwnedFd> {
         let entry = self.slab.open(key)?;
-        if entry.any(RECEIVING | REARM | SENDING) {
+        if entry.any(RECEIVING | REARM | SENDING | WAITING) {
             return None;
         }
         self.slab.remove(key.slot)
@@ -425,7 +523,7 @@ impl Engine for RingEngine {
 
     fn receive_once(&mut self, key: SocketKey) {
         if let Some(entry) = self.slab.open(key)
-            && !entry.any(RECEIVING | REARM | ENDED)
+            && !entry.any(RECEIVING | REARM | ENDED | WAITING)
         {
             entry.clear(STREAM);
             self.arm(key);
@@ -438,7 +536,7 @@ impl Engine for RingEngine {
         {
             // A receive_once still in flight goes on as a stream after its completion.
             entry.set(STREAM);
-            if !entry.any(RECEIVING | REARM) {
+            if !entry.any(RECEIVING | REARM | WAITING) {
                 self.arm(key);
             }
         }
@@ -477,6 +575,7 @@ impl Engine for RingEngine {
         };
         entry.set(CLOSING);
         entry.clear(REARM);
+        self.bulk.forget(entry, |buffer| self.buffers.give(buffer));
         if entry.any(RECEIVING | SENDING)
             && let Some(fd) = entry.fd()
         {
@@ -495,6 +594,7 @@ impl Engine for RingEngine {
         };
         entry.set(CLOSING);
         entry.clear(REARM);
+        self.bulk.forget(entry, |buffer| self.buffers.give(buffer));
         if let Some(fd) = entry.fd() {
             // Fails on no socket of TCP; a FIN would do then.
             let _ = sys::reset_on_close(fd);
@@ -513,7 +613,12 @@ impl Engine for RingEngine {
     }
 
     fn has_work(&mut self) -> bool {
-        self.accept_due || self.watch_due || !self.rearm.is_empty() || !self.closed.is_empty() || self.queue.has_work()
+        self.accept_due
+            || self.watch_due
+            || !self.rearm.is_empty()
+            || !self.closed.is_empty()
+            || !self.bulk.is_empty()
+            || self.queue.has_work()
     }
 
     fn prepare_park(&mut self) -> bool {

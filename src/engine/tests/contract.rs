@@ -12,6 +12,9 @@ for_both_engines! {
     receives_a_stream,
     once_becomes_a_stream,
     survives_lack_of_buffers,
+    bulk_senders_take_turns_and_hold_up_nobody,
+    the_end_of_a_bulk_sender_comes_behind_its_bytes,
+    closes_bulk_senders_with_bytes_waiting,
     sends,
     sends_to_a_slow_peer,
     sends_and_receives_at_once,
@@ -137,6 +140,126 @@ fn survives_lack_of_buffers<E: Engine>() {
         client.write_all(b"more").unwrap();
         bed.expect_bytes(*key, b"more");
     }
+}
+
+/// Sockets with so much to receive that some of it waits for its turn.
+fn bulk_senders<E: Engine>(bed: &mut Bed<E>, count: usize) -> Vec<(TcpStream, SocketKey, Vec<u8>)> {
+    let senders: Vec<_> = (0..count).map(|_| bed.quiet_pair()).collect();
+    let filled = senders.into_iter().enumerate().map(|(index, (client, key))| {
+        let mut bytes = pattern(index, 256 << 10);
+        bytes.truncate(fill(&client, &bytes));
+        assert!(bytes.len() > 50_000, "the kernel took {}", bytes.len());
+        bed.engine.receive_stream(key);
+        (client, key, bytes)
+    });
+    filled.collect()
+}
+
+fn bulk_senders_take_turns_and_hold_up_nobody<E: Engine>() {
+    let mut bed = Bed::<E>::new();
+    let (mut other, other_key) = bed.quiet_pair();
+    bed.engine.receive_stream(other_key);
+    let senders = bulk_senders(&mut bed, 3);
+    let mut got = vec![Vec::new(); senders.len()];
+    let mut last = None;
+    for round in 0u32.. {
+        if (0..senders.len()).all(|n| got[n].len() == senders[n].2.len()) {
+            break;
+        }
+        // Whatever waits, what somebody else says comes in the turn after it was said.
+        let word = round.to_be_bytes();
+        other.write_all(&word).unwrap();
+        bed.engine.turn(None).unwrap();
+        let mut heard = false;
+        while let Some(event) = bed.engine.next_event() {
+            match Seen::from(event) {
+                Seen::Received(key, bytes) if key == other_key => {
+                    assert_eq!(bytes, word);
+                    heard = true;
+                }
+                Seen::Received(key, bytes) => {
+                    let sender = senders.iter().position(|sender| sender.1 == key).unwrap();
+                    got[sender].extend(bytes);
+                }
+                event => panic!("{event:?}"),
+            }
+        }
+        assert!(heard, "held up in round {round}");
+        let has_work = bed.engine.has_work();
+        let Some(event) = bed.engine.next_bulk().map(Seen::from) else {
+            continue;
+        };
+        assert!(has_work, "would have waited");
+        let Seen::Received(key, bytes) = event else {
+            panic!("{event:?}");
+        };
+        let sender = senders.iter().position(|sender| sender.1 == key).unwrap();
+        let more_than_one = (0..senders.len())
+            .filter(|&n| got[n].len() < senders[n].2.len())
+            .count()
+            > 1;
+        assert!(last != Some(sender) || !more_than_one, "two of one sender's in a row");
+        got[sender].extend(bytes);
+        // Who has no more is out of the order for a moment: the next one may be anybody.
+        last = (got[sender].len() < senders[sender].2.len()).then_some(sender);
+    }
+    assert!(got.iter().zip(&senders).all(|(got, sender)| *got == sender.2));
+    bed.nothing();
+}
+
+fn the_end_of_a_bulk_sender_comes_behind_its_bytes<E: Engine>() {
+    let mut bed = Bed::<E>::new();
+    for (client, key, bytes) in bulk_senders(&mut bed, 20) {
+        // Some of it waits already when the end comes.
+        bed.engine.turn(None).unwrap();
+        let mut got = Vec::new();
+        drop(client);
+        loop {
+            match bed.next() {
+                Seen::Received(from, part) if from == key => got.extend(part),
+                Seen::Ended(from, error) if from == key => break assert!(error.is_none(), "{error:?}"),
+                // The other senders' turns.
+                Seen::Received(..) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+        // What is there of it has come while others had their turns.
+        assert!(bytes.ends_with(&got));
+        bed.close(key);
+    }
+}
+
+fn closes_bulk_senders_with_bytes_waiting<E: Engine>() {
+    let mut bed = Bed::<E>::new();
+    // Many more buffers than there are would be lost.
+    for round in 0..50 {
+        let senders = bulk_senders(&mut bed, 4);
+        bed.engine.turn(None).unwrap();
+        let mut seen = 0;
+        while bed.engine.next_event().is_some() || seen < round % 3 && bed.engine.next_bulk().is_some() {
+            seen += 1;
+        }
+        for (_, key, _) in &senders {
+            if round % 2 == 0 {
+                bed.engine.close(*key);
+            } else {
+                bed.engine.reset(*key);
+            }
+        }
+        for _ in &senders {
+            assert!(matches!(bed.next(), Seen::Closed(_)));
+        }
+    }
+    bed.nothing();
+    assert_eq!(bed.engine.sockets(), 0);
+    assert!(!bed.engine.has_work());
+    let (mut client, key) = bed.quiet_pair();
+    bed.engine.receive_stream(key);
+    let bytes = pattern(9, 4 << 20);
+    std::thread::scope(|scope| {
+        scope.spawn(|| client.write_all(&bytes).unwrap());
+        bed.expect_bytes(key, &bytes);
+    });
 }
 
 fn sends<E: Engine>() {
@@ -533,12 +656,14 @@ fn bounds_events_per_turn<E: Engine>() {
                 assert!(events < 20_000, "a turn without end");
             }
             most = most.max(events);
+            // Bulk senders are in line for ever, if they like.
+            bed.engine.next_bulk();
         }
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
         // Lets the writer out of a full socket.
         for _ in 0..100 {
             bed.engine.turn(Some(Duration::from_millis(1))).unwrap();
-            while bed.engine.next_event().is_some() {}
+            while bed.engine.next_event().is_some() || bed.engine.next_bulk().is_some() {}
         }
         assert!((1..=1024).contains(&most), "{most} events in one turn");
     });

@@ -135,6 +135,9 @@ impl<E: Engine> Bed<E> {
             if let Some(event) = self.engine.next_event() {
                 return event.into();
             }
+            if let Some(event) = self.engine.next_bulk() {
+                return event.into();
+            }
             assert!(Instant::now() < deadline, "no event");
             self.engine.turn(Some(Duration::from_millis(50))).unwrap();
         }
