@@ -1,5 +1,5 @@
 //! The admin API on the public port: every endpoint, who may, what is refused, and pages that neither skip nor repeat who
-//! stays.
+//! stays. And the page for people, which asks for the token itself.
 
 #![allow(clippy::unwrap_used)]
 
@@ -299,7 +299,13 @@ fn requests_in_pieces_and_in_a_row(engine: &str) {
 fn only_who_shows_the_token() {
     let gateway = start("auto", &[]);
     for authorization in ["", "Authorization: Bearer wrong\r\n", "Authorization: Basic x\r\n"] {
-        for path in ["/admin/connections", "/admin/nothing", "/admin", "/admin/openapi.json"] {
+        for path in [
+            "/admin/connections",
+            "/admin/nothing",
+            "/admin",
+            "/admin/",
+            "/admin/openapi.json",
+        ] {
             let answer = Admin::of(&gateway).raw("GET", path, authorization, "");
             assert_eq!(answer.status, 401, "{path}");
             assert!(answer.field("www-authenticate").unwrap().starts_with("Bearer"));
@@ -325,8 +331,9 @@ fn only_who_shows_the_token() {
 #[test]
 fn without_a_token_there_is_no_admin_api() {
     let gateway = Gateway::start(&[]);
-    for path in ["/admin", "/admin/connections", "/admin/openapi.json"] {
-        let answer = Admin::of(&gateway).raw("GET", path, &format!("Authorization: Bearer {TOKEN}\r\n"), "");
+    for path in ["/admin", "/admin/", "/admin/connections", "/admin/openapi.json"] {
+        let fields = format!("Authorization: Bearer {TOKEN}\r\nAccept: text/html\r\n");
+        let answer = Admin::of(&gateway).raw("GET", path, &fields, "");
         assert_eq!((answer.status, &*answer.body), (404, "not found\n"), "{path}");
         assert_eq!(gateway.get("/nothing").body, answer.body);
     }
@@ -352,8 +359,7 @@ fn methods_and_unknown_paths() {
         );
     }
     for path in [
-        "/admin",
-        "/admin/",
+        "/admin//",
         "/admin/x",
         "/admin/connections/",
         "/admin/connections/x/y",
@@ -366,4 +372,104 @@ fn methods_and_unknown_paths() {
     assert_eq!((head.status, &*head.body), (200, ""));
     assert_eq!(head.field("content-length"), get.field("content-length"));
     assert_eq!(get.field("content-type"), Some("application/json"));
+}
+
+const PAGE: &str = include_str!("../src/http/admin.html");
+/// What a browser says when somebody goes to an address.
+const BROWSER: &str = "Accept: text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8\r\n";
+
+/// That this is the page, whole and with what belongs to it.
+#[track_caller]
+fn is_page(answer: &common::Response, status: u16) {
+    assert_eq!((answer.status, &*answer.body), (status, PAGE));
+    has_head_of_page(answer, status);
+}
+
+#[track_caller]
+fn has_head_of_page(answer: &common::Response, status: u16) {
+    let challenge = (status == 401).then_some("Bearer realm=\"shardgate\"");
+    for (name, expected) in [
+        ("content-type", Some("text/html; charset=utf-8")),
+        ("content-length", Some(&*PAGE.len().to_string())),
+        ("content-security-policy", Some("frame-ancestors 'none'")),
+        ("x-content-type-options", Some("nosniff")),
+        ("cache-control", Some("no-store")),
+        ("www-authenticate", challenge),
+    ] {
+        assert_eq!(answer.field(name), expected, "{name}");
+    }
+}
+
+/// A browser shows no token when it goes to an address: it gets the page with the refusal, and others get words.
+#[test]
+fn the_page_is_shown_to_browsers_and_to_who_shows_the_token() {
+    let gateway = start("auto", &[]);
+    let admin = Admin::of(&gateway);
+    let wrong = "Authorization: Bearer wrong\r\n";
+    for path in ["/admin/", "/admin", "/admin/?x=1"] {
+        for credential in ["", wrong] {
+            for browser in [BROWSER, "Accept: */*\r\nAccept: application/json, TEXT/HTML;q=0.1\r\n"] {
+                is_page(&admin.raw("GET", path, &format!("{credential}{browser}"), ""), 401);
+            }
+            for other in ["", "Accept: */*\r\n", "Accept: application/json, text/htmlx\r\n"] {
+                is_refused(&admin.raw("GET", path, &format!("{credential}{other}"), ""));
+            }
+        }
+        for accept in ["", BROWSER, "Accept: application/json\r\n"] {
+            let fields = format!("{}{accept}", admin.authorization());
+            is_page(&admin.raw("GET", path, &fields, ""), 200);
+        }
+    }
+    // The API itself is for programs, whoever asks.
+    is_refused(&admin.raw("GET", "/admin/connections", BROWSER, ""));
+    // It is not made for anybody: nothing of this gateway is in it.
+    assert!(!PAGE.contains(TOKEN) && !PAGE.contains(&gateway.id));
+    assert!(gateway.metric("shardgate_admin_requests_total", &["status=\"200\""]) >= 9.0);
+    assert!(gateway.metric("shardgate_admin_requests_total", &["status=\"401\""]) >= 31.0);
+}
+
+/// The refusal in words.
+#[track_caller]
+fn is_refused(answer: &common::Response) {
+    assert_eq!(
+        (answer.status, answer.field("content-type")),
+        (401, Some("application/json"))
+    );
+    assert!(answer.field("www-authenticate").unwrap().starts_with("Bearer"));
+    let error: Value = serde_json::from_str(&answer.body).unwrap();
+    assert_eq!(error["error"]["code"], "unauthorized");
+}
+
+#[test]
+fn the_page_is_only_looked_at() {
+    let gateway = start("auto", &[]);
+    let admin = Admin::of(&gateway);
+    let authorized = format!("{}{BROWSER}", admin.authorization());
+    for (fields, status) in [(BROWSER, 401), (&authorized, 200)] {
+        let head = admin.raw("HEAD", "/admin/", fields, "");
+        assert_eq!((head.status, &*head.body), (status, ""));
+        has_head_of_page(&head, status);
+    }
+    for method in ["POST", "PUT", "DELETE", "OPTIONS"] {
+        for path in ["/admin", "/admin/"] {
+            let answer = admin.raw(method, path, &authorized, "");
+            assert_eq!(
+                (answer.status, answer.field("allow")),
+                (405, Some("GET, HEAD")),
+                "{method}"
+            );
+            let error: Value = serde_json::from_str(&answer.body).unwrap();
+            assert_eq!(error["error"]["code"], "methodNotAllowed");
+            is_refused(&admin.raw(method, path, BROWSER, ""));
+        }
+    }
+    // Nobody reads what is sent along, and the connection goes on after a refusal without.
+    let mut client = gateway.tcp();
+    let look = format!("GET /admin/ HTTP/1.1\r\nHost: h\r\n{BROWSER}\r\n");
+    client.send_raw(look.repeat(20).as_bytes());
+    for _ in 0..20 {
+        is_page(&client.read_response(), 401);
+    }
+    let large = "x".repeat(100_000);
+    assert_eq!(admin.raw("POST", "/admin/", &authorized, &large).status, 405);
 }

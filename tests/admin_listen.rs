@@ -38,7 +38,15 @@ fn serves_everything(gateway: &Gateway, admin: &Admin, from: &Value) {
     let refused = public.raw("GET", "/admin/connections", &public.authorization(), "");
     assert_eq!((refused.status, &*refused.body), (404, "not found\n"));
 
+    let page = public.raw("GET", "/admin/", "Accept: text/html\r\n", "");
+    assert_eq!((page.status, &*page.body), (404, "not found\n"));
+
     assert_eq!(admin.raw("GET", "/admin/connections", "", "").status, 401);
+    for (fields, status) in [("Accept: text/html\r\n", 401), (&admin.authorization(), 200)] {
+        let page = admin.raw("GET", "/admin/", fields, "");
+        assert_eq!(page.status, status);
+        assert!(page.body.ends_with("</html>\n"), "cut short");
+    }
     assert_eq!(admin.list("").len(), 1);
     let (status, sent) = admin.ask("POST", "/admin/messages", r#"{"to":"alice","content":"hi"}"#);
     assert_eq!((status, &sent["status"]), (200, &json!("delivered")));
@@ -54,7 +62,7 @@ fn serves_everything(gateway: &Gateway, admin: &Admin, from: &Value) {
     assert!(line.contains(from.as_str().unwrap()), "{line}");
     let metrics = admin.raw("GET", "/metrics", "", "").body;
     assert!(
-        metrics.contains("shardgate_admin_requests_total{shard=\"control\",status=\"401\"} 1"),
+        metrics.contains("shardgate_admin_requests_total{shard=\"control\",status=\"401\"} 2"),
         "{metrics}"
     );
 }
@@ -152,6 +160,7 @@ fn without_a_token_only_numbers_are_served() {
             .status,
         404
     );
+    assert_eq!(admin.raw("GET", "/admin/", "Accept: text/html\r\n", "").status, 404);
     assert_eq!(gateway.get("/metrics").status, 404);
 }
 

@@ -25,7 +25,8 @@ const PUBLISH: &str = "/admin/publish";
 const BROADCAST: &str = "/admin/broadcast";
 const DRAIN: &str = "/admin/drain";
 
-/// Every path with its methods. `HEAD` goes where `GET` goes. A name in braces stands for one segment of any text.
+/// Every path with its methods, without the page for people, which is not for programs. `HEAD` goes where `GET` goes. A name
+/// in braces stands for one segment of any text.
 pub const ROUTES: &[(&str, &[&str])] = &[
     (DOCUMENT, &["GET"]),
     (CONNECTIONS, &["GET"]),
@@ -191,7 +192,8 @@ fn find(path: &str) -> Option<(&'static str, &'static [&'static str], &str)> {
     })
 }
 
-fn not_allowed(methods: &[&str]) -> Answer {
+/// The path has these methods only; `HEAD` goes where `GET` goes.
+pub fn not_allowed(methods: &[&str]) -> Answer {
     let mut allowed = methods.to_vec();
     if let Some(get) = allowed.iter().position(|method| *method == "GET") {
         allowed.insert(get + 1, "HEAD");

@@ -1,4 +1,4 @@
-//! Plain HTTP: health, statistics, metrics, the dashboard, the try-it page, and the way in for administrators.
+//! Plain HTTP: health, statistics, metrics, the pages (dashboard, try-it, admin), and the way in for administrators.
 //!
 //! A connection that is not a WebSocket upgrade becomes an [`HttpConn`]: hyper's HTTP/1.1 server over a pipe in memory.
 //! The shard puts in what it received and sends what comes out, so sockets, time limits and backpressure stay the
@@ -235,7 +235,8 @@ impl Service<Request<Incoming>> for Routes {
         let (refused, upgrade) = (self.refused.take(), Rc::clone(&self.upgrade));
         let (head, body) = request.into_parts();
         // By what nobody wants to read hyper knows, before it answers, that no further request can follow.
-        let body = admin::is_admin_path(head.uri.path()).then_some(body);
+        let path = head.uri.path();
+        let body = (admin::is_admin_path(path) && !routes::is_admin_page(path)).then_some(body);
         Box::pin(async move {
             pipe.room().await;
             match routes::answer(&context, refused, &head) {

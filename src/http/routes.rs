@@ -20,6 +20,12 @@ const PAGE: &str = include_str!("page.html");
 /// What `/metrics` and `/stats` say, as pictures; one file as well.
 const DASHBOARD: &str = include_str!("dashboard.html");
 
+/// The admin API for people. It holds no secret and no data: what it shows it asks the API for, with the token that it is given.
+const ADMIN: &str = include_str!("admin.html");
+
+/// What 401 asks for.
+const CHALLENGE: &str = "Bearer realm=\"shardgate\"";
+
 /// What to do with a request.
 pub(super) enum Outcome {
     /// Answer it.
@@ -89,13 +95,56 @@ fn authorize(context: &HttpContext, settings: &Settings, request: &Parts) -> Out
     };
     let mut shown = request.headers.get_all(header::AUTHORIZATION).iter();
     let authorization = shown.next().filter(|_| shown.next().is_none());
-    if admin::token::is_shown(token.expose(), authorization.map(HeaderValue::as_bytes)) {
-        return Outcome::Admin;
+    let may = admin::token::is_shown(token.expose(), authorization.map(HeaderValue::as_bytes));
+    if is_admin_page(request.uri.path()) {
+        Outcome::Answer(admin_page(context, request, may))
+    } else if may {
+        Outcome::Admin
+    } else {
+        Outcome::Answer(unauthorized(context))
     }
+}
+
+/// True for the one path below /admin, in both spellings, that is answered here.
+pub(super) fn is_admin_page(path: &str) -> bool {
+    matches!(path, "/admin" | "/admin/")
+}
+
+/// The page for administrators, who `may` look at it with the token. A browser that goes to an address cannot show one: it is
+/// refused like everybody, but what comes with the refusal is the page, which asks for the token.
+fn admin_page(context: &HttpContext, request: &Parts, may: bool) -> Answer {
+    let looks = request.method == Method::GET || request.method == Method::HEAD;
+    let status = match (may, looks) {
+        (true, true) => 200,
+        (true, false) => return administered(context, admin::routes::not_allowed(&["GET"])),
+        (false, true) if takes_html(request) => 401,
+        (false, _) => return unauthorized(context),
+    };
+    context.metrics().administered(status);
+    let mut answer = page(status, ADMIN);
+    if !may {
+        set(&mut answer, header::WWW_AUTHENTICATE, CHALLENGE);
+    }
+    answer
+}
+
+/// True if the request names HTML among what it takes: browsers do, programs mostly take anything.
+fn takes_html(request: &Parts) -> bool {
+    let fields = request.headers.get_all(header::ACCEPT).iter();
+    let mut ranges = fields
+        .filter_map(|field| field.to_str().ok())
+        .flat_map(|field| field.split(','));
+    ranges.any(|range| {
+        let media_type = range.split(';').next().unwrap_or_default();
+        media_type.trim().eq_ignore_ascii_case("text/html")
+    })
+}
+
+fn unauthorized(context: &HttpContext) -> Answer {
     let words = "this needs Authorization: Bearer and the token of admin.token";
     let mut answer = administered(context, admin::Answer::refuse(Refusal::Unauthorized, words));
-    set(&mut answer, header::WWW_AUTHENTICATE, "Bearer realm=\"shardgate\"");
-    Outcome::Answer(answer)
+    set(&mut answer, header::WWW_AUTHENTICATE, CHALLENGE);
+    answer
 }
 
 /// An answer of the admin API as HTTP.
@@ -132,8 +181,8 @@ fn plain(context: &HttpContext, settings: &Settings, request: &Parts) -> Answer 
         "/livez" => |context| verdict(context.view.liveness()),
         "/stats" if shows_numbers => |context| stats(&context.view),
         "/metrics" if shows_numbers => |context| metrics(&context.view),
-        "/dashboard" if shows_numbers => |_| page(DASHBOARD),
-        "/" if view.development && !is_admin => |_| page(PAGE),
+        "/dashboard" if shows_numbers => |_| page(200, DASHBOARD),
+        "/" if view.development && !is_admin => |_| page(200, PAGE),
         _ => return not_found(),
     };
     if request.method != Method::GET && request.method != Method::HEAD {
@@ -177,8 +226,8 @@ fn unavailable(context: &HttpContext, reason: NotAdmitted) -> Answer {
     answer
 }
 
-fn page(html: &'static str) -> Answer {
-    let mut answer = body(200, "text/html; charset=utf-8", html);
+fn page(status: u16, html: &'static str) -> Answer {
+    let mut answer = body(status, "text/html; charset=utf-8", html);
     set(
         &mut answer,
         header::CONTENT_SECURITY_POLICY,

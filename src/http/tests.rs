@@ -21,6 +21,17 @@ fn connection(development: bool) -> (HttpConn, Rc<HttpContext>) {
     (HttpConn::new(Rc::clone(&context), None), context)
 }
 
+const SHOWN: &str = "Authorization: Bearer 0123456789abcdef";
+
+/// A connection to a gateway where whoever has the token of [`SHOWN`] may administer.
+fn administrable() -> (HttpConn, Rc<HttpContext>) {
+    let (conn, context) = connection(true);
+    let mut settings = Settings::clone(&context.settings.borrow());
+    settings.admin_token = Some("0123456789abcdef".to_owned().into());
+    context.settings.replace(Arc::new(settings));
+    (conn, context)
+}
+
 fn ask(conn: &mut HttpConn, request: &str) -> (String, HttpProgress) {
     let mut out = Vec::new();
     conn.push(request.as_bytes());
@@ -77,11 +88,13 @@ fn keep_alive_pipelining_and_head() {
 /// What is left of a body that nobody reads is no request, and the client is told that its connection ends.
 #[test]
 fn half_a_body_ends_the_connection() {
+    let page = format!("POST /admin/ HTTP/1.1\r\nHost: h\r\n{SHOWN}\r\nContent-Length: 10\r\n\r\nabc");
     for request in [
+        &page,
         "POST /livez HTTP/1.1\r\nHost: h\r\nContent-Length: 10\r\n\r\nabc",
         "POST /livez HTTP/1.1\r\nHost: h\r\nContent-Length: 10\r\nExpect: 100-continue\r\n\r\n",
     ] {
-        let (mut conn, _) = connection(true);
+        let (mut conn, _) = administrable();
         let (answer, progress) = ask(&mut conn, request);
         assert!(
             answer.starts_with("HTTP/1.1 405 ") && answer.contains("connection: close\r\n"),
@@ -155,6 +168,48 @@ fn the_dashboard_always() {
     }
 }
 
+/// Where the API is, and for whom: the page is answered at once, and nobody on the control thread is asked.
+#[test]
+fn the_admin_page_where_the_admin_api_is() {
+    let looks = |conn: &mut HttpConn, fields: &str| {
+        let request = format!("GET /admin/ HTTP/1.1\r\nHost: h\r\n{fields}\r\n\r\n");
+        let (answer, _) = ask(conn, &request);
+        assert!(!conn.is_waiting());
+        answer
+    };
+    let (mut conn, context) = administrable();
+    for (fields, status) in [
+        (SHOWN, "200"),
+        ("Accept: text/html", "401"),
+        ("Accept: a/b, text/html;q=1", "401"),
+    ] {
+        let answer = looks(&mut conn, fields);
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+        assert!(answer.ends_with("</html>\n"), "cut short");
+        assert!(
+            answer.contains("content-security-policy: frame-ancestors 'none'\r\n"),
+            "{answer}"
+        );
+        assert_eq!(answer.contains("www-authenticate: Bearer"), status == "401");
+    }
+    let answer = looks(&mut conn, "Accept: */*");
+    assert!(answer.starts_with("HTTP/1.1 401 ") && answer.ends_with('}'), "{answer}");
+    // On an address of its own it is not here.
+    let mut settings = Settings::clone(&context.settings.borrow());
+    settings.admin_elsewhere = true;
+    context.settings.replace(Arc::new(settings));
+    for fields in [SHOWN, "Accept: text/html"] {
+        assert!(looks(&mut conn, fields).starts_with("HTTP/1.1 404 "));
+    }
+    let (mut conn, _) = connection(true);
+    for fields in [SHOWN, "Accept: text/html"] {
+        assert!(
+            looks(&mut conn, fields).starts_with("HTTP/1.1 404 "),
+            "no token is configured"
+        );
+    }
+}
+
 #[test]
 fn readiness_follows_the_drain_and_health_checks_are_remembered() {
     let (mut conn, context) = connection(true);
@@ -172,12 +227,8 @@ fn readiness_follows_the_drain_and_health_checks_are_remembered() {
 /// While an administrator waits, nothing else is answered, and then everything in order.
 #[test]
 fn an_administrator_waits_for_an_answer() {
-    let (mut conn, context) = connection(true);
-    let mut settings = Settings::clone(&context.settings.borrow());
-    settings.admin_token = Some("0123456789abcdef".to_owned().into());
-    context.settings.replace(Arc::new(settings));
-    let shown = "Authorization: Bearer 0123456789abcdef";
-    let head = format!("POST /admin/x?y=%20 HTTP/1.1\r\nHost: h\r\n{shown}\r\nContent-Length: 4\r\n\r\n");
+    let (mut conn, _) = administrable();
+    let head = format!("POST /admin/x?y=%20 HTTP/1.1\r\nHost: h\r\n{SHOWN}\r\nContent-Length: 4\r\n\r\n");
     assert!(ask(&mut conn, &head).0.is_empty() && conn.take_request().is_none() && !conn.is_waiting());
     let (answers, _) = ask(&mut conn, "bodyGET /livez HTTP/1.1\r\nHost: h\r\n\r\n");
     assert!(answers.is_empty() && conn.is_waiting(), "{answers}");

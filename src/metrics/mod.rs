@@ -635,7 +635,7 @@ impl Exposition {
         self.begin(
             name,
             "counter",
-            "Requests to the admin API, by status; control answers those on admin.listen.",
+            "Requests to the admin API and its page, by status; control answers those on admin.listen.",
         );
         let shards = shards.iter().enumerate();
         let doors = shards.map(|(shard, metrics)| (shard.to_string(), &metrics.http));

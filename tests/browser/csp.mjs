@@ -5,7 +5,7 @@ import { createHash } from "node:crypto";
 import { readFileSync, realpathSync, writeFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 
-const PAGES = ["page.html", "dashboard.html"];
+const PAGES = ["page.html", "dashboard.html", "admin.html"];
 const file = (name) => fileURLToPath(new URL(`../../src/http/${name}`, import.meta.url));
 
 function withCurrentHashes(page) {
