@@ -29,6 +29,7 @@ use crate::router::users::Users;
 use crate::session::outbox::Spares;
 use crate::settings::Settings;
 use crate::shard::remote::Remote;
+use crate::shard::strangers::ACCEPT_US;
 use crate::shard::timers::Draining;
 use crate::shard::wheel::Wheel;
 use crate::shard::{Connection, Stage};
@@ -106,6 +107,7 @@ pub struct Core {
     dirty: VecDeque<u32>,
     commands: Vec<Command>,
     pub(super) tls: super::tls::Handshakes,
+    pub(super) strangers: super::strangers::Strangers,
     pub(super) pending: super::pending::Pending,
     pub(super) plain_http: super::requests::Requests,
     pub(super) notices: VecDeque<Notice>,
@@ -156,6 +158,7 @@ impl Core {
             dirty: VecDeque::new(),
             commands: Vec::new(),
             tls: Default::default(),
+            strangers: Default::default(),
             pending: Default::default(),
             plain_http: Default::default(),
             notices: VecDeque::new(),
@@ -172,8 +175,7 @@ impl Core {
     /// Begins a turn at this time.
     pub fn begin_turn(&mut self, now: Now) {
         self.now = now;
-        self.tls.begin_turn();
-        self.plain_http.begin_turn();
+        self.strangers.begin_turn();
         self.metrics().last_turn_ms.set(now.mono_ms());
     }
 
@@ -242,6 +244,7 @@ impl Core {
         if !self.came_from(key.slot, peer) {
             return self.close_now(key.slot);
         }
+        self.strangers.spend(ACCEPT_US);
         self.begin_pending(key.slot);
         self.conn(key.slot).tls = self.new_tls();
         let due = self.now.mono_ms() + self.settings.limits.handshake_timeout.as_millis() as u64;
@@ -294,11 +297,13 @@ impl Core {
     /// Goes on with what is spread over turns, so that nobody else waits for all of it: steps of TLS handshakes, plain HTTP,
     /// tokens, what is on its way to many, and listening to those who are not let in yet.
     pub fn go_on(&mut self) {
-        self.continue_handshakes();
-        self.continue_http();
-        self.verify_credentials();
+        self.serve_strangers();
         self.fan_out();
-        self.arm_pending();
+    }
+
+    /// True if this turn has brought something that somebody waits for.
+    pub fn has_spoken(&self) -> bool {
+        self.turn.spoken
     }
 
     /// True if there is more of that for the next turn.

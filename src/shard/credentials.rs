@@ -1,7 +1,7 @@
 //! Tokens on their way to being believed.
 //!
-//! Owned by the shard. Every token passes one queue, of which a turn does about a fifth of a millisecond's work, so that a rush of
-//! handshakes does not keep messages waiting; who waits has a deadline, `auth.timeout`. Identical tokens are verified once.
+//! Owned by the shard. Every token passes one queue, of which a turn does no more than strangers may ask for (`strangers`), so that a rush
+//! of handshakes does not keep messages waiting; who waits has a deadline, `auth.timeout`. Identical tokens are verified once.
 //!
 //! ```text
 //! handshake ──> Verifying ──┐                ┌──> Open, here or on the home shard
@@ -16,6 +16,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::core::Core;
+use super::strangers::TOKEN_US;
 use crate::auth::{Cache, Grant, Identity, Refusal, Token};
 use crate::engine::SocketKey;
 use crate::protocol::close::CloseReason;
@@ -24,10 +25,6 @@ use crate::protocol::head::{self, Upgrade};
 use crate::session::{Stage, Verifying};
 use crate::view::NotAdmitted;
 
-/// What one turn spends on tokens, microseconds of an ordinary core.
-const TURN_US: u32 = 200;
-/// What one token costs that needs no signature checked, and besides the signature.
-const LOOKED_UP_US: u32 = 3;
 /// The most tokens that wait for a fetch of keys; at 8 KiB each they take 8 MiB. Who comes beyond is refused at once.
 const UNKNOWN_MAX: usize = 1024;
 
@@ -98,12 +95,12 @@ impl Core {
 
     /// Decides on as many tokens as one turn may.
     pub(super) fn verify_credentials(&mut self) {
-        let mut left_us = TURN_US;
-        while left_us > 0
+        while self.strangers.may_go_on()
             && let Some(shown) = self.credentials.queue.pop_front()
         {
             if self.is_waiting(shown.by) {
-                left_us = left_us.saturating_sub(self.verify(shown));
+                let cost_us = self.verify(shown);
+                self.strangers.spend(cost_us);
             }
         }
     }
@@ -139,18 +136,18 @@ impl Core {
         if let Some(identity) = self.credentials.cache.get(&shown.token, now_ms).cloned() {
             self.metrics().verified("cached");
             self.handle_verified(shown.by.slot, Ok(identity));
-            return LOOKED_UP_US;
+            return TOKEN_US;
         }
         let settings = Arc::clone(&self.settings);
         let Some(verifier) = &settings.auth else {
             // Tokens are shown only where they are verified, and that does not change while running.
             self.handle_verified(shown.by.slot, Err(Refusal::Malformed));
-            return LOOKED_UP_US;
+            return TOKEN_US;
         };
         let result = verifier.verify(&shown.token.0, now_ms);
         let cost = match &result {
-            Err(Refusal::Malformed | Refusal::Algorithm | Refusal::UnknownKey) => LOOKED_UP_US,
-            _ => LOOKED_UP_US + verifier.signature_us(),
+            Err(Refusal::Malformed | Refusal::Algorithm | Refusal::UnknownKey) => TOKEN_US,
+            _ => TOKEN_US + verifier.signature_us(),
         };
         let credentials = &mut self.credentials;
         let may_be_known = !shown.last && verifier.may_learn_keys() && credentials.unknown.len() < UNKNOWN_MAX;

@@ -15,6 +15,7 @@ mod pending;
 mod remote;
 mod requests;
 pub mod run;
+mod strangers;
 mod timers;
 mod tls;
 pub mod wheel;

@@ -8,15 +8,12 @@
 use std::collections::VecDeque;
 
 use super::core::{Command, Core};
+use super::strangers::LISTEN_US;
 use crate::engine::SocketKey;
 use crate::session::Stage;
 
 /// How many a shard has where nothing is configured: 10,000 connects per second that take 400 ms each.
 const SHARE: usize = 4096;
-/// How many of them a turn listens to again; the accept brings one receive, and most heads are there whole at that one. What
-/// they say waits in the kernel in one line with what connections say, and each costs a few microseconds: with thousands of
-/// them in that line, messages would take milliseconds.
-const ARMED_PER_TURN: usize = 16;
 /// The label of those that are closed.
 const HANDSHAKE_LIMIT: &str = "handshake_limit";
 /// Keys that are out of date may be as many as the others and these.
@@ -89,8 +86,7 @@ impl Core {
 
     /// Listens to as many as one turn may.
     pub(super) fn arm_pending(&mut self) {
-        let mut left = ARMED_PER_TURN;
-        while left > 0
+        while self.strangers.may_go_on()
             && let Some(key) = self.pending.to_arm.pop_front()
         {
             let Some(conn) = self.connection(key) else {
@@ -98,7 +94,7 @@ impl Core {
                 continue;
             };
             if conn.wants_once() {
-                left -= 1;
+                self.strangers.spend(LISTEN_US);
                 self.command(Command::ReceiveOnce(key));
             } else {
                 conn.armed = false;

@@ -1,4 +1,4 @@
-//! Plain HTTP: what of it a turn does.
+//! Plain HTTP, as much of it as a turn may do.
 //!
 //! Owned by the shard. A request costs a shard many times what a message does, and a few bytes in a pipeline are a hundred of
 //! them. So hyper is asked a few times per turn only, for one answer each time, and whoever has more waits in a queue: a
@@ -7,27 +7,19 @@
 use std::collections::VecDeque;
 
 use super::core::Core;
+use super::strangers::ANSWER_US;
 use crate::engine::SocketKey;
 use crate::http::{HttpConn, HttpProgress};
 use crate::session::Stage;
 
-/// How often a turn asks hyper, which answers one request each time. The larger answers take a few hundredths of a millisecond.
-const DRIVES_PER_TURN: u32 = 4;
-
 /// A shard's.
 #[derive(Debug, Default)]
 pub(super) struct Requests {
-    /// In this turn.
-    drives: u32,
     /// Connections with something to do, in order.
     waiting: VecDeque<SocketKey>,
 }
 
 impl Requests {
-    pub(super) fn begin_turn(&mut self) {
-        self.drives = 0;
-    }
-
     /// Connections that wait for their turn.
     pub(super) fn waiting(&self) -> usize {
         self.waiting.len()
@@ -63,7 +55,7 @@ impl Core {
     /// There is something to do for it: at once, if this turn still may and nobody waits.
     fn put_off_http(&mut self, slot: u32) {
         let key = self.key(slot);
-        if self.plain_http.drives < DRIVES_PER_TURN && self.plain_http.waiting.is_empty() {
+        if self.strangers.may_go_on() && self.plain_http.waiting.is_empty() {
             return self.go_on_http(slot);
         }
         if let Stage::Http(http) = &mut self.conn(slot).stage
@@ -75,7 +67,7 @@ impl Core {
 
     /// As much of what waits as this turn still may.
     pub(super) fn continue_http(&mut self) {
-        while self.plain_http.drives < DRIVES_PER_TURN
+        while self.strangers.may_go_on()
             && let Some(key) = self.plain_http.waiting.pop_front()
         {
             if self.connection(key).is_some()
@@ -94,7 +86,7 @@ impl Core {
     }
 
     fn go_on_http(&mut self, slot: u32) {
-        self.plain_http.drives += 1;
+        self.strangers.spend(ANSWER_US);
         self.drive_http(slot, HttpConn::go_on);
         if matches!(&self.conn(slot).stage, Stage::Http(http) if http.has_ended()) {
             self.end_http(slot);

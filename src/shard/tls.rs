@@ -5,6 +5,7 @@
 use std::collections::VecDeque;
 
 use super::core::Core;
+use super::strangers::TLS_STEP_US;
 use crate::engine::{Payload, SocketKey};
 use crate::metrics::Ending;
 use crate::session::Stage;
@@ -15,18 +16,13 @@ const HINT_EVERY_MS: u64 = 10_000;
 /// The scratch buffer is kept at this size: what one receive completes.
 const SCRATCH_BYTES_MAX: usize = 32 * 1024;
 
-/// Steps of handshakes in one turn. One takes a tenth of a millisecond, with a large RSA key several milliseconds, and after a
-/// reload of many clients, or when somebody means ill, they come by the thousand: messages of others must not wait for all
-/// of them.
-const STEPS_PER_TURN: u32 = 2;
-
 /// What came for more steps, in order: one receive's bytes for a pending socket, which receives nothing meanwhile.
 type Waiting = VecDeque<(SocketKey, Vec<u8>)>;
 
 /// What a shard keeps for TLS besides its connections'.
 #[derive(Debug, Default)]
 pub(super) struct Handshakes {
-    /// Steps in this turn.
+    /// So far: the last bit says whose step is next.
     steps: u32,
     /// Those that we have answered, and those that begin. Who has been answered is among the oldest: behind a flood of others that
     /// begin it would be closed for its age before its turn, and the answer would have been for nothing.
@@ -38,10 +34,6 @@ pub(super) struct Handshakes {
 }
 
 impl Handshakes {
-    pub(super) fn begin_turn(&mut self) {
-        self.steps = 0;
-    }
-
     /// In turns, so that neither keeps the other out.
     fn next_waiting(&mut self) -> Option<(SocketKey, Vec<u8>)> {
         let (first, second) = match self.steps % 2 {
@@ -65,7 +57,7 @@ impl Core {
         let Some(tls) = conn.tls.as_ref().filter(|tls| tls.is_handshaking()) else {
             return false;
         };
-        if self.tls.steps < STEPS_PER_TURN && self.tls.waiting() == 0 {
+        if self.strangers.may_go_on() && self.tls.waiting() == 0 {
             return false;
         }
         let waiting = if tls.has_answered() {
@@ -81,7 +73,7 @@ impl Core {
 
     /// As many steps of handshakes that wait as this turn still may.
     pub(super) fn continue_handshakes(&mut self) {
-        while self.tls.steps < STEPS_PER_TURN
+        while self.strangers.may_go_on()
             && let Some((key, mut bytes)) = self.tls.next_waiting()
         {
             if let Some(conn) = self.connection(key) {
@@ -125,7 +117,10 @@ impl Core {
         }
         let mut plain = std::mem::take(&mut self.tls.plain);
         let handshaking = tls.is_handshaking();
-        self.tls.steps += u32::from(handshaking);
+        if handshaking {
+            self.tls.steps = self.tls.steps.wrapping_add(1);
+            self.strangers.spend(TLS_STEP_US);
+        }
         let read = tls.read(bytes, &mut plain);
         let closed = tls.peer_has_closed();
         if !tls.is_flushed() {
