@@ -469,6 +469,15 @@ impl Engine for EpollEngine {
         Some(self.show(found))
     }
 
+    fn submit(&mut self) -> io::Result<()> {
+        // Whatever could leave has left.
+        Ok(())
+    }
+
+    fn has_bulk(&self) -> bool {
+        !self.bulk.is_empty()
+    }
+
     fn next_bulk(&mut self) -> Option<Event<'_>> {
         let found = self.next_of_bulk()?;
         Some(self.show(found))

@@ -136,6 +136,15 @@ pub trait Engine: Sized {
     /// The next event of this turn. At most a bounded number per turn: what is over stays for the next one.
     fn next_event(&mut self) -> Option<Event<'_>>;
 
+    /// Lets what was collected leave now, in the middle of a turn, and reaps nothing.
+    ///
+    /// # Errors
+    /// As [`Engine::turn`].
+    fn submit(&mut self) -> io::Result<()>;
+
+    /// True if [`Engine::next_bulk`] may have something.
+    fn has_bulk(&self) -> bool;
+
     /// The next bytes of a bulk sender, or what comes behind them; each bulk sender in turn. Comes after `next_event` gave
     /// `None`, or was asked often enough; what is not taken stays.
     fn next_bulk(&mut self) -> Option<Event<'_>>;

@@ -42,9 +42,9 @@ const INBOX_ITEMS_PER_TURN: usize = 4096;
 /// taken what was sent stands behind a burst's bytes in the engine's queue, and a burst that takes many turns would have its
 /// reader pass for one who does not read.
 const RECEIVED_BYTES_PER_TURN: usize = 256 * 1024;
-/// How long a turn goes on to take what bulk senders sent, after one buffer of the first of them. Long enough that what a turn
-/// costs by itself, a few microseconds, is little of it; a message waits for two turns at most.
-const BULK_NS_PER_TURN: u64 = 100_000;
+/// A turn goes on to take what bulk senders sent until it has lasted this long; one buffer it takes in any case. Long enough that
+/// what a turn costs by itself, a few microseconds, is little of it, and about what a message beside a bulk sender waits for.
+const BULK_UNTIL_NS: u64 = 100_000;
 /// How long the last sockets may take to close when the shard shall end.
 const STOP_MAX_NS: u64 = 1_000_000_000;
 /// Accepting is tried again this long after the process ran out of descriptors.
@@ -169,9 +169,16 @@ impl<E: Engine> Shard<E> {
             let now = self.view.clock.now();
             let began_ns = began_ns.unwrap_or(now.mono_ns);
             self.core.begin_turn(now);
-            let busy = self.take_events() | self.take_bulk(now.mono_ns) | self.take_parcels();
+            let mut busy = self.take_events() | self.take_parcels();
             self.core.handle_timeouts();
+            // Answers leave before what is spread over turns, for which nobody has waited since the turn began.
+            if self.core.has_spoken() && (self.core.has_more() || self.engine.has_bulk()) {
+                self.carry_out();
+                self.core.flush_lanes();
+                self.engine.submit()?;
+            }
             self.core.go_on();
+            busy |= self.take_bulk(began_ns);
             if self.core.poll_keys_wanted() {
                 self.reports.tell(Report::KeysWanted);
             }
@@ -236,7 +243,7 @@ impl<E: Engine> Shard<E> {
         any
     }
 
-    /// Lets the core see what bulk senders sent, for as long as a turn may take that began at `began_ns`.
+    /// Lets the core see what bulk senders sent, as far as a turn may that began at `began_ns`.
     fn take_bulk(&mut self, began_ns: u64) -> bool {
         let mut any = false;
         while let Some(event) = self.engine.next_bulk() {
@@ -246,7 +253,7 @@ impl<E: Engine> Shard<E> {
                 Event::Ended { key, error } => self.core.handle_ended(key, error.is_some()),
                 other => debug_assert!(false, "{other:?} of a bulk sender"),
             }
-            if self.view.clock.mono_ns() - began_ns > BULK_NS_PER_TURN {
+            if self.view.clock.mono_ns().saturating_sub(began_ns) > BULK_UNTIL_NS {
                 break;
             }
         }

@@ -503,6 +503,14 @@ impl Engine for RingEngine {
         Some(self.show(found))
     }
 
+    fn submit(&mut self) -> io::Result<()> {
+        self.queue.submit()
+    }
+
+    fn has_bulk(&self) -> bool {
+        !self.bulk.is_empty()
+    }
+
     fn next_bulk(&mut self) -> Option<Event<'_>> {
         self.give_back_shown();
         let found = self.next_of_bulk()?;

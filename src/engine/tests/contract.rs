@@ -16,6 +16,7 @@ for_both_engines! {
     the_end_of_a_bulk_sender_comes_behind_its_bytes,
     closes_bulk_senders_with_bytes_waiting,
     sends,
+    submits_in_the_middle_of_a_turn,
     sends_to_a_slow_peer,
     sends_and_receives_at_once,
     delivers_bytes_before_the_end,
@@ -274,6 +275,21 @@ fn sends<E: Engine>() {
     bed.engine.finish(key);
     assert_eq!(read_to_end(&mut client), b"own bytes, shared bytes");
     assert_eq!(bed.engine.stats().short_sends, 0);
+}
+
+fn submits_in_the_middle_of_a_turn<E: Engine>() {
+    let mut bed = Bed::<E>::new();
+    let (mut client, key) = bed.quiet_pair();
+    let status = bed.engine.send(key, Payload::Own(b"now".to_vec()));
+    bed.engine.submit().unwrap();
+    let mut got = [0; 3];
+    client.read_exact(&mut got).unwrap();
+    assert_eq!(&got, b"now");
+    // What came of it is told in the next turn, as ever.
+    if let SendStatus::InFlight = status {
+        assert!(matches!(bed.next(), Seen::Sent(from, _) if from == key));
+    }
+    bed.nothing();
 }
 
 fn sends_to_a_slow_peer<E: Engine>() {
