@@ -162,6 +162,45 @@ fn with_a_silent_redis_requests_end() {
     }
 }
 
+/// When everybody has gone, a drain still waits for those who have asked something.
+#[test]
+fn a_drain_waits_for_answers() {
+    for own_door in [false, true] {
+        let redis = Redis::start();
+        let url = redis.url();
+        // One shard, which learns of the question before it learns that alice has gone.
+        let mut args = vec!["--shards", "1", "--admin-token", TOKEN, "--drain-timeout", "10m"];
+        args.extend(["--redis-url", &url]);
+        if own_door {
+            args.extend(["--admin-listen", "127.0.0.1:0"]);
+        }
+        let mut gateway = Gateway::start(&args);
+        let door = match own_door {
+            false => gateway.addr,
+            true => {
+                let line = gateway.wait_for_log("administration on ");
+                line.rsplit_once(' ').unwrap().1.parse().unwrap()
+            }
+        };
+        let mut alice = gateway.connect("alice");
+        gateway.signal(libc::SIGTERM);
+        assert_eq!(alice.recv_json()["type"], "shutdown");
+        redis.pause();
+        let mut waiting = Client::connect(door);
+        let fields = format!("Host: h\r\n{}\r\n", Admin::at(door).authorization());
+        // Together, so that the second one is being carried out when the first one is answered.
+        let requests = format!("GET /livez HTTP/1.1\r\n{fields}GET /admin/users/bob HTTP/1.1\r\n{fields}");
+        waiting.send_raw(requests.as_bytes());
+        assert_eq!(waiting.read_response().status, 200);
+        drop(alice);
+        let answer = waiting.read_response();
+        assert_eq!(answer.status, 503, "{answer:?}");
+        assert!(answer.body.contains("the other gateways cannot be asked"), "{answer:?}");
+        assert_eq!(gateway.wait_for_exit(), 0);
+        assert!(waiting.is_at_end());
+    }
+}
+
 #[test]
 fn without_redis_the_truth_is_told() {
     let mut redis = Redis::start();

@@ -4,8 +4,9 @@
 
 mod common;
 
+use common::admin::{Admin, TOKEN};
 use common::client::CLOSE;
-use common::{Gateway, eventually};
+use common::{Client, Gateway, eventually};
 use libc::{SIGINT, SIGTERM};
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -15,6 +16,7 @@ on_both_engines! {
     clients_are_told_then_closed, http_is_answered_to_the_end, newcomers_get_503, clients_that_leave_end_it_early,
     nobody_there_is_no_wait, messages_go_on_locally, who_is_not_known_yet_is_closed_at_once, a_second_signal_ends_it_at_once,
     sigint_is_as_good, a_drain_of_no_time_still_says_goodbye, outboxes_are_flushed, a_client_that_does_not_answer_cannot_hold_it_up,
+    an_administrator_who_does_not_read_cannot_hold_it_up, whoever_asks_for_it_is_answered,
 }
 
 fn start(engine: &str, timeout: &str) -> Gateway {
@@ -235,4 +237,40 @@ fn a_client_that_does_not_answer_cannot_hold_it_up(engine: &str) {
     assert_eq!((close.opcode, close.close_code()), (CLOSE, Some(3001)));
     assert_eq!(gateway.wait_for_exit(), 0);
     eprintln!("a drain of 1 s took {:?}", began.elapsed());
+}
+
+/// What has been asked for is waited for, but no longer than a drain may take.
+fn an_administrator_who_does_not_read_cannot_hold_it_up(engine: &str) {
+    let args = ["--engine", engine, "--drain-timeout", "1s", "--admin-token", TOKEN];
+    let mut gateway = Gateway::start(&args);
+    let mut client = Client::connect_with_receive_buffer(gateway.addr, 4096);
+    let fields = format!("Host: h\r\n{}\r\n", Admin::of(&gateway).authorization());
+    // More than all buffers on the way hold, of which nothing is read.
+    let requests = format!("GET /admin/openapi.json HTTP/1.1\r\n{fields}").repeat(1_000);
+    client.send_raw(requests.as_bytes());
+    assert_eq!(client.read_response().status, 200);
+    gateway.signal(SIGTERM);
+    assert_eq!(gateway.wait_for_exit(), 0);
+    assert!(gateway.log().contains("requests of administrators are not answered"));
+}
+
+/// With nobody there the drain is over at once, and the answer still comes: over a connection that stays open, which does not
+/// hold it up, and over one that does not.
+fn whoever_asks_for_it_is_answered(engine: &str) {
+    for last in ["", "Connection: close\r\n"] {
+        let args = ["--engine", engine, "--drain-timeout", "10m", "--admin-token", TOKEN];
+        let mut gateway = Gateway::start(&args);
+        let mut client = gateway.tcp();
+        let fields = format!("Host: h\r\n{}{last}", Admin::of(&gateway).authorization());
+        client.send_raw(format!("POST /admin/drain HTTP/1.1\r\n{fields}\r\n").as_bytes());
+        assert_eq!(client.read_response().status, 202);
+        if last.is_empty() {
+            assert_eq!(gateway.wait_for_exit(), 0);
+            client.expect_end();
+        } else {
+            client.expect_end();
+            drop(client);
+            assert_eq!(gateway.wait_for_exit(), 0);
+        }
+    }
 }

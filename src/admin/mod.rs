@@ -127,6 +127,11 @@ impl Answer {
         Answer::with_body(status, body.into())
     }
 
+    /// The refusal of a gateway that carries out nothing more.
+    pub fn ending() -> Self {
+        Answer::refuse(Refusal::Unavailable, "the gateway is ending")
+    }
+
     fn with_body(status: u16, body: Bytes) -> Self {
         Answer {
             status,

@@ -37,8 +37,8 @@ const FAREWELL_MS: u64 = 1_000;
 const WATCH_EVERY_MS: u64 = 500;
 /// How often it looks at the files of TLS: who renews a certificate does not wait for it, and three looks cost nothing.
 const CERTIFICATES_EVERY_MS: u64 = 2_000;
-/// How often the control thread looks whether the last connection between two shards has arrived.
-const LANES_EMPTY_EVERY_MS: u64 = 20;
+/// How often the control thread looks whether the last connection between two shards has arrived, and the last answer has left.
+const LAST_THINGS_EVERY_MS: u64 = 20;
 /// Lane items taken in one turn, so that packets leave while more comes.
 const INBOX_ITEMS_PER_TURN: usize = 4_096;
 /// Events of the store taken in one turn.
@@ -241,6 +241,8 @@ impl Turns {
             }
             self.wait(due_ms).await;
         };
+        // From here on nobody carries out anything.
+        self.view.close_desk();
         if let Some(link) = self.link.take() {
             link.leave(&self.view.clock).await;
         }
@@ -399,18 +401,23 @@ impl Turns {
         let Some(drain) = &self.drain else {
             return Err(u64::MAX);
         };
-        // A connection between two shards has a place, though no shard knows it.
-        let over = drain.shards_left == 0 && self.view.places() == 0;
+        // A connection between two shards has a place, though no shard knows it. Administrators who still wait for an answer, such as
+        // the one who asked for this drain, get it.
+        let over = drain.shards_left == 0 && self.view.places() == 0 && self.view.try_close_desk();
         if !over && now_ms < drain.until_ms {
             let look_ms = if drain.shards_left == 0 {
-                now_ms + LANES_EMPTY_EVERY_MS
+                now_ms + LAST_THINGS_EVERY_MS
             } else {
                 drain.until_ms
             };
             return Err(look_ms.min(drain.until_ms));
         }
         if !over {
-            log::warn!("drain: time is up, closing {} connections", self.view.connections());
+            log::warn!(
+                "drain: time is up, closing {} connections; {} requests of administrators are not answered",
+                self.view.connections(),
+                self.view.close_desk()
+            );
         }
         Ok(Exit::Drained {
             left: drain.left,

@@ -19,17 +19,35 @@ const SLOTS_PER_ASK: u32 = 8_192;
 /// Connections that one ask may list: some 50 KiB of answer, and a few ten microseconds.
 const LISTED_PER_ASK: usize = 256;
 
+/// Administrators' requests of a shard. Each is counted in [`crate::view::View::expect_answer`] until its answer has left.
+#[derive(Debug, Default)]
+pub(super) struct Inquiries {
+    /// Not answered by the control thread.
+    waiting: usize,
+    /// Connections whose answer has not left whole, once for each.
+    leaving: Vec<SocketKey>,
+}
+
+impl Inquiries {
+    pub(super) fn len(&self) -> usize {
+        self.waiting + self.leaving.len()
+    }
+}
+
 impl Core {
     /// Passes a request to the control thread.
     ///
     /// # Errors
-    /// The answer, if too many wait.
+    /// The answer, if too many wait or the gateway is ending.
     pub(super) fn pass_on(&mut self, slot: u32, request: Request) -> Result<(), Answer> {
-        if self.requests >= REQUESTS_MAX {
+        if self.inquiries.waiting >= REQUESTS_MAX {
             let words = "too many requests are under way on this shard: try again";
             return Err(Answer::refuse(Refusal::Unavailable, words));
         }
-        self.requests += 1;
+        if !self.view.expect_answer() {
+            return Err(Answer::ending());
+        }
+        self.inquiries.waiting += 1;
         let notice = Notice::Asked(self.key(slot), self.remote_addr(slot), request);
         self.notices.push_back(notice);
         Ok(())
@@ -37,7 +55,8 @@ impl Core {
 
     /// The control thread has answered.
     pub(super) fn handle_answer(&mut self, conn: SocketKey, answer: Answer) {
-        self.requests -= 1;
+        self.inquiries.waiting -= 1;
+        self.inquiries.leaving.push(conn);
         // Whoever asked may be gone.
         if !self
             .connection(conn)
@@ -54,6 +73,32 @@ impl Core {
             self.end_http(conn.slot);
         }
         self.rearm(conn);
+    }
+
+    /// Forgets the answers that have left, so that a drain does not wait for them any more.
+    pub(super) fn settle_answers(&mut self) {
+        let mut leaving = std::mem::take(&mut self.inquiries.leaving);
+        leaving.retain(|conn| {
+            let is_leaving = self.is_leaving(*conn);
+            if !is_leaving {
+                self.view.answered();
+            }
+            is_leaving
+        });
+        self.inquiries.leaving = leaving;
+    }
+
+    fn is_leaving(&mut self, conn: SocketKey) -> bool {
+        let Some(conn) = self.connection(conn) else {
+            return false;
+        };
+        match &conn.stage {
+            // A large answer goes in pieces, and there may be no more than one of them in the outbox.
+            Stage::Http(http) => !conn.is_flushed() || http.is_blocked() || http.put_off,
+            // Until the peer's end, as closing may destroy what it has not read; it has `CLOSE_TIMEOUT_MS` for that.
+            Stage::Lingering { .. } | Stage::Closing { .. } => true,
+            _ => false,
+        }
     }
 
     /// Does or tells what the control thread asks for.
@@ -203,5 +248,134 @@ impl Core {
             messages_out: conn.messages_out,
             outbox_bytes: conn.outbox_bytes(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::admin::Refusal;
+    use crate::config::Config;
+    use crate::engine::Waker;
+    use crate::ids::ShardId;
+    use crate::lanes::{self, Lanes, Parcel};
+    use crate::router::HomeMap;
+    use crate::settings::Settings;
+    use crate::shard::core::Command;
+    use crate::view::{Now, View};
+
+    const TOKEN: &str = "a-token-for-tests-of-32-bytes-00";
+    const CONN: SocketKey = SocketKey { slot: 0, generation: 1 };
+
+    /// A shard on whose only connection an administrator has asked something, and the control thread has heard of it.
+    fn asked(fields: &str) -> (Core, Arc<View>) {
+        let (_, senders, depths) = lanes::inboxes(1);
+        let view = Arc::new(View::new("gw".into(), true, "model", vec![None], Arc::clone(&depths)));
+        let mut config = Config::default();
+        config.admin.token = Some(TOKEN.to_owned().into());
+        let settings = Arc::new(Settings::new(&config, 100).unwrap());
+        let mailboxes = lanes::mailboxes(senders, vec![Waker::inert().unwrap()]);
+        let lanes = Lanes::new(ShardId(0), mailboxes, depths);
+        let homes = HomeMap::new(1, [7; 16]);
+        let mut core = Core::new(Arc::clone(&view), settings, homes, lanes, 1);
+        begin_turn(&mut core, 0);
+        core.handle_accepted(CONN, None);
+        let head =
+            format!("GET /admin/connections HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {TOKEN}\r\n{fields}\r\n");
+        core.handle_received(CONN, &mut head.into_bytes());
+        end_turn(&mut core);
+        let Some(Notice::Asked(CONN, None, request)) = core.poll_notice() else {
+            panic!("nobody asked");
+        };
+        assert_eq!(&*request.path, "/admin/connections");
+        (core, view)
+    }
+
+    fn begin_turn(core: &mut Core, now_ms: u64) {
+        core.begin_turn(Now {
+            mono_ns: now_ms * 1_000_000,
+            wall_ms: now_ms,
+        });
+        core.handle_timeouts();
+    }
+
+    /// Returns what the engine shall do.
+    fn end_turn(core: &mut Core) -> Vec<Command> {
+        core.go_on();
+        let mut commands = Vec::new();
+        core.poll_command(&mut commands);
+        core.flush_lanes();
+        core.end_turn(1, 1);
+        core.check_invariants();
+        commands
+    }
+
+    fn answer() -> Parcel {
+        Parcel::Answer(CONN, Box::new(Answer::refuse(Refusal::Timeout, "later")))
+    }
+
+    fn send(core: &mut Core) -> crate::engine::Payload {
+        assert_eq!(core.poll_dirty(), Some(CONN));
+        core.poll_payload(CONN).unwrap()
+    }
+
+    #[test]
+    fn an_answer_is_due_until_it_has_left() {
+        let (mut core, view) = asked("");
+        assert!(!view.try_close_desk());
+        core.handle_parcel(answer());
+        let payload = send(&mut core);
+        end_turn(&mut core);
+        assert!(!view.try_close_desk(), "still in flight");
+        assert!(payload.as_slice().starts_with(b"HTTP/1.1 504"));
+        core.handle_sent(CONN, payload);
+        end_turn(&mut core);
+        assert!(view.try_close_desk());
+    }
+
+    /// Closing its socket at once might destroy what it has not read.
+    #[test]
+    fn a_last_answer_is_due_until_its_reader_has_gone() {
+        let (mut core, view) = asked("Connection: close\r\n");
+        core.handle_parcel(answer());
+        let payload = send(&mut core);
+        core.handle_sent(CONN, payload);
+        let commands = end_turn(&mut core);
+        assert!(matches!(commands[..], [Command::Finish(CONN), ..]), "{commands:?}");
+        assert!(!view.try_close_desk());
+        core.handle_ended(CONN, false);
+        let commands = end_turn(&mut core);
+        assert!(matches!(commands[..], [Command::Close(CONN)]), "{commands:?}");
+        assert!(view.try_close_desk());
+    }
+
+    #[test]
+    fn who_has_gone_is_owed_nothing() {
+        let (mut core, view) = asked("");
+        core.handle_ended(CONN, true);
+        end_turn(&mut core);
+        core.handle_closed(CONN);
+        // What was asked for is carried out all the same.
+        assert!(!view.try_close_desk());
+        core.handle_parcel(answer());
+        end_turn(&mut core);
+        assert_eq!(core.residue(), Default::default());
+        assert!(view.try_close_desk());
+    }
+
+    #[test]
+    fn a_closed_desk_refuses_at_once() {
+        let (mut core, view) = asked("");
+        assert_eq!(view.close_desk(), 1);
+        let request = Request {
+            method: "GET".into(),
+            path: "/admin/connections".into(),
+            query: "".into(),
+            body: Default::default(),
+        };
+        assert_eq!(core.pass_on(0, request), Err(Answer::ending()));
+        assert!(core.poll_notice().is_none());
     }
 }

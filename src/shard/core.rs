@@ -111,8 +111,7 @@ pub struct Core {
     pub(super) pending: super::pending::Pending,
     pub(super) plain_http: super::requests::Requests,
     pub(super) notices: VecDeque<Notice>,
-    /// Administrators' requests that the control thread has not answered.
-    pub(super) requests: usize,
+    pub(super) inquiries: super::admin::Inquiries,
     stopping: bool,
 }
 
@@ -162,7 +161,7 @@ impl Core {
             pending: Default::default(),
             plain_http: Default::default(),
             notices: VecDeque::new(),
-            requests: 0,
+            inquiries: Default::default(),
             stopping: false,
         }
     }
@@ -636,6 +635,7 @@ impl Core {
     ///
     /// `began_ns`: when the turn's work began, which is before the engine submitted what the turn before left.
     pub fn end_turn(&mut self, began_ns: u64, now_ns: u64) {
+        self.settle_answers();
         let metrics = &self.view.shards[self.me.index()];
         metrics.loop_turn.record(now_ns.saturating_sub(began_ns), 1);
         if self.turn.local > 0 {
@@ -754,7 +754,7 @@ impl Core {
             questions: self.questions.len(),
             asked: self.remote.as_ref().map_or(0, Remote::asked),
             commands: self.commands.len(),
-            requests: self.requests + self.notices.len(),
+            requests: self.inquiries.len() + self.notices.len(),
             credentials: self.credentials.len(),
             pending: self.pending.len(),
             handshakes: self.tls.waiting() + self.plain_http.waiting() + self.pending.to_arm.len(),

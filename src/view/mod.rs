@@ -18,6 +18,9 @@ pub use cluster::{ClusterHealth, ClusterView};
 /// A shard or control thread that has not turned for this long does not live: parked shards turn once a second.
 pub const STALLED_AFTER: Duration = Duration::from_secs(5);
 
+/// In [`View::answers_due`]: the desk is closed.
+const DESK_CLOSED: u64 = 1 << 63;
+
 /// The gateway's clock: monotonic time since the start, and wall time.
 #[derive(Debug, Clone, Copy)]
 pub struct Clock {
@@ -153,6 +156,8 @@ pub struct View {
     places: AtomicU64,
     /// When the next handshake is due by the admission rate, nanoseconds of the gateway's clock (GCRA).
     admission_due_ns: AtomicU64,
+    /// Answers that administrators wait for, or have not been sent all of; and [`DESK_CLOSED`].
+    answers_due: AtomicU64,
 }
 
 impl View {
@@ -180,6 +185,7 @@ impl View {
             last_health_check_ms: AtomicU64::new(0),
             places: AtomicU64::new(0),
             admission_due_ns: AtomicU64::new(0),
+            answers_due: AtomicU64::new(0),
         }
     }
 
@@ -191,6 +197,33 @@ impl View {
     /// Begins a drain; returns false if one had begun.
     pub fn begin_draining(&self) -> bool {
         !self.draining.swap(true, Ordering::AcqRel)
+    }
+
+    /// From now on an administrator waits for an answer: a drain does, too, until [`View::answered`]. Returns false once the desk is
+    /// closed, as nobody would answer.
+    pub fn expect_answer(&self) -> bool {
+        let more = |due| (due & DESK_CLOSED == 0).then_some(due + 1);
+        self.answers_due
+            .fetch_update(Ordering::AcqRel, Ordering::Relaxed, more)
+            .is_ok()
+    }
+
+    /// An answer that was expected has left, or nobody is there for it; once for each.
+    pub fn answered(&self) {
+        let before = self.answers_due.fetch_sub(1, Ordering::AcqRel);
+        debug_assert!(before & !DESK_CLOSED > 0, "an answer that nobody expected");
+    }
+
+    /// Closes the desk if no answer is due. In one step with that, or a request that comes just then would be lost.
+    pub fn try_close_desk(&self) -> bool {
+        self.answers_due
+            .compare_exchange(0, DESK_CLOSED, Ordering::AcqRel, Ordering::Relaxed)
+            .is_ok()
+    }
+
+    /// Closes the desk. Returns how many answers are due, and will not be given.
+    pub fn close_desk(&self) -> u64 {
+        self.answers_due.fetch_or(DESK_CLOSED, Ordering::AcqRel) & !DESK_CLOSED
     }
 
     /// WebSocket connections of all shards.

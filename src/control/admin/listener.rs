@@ -11,6 +11,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::Desk;
+use crate::admin::Answer;
 use crate::http::{HttpConn, HttpContext, HttpProgress};
 use crate::runtime::admin::AdminSocket;
 
@@ -94,6 +95,8 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
     let mut output = Vec::new();
     // Bytes that trickle in do not buy time.
     let mut until = Instant::now() + SILENCE_MAX;
+    // Held until the answer has left; if it is the last one, until the peer's end, as what it has not read may be destroyed by ours.
+    let mut expected = None;
     loop {
         match timeout_at(until, stream.read(&mut input)).await?? {
             0 => http.end(),
@@ -102,7 +105,12 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
         let mut progress = http.go_on(&mut output);
         loop {
             while let Some(request) = http.take_request() {
-                let answer = desk.serve(&request, peer).await;
+                // One at a time: the answer before this one may still be in `output`.
+                expected = expected.or_else(|| desk.expect_answer());
+                let answer = match expected {
+                    Some(_) => desk.serve(&request, peer).await,
+                    None => Answer::ending(),
+                };
                 progress = http.answer(answer, &mut output);
             }
             if !output.is_empty() {
@@ -118,6 +126,7 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
         if !matches!(progress, HttpProgress::Continue) || http.has_ended() {
             break;
         }
+        expected = None;
     }
     // A socket that is closed with something unread takes our last words with it.
     stream.shutdown().await?;

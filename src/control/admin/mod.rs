@@ -54,6 +54,15 @@ struct Ticket<'a> {
     word: oneshot::Receiver<Word>,
 }
 
+/// Somebody's wish for an answer. A drain waits until this is dropped.
+struct Expected(Arc<View>);
+
+impl Drop for Expected {
+    fn drop(&mut self) {
+        self.0.answered();
+    }
+}
+
 impl Drop for Ticket<'_> {
     fn drop(&mut self) {
         self.desk.waiting.borrow_mut().tickets.remove(&self.number);
@@ -86,7 +95,12 @@ impl Desk {
         })
     }
 
-    /// Carries out what came over a connection of a shard, and brings the answer there.
+    /// `None` once the gateway has ended: then [`Answer::ending`] is all there is to say.
+    fn expect_answer(&self) -> Option<Expected> {
+        self.view.expect_answer().then(|| Expected(Arc::clone(&self.view)))
+    }
+
+    /// Carries out what came over a connection of a shard, and brings the answer there. The shard expects it.
     pub(super) fn take(self: &Rc<Self>, shard: ShardId, conn: SocketKey, from: Option<SocketAddr>, request: Request) {
         let desk = Rc::clone(self);
         tokio::task::spawn_local(async move {
@@ -99,7 +113,10 @@ impl Desk {
     pub(super) fn take_own(self: &Rc<Self>, request: Request, answered: oneshot::Sender<Answer>) {
         let desk = Rc::clone(self);
         tokio::task::spawn_local(async move {
-            let _ = answered.send(desk.serve(&request, None).await);
+            // Without it there is no answer, which says that the gateway has ended.
+            if let Some(_expected) = desk.expect_answer() {
+                let _ = answered.send(desk.serve(&request, None).await);
+            }
         });
     }
 
@@ -180,7 +197,7 @@ impl Desk {
 
     async fn word(&self, mut ticket: Ticket<'_>) -> Result<Word, Answer> {
         let word = (&mut ticket.word).await;
-        word.map_err(|_| Answer::refuse(Refusal::Unavailable, "the gateway is ending"))
+        word.map_err(|_| Answer::ending())
     }
 
     async fn ask(&self, shard: ShardId, ask: Ask) -> Result<Reply, Answer> {
