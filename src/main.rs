@@ -73,7 +73,6 @@ fn run(config: Config, args: &[OsString], env: &[(OsString, OsString)]) -> ExitC
                 std::process::exit(1);
             } else {
                 draining = true;
-                let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
                 handle.drain();
             }
         }
@@ -81,9 +80,16 @@ fn run(config: Config, args: &[OsString], env: &[(OsString, OsString)]) -> ExitC
     let Ok(watcher) = watcher else {
         return fail("cannot start the signal thread");
     };
-    let gateway = Gateway::start_telling(&config, |handle| {
-        let _ = told.send(handle);
-    });
+    let gateway = Gateway::start_telling(
+        &config,
+        |handle| {
+            let _ = told.send(handle);
+        },
+        // Whoever wished it: systemd shall not call a gateway active that lets nobody in any more.
+        || {
+            let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+        },
+    );
     let gateway = match gateway {
         Ok(gateway) => gateway,
         Err(StartError::GivenUp) => {

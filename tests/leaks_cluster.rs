@@ -113,13 +113,14 @@ fn fail(engine: &str, redis: &Redis) {
     let mut late = config(engine, redis, "gw3");
     late.listen = free;
     let mut other = None;
-    let error = Gateway::start_telling(&late, |_| {
+    let told = |_| {
         let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
         socket.set_reuse_address(true).unwrap();
         socket.bind(&free.into()).unwrap();
         socket.listen(1).unwrap();
         other = Some(socket);
-    });
+    };
+    let error = Gateway::start_telling(&late, told, || {});
     let error = error.unwrap_err();
     assert!(matches!(error, StartError::AddressInUse { .. }), "{error}");
     assert!(
@@ -138,7 +139,7 @@ fn fail(engine: &str, redis: &Redis) {
                     true => told.send(handle).unwrap(),
                     false => handle.stop(),
                 };
-                Gateway::start_telling(&patient, told_at_once)
+                Gateway::start_telling(&patient, told_at_once, || {})
             });
             if late {
                 drop(door.accept().unwrap());

@@ -7,8 +7,10 @@ mod common;
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
 use std::process::{Child, Command};
 
+use common::admin::{Admin, TOKEN};
 use common::gateway::{Ended, command, run_command, run_to_exit};
 use common::{Gateway, Redis, eventually};
 
@@ -336,22 +338,64 @@ fn ready_comes_when_all_shards_accept() {
     }
 }
 
+/// What systemd is told, by a gateway that asks it to listen there.
+struct Notified {
+    directory: tempfile::TempDir,
+    socket: UnixDatagram,
+}
+
+impl Notified {
+    fn new() -> Notified {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = UnixDatagram::bind(directory.path().join("notify")).unwrap();
+        socket.set_read_timeout(Some(common::DEADLINE)).unwrap();
+        Notified { directory, socket }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.directory.path().join("notify")
+    }
+
+    #[track_caller]
+    fn next(&self) -> String {
+        let mut buffer = [0; 256];
+        let len = self.socket.recv(&mut buffer).unwrap();
+        String::from_utf8_lossy(&buffer[..len]).into_owned()
+    }
+
+    #[track_caller]
+    fn expect_nothing(&self) {
+        self.socket.set_nonblocking(true).unwrap();
+        let error = self.socket.recv(&mut [0; 256]).expect_err("systemd was told something");
+        assert_eq!(error.kind(), ErrorKind::WouldBlock);
+        self.socket.set_nonblocking(false).unwrap();
+    }
+}
+
+/// Of the end whoever wishes it, and once, however often.
 #[test]
 fn systemd_is_told() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("notify");
-    let socket = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
-    socket.set_read_timeout(Some(common::DEADLINE)).unwrap();
-    let mut gateway = Gateway::start_with_env(&[], &[("NOTIFY_SOCKET", path.to_str().unwrap())]);
-    let mut buffer = [0; 256];
-    let mut told = || {
-        let len = socket.recv(&mut buffer).unwrap();
-        String::from_utf8_lossy(&buffer[..len]).into_owned()
+    type Wish = fn(&Gateway);
+    let by_signal: Wish = |gateway| gateway.signal(libc::SIGTERM);
+    let by_administrator: Wish = |gateway| {
+        assert_eq!(Admin::of(gateway).ask("POST", "/admin/drain", "").0, 202);
     };
-    assert!(told().contains("READY=1"));
-    gateway.signal(libc::SIGTERM);
-    assert!(told().contains("STOPPING=1"));
-    assert_eq!(gateway.wait_for_exit(), 0);
+    for wishes in [[by_signal, by_administrator], [by_administrator, by_signal]] {
+        let notified = Notified::new();
+        let path = notified.path();
+        let args = ["--admin-token", TOKEN, "--drain-timeout", "10m"];
+        let mut gateway = Gateway::start_with_env(&args, &[("NOTIFY_SOCKET", path.to_str().unwrap())]);
+        let mut alice = gateway.connect("alice");
+        assert!(notified.next().contains("READY=1"));
+        notified.expect_nothing();
+        wishes[0](&gateway);
+        assert!(notified.next().contains("STOPPING=1"));
+        assert_eq!(alice.recv_json()["type"], "shutdown");
+        wishes[1](&gateway);
+        alice.close();
+        assert_eq!(gateway.wait_for_exit(), 0);
+        notified.expect_nothing();
+    }
 }
 
 /// A gateway that is not ready, and may never be. Dropping it kills and reaps it.
@@ -417,15 +461,11 @@ fn assert_nobody_listens(addr: SocketAddr) {
 fn nobody_listens_before_redis_is_there() {
     let mut redis = Redis::not_yet(&[("min-replicas-to-write", "1")]);
     let (addr, mut command) = with_redis(&redis);
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("notify");
-    let notified = UnixDatagram::bind(&path).unwrap();
-    notified.set_nonblocking(true).unwrap();
-    command.env("NOTIFY_SOCKET", &path);
+    let notified = Notified::new();
+    command.env("NOTIFY_SOCKET", notified.path());
     let assert_not_ready = || {
         assert_nobody_listens(addr);
-        let error = notified.recv(&mut [0; 256]).expect_err("systemd was told something");
-        assert_eq!(error.kind(), ErrorKind::WouldBlock);
+        notified.expect_nothing();
     };
     assert_not_ready();
     let door = TcpListener::bind(("127.0.0.1", redis.port())).unwrap();
@@ -446,11 +486,7 @@ fn nobody_listens_before_redis_is_there() {
         assert_eq!(gateway.get("/readyz").status, 200);
         let mut alice = gateway.connect("alice");
         alice.send_message_expecting("bob", "1", "offline");
-        notified.set_nonblocking(false).unwrap();
-        notified.set_read_timeout(Some(common::DEADLINE)).unwrap();
-        let mut buffer = [0; 256];
-        let len = notified.recv(&mut buffer).unwrap();
-        assert!(buffer[..len].starts_with(b"READY=1"));
+        assert!(notified.next().starts_with("READY=1"));
     });
 }
 

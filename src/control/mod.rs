@@ -88,12 +88,23 @@ pub struct Gateway {
     control: Option<JoinHandle<Exit>>,
 }
 
+/// Called when a drain is asked for.
+#[derive(Clone)]
+struct OnDrain(Arc<dyn Fn() + Send + Sync>);
+
+impl std::fmt::Debug for OnDrain {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("OnDrain")
+    }
+}
+
 /// The means to order a gateway about from another thread.
 #[derive(Debug, Clone)]
 pub struct Handle {
     orders: Sender<Order>,
     /// It shall end: while it starts, nobody takes orders.
     ending: Arc<AtomicBool>,
+    on_drain: OnDrain,
     waker: Waker,
 }
 
@@ -106,7 +117,9 @@ impl Handle {
 
     /// Begins a drain; a second call changes nothing. A gateway that is not in its cluster yet does not start.
     pub fn drain(&self) {
-        self.ending.store(true, Ordering::Release);
+        if !self.ending.swap(true, Ordering::AcqRel) {
+            (self.on_drain.0)();
+        }
         self.order(Order::Drain);
     }
 
@@ -151,15 +164,20 @@ impl Gateway {
     /// # Errors
     /// What keeps it from running; nothing is left behind then.
     pub fn start(config: &Config) -> Result<Gateway, StartError> {
-        Gateway::start_telling(config, |_| {})
+        Gateway::start_telling(config, |_| {}, || {})
     }
 
     /// Like [`Gateway::start`]; `told` gets the handle before anything is waited for, so that a start can be given up:
-    /// it may wait for Redis for as long as `redis.start_timeout`.
+    /// it may wait for Redis for as long as `redis.start_timeout`. `on_drain` is called once, when a drain is first asked for,
+    /// before it begins: by whatever thread asks, which is the control thread if an administrator does, so it must be quick.
     ///
     /// # Errors
     /// What keeps it from running, [`StartError::GivenUp`] among it; nothing is left behind then.
-    pub fn start_telling(config: &Config, told: impl FnOnce(Handle)) -> Result<Gateway, StartError> {
+    pub fn start_telling(
+        config: &Config,
+        told: impl FnOnce(Handle),
+        on_drain: impl Fn() + Send + Sync + 'static,
+    ) -> Result<Gateway, StartError> {
         let host = preflight::inspect(config)?;
         let listeners = listener::bind(config.listen, host.cpus.len())?;
         let addr = listeners.addr;
@@ -199,6 +217,7 @@ impl Gateway {
         let handle = Handle {
             orders: orders_sender,
             ending: Arc::clone(&ending),
+            on_drain: OnDrain(Arc::new(on_drain)),
             waker: waker.clone(),
         };
         told(handle.clone());
