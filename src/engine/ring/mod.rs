@@ -15,6 +15,8 @@ mod buffers;
 mod bulk;
 mod probe;
 mod queue;
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
 use std::io;

@@ -289,6 +289,12 @@ fn sends_of_one_turn_leave_together<E: Engine>() {
 
 /// Runs `body` on a thread for which the kernel does not have some system calls.
 fn without_calls<T: Send>(calls: &[libc::c_long], body: impl FnOnce() -> T + Send) -> T {
+    let failing: Vec<_> = calls.iter().map(|call| (*call, libc::ENOSYS)).collect();
+    with_failing_calls(&failing, body)
+}
+
+/// Runs `body` on a thread for which some system calls do nothing but fail like this.
+fn with_failing_calls<T: Send>(calls: &[(libc::c_long, libc::c_int)], body: impl FnOnce() -> T + Send) -> T {
     const LOAD_CALL: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
     const JUMP_IF_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
     const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
@@ -300,10 +306,9 @@ fn without_calls<T: Send>(calls: &[libc::c_long], body: impl FnOnce() -> T + Sen
     };
     // The number of the call is the first field of what the filter is given.
     let mut filter = vec![step(LOAD_CALL, 0, 0)];
-    for &call in calls {
+    for &(call, errno) in calls {
         filter.push(step(JUMP_IF_EQUAL, 1, call as u32));
-        let missing = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
-        filter.push(step(RETURN, 0, missing));
+        filter.push(step(RETURN, 0, libc::SECCOMP_RET_ERRNO | errno as u32));
     }
     filter.push(step(RETURN, 0, libc::SECCOMP_RET_ALLOW));
     std::thread::scope(|scope| {
@@ -366,4 +371,27 @@ fn epoll_works_without_fine_waits() {
         client.write_all(b"x").unwrap();
         bed.expect_bytes(key, b"x");
     });
+}
+
+/// Out of descriptors of the whole host, of memory for sockets, of memory. Root is exempt from `fs.file-max`, so the kernel
+/// says it without cause; for the ring, which calls nothing to accept, see its own tests.
+#[test]
+fn epoll_pauses_accepting_when_the_host_has_nothing_left() {
+    for errno in [libc::ENFILE, libc::ENOBUFS, libc::ENOMEM] {
+        let mut bed = Bed::<crate::engine::EpollEngine>::new();
+        let _client = bed.connect();
+        with_failing_calls(&[(libc::SYS_accept4, errno)], || {
+            for _ in 0..2 {
+                bed.engine.resume_accept();
+                match bed.next() {
+                    Seen::Paused(error) => assert_eq!(error.raw_os_error(), Some(errno)),
+                    other => panic!("{other:?}"),
+                }
+                // Neither spinning nor asking again by itself.
+                bed.nothing();
+            }
+        });
+        bed.engine.resume_accept();
+        assert!(matches!(bed.next(), Seen::Accepted(_)));
+    }
 }

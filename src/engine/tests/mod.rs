@@ -1,4 +1,4 @@
-//! Tests of the engines. Everything in `contract` and `limits` runs for both.
+//! Tests of the engines. Everything in `contract` and `limits` runs for both. What looks inside one of them is beside it.
 
 mod contract;
 mod executor;
@@ -42,7 +42,7 @@ macro_rules! for_both_engines {
 pub(super) use for_both_engines;
 
 /// False, and says so, on a host whose kernel refuses io_uring: there only epoll can be tested.
-fn ring_usable() -> bool {
+pub(super) fn ring_usable() -> bool {
     match RingEngine::new(listener().0) {
         Ok(_) => true,
         Err(error) if error.kind() == ErrorKind::Unsupported => {
@@ -65,7 +65,7 @@ fn listener() -> (OwnedFd, SocketAddr) {
 
 /// An event that outlives the engine's buffer.
 #[derive(Debug)]
-enum Seen {
+pub(super) enum Seen {
     Accepted(SocketKey),
     Paused(io::Error),
     Received(SocketKey, Vec<u8>),
@@ -91,19 +91,19 @@ impl From<Event<'_>> for Seen {
 }
 
 /// One engine and its listener's address.
-struct Bed<E: Engine> {
-    engine: E,
+pub(super) struct Bed<E: Engine> {
+    pub(super) engine: E,
     addr: SocketAddr,
 }
 
 impl<E: Engine> Bed<E> {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let (listener, addr) = listener();
         let engine = E::new(listener).unwrap();
         Bed { engine, addr }
     }
 
-    fn connect(&self) -> TcpStream {
+    pub(super) fn connect(&self) -> TcpStream {
         let client = TcpStream::connect(self.addr).unwrap();
         client.set_nodelay(true).unwrap();
         client.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -112,7 +112,7 @@ impl<E: Engine> Bed<E> {
     }
 
     /// A client and the socket that it became, with `receive_once` armed.
-    fn pair(&mut self) -> (TcpStream, SocketKey) {
+    pub(super) fn pair(&mut self) -> (TcpStream, SocketKey) {
         let client = self.connect();
         match self.next() {
             Seen::Accepted(key) => (client, key),
@@ -129,7 +129,7 @@ impl<E: Engine> Bed<E> {
     }
 
     /// The next event, however many turns that takes.
-    fn next(&mut self) -> Seen {
+    pub(super) fn next(&mut self) -> Seen {
         let deadline = Instant::now() + PATIENCE;
         loop {
             if let Some(event) = self.engine.next_event() {
@@ -144,7 +144,7 @@ impl<E: Engine> Bed<E> {
     }
 
     /// Several turns in which nothing happens, and which do not spin.
-    fn nothing(&mut self) {
+    pub(super) fn nothing(&mut self) {
         self.engine.turn(None).unwrap();
         if let Some(event) = self.engine.next_event() {
             panic!("{event:?} instead of nothing");
