@@ -14,7 +14,7 @@ use std::time::Duration;
 use crossbeam_channel::Receiver;
 use tokio::io::unix::AsyncFd;
 
-use super::admin::{Desk, listener};
+use super::admin::{ANSWER_MAX, Desk, listener};
 use super::jwks::FetchedKeys;
 use super::link::Link;
 use super::shards::Shards;
@@ -177,7 +177,8 @@ impl Turns {
             jitter: RefCell::new(fastrand::Rng::with_seed(!plan.seed)),
         });
         let mailboxes = control.shards.mailboxes();
-        let desk = Desk::new(plan.handle, mailboxes, plan.homes, Arc::clone(&plan.view), plan.seed);
+        let view = Arc::clone(&plan.view);
+        let desk = Desk::new(plan.handle, mailboxes, plan.homes, view, ANSWER_MAX, plan.seed);
         if let Some(socket) = control.admin.take()
             && let Err(error) = listener::serve(socket, Rc::clone(&http), Rc::clone(&desk))
         {

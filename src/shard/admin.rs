@@ -264,6 +264,7 @@ mod tests {
     use crate::router::HomeMap;
     use crate::settings::Settings;
     use crate::shard::core::Command;
+    use crate::shard::wheel::TICK_MS;
     use crate::view::{Now, View};
 
     const TOKEN: &str = "a-token-for-tests-of-32-bytes-00";
@@ -360,6 +361,33 @@ mod tests {
         // What was asked for is carried out all the same.
         assert!(!view.try_close_desk());
         core.handle_parcel(answer());
+        end_turn(&mut core);
+        assert_eq!(core.residue(), Default::default());
+        assert!(view.try_close_desk());
+    }
+
+    /// The control thread gives up sooner and says so; should it say nothing at all, nobody waits for ever.
+    #[test]
+    fn without_an_answer_a_connection_ends() {
+        let (mut core, view) = asked("");
+        let (now_ms, commands) = loop {
+            // The wheel wants to be looked at now and then without anything being due.
+            let now_ms = core.next_timeout_ms().unwrap();
+            begin_turn(&mut core, now_ms);
+            let commands = end_turn(&mut core);
+            if !commands.is_empty() {
+                break (now_ms, commands);
+            }
+        };
+        assert!(matches!(commands[..], [Command::Close(CONN)]), "{commands:?}");
+        assert!(
+            (ANSWER_TIMEOUT_MS..ANSWER_TIMEOUT_MS + 2 * TICK_MS).contains(&now_ms),
+            "{now_ms}"
+        );
+        core.handle_closed(CONN);
+        // An answer that comes too late finds nobody.
+        core.handle_parcel(answer());
+        assert_eq!(core.poll_dirty(), None);
         end_turn(&mut core);
         assert_eq!(core.residue(), Default::default());
         assert!(view.try_close_desk());

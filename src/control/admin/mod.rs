@@ -30,7 +30,7 @@ use crate::router::HomeMap;
 use crate::view::View;
 
 /// The longest that a request may take. A broadcast to a million connections takes a few seconds.
-const ANSWER_MAX: Duration = Duration::from_secs(20);
+pub(super) const ANSWER_MAX: Duration = Duration::from_secs(20);
 const NOT_TOLD: &str = "but the other gateways could not be told: Redis is away";
 
 /// What somebody waits for.
@@ -78,18 +78,28 @@ pub(super) struct Desk {
     mailboxes: Vec<Mailbox>,
     homes: HomeMap,
     view: Arc<View>,
+    answer_max: Duration,
     ids: RefCell<IdSource>,
     waiting: RefCell<Waiting>,
 }
 
 impl Desk {
-    pub(super) fn new(handle: Handle, mailboxes: &[Mailbox], homes: HomeMap, view: Arc<View>, seed: u64) -> Rc<Self> {
+    /// `answer_max`: usually [`ANSWER_MAX`].
+    pub(super) fn new(
+        handle: Handle,
+        mailboxes: &[Mailbox],
+        homes: HomeMap,
+        view: Arc<View>,
+        answer_max: Duration,
+        seed: u64,
+    ) -> Rc<Self> {
         let mailboxes = mailboxes[..view.shards.len()].to_vec();
         Rc::new(Desk {
             handle,
             mailboxes,
             homes,
             view,
+            answer_max,
             ids: RefCell::new(IdSource::new(seed)),
             waiting: RefCell::default(),
         })
@@ -157,10 +167,10 @@ impl Desk {
             Err(answer) => return answer,
         };
         let change = action.change();
-        let answer = match tokio::time::timeout(ANSWER_MAX, self.carry_out(action)).await {
+        let answer = match tokio::time::timeout(self.answer_max, self.carry_out(action)).await {
             Ok(Ok(answer) | Err(answer)) => answer,
             Err(_) => {
-                let words = format!("no answer in {ANSWER_MAX:?}; it may be carried out all the same");
+                let words = format!("no answer in {:?}; it may be carried out all the same", self.answer_max);
                 Answer::refuse(Refusal::Timeout, &words)
             }
         };
@@ -444,3 +454,6 @@ fn wrong_word() -> Answer {
     debug_assert!(false, "a reply of another kind");
     Answer::refuse(Refusal::Internal, "a reply of another kind")
 }
+
+#[cfg(test)]
+mod tests;

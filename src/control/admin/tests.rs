@@ -1,0 +1,66 @@
+//! A desk that nobody answers.
+
+use std::sync::atomic::AtomicBool;
+
+use bytes::Bytes;
+use serde_json::Value;
+
+use super::super::OnDrain;
+use super::*;
+use crate::engine::Waker;
+use crate::lanes;
+
+/// What asks shards, and what asks the cluster; each gets its answer, and leaves nothing that waits.
+#[test]
+fn who_is_not_answered_in_time_hears_so() {
+    let (orders, _nobody_takes_orders) = crossbeam_channel::unbounded();
+    let handle = Handle {
+        orders,
+        ending: Arc::new(AtomicBool::new(false)),
+        on_drain: OnDrain(Arc::new(|| {})),
+        waker: Waker::inert().unwrap(),
+    };
+    let (_nobody_reads, senders, depths) = lanes::inboxes(2);
+    let wakers = (0..2).map(|_| Waker::inert().unwrap()).collect();
+    let view = Arc::new(View::new("gw".into(), true, "model", vec![None; 2], depths));
+    let mailboxes = lanes::mailboxes(senders, wakers);
+    let answer_max = Duration::from_millis(1);
+    let homes = HomeMap::new(2, [7; 16]);
+    let desk = Desk::new(handle, &mailboxes, homes, Arc::clone(&view), answer_max, 1);
+    let requests = [
+        ("GET", "/admin/connections", ""),
+        ("GET", "/admin/users/bob", ""),
+        ("POST", "/admin/messages", r#"{"to":"bob","content":1}"#),
+        ("POST", "/admin/broadcast", r#"{"content":1}"#),
+    ];
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .unwrap();
+    for (method, path, body) in requests {
+        let request = Request {
+            method: method.into(),
+            path: path.into(),
+            query: "".into(),
+            body: Bytes::from_static(body.as_bytes()),
+        };
+        let (sender, answered) = oneshot::channel();
+        let answer = tokio::task::LocalSet::new().block_on(&runtime, async {
+            desk.take_own(request, sender);
+            answered.await.unwrap()
+        });
+        let error: Value = serde_json::from_slice(&answer.body).unwrap();
+        let error = &error["error"];
+        assert_eq!((answer.status, &error["code"]), (504, &"timeout".into()), "{path}");
+        let words = error["message"].as_str().unwrap();
+        assert!(
+            words.contains("no answer in 1ms") && words.contains("may be carried out"),
+            "{words}"
+        );
+        assert!(desk.waiting.borrow().tickets.is_empty(), "{path}");
+        // What comes too late finds nobody.
+        let last = desk.waiting.borrow().last;
+        desk.replied(last, Reply::Count(1));
+    }
+    assert!(view.try_close_desk());
+}
