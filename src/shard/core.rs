@@ -35,6 +35,8 @@ use crate::shard::wheel::Wheel;
 use crate::shard::{Connection, Stage};
 use crate::view::{Now, View};
 
+pub use super::checks::Residue;
+
 /// What the turn must do with the engine.
 #[derive(Debug)]
 pub enum Command {
@@ -105,7 +107,7 @@ pub struct Core {
     expired: Vec<u32>,
     /// In the order in which they got something: what answers a client goes before what fans out.
     dirty: VecDeque<u32>,
-    commands: Vec<Command>,
+    pub(super) commands: Vec<Command>,
     pub(super) tls: super::tls::Handshakes,
     pub(super) strangers: super::strangers::Strangers,
     pub(super) pending: super::pending::Pending,
@@ -701,87 +703,4 @@ impl Core {
             });
         }
     }
-
-    /// Asserts that the tables agree with each other. Debug builds do it on a sample of turns, simulations after each.
-    ///
-    /// # Panics
-    /// They do not, which is a fault of ours.
-    pub fn check_invariants(&self) {
-        let (mut counted, mut of_users) = (0, 0);
-        for (slot, conn) in self.connections.iter().enumerate() {
-            counted += u64::from(conn.counted);
-            if let Some(user) = conn.user {
-                of_users += 1;
-                assert!(
-                    self.users.devices(user).contains(&(slot as u32)),
-                    "not in the user's list"
-                );
-                assert!(
-                    matches!(conn.stage, Stage::Open),
-                    "a user on a connection that is not open"
-                );
-            }
-            assert!(
-                conn.outbox.as_ref().is_none_or(|outbox| !outbox.is_empty()),
-                "an empty outbox"
-            );
-        }
-        assert_eq!(counted, self.metrics().connections.get(), "connections counted");
-        assert_eq!(of_users, self.users.connections(), "connections in users' lists");
-        assert_eq!(self.users.len() as u64, self.metrics().users.get(), "users counted");
-        let pending = self.connections.iter().filter(|conn| conn.pending).count();
-        assert_eq!(pending, self.pending.len(), "pending sockets counted");
-        self.channels.check_invariants();
-        self.addresses.check_invariants();
-        for slot in 0..self.connections.len() as u32 {
-            let subscribed = self.channels.count(slot) > 0;
-            assert!(
-                !subscribed || self.connections[slot as usize].user.is_some(),
-                "a subscriber who has gone"
-            );
-        }
-    }
-
-    /// What this shard still holds, for tests that expect nothing.
-    #[doc(hidden)]
-    pub fn residue(&self) -> Residue {
-        let connections = self.connections.iter();
-        Residue {
-            connections: connections.filter(|conn| !matches!(conn.stage, Stage::Free)).count(),
-            users: self.users.len(),
-            outboxes: self.connections.iter().filter(|conn| conn.outbox.is_some()).count(),
-            deadlines: self.wheel.len(),
-            questions: self.questions.len(),
-            asked: self.remote.as_ref().map_or(0, Remote::asked),
-            commands: self.commands.len(),
-            requests: self.inquiries.len() + self.notices.len(),
-            credentials: self.credentials.len(),
-            pending: self.pending.len(),
-            handshakes: self.tls.waiting() + self.plain_http.waiting() + self.pending.to_arm.len(),
-            channels: self.channels.len() + self.joins.len(),
-            interests: self.interests.len() + self.interests.waiting(),
-            fan_out: self.channels.queued_bytes() + self.fan_out.broadcast_bytes(),
-        }
-    }
-}
-
-/// What a shard holds.
-#[doc(hidden)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[allow(missing_docs, reason = "the names say it")]
-pub struct Residue {
-    pub connections: usize,
-    pub users: usize,
-    pub outboxes: usize,
-    pub deadlines: usize,
-    pub questions: usize,
-    pub asked: usize,
-    pub commands: usize,
-    pub requests: usize,
-    pub credentials: usize,
-    pub pending: usize,
-    pub handshakes: usize,
-    pub channels: usize,
-    pub interests: usize,
-    pub fan_out: usize,
 }

@@ -6,6 +6,7 @@
 mod addresses;
 mod admin;
 mod channels;
+mod checks;
 pub mod core;
 mod credentials;
 mod deliver;
