@@ -333,6 +333,38 @@ fn metrics_are_documented() {
     assert_eq!(shown, documented);
 }
 
+/// The table in the documentation has our close codes and no others, and the dashboard has words for whatever it may show.
+#[test]
+fn codes_and_reasons_are_explained() {
+    use std::collections::BTreeSet;
+
+    use crate::metrics::{CLOSE_LABELS, REFUSED_LABELS};
+    use crate::protocol::close::CloseReason;
+
+    let ours = CloseReason::ALL
+        .iter()
+        .map(|reason| (reason.code().to_string(), reason.text()))
+        .filter(|(code, _)| code.starts_with('3'));
+    let ours: BTreeSet<(String, &str)> = ours.collect();
+    let mut documented = BTreeSet::new();
+    for line in include_str!("../../README.md").lines() {
+        let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+        for pair in cells.windows(2) {
+            if pair[0].len() == 4 && pair[0].starts_with('3') && pair[0].parse::<u16>().is_ok() {
+                documented.insert((pair[0].to_owned(), pair[1]));
+            }
+        }
+    }
+    assert_eq!(documented, ours);
+    let dashboard = include_str!("dashboard.html");
+    for (code, text) in ours {
+        assert!(dashboard.contains(&format!(" {code}: \"{text}\"")), "{code} {text}");
+    }
+    for label in CLOSE_LABELS.iter().chain(&REFUSED_LABELS) {
+        assert!(dashboard.contains(&format!(" {label}: \"")), "{label}");
+    }
+}
+
 #[test]
 fn end_of_input_ends_the_connection() {
     let (mut conn, _) = connection(true);
