@@ -140,6 +140,16 @@ pub async fn run<E: Engine>(plan: Plan) -> std::io::Result<()> {
     shard.live(plan.shard).await
 }
 
+/// What an operator can do about an accept that fails.
+fn remedy(error: &std::io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EMFILE) => "see limits.connections and the nofile limit",
+        Some(libc::ENFILE) => "the host has no more files: see fs.file-max",
+        Some(libc::ENOBUFS | libc::ENOMEM) => "the host has no memory for sockets: see net.ipv4.tcp_mem",
+        _ => "trying again",
+    }
+}
+
 struct Shard<E> {
     engine: E,
     core: Core,
@@ -234,7 +244,7 @@ impl<E: Engine> Shard<E> {
                 Event::Closed { key } => self.core.handle_closed(key),
                 Event::AcceptPaused { error } => {
                     self.core.metrics().accept_paused.inc();
-                    log::warn!("accepting paused: {error}; see limits.connections and the nofile limit");
+                    log::warn!("accepting paused: {error}; {}", remedy(&error));
                     self.core.handle_out_of_descriptors();
                     self.accept_retry_ms = Some(self.view.clock.now().mono_ms() + ACCEPT_RETRY_MS);
                 }
