@@ -165,7 +165,9 @@ impl Core {
         let index = self.channels.find(hash, channel);
         match index.and_then(|index| self.joins.joining.get_mut(&index)) {
             Some(joining) => joining.waiting.push((key, client_id.map(Into::into))),
-            None => self.say_subscribed(slot, channel, client_id),
+            None => {
+                self.say_subscribed(slot, channel, client_id);
+            }
         }
     }
 
@@ -174,10 +176,10 @@ impl Core {
         self.connections[slot as usize].grant.as_ref()?.channels.as_deref()
     }
 
-    fn say_subscribed(&mut self, slot: u32, channel: &str, client_id: Option<&str>) {
+    fn say_subscribed(&mut self, slot: u32, channel: &str, client_id: Option<&str>) -> bool {
         self.say(slot, SentKind::Subscribed, |_, out| {
             encode::subscribed(out, channel, client_id);
-        });
+        })
     }
 
     /// The first subscriber of a channel here: its home shall know.
@@ -280,7 +282,10 @@ impl Core {
             joining.waiting = waiting;
             let owed: Vec<(SocketKey, Option<Box<str>>)> = owed;
             for (_, client_id) in owed {
-                self.say_subscribed(slot, channel, client_id.as_deref());
+                if !self.say_subscribed(slot, channel, client_id.as_deref()) {
+                    // Too slow even for that: its close frame is the last it hears.
+                    return;
+                }
             }
         }
         // Whoever goes is not closed for what it does not want any more.
@@ -515,7 +520,7 @@ impl Core {
     }
 
     /// Goes on with what is on its way to many, as far as one turn may.
-    pub(super) fn fan_out(&mut self) {
+    pub fn fan_out(&mut self) {
         self.fan_out.outboxes = if std::mem::take(&mut self.turn.spoken) {
             FANOUT_LEAST
         } else {
