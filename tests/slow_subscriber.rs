@@ -162,8 +162,14 @@ fn a_burst_larger_than_the_limit_for_one_who_reads(engine: &str) {
     }
 }
 
-/// The same where each channel has a little of it.
+/// The same where each channel has a little of it: in frames that are sent together, and in frames that are sent one by one.
 fn bursts_on_many_channels_for_one_who_reads(engine: &str) {
+    for padding_bytes in [300, 1500] {
+        burst_on_many_channels(engine, padding_bytes);
+    }
+}
+
+fn burst_on_many_channels(engine: &str, padding_bytes: usize) {
     const CHANNELS: usize = 60;
     let gateway = start(engine, &["--shards", "2", "--limits-outbox-bytes", "16384"]);
     let mut alice = gateway.connect("alice");
@@ -171,7 +177,7 @@ fn bursts_on_many_channels_for_one_who_reads(engine: &str) {
     for channel in 0..CHANNELS {
         reader.subscribe(&channel.to_string());
     }
-    let padding = "x".repeat(300);
+    let padding = "x".repeat(padding_bytes);
     std::thread::scope(|scope| {
         let reader = &mut reader;
         scope.spawn(move || {

@@ -26,6 +26,9 @@ const ACCEPTS_MAX: usize = 8;
 /// waited for 10,000 fragments of nothing at once, half a millisecond.
 const BUFFER_BYTES: usize = 16 * 1024;
 
+/// Bulk senders that are looked at for one that has something.
+const BULK_LOOKS: usize = 32;
+
 // Values of `epoll_data` beside keys. A key's upper half is its generation, which has 24 bits.
 const LISTENER: u64 = u64::MAX;
 const WAKE: u64 = u64::MAX - 1;
@@ -378,7 +381,8 @@ impl EpollEngine {
 
     fn next_of_bulk(&mut self) -> Option<Found> {
         // Those that have nothing after all leave the line.
-        while let Some(key) = self.bulk.pop_front() {
+        for _ in 0..BULK_LOOKS {
+            let key = self.bulk.pop_front()?;
             if let Some(entry) = self.slab.open(key) {
                 entry.clear(WAITING);
                 if let Some(found) = self.receive(key) {

@@ -53,7 +53,8 @@ pub use waker::Waker;
 #[derive(Debug)]
 pub enum SendStatus {
     /// In flight: an [`Event::Sent`] or [`Event::Ended`] follows, and no other send may start before it.
-    /// Once `Ended` was reported, a send that fails comes back as `Sent`, as `Ended` comes at most once.
+    /// Once `Ended` was reported, a send that fails comes back as `Sent`, as `Ended` comes at most once; and so does one of a bulk
+    /// sender, whose `Ended` comes behind its bytes.
     InFlight,
     /// The kernel took everything at once; the socket is free for the next send.
     Done(Payload),

@@ -304,7 +304,8 @@ mod tests {
 
     /// Returns what the engine shall do.
     fn end_turn(core: &mut Core) -> Vec<Command> {
-        core.go_on();
+        core.fan_out();
+        core.serve_strangers();
         let mut commands = Vec::new();
         core.poll_command(&mut commands);
         core.flush_lanes();

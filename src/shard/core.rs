@@ -71,7 +71,8 @@ pub(super) struct ThisTurn {
     pub(super) local: u64,
     pub(super) from_lanes: Vec<u64>,
     pub(super) from_gateways: Vec<u64>,
-    /// A client said something, or is to hear something that another shard or gateway says: somebody waits for this turn.
+    /// A client said something, since the last turn's fan-out, or is to hear something that another shard or gateway says:
+    /// somebody waits for this turn.
     pub(super) spoken: bool,
 }
 
@@ -295,25 +296,14 @@ impl Core {
         }
     }
 
-    /// Goes on with what is spread over turns, so that nobody else waits for all of it: steps of TLS handshakes, plain HTTP,
-    /// tokens, what is on its way to many, and listening to those who are not let in yet.
-    pub fn go_on(&mut self) {
-        self.serve_strangers();
-        self.fan_out();
-    }
-
-    /// True if this turn has brought something that somebody waits for.
+    /// True if this turn has brought something, before [`Core::fan_out`], that somebody waits for.
     pub fn has_spoken(&self) -> bool {
         self.turn.spoken
     }
 
-    /// True if there is more of that for the next turn.
+    /// True if there is more to do of what is spread over turns, so that nobody else waits for all of it.
     pub fn has_more(&self) -> bool {
-        self.has_handshakes()
-            || self.has_requests()
-            || self.has_credentials()
-            || self.has_fan_out()
-            || self.has_pending_to_arm()
+        self.has_fan_out() || self.has_strangers()
     }
 
     /// Arms the kind of receive that the connection's stage wants.
@@ -638,8 +628,23 @@ impl Core {
     /// `began_ns`: when the turn's work began, which is before the engine submitted what the turn before left.
     pub fn end_turn(&mut self, began_ns: u64, now_ns: u64) {
         self.settle_answers();
+        self.count_deliveries(now_ns);
         let metrics = &self.view.shards[self.me.index()];
         metrics.loop_turn.record(now_ns.saturating_sub(began_ns), 1);
+        for received_ns in self.channels.gone_round() {
+            metrics.fanout.record(now_ns.saturating_sub(received_ns), 1);
+        }
+        metrics.channels.set(self.channels.len() as u64);
+        metrics.subscriptions.set(self.channels.subscriptions() as u64);
+        // Going through all connections costs too much for every turn, even in debug builds.
+        if cfg!(debug_assertions) && self.now.mono_ns.is_multiple_of(61) {
+            self.check_invariants();
+        }
+    }
+
+    /// Records how long deliveries took whose bytes are handed to the engine.
+    pub fn count_deliveries(&mut self, now_ns: u64) {
+        let metrics = &self.view.shards[self.me.index()];
         if self.turn.local > 0 {
             let took = now_ns.saturating_sub(self.now.mono_ns);
             metrics.delivered(crate::metrics::Path::Local, took, self.turn.local);
@@ -650,15 +655,6 @@ impl Core {
         }
         for received_ns in self.turn.from_gateways.drain(..) {
             metrics.delivered(crate::metrics::Path::Gateway, now_ns.saturating_sub(received_ns), 1);
-        }
-        for received_ns in self.channels.gone_round() {
-            metrics.fanout.record(now_ns.saturating_sub(received_ns), 1);
-        }
-        metrics.channels.set(self.channels.len() as u64);
-        metrics.subscriptions.set(self.channels.subscriptions() as u64);
-        // Going through all connections costs too much for every turn, even in debug builds.
-        if cfg!(debug_assertions) && self.now.mono_ns.is_multiple_of(61) {
-            self.check_invariants();
         }
     }
 

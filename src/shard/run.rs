@@ -2,7 +2,7 @@
 //!
 //! Owns the shard's thread. One turn: reap what completed → let the core act on it, on the inbox and on deadlines →
 //! carry out its commands, hand its bytes to the engine, send its batches. All sends of a turn leave with the next
-//! turn's one system call.
+//! turn's one system call, or by one of their own before strangers and bulk senders have theirs.
 //!
 //! The task never relies on the executor's preemption: it looks at its inbox every turn and yields by its own clock
 //! (see ARCHITECTURE.md, "Living with glommio").
@@ -42,9 +42,12 @@ const INBOX_ITEMS_PER_TURN: usize = 4096;
 /// taken what was sent stands behind a burst's bytes in the engine's queue, and a burst that takes many turns would have its
 /// reader pass for one who does not read.
 const RECEIVED_BYTES_PER_TURN: usize = 256 * 1024;
-/// A turn goes on to take what bulk senders sent until it has lasted this long; one buffer it takes in any case. Long enough that
-/// what a turn costs by itself, a few microseconds, is little of it, and about what a message beside a bulk sender waits for.
+/// A turn goes on to take what bulk senders sent until it has lasted this long. Long enough that what a turn costs by itself, a few
+/// microseconds, is little of it, and about what a message beside a bulk sender waits for.
 const BULK_UNTIL_NS: u64 = 100_000;
+/// A turn that was long for others' sake takes so much of it all the same: whoever sends messages of more than a buffer is a bulk
+/// sender, and these must not wait while others are busy.
+const BULK_AT_LEAST_NS: u64 = 25_000;
 /// How long the last sockets may take to close when the shard shall end.
 const STOP_MAX_NS: u64 = 1_000_000_000;
 /// Accepting is tried again this long after the process ran out of descriptors.
@@ -181,13 +184,16 @@ impl<E: Engine> Shard<E> {
             self.core.begin_turn(now);
             let mut busy = self.take_events() | self.take_parcels();
             self.core.handle_timeouts();
-            // Answers leave before what is spread over turns, for which nobody has waited since the turn began.
-            if self.core.has_spoken() && (self.core.has_more() || self.engine.has_bulk()) {
+            let spoken = self.core.has_spoken();
+            self.core.fan_out();
+            // Answers leave before what takes a share of the turn for those for whom nobody waits.
+            if spoken && (self.core.has_strangers() || self.engine.has_bulk()) {
                 self.carry_out();
                 self.core.flush_lanes();
                 self.engine.submit()?;
+                self.core.count_deliveries(self.view.clock.mono_ns());
             }
-            self.core.go_on();
+            self.core.serve_strangers();
             busy |= self.take_bulk(began_ns);
             if self.core.poll_keys_wanted() {
                 self.reports.tell(Report::KeysWanted);
@@ -255,19 +261,21 @@ impl<E: Engine> Shard<E> {
 
     /// Lets the core see what bulk senders sent, as far as a turn may that began at `began_ns`.
     fn take_bulk(&mut self, began_ns: u64) -> bool {
-        let mut any = false;
+        if !self.engine.has_bulk() {
+            return false;
+        }
+        let until_ns = (began_ns + BULK_UNTIL_NS).max(self.view.clock.mono_ns() + BULK_AT_LEAST_NS);
         while let Some(event) = self.engine.next_bulk() {
-            any = true;
             match event {
                 Event::Received { key, bytes } => self.core.handle_received(key, bytes),
                 Event::Ended { key, error } => self.core.handle_ended(key, error.is_some()),
                 other => debug_assert!(false, "{other:?} of a bulk sender"),
             }
-            if self.view.clock.mono_ns().saturating_sub(began_ns) > BULK_UNTIL_NS {
+            if self.view.clock.mono_ns() > until_ns {
                 break;
             }
         }
-        any
+        true
     }
 
     /// Lets the core act on what came from other threads, as much as one turn may take.

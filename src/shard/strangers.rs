@@ -9,6 +9,9 @@ use super::core::Core;
 /// What one turn spends on all of them, microseconds of an ordinary core. A turn has a cost of its own of some ten microseconds,
 /// so that little more than a tenth is lost to a rush of handshakes.
 const TURN_US: u32 = 100;
+/// What is left for the queues whatever was spent before: 8 accepts alone cost more than all, and who was accepted must not wait
+/// for the end of a rush.
+const LEAST_US: u32 = TURN_US / 2;
 
 // What one of each costs, microseconds.
 
@@ -52,9 +55,8 @@ impl Strangers {
 }
 
 impl Core {
-    /// Goes on with what strangers wait for. Each turn begins with another queue and does something of it whatever was spent
-    /// already, so that none waits for the others' end.
-    pub(super) fn serve_strangers(&mut self) {
+    /// Goes on with what strangers wait for. Each turn begins with another queue, so that none waits for the others' end.
+    pub fn serve_strangers(&mut self) {
         const QUEUES: [fn(&mut Core); 4] = [
             Core::continue_handshakes,
             Core::continue_http,
@@ -62,9 +64,14 @@ impl Core {
             Core::arm_pending,
         ];
         let first = self.strangers.first;
-        self.strangers.left_us = self.strangers.left_us.max(1);
+        self.strangers.left_us = self.strangers.left_us.max(LEAST_US);
         for n in 0..QUEUES.len() {
             QUEUES[(first + n) % QUEUES.len()](self);
         }
+    }
+
+    /// True if strangers wait for more.
+    pub fn has_strangers(&self) -> bool {
+        self.has_handshakes() || self.has_requests() || self.has_credentials() || self.has_pending_to_arm()
     }
 }

@@ -227,7 +227,7 @@ impl RingEngine {
                 }
             };
             if entry.any(ENDED) {
-                // A send has said that the socket broke, and nothing is received after that.
+                // Nothing is received after that.
                 self.buffers.give(part.buffer);
                 continue;
             }
@@ -303,11 +303,13 @@ impl RingEngine {
         let more = completion.more();
         let entry = self.slab.get(key);
         debug_assert!(entry.is_some(), "a receive outlived its slot {key:?}");
-        let entry = entry?;
-        if !more {
-            entry.clear(RECEIVING);
+        let (mut closing, mut ended) = (false, true);
+        if let Some(entry) = entry {
+            if !more {
+                entry.clear(RECEIVING);
+            }
+            (closing, ended) = (entry.any(CLOSING), entry.any(ENDED));
         }
-        let (closing, ended) = (entry.any(CLOSING), entry.any(ENDED));
         let result = match (completion.result, completion.buffer()) {
             (1.., Some(buffer)) if !closing && !ended => {
                 let len = completion.result as usize;
@@ -395,9 +397,15 @@ impl RingEngine {
             return None;
         }
         entry.end_send();
-        let ended = entry.any(ENDED);
+        let mut ended = entry.any(ENDED);
         if error.is_some() && !closing && !ended {
-            entry.set(ENDED);
+            if entry.any(WAITING) {
+                // What it said before it broke comes first.
+                self.bulk.end(entry, completion.result);
+                ended = true;
+            } else {
+                entry.set(ENDED);
+            }
         }
         let payload = self.sends.finish(index);
         if closing {
@@ -405,7 +413,7 @@ impl RingEngine {
         }
         match (error, payload) {
             (None, Some(payload)) => Some(Event::Sent { key, payload }),
-            // `Ended` comes at most once, and an owner that waits for this send to end must hear of it.
+            // `Ended` comes at most once, or later, and an owner that waits for this send to end must hear of it.
             (Some(_), Some(payload)) if ended && !closing => Some(Event::Sent { key, payload }),
             (Some(error), _) if !closing => Some(Event::Ended {
                 key,

@@ -52,6 +52,23 @@ impl ModelEngine {
         self.events.pop_front()
     }
 
+    /// True if this comes of a socket that receives until its end: one that may be a bulk sender's.
+    pub fn may_wait_in_line(&self, event: &Happened) -> bool {
+        let Happened::Received(key, _) = event else {
+            return false;
+        };
+        self.sockets
+            .get(key.slot as usize)
+            .is_some_and(|socket| socket.generation == key.generation && socket.receive == Receive::Stream)
+    }
+
+    /// True until the owner closes it.
+    pub fn is_open(&self, key: SocketKey) -> bool {
+        self.sockets
+            .get(key.slot as usize)
+            .is_some_and(|socket| socket.generation == key.generation && socket.wire.is_some() && !socket.closing)
+    }
+
     /// Sockets in the slab.
     pub fn sockets(&self) -> usize {
         self.sockets.len() - self.free.len()

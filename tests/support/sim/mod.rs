@@ -18,7 +18,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use shardgate::config::Config;
-use shardgate::engine::Waker;
+use shardgate::engine::{SocketKey, Waker};
 use shardgate::ids::{IdSource, ShardId};
 use shardgate::lanes::{self, Inbox, Instruction, Item, LANE_ITEMS_MAX, LANE_ITEMS_RESERVED, Lanes, Mailbox, Parcel};
 use shardgate::metrics::Exposition;
@@ -82,6 +82,14 @@ pub struct World {
     /// Publications that did not reach everybody.
     lost: usize,
     drain_until_ms: Option<u64>,
+}
+
+/// Lets the core see bytes that came over a wire.
+fn receive(core: &mut Core, engine: &ModelEngine, wires: &mut [Wire], now_ms: u64, key: SocketKey, mut bytes: Vec<u8>) {
+    if let Some(wire) = engine.wire_of(key) {
+        wires[wire].last_seen_ms = now_ms;
+    }
+    core.handle_received(key, &mut bytes);
 }
 
 impl World {
@@ -234,16 +242,18 @@ impl World {
             mono_ns: self.now_ns,
             wall_ms: self.wall_offset_ms + now_ms,
         });
+        // What bulk senders sent comes last in a turn, and so does all that comes behind it.
+        let some_are_bulk = chance.below(4) == 0;
+        let mut in_line: Vec<(SocketKey, Happened)> = Vec::new();
         while let Some(event) = engine.next_event() {
             busy = true;
+            let waits = some_are_bulk && engine.may_wait_in_line(&event) && chance.below(2) == 0;
+            let is_in_line = |of: SocketKey| in_line.iter().any(|(key, _)| *key == of);
             match event {
+                Happened::Received(key, _) if waits || is_in_line(key) => in_line.push((key, event)),
+                Happened::Ended(key, _) if is_in_line(key) => in_line.push((key, event)),
                 Happened::Accepted(key) => core.handle_accepted(key, None),
-                Happened::Received(key, mut bytes) => {
-                    if let Some(wire) = engine.wire_of(key) {
-                        wires[wire].last_seen_ms = now_ms;
-                    }
-                    core.handle_received(key, &mut bytes);
-                }
+                Happened::Received(key, bytes) => receive(core, engine, wires, now_ms, key, bytes),
                 Happened::Sent(key, payload) => core.handle_sent(key, payload),
                 Happened::Ended(key, broken) => core.handle_ended(key, broken),
                 Happened::Closed(key) => core.handle_closed(key),
@@ -262,66 +272,83 @@ impl World {
         }
         busy |= items > 0;
         core.handle_timeouts();
-        core.go_on();
-        // Commands may bring more bytes to send, and the other way round.
-        loop {
-            while core.poll_command(commands) {
-                for command in commands.drain(..) {
-                    busy = true;
-                    match command {
-                        Command::ReceiveOnce(key) => engine.receive_once(key),
-                        Command::ReceiveStream(key) => engine.receive_stream(key),
-                        Command::Finish(key) => engine.finish(key, wires),
-                        Command::Close(key) | Command::Reset(key) => engine.close(key),
-                        Command::Detach(key) => {
-                            if let Some(socket) = engine.detach(key) {
-                                core.handle_detached(key, socket);
-                            }
-                        }
-                        Command::Adopt(mut hand_over) => {
-                            if let Some(socket) = hand_over.socket.take() {
-                                let key = engine.adopt(socket, tokens);
-                                if let Some(wire) = engine.wire_of(key) {
-                                    wires[wire].last_seen_ms = now_ms;
-                                    wires[wire].watched_from_ms = now_ms;
+        core.fan_out();
+        // What there is may leave before strangers are served, and what that brings after it.
+        let early = chance.below(2) == 0;
+        for last in [false, true] {
+            if last {
+                core.serve_strangers();
+                for (key, event) in in_line.drain(..) {
+                    match event {
+                        _ if !engine.is_open(key) => {}
+                        Happened::Received(key, bytes) => receive(core, engine, wires, now_ms, key, bytes),
+                        Happened::Ended(key, broken) => core.handle_ended(key, broken),
+                        other => unreachable!("{other:?} of a bulk sender"),
+                    }
+                }
+            } else if !early {
+                continue;
+            }
+            // Commands may bring more bytes to send, and the other way round.
+            loop {
+                while core.poll_command(commands) {
+                    for command in commands.drain(..) {
+                        busy = true;
+                        match command {
+                            Command::ReceiveOnce(key) => engine.receive_once(key),
+                            Command::ReceiveStream(key) => engine.receive_stream(key),
+                            Command::Finish(key) => engine.finish(key, wires),
+                            Command::Close(key) | Command::Reset(key) => engine.close(key),
+                            Command::Detach(key) => {
+                                if let Some(socket) = engine.detach(key) {
+                                    core.handle_detached(key, socket);
                                 }
-                                core.handle_adopted(key, *hand_over);
+                            }
+                            Command::Adopt(mut hand_over) => {
+                                if let Some(socket) = hand_over.socket.take() {
+                                    let key = engine.adopt(socket, tokens);
+                                    if let Some(wire) = engine.wire_of(key) {
+                                        wires[wire].last_seen_ms = now_ms;
+                                        wires[wire].watched_from_ms = now_ms;
+                                    }
+                                    core.handle_adopted(key, *hand_over);
+                                }
                             }
                         }
                     }
                 }
-            }
-            let mut sent_any = false;
-            while let Some(key) = core.poll_dirty() {
-                while let Some(payload) = core.poll_payload(key) {
-                    busy = true;
-                    if let Some(index) = engine.wire_of(key) {
-                        let wire = &mut wires[index];
-                        for said in wire.said.push(payload.as_slice()) {
-                            if said == Said::Ping {
-                                let silent = now_ms - wire.last_seen_ms;
-                                let interval = self.settings.heartbeat.interval.as_millis() as u64;
-                                // One that waited behind another send may be out of date by now.
-                                assert!(
-                                    silent >= interval || sending.contains(&index),
-                                    "pinged after {silent} ms"
-                                );
-                                wire.watched_from_ms = now_ms;
+                let mut sent_any = false;
+                while let Some(key) = core.poll_dirty() {
+                    while let Some(payload) = core.poll_payload(key) {
+                        busy = true;
+                        if let Some(index) = engine.wire_of(key) {
+                            let wire = &mut wires[index];
+                            for said in wire.said.push(payload.as_slice()) {
+                                if said == Said::Ping {
+                                    let silent = now_ms - wire.last_seen_ms;
+                                    let interval = self.settings.heartbeat.interval.as_millis() as u64;
+                                    // One that waited behind another send may be out of date by now.
+                                    assert!(
+                                        silent >= interval || sending.contains(&index),
+                                        "pinged after {silent} ms"
+                                    );
+                                    wire.watched_from_ms = now_ms;
+                                }
                             }
                         }
+                        match engine.send(key, payload, wires, chance) {
+                            None => break,
+                            Some(payload) => core.handle_sent(key, payload),
+                        }
                     }
-                    match engine.send(key, payload, wires, chance) {
-                        None => break,
-                        Some(payload) => core.handle_sent(key, payload),
-                    }
+                    sent_any = true;
                 }
-                sent_any = true;
+                if !sent_any {
+                    break;
+                }
             }
-            if !sent_any {
-                break;
-            }
+            core.flush_lanes();
         }
-        core.flush_lanes();
         core.end_turn(self.now_ns, self.now_ns);
         core.check_invariants();
         busy |= core.has_more();

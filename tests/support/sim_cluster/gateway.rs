@@ -325,7 +325,8 @@ impl Gateway {
             }
         }
         core.handle_timeouts();
-        core.go_on();
+        core.fan_out();
+        core.serve_strangers();
         loop {
             while core.poll_command(commands) {
                 for command in commands.drain(..) {
