@@ -1,4 +1,4 @@
-//! What bulk senders sent, and waits for its turn: lines of lent buffers, a line per socket, one buffer of each in turn.
+//! What bulk senders sent, and waits for its turn: lines of lent buffers, a line per socket, a few buffers of each in turn.
 //!
 //! Owned by the shard's engine. A line is there only while it has buffers, so there are never more lines than buffers, and
 //! `u16` counts either.
@@ -7,6 +7,10 @@ use std::collections::VecDeque;
 
 use super::super::SocketKey;
 use super::super::slab::{Entry, WAITING};
+
+/// Buffers of one line before it is the next one's turn. A message of 16 KB, the usual large one, is put together while it is warm:
+/// with one buffer of each of 100 senders in turn, all their messages were half-way in at once, in nobody's cache.
+const IN_A_ROW: usize = 4;
 
 /// Bytes in a lent buffer.
 #[derive(Debug, Clone, Copy)]
@@ -41,8 +45,9 @@ pub(super) struct Bulk {
     /// By the number that `Entry::line` has; those in `free` are empty and kept for their capacity.
     lines: Vec<Line>,
     free: Vec<u16>,
-    /// Whose turn is when.
+    /// Whose turn is when, and what the first has had of its own.
     order: VecDeque<u16>,
+    in_a_row: usize,
     buffers: usize,
     /// A socket whose last bytes are out, and what ended it.
     ended: Option<(SocketKey, i32)>,
@@ -95,15 +100,21 @@ impl Bulk {
         if let Some((key, result)) = self.ended.take() {
             return Some((key, Next::End(result)));
         }
-        let index = self.order.pop_front()?;
+        let index = *self.order.front()?;
         let line = &mut self.lines[usize::from(index)];
         let part = line.parts.pop_front()?;
         self.buffers -= 1;
+        self.in_a_row += 1;
         let key = line.key;
         if !line.parts.is_empty() {
-            self.order.push_back(index);
+            if self.in_a_row == IN_A_ROW {
+                self.order.rotate_left(1);
+                self.in_a_row = 0;
+            }
             return Some((key, Next::Bytes(part)));
         }
+        self.order.pop_front();
+        self.in_a_row = 0;
         self.free.push(index);
         self.ended = line.end.take().map(|result| (key, result));
         let ended = self.ended.is_some();
@@ -120,6 +131,9 @@ impl Bulk {
         self.buffers -= line.parts.len();
         line.parts.drain(..).for_each(|part| give_back(part.buffer));
         line.end = None;
+        if self.order.front() == Some(&entry.line) {
+            self.in_a_row = 0;
+        }
         self.order.retain(|&index| index != entry.line);
         self.free.push(entry.line);
     }
