@@ -3,6 +3,10 @@
 //! A client *sits* in a channel from the `subscribed` that it hears until it asks to leave: what is sent and acked in that
 //! time must come. Until it hears `unsubscribed`, it may come. At no other time may anything.
 //!
+//! A *stay* is what the gateway sees of that: from `subscribed` to `unsubscribed`. Most have one sitting. Who has asked to
+//! leave before it hears `subscribed` is owed nothing and does not sit, yet what it hears belongs to that stay and says
+//! nothing of the one before.
+//!
 //! An ack says that every shard with subscribers was given the publication, not that it has looked: so a sitting that
 //! somebody ends counts only until their shard was last done with all it was given, and what is on its way while they
 //! leave may stay away, if nothing comes that is behind it.
@@ -41,6 +45,8 @@ pub struct Sitting {
     pub from_ns: u64,
     /// The end of time while it lasts.
     pub until_ns: u64,
+    /// In which stay of theirs.
+    stay: usize,
 }
 
 /// One client in one channel.
@@ -49,8 +55,10 @@ pub struct Seat {
     asked: VecDeque<Request>,
     /// It has heard `subscribed` and no `unsubscribed` since.
     open: bool,
+    /// How often it came.
+    stays: usize,
     sittings: Vec<Sitting>,
-    /// The last publication heard from each publisher, and the same by sitting.
+    /// The last publication heard from each publisher, and the same by stay.
     heard: BTreeMap<usize, usize>,
     heard_in: BTreeMap<(usize, usize), usize>,
 }
@@ -192,6 +200,7 @@ impl ChannelBooks {
             (number(&said["id"], "s"), subscribed),
             "answers in another order than questions"
         );
+        seat.stays += usize::from(subscribed && !seat.open);
         seat.open = subscribed;
         self.waits.push((asked.sent_ns, now_ns));
         // Who has asked to leave already is owed nothing.
@@ -201,6 +210,7 @@ impl ChannelBooks {
             seat.sittings.push(Sitting {
                 from_ns: now_ns,
                 until_ns: u64::MAX,
+                stay: seat.stays,
             });
         }
     }
@@ -236,7 +246,7 @@ impl ChannelBooks {
             seat.open,
             "publication {number} came to {client}, who is not in the channel: {seat:?}"
         );
-        seat.heard_in.insert((seat.sittings.len(), publisher), number);
+        seat.heard_in.insert((seat.stays, publisher), number);
         let before = seat.heard.insert(publisher, number);
         assert!(
             before < Some(number),
@@ -308,12 +318,7 @@ impl ChannelBooks {
         // What is on its way while somebody leaves may stay away, but then so does all that is behind it.
         let missed = missed.filter(move |(client, sitting)| {
             let seat = &self.seats[&(*client, publication.channel)];
-            let place = seat
-                .sittings
-                .iter()
-                .take_while(|s| s.from_ns <= sitting.from_ns)
-                .count();
-            let last = seat.heard_in.get(&(place, publication.publisher));
+            let last = seat.heard_in.get(&(sitting.stay, publication.publisher));
             sitting.until_ns == u64::MAX || last > Some(&number)
         });
         missed.map(move |(client, sitting)| Missed {
