@@ -245,6 +245,8 @@ impl World {
         // What bulk senders sent comes last in a turn, and so does all that comes behind it.
         let some_are_bulk = chance.below(4) == 0;
         let mut in_line: Vec<(SocketKey, Happened)> = Vec::new();
+        // When they had last been seen as deadlines were looked at.
+        let mut seen_before_ms: BTreeMap<usize, u64> = BTreeMap::new();
         while let Some(event) = engine.next_event() {
             busy = true;
             let waits = some_are_bulk && engine.may_wait_in_line(&event) && chance.below(2) == 0;
@@ -281,7 +283,12 @@ impl World {
                 for (key, event) in in_line.drain(..) {
                     match event {
                         _ if !engine.is_open(key) => {}
-                        Happened::Received(key, bytes) => receive(core, engine, wires, now_ms, key, bytes),
+                        Happened::Received(key, bytes) => {
+                            if let Some(wire) = engine.wire_of(key) {
+                                seen_before_ms.entry(wire).or_insert(wires[wire].last_seen_ms);
+                            }
+                            receive(core, engine, wires, now_ms, key, bytes);
+                        }
                         Happened::Ended(key, broken) => core.handle_ended(key, broken),
                         other => unreachable!("{other:?} of a bulk sender"),
                     }
@@ -325,7 +332,8 @@ impl World {
                             let wire = &mut wires[index];
                             for said in wire.said.push(payload.as_slice()) {
                                 if said == Said::Ping {
-                                    let silent = now_ms - wire.last_seen_ms;
+                                    let seen_ms = seen_before_ms.get(&index).unwrap_or(&wire.last_seen_ms);
+                                    let silent = now_ms - seen_ms;
                                     let interval = self.settings.heartbeat.interval.as_millis() as u64;
                                     // One that waited behind another send may be out of date by now.
                                     assert!(
