@@ -619,3 +619,111 @@ impl Core {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::config::Config;
+    use crate::engine::{Payload, Waker};
+    use crate::lanes::{self, Lanes, Parcel};
+    use crate::protocol::close::CloseReason;
+    use crate::router::HomeMap;
+    use crate::settings::Settings;
+    use crate::view::{Now, View};
+
+    const CONN: SocketKey = SocketKey { slot: 0, generation: 1 };
+
+    fn settings(outbox_bytes: usize) -> Arc<Settings> {
+        let mut config = Config::default();
+        config.limits.outbox_bytes = outbox_bytes;
+        Arc::new(Settings::new(&config, 100).unwrap())
+    }
+
+    fn homes() -> HomeMap {
+        HomeMap::new(2, [7; 16])
+    }
+
+    /// The first shard of two, with a user of its own whose `welcome` is in flight.
+    fn welcomed() -> (Core, Payload) {
+        let (_, senders, depths) = lanes::inboxes(2);
+        let view = Arc::new(View::new(
+            "gw".into(),
+            true,
+            "model",
+            vec![None; 2],
+            Arc::clone(&depths),
+        ));
+        let wakers = vec![Waker::inert().unwrap(), Waker::inert().unwrap()];
+        let lanes = Lanes::new(ShardId(0), lanes::mailboxes(senders, wakers), depths);
+        let mut core = Core::new(view, settings(1 << 20), homes(), lanes, 1);
+        core.begin_turn(Now { mono_ns: 0, wall_ms: 0 });
+        let names = (0..).map(|number| format!("user{number}"));
+        let user = names
+            .into_iter()
+            .find(|name| homes().home(homes().hash(name)) == ShardId(0));
+        core.handle_accepted(CONN, None);
+        let head = format!(
+            "GET /ws?user={} HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+             Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n",
+            user.unwrap()
+        );
+        core.handle_received(CONN, &mut head.into_bytes());
+        core.serve_strangers();
+        assert_eq!(core.poll_dirty(), Some(CONN));
+        let welcome = core.poll_payload(CONN).unwrap();
+        assert!(matches!(core.conn(0).stage, Stage::Open));
+        (core, welcome)
+    }
+
+    /// The frame of a client.
+    fn frame(text: &str) -> Vec<u8> {
+        let len = u8::try_from(text.len()).unwrap();
+        let header: &[u8] = match len {
+            0..126 => &[0x81, 0x80 | len, 0, 0, 0, 0],
+            _ => &[0x81, 0x80 | 126, 0, len, 0, 0, 0, 0],
+        };
+        [header, text.as_bytes()].concat()
+    }
+
+    /// Two answers are owed to one who leaves before the channel's home has said anything, and there is no room for the first.
+    #[test]
+    fn who_is_too_slow_for_subscribed_hears_nothing_behind_its_close_frame() {
+        let names = (0..).map(|number| format!("room{number}"));
+        let elsewhere = |name: &String| homes().partition_home(homes().partition(name)) == ShardId(1);
+        let channel = names.into_iter().find(elsewhere).unwrap();
+        let long = "x".repeat(60);
+        // For nothing at all, and for the close frame and the second answer but not for the first.
+        for room in [0, 90] {
+            let (mut core, welcome) = welcomed();
+            core.handle_parcel(Parcel::Settings(settings(welcome.as_slice().len() + room)));
+            for id in [&*long, "2"] {
+                let text = format!(r#"{{"type":"subscribe","channel":"{channel}","id":"{id}"}}"#);
+                core.handle_received(CONN, &mut frame(&text));
+            }
+            assert_eq!(
+                core.joins
+                    .joining
+                    .values()
+                    .map(|joining| joining.waiting.len())
+                    .sum::<usize>(),
+                2
+            );
+            assert!(matches!(core.conn(0).stage, Stage::Open), "it waits");
+            let text = format!(r#"{{"type":"unsubscribe","channel":"{channel}","id":"3"}}"#);
+            core.handle_received(CONN, &mut frame(&text));
+            core.handle_sent(CONN, welcome);
+            let mut close = Vec::new();
+            encode::close(&mut close, CloseReason::SlowConsumer);
+            let last = core.poll_payload(CONN).expect("its close frame");
+            assert_eq!(
+                String::from_utf8_lossy(last.as_slice()),
+                String::from_utf8_lossy(&close)
+            );
+            core.handle_sent(CONN, last);
+            assert!(core.poll_payload(CONN).is_none(), "nothing behind it");
+            core.check_invariants();
+        }
+    }
+}
