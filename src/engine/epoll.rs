@@ -84,6 +84,8 @@ pub struct EpollEngine {
     /// Connections that this turn may still accept.
     accepts_left: usize,
     accept_paused: bool,
+    /// The kernel goes on to report the listener, so that a wait is none; who holds accepts has work.
+    accept_held: bool,
     waker: Waker,
     stats: EngineStats,
 }
@@ -256,7 +258,7 @@ impl EpollEngine {
                 WAKE => self.at += 1,
                 LISTENER => {
                     self.at += 1;
-                    if !self.accept_paused {
+                    if !self.accept_paused && !self.accept_held {
                         self.accepts_left = ACCEPTS_MAX;
                     }
                 }
@@ -453,6 +455,7 @@ impl Engine for EpollEngine {
             bulk: VecDeque::new(),
             accepts_left: 0,
             accept_paused: false,
+            accept_held: false,
             waker,
             stats: EngineStats::default(),
         })
@@ -587,6 +590,10 @@ impl Engine for EpollEngine {
                 self.accepts_left = 1;
             }
         }
+    }
+
+    fn hold_accepts(&mut self, hold: bool) {
+        self.accept_held = hold;
     }
 
     fn has_work(&mut self) -> bool {

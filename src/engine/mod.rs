@@ -185,6 +185,9 @@ pub trait Engine: Sized {
     /// Starts accepting again after [`Event::AcceptPaused`].
     fn resume_accept(&mut self);
 
+    /// Leaves new connections in the listener's queue, or takes them again. A few that are under way may still come.
+    fn hold_accepts(&mut self, hold: bool);
+
     /// True when a `turn` without waiting would find or submit something.
     fn has_work(&mut self) -> bool;
 

@@ -55,6 +55,11 @@ impl Credentials {
         self.queue.len() + self.unknown.len()
     }
 
+    /// Tokens that the next turns can decide on.
+    pub(super) fn waiting(&self) -> usize {
+        self.queue.len()
+    }
+
     /// Keys may have changed: nothing that was found out by the old ones holds.
     pub(super) fn forget(&mut self) {
         self.cache.clear();
@@ -107,7 +112,7 @@ impl Core {
 
     /// True if tokens wait that the next turn can decide on.
     pub(super) fn has_credentials(&self) -> bool {
-        !self.credentials.queue.is_empty()
+        self.credentials.waiting() > 0
     }
 
     /// True once for each time that keys shall be fetched; [`crate::lanes::Parcel::KeysFetched`] is the answer, whatever came

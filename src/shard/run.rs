@@ -194,6 +194,7 @@ impl<E: Engine> Shard<E> {
                 self.core.count_deliveries(self.view.clock.mono_ns());
             }
             self.core.serve_strangers();
+            self.engine.hold_accepts(self.core.is_crowded());
             busy |= self.take_bulk(began_ns);
             if self.core.poll_keys_wanted() {
                 self.reports.tell(Report::KeysWanted);

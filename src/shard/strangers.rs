@@ -9,6 +9,10 @@ use super::core::Core;
 /// What one turn spends on all of them, microseconds of an ordinary core. A turn has a cost of its own of some ten microseconds,
 /// so that little more than a tenth is lost to a rush of handshakes.
 const TURN_US: u32 = 100;
+/// With more of them waiting for their turns, no more are accepted: a rush of clients that mean well waits in the listener's queue,
+/// and is not accepted only to be closed for its age. Few enough to be served within some ten milliseconds.
+const WAITING_MAX: usize = 64;
+
 /// What is left for the queues whatever was spent before: 8 accepts alone cost more than all, and who was accepted must not wait
 /// for the end of a rush.
 const LEAST_US: u32 = TURN_US / 2;
@@ -68,6 +72,12 @@ impl Core {
         for n in 0..QUEUES.len() {
             QUEUES[(first + n) % QUEUES.len()](self);
         }
+    }
+
+    /// True if so many wait that nobody shall come.
+    pub fn is_crowded(&self) -> bool {
+        let waiting = self.tls.waiting() + self.plain_http.waiting() + self.credentials.waiting();
+        waiting + self.pending.to_arm.len() > WAITING_MAX
     }
 
     /// True if strangers wait for more.

@@ -119,6 +119,7 @@ pub struct RingEngine {
     accepts: usize,
     accept_due: bool,
     accept_paused: bool,
+    accept_held: bool,
     watch_due: bool,
     dropping: bool,
     stats: EngineStats,
@@ -149,7 +150,7 @@ impl RingEngine {
 
     /// Arms again what stopped, now that buffers were given back.
     fn arm_due(&mut self) {
-        if self.accept_due {
+        if self.accept_due && !self.accept_held {
             self.accept_due = false;
             while self.accepts < ACCEPTS_MAX {
                 self.accepts += 1;
@@ -487,6 +488,7 @@ impl Engine for RingEngine {
             accepts: 0,
             accept_due: false,
             accept_paused: false,
+            accept_held: false,
             watch_due: false,
             dropping: false,
             stats: EngineStats::default(),
@@ -630,8 +632,12 @@ impl Engine for RingEngine {
         self.accept_due |= std::mem::take(&mut self.accept_paused);
     }
 
+    fn hold_accepts(&mut self, hold: bool) {
+        self.accept_held = hold;
+    }
+
     fn has_work(&mut self) -> bool {
-        self.accept_due
+        (self.accept_due && !self.accept_held)
             || self.watch_due
             || !self.rearm.is_empty()
             || !self.closed.is_empty()

@@ -8,6 +8,7 @@ use super::*;
 
 for_both_engines! {
     accepts,
+    holds_accepts,
     receives_once_then_nothing,
     receives_a_stream,
     once_becomes_a_stream,
@@ -45,6 +46,28 @@ fn accepts<E: Engine>() {
     let (_other, other_key) = bed.pair();
     assert_ne!(key, other_key);
     assert_eq!(bed.engine.sockets(), 2);
+    bed.nothing();
+}
+
+fn holds_accepts<E: Engine>() {
+    let mut bed = Bed::<E>::new();
+    bed.engine.hold_accepts(true);
+    // As many as are under way come all the same.
+    let clients: Vec<TcpStream> = (0..100).map(|_| bed.connect()).collect();
+    let mut accepted = 0;
+    for _ in 0..20 {
+        bed.engine.turn(None).unwrap();
+        while let Some(event) = bed.engine.next_event() {
+            assert!(matches!(event, Event::Accepted { .. }), "{event:?}");
+            accepted += 1;
+        }
+    }
+    assert!(accepted <= 8, "{accepted} were accepted");
+    bed.engine.hold_accepts(false);
+    while accepted < clients.len() {
+        assert!(matches!(bed.next(), Seen::Accepted(_)));
+        accepted += 1;
+    }
     bed.nothing();
 }
 
