@@ -60,7 +60,7 @@ impl Core {
             requests: self.inquiries.len() + self.notices.len(),
             credentials: self.credentials.len(),
             pending: self.pending.len(),
-            handshakes: self.tls.waiting() + self.plain_http.waiting() + self.pending.to_arm.len(),
+            handshakes: self.waiting_strangers(),
             channels: self.channels.len() + self.joins.len(),
             interests: self.interests.len() + self.interests.waiting(),
             fan_out: self.channels.queued_bytes() + self.fan_out.broadcast_bytes(),

@@ -110,11 +110,6 @@ impl Core {
         }
     }
 
-    /// True if tokens wait that the next turn can decide on.
-    pub(super) fn has_credentials(&self) -> bool {
-        self.credentials.waiting() > 0
-    }
-
     /// True once for each time that keys shall be fetched; [`crate::lanes::Parcel::KeysFetched`] is the answer, whatever came
     /// of it.
     pub fn poll_keys_wanted(&mut self) -> bool {

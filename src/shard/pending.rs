@@ -103,11 +103,6 @@ impl Core {
         }
     }
 
-    /// True if some wait that the next turn can listen to.
-    pub(super) fn has_pending_to_arm(&self) -> bool {
-        !self.pending.to_arm.is_empty()
-    }
-
     /// It is a connection now, or closed.
     pub(super) fn end_pending(&mut self, slot: u32) {
         if std::mem::take(&mut self.conn(slot).pending) {

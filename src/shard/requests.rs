@@ -80,11 +80,6 @@ impl Core {
         }
     }
 
-    /// True if something waits that the next turn can continue.
-    pub(super) fn has_requests(&self) -> bool {
-        self.plain_http.waiting() > 0
-    }
-
     fn go_on_http(&mut self, slot: u32) {
         self.strangers.spend(ANSWER_US);
         self.drive_http(slot, HttpConn::go_on);

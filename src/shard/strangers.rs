@@ -74,14 +74,18 @@ impl Core {
         }
     }
 
-    /// True if so many wait that nobody shall come.
-    pub fn is_crowded(&self) -> bool {
-        let waiting = self.tls.waiting() + self.plain_http.waiting() + self.credentials.waiting();
-        waiting + self.pending.to_arm.len() > WAITING_MAX
+    /// How many wait for their turns.
+    pub(super) fn waiting_strangers(&self) -> usize {
+        self.tls.waiting() + self.plain_http.waiting() + self.credentials.waiting() + self.pending.to_arm.len()
     }
 
-    /// True if strangers wait for more.
+    /// True if some do.
     pub fn has_strangers(&self) -> bool {
-        self.has_handshakes() || self.has_requests() || self.has_credentials() || self.has_pending_to_arm()
+        self.waiting_strangers() > 0
+    }
+
+    /// True if so many do that nobody shall come.
+    pub fn is_crowded(&self) -> bool {
+        self.waiting_strangers() > WAITING_MAX
     }
 }

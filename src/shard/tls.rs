@@ -84,11 +84,6 @@ impl Core {
         }
     }
 
-    /// True if handshakes wait that the next turn can continue.
-    pub(super) fn has_handshakes(&self) -> bool {
-        self.tls.waiting() > 0
-    }
-
     /// What a new connection begins with.
     pub(super) fn new_tls(&self) -> Option<Box<Tls>> {
         let server = self.settings.tls.as_ref()?;
