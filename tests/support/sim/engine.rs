@@ -131,9 +131,8 @@ impl ModelEngine {
     }
 
     fn open_socket(&mut self, key: SocketKey) -> Option<&mut Socket> {
-        self.sockets
-            .get_mut(key.slot as usize)
-            .filter(|socket| socket.generation == key.generation && socket.wire.is_some() && !socket.closing)
+        let is_open = self.is_open(key);
+        self.sockets.get_mut(key.slot as usize).filter(|_| is_open)
     }
 
     pub fn wire_of(&self, key: SocketKey) -> Option<usize> {
