@@ -210,6 +210,55 @@ fn a_rotation_is_noticed_by_the_first_token_of_the_new_key() {
     assert!(gateway.metric("shardgate_token_verifications_total", &["result=\"unknown_key\""]) >= 1.0);
 }
 
+fn without_kid(algorithm: Algorithm) -> serde_json::Value {
+    let mut jwk = jwk(algorithm, "");
+    jwk.as_object_mut().unwrap().remove("kid");
+    jwk
+}
+
+/// A key of P-256 that signed none of our tokens.
+fn stranger(kid: &str) -> serde_json::Value {
+    let x = "f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU";
+    let y = "x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0";
+    json!({"kty": "EC", "crv": "P-256", "kid": kid, "x": x, "y": y})
+}
+
+/// Nobody is kept out because a second key was published.
+#[test]
+fn each_key_that_fits_is_tried() {
+    let server = Server::start(jwks(&[]));
+    let ours = |name: &str| jwk(Es256, name);
+    let mut unnamed_stranger = stranger("");
+    unnamed_stranger.as_object_mut().unwrap().remove("kid");
+    let unnamed = sign(Es256, &json!({"sub": "alice"}), None);
+    let named = token(Es256, "a");
+    for (keys, shown) in [
+        (json!([stranger("b"), ours("a")]), &unnamed),
+        (json!([unnamed_stranger, without_kid(Es256)]), &unnamed),
+        (json!([unnamed_stranger, without_kid(Es256)]), &named),
+        (json!([stranger("a"), ours("a")]), &named),
+    ] {
+        let bom = format!("\u{feff}{}", json!({"keys": keys}));
+        server.answer(Answer::Body(200, bom));
+        let gateway = gateway(&server);
+        assert_eq!(status(&gateway, shown), 101, "{keys}");
+        let forged = sign(EdDsa, &json!({"sub": "alice"}), None);
+        assert_eq!(status(&gateway, &forged), 401, "{keys}");
+    }
+}
+
+/// Keys without names rotate, too.
+#[test]
+fn a_rotation_without_names_is_noticed() {
+    let unnamed = |keys: serde_json::Value| Answer::Body(200, json!({"keys": keys}).to_string());
+    let mut old = stranger("");
+    old.as_object_mut().unwrap().remove("kid");
+    let server = Server::start(unnamed(json!([old])));
+    let gateway = gateway(&server);
+    server.answer(unnamed(json!([without_kid(Es256)])));
+    assert_eq!(status(&gateway, &sign(Es256, &json!({"sub": "alice"}), None)), 101);
+}
+
 #[test]
 fn made_up_keys_cause_few_fetches() {
     let server = Server::start(jwks(&[(Es256, "a")]));

@@ -75,7 +75,7 @@ pub enum Refusal {
     Malformed,
     /// Another algorithm than the configured ones.
     Algorithm,
-    /// No key, or not exactly one, that may have signed it. New keys may change that.
+    /// No key that may have signed it, or none of several fetched ones that it does not choose from. New keys may change that.
     UnknownKey,
     /// Signed by somebody else, or changed.
     Signature,

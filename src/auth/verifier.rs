@@ -61,21 +61,44 @@ impl Verifier {
     /// # Errors
     /// It speaks for nobody here and now.
     pub fn verify(&self, token: &str, now_ms: u64) -> Result<Identity, Refusal> {
+        self.verify_counting(token, now_ms).0
+    }
+
+    /// As [`Verifier::verify`], and how many signatures were looked at: at most [`crate::jws::TRIES_MAX`].
+    pub fn verify_counting(&self, token: &str, now_ms: u64) -> (Result<Identity, Refusal>, u32) {
+        let mut signatures = 0;
+        let payload = self.payload(token, &mut signatures);
+        let identity = payload.and_then(|payload| {
+            let claims = Claims::parse(&payload)?;
+            self.check(&claims, now_ms)?;
+            Ok(Identity {
+                user: claims.user.clone(),
+                grant: Arc::new(claims.into_grant(self.leeway_ms)),
+            })
+        });
+        (identity, signatures)
+    }
+
+    /// What the token holds, if one of our keys signed it.
+    fn payload(&self, token: &str, signatures: &mut u32) -> Result<Vec<u8>, Refusal> {
         let signed = Signed::parse(token).map_err(|_| Refusal::Malformed)?;
         let algorithm = signed
             .algorithm
             .filter(|claimed| self.algorithms.contains(claimed))
             .ok_or(Refusal::Algorithm)?;
-        let key = self
-            .keys
-            .choose(algorithm, signed.kid.as_deref())
-            .map_err(|_| Refusal::UnknownKey)?;
-        let payload = signed.payload(key, algorithm).ok_or(Refusal::Signature)?;
-        let claims = Claims::parse(&payload)?;
-        self.check(&claims, now_ms)?;
-        Ok(Identity {
-            user: claims.user.clone(),
-            grant: Arc::new(claims.into_grant(self.leeway_ms)),
+        let candidates = self.keys.choose(algorithm, signed.kid.as_deref());
+        for key in &candidates.keys {
+            *signatures += 1;
+            if let Some(payload) = signed.payload(key, algorithm) {
+                return Ok(payload);
+            }
+        }
+        // Of a key without a name nobody can tell that it is another one: it may be new.
+        let may_be_new = self.keys_are_fetched && !candidates.named;
+        Err(if candidates.keys.is_empty() || may_be_new {
+            Refusal::UnknownKey
+        } else {
+            Refusal::Signature
         })
     }
 

@@ -178,6 +178,9 @@ impl FetchedKeys {
                 let changed = set != *self.set;
                 if changed {
                     log::info!("keys from {}: {}", self.fetcher.url, set.names());
+                    if let Some(left_out) = set.left_out() {
+                        log::info!("keys from {} that are left out: {left_out}", self.fetcher.url);
+                    }
                     self.set = Arc::new(set);
                 }
                 Ok(changed)

@@ -53,6 +53,35 @@ pub enum BadKey {
     Unfit(Algorithm),
 }
 
+/// Why a key of a JWKS cannot be used. Most sets hold some, for other purposes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum LeftOut {
+    /// Not the members of RFC 7517.
+    #[error("it is no JWK")]
+    NoJwk,
+    /// `use` or `key_ops` say so.
+    #[error("it is not for signatures (use, key_ops)")]
+    Purpose,
+    /// `oct`: a set that everybody may read holds none.
+    #[error("it is a secret (kty oct)")]
+    Secret,
+    /// Another `kty` or `crv`.
+    #[error("it is of another kind than RSA, P-256, P-384 and Ed25519 (kty, crv)")]
+    Kind,
+    /// Another `alg`.
+    #[error("its alg is none that we know")]
+    Algorithm,
+    /// A member is missing, or not base64url.
+    #[error("n and e, x and y, or x are not there or no base64url")]
+    Member,
+    /// RSA outside 2048 to 8192 bits.
+    #[error("it is an RSA key of {0} bits, 2048 to 8192 are allowed")]
+    RsaBits(usize),
+    /// No point of its curve, or no RSA key.
+    #[error("its numbers make no key of its kind")]
+    NoKey,
+}
+
 /// A secret that guessing may find.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
@@ -132,31 +161,57 @@ impl Key {
         Key::public(key.map_err(|_| BadKey::Unknown)?)
     }
 
-    /// A public key of a JWKS; `None` for what we cannot use: other kinds, other purposes, secrets, broken ones.
-    pub(super) fn from_jwk(json: &str) -> Option<Key> {
-        let jwk: Jwk = serde_json::from_str(json).ok()?;
+    /// A public key of a JWKS.
+    ///
+    /// # Errors
+    /// We cannot use it; with its name, if it has one.
+    pub(super) fn from_jwk(json: &str) -> Result<Key, (Option<String>, LeftOut)> {
+        let jwk: Jwk = serde_json::from_str(json).map_err(|_| (None, LeftOut::NoJwk))?;
+        let kid = jwk.kid.clone();
+        match Key::of_members(jwk) {
+            Ok(key) => Ok(key),
+            Err(why) => Err((kid, why)),
+        }
+    }
+
+    fn of_members(jwk: Jwk) -> Result<Key, LeftOut> {
         let verifies = jwk.key_ops.is_none_or(|ops| ops.iter().any(|op| op == "verify"));
         if jwk.usage.is_some_and(|usage| usage != "sig") || !verifies {
-            return None;
+            return Err(LeftOut::Purpose);
         }
+        let text = |member: Option<String>| member.ok_or(LeftOut::Member);
+        let point = |x: Option<String>, y: Option<String>| {
+            let (x, y) = (text(x)?, text(y)?);
+            DecodingKey::from_ec_components(unpadded(&x), unpadded(&y)).map_err(|_| LeftOut::Member)
+        };
         let (family, key) = match (jwk.kty.as_str(), jwk.crv.as_deref()) {
             ("RSA", _) => {
-                let (n, e) = (number(&jwk.n?)?, number(&jwk.e?)?);
+                let (n, e) = (number(&text(jwk.n)?)?, number(&text(jwk.e)?)?);
                 (Family::Rsa, DecodingKey::from_rsa_raw_components(&n, &e))
             }
-            ("EC", Some("P-256")) => (Family::P256, DecodingKey::from_ec_components(&jwk.x?, &jwk.y?).ok()?),
-            ("EC", Some("P-384")) => (Family::P384, DecodingKey::from_ec_components(&jwk.x?, &jwk.y?).ok()?),
-            ("OKP", Some("Ed25519")) => (Family::Ed25519, DecodingKey::from_ed_components(&jwk.x?).ok()?),
-            _ => return None,
+            ("EC", Some("P-256")) => (Family::P256, point(jwk.x, jwk.y)?),
+            ("EC", Some("P-384")) => (Family::P384, point(jwk.x, jwk.y)?),
+            ("OKP", Some("Ed25519")) => {
+                let key = DecodingKey::from_ed_components(unpadded(&text(jwk.x)?));
+                (Family::Ed25519, key.map_err(|_| LeftOut::Member)?)
+            }
+            ("oct", _) => return Err(LeftOut::Secret),
+            _ => return Err(LeftOut::Kind),
         };
         let only = match jwk.alg.as_deref() {
             // RFC 9864 gives EdDSA with this curve a name of its own.
             Some("Ed25519") => Some(Algorithm::EdDsa),
-            Some(name) => Some(Algorithm::by_name(name)?),
+            Some(name) => Some(Algorithm::by_name(name).ok_or(LeftOut::Algorithm)?),
             None => None,
         };
-        let key = Key::public(key).ok().filter(|key| key.family == family)?;
-        Some(Key {
+        let key = Key::public(key).map_err(|bad| match bad {
+            BadKey::RsaBits(bits) => LeftOut::RsaBits(bits),
+            _ => LeftOut::NoKey,
+        })?;
+        if key.family != family {
+            return Err(LeftOut::NoKey);
+        }
+        Ok(Key {
             kid: jwk.kid,
             only,
             ..key
@@ -265,8 +320,15 @@ fn is_rsa_key(n: &[u8], e: &[u8]) -> bool {
 }
 
 /// A number of a JWK, without the leading zeros that some write (RFC 7518, 6.3.1.1, forbids them) and the library refuses.
-fn number(base64url: &str) -> Option<Vec<u8>> {
-    let bytes = URL_SAFE_NO_PAD.decode(base64url).ok()?;
+fn number(base64url: &str) -> Result<Vec<u8>, LeftOut> {
+    let bytes = URL_SAFE_NO_PAD
+        .decode(unpadded(base64url))
+        .map_err(|_| LeftOut::Member)?;
     let zeros = bytes.iter().take_while(|byte| **byte == 0).count();
-    Some(bytes[zeros..].to_vec())
+    Ok(bytes[zeros..].to_vec())
+}
+
+/// Without the padding that some write and RFC 7515, section 2, forbids: there is one way to read it.
+fn unpadded(base64url: &str) -> &str {
+    base64url.trim_end_matches('=')
 }

@@ -31,9 +31,9 @@ use std::fmt;
 use jsonwebtoken::crypto::{CryptoProvider, aws_lc};
 
 pub use compact::{Malformed, Signed};
-pub use key::{BadKey, Key, ShortSecret};
+pub use key::{BadKey, Key, LeftOut, ShortSecret};
 pub use members::{BadObject, Members};
-pub use set::{BadKeySet, KeySet, NoKey};
+pub use set::{BadKeySet, Candidates, KeySet, TRIES_MAX};
 pub use sign::{CannotSign, SigningKey};
 
 /// The longest token that is looked at, bytes. Longer than what identity providers issue, shorter than what a proxy lets

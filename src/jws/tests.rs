@@ -83,7 +83,7 @@ fn the_examples_of_the_rfcs() {
         ),
     ] {
         let set = jwks(jwk);
-        let key = set.choose(algorithm, None).unwrap();
+        let key = set.choose(algorithm, None).keys[0];
         let token = format!("{header}.{body}.{signature}");
         let expected = URL_SAFE_NO_PAD.decode(body).unwrap();
         assert_eq!(payload(&token, key).unwrap().as_bytes(), expected, "{algorithm}");
@@ -126,7 +126,7 @@ fn the_examples_of_the_cookbook() {
     ] {
         let token = format!("{}.{body}.{signature}", URL_SAFE_NO_PAD.encode(header));
         let signed = Signed::parse(&token).unwrap();
-        let key = set.choose(signed.algorithm.unwrap(), signed.kid.as_deref()).unwrap();
+        let key = set.choose(signed.algorithm.unwrap(), signed.kid.as_deref()).keys[0];
         assert_eq!(
             payload(&token, key).unwrap().as_bytes(),
             URL_SAFE_NO_PAD.decode(body).unwrap()
@@ -221,9 +221,10 @@ fn a_point_beside_its_curve_is_no_key() {
         "{{\"keys\":[{}]}}",
         ec("a", "").replace(honest, &honest.replace("f83O", "f83P"))
     );
+    let refused = KeySet::from_jwks(beside.as_bytes(), &Algorithm::ALL).unwrap_err();
     assert_eq!(
-        KeySet::from_jwks(beside.as_bytes(), &Algorithm::ALL),
-        Err(BadKeySet::NoneFits)
+        refused,
+        BadKeySet::NoneFits(" (a: its numbers make no key of its kind)".into())
     );
     // The generator of secp256k1, whose points are as long as those of P-256.
     let secp256k1 = &b"\x06\x05\x2b\x81\x04\x00\x0a"[..];
@@ -256,7 +257,7 @@ fn leading_zeros_of_a_modulus_change_nothing() {
         .find(|(algorithm, _)| *algorithm == Algorithm::Rs256)
         .unwrap()
         .1;
-    assert!(payload(token, set.choose(Algorithm::Rs256, None).unwrap()).is_some());
+    assert!(payload(token, set.choose(Algorithm::Rs256, None).keys[0]).is_some());
 }
 
 /// DER that is cut or bent anywhere is no key, and no panic.
@@ -282,10 +283,8 @@ fn broken_pem_is_no_key() {
 fn small_rsa_keys_are_refused() {
     let n = URL_SAFE_NO_PAD.encode([0xff; 128]);
     let json = format!(r#"{{"keys":[{{"kty":"RSA","n":"{n}","e":"AQAB"}}]}}"#);
-    assert_eq!(
-        KeySet::from_jwks(json.as_bytes(), &Algorithm::ALL),
-        Err(BadKeySet::NoneFits)
-    );
+    let refused = KeySet::from_jwks(json.as_bytes(), &Algorithm::ALL).unwrap_err();
+    assert!(refused.to_string().contains("RSA key of 1024 bits"), "{refused}");
 }
 
 #[test]
@@ -384,27 +383,97 @@ fn ec(kid: &str, more: &str) -> String {
     )
 }
 
+/// The names of the keys that are tried, and whether the token chose them.
+fn tried(set: &KeySet, kid: Option<&str>) -> (Vec<Option<String>>, bool) {
+    let candidates = set.choose(Algorithm::Es256, kid);
+    let names = candidates.keys.iter().map(|key| key.kid().map(str::to_owned));
+    (names.collect(), candidates.named)
+}
+
 #[test]
 fn a_kid_only_chooses_among_the_keys_that_fit() {
-    let es256 = |set: &KeySet, kid| {
-        set.choose(Algorithm::Es256, kid)
-            .map(|key| key.kid().map(str::to_owned))
-    };
+    let name = |name: &str| Some(name.to_owned());
     let two = jwks(&[ec("a", ""), ec("b", "")].join(","));
-    assert_eq!(es256(&two, Some("b")), Ok(Some("b".into())));
-    assert_eq!(es256(&two, None), Err(NoKey), "which one is not for us to guess");
+    assert_eq!(tried(&two, Some("b")), (vec![name("b")], true));
+    assert_eq!(tried(&two, None), (vec![name("a"), name("b")], false));
     for kid in ["c", "", "A", "../../dev/null", "' OR 1=1 --", "a\0", "http://evil/a"] {
-        assert_eq!(es256(&two, Some(kid)), Err(NoKey), "{kid}");
+        assert_eq!(tried(&two, Some(kid)), (vec![], false), "{kid}");
     }
-    assert!(two.choose(Algorithm::Rs256, Some("a")).is_err());
-    assert!(two.choose(Algorithm::Hs256, Some("a")).is_err());
+    assert!(two.choose(Algorithm::Rs256, Some("a")).keys.is_empty());
+    assert!(two.choose(Algorithm::Hs256, Some("a")).keys.is_empty());
     let one = jwks(&ec("a", ""));
-    assert_eq!(es256(&one, None), Ok(Some("a".into())));
-    assert_eq!(es256(&one, Some("b")), Err(NoKey));
+    assert_eq!(tried(&one, None), (vec![name("a")], false));
+    assert_eq!(tried(&one, Some("b")), (vec![], false));
     let unnamed = jwks(&ec("", ""));
-    assert_eq!(es256(&unnamed, Some("b")), Ok(None));
+    assert_eq!(tried(&unnamed, Some("b")), (vec![None], false));
     let configured = KeySet::of(key(Algorithm::Es256));
-    assert_eq!(es256(&configured, Some("anything")), Ok(None));
+    assert_eq!(tried(&configured, Some("anything")), (vec![None], false));
+    // Two of one name, and a few of none; never all of a large set.
+    let same = jwks(&[ec("a", ""), ec("b", ""), ec("a", r#""use":"sig","#)].join(","));
+    assert_eq!(tried(&same, Some("a")), (vec![name("a"), name("a")], true));
+    for kid in [Some("x"), None] {
+        assert_eq!(tried(&jwks(&vec![ec("", ""); 9].join(",")), kid).0.len(), TRIES_MAX);
+    }
+    assert_eq!(
+        tried(&jwks(&vec![ec("a", ""); 9].join(",")), Some("a")).0.len(),
+        TRIES_MAX
+    );
+}
+
+/// A byte order mark before the set, and padding behind its numbers: there is one way to read either.
+#[test]
+fn what_tools_do_to_a_jwks() {
+    let (pem, token) = (
+        key(Algorithm::Rs256),
+        of_openssl().find(|(a, _)| *a == Algorithm::Rs256).unwrap().1,
+    );
+    let (n, e) = pem.material();
+    let padded = |number: &[u8]| base64::engine::general_purpose::URL_SAFE.encode(number);
+    assert!(padded(n).ends_with('='));
+    let rsa = format!(r#"{{"kty":"RSA","n":"{}","e":"{}"}}"#, padded(n), padded(e));
+    assert!(payload(token, jwks(&rsa).choose(Algorithm::Rs256, None).keys[0]).is_some());
+    let padded = ec("a", "").replace("VEU", "VEU=").replace("5a0", "5a0=");
+    assert_eq!(jwks(&padded), jwks(&ec("a", "")));
+    let json = format!("\u{feff}{{\"keys\":[{padded}]}}");
+    assert_eq!(KeySet::from_jwks(json.as_bytes(), &Algorithm::ALL), Ok(jwks(&padded)));
+}
+
+#[test]
+fn what_is_left_out_of_a_jwks_is_said() {
+    let long = "k".repeat(1000);
+    for (left_out, said) in [
+        (ec("x", r#""use":"enc","#), "x: it is not for signatures"),
+        (ec("x", r#""alg":"ECDH-ES","#), "x: its alg is none"),
+        (
+            ec("x\\n", "").replace("P-256", "secp256k1"),
+            "x\\n: it is of another kind",
+        ),
+        (ec("", "").replace("f83O", "f83"), "(no kid): n and e, x and y, or x"),
+        (ec("x", "").replace("f83O", "f83P"), "x: its numbers make no key"),
+        (r#"{"kty":"oct","kid":"x","k":"c2VjcmV0"}"#.into(), "x: it is a secret"),
+        (r#"{"kty":"RSA","kid":"x","e":"AQAB"}"#.into(), "x: n and e"),
+        ("7".into(), "(no kid): it is no JWK"),
+        (format!(r#"{{"kty":"x","kid":"{long}"}}"#), "kkk: it is of another kind"),
+    ] {
+        let json = format!("{{\"keys\":[{left_out}]}}");
+        let refused = KeySet::from_jwks(json.as_bytes(), &Algorithm::ALL)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            refused.contains(said) && !refused.contains("c2Vj") && refused.len() < 300,
+            "{refused}"
+        );
+        let set = jwks(&format!("{left_out},{}", ec("a", "")));
+        let said_of_set = set.left_out().unwrap();
+        assert!(said_of_set.contains(said) && set.names() == "a", "{said_of_set}");
+    }
+    assert_eq!(jwks(&ec("a", "")).left_out(), None);
+    let other = KeySet::from_jwks(
+        format!("{{\"keys\":[{}]}}", ec("a", "")).as_bytes(),
+        &[Algorithm::Rs256],
+    );
+    let said = other.unwrap_err().to_string();
+    assert!(said.ends_with("(a: it is for other algorithms)"), "{said}");
 }
 
 #[test]
@@ -427,12 +496,8 @@ fn what_a_jwks_may_hold_besides() {
         "7".into(),
     ] {
         let set = jwks(&format!("{other},{ours}"));
-        let choose = |kid| {
-            set.choose(Algorithm::Es256, Some(kid))
-                .map(|key| key.kid().map(str::to_owned))
-        };
-        assert_eq!(choose("a"), Ok(Some("a".into())), "{other}");
-        assert_eq!(choose("x"), Err(NoKey), "{other}");
+        assert_eq!(tried(&set, Some("a")), (vec![Some("a".into())], true), "{other}");
+        assert_eq!(tried(&set, Some("x")).0, vec![], "{other}");
     }
     let refused = |json: &str| KeySet::from_jwks(json.as_bytes(), &[Algorithm::Es256]).unwrap_err();
     for garbage in [
@@ -447,11 +512,11 @@ fn what_a_jwks_may_hold_besides() {
     ] {
         assert_eq!(refused(garbage), BadKeySet::NotJwks, "{garbage}");
     }
-    assert_eq!(refused(r#"{"keys":[]}"#), BadKeySet::NoneFits);
+    assert_eq!(refused(r#"{"keys":[]}"#), BadKeySet::NoneFits(String::new()));
     let many = vec![ec("", ""); 65].join(",");
     assert_eq!(refused(&format!(r#"{{"keys":[{many}]}}"#)), BadKeySet::TooMany);
     let rsa_only = KeySet::from_jwks(format!(r#"{{"keys":[{ours}]}}"#).as_bytes(), &[Algorithm::Rs256]);
-    assert_eq!(rsa_only, Err(BadKeySet::NoneFits));
+    assert!(matches!(rsa_only, Err(BadKeySet::NoneFits(_))));
 }
 
 #[test]

@@ -144,11 +144,8 @@ impl Core {
             self.handle_verified(shown.by.slot, Err(Refusal::Malformed));
             return TOKEN_US;
         };
-        let result = verifier.verify(&shown.token.0, now_ms);
-        let cost = match &result {
-            Err(Refusal::Malformed | Refusal::Algorithm | Refusal::UnknownKey) => TOKEN_US,
-            _ => TOKEN_US + verifier.signature_us(),
-        };
+        let (result, signatures) = verifier.verify_counting(&shown.token.0, now_ms);
+        let cost = TOKEN_US + signatures * verifier.signature_us();
         let credentials = &mut self.credentials;
         let may_be_known = !shown.last && verifier.may_learn_keys() && credentials.unknown.len() < UNKNOWN_MAX;
         if result == Err(Refusal::UnknownKey) && may_be_known {
