@@ -9,7 +9,7 @@ use common::{Gateway, Peer};
 
 on_both_engines! {
     smuggled_heads_are_refused, a_giant_head_is_refused, the_oldest_unfinished_handshake_goes,
-    who_was_shown_the_door_and_stays_goes, out_of_descriptors_it_waits_and_does_not_spin,
+    who_was_shown_the_door_and_stays_goes, who_closes_and_does_not_read_goes, strangers_take_no_places, out_of_descriptors_it_waits_and_does_not_spin,
 }
 
 /// Nobody agrees on what these mean, so that a proxy in front may have read another request.
@@ -99,6 +99,43 @@ fn who_was_shown_the_door_and_stays_goes(engine: &str) {
     let refused = gateway.metric("shardgate_handshakes_refused_total", &["reason=\"handshake_limit\""]);
     assert!(refused >= 10.0, "{refused}");
     assert_eq!(gateway.stats()["connections"], 0);
+}
+
+/// A connection that its peer ended gives its place back. While our answer is not read its socket stays, and is counted.
+fn who_closes_and_does_not_read_goes(engine: &str) {
+    let limits = ["--limits-connections", "6", "--limits-handshakes", "4"];
+    let room = ["--limits-outbox-bytes", "16777216"];
+    let gateway = Gateway::start(&[&["--engine", engine, "--shards", "1", "--echo"], &limits[..], &room].concat());
+    let mut staying = Vec::new();
+    for _ in 0..16 {
+        let mut client = Client::connect_with_receive_buffer(gateway.addr, 4096);
+        client.send_upgrade("/echo", "");
+        assert_eq!(client.read_head().status, 101);
+        // More than the kernel holds for it.
+        for _ in 0..60 {
+            client.send_frame(0x82, &[0; 60_000]);
+        }
+        client.send_close(1000);
+        staying.push(client);
+        common::eventually("it has ended", || gateway.stats()["connections"] == 0);
+        let sockets = gateway.metric("shardgate_sockets", &[]);
+        assert!(sockets <= 10.0, "{sockets}");
+    }
+}
+
+/// Whoever has not said who it is waits for as long as it may, and keeps nobody out who has.
+fn strangers_take_no_places(engine: &str) {
+    let limits = ["--limits-connections", "20", "--limits-handshakes", "10"];
+    let gateway = Gateway::start(&[&["--engine", engine, "--shards", "2"], &limits[..]].concat());
+    let strangers: Vec<Client> = (0..40).map(|_| gateway.upgrade("/ws")).collect();
+    let known: Vec<Client> = (0..20).map(|n| gateway.connect(&format!("user{n}"))).collect();
+    assert_eq!(gateway.try_upgrade("/ws?user=late", "").status, 503);
+    let sockets = gateway.metric("shardgate_sockets", &[]);
+    assert!(sockets <= 30.0, "{sockets}");
+    // The oldest made room, and those that went are counted.
+    assert!(gateway.metric("shardgate_handshakes_refused_total", &["reason=\"handshake_limit\""]) >= 30.0);
+    drop((strangers, known));
+    gateway.wait_until_empty();
 }
 
 /// CPU time of the gateway so far, clock ticks of 10 ms.

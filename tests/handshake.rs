@@ -6,6 +6,7 @@ mod common;
 
 use common::client::{Client, assert_switched, text_bytes, upgrade_head};
 use common::{Gateway, KEY, url_encode};
+use serde_json::json;
 use std::time::Duration;
 
 on_both_engines! {
@@ -466,9 +467,10 @@ fn a_long_head_gets_431(engine: &str) {
 fn the_connection_limit_gets_503(engine: &str) {
     let gateway = Gateway::start(&["--engine", engine, "--limits-connections", "3"]);
     let mut clients = [gateway.connect("alice"), gateway.connect("bob")];
+    // One that has not said who it is takes no place.
+    let mut unknown = gateway.upgrade("/ws");
     assert_eq!(gateway.get("/readyz").status, 200);
-    // One that has not said who it is counts too.
-    let unknown = gateway.upgrade("/ws");
+    let last = gateway.connect("dave");
     for _ in 0..3 {
         let answer = gateway.try_upgrade("/ws?user=carol", "");
         assert_eq!(answer.status, 503, "{answer:?}");
@@ -482,9 +484,12 @@ fn the_connection_limit_gets_503(engine: &str) {
         gateway.metric("shardgate_handshakes_refused_total", &["reason=\"connection_limit\""]),
         3.0
     );
+    // Whoever becomes known later hears the same by its close code.
+    unknown.send_json(&json!({"type": "auth", "userId": "carol"}));
+    unknown.expect_close(3013);
     // Those inside do not notice, and a place that is left is given away again.
     clients[0].send_message_expecting("bob", "1", "delivered");
-    drop(unknown);
+    drop(last);
     common::eventually("a place is free", || gateway.stats()["connections"] == 2);
     gateway.connect("carol").close();
 }
@@ -502,9 +507,17 @@ fn the_connection_limit_holds_against_a_crowd(engine: &str) {
         client.send_upgrade(&path, "");
     }
     let mut admitted = 0;
-    for client in &mut crowd {
+    for (n, client) in crowd.iter_mut().enumerate() {
         let answer = client.read_head();
         match answer.status {
+            101 if n % 4 == 0 => {
+                client.send_json(&json!({"type": "auth", "userId": format!("user{n}")}));
+                let first = client.recv_frame();
+                match first.close_code() {
+                    None => admitted += 1,
+                    Some(code) => assert_eq!(code, 3013),
+                }
+            }
             101 => admitted += 1,
             503 => assert!(answer.retry_after() > 0),
             _ => panic!("{answer:?}"),

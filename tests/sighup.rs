@@ -136,21 +136,21 @@ fn limits_of_rates_change(engine: &str) {
 fn the_connection_limit_goes_both_ways(engine: &str) {
     let it = Reloadable::start(engine, "limits.connections = 2\n");
     let kept = [it.gateway.connect("alice"), it.gateway.connect("bob")];
-    assert_eq!(it.gateway.try_upgrade("/ws", "").status, 503);
+    assert_eq!(it.gateway.try_upgrade("/ws?user=carol", "").status, 503);
     it.reload("limits.connections = 4\n", READ);
     let mut more = Vec::new();
     common::eventually("two more get in", || {
         let mut client = it.gateway.tcp();
-        client.send_upgrade("/ws", "");
+        client.send_upgrade("/ws?user=carol", "");
         if client.read_head().status == 101 {
             more.push(client);
         }
         more.len() == 2
     });
-    assert_eq!(it.gateway.try_upgrade("/ws", "").status, 503);
+    assert_eq!(it.gateway.try_upgrade("/ws?user=carol", "").status, 503);
     // Lowered: nobody is thrown out, nobody gets in.
     it.reload("limits.connections = 1\n", READ);
-    assert_eq!(it.gateway.try_upgrade("/ws", "").status, 503);
+    assert_eq!(it.gateway.try_upgrade("/ws?user=carol", "").status, 503);
     assert_eq!(it.gateway.stats()["connections"], 4);
     drop((kept, more));
 }

@@ -70,8 +70,13 @@ fn world(seed: u64) -> World {
         config.limits.burst = 20;
     }
     config.limits.channels_per_connection = chance.pick(&[2, 128]);
+    let shards = 1 + chance.below(4);
+    if chance.percent(30) {
+        config.limits.connections = Some(2 + chance.below(6));
+        config.limits.handshakes = Some(shards + chance.below(4));
+    }
     let setup = Setup {
-        shards: 1 + chance.below(4) as u16,
+        shards: shards as u16,
         users: 2 + chance.below(8),
         channels: 1 + chance.below(5),
         config,

@@ -22,7 +22,7 @@ use serde_json::json;
 on_both_engines! {
     messages_between_shards, both_versions_and_alpn, what_comes_behind_the_handshake_in_one_packet, the_first_flight_cut_anywhere,
     large_messages, a_slow_consumer, pages_and_metrics, sessions_are_resumed, openssl_agrees, client_certificates,
-    messages_overtake_handshakes, plain_http_on_the_tls_port, what_is_no_tls, half_a_handshake, ends, nobody_floods_it, a_drain_says_goodbye, origins_are_compared,
+    messages_overtake_handshakes, plain_http_on_the_tls_port, what_is_no_tls, half_a_handshake, ends, who_breaks_tls_and_stays_goes, nobody_floods_it, a_drain_says_goodbye, origins_are_compared,
 }
 
 fn messages_between_shards(engine: &str) {
@@ -570,6 +570,23 @@ fn ends(engine: &str) {
     assert!(client.ended_well);
     bob.close();
     it.gateway.wait_until_empty();
+}
+
+/// A connection whose TLS broke gives its place back. While its peer does not close, its socket stays, and is counted.
+fn who_breaks_tls_and_stays_goes(engine: &str) {
+    let limits = ["--limits-connections", "20", "--limits-handshakes", "6"];
+    let it = Secure::start(engine, &[&["--shards", "1"], &limits[..]].concat());
+    let mut staying = Vec::new();
+    for n in 0..60 {
+        let mut client = it.gateway.connect(&format!("user{n}"));
+        // A record of the right kind that nobody sealed.
+        client.stream.write_all(b"\x17\x03\x03\x00\x20").unwrap();
+        client.stream.write_all(&[n; 32]).unwrap();
+        staying.push(client);
+    }
+    eventually("all have ended", || it.gateway.stats()["connections"] == 0);
+    let sockets = it.gateway.metric("shardgate_sockets", &[]);
+    assert!(sockets <= 26.0, "{sockets}");
 }
 
 fn nobody_floods_it(engine: &str) {

@@ -29,8 +29,13 @@ fuzz_target!(|input: &[u8]| {
     config.limits.connections_per_user = chance.pick(&[0, 1, 2]);
     config.heartbeat.interval = Duration::from_millis(800);
     config.heartbeat.timeout = Duration::from_millis(2400);
+    let shards = 1 + chance.below(3);
+    if chance.percent(30) {
+        config.limits.connections = Some(3);
+        config.limits.handshakes = Some(shards);
+    }
     let setup = Setup {
-        shards: 1 + chance.below(3) as u16,
+        shards: shards as u16,
         users: 4,
         channels: 3,
         config,

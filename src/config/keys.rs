@@ -193,7 +193,7 @@ pub(super) static KEYS: &[Key] = &[
         "How much is logged"),
 
     row(LIMITS, "limits.connections", number(1, 100_000_000, "connections"), Unset("what nofile permits, less a reserve"), LIVE,
-        "WebSocket connections of this gateway; over it /ws answers 503"),
+        "Connections of known users on this gateway; over it /ws answers 503, and a client that shows itself later is closed with 3013"),
     row(LIMITS, "limits.message_bytes", number(125, MESSAGE_BYTES_MAX, "bytes"), Value("65536"), LIVE,
         "Size of one client message; a larger one closes with 1009"),
     row(LIMITS, "limits.outbox_bytes", number(125, 1 << 30, "bytes"), Value("1048576"), LIVE,
@@ -209,7 +209,7 @@ pub(super) static KEYS: &[Key] = &[
     row(LIMITS, "limits.handshakes_per_second", number(0, 10_000_000, "handshakes"), Value("0"), LIVE,
         "Admission rate of this gateway; over it 503; 0 for no limit"),
     row(LIMITS, "limits.handshakes", number(1, 100_000_000, "connections"), Unset("4096 for each shard"), LIVE,
-        "Sockets that are no WebSocket connection (yet): half a handshake, plain HTTP, refusals; over it the oldest is closed"),
+        "Sockets without a known user: half a handshake, the wait for auth, plain HTTP, what has ended and stays; over it the oldest is closed"),
     row(LIMITS, "limits.handshakes_per_address", number(0, 1_000_000, "connections"), Value("0"), LIVE,
         "Connections of one address (IPv6: one /64) that have not finished their handshake, counted by each shard; 0 for no limit"),
     row(LIMITS, "limits.connects_per_address", number(0, 1_000_000, "connections"), Value("0"), LIVE,

@@ -447,9 +447,12 @@ impl Exposition {
     pub fn shards(&mut self, shards: &[ShardMetrics], cluster: &ClusterMetrics) {
         type Simple = (&'static str, &'static str, &'static str, fn(&ShardMetrics) -> &Counter);
         let simple: [Simple; 15] = [
-            ("shardgate_connections", "gauge", "WebSocket connections now.", |m| {
-                &m.connections
-            }),
+            (
+                "shardgate_connections",
+                "gauge",
+                "WebSocket connections now, also of users not known yet.",
+                |m| &m.connections,
+            ),
             (
                 "shardgate_sockets",
                 "gauge",

@@ -88,6 +88,43 @@ pub struct Verifying {
     pub rest: Vec<u8>,
 }
 
+/// By which limit a socket is counted. Each socket is counted by exactly one, for as long as it is held.
+///
+/// ```text
+/// Nobody ──> Pending ──> Stranger ──> Place ──> Ended or Draining ──> Nobody
+///               └────────────────────────^
+/// ```
+///
+/// The shard's `count_as` is the only function that writes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Tally {
+    /// The slot is free, or the engine was told to close the socket and waits for nobody.
+    #[default]
+    Nobody,
+    /// No WebSocket connection: counted by `limits.handshakes`.
+    Pending,
+    /// A WebSocket connection whose user is not known yet: counted by `limits.handshakes`.
+    Stranger,
+    /// A connection that holds one of the places of `limits.connections`.
+    Place,
+    /// The connection ended and gave its place back; the socket waits for the peer: counted by `limits.handshakes`.
+    Ended,
+    /// The same in a drain. No place is given anew in a drain, so those that there were are the limit.
+    Draining,
+}
+
+impl Tally {
+    /// True for sockets that `limits.handshakes` counts.
+    pub fn is_pending(self) -> bool {
+        matches!(self, Tally::Pending | Tally::Stranger | Tally::Ended)
+    }
+
+    /// True for WebSocket connections that have not ended.
+    pub fn is_connection(self) -> bool {
+        matches!(self, Tally::Stranger | Tally::Place)
+    }
+}
+
 /// One connection of a shard.
 #[derive(Debug)]
 pub struct Connection<H> {
@@ -101,10 +138,8 @@ pub struct Connection<H> {
     pub armed: bool,
     /// In the list of connections with something to send this turn.
     pub dirty: bool,
-    /// Counted as a WebSocket connection.
-    pub counted: bool,
-    /// Counted as a socket of which no connection has come.
-    pub pending: bool,
+    /// By which limit the socket is counted.
+    pub tally: Tally,
     /// Open, and a new token is looked at.
     pub refreshing: bool,
     /// The user, while the connection is in the user's list.
@@ -142,8 +177,7 @@ impl<H> Default for Connection<H> {
             streaming: false,
             armed: false,
             dirty: false,
-            counted: false,
-            pending: false,
+            tally: Tally::Nobody,
             refreshing: false,
             user: None,
             stage: Stage::Free,

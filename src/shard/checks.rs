@@ -2,7 +2,7 @@
 
 use super::core::Core;
 use super::remote::Remote;
-use crate::session::Stage;
+use crate::session::{Stage, Tally};
 
 impl Core {
     /// Asserts that the tables agree with each other. Debug builds do it on a sample of turns, simulations after each.
@@ -10,9 +10,15 @@ impl Core {
     /// # Panics
     /// They do not, which is a fault of ours.
     pub fn check_invariants(&self) {
-        let (mut counted, mut of_users) = (0, 0);
+        let (mut connections, mut of_users) = (0, 0);
         for (slot, conn) in self.connections.iter().enumerate() {
-            counted += u64::from(conn.counted);
+            connections += u64::from(conn.tally.is_connection());
+            let is_held = !matches!(conn.stage, Stage::Free | Stage::Closed);
+            assert_eq!(
+                is_held,
+                conn.tally != Tally::Nobody,
+                "a socket that nothing counts: {conn:?}"
+            );
             if let Some(user) = conn.user {
                 of_users += 1;
                 assert!(
@@ -29,10 +35,10 @@ impl Core {
                 "an empty outbox"
             );
         }
-        assert_eq!(counted, self.metrics().connections.get(), "connections counted");
+        assert_eq!(connections, self.metrics().connections.get(), "connections counted");
         assert_eq!(of_users, self.users.connections(), "connections in users' lists");
         assert_eq!(self.users.len() as u64, self.metrics().users.get(), "users counted");
-        let pending = self.connections.iter().filter(|conn| conn.pending).count();
+        let pending = self.connections.iter().filter(|conn| conn.tally.is_pending()).count();
         assert_eq!(pending, self.pending.len(), "pending sockets counted");
         self.channels.check_invariants();
         self.addresses.check_invariants();

@@ -4,8 +4,8 @@
 //! [`Core::poll_command`], and the turn carries them out at its end. Nothing here blocks, sleeps, or touches a descriptor's
 //! bytes; descriptors only pass through on their way to another shard.
 //!
-//! Invariants (checked by `check_invariants` in debug builds): a connection with a user is in that user's list;
-//! `metrics.connections` counts the entries with `counted`; an outbox exists only while it holds bytes.
+//! Invariants (checked by `check_invariants` in debug builds): a connection with a user is in that user's list; each socket is
+//! counted by exactly one limit (`Tally`); an outbox exists only while it holds bytes.
 
 use core::net::SocketAddr;
 use std::cell::RefCell;
@@ -26,6 +26,7 @@ use crate::router::HomeMap;
 use crate::router::channels::Channels;
 use crate::router::interests::Interests;
 use crate::router::users::Users;
+use crate::session::Tally;
 use crate::session::outbox::Spares;
 use crate::settings::Settings;
 use crate::shard::remote::Remote;
@@ -225,9 +226,10 @@ impl Core {
     fn vacate(&mut self, slot: u32) {
         self.wheel.cancel(slot);
         self.forget_address(slot);
-        self.end_pending(slot);
+        debug_assert!(!self.conn(slot).tally.is_connection(), "vacated without having ended");
+        self.count_as(slot, Tally::Nobody);
         let conn = std::mem::take(&mut self.connections[slot as usize]);
-        debug_assert!(conn.user.is_none() && !conn.counted, "vacated without having ended");
+        debug_assert!(conn.user.is_none(), "vacated with a user");
         if let Some(outbox) = conn.outbox {
             self.spares.recycle_outbox(outbox);
         }
@@ -247,7 +249,8 @@ impl Core {
             return self.close_now(key.slot);
         }
         self.strangers.spend(ACCEPT_US);
-        self.begin_pending(key.slot);
+        self.count_as(key.slot, Tally::Pending);
+        self.trim_pending();
         self.conn(key.slot).tls = self.new_tls();
         let due = self.now.mono_ms() + self.settings.limits.handshake_timeout.as_millis() as u64;
         self.wheel.set(key.slot, due);
@@ -325,7 +328,7 @@ impl Core {
             self.commands.push(Command::ReceiveStream(key));
         } else if conn.wants_once() {
             conn.armed = true;
-            if conn.counted {
+            if conn.tally == Tally::Place {
                 self.commands.push(Command::ReceiveOnce(key));
             } else {
                 self.pending.to_arm.push_back(key);
@@ -436,11 +439,13 @@ impl Core {
         conn.stage = Stage::Closed;
         conn.decoder = Default::default();
         self.wheel.cancel(slot);
-        self.end_pending(slot);
+        debug_assert!(!self.conn(slot).tally.is_connection(), "closed without having ended");
+        self.count_as(slot, Tally::Nobody);
         self.command(command(key));
     }
 
-    /// Takes the connection out of all tables and counts its end, once.
+    /// Takes the connection out of all tables and counts its end, once. Its place is free; the socket is counted by
+    /// `limits.handshakes` until it is closed, or by nothing but its number in a drain, which closes thousands that shall all hear why.
     pub(super) fn end(&mut self, slot: u32, ending: Ending) {
         let conn = &mut self.connections[slot as usize];
         // A handshake whose 101 is still owed was never accepted, so it does not count as closed.
@@ -450,7 +455,7 @@ impl Core {
             _ => true,
         };
         let user = conn.user.take();
-        let counted = std::mem::take(&mut conn.counted);
+        let tally = conn.tally;
         if let Some(user) = user {
             // Before, as the name goes with the last connection.
             self.tell_presence(user, self.users.devices(user).len() - 1);
@@ -458,22 +463,20 @@ impl Core {
             self.leave_channels(slot);
             self.metrics().users.set(self.users.len() as u64);
         }
-        if counted {
-            self.uncount_connection();
+        if tally.is_connection() {
             if accepted {
                 self.metrics().closed(ending);
             }
-            self.view.release();
+            let is_place = tally == Tally::Place;
+            if is_place {
+                self.view.release();
+            }
+            let drains = is_place && self.view.is_draining();
+            self.count_as(slot, if drains { Tally::Draining } else { Tally::Ended });
             if let Some(draining) = &mut self.draining {
                 draining.count(ending);
             }
         }
-    }
-
-    /// One connection less on this shard; its place in the gateway is another matter.
-    pub(super) fn uncount_connection(&mut self) {
-        let connections = &self.metrics().connections;
-        connections.set(connections.get().saturating_sub(1));
     }
 
     /// Begins a close from our side: the close frame is the last thing that is queued. Presence goes at once.
@@ -501,12 +504,7 @@ impl Core {
             return;
         }
         self.end(slot, Ending::Ours(reason));
-        let cut = matches!(stage, Stage::Lingering { .. });
         self.conn(slot).stage = stage;
-        // A drain closes thousands, and each of them shall hear why.
-        if cut || !self.view.is_draining() {
-            self.begin_pending(slot);
-        }
         let mut frame = std::mem::take(&mut self.scratch);
         frame.clear();
         encode::close(&mut frame, reason);
@@ -678,9 +676,7 @@ impl Core {
         let (messages_in, rate, tls) = (conn.messages_in, conn.rate, conn.tls.take());
         let connected_at_ms = conn.connected_at_ms;
         // It does not end here: its place and its life go on with the home shard.
-        if std::mem::take(&mut conn.counted) {
-            self.uncount_connection();
-        }
+        self.count_as(key.slot, Tally::Nobody);
         let remote = self.remote_addr(key.slot);
         self.vacate(key.slot);
         if let Stage::Leaving(leaving) = stage {

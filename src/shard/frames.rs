@@ -252,6 +252,10 @@ impl Core {
         if !matches!(self.conn(slot).stage, Stage::Authenticating) {
             return Flow::Next;
         }
+        if !self.take_place(slot) {
+            self.refuse_place(slot, false);
+            return Flow::Next;
+        }
         let hash = self.homes.hash(user);
         if self.homes.home(hash) == self.me {
             self.open(slot, user, hash, None);

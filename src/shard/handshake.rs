@@ -13,7 +13,7 @@ use crate::protocol::close::CloseReason;
 use crate::protocol::encode;
 use crate::protocol::head::{self, Decision, Endpoint, Progress, Upgrade};
 use crate::router::UserHash;
-use crate::session::{Leaving, Stage};
+use crate::session::{Leaving, Stage, Tally};
 use crate::tls::looks_like_tls;
 use crate::view::NotAdmitted;
 
@@ -97,11 +97,17 @@ impl Core {
             // One address must not use up what all others may.
             return self.view.give_back(&self.settings);
         }
-        self.count_connection(slot);
         match (upgrade.token.take(), upgrade.user.take()) {
             (Some(token), _) => self.begin_verifying(slot, token, Some(upgrade), rest),
             (None, Some(user)) => self.enter(slot, user, None, Some(upgrade), rest),
             (None, None) => {
+                // An echo has no user to become known: its place is due at once.
+                let tally = match upgrade.endpoint {
+                    Endpoint::Echo if !self.view.take_place(&self.settings) => return self.refuse_place(slot, true),
+                    Endpoint::Echo => Tally::Place,
+                    Endpoint::Gateway => Tally::Stranger,
+                };
+                self.count_as(slot, tally);
                 self.switch_protocols(slot, &upgrade);
                 let timeout = match upgrade.endpoint {
                     Endpoint::Gateway => {
@@ -129,6 +135,9 @@ impl Core {
         upgrade: Option<Upgrade>,
         rest: Vec<u8>,
     ) {
+        if !self.take_place(slot) {
+            return self.refuse_place(slot, upgrade.is_some());
+        }
         let hash = self.homes.hash(&user);
         if self.homes.home(hash) != self.me {
             let leaving = Leaving {
@@ -159,14 +168,23 @@ impl Core {
         }
     }
 
-    /// A connection that has a place is counted by the shard that it is on.
-    fn count_connection(&mut self, slot: u32) {
-        let id = self.ids.next(self.now.wall_ms);
-        self.end_pending(slot);
-        let conn = self.conn(slot);
-        conn.counted = true;
-        conn.id = id;
-        self.metrics().connections.add(1);
+    /// The user is known: the connection takes a place of `limits.connections`. False if all are taken.
+    pub(super) fn take_place(&mut self, slot: u32) -> bool {
+        let taken = self.view.take_place(&self.settings);
+        if taken {
+            self.count_as(slot, Tally::Place);
+        }
+        taken
+    }
+
+    /// All places of `limits.connections` are taken: a client that is owed its `101` gets 503, another one close 3013.
+    pub(super) fn refuse_place(&mut self, slot: u32, owes_upgrade: bool) {
+        self.metrics().refused(NotAdmitted::ConnectionLimit.label());
+        if owes_upgrade {
+            self.refuse_unavailable(slot, NotAdmitted::ConnectionLimit);
+        } else {
+            self.begin_close(slot, CloseReason::TooManyRequests);
+        }
     }
 
     /// The user is known and lives here.
@@ -263,7 +281,7 @@ impl Core {
         conn.rate = rate;
         conn.tls = tls;
         self.handed_over_from(slot, remote);
-        self.count_connection(slot);
+        self.count_as(slot, Tally::Place);
         match (refused, upgrade) {
             (Some(reason), Some(_)) => {
                 if reason == NotAdmitted::Draining {
@@ -300,10 +318,10 @@ impl Core {
     /// Refuses a handshake that had been admitted and is owed its `101`.
     pub(super) fn refuse_upgrade(&mut self, slot: u32, status_line: &str, extra: &str, text: &str) {
         // It never was a WebSocket connection: nothing of that kind ends.
-        self.conn(slot).counted = false;
-        self.uncount_connection();
-        self.begin_pending(slot);
-        self.view.release();
+        if self.conn(slot).tally == Tally::Place {
+            self.view.release();
+            self.count_as(slot, Tally::Ended);
+        }
         let mut response = Vec::new();
         head::final_response(&mut response, status_line, extra, text);
         self.append_unlimited(slot, &response);

@@ -1,16 +1,20 @@
-//! Sockets that are no connections: TLS and request heads that are half-way in, plain HTTP, refusals on their way out, and
-//! connections that we closed and whose peers have not answered.
+//! Sockets that hold no place: TLS and request heads that are half-way in, plain HTTP, WebSocket connections whose user is not
+//! known yet, refusals on their way out, and ended connections whose peers have not answered.
 //!
 //! Owned by the shard. `limits.connections` does not count them, and none of them shows who it is, so they have a limit of
 //! their own, and over it the oldest is closed: who behaves is done within a few round trips and so is among the youngest,
 //! however many others say nothing. Refusing the newest instead would let the silent keep everybody out.
+//!
+//! Invariant *tally*: each socket of the shard is counted by exactly one limit, which `Connection::tally` names. So a shard's
+//! sockets are at most its places and its share of `limits.handshakes`, whatever peers do.
 
 use std::collections::VecDeque;
 
 use super::core::{Command, Core};
 use super::strangers::LISTEN_US;
 use crate::engine::SocketKey;
-use crate::session::Stage;
+use crate::metrics::Ending;
+use crate::session::{Stage, Tally};
 
 /// How many a shard has where nothing is configured: 10,000 connects per second that take 400 ms each.
 const SHARE: usize = 4096;
@@ -24,64 +28,138 @@ const GIVEN_UP_AT_ONCE: usize = 64;
 /// A shard's.
 #[derive(Debug, Default)]
 pub(super) struct Pending {
-    /// In the order in which they came; among them some that are connections by now, or have gone.
-    order: VecDeque<SocketKey>,
+    /// In the order in which they came; among them some that have a place by now, or have gone.
+    came: Line,
+    /// In the order in which they ended; among them some that have gone. A line of its own, or one that ended just now would
+    /// pass for as old as its accept.
+    ended: Line,
+    /// Numbers both lines, so that the oldest of both is known.
+    next: u64,
     count: usize,
     /// Those whose next receive is due.
     pub(super) to_arm: VecDeque<SocketKey>,
 }
 
+type Line = VecDeque<(u64, SocketKey)>;
+
 impl Pending {
     pub(super) fn len(&self) -> usize {
         self.count
     }
+
+    fn line(&mut self, tally: Tally) -> &mut Line {
+        match tally {
+            Tally::Ended => &mut self.ended,
+            _ => &mut self.came,
+        }
+    }
+
+    /// The one that is next by age in either line, taken out.
+    fn pop_oldest(&mut self) -> Option<(SocketKey, bool)> {
+        let numbers = [&self.came, &self.ended].map(|line| line.front().map_or(u64::MAX, |(number, _)| *number));
+        let ended = numbers[1] < numbers[0];
+        let line = if ended { &mut self.ended } else { &mut self.came };
+        line.pop_front().map(|(_, key)| (key, ended))
+    }
 }
 
 impl Core {
-    /// This socket is nobody's, yet or any more. If there are too many of these, the oldest goes.
-    pub(super) fn begin_pending(&mut self, slot: u32) {
+    /// From now on the socket is counted like this: the only function that writes a tally. Places of the gateway are taken and
+    /// given back by who calls it, as a connection on its way between shards keeps one.
+    pub(super) fn count_as(&mut self, slot: u32, tally: Tally) {
         let key = self.key(slot);
-        self.conn(slot).pending = true;
-        self.pending.count += 1;
-        self.pending.order.push_back(key);
-        let configured = self.settings.limits.handshakes;
-        let share = configured.map_or(SHARE, |all| all.div_ceil(self.homes.shards().into()));
-        while self.pending.count > share && self.close_oldest_but(Some(key)) {}
-        if self.pending.order.len() > 2 * self.pending.count + STALE_MAX {
-            let connections = &self.connections;
-            self.pending.order.retain(|key| {
-                let conn = &connections[key.slot as usize];
-                conn.pending && conn.generation == key.generation
-            });
+        let before = std::mem::replace(&mut self.conn(slot).tally, tally);
+        if !before.is_connection() && tally.is_connection() {
+            self.conn(slot).id = self.ids.next(self.now.wall_ms);
         }
+        let connections = &self.metrics().connections;
+        let others = connections.get() - u64::from(before.is_connection());
+        connections.set(others + u64::from(tally.is_connection()));
+        self.pending.count -= usize::from(before.is_pending());
+        self.pending.count += usize::from(tally.is_pending());
+        let enters = matches!(
+            (before, tally),
+            (Tally::Nobody, Tally::Pending) | (Tally::Place | Tally::Stranger, Tally::Ended)
+        );
+        if enters {
+            let number = self.pending.next;
+            self.pending.next += 1;
+            self.pending.line(tally).push_back((number, key));
+            self.forget_stale();
+        }
+    }
+
+    /// Keys of sockets that are counted otherwise by now cost memory: they are dropped before they are many.
+    fn forget_stale(&mut self) {
+        if self.pending.came.len() + self.pending.ended.len() <= 2 * self.pending.count + STALE_MAX {
+            return;
+        }
+        let connections = &self.connections;
+        let is_in = |key: SocketKey, ended: bool| {
+            let conn = &connections[key.slot as usize];
+            conn.generation == key.generation && conn.tally.is_pending() && (conn.tally == Tally::Ended) == ended
+        };
+        self.pending.came.retain(|(_, key)| is_in(*key, false));
+        self.pending.ended.retain(|(_, key)| is_in(*key, true));
+    }
+
+    /// How many this shard may have: its share of `limits.handshakes`, and one in any case.
+    fn pending_max(&self) -> usize {
+        let shards = usize::from(self.homes.shards());
+        self.settings.limits.handshakes.map_or(SHARE, |all| {
+            let share = all / shards + usize::from(self.me.index() < all % shards);
+            share.max(1)
+        })
+    }
+
+    /// Closes the oldest while there are too many. Once a turn for those that ended, at once for who is accepted.
+    pub(super) fn trim_pending(&mut self) {
+        let most = self.pending_max();
+        while self.pending.count > most && self.close_oldest() {}
     }
 
     /// There are no descriptors left: who has said nothing for longest makes room, or the silent would keep everybody out.
     pub fn handle_out_of_descriptors(&mut self) {
         let mut left = GIVEN_UP_AT_ONCE.min(self.pending.count);
-        while left > 0 && self.close_oldest_but(None) {
+        while left > 0 && self.close_oldest() {
             left -= 1;
         }
     }
 
-    /// Closes the oldest, if there is one. An administrator's request that is being carried out gets its answer, and `but` is
-    /// only now what it is, even if it was so earlier as well.
-    fn close_oldest_but(&mut self, but: Option<SocketKey>) -> bool {
-        while let Some(oldest) = self.pending.order.pop_front() {
-            let may_go = self.connection(oldest).is_some_and(|conn| {
-                let awaited = matches!(&conn.stage, Stage::Http(http) if http.is_waiting());
-                conn.pending && !awaited
-            });
-            if may_go && but != Some(oldest) {
-                self.metrics().refused(HANDSHAKE_LIMIT);
-                // Who has no answer to a request yet loses nothing by a reset, and may be one of very many who would leave a
-                // half-closed connection to the kernel each.
-                let asked = !matches!(self.conn(oldest.slot).stage, Stage::Head(_));
-                self.close_by(oldest.slot, if asked { Command::Close } else { Command::Reset });
-                return true;
+    /// Closes the oldest, if there is one. An administrator's request that is being carried out gets its answer first.
+    fn close_oldest(&mut self) -> bool {
+        let mut spared = Vec::new();
+        let oldest = loop {
+            let Some((key, ended)) = self.pending.pop_oldest() else {
+                break None;
+            };
+            let Some(conn) = self.connection(key) else {
+                continue;
+            };
+            if !conn.tally.is_pending() || (conn.tally == Tally::Ended) != ended {
+                continue;
             }
+            if matches!(&conn.stage, Stage::Http(http) if http.is_waiting()) {
+                spared.push(key);
+                continue;
+            }
+            break Some(key.slot);
+        };
+        for key in spared {
+            let number = self.pending.next;
+            self.pending.next += 1;
+            self.pending.came.push_back((number, key));
         }
-        false
+        let Some(slot) = oldest else {
+            return false;
+        };
+        self.metrics().refused(HANDSHAKE_LIMIT);
+        // Who has no answer to a request yet loses nothing by a reset, and may be one of very many who would leave a
+        // half-closed connection to the kernel each.
+        let asked = !matches!(self.conn(slot).stage, Stage::Head(_));
+        self.end(slot, Ending::Abrupt);
+        self.close_by(slot, if asked { Command::Close } else { Command::Reset });
+        true
     }
 
     /// Listens to as many as one turn may.
@@ -100,13 +178,6 @@ impl Core {
                 conn.armed = false;
                 self.rearm(key);
             }
-        }
-    }
-
-    /// It is a connection now, or closed.
-    pub(super) fn end_pending(&mut self, slot: u32) {
-        if std::mem::take(&mut self.conn(slot).pending) {
-            self.pending.count -= 1;
         }
     }
 }

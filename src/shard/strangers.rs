@@ -67,6 +67,7 @@ impl Core {
             Core::verify_credentials,
             Core::arm_pending,
         ];
+        self.trim_pending();
         let first = self.strangers.first;
         self.strangers.left_us = self.strangers.left_us.max(LEAST_US);
         for n in 0..QUEUES.len() {

@@ -151,8 +151,8 @@ pub struct View {
     pub control_turn_ms: Counter,
     draining: AtomicBool,
     last_health_check_ms: AtomicU64,
-    /// Places taken under `limits.connections`: from admission to the end, also on the way between shards, where no
-    /// shard's gauge counts a connection.
+    /// Places taken under `limits.connections`: from when the user is known to the end, also on the way between shards,
+    /// where no shard's gauge counts a connection.
     places: AtomicU64,
     /// When the next handshake is due by the admission rate, nanoseconds of the gateway's clock (GCRA).
     admission_due_ns: AtomicU64,
@@ -246,21 +246,14 @@ impl View {
         Some(self.last_health_check_ms.load(Ordering::Relaxed)).filter(|ms| *ms > 0)
     }
 
-    /// May one more WebSocket connection come in now? If so it has taken a place, to be given back with
-    /// [`View::release`], and counts against the admission rate.
+    /// May one more handshake go on now? If so it counts against the admission rate. Its place is another matter: see
+    /// [`View::take_place`].
     ///
     /// # Errors
     /// The reason to refuse it.
     pub fn admit(&self, settings: &Settings) -> Result<(), NotAdmitted> {
         if self.is_draining() {
             return Err(NotAdmitted::Draining);
-        }
-        let limit = settings.connections_max as u64;
-        let taken = self.places.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |taken| {
-            (taken < limit).then_some(taken + 1)
-        });
-        if taken.is_err() {
-            return Err(NotAdmitted::ConnectionLimit);
         }
         let rate = settings.limits.handshakes_per_second;
         if rate > 0 {
@@ -274,16 +267,14 @@ impl View {
                     (due <= now).then_some(due)
                 });
             if admitted.is_err() {
-                self.release();
                 return Err(NotAdmitted::AdmissionRate);
             }
         }
         Ok(())
     }
 
-    /// Undoes an admission of which nothing came: place and rate.
+    /// Undoes an admission of which nothing came.
     pub fn give_back(&self, settings: &Settings) {
-        self.release();
         let rate = settings.limits.handshakes_per_second;
         if rate > 0 {
             self.admission_due_ns
@@ -291,7 +282,16 @@ impl View {
         }
     }
 
-    /// Gives back the place of an admitted connection, once.
+    /// Takes a place of `limits.connections`, to be given back with [`View::release`]. False if all are taken.
+    pub fn take_place(&self, settings: &Settings) -> bool {
+        let limit = settings.connections_max as u64;
+        let more = |taken| (taken < limit).then_some(taken + 1);
+        self.places
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more)
+            .is_ok()
+    }
+
+    /// Gives back the place of a connection, once.
     pub fn release(&self) {
         let before = self.places.fetch_sub(1, Ordering::Relaxed);
         debug_assert!(before > 0, "a place given back twice");

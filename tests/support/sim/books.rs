@@ -57,6 +57,8 @@ pub struct Books {
     /// Frames may be refused with `rateLimited`.
     pub rate_limited: bool,
     pub connections_limited: bool,
+    /// `limits.connections` are few.
+    pub places_limited: bool,
     /// A burst of messages alone can fill an outbox.
     pub small_outboxes: bool,
     /// Clients by user that have seen their welcome and no end.

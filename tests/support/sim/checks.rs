@@ -27,7 +27,12 @@ impl World {
         assert_eq!(self.view.users(), users.len() as u64, "users");
         let accepted = self.metric("shardgate_connections_accepted_total", "");
         let upgraded = self.wires.iter().filter(|wire| wire.said.status == Some(101)).count();
-        assert_eq!(accepted, upgraded as u64, "accepted");
+        // Where strangers are few, one may have to go before its `101` has left.
+        let lost = accepted.checked_sub(upgraded as u64);
+        assert!(
+            lost == Some(0) || self.books.places_limited && lost.is_some(),
+            "accepted"
+        );
         let closed = self.metric("shardgate_connections_closed_total", "");
         assert_eq!(accepted - closed, self.view.connections(), "closed");
         // Somebody asks who is there.

@@ -409,7 +409,13 @@ impl Client {
                 self.auth(other, books, chance);
                 self.welcomes_due -= 1;
             }
-            86..=87 => self.say_goodbye(chance),
+            86..=87 => {
+                if chance.percent(30) {
+                    // Its socket stays for as long as we let it.
+                    self.stall();
+                }
+                self.say_goodbye(chance);
+            }
             88 => {
                 self.raw = true;
                 self.fin_wanted = true;
@@ -512,7 +518,7 @@ impl Client {
                     Some(3001) => books.draining,
                     Some(3008) => books.small_outboxes || self.earned.contains(&3008),
                     Some(3504) => books.connections_limited,
-                    Some(3013) => books.rate_limited || books.lanes_full,
+                    Some(3013) => books.rate_limited || books.lanes_full || books.places_limited,
                     Some(code) => self.earned.contains(code) || self.close_sent || self.raw,
                     None => self.close_sent || self.raw,
                 };
@@ -533,7 +539,7 @@ impl Client {
             Plan::Http => status == 404,
             Plan::Garbage => status == 400,
             Plan::Slow => false,
-            _ => status == 101 || (status == 503 && (books.draining || books.lanes_full)),
+            _ => status == 101 || (status == 503 && (books.draining || books.lanes_full || books.places_limited)),
         };
         assert!(expected, "status {status} for {:?}", self.plan);
         if let Plan::Auth(user) = self.plan

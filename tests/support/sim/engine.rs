@@ -92,6 +92,12 @@ impl ModelEngine {
         })
     }
 
+    /// Sockets that are not being closed.
+    pub fn held(&self) -> usize {
+        let held = |socket: &&Socket| socket.wire.is_some() && !socket.closing;
+        self.sockets.iter().filter(held).count()
+    }
+
     fn insert(&mut self, token: OwnedFd, wire: usize) -> SocketKey {
         let slot = self.free.pop().unwrap_or_else(|| {
             self.sockets.push(Socket {

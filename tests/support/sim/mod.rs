@@ -62,6 +62,8 @@ pub struct Shard {
     /// Steps without a turn, and turns in which the engine took its time.
     skipped: u32,
     dawdled: u32,
+    /// Sockets after its last turn.
+    held: usize,
 }
 
 pub struct World {
@@ -98,7 +100,8 @@ impl World {
         let (inboxes, senders, depths) = lanes::inboxes(count);
         let cpus = vec![None; usize::from(count)];
         let view = Arc::new(View::new("gw".into(), true, "model", cpus, Arc::clone(&depths)));
-        let settings = Arc::new(Settings::new(&setup.config, 10_000).unwrap());
+        let places = setup.config.limits.connections.unwrap_or(10_000);
+        let settings = Arc::new(Settings::new(&setup.config, places).unwrap());
         let wakers = (0..count).map(|_| Waker::inert().unwrap()).collect();
         let mailboxes = lanes::mailboxes(senders, wakers);
         let homes = HomeMap::new(count, [7; 16]);
@@ -119,6 +122,7 @@ impl World {
                     stalled_until: 0,
                     skipped: 0,
                     dawdled: 0,
+                    held: 0,
                 }
             })
             .collect();
@@ -127,6 +131,7 @@ impl World {
         let mut books = Books::new(users, user_homes, setup.channels);
         books.lanes_full = setup.clogs;
         books.rate_limited = settings.limits.messages_per_second > 0;
+        books.places_limited = setup.config.limits.connections.is_some();
         books.connections_limited = settings.limits.connections_per_user > 0;
         books.small_outboxes = settings.limits.outbox_bytes < 1 << 20;
         books.channels.refusals = [
@@ -366,8 +371,22 @@ impl World {
             *done_ns = self.now_ns;
         }
         let gap = now_ms - std::mem::replace(last_turn_ms, now_ms);
+        self.shards[shard].held = self.shards[shard].engine.held();
+        self.check_held();
         self.check_silence(shard, gap);
         busy
+    }
+
+    /// Whatever clients do, and whether they read: there are no more sockets than the limits say.
+    fn check_held(&self) {
+        if self.drain_until_ms.is_some() {
+            return;
+        }
+        if let Some(handshakes) = self.setup.config.limits.handshakes {
+            let held: usize = self.shards.iter().map(|shard| shard.held).sum();
+            let most = self.settings.connections_max + handshakes;
+            assert!(held <= most, "{held} sockets, {most} by the limits");
+        }
     }
 
     /// Nobody is silent for longer than the heartbeat allows, to within a tick and the time between turns.
