@@ -363,29 +363,30 @@ fn metrics(view: &View) -> Answer {
             depth,
         );
     }
-    exposition.single(
-        "shardgate_redis_up",
-        "gauge",
-        "1 while Redis answers; 0 without Redis.",
-        u8::from(view.cluster.health().redis_answers()),
-    );
-    exposition.single(
-        "shardgate_pubsub_probe_seconds",
-        "gauge",
-        "Round trip of the last pub/sub probe; 0 without Redis.",
-        view.cluster.metrics.probe_ns.get() as f64 / 1e9,
-    );
+    // What is not there is absent: 0 would say that it is down, and an alert would believe it.
+    if !view.cluster.is_alone() {
+        exposition.single(
+            "shardgate_redis_up",
+            "gauge",
+            "1 while Redis answers; absent without Redis.",
+            u8::from(view.cluster.health().redis_answers()),
+        );
+        exposition.single(
+            "shardgate_pubsub_probe_seconds",
+            "gauge",
+            "Round trip of the last pub/sub probe; absent without Redis.",
+            view.cluster.metrics.probe_ns.get() as f64 / 1e9,
+        );
+    }
     let jwks = &view.jwks;
-    let age_ms = match jwks.fetched.get() {
-        0 => 0,
-        _ => now_ms.saturating_sub(jwks.fetched_ms.get()),
-    };
-    exposition.single(
-        "shardgate_jwks_age_seconds",
-        "gauge",
-        "Since keys were last fetched from auth.jwks_url; 0 without it.",
-        age_ms as f64 / 1000.0,
-    );
+    if jwks.fetched.get() > 0 {
+        exposition.single(
+            "shardgate_jwks_age_seconds",
+            "gauge",
+            "Since keys were last fetched from auth.jwks_url; absent without it.",
+            now_ms.saturating_sub(jwks.fetched_ms.get()) as f64 / 1000.0,
+        );
+    }
     let name = "shardgate_jwks_fetches_total";
     exposition.begin(
         name,

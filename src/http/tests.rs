@@ -1,5 +1,6 @@
 use super::*;
 use crate::lanes;
+use crate::view::ClusterHealth;
 
 fn connection(development: bool) -> (HttpConn, Rc<HttpContext>) {
     let (_, _, depths) = lanes::inboxes(2);
@@ -311,10 +312,36 @@ fn metrics_have_what_the_contract_names() {
     }
 }
 
+/// A gauge says how something is: without Redis, and without keys from a URL, there is nothing to say.
+#[test]
+fn what_is_not_there_is_not_down() {
+    const OF_REDIS: [&str; 2] = ["shardgate_redis_up", "shardgate_pubsub_probe_seconds"];
+    let shows = |answer: &str, name: &str| answer.lines().any(|line| line.starts_with(&format!("{name} ")));
+    let ask_metrics = |context: &Rc<HttpContext>| {
+        let mut conn = HttpConn::new(Rc::clone(context), None);
+        ask(&mut conn, "GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n").0
+    };
+    let (_, context) = connection(true);
+    let alone = ask_metrics(&context);
+    for name in OF_REDIS.iter().chain(&["shardgate_jwks_age_seconds"]) {
+        assert!(!shows(&alone, name), "{name}");
+    }
+    context.view.cluster.set_health(ClusterHealth::Unreachable, None);
+    context.view.jwks.fetched.inc();
+    let away = ask_metrics(&context);
+    assert!(away.lines().any(|line| line == "shardgate_redis_up 0"));
+    for name in OF_REDIS.iter().chain(&["shardgate_jwks_age_seconds"]) {
+        assert!(shows(&away, name), "{name}");
+    }
+}
+
 /// The table in the documentation and the program name the same metrics.
 #[test]
 fn metrics_are_documented() {
-    let (mut conn, _) = connection(true);
+    let (mut conn, context) = connection(true);
+    // All that may be there.
+    context.view.cluster.set_health(ClusterHealth::Unreachable, None);
+    context.view.jwks.fetched.inc();
     let (answer, _) = ask(&mut conn, "GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n");
     let shown: Vec<(&str, &str)> = answer
         .lines()

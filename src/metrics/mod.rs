@@ -40,9 +40,10 @@ impl Counter {
 }
 
 /// Upper edges of the buckets of every histogram, microseconds: from a loop turn without work to a stall that
-/// a person notices.
-const BUCKET_EDGES_US: [u64; 16] = [
-    10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 1_000_000, 5_000_000,
+/// a person notices. Neighbours are 2 or 2.5 apart, or a quantile is drawn at twice what it was.
+const BUCKET_EDGES_US: [u64; 18] = [
+    10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000,
+    2_500_000, 5_000_000,
 ];
 
 /// Times in buckets, with one writer.
@@ -685,6 +686,16 @@ mod tests {
         assert_eq!(CLOSE_LABELS[Ending::Peer(None).label_index()], "1005");
         assert_eq!(CLOSE_LABELS[Ending::Peer(Some(4999)).label_index()], "other");
         assert_eq!(CLOSE_LABELS[Ending::Abrupt.label_index()], "1006");
+    }
+
+    /// Whoever looks at a quantile looks at a bucket: it must not be much wider than what it stands for.
+    #[test]
+    fn buckets_resolve_what_people_look_at() {
+        for pair in BUCKET_EDGES_US.windows(2) {
+            let factor = pair[1] as f64 / pair[0] as f64;
+            assert!((2.0..=2.5).contains(&factor), "{pair:?}");
+        }
+        assert!(BUCKET_EDGES_US[0] <= 500 && BUCKET_EDGES_US.last() == Some(&5_000_000));
     }
 
     #[test]
