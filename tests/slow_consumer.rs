@@ -27,7 +27,7 @@ fn start(engine: &str) -> Gateway {
 
 /// An empty outbox takes any one message, whatever the limits are to each other.
 fn one_large_message_for_a_client_that_keeps_up(engine: &str) {
-    let gateway = Gateway::start(&["--engine", engine, "--limits-outbox-bytes", "1000"]);
+    let gateway = Gateway::start(&["--engine", engine, "--limits-outbox-bytes", "4096"]);
     let mut alice = gateway.connect("alice");
     let mut bob = gateway.connect("bob");
     let content = format!("\"{}\"", "x".repeat(65_000));

@@ -112,6 +112,9 @@ const CLUSTER: &str = "Cluster";
 
 /// Largest message that can be allowed, bytes: what a receiver must be able to hold in memory per connection.
 const MESSAGE_BYTES_MAX: u64 = 64 << 20;
+/// Smallest outbox that can be asked for, bytes: `welcome` with the longest names, and what answers the first messages. With
+/// less, whoever comes is closed as too slow before anything was said.
+const OUTBOX_BYTES_MIN: u64 = 4_096;
 /// Most shards of one gateway; lanes grow with the square of it.
 pub(super) const SHARDS_MAX: u64 = 256;
 /// Highest CPU number: `cpu_set_t` of glibc has 1024 bits.
@@ -196,7 +199,7 @@ pub(super) static KEYS: &[Key] = &[
         "Connections of known users on this gateway; over it /ws answers 503, and a client that shows itself later is closed with 3013"),
     row(LIMITS, "limits.message_bytes", number(125, MESSAGE_BYTES_MAX, "bytes"), Value("65536"), LIVE,
         "Size of one client message; a larger one closes with 1009"),
-    row(LIMITS, "limits.outbox_bytes", number(125, 1 << 30, "bytes"), Value("1048576"), LIVE,
+    row(LIMITS, "limits.outbox_bytes", number(OUTBOX_BYTES_MIN, 1 << 30, "bytes"), Value("1048576"), LIVE,
         "What may wait for one slow consumer before it is closed with 3008; an empty outbox takes any one message"),
     row(LIMITS, "limits.channels_per_connection", number(1, 1_000_000, "channels"), Value("128"), LIVE,
         "Channels that one connection may subscribe to"),

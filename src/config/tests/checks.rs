@@ -131,6 +131,7 @@ fn numbers_have_ranges() {
     for (flag, bad) in [
         ("--limits-message-bytes", "124"),
         ("--limits-message-bytes", "67108865"),
+        ("--limits-outbox-bytes", "4095"),
         ("--limits-header-bytes", "511"),
         ("--limits-header-bytes", "1048577"),
         ("--limits-burst", "0"),

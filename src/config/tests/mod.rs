@@ -68,6 +68,7 @@ fn other_value(key: &Key) -> &'static str {
     match key.kind {
         Kind::Bool => "true",
         Kind::Integer { min: 512, .. } => "777",
+        Kind::Integer { min: 4_096, .. } => "7777",
         Kind::Integer { .. } => "250",
         Kind::Duration { .. } => "77s",
         Kind::Address => "127.0.0.1:7777",
