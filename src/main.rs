@@ -1,5 +1,7 @@
 //! The gateway program: configuration, log, signals, exit code. Everything else is in the library.
 
+#[path = "main/print.rs"]
+mod print;
 #[path = "main/token.rs"]
 mod token;
 
@@ -22,23 +24,18 @@ fn main() -> ExitCode {
     }
     match config::load(args.clone(), env.clone()) {
         Ok(Outcome::Run(config)) => run(*config, &args, &env),
-        Ok(Outcome::Help(text) | Outcome::Version(text)) => print(&text),
+        Ok(Outcome::Help(text) | Outcome::Version(text)) => print::print(&text),
         // Whoever asks whether it would start wants to hear of a key that does not belong to its certificate.
         Ok(Outcome::Checked(config, text)) => match config.tls.as_ref().map(Certificates::read).transpose() {
-            Ok(_) => print(&text),
+            Ok(_) => print::print(&text),
             Err(error) => refuse(&error),
         },
         Err(error) => refuse(&error),
     }
 }
 
-fn print(text: &str) -> ExitCode {
-    print!("{text}");
-    ExitCode::SUCCESS
-}
-
 fn refuse(error: &dyn Display) -> ExitCode {
-    eprintln!("shardgate: {error}");
+    print::complain("shardgate", error);
     ExitCode::from(ConfigError::EXIT_CODE)
 }
 
@@ -124,6 +121,6 @@ fn run(config: Config, args: &[OsString], env: &[(OsString, OsString)]) -> ExitC
 }
 
 fn fail(cause: &str) -> ExitCode {
-    eprintln!("shardgate: {cause}");
+    print::complain("shardgate", &cause);
     ExitCode::FAILURE
 }

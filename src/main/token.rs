@@ -10,6 +10,8 @@ use shardgate::auth::Verifier;
 use shardgate::config::{self, AuthConfig, ConfigError, CredentialSource, Outcome};
 use shardgate::jws::{Algorithm, SigningKey};
 
+use crate::print::{complain, print};
+
 const HELP: &str = "\
 Usage: shardgate token --user NAME [--ttl TIME] [--claims JSON] [--private-key FILE] [--alg NAME] [--kid NAME]
                        [--FLAG VALUE]...
@@ -42,16 +44,12 @@ struct Wish {
 /// Runs the subcommand; `args` are those behind its name.
 pub(crate) fn run(args: Vec<OsString>, env: Vec<(OsString, OsString)>) -> ExitCode {
     if args.iter().any(|arg| arg == "--help" || arg == "-h") {
-        print!("{HELP}");
-        return ExitCode::SUCCESS;
+        return print(HELP);
     }
     match make(args, env) {
-        Ok(token) => {
-            println!("{token}");
-            ExitCode::SUCCESS
-        }
+        Ok(token) => print(&format!("{token}\n")),
         Err(why) => {
-            eprintln!("shardgate token: {why}");
+            complain("shardgate token", &why);
             ExitCode::from(ConfigError::EXIT_CODE)
         }
     }
