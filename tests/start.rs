@@ -64,7 +64,15 @@ fn a_port_that_another_program_has() {
 #[test]
 fn an_address_of_another_host() {
     let ended = run_to_exit(&["--listen", "203.0.113.1:8080", "--insecure"]);
-    assert_refused(&ended, 1, &["203.0.113.1:8080", "cannot listen"]);
+    assert_refused(
+        &ended,
+        1,
+        &[
+            "203.0.113.1:8080",
+            "cannot listen",
+            "no interface of this host has that address",
+        ],
+    );
 }
 
 #[test]
@@ -258,7 +266,11 @@ fn a_cpu_that_is_not_allowed() {
     let ended = run_to_exit(&["--listen", "127.0.0.1:0", "--cpus", "1023"]);
     assert_refused(&ended, 1, &["cpus", "1023", "may use only"]);
     let ended = run_to_exit(&["--listen", "127.0.0.1:0", "--control-cpu", "1023"]);
-    assert_refused(&ended, 1, &["1023", "may use only"]);
+    assert_refused(
+        &ended,
+        1,
+        &["control_cpu names CPU 1023", "may use only", "change control_cpu"],
+    );
 }
 
 #[test]
@@ -266,6 +278,334 @@ fn shards_are_pinned_and_say_so() {
     let cpu = first_allowed_cpu();
     let gateway = Gateway::start(&["--shards", "1", "--cpus", &cpu.to_string()]);
     assert_eq!(gateway.stats()["shards"][0]["cpu"], cpu);
+    assert!(allowed_to_shards(&gateway).contains(&cpu.to_string()));
+}
+
+/// The CPUs that each thread of a shard may run on, as the kernel writes them; the executor's pool, which sleeps, is not pinned.
+fn allowed_to_shards(gateway: &Gateway) -> Vec<String> {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", gateway.pid())).unwrap();
+    let of_task = |task: std::io::Result<std::fs::DirEntry>| {
+        let path = task.unwrap().path();
+        let name = std::fs::read_to_string(path.join("comm")).ok()?;
+        let status = std::fs::read_to_string(path.join("status")).ok()?;
+        let allowed = status
+            .lines()
+            .find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
+        name.starts_with("shard-").then(|| allowed.trim().to_owned())
+    };
+    tasks.filter_map(of_task).collect()
+}
+
+/// In a chroot or a sandbox there is no `/sys` to look for CPUs in.
+#[test]
+fn no_sys_is_no_reason_to_panic() {
+    for engine in ["epoll", "auto"] {
+        let mut unshared = command("unshare");
+        let cpu = first_allowed_cpu();
+        unshared.args(["--mount", "sh", "-c"]).arg(format!(
+            "mount -t tmpfs none /sys && exec {PROGRAM} --listen 127.0.0.1:0 --shards 1 --cpus {cpu} --engine {engine}"
+        ));
+        if !can_mount() {
+            return;
+        }
+        let gateway = Gateway::try_spawn(unshared).unwrap_or_else(|ended| panic!("{ended:#?}"));
+        gateway.connect("alice").close();
+        assert!(allowed_to_shards(&gateway).contains(&cpu.to_string()));
+    }
+}
+
+/// Whether this user may make mounts of their own; says so if not.
+fn can_mount() -> bool {
+    let mut probe = command("unshare");
+    probe.args(["--mount", "mount", "-t", "tmpfs", "none", "/sys"]);
+    let can = run_command(probe).code == Some(0);
+    if !can {
+        eprintln!("SKIPPED: no mounts of our own");
+    }
+    can
+}
+
+/// A cgroup with this CPU quota, removed when it goes; `None` where none can be made.
+struct CpuGroup(PathBuf);
+
+impl CpuGroup {
+    fn new(quota_us: u32) -> Option<CpuGroup> {
+        let name = format!("shardgate-test-{}-{quota_us}", std::process::id());
+        for (root, file, value) in [
+            ("/sys/fs/cgroup/cpu", "cpu.cfs_quota_us", quota_us.to_string()),
+            ("/sys/fs/cgroup", "cpu.max", format!("{quota_us} 100000")),
+        ] {
+            let group = CpuGroup(PathBuf::from(root).join(&name));
+            if std::fs::create_dir(&group.0).is_ok() && std::fs::write(group.0.join(file), value).is_ok() {
+                return Some(group);
+            }
+        }
+        eprintln!("SKIPPED: no cgroups of our own");
+        None
+    }
+}
+
+impl Drop for CpuGroup {
+    fn drop(&mut self) {
+        eventually("the cgroup is empty", || {
+            std::fs::remove_dir(&self.0).is_ok() || !self.0.exists()
+        });
+    }
+}
+
+/// A quota says how much there is, whatever the host has; nested, the smallest does.
+#[test]
+fn a_cpu_quota_bounds_the_number_of_shards() {
+    for quota_us in [50_000, 100_000] {
+        let Some(group) = CpuGroup::new(quota_us) else { return };
+        let inner = group.0.join("inner");
+        std::fs::create_dir(&inner).unwrap();
+        let inner = CpuGroup(inner);
+        let procs = inner.0.join("cgroup.procs");
+        let mut sh = command("sh");
+        sh.arg("-c").arg(format!(
+            "echo $$ > {} && exec {PROGRAM} --listen 127.0.0.1:0",
+            procs.display()
+        ));
+        let gateway = Gateway::try_spawn(sh).unwrap_or_else(|ended| panic!("{ended:#?}"));
+        gateway.wait_for_log("1 shard, ");
+        let shards = gateway.stats()["shards"].clone();
+        assert_eq!(shards.as_array().unwrap().len(), 1, "{shards}");
+        assert!(shards[0]["cpu"].is_null(), "nobody else's CPU is taken: {shards}");
+        drop(gateway);
+        drop(inner);
+    }
+}
+
+/// The second gateway of a host does not pin to the same CPUs, and says why.
+#[test]
+fn two_gateways_on_one_host() {
+    // Only CPUs that no other gateway of this host has: a name per CPU, kept here so that no other test's is in the way.
+    let cpu = first_allowed_cpu().to_string();
+    let first = Gateway::start(&["--shards", "1", "--cpus", &cpu]);
+    let mut second = command("taskset");
+    second.args(["-c", &cpu, PROGRAM, "--listen", "127.0.0.1:0", "--shards", "1"]);
+    let second = Gateway::try_spawn(second).unwrap_or_else(|ended| panic!("{ended:#?}"));
+    second.wait_for_log(&format!(
+        "another gateway on this host has pinned shards to CPU {cpu}: not pinning ours"
+    ));
+    assert!(second.stats()["shards"][0]["cpu"].is_null());
+    let third = Gateway::start(&["--shards", "1", "--cpus", &cpu]);
+    third.wait_for_log(&format!("has pinned shards to CPU {cpu}, too"));
+    assert_eq!(third.stats()["shards"][0]["cpu"], first_allowed_cpu());
+    drop(first);
+}
+
+/// Who reads only the beginning, and who has no room, gets no panic.
+#[test]
+fn what_cannot_be_printed() {
+    for args in ["--help", "--version", "--check-config", "token --help"] {
+        let mut full = command("sh");
+        full.arg("-c").arg(format!("{PROGRAM} {args} >/dev/full"));
+        let ended = run_command(full);
+        assert_refused(&ended, 1, &["cannot write to standard output", "No space left"]);
+        let mut closed = command("sh");
+        // The reader has gone before anything is written.
+        closed.arg("-c").arg(format!(
+            "exec 3>&1; ({{ sleep 0.2; {PROGRAM} {args}; echo $? >&3; }} | true)"
+        ));
+        let ended = run_command(closed);
+        assert_eq!((ended.stdout.trim(), ended.stderr.as_str()), ("1", ""), "{args}");
+    }
+    // The same of what is said on standard error: the exit code tells all the same.
+    let mut full = command("sh");
+    full.arg("-c").arg(format!("{PROGRAM} --bogus 2>/dev/full"));
+    assert_eq!(run_command(full).code, Some(2));
+}
+
+/// A port that only root may have, and nobody else.
+#[test]
+fn a_port_below_1024() {
+    let first = std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap_or_default();
+    if rustix::process::geteuid().is_root() && first.trim() != "0" {
+        let place = tempfile::tempdir().unwrap();
+        let mut sh = as_nobody(&place, "");
+        sh.args(["--listen", "127.0.0.1:80"]);
+        assert_refused(
+            &run_command(sh),
+            1,
+            &["cannot listen on 127.0.0.1:80", "CAP_NET_BIND_SERVICE"],
+        );
+    }
+}
+
+/// The gateway as a user without any privilege, through a shell that first does this.
+fn as_nobody(place: &tempfile::TempDir, before: &str) -> Command {
+    use std::os::unix::fs::PermissionsExt;
+    // Where that user may run it.
+    let program = place.path().join("shardgate");
+    if !program.exists() {
+        // Not by this process: whatever another test starts meanwhile would keep the file open for writing.
+        let copied = command("cp").arg(PROGRAM).arg(&program).status().unwrap();
+        assert!(copied.success());
+    }
+    for path in [place.path(), &program] {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let mut nobody = command("setpriv");
+    nobody.args([
+        "--reuid=65534",
+        "--regid=65534",
+        "--clear-groups",
+        "--inh-caps=-all",
+        "--bounding-set=-all",
+    ]);
+    nobody
+        .args(["sh", "-c", &format!("{before} exec \"$0\" \"$@\"")])
+        .arg(&program);
+    nobody
+}
+
+/// A limit that is enough for one shard and not for all: io_uring's memory counts since Linux 6.14.
+#[test]
+fn memlock_for_one_shard_and_not_for_all() {
+    if !rustix::process::geteuid().is_root() || !rings_are_counted() {
+        eprintln!("SKIPPED: memlock does not bind here");
+        return;
+    }
+    let place = tempfile::tempdir().unwrap();
+    let start = |engine: &str| {
+        let mut command = as_nobody(&place, "ulimit -l 8192;");
+        command.args([
+            "--listen",
+            "127.0.0.1:0",
+            "--shards",
+            "16",
+            "--cpus",
+            "none",
+            "--engine",
+            engine,
+        ]);
+        command
+    };
+    assert_refused(
+        &run_command(start("ring")),
+        1,
+        &[
+            "RLIMIT_MEMLOCK is 8192 KiB",
+            "16 shards",
+            "10240 KiB",
+            "LimitMEMLOCK=",
+            "--engine epoll",
+        ],
+    );
+    let gateway = Gateway::try_spawn(start("auto")).unwrap_or_else(|ended| panic!("{ended:#?}"));
+    gateway.wait_for_log("using the epoll engine: RLIMIT_MEMLOCK is 8192 KiB");
+    gateway.connect("alice").close();
+}
+
+/// As above, where nothing but the rings themselves can tell: what a first gateway of the same user has is not to be seen.
+#[test]
+fn memlock_is_shared_with_a_second_gateway_of_the_same_user() {
+    if !rustix::process::geteuid().is_root() || !rings_are_counted() {
+        eprintln!("SKIPPED: memlock does not bind here");
+        return;
+    }
+    let place = tempfile::tempdir().unwrap();
+    let start = |engine: &str| {
+        let mut command = as_nobody(&place, "ulimit -l 4096;");
+        command.args([
+            "--listen",
+            "127.0.0.1:0",
+            "--shards",
+            "5",
+            "--cpus",
+            "none",
+            "--engine",
+            engine,
+        ]);
+        command
+    };
+    let first = Gateway::try_spawn(start("ring")).unwrap_or_else(|ended| panic!("{ended:#?}"));
+    assert_refused(
+        &run_command(start("ring")),
+        1,
+        &["RLIMIT_MEMLOCK is 4096 KiB", "5 shards", "other processes of this user"],
+    );
+    let second = Gateway::try_spawn(start("auto")).unwrap_or_else(|ended| panic!("{ended:#?}"));
+    second.wait_for_log("using the epoll engine: RLIMIT_MEMLOCK is 4096 KiB");
+    second.connect("alice").close();
+    drop(first);
+}
+
+fn rings_are_counted() -> bool {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
+    matches!((numbers.next(), numbers.next()), (Some(Ok(major)), Some(Ok(minor))) if (major, minor) >= (6, 14))
+}
+
+/// Whoever is on this host can hold the name in which two gateways meet; that keeps nobody out, and is told.
+#[test]
+fn a_stranger_who_holds_the_name_of_an_address() {
+    use std::os::unix::process::CommandExt;
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: no other user to be");
+        return;
+    }
+    let addr = SocketAddr::from(([127, fastrand::u8(1..), fastrand::u8(..), fastrand::u8(1..255)], 8080));
+    let mut squatter = command("sleep");
+    squatter.arg("600").uid(65534).gid(65534);
+    let name = format!("shardgate/listen/{addr}");
+    let hold = move || {
+        // SAFETY: plain system calls on a descriptor and a struct of this frame; nothing is allocated.
+        unsafe {
+            let socket = libc::socket(libc::AF_UNIX, libc::SOCK_STREAM, 0);
+            let mut at: libc::sockaddr_un = std::mem::zeroed();
+            at.sun_family = libc::AF_UNIX as _;
+            for (to, from) in at.sun_path[1..].iter_mut().zip(name.bytes()) {
+                *to = from as _;
+            }
+            let len = size_of::<libc::sa_family_t>() + 1 + name.len();
+            if libc::bind(socket, (&raw const at).cast(), len as u32) != 0 || libc::listen(socket, 1) != 0 {
+                return Err(std::io::Error::last_os_error());
+            }
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec only system calls are made.
+    unsafe { squatter.pre_exec(hold) };
+    let squatter = Starting::spawn(squatter);
+    let pid = squatter.child.as_ref().unwrap().id();
+    let folder = tempfile::tempdir().unwrap();
+    let addr = addr.to_string();
+    let env = [("RUNTIME_DIRECTORY", folder.path().to_str().unwrap())];
+    let gateway = Gateway::start_with_env(&["--listen", &addr], &env);
+    gateway.wait_for_log(&format!("process {pid} (sleep) of user 65534 holds"));
+    gateway.connect("alice").close();
+    // A second gateway is kept off all the same.
+    let mut second = command(PROGRAM);
+    second.args(["--listen", &addr]).envs(env);
+    let words = [&addr, "in use by process", &gateway.pid().to_string()];
+    assert_refused(&run_command(second), 1, &words.map(|word| word as &str));
+    drop((gateway, squatter));
+}
+
+/// As many as start at the same instant: one serves, all others say that the address is in use.
+#[test]
+fn of_many_that_start_at_once_one_serves() {
+    let addr = SocketAddr::from(([127, fastrand::u8(1..), fastrand::u8(..), fastrand::u8(1..255)], 8080));
+    let start = || {
+        let mut command = command(PROGRAM);
+        command.args(["--listen", &addr.to_string(), "--shards", "1", "--cpus", "none"]);
+        Gateway::try_spawn(command)
+    };
+    let results: Vec<_> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..4).map(|_| scope.spawn(start)).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    let mut serving = 0;
+    for result in &results {
+        match result {
+            Ok(_) => serving += 1,
+            Err(ended) => assert_refused(ended, 1, &[&addr.to_string(), "in use by process"]),
+        }
+    }
+    assert_eq!(serving, 1);
 }
 
 fn first_allowed_cpu() -> usize {

@@ -47,6 +47,10 @@ pub use error::{ConfigError, Place};
 pub use origins::{OriginError, OriginPolicy};
 pub use patterns::{ChannelPatterns, PatternError};
 pub use redis_url::{RedisAddress, RedisServers, RedisTarget};
+
+/// Most shards of one gateway.
+pub const SHARDS_MAX: usize = keys::SHARDS_MAX as usize;
+
 use sources::{Request, Settings};
 
 /// What the command line asked for.

@@ -19,7 +19,7 @@ use crate::cluster::{Cluster, Identity, Subscription};
 use crate::config::{Config, CredentialSource, RedisConfig};
 use crate::jws::KeySet;
 use crate::lanes::{Lanes, Mailbox, control_place};
-use crate::runtime::StartError;
+use crate::runtime::{StartError, cpus};
 use crate::view::{Clock, Now, View};
 
 /// How long the clearing of presence may take at the end of a drain, and then giving back the lease.
@@ -48,8 +48,8 @@ impl Joined {
         let thread = std::thread::Builder::new()
             .name("control".into())
             .spawn(move || {
-                if let Some(id) = control_cpu {
-                    core_affinity::set_for_current(core_affinity::CoreId { id });
+                if let Some(Err(error)) = control_cpu.map(cpus::pin) {
+                    log::warn!("the control thread is not pinned: {error}");
                 }
                 let local = LocalSet::new();
                 local.block_on(&runtime, live(plan, joined_sender, control_receiver))

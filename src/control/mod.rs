@@ -19,25 +19,26 @@ mod link;
 mod run;
 mod shards;
 
+use std::fs::File;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use bytes::Bytes;
-use crossbeam_channel::{Sender, unbounded};
+use crossbeam_channel::{Receiver, Sender, unbounded};
 use tokio::sync::oneshot;
 
 use crate::admin::{Answer, Request};
-use crate::config::{AdminListen, Config, ConfigError};
+use crate::config::{AdminListen, Config, ConfigError, EngineChoice};
 use crate::engine::Waker;
 use crate::ids::is_valid_user_id;
 use crate::lanes::{self, Instruction};
 use crate::protocol::close::CloseReason;
 use crate::router::HomeMap;
 use crate::runtime::admin::AdminSocket;
-use crate::runtime::preflight::{self, EngineKind};
-use crate::runtime::{self, StartError, listener};
+use crate::runtime::preflight::{self, Host};
+use crate::runtime::{self, Needed, StartError, cpus, listener};
 use crate::settings::Settings;
 use crate::shard::run::Reporter;
 use crate::tls::Certificates;
@@ -158,6 +159,98 @@ impl Handle {
     }
 }
 
+/// One try to start a gateway: what it needs, and what outlives the try.
+struct Start<'a> {
+    config: &'a Config,
+    host: Host,
+    handle: Handle,
+    orders: Receiver<Order>,
+    /// The control thread's: readable when its waker was used.
+    descriptor: File,
+}
+
+impl Start<'_> {
+    fn run(mut self, told: impl FnOnce(Handle)) -> Result<Gateway, StartError> {
+        let (config, handle) = (self.config, self.handle);
+        let shards = self.host.places.cpus.len() as u16;
+        let listeners = listener::bind(config.listen, shards.into())?;
+        let addr = listeners.addr;
+        let admin_socket = config.admin.listen.as_ref().map(runtime::admin::bind).transpose()?;
+        let admin = admin_socket.as_ref().and_then(AdminSocket::listen);
+        // A gateway that has just ended at this address has let its CPUs go by now.
+        let pinned = cpus::settle(&mut self.host.places, config);
+        let host = self.host;
+        let (mut inboxes, senders, depths) = lanes::inboxes(shards);
+        let view = Arc::new(View::new(
+            config.gateway_id.clone(),
+            config.auth.is_development(),
+            host.engine.name(),
+            host.places.cpus.clone(),
+            depths,
+        ));
+        // Before anything is waited for.
+        Settings::new(config, host.connections_max)?;
+        warn_of_short_secret(config);
+        let certificates = config.tls.as_ref().map(Certificates::read).transpose()?;
+        let tls = certificates
+            .as_ref()
+            .map(|certificates| Arc::clone(certificates.server()));
+        let mut key = [0; 16];
+        getrandom::fill(&mut key).map_err(no_random)?;
+        let homes = HomeMap::new(shards, key).with_partitions(config.channels.partitions);
+
+        let (reports_sender, reports) = unbounded();
+        told(handle.clone());
+        let Some(inbox) = inboxes.pop() else {
+            unreachable!("there is an inbox more than there are shards");
+        };
+        let plan = ControlPlan {
+            config: config.clone(),
+            handle: handle.clone(),
+            connections_possible: host.connections_possible,
+            certificates,
+            homes: homes.clone(),
+            view: Arc::clone(&view),
+            seed: getrandom::u64().map_err(no_random)?,
+            inbox,
+            orders: self.orders,
+            ending: Arc::clone(&handle.ending),
+            reports: reports.clone(),
+            waker: handle.waker.clone(),
+            descriptor: self.descriptor,
+        };
+        // It joins the cluster, then waits for the shards.
+        let control = Joined::spawn(plan)?;
+        let settings = Arc::new(Settings::with_keys(config, host.connections_max, control.keys())?.with_tls(tls));
+
+        let (sockets, claim) = listeners.listen(config.listen_backlog)?;
+        let shards = Shards::start(
+            ShardsPlan {
+                host: &host,
+                view: Arc::clone(&view),
+                settings: Arc::clone(&settings),
+                homes,
+                clustered: config.redis.is_some(),
+            },
+            inboxes,
+            senders,
+            sockets,
+            &Reporter {
+                sender: reports_sender,
+                waker: handle.waker.clone(),
+            },
+            &reports,
+        )?;
+        Ok(Gateway {
+            addr,
+            admin,
+            view,
+            handle,
+            control: control.serve(Control::new(shards, (claim, pinned), admin_socket, settings)),
+        })
+    }
+}
+
 impl Gateway {
     /// Starts a gateway and returns when all its shards accept, as one of the cluster if there is one.
     ///
@@ -178,96 +271,50 @@ impl Gateway {
         told: impl FnOnce(Handle),
         on_drain: impl Fn() + Send + Sync + 'static,
     ) -> Result<Gateway, StartError> {
-        let host = preflight::inspect(config)?;
-        let listeners = listener::bind(config.listen, host.cpus.len())?;
-        let addr = listeners.addr;
-        let admin_socket = config.admin.listen.as_ref().map(runtime::admin::bind).transpose()?;
-        let admin = admin_socket.as_ref().and_then(AdminSocket::listen);
-        let shards = host.cpus.len() as u16;
-        let (mut inboxes, senders, depths) = lanes::inboxes(shards);
-        let engine = match host.engine {
-            EngineKind::Ring => <crate::engine::RingEngine as crate::engine::Engine>::NAME,
-            EngineKind::Epoll => <crate::engine::EpollEngine as crate::engine::Engine>::NAME,
-        };
-        let view = Arc::new(View::new(
-            config.gateway_id.clone(),
-            config.auth.is_development(),
-            engine,
-            host.cpus.clone(),
-            depths,
-        ));
-        // Before anything is waited for.
-        Settings::new(config, host.connections_max)?;
-        warn_of_short_secret(config);
-        let certificates = config.tls.as_ref().map(Certificates::read).transpose()?;
-        let tls = certificates
-            .as_ref()
-            .map(|certificates| Arc::clone(certificates.server()));
-        let mut key = [0; 16];
-        getrandom::fill(&mut key).map_err(no_random)?;
-        let homes = HomeMap::new(shards, key).with_partitions(config.channels.partitions);
-
         let (waker, descriptor) = Waker::with_descriptor().map_err(|cause| StartError::System {
             what: "cannot make the control thread's waker",
             cause,
         })?;
         let (orders_sender, orders) = unbounded();
-        let (reports_sender, reports) = unbounded();
-        let ending = Arc::new(AtomicBool::new(false));
         let handle = Handle {
             orders: orders_sender,
-            ending: Arc::clone(&ending),
+            ending: Arc::new(AtomicBool::new(false)),
             on_drain: OnDrain(Arc::new(on_drain)),
-            waker: waker.clone(),
+            waker,
         };
-        told(handle.clone());
-        let Some(inbox) = inboxes.pop() else {
-            unreachable!("there is an inbox more than there are shards");
+        let mut told = Some(told);
+        let mut start = |config: &Config| {
+            let host = preflight::inspect(config)?;
+            let descriptor = descriptor.try_clone().map_err(|cause| StartError::System {
+                what: "cannot copy a descriptor",
+                cause,
+            })?;
+            let start = Start {
+                config,
+                host,
+                handle: handle.clone(),
+                orders: orders.clone(),
+                descriptor,
+            };
+            start.run(|handle| {
+                if let Some(told) = told.take() {
+                    told(handle);
+                }
+            })
         };
-        let plan = ControlPlan {
-            config: config.clone(),
-            handle: handle.clone(),
-            connections_possible: host.connections_possible,
-            certificates,
-            homes: homes.clone(),
-            view: Arc::clone(&view),
-            seed: getrandom::u64().map_err(no_random)?,
-            inbox,
-            orders,
-            ending,
-            reports: reports.clone(),
-            waker: waker.clone(),
-            descriptor,
-        };
-        // It joins the cluster, then waits for the shards.
-        let control = Joined::spawn(plan)?;
-        let settings = Arc::new(Settings::with_keys(config, host.connections_max, control.keys())?.with_tls(tls));
-
-        let (sockets, claim) = listeners.listen(config.listen_backlog)?;
-        let shards = Shards::start(
-            ShardsPlan {
-                host: &host,
-                view: Arc::clone(&view),
-                settings: Arc::clone(&settings),
-                homes,
-                clustered: config.redis.is_some(),
-            },
-            inboxes,
-            senders,
-            sockets,
-            &Reporter {
-                sender: reports_sender,
-                waker,
-            },
-            &reports,
-        )?;
-        Ok(Gateway {
-            addr,
-            admin,
-            view,
-            handle,
-            control: control.serve(Control::new(shards, claim, admin_socket, settings)),
-        })
+        match start(config) {
+            // Another process of this user takes of it, too, which nobody could see before.
+            Err(error @ StartError::Memlock(Needed { with_rings: true, .. }))
+                if config.engine == EngineChoice::Auto =>
+            {
+                log::warn!("using the epoll engine: {error}");
+                start(&Config {
+                    engine: EngineChoice::Epoll,
+                    ..config.clone()
+                })
+            }
+            result => result,
+        }
     }
 
     /// Where it listens.

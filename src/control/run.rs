@@ -25,7 +25,8 @@ use crate::http::{Door, HttpContext};
 use crate::lanes::{Inbox, Instruction, Parcel};
 use crate::router::HomeMap;
 use crate::runtime::admin::AdminSocket;
-use crate::runtime::listener::Claim;
+use crate::runtime::claim::Claim;
+use crate::runtime::cpus::PinnedHere;
 use crate::settings::Settings;
 use crate::shard::run::Report;
 use crate::tls::Certificates;
@@ -67,7 +68,7 @@ pub(super) struct ControlPlan {
 /// What it gets when the shards run.
 pub(super) struct Control {
     shards: Shards,
-    _claim: Option<Claim>,
+    _held: (Option<Claim>, PinnedHere),
     admin: Option<AdminSocket>,
     /// What the shards began with.
     settings: Arc<Settings>,
@@ -76,13 +77,13 @@ pub(super) struct Control {
 impl Control {
     pub(super) fn new(
         shards: Shards,
-        claim: Option<Claim>,
+        held: (Option<Claim>, PinnedHere),
         admin: Option<AdminSocket>,
         settings: Arc<Settings>,
     ) -> Self {
         Control {
             shards,
-            _claim: claim,
+            _held: held,
             admin,
             settings,
         }
@@ -348,7 +349,7 @@ impl Turns {
                     }
                 }
                 Report::Ended(shard, result) => {
-                    let cause = result.err().unwrap_or_else(|| "without being asked".into());
+                    let cause = result.map_or_else(|cause| cause.to_string(), |()| "without being asked".into());
                     log::error!("shard {shard} has ended: {cause}; stopping the gateway");
                     return Some(Exit::Broken);
                 }

@@ -1,20 +1,21 @@
 //! The shards' threads: started together, stopped and joined together.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
-use glommio::{ExecutorJoinHandle, LocalExecutorBuilder};
+use glommio::{ExecutorJoinHandle, GlommioError, LocalExecutorBuilder};
 
 use super::no_random;
 use crate::engine::{EpollEngine, RingEngine, Waker};
 use crate::ids::ShardId;
 use crate::lanes::{self, Inbox, Mailbox, Parcel};
 use crate::router::HomeMap;
-use crate::runtime::StartError;
-use crate::runtime::preflight::{EngineKind, Host};
+use crate::runtime::preflight::{EngineKind, Host, out_of_memlock};
+use crate::runtime::{StartError, cpus};
 use crate::settings::Settings;
 use crate::shard::run::{self, Plan, Report, Reporter};
 use crate::view::View;
@@ -46,6 +47,9 @@ pub(super) struct Shards {
 
 impl Shards {
     /// Starts every shard and waits until all accept. On failure those that run are stopped and joined.
+    ///
+    /// # Errors
+    /// What the first shard that did not start says; out of memlock is told as that.
     pub(super) fn start(
         plan: ShardsPlan<'_>,
         inboxes: Vec<Inbox>,
@@ -54,10 +58,27 @@ impl Shards {
         reporter: &Reporter,
         reports: &Receiver<Report>,
     ) -> Result<Self, StartError> {
+        let (engine, count) = (plan.host.engine, inboxes.len());
         let mut running = Shards::default();
+        let result = running.start_all(plan, inboxes, senders, sockets, reporter, reports);
+        match result {
+            Ok(()) => Ok(running),
+            Err(error) => Err(running.explain(error, engine, count)),
+        }
+    }
+
+    fn start_all(
+        &mut self,
+        plan: ShardsPlan<'_>,
+        inboxes: Vec<Inbox>,
+        senders: Vec<Sender<Parcel>>,
+        sockets: Vec<OwnedFd>,
+        reporter: &Reporter,
+        reports: &Receiver<Report>,
+    ) -> Result<(), StartError> {
         let shards = inboxes.len() as u16;
         let (mailboxes_sender, mailboxes_receiver) = bounded::<Vec<Mailbox>>(shards.into());
-        for (((shard, inbox), listener), cpu) in (0..shards).zip(inboxes).zip(sockets).zip(&plan.host.cpus) {
+        for (((shard, inbox), listener), cpu) in (0..shards).zip(inboxes).zip(sockets).zip(&plan.host.places.cpus) {
             let shard_plan = Plan {
                 shard: ShardId(shard),
                 listener,
@@ -71,7 +92,7 @@ impl Shards {
             };
             let thread =
                 spawn(shard_plan, *cpu, plan.host.engine).map_err(|cause| StartError::Shard { shard, cause })?;
-            running.threads.push(thread);
+            self.threads.push(thread);
         }
         drop(mailboxes_receiver);
         let mut wakers = collect_wakers(reports, shards)?;
@@ -82,7 +103,7 @@ impl Shards {
         for _ in 0..shards {
             let _ = mailboxes_sender.send(mailboxes.clone());
         }
-        running.mailboxes = mailboxes;
+        self.mailboxes = mailboxes;
         for _ in 0..shards {
             match reports.recv() {
                 Ok(Report::Ended(shard, result)) => return Err(ended_early(shard, result)),
@@ -90,7 +111,33 @@ impl Shards {
                 Err(_) => return Err(ended_early(ShardId(0), Ok(()))),
             }
         }
-        Ok(running)
+        Ok(())
+    }
+
+    /// The error with the cause that its thread kept, where the executor could not be made. Joins all threads.
+    fn explain(mut self, error: StartError, engine: EngineKind, count: usize) -> StartError {
+        let StartError::Shard { shard, cause } = error else {
+            return error;
+        };
+        if !self.mailboxes.is_empty() {
+            self.post_all(|| Parcel::Stop);
+        }
+        let mut causes = BTreeMap::from([(shard, cause)]);
+        for (at, thread) in self.threads.drain(..).enumerate() {
+            if let Err(GlommioError::IoError(cause)) = thread.join() {
+                causes.insert(at as u16, cause);
+            }
+        }
+        let mut known = causes.into_iter();
+        let told = known.find(|(_, cause)| cause.raw_os_error().is_some());
+        match told.or_else(|| known.next()) {
+            Some((_, cause)) if cause.raw_os_error() == Some(libc::ENOMEM) => out_of_memlock(engine, count),
+            Some((shard, cause)) => StartError::Shard { shard, cause },
+            None => StartError::Shard {
+                shard,
+                cause: io::Error::other("it ended"),
+            },
+        }
     }
 
     /// How many there are.
@@ -125,10 +172,10 @@ impl Drop for Shards {
     }
 }
 
-fn ended_early(shard: ShardId, result: Result<(), String>) -> StartError {
+fn ended_early(shard: ShardId, result: io::Result<()>) -> StartError {
     StartError::Shard {
         shard: shard.0,
-        cause: result.err().unwrap_or_else(|| "it ended".into()),
+        cause: result.err().unwrap_or_else(|| io::Error::other("it ended")),
     }
 }
 
@@ -148,39 +195,53 @@ fn collect_wakers(reports: &Receiver<Report>, shards: u16) -> Result<Vec<Waker>,
     Ok(wakers.into_values().collect())
 }
 
-/// Tells the control thread that a shard has ended, also when it ends in a panic.
+/// Tells the control thread that a shard has ended, also when it ends in a panic or its executor cannot be made.
 struct EndReport {
     shard: ShardId,
     reports: Reporter,
-    result: Option<Result<(), String>>,
+    result: Option<io::Result<()>>,
 }
 
 impl Drop for EndReport {
     fn drop(&mut self) {
-        let result = self.result.take().unwrap_or_else(|| Err("it panicked".into()));
+        let result = self.result.take().unwrap_or_else(|| {
+            let words = if std::thread::panicking() {
+                "it panicked"
+            } else {
+                "it did not begin"
+            };
+            Err(io::Error::other(words))
+        });
         self.reports.tell(Report::Ended(self.shard, result));
     }
 }
 
-fn spawn(plan: Plan, cpu: Option<usize>, engine: EngineKind) -> Result<ExecutorJoinHandle<()>, String> {
-    let placement = cpu.map_or(glommio::Placement::Unbound, glommio::Placement::Fixed);
+fn spawn(plan: Plan, cpu: Option<usize>, engine: EngineKind) -> io::Result<ExecutorJoinHandle<()>> {
     let shard = plan.shard;
-    LocalExecutorBuilder::new(placement)
+    let end = EndReport {
+        shard,
+        reports: plan.reports.clone(),
+        result: None,
+    };
+    // The shard pins itself: glommio looks for CPUs in /sys, and panics where there is none.
+    LocalExecutorBuilder::new(glommio::Placement::Unbound)
         .name(&format!("shard-{shard}"))
         .io_memory(EXECUTOR_IO_MEMORY)
         .ring_depth(EXECUTOR_RING_DEPTH)
         .preempt_timer(NO_PREEMPTION)
         .spawn(move || async move {
-            let mut end = EndReport {
-                shard,
-                reports: plan.reports.clone(),
-                result: None,
+            let result = match cpu.map_or(Ok(()), cpus::pin) {
+                Err(cause) => Err(cause),
+                Ok(()) => match engine {
+                    EngineKind::Ring => run::run::<RingEngine>(plan).await,
+                    EngineKind::Epoll => run::run::<EpollEngine>(plan).await,
+                },
             };
-            let result = match engine {
-                EngineKind::Ring => run::run::<RingEngine>(plan).await,
-                EngineKind::Epoll => run::run::<EpollEngine>(plan).await,
-            };
-            end.result = Some(result.map_err(|error| error.to_string()));
+            let mut end = end;
+            end.result = Some(result);
         })
-        .map_err(|error| error.to_string())
+        .map_err(|error| match error {
+            GlommioError::IoError(cause) => cause,
+            other => io::Error::other(other.to_string()),
+        })
 }

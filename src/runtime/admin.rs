@@ -5,14 +5,14 @@ use std::fs;
 use std::hash::{Hash, Hasher};
 use std::io;
 use std::net::TcpListener;
-use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::StartError;
+use super::claim::{self, Claim, Holder};
 use crate::config::AdminListen;
 
 /// A listener that listens. Non-blocking.
@@ -30,7 +30,7 @@ pub enum AdminSocket {
 pub struct SocketFile {
     path: PathBuf,
     device_and_inode: (u64, u64),
-    _claim: UnixListener,
+    _claim: Claim,
 }
 
 impl Drop for SocketFile {
@@ -56,24 +56,33 @@ impl AdminSocket {
 /// # Errors
 /// Somebody else does, or the system refuses.
 pub fn bind(listen: &AdminListen) -> Result<AdminSocket, StartError> {
-    let bound = match listen {
-        AdminListen::Tcp(addr) => TcpListener::bind(addr).and_then(|listener| {
-            listener.set_nonblocking(true)?;
-            Ok(AdminSocket::Tcp(listener))
-        }),
-        AdminListen::Unix(path) => bind_unix(path),
-    };
-    bound.map_err(|cause| {
+    let refused = |cause: io::Error| {
         let listen = listen.to_string();
         match cause.kind() {
-            io::ErrorKind::AddrInUse => StartError::AdminInUse { listen },
+            io::ErrorKind::AddrInUse => StartError::AdminInUse {
+                listen,
+                holder: Holder::default(),
+            },
             _ => StartError::AdminListen { listen, cause },
         }
-    })
+    };
+    match listen {
+        AdminListen::Tcp(addr) => {
+            let listener = TcpListener::bind(addr).map_err(refused)?;
+            listener.set_nonblocking(true).map_err(refused)?;
+            Ok(AdminSocket::Tcp(listener))
+        }
+        AdminListen::Unix(path) => {
+            let claim = claim(path).map_err(refused)?.map_err(|holder| StartError::AdminInUse {
+                listen: listen.to_string(),
+                holder,
+            })?;
+            bind_unix(path, claim).map_err(refused)
+        }
+    }
 }
 
-fn bind_unix(path: &Path) -> io::Result<AdminSocket> {
-    let claim = claim(path)?;
+fn bind_unix(path: &Path, claim: Claim) -> io::Result<AdminSocket> {
     let listener = match UnixListener::bind(path) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_stale(path)? => {
             fs::remove_file(path)?;
@@ -91,14 +100,13 @@ fn bind_unix(path: &Path) -> io::Result<AdminSocket> {
     Ok(AdminSocket::Unix(listener, file))
 }
 
-/// Two gateways that start at the same moment and both find a stale file meet in this name: else the second would take the
+/// Two gateways that start at the same moment and both find a stale file meet in this claim: else the second would take the
 /// first one's file away.
-fn claim(path: &Path) -> io::Result<UnixListener> {
+fn claim(path: &Path) -> io::Result<Result<Claim, Holder>> {
     let mut hasher = DefaultHasher::new();
     std::path::absolute(path)?.hash(&mut hasher);
     // Hashed, as a name has no more room than a path.
-    let name = UnixAddr::from_abstract_name(format!("shardgate/admin/{:016x}", hasher.finish()))?;
-    UnixListener::bind_addr(&name)
+    claim::take(&format!("admin/{:016x}", hasher.finish()))
 }
 
 /// True if a socket lies there that nobody listens on: its owner was killed. A file of another kind is not ours to touch.

@@ -3,14 +3,13 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::StartError;
+use super::claim::{self, Claim, Holder};
 
 /// The kernel takes the rings of a process down after its end, and with them its listeners: a gateway that is started
 /// again at once finds its own port in use for some milliseconds.
@@ -26,13 +25,6 @@ pub struct Listeners {
     pub addr: SocketAddr,
     /// Held for the life of the gateway.
     claim: Option<Claim>,
-}
-
-/// SO_REUSEPORT would let two gateways share an address and split its clients. Trying to bind without it shows one that
-/// listens already; two that start at the same moment meet in this name, which like a port belongs to the network namespace.
-#[derive(Debug)]
-pub struct Claim {
-    _name: UnixListener,
 }
 
 /// Binds `count` listeners to `addr`.
@@ -54,8 +46,11 @@ fn try_bind(addr: SocketAddr, count: usize) -> Result<Listeners, StartError> {
     let claim = if addr.port() == 0 {
         None
     } else {
-        let claim = claim(addr).map_err(refused)?;
-        // Without SO_REUSEPORT, but with SO_REUSEADDR, for the TIME_WAIT of a predecessor's connections.
+        let claim = claim::take(&format!("listen/{addr}"))
+            .map_err(refused)?
+            .map_err(|holder| StartError::AddressInUse { addr, holder })?;
+        // Whoever listens already is seen by a socket without SO_REUSEPORT; with SO_REUSEADDR, for the TIME_WAIT of a
+        // predecessor's connections.
         open(addr, false).map(drop).map_err(refused)?;
         Some(claim)
     };
@@ -87,16 +82,12 @@ impl Listeners {
 
 fn refused(addr: SocketAddr, cause: io::Error) -> StartError {
     match cause.kind() {
-        io::ErrorKind::AddrInUse => StartError::AddressInUse { addr },
+        io::ErrorKind::AddrInUse => StartError::AddressInUse {
+            addr,
+            holder: Holder::default(),
+        },
         _ => StartError::Listen { addr, cause },
     }
-}
-
-fn claim(addr: SocketAddr) -> io::Result<Claim> {
-    let name = UnixAddr::from_abstract_name(format!("shardgate/listen/{addr}"))?;
-    Ok(Claim {
-        _name: UnixListener::bind_addr(&name)?,
-    })
 }
 
 fn open(addr: SocketAddr, shared: bool) -> io::Result<Socket> {
@@ -127,7 +118,7 @@ mod tests {
         assert_eq!(sockets.len(), 2);
         let error = bind(addr, 1).unwrap_err();
         assert!(
-            matches!(error, StartError::AddressInUse { addr: named } if named == addr),
+            matches!(error, StartError::AddressInUse { addr: named, .. } if named == addr),
             "{error}"
         );
         drop((sockets, claim));
@@ -139,7 +130,7 @@ mod tests {
     #[test]
     fn two_that_start_at_once_meet_in_the_name() {
         let addr = bind("127.0.0.1:0".parse().unwrap(), 1).unwrap().addr;
-        let held = claim(addr).unwrap();
+        let held = claim::take(&format!("listen/{addr}")).unwrap().unwrap();
         assert!(matches!(bind(addr, 1), Err(StartError::AddressInUse { .. })));
         drop(held);
         bind(addr, 1).unwrap();
@@ -154,10 +145,8 @@ mod tests {
 
     #[test]
     fn an_address_of_another_host() {
-        let error = bind("203.0.113.1:9".parse().unwrap(), 1).unwrap_err();
-        assert!(
-            error.to_string().starts_with("cannot listen on 203.0.113.1:9"),
-            "{error}"
-        );
+        let error = bind("203.0.113.1:9".parse().unwrap(), 1).unwrap_err().to_string();
+        assert!(error.starts_with("cannot listen on 203.0.113.1:9"), "{error}");
+        assert!(error.contains("no interface of this host"), "{error}");
     }
 }

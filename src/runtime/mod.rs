@@ -3,39 +3,38 @@
 //! Everything here happens once, on the starting thread, before the first shard exists.
 
 pub mod admin;
+pub mod claim;
+pub mod cpus;
 pub mod listener;
 pub mod preflight;
 
+use std::fmt;
+use std::io;
 use std::net::SocketAddr;
+
+use claim::Holder;
+use cpus::counted;
+use preflight::ring_remedy;
 
 /// Why a gateway did not start: one line with the cause and the remedy.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
     /// The kernel or a sandbox forbids io_uring, which the executor needs.
-    #[error("io_uring is not available ({cause}): {remedy}")]
+    #[error("io_uring is not available ({cause}): {}", ring_remedy(.cause))]
     NoIoUring {
         /// What the kernel said.
-        cause: std::io::Error,
-        /// What to change.
-        remedy: &'static str,
+        cause: io::Error,
     },
     /// `--engine ring`, and the kernel lacks what it needs.
-    #[error("the ring engine cannot run here ({cause}): use Linux 6.1 or later, or --engine epoll")]
+    #[error("the ring engine cannot run here ({cause}): {}, or --engine epoll", ring_remedy(.cause))]
     NoRing {
         /// What is missing.
-        cause: std::io::Error,
+        cause: io::Error,
     },
-    /// RLIMIT_MEMLOCK is too low for an executor.
-    #[error(
-        "RLIMIT_MEMLOCK is {available_kib} KiB, {needed_kib} KiB are needed per shard: raise it (LimitMEMLOCK= in the systemd unit, memlock in limits.conf)"
-    )]
-    Memlock {
-        /// The limit now.
-        available_kib: u64,
-        /// What an executor insists on.
-        needed_kib: u64,
-    },
+    /// RLIMIT_MEMLOCK is too low for the rings of all shards.
+    #[error(transparent)]
+    Memlock(Needed),
     /// RLIMIT_NOFILE leaves no room for connections.
     #[error(
         "RLIMIT_NOFILE is {available}, {needed} are needed before the first connection: raise it (LimitNOFILE= in the systemd unit, nofile in limits.conf)"
@@ -60,57 +59,61 @@ pub enum StartError {
     },
     /// A CPU was asked for that this process may not use.
     #[error(
-        "cpus names CPU {cpu}, but this process may use only {allowed}: change cpus, or the affinity (taskset, cpuset)"
+        "{key} names CPU {cpu}, but this process may use only {allowed}: change {key}, or the affinity (taskset, cpuset)"
     )]
     Cpu {
+        /// `cpus` or `control_cpu`.
+        key: &'static str,
         /// Which CPU.
         cpu: usize,
         /// The allowed ones.
         allowed: String,
     },
     /// The address is taken.
-    #[error(
-        "{addr} is in use, by another program or another shardgate: stop it, or choose another address with --listen"
-    )]
+    #[error("{addr} is in use by {holder}: stop it, or choose another address with --listen")]
     AddressInUse {
         /// The address.
         addr: SocketAddr,
+        /// Who has it, as far as can be seen.
+        holder: Holder,
     },
     /// The address cannot be bound for another reason.
-    #[error("cannot listen on {addr}: {cause}")]
+    #[error("cannot listen on {addr}: {cause}{}", bind_remedy(.cause))]
     Listen {
         /// The address.
         addr: SocketAddr,
         /// What the kernel said.
-        cause: std::io::Error,
+        cause: io::Error,
     },
     /// The certificate, its key or the clients' authorities are no good.
     #[error("no TLS: {0}")]
     Tls(#[from] crate::tls::CertificatesError),
     /// Somebody else listens on `admin.listen`.
-    #[error("admin.listen = {listen} is in use, by another program or another shardgate: stop it, or choose another")]
+    #[error("admin.listen = {listen} is in use by {holder}: stop it, or choose another")]
     AdminInUse {
         /// Where.
         listen: String,
+        /// Who has it, as far as can be seen.
+        holder: Holder,
     },
     /// `admin.listen` cannot be bound for another reason.
-    #[error("cannot listen on admin.listen = {listen}: {cause}")]
+    #[error("cannot listen on admin.listen = {listen}: {cause}{}", bind_remedy(.cause))]
     AdminListen {
         /// Where.
         listen: String,
         /// What the system said.
-        cause: std::io::Error,
+        cause: io::Error,
     },
     /// A list that shards cannot go by.
     #[error(transparent)]
     Settings(#[from] crate::settings::SettingsError),
-    /// A thread could not be started.
-    #[error("cannot start shard {shard}: {cause}")]
+    /// A shard's thread, its rings or its engine could not be made.
+    #[error("cannot start shard {shard}: {cause}{}", shard_remedy(.cause))]
     Shard {
         /// Which shard.
         shard: u16,
         /// What broke.
-        cause: String,
+        cause: io::Error,
     },
     /// Redis did not let us in within `redis.start_timeout`.
     #[error("{cause} (waited {waited:?}): start Redis, correct redis.url, or raise redis.start_timeout")]
@@ -159,6 +162,64 @@ pub enum StartError {
         /// What was wanted.
         what: &'static str,
         /// What the kernel said.
-        cause: std::io::Error,
+        cause: io::Error,
     },
+}
+
+/// How much memlock there is, and how much all shards need.
+#[derive(Debug)]
+pub struct Needed {
+    /// The limit now.
+    pub available_kib: u64,
+    /// What `shards` take of it.
+    pub needed_kib: u64,
+    /// How many there shall be.
+    pub shards: usize,
+    /// With the ring engine, which takes more.
+    pub with_rings: bool,
+}
+
+impl std::error::Error for Needed {}
+
+impl fmt::Display for Needed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "RLIMIT_MEMLOCK is {} KiB, and io_uring needs {} KiB for {}, besides what other processes of this user have of it: \
+             raise it (LimitMEMLOCK= in the systemd unit, memlock in limits.conf)",
+            self.available_kib,
+            self.needed_kib,
+            counted(self.shards, "shard")
+        )?;
+        if self.with_rings {
+            f.write_str(", or use fewer shards or --engine epoll")?;
+        }
+        Ok(())
+    }
+}
+
+/// What to do about an address that cannot be bound, with a colon before it; nothing where the kernel's word says it all.
+fn bind_remedy(cause: &io::Error) -> &'static str {
+    match cause.raw_os_error() {
+        Some(libc::EACCES) => {
+            ": a port below 1024 needs CAP_NET_BIND_SERVICE (AmbientCapabilities= in the systemd unit, or the sysctl \
+             net.ipv4.ip_unprivileged_port_start), and the folder of a Unix socket must be writable"
+        }
+        Some(libc::EADDRNOTAVAIL) => {
+            ": no interface of this host has that address (see ip address); 0.0.0.0 and [::] listen on all there are"
+        }
+        Some(libc::EAFNOSUPPORT) => ": this host does not speak that family of addresses (is IPv6 switched off?)",
+        Some(libc::ENOENT | libc::ENOTDIR) => {
+            ": its folder does not exist (RuntimeDirectory= in the systemd unit makes one)"
+        }
+        _ => "",
+    }
+}
+
+/// What to do about a shard that cannot be started, with a colon before it.
+fn shard_remedy(cause: &io::Error) -> String {
+    match cause.raw_os_error() {
+        Some(_) => format!(": {}", ring_remedy(cause)),
+        None => String::new(),
+    }
 }

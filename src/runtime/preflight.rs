@@ -1,18 +1,27 @@
 //! What this host allows, looked at before anything is opened.
 
-use std::collections::BTreeSet;
+use std::fs;
 use std::io;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use super::StartError;
-use crate::config::{Config, EngineChoice, Placement};
-use crate::engine::{Engine, RingEngine};
+use super::cpus::{self, Places, counted};
+use super::{Needed, StartError};
+use crate::config::{Config, EngineChoice};
+use crate::engine::{Engine, EpollEngine, RingEngine};
 
-/// What glommio insists on per executor.
-const MEMLOCK_BYTES_MIN: u64 = 512 * 1024;
+/// What glommio insists on, however many executors there are.
+const MEMLOCK_KIB_MIN: u64 = 512;
+/// What the rings of one shard take of memlock with each engine, measured on Linux 6.18 and rounded up: the executor's
+/// three rings and their buffers, and the ring engine's own.
+const MEMLOCK_KIB_PER_RING: u64 = 640;
+const MEMLOCK_KIB_PER_EPOLL: u64 = 256;
+/// The first Linux that counts the memory of rings against memlock again, and not only registered buffers.
+const RINGS_ARE_COUNTED_SINCE: (u32, u32) = (6, 14);
+/// In `CapEff`: whoever has it is not counted.
+const CAP_IPC_LOCK: u32 = 14;
 /// Descriptors besides connections: logs, listeners, rings, eventfds, and room for clients that are refused politely.
 const FILES_RESERVED: u64 = 100;
 /// Descriptors of one shard: listener, two rings and the executor's three, eventfds, duplicates.
@@ -27,11 +36,22 @@ pub enum EngineKind {
     Epoll,
 }
 
+impl EngineKind {
+    /// As metrics and the log call it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            EngineKind::Ring => RingEngine::NAME,
+            EngineKind::Epoll => EpollEngine::NAME,
+        }
+    }
+}
+
 /// What the host allows this gateway.
 #[derive(Debug, Clone)]
 pub struct Host {
-    /// The CPU of each shard, `None` where it is not pinned.
-    pub cpus: Vec<Option<usize>>,
+    /// Where shards run.
+    pub places: Places,
     /// The engine.
     pub engine: EngineKind,
     /// Connections that are allowed: `limits.connections`, or all that fit.
@@ -46,19 +66,13 @@ pub struct Host {
 /// The first thing that keeps the gateway from running, with its remedy.
 pub fn inspect(config: &Config) -> Result<Host, StartError> {
     check_io_uring()?;
+    let places = cpus::place(config)?;
+    let shards = places.cpus.len();
     raise(Resource::Memlock);
-    let memlock = getrlimit(Resource::Memlock).current.unwrap_or(u64::MAX);
-    if memlock < MEMLOCK_BYTES_MIN {
-        return Err(StartError::Memlock {
-            available_kib: memlock / 1024,
-            needed_kib: MEMLOCK_BYTES_MIN / 1024,
-        });
-    }
-    let engine = choose_engine(config.engine)?;
-    let cpus = place(config)?;
+    let engine = choose_engine(config.engine, shards)?;
     raise(Resource::Nofile);
     let nofile = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    let reserve = FILES_RESERVED + FILES_PER_SHARD * cpus.len() as u64;
+    let reserve = FILES_RESERVED + FILES_PER_SHARD * shards as u64;
     let possible = nofile.saturating_sub(reserve) as usize;
     if possible == 0 {
         return Err(StartError::Nofile {
@@ -74,16 +88,17 @@ pub fn inspect(config: &Config) -> Result<Host, StartError> {
             nofile,
         });
     }
+    if let Some(remark) = &places.remark {
+        log::warn!("{remark}");
+    }
     log::info!(
-        "{} shards, {} engine, room for {connections_max} connections (nofile {nofile})",
-        cpus.len(),
-        match engine {
-            EngineKind::Ring => "ring",
-            EngineKind::Epoll => "epoll",
-        },
+        "{}, {} engine, room for {} (nofile {nofile})",
+        counted(shards, "shard"),
+        engine.name(),
+        counted(connections_max, "connection"),
     );
     Ok(Host {
-        cpus,
+        places,
         engine,
         connections_max,
         connections_possible: possible,
@@ -104,32 +119,111 @@ fn raise(resource: Resource) {
 
 /// glommio panics without io_uring, so it is asked for first.
 fn check_io_uring() -> Result<(), StartError> {
-    io_uring::IoUring::new(4).map(drop).map_err(|cause| {
-        let disabled = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").unwrap_or_default();
-        let remedy = match (cause.raw_os_error(), disabled.trim()) {
-            (_, "1" | "2") => "set the sysctl kernel.io_uring_disabled to 0",
-            (Some(libc::ENOSYS), _) => "use Linux 6.1 or later, or a sandbox (seccomp profile) that allows io_uring",
-            (Some(libc::EPERM | libc::EACCES), _) => "let the sandbox (seccomp profile, LSM) allow io_uring_setup",
-            (Some(libc::ENOMEM), _) => "raise RLIMIT_MEMLOCK (LimitMEMLOCK= in the systemd unit)",
-            (Some(libc::EMFILE | libc::ENFILE), _) => "raise the limit of open files",
-            _ => "use Linux 6.1 or later",
-        };
-        StartError::NoIoUring { cause, remedy }
-    })
+    io_uring::IoUring::new(4)
+        .map(drop)
+        .map_err(|cause| StartError::NoIoUring { cause })
 }
 
-fn choose_engine(choice: EngineChoice) -> Result<EngineKind, StartError> {
+/// What to do about a ring that cannot be made, by what the kernel said; each errno has several causes, and a file.
+pub(super) fn ring_remedy(cause: &io::Error) -> &'static str {
+    let disabled = fs::read_to_string("/proc/sys/kernel/io_uring_disabled").unwrap_or_default();
+    match (cause.raw_os_error(), disabled.trim()) {
+        (Some(libc::EPERM | libc::EACCES), "1" | "2") => "set the sysctl kernel.io_uring_disabled to 0",
+        (Some(libc::EPERM | libc::EACCES), _) => {
+            "let the sandbox (seccomp profile, LSM) allow io_uring_setup, io_uring_enter and io_uring_register"
+        }
+        (Some(libc::ENOSYS), _) => "use Linux 6.1 or later, or a sandbox (seccomp profile) that allows io_uring",
+        (Some(libc::ENOMEM), _) => {
+            "raise RLIMIT_MEMLOCK (LimitMEMLOCK= in the systemd unit), which all processes of this user share, or the memory of the cgroup"
+        }
+        (Some(libc::EMFILE), _) => "raise RLIMIT_NOFILE (LimitNOFILE= in the systemd unit, nofile in limits.conf)",
+        (Some(libc::ENFILE), _) => "raise the sysctl fs.file-max",
+        (Some(libc::EAGAIN), _) => {
+            "allow more threads (TasksMax= in the systemd unit, pids.max of the cgroup, nproc in limits.conf)"
+        }
+        _ => "use Linux 6.1 or later",
+    }
+}
+
+fn choose_engine(choice: EngineChoice, shards: usize) -> Result<EngineKind, StartError> {
+    let memlock = Memlock::now();
+    if memlock.limit_kib < MEMLOCK_KIB_MIN {
+        return Err(memlock.too_little(shards, choice != EngineChoice::Epoll));
+    }
     if choice == EngineChoice::Epoll {
         return Ok(EngineKind::Epoll);
     }
-    match try_ring() {
-        Ok(()) => Ok(EngineKind::Ring),
-        Err(cause) if choice == EngineChoice::Ring => Err(StartError::NoRing { cause }),
-        Err(cause) => {
-            log::warn!("using the epoll engine: {cause}");
+    let trouble = if memlock.holds_rings(shards) {
+        try_ring().err().map(|cause| StartError::NoRing { cause })
+    } else {
+        Some(memlock.too_little(shards, true))
+    };
+    match trouble {
+        None => Ok(EngineKind::Ring),
+        Some(error) if choice == EngineChoice::Ring => Err(error),
+        Some(error) => {
+            log::warn!("using the epoll engine: {error}");
             Ok(EngineKind::Epoll)
         }
     }
+}
+
+/// What a start needed that ran out of memlock all the same: another process of this user has taken some, such as a second
+/// gateway, or one that has just ended and whose rings the kernel still takes down.
+pub fn out_of_memlock(engine: EngineKind, shards: usize) -> StartError {
+    Memlock::now().too_little(shards, engine == EngineKind::Ring)
+}
+
+/// RLIMIT_MEMLOCK, and whether we are held to it.
+struct Memlock {
+    limit_kib: u64,
+    rings_are_counted: bool,
+}
+
+impl Memlock {
+    fn now() -> Memlock {
+        let limit = getrlimit(Resource::Memlock).current.unwrap_or(u64::MAX);
+        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let users = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+        let kernel = rustix::system::uname();
+        Memlock {
+            limit_kib: limit / 1024,
+            rings_are_counted: !is_exempt(&status, &users)
+                && version(&kernel.release().to_string_lossy()).is_some_and(|linux| linux >= RINGS_ARE_COUNTED_SINCE),
+        }
+    }
+
+    fn holds_rings(&self, shards: usize) -> bool {
+        !self.rings_are_counted || self.limit_kib >= shards as u64 * MEMLOCK_KIB_PER_RING
+    }
+
+    fn too_little(&self, shards: usize, with_rings: bool) -> StartError {
+        let per_shard = match (self.rings_are_counted, with_rings) {
+            (false, _) => 0,
+            (true, true) => MEMLOCK_KIB_PER_RING,
+            (true, false) => MEMLOCK_KIB_PER_EPOLL,
+        };
+        StartError::Memlock(Needed {
+            available_kib: self.limit_kib,
+            needed_kib: MEMLOCK_KIB_MIN.max(shards as u64 * per_shard),
+            shards,
+            with_rings,
+        })
+    }
+}
+
+/// True if memlock does not bind us: CAP_IPC_LOCK, and not only within a user namespace.
+fn is_exempt(status: &str, uid_map: &str) -> bool {
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
+    let on_the_host = uid_map.split_whitespace().eq(["0", "0", "4294967295"]);
+    on_the_host && effective.is_some_and(|set| set >> CAP_IPC_LOCK & 1 == 1)
+}
+
+/// `6.18.44-fc` is (6, 18).
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
 /// Makes a ring engine and lets it go: the only way to know is to try. It listens where nobody can connect by chance.
@@ -140,53 +234,53 @@ fn try_ring() -> io::Result<()> {
     RingEngine::new(listener.into()).map(drop)
 }
 
-/// The CPUs that this process may use.
-///
-/// # Errors
-/// The kernel does not say.
-pub fn allowed_cpus() -> Result<BTreeSet<usize>, StartError> {
-    let set = rustix::thread::sched_getaffinity(None).map_err(|cause| StartError::System {
-        what: "cannot read the CPU affinity",
-        cause: cause.into(),
-    })?;
-    Ok((0..rustix::thread::CpuSet::MAX_CPU)
-        .filter(|cpu| set.is_set(*cpu))
-        .collect())
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-fn place(config: &Config) -> Result<Vec<Option<usize>>, StartError> {
-    let allowed = allowed_cpus()?;
-    let shards = config.shards.unwrap_or(match &config.cpus {
-        Placement::Cpus(cpus) => cpus.len(),
-        Placement::FirstAllowed | Placement::Unpinned => allowed.len().max(1),
-    });
-    let check = |cpu: usize| {
-        if allowed.contains(&cpu) {
-            return Ok(());
-        }
-        let allowed: Vec<String> = allowed.iter().map(usize::to_string).collect();
-        Err(StartError::Cpu {
-            cpu,
-            allowed: allowed.join(","),
-        })
-    };
-    if let Some(cpu) = config.control_cpu {
-        check(cpu)?;
+    #[test]
+    fn capabilities_count_on_the_host_only() {
+        let status = |set: &str| format!("Name:\tshardgate\nCapPrm:\t000001ffffffffff\nCapEff:\t{set}\n");
+        let host = "         0          0 4294967295\n";
+        assert!(is_exempt(&status("000001ffffffffff"), host));
+        assert!(is_exempt(&status("0000000000004000"), host));
+        assert!(!is_exempt(&status("000001ffffffbfff"), host));
+        assert!(!is_exempt(&status("0000000000000000"), host));
+        assert!(!is_exempt(&status("000001ffffffffff"), "0 1000 1\n"));
+        assert!(!is_exempt("", ""));
     }
-    match &config.cpus {
-        Placement::Unpinned => Ok(vec![None; shards]),
-        Placement::Cpus(cpus) => {
-            let used = &cpus[..shards.min(cpus.len())];
-            used.iter().try_for_each(|cpu| check(*cpu))?;
-            Ok(used.iter().copied().map(Some).collect())
+
+    #[test]
+    fn versions_of_the_kernel() {
+        assert_eq!(version("6.18.44-fc-v857"), Some((6, 18)));
+        assert_eq!(version("6.1.0-37-amd64"), Some((6, 1)));
+        assert_eq!(version("5.15"), Some((5, 15)));
+        assert_eq!(version("unknown"), None);
+    }
+
+    #[test]
+    fn memlock_is_asked_for_all_shards() {
+        let memlock = |limit_kib, rings_are_counted| Memlock {
+            limit_kib,
+            rings_are_counted,
+        };
+        assert!(memlock(8192, true).holds_rings(12));
+        assert!(!memlock(8192, true).holds_rings(16));
+        assert!(memlock(8192, false).holds_rings(256));
+        let words = memlock(8192, true).too_little(16, true).to_string();
+        for word in [
+            "RLIMIT_MEMLOCK is 8192 KiB",
+            "10240 KiB",
+            "16 shards",
+            "LimitMEMLOCK=",
+            "--engine epoll",
+        ] {
+            assert!(words.contains(word), "{word:?} not in {words:?}");
         }
-        Placement::FirstAllowed if shards > allowed.len() => {
-            log::warn!(
-                "{shards} shards on {} CPUs: not pinning them; one shard per CPU is best",
-                allowed.len()
-            );
-            Ok(vec![None; shards])
-        }
-        Placement::FirstAllowed => Ok(allowed.iter().take(shards).copied().map(Some).collect()),
+        let words = memlock(64, false).too_little(1, false).to_string();
+        assert!(
+            words.contains("512 KiB") && words.contains("1 shard") && !words.contains("--engine"),
+            "{words}"
+        );
     }
 }

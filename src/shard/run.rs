@@ -109,7 +109,7 @@ pub enum Report {
     /// The drain is over here.
     Drained(ShardId, DrainCount),
     /// The shard has ended; `Err` says what broke.
-    Ended(ShardId, Result<(), String>),
+    Ended(ShardId, std::io::Result<()>),
 }
 
 /// Runs one shard to its end.

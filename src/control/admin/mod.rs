@@ -176,7 +176,7 @@ impl Desk {
         };
         if let Some(change) = change {
             let from = from.map_or("somebody on this host".to_owned(), |from| from.to_string());
-            log::info!("admin: {change}, as {from} wished: {}", answer.status);
+            log::info!("admin: {change}, asked for by {from}; the answer is {}", answer.status);
         }
         answer
     }

@@ -4,7 +4,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use io_uring::types::{CancelBuilder, Fd, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
@@ -75,8 +75,31 @@ pub(super) struct Queue {
     syscalls: u64,
 }
 
-/// Names the step of the set-up that failed; any of them means "use the other engine".
+/// The kernel takes rings down after their process has ended, and counts their memory until then: a gateway that is started
+/// again at once finds its own memlock used for some milliseconds.
+const PREDECESSOR_GOES: Duration = Duration::from_secs(1);
+const TRY_AGAIN: Duration = Duration::from_millis(10);
+
+/// Makes a ring; at the start only, as it may wait.
+fn when_there_is_memory<R>(make: impl Fn() -> io::Result<R>) -> io::Result<R> {
+    let until = Instant::now() + PREDECESSOR_GOES;
+    loop {
+        match make() {
+            Err(error) if error.raw_os_error() == Some(libc::ENOMEM) && Instant::now() < until => {
+                std::thread::sleep(TRY_AGAIN);
+            }
+            made => return made,
+        }
+    }
+}
+
+/// Names the step of the set-up that failed; any of them means "use the other engine". What a limit or a permission is the
+/// reason of stays what it is, so that the remedy is told with it.
 pub(super) fn unsupported(step: &str, error: &io::Error) -> io::Error {
+    if let Some(code @ (libc::ENOMEM | libc::EMFILE | libc::ENFILE | libc::EPERM | libc::EACCES)) = error.raw_os_error()
+    {
+        return io::Error::from_raw_os_error(code);
+    }
     io::Error::new(
         io::ErrorKind::Unsupported,
         format!("io_uring is not usable here: {step}: {error}"),
@@ -85,18 +108,7 @@ pub(super) fn unsupported(step: &str, error: &io::Error) -> io::Error {
 
 impl Queue {
     pub(super) fn new() -> io::Result<Self> {
-        let ring: IoUring = IoUring::builder()
-            // One thread submits and reaps, and completions are worked off only when it asks: no interrupts of a turn.
-            .setup_single_issuer()
-            .setup_defer_taskrun()
-            .setup_coop_taskrun()
-            // Says in shared memory that there is something to ask for, so that an empty turn needs no system call.
-            .setup_taskrun_flag()
-            // One bad submission does not hold up those behind it.
-            .setup_submit_all()
-            .setup_clamp()
-            .setup_cqsize(COMPLETIONS)
-            .build(SUBMISSIONS)
+        let ring = when_there_is_memory(Self::make)
             .map_err(|error| unsupported("io_uring_setup with DEFER_TASKRUN (Linux 6.1)", &error))?;
         let features = [
             (ring.params().is_feature_ext_arg(), "EXT_ARG"),
@@ -115,6 +127,21 @@ impl Queue {
         };
         queue.register_ring();
         Ok(queue)
+    }
+
+    fn make() -> io::Result<IoUring> {
+        IoUring::builder()
+            // One thread submits and reaps, and completions are worked off only when it asks: no interrupts of a turn.
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .setup_coop_taskrun()
+            // Says in shared memory that there is something to ask for, so that an empty turn needs no system call.
+            .setup_taskrun_flag()
+            // One bad submission does not hold up those behind it.
+            .setup_submit_all()
+            .setup_clamp()
+            .setup_cqsize(COMPLETIONS)
+            .build(SUBMISSIONS)
     }
 
     /// Registers the ring's own descriptor. That the kernel declines (16 per thread) only costs a little time.
