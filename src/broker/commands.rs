@@ -7,6 +7,7 @@ use std::sync::Arc;
 use redis::{Cmd, ServerError, Value, cmd};
 
 use super::keys::Names;
+use super::remedies;
 use crate::cluster::store::{Answer, Failure, FailureKind, Incarnation, Lease, Op, Registered};
 
 /// Users that one SSCAN looks at: few enough for a server that others wait for.
@@ -180,6 +181,11 @@ pub(super) fn failed(kind: FailureKind, text: &str) -> Answer {
     })
 }
 
+/// A server's error in its own words, and what to do about it.
+pub(super) fn explained(error: &ServerError) -> String {
+    remedies::with(words(error), error.code())
+}
+
 /// A server's error in its own words, as `redis-cli` shows them.
 pub(super) fn words(error: &ServerError) -> String {
     match error.details() {
@@ -203,7 +209,7 @@ fn outcome_of_error(error: &ServerError) -> Outcome {
                 None => Outcome::Answer(failed(FailureKind::Unavailable, &text)),
             }
         }
-        _ => Outcome::Answer(failed(verdict(error).kind, &text)),
+        _ => Outcome::Answer(failed(verdict(error).kind, &explained(error))),
     }
 }
 
@@ -436,7 +442,7 @@ mod tests {
 
     #[test]
     fn each_operation_is_one_command_and_has_a_label() {
-        let names = Names::new("p:");
+        let names = Names::new("p:", 0);
         for (at, (op, expected)) in one_of_each().into_iter().enumerate() {
             let step = Step::Op(op);
             assert_eq!(line(&command(&names, &step, false)), expected);
@@ -525,7 +531,7 @@ mod tests {
                 connection_is_lost: lost,
             };
             assert_eq!(verdict(&parsed), expected, "{error}");
-            let expected = Outcome::Answer(failed(kind, error));
+            let expected = Outcome::Answer(failed(kind, &explained(&parsed)));
             assert_eq!(
                 outcome(&Step::Op(Op::ReadDirectory), Value::ServerError(parsed)),
                 expected

@@ -15,8 +15,8 @@ use redis::{
 };
 use tokio::time::timeout;
 
-use super::commands;
 use super::topology::View;
+use super::{commands, remedies};
 use crate::config::{RedisAddress, RedisServers, RedisTarget};
 
 /// How long a server may take for anything: to let us in, or to answer one pipeline. A server that takes longer is
@@ -119,7 +119,8 @@ impl Dialer {
                     Place::At(address) => format!("Redis at {address}"),
                     Place::BySentinel => "Redis behind the sentinels".to_owned(),
                 };
-                Err(format!("{who} did not let us in within {} s", ANSWER_MAX.as_secs()).into())
+                let words = format!("{who} did not let us in within {} s", ANSWER_MAX.as_secs());
+                Err(remedies::with_silent(words, self.target.tls).into())
             }
         }
     }
@@ -167,7 +168,7 @@ impl Dialer {
         let words = match reply.map_err(|error| self.cause(sentinel, &error))? {
             Value::Array(words) => words,
             Value::ServerError(error) => {
-                return Err(format!("the sentinel at {sentinel} refused: {}", commands::words(&error)).into());
+                return Err(format!("the sentinel at {sentinel} refused: {}", commands::explained(&error)).into());
             }
             _ => return Err(format!("the sentinel at {sentinel} knows no master {master:?}").into()),
         };
@@ -206,7 +207,7 @@ impl Dialer {
         let replies = connection.send_packed_commands(&pipeline, 0, 2).await;
         let replies = replies.map_err(|error| self.cause(address, &error))?;
         if let Some(Value::ServerError(error)) = replies.iter().find(|reply| matches!(reply, Value::ServerError(_))) {
-            return Err(format!("Redis at {address} refused: {}", commands::words(error)).into());
+            return Err(format!("Redis at {address} refused: {}", commands::explained(error)).into());
         }
         match &replies[..] {
             [info, slots] => View::read(info, slots, address),
@@ -321,7 +322,7 @@ impl Dialer {
                 // A name is a courtesy, and who may not ask for the role finds it out by READONLY.
                 (0 | 1, Value::ServerError(error)) if error.code() == "NOPERM" => {}
                 (_, Value::ServerError(error)) => {
-                    return Err(format!("Redis at {address} refused: {}", commands::words(error)).into());
+                    return Err(format!("Redis at {address} refused: {}", commands::explained(error)).into());
                 }
                 (1, Value::Array(role)) if !says_master(role) => {
                     return Err(format!("Redis at {address} is a read-only replica, not a master").into());
@@ -332,12 +333,14 @@ impl Dialer {
         Ok(())
     }
 
-    /// In words that name the server.
+    /// In words that name the server, and what to do.
     pub(super) fn cause(&self, address: &RedisAddress, error: &redis::RedisError) -> Cause {
-        if error.is_io_error() || error.is_connection_dropped() {
-            return format!("Redis at {address} cannot be reached: {error}").into();
-        }
-        format!("Redis at {address} refused the connection: {error}").into()
+        let words = if error.is_io_error() || error.is_connection_dropped() {
+            format!("Redis at {address} cannot be reached: {error}")
+        } else {
+            format!("Redis at {address} refused the connection: {error}")
+        };
+        remedies::with_connecting(words, error, self.target.tls).into()
     }
 }
 

@@ -12,6 +12,10 @@
 //! | `<prefix>all` | channel | all gateways |
 //! | `<prefix>part:<n>` | channel | publications of the channels of one partition |
 //!
+//! Keys belong to a database, channels to the whole server: two systems with one prefix in two databases would hear each
+//! other. So every channel of a database other than 0 ends with `@db<n>`. An end, because no other system's channel can
+//! end like that, whatever its prefix is; none in database 0, because that is what earlier versions say.
+//!
 //! `{gateways}` is a hash tag: in a cluster directory and leases share a slot, so that one MGET reads all leases.
 //! A user or gateway id that has braces itself may share a slot with others; nothing depends on where it is.
 
@@ -23,11 +27,17 @@ use crate::cluster::store::{Channel, Incarnation, Task};
 #[derive(Debug, Clone)]
 pub(super) struct Names {
     prefix: Arc<str>,
+    /// What every channel ends with: the database, unless it is 0.
+    channel_end: Arc<str>,
 }
 
 impl Names {
-    pub(super) fn new(prefix: &str) -> Names {
-        Names { prefix: prefix.into() }
+    pub(super) fn new(prefix: &str, db: u32) -> Names {
+        let channel_end = if db == 0 { String::new() } else { format!("@db{db}") };
+        Names {
+            prefix: prefix.into(),
+            channel_end: channel_end.into(),
+        }
     }
 
     pub(super) fn user(&self, user: &str) -> String {
@@ -60,10 +70,11 @@ impl Names {
     }
 
     pub(super) fn channel(&self, channel: &Channel) -> String {
+        let end = &self.channel_end;
         match channel {
-            Channel::Gateway(id, incarnation) => format!("{}gw:{id}:{incarnation}", self.prefix),
-            Channel::All => format!("{}all", self.prefix),
-            Channel::Partition(number) => format!("{}part:{number}", self.prefix),
+            Channel::Gateway(id, incarnation) => format!("{}gw:{id}:{incarnation}{end}", self.prefix),
+            Channel::All => format!("{}all{end}", self.prefix),
+            Channel::Partition(number) => format!("{}part:{number}{end}", self.prefix),
         }
     }
 }
@@ -74,7 +85,7 @@ mod tests {
 
     #[test]
     fn names_are_as_documented() {
-        let names = Names::new("p:");
+        let names = Names::new("p:", 0);
         let life = Incarnation(0xab);
         assert_eq!(names.user("bob"), "p:user:bob");
         assert_eq!(names.index(life), "p:index:00000000000000ab");
@@ -90,9 +101,23 @@ mod tests {
         assert_eq!(names.channel(&Channel::Partition(16_383)), "p:part:16383");
     }
 
+    /// Databases of one server have keys of their own, and share all channels.
+    #[test]
+    fn channels_name_their_database() {
+        let life = Incarnation(0xab);
+        let channels = [Channel::All, Channel::Gateway("gw".into(), life), Channel::Partition(7)];
+        let of = |db| {
+            let names = Names::new("p:", db);
+            channels.clone().map(|channel| names.channel(&channel))
+        };
+        assert_eq!(of(0), ["p:all", "p:gw:gw:00000000000000ab", "p:part:7"]);
+        assert_eq!(of(12), ["p:all@db12", "p:gw:gw:00000000000000ab@db12", "p:part:7@db12"]);
+        assert_eq!(Names::new("p:", 12).user("bob"), Names::new("p:", 0).user("bob"));
+    }
+
     #[test]
     fn a_user_comes_back_from_its_key_and_nothing_else_does() {
-        let names = Names::new("p:");
+        let names = Names::new("p:", 0);
         assert_eq!(
             names.user_of(names.user("ü:user:x").as_bytes()).as_deref(),
             Some("ü:user:x")

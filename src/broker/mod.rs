@@ -13,6 +13,7 @@
 //! | `commands` | pure: operation to command, reply to answer, what errors mean |
 //! | `topology` | pure: slots, and who serves them |
 //! | `detours` | pure: order while a slot changes its server |
+//! | `remedies` | pure: what to do about an error |
 //! | `keys` | pure: names of keys and channels |
 //! | `backlog` | how many packets may wait |
 //! | `backoff` | how long to wait before the next attempt |
@@ -36,6 +37,7 @@ mod gather;
 mod keys;
 mod node;
 mod pubsub;
+mod remedies;
 mod topology;
 
 use std::collections::HashMap;
@@ -93,7 +95,7 @@ impl Broker {
         let (inputs, inputs_receiver) = unbounded_channel();
         let (signals, signals_receiver) = unbounded_channel();
         let backlog = Arc::new(Backlog::new(counters.clone()));
-        let names = Names::new(prefix);
+        let names = Names::new(prefix, target.db);
         let context = Context {
             names: names.clone(),
             sharded: matches!(target.servers, RedisServers::Cluster(_)),

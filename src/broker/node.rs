@@ -341,7 +341,7 @@ impl<'a> Flight<'a> {
                 && commands::verdict(error).connection_is_lost
             {
                 let address = &self.address;
-                lost = Err(format!("Redis at {address} refused: {}", commands::words(error)).into());
+                lost = Err(format!("Redis at {address} refused: {}", commands::explained(error)).into());
             }
         }
         let items = match freight {

@@ -447,7 +447,7 @@ impl Session<'_> {
             let _ = self.inputs.send(Input::Misplaced(self.source, channel, named));
         } else {
             // It is asked for again at each tick, but told of once.
-            let why = commands::words(error);
+            let why = commands::explained(error);
             let words: Arc<str> = format!("Redis refused the subscription to {channel}: {why}").into();
             if self.wanted.contains_key(&channel) && self.told.get(&channel) != Some(&words) {
                 warn!("{words}");

@@ -168,3 +168,31 @@ fn a_refused_subscription_takes_no_other_with_it() {
         assert_eq!(store.counters.reconnects.load(Relaxed), 0);
     });
 }
+
+/// What the URL says and what the server is do not fit: the cause names the other form.
+#[test]
+fn a_url_of_the_wrong_kind_is_told_the_right_one() {
+    let plain = Redis::with_config(&[("requirepass", "pw")]);
+    let with_tls = Redis::start_tls();
+    let swapped = |url: &str, from: &str, to: &str| url.replacen(from, to, 1);
+    on_control_thread(async {
+        for (url, remedy) in [
+            (
+                swapped(&plain.url_as("", "pw"), "redis:", "redis-cluster:"),
+                "with redis:// instead",
+            ),
+            (
+                swapped(&plain.url_as("", "pw"), "redis:", "rediss:"),
+                "does not speak TLS",
+            ),
+            (swapped(&with_tls.url(), "rediss:", "redis:"), "with rediss instead"),
+            (plain.url(), "password into redis.url"),
+            (plain.url_as("", "wr0ng"), "correct user and password"),
+            (format!("{}/99", plain.url_as("", "pw")), "raise databases"),
+        ] {
+            let cause = Store::start(&url).until_lost().await;
+            assert!(cause.contains(remedy), "{url}: {cause}");
+            assert!(!cause.contains("wr0ng"), "{cause}");
+        }
+    });
+}

@@ -291,3 +291,40 @@ fn a_password_of_odd_characters_gets_through() {
         assert!(redis.keys("t:").is_empty(), "it is in database 3");
     });
 }
+
+/// Keys belong to a database and channels to the whole server, so the number is part of their names.
+#[test]
+fn two_systems_in_two_databases_of_one_server_never_cross() {
+    let redis = Redis::start();
+    on_control_thread(async {
+        let channels = [Channel::All, mine(), Channel::Partition(3)];
+        let mut stores = [
+            Store::connected(&redis.url()).await,
+            Store::connected(&format!("{}/1", redis.url())).await,
+            Store::connected(&format!("{}/2", redis.url())).await,
+        ];
+        for store in &mut stores {
+            for channel in &channels {
+                store.broker.subscribe(channel.clone());
+                store.until_subscribed(channel).await;
+            }
+        }
+        for (own, store) in stores.iter_mut().enumerate() {
+            for channel in &channels {
+                let said = publish(channel, format!("of {own}"));
+                assert_eq!(store.ask_one(said).await, Answer::Count(1), "{channel:?} of {own}");
+            }
+            store.ask_one(set("ann", ME, own as u32 + 1)).await;
+        }
+        for (own, store) in stores.iter_mut().enumerate() {
+            for channel in &channels {
+                let (heard_on, said) = store.until_received().await;
+                assert_eq!((&heard_on, said), (channel, format!("of {own}").into()));
+            }
+            let places = Answer::Places(vec![(ME, own as u32 + 1)]);
+            assert_eq!(store.ask_one(locate("ann")).await, places);
+            let other = |event: &StoreEvent| matches!(event, StoreEvent::Received(..));
+            assert!(!store.unread.iter().any(other), "{:?}", store.unread);
+        }
+    });
+}

@@ -30,6 +30,7 @@ use super::gather::{Item, items};
 use super::keys::Names;
 use super::node::{self, News, NodeId, Order};
 use super::pubsub::{self, Want};
+use super::remedies;
 use super::topology::{SLOTS, View, slot_of};
 use crate::cluster::store::{Answer, FailureKind, Request, StoreEvent};
 use crate::config::{RedisAddress, RedisServers};
@@ -305,6 +306,7 @@ impl Driver {
                         item.asking = asking.then_some(named);
                         detours.turn_back(item);
                     }
+                    (None, _) => item.unavailable(&remedies::with(text.to_string(), remedies::NOT_ALONE)),
                     _ => item.unavailable(&text),
                 }
             }
