@@ -1,0 +1,276 @@
+//! The end of a gateway: told to all, spread over time, counted, and at once when asked twice.
+
+#![allow(clippy::unwrap_used)]
+
+use crate::common;
+
+use common::admin::{Admin, TOKEN};
+use common::client::CLOSE;
+use common::{Client, Gateway, eventually};
+use libc::{SIGINT, SIGTERM};
+use serde_json::Value;
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+on_both_engines! {
+    clients_are_told_then_closed, http_is_answered_to_the_end, newcomers_get_503, clients_that_leave_end_it_early,
+    nobody_there_is_no_wait, messages_go_on_locally, who_is_not_known_yet_is_closed_at_once, a_second_signal_ends_it_at_once,
+    sigint_is_as_good, a_drain_of_no_time_still_says_goodbye, outboxes_are_flushed, a_client_that_does_not_answer_cannot_hold_it_up,
+    an_administrator_who_does_not_read_cannot_hold_it_up, whoever_asks_for_it_is_answered,
+}
+
+fn start(engine: &str, timeout: &str) -> Gateway {
+    Gateway::start(&[
+        "--engine",
+        engine,
+        "--drain-timeout",
+        timeout,
+        "--limits-messages-per-second",
+        "0",
+    ])
+}
+
+fn assert_shutdown(frame: &Value) -> u64 {
+    assert_eq!(frame["type"], "shutdown", "{frame}");
+    assert!(frame["content"].is_string(), "{frame}");
+    frame["reconnectAfterMs"].as_u64().unwrap()
+}
+
+fn clients_are_told_then_closed(engine: &str) {
+    let mut gateway = start(engine, "3s");
+    let mut clients: Vec<_> = (0..30).map(|n| gateway.connect(&format!("user{n}"))).collect();
+    let began = Instant::now();
+    gateway.signal(SIGTERM);
+    let wishes: Vec<u64> = clients
+        .iter_mut()
+        .map(|client| assert_shutdown(&client.recv_json()))
+        .collect();
+    let distinct: BTreeSet<_> = wishes.iter().collect();
+    assert!(distinct.len() > 20, "spread: {wishes:?}");
+    assert!(wishes.iter().all(|ms| *ms <= 3000), "within the drain: {wishes:?}");
+    // Nobody goes: each is closed, and not all at once.
+    let closed: Vec<Duration> = std::thread::scope(|scope| {
+        let readers: Vec<_> = clients
+            .into_iter()
+            .map(|mut client| {
+                scope.spawn(move || {
+                    client.expect_close(3001);
+                    began.elapsed()
+                })
+            })
+            .collect();
+        readers.into_iter().map(|reader| reader.join().unwrap()).collect()
+    });
+    assert_eq!(gateway.wait_for_exit(), 0);
+    let first = closed.iter().min().unwrap();
+    let last = closed.iter().max().unwrap();
+    assert!(
+        *last - *first > Duration::from_millis(300),
+        "spread over the drain: {first:?} to {last:?}"
+    );
+    gateway.wait_for_log("0 clients left, 30 were closed");
+}
+
+fn http_is_answered_to_the_end(engine: &str) {
+    let mut gateway = start(engine, "30s");
+    let client = gateway.connect("alice");
+    let mut kept_alive = gateway.tcp();
+    gateway.signal(SIGTERM);
+    eventually("not ready", || gateway.get("/readyz").status == 503);
+    for _ in 0..5 {
+        let readyz = gateway.get("/readyz");
+        assert_eq!(readyz.status, 503);
+        assert!(readyz.body.contains("draining"), "{readyz:?}");
+        assert_eq!(gateway.get("/health").status, 503);
+        assert_eq!(gateway.get("/livez").status, 200);
+        assert_eq!(gateway.stats()["draining"], true);
+        assert_eq!(gateway.stats()["connections"], 1);
+        assert_eq!(gateway.metric("shardgate_draining", &[]), 1.0);
+        kept_alive.send_raw(b"GET /livez HTTP/1.1\r\nHost: h\r\n\r\n");
+        assert_eq!(kept_alive.read_response().status, 200);
+    }
+    drop(client);
+    assert_eq!(gateway.wait_for_exit(), 0);
+}
+
+fn newcomers_get_503(engine: &str) {
+    let mut gateway = start(engine, "30s");
+    let client = gateway.connect("alice");
+    gateway.signal(SIGTERM);
+    eventually("not ready", || gateway.get("/readyz").status == 503);
+    let mut seconds = BTreeSet::new();
+    for n in 0..20 {
+        let answer = gateway.try_upgrade(&format!("/ws?user=user{n}"), "");
+        assert_eq!(answer.status, 503, "{answer:?}");
+        seconds.insert(answer.retry_after());
+    }
+    assert!(seconds.len() > 1, "jitter: {seconds:?}");
+    assert_eq!(gateway.try_upgrade("/ws", "").status, 503);
+    // What is wrong anyway is told as ever.
+    assert_eq!(gateway.try_upgrade("/ws?user=", "").status, 400);
+    assert_eq!(
+        gateway.metric("shardgate_handshakes_refused_total", &["reason=\"draining\""]),
+        21.0
+    );
+    client.reset();
+    assert_eq!(gateway.wait_for_exit(), 0);
+}
+
+fn clients_that_leave_end_it_early(engine: &str) {
+    let mut gateway = start(engine, "10m");
+    let mut clients: Vec<_> = (0..10).map(|n| gateway.connect(&format!("user{n}"))).collect();
+    gateway.signal(SIGTERM);
+    for client in &mut clients {
+        assert_shutdown(&client.recv_json());
+    }
+    for (n, client) in clients.into_iter().enumerate() {
+        match n % 3 {
+            0 => client.close(),
+            1 => client.reset(),
+            _ => drop(client),
+        }
+    }
+    // Long before the ten minutes.
+    assert_eq!(gateway.wait_for_exit(), 0);
+    gateway.wait_for_log("10 clients left, 0 were closed");
+}
+
+fn nobody_there_is_no_wait(engine: &str) {
+    let mut gateway = start(engine, "10m");
+    // Sockets that said nothing or speak HTTP hold nothing up.
+    let _silent = gateway.tcp();
+    let mut http = gateway.tcp();
+    http.send_raw(b"GET /livez HTTP/1.1\r\nHost: h\r\n\r\n");
+    assert_eq!(http.read_response().status, 200);
+    gateway.signal(SIGTERM);
+    assert_eq!(gateway.wait_for_exit(), 0);
+}
+
+fn messages_go_on_locally(engine: &str) {
+    let mut gateway = start(engine, "10m");
+    let mut alice = gateway.connect("alice");
+    let mut bobs: Vec<_> = (0..4).map(|n| gateway.connect(&format!("bob{n}"))).collect();
+    gateway.signal(SIGTERM);
+    assert_shutdown(&alice.recv_json());
+    for (n, bob) in bobs.iter_mut().enumerate() {
+        assert_shutdown(&bob.recv_json());
+        alice.send_message_expecting(&format!("bob{n}"), "1", "delivered");
+        assert_eq!(bob.recv_json()["content"], 1);
+    }
+    drop((alice, bobs));
+    assert_eq!(gateway.wait_for_exit(), 0);
+}
+
+fn who_is_not_known_yet_is_closed_at_once(engine: &str) {
+    let mut gateway = start(engine, "10m");
+    let mut unknown = gateway.upgrade("/ws");
+    gateway.signal(SIGTERM);
+    unknown.expect_close(3001);
+    assert_eq!(gateway.wait_for_exit(), 0);
+}
+
+fn a_second_signal_ends_it_at_once(engine: &str) {
+    let mut gateway = start(engine, "10m");
+    let mut client = gateway.connect("alice");
+    gateway.signal(SIGTERM);
+    assert_shutdown(&client.recv_json());
+    assert!(gateway.is_running());
+    gateway.signal(SIGTERM);
+    assert_eq!(gateway.wait_for_exit(), 1);
+    client.read_to_end();
+}
+
+fn sigint_is_as_good(engine: &str) {
+    let mut gateway = start(engine, "10m");
+    let mut client = gateway.connect("alice");
+    gateway.signal(SIGINT);
+    assert_shutdown(&client.recv_json());
+    client.close();
+    assert_eq!(gateway.wait_for_exit(), 0);
+
+    let mut gateway = start(engine, "10m");
+    let mut client = gateway.connect("alice");
+    gateway.signal(SIGTERM);
+    assert_shutdown(&client.recv_json());
+    gateway.signal(SIGINT);
+    assert_eq!(gateway.wait_for_exit(), 1);
+}
+
+fn a_drain_of_no_time_still_says_goodbye(engine: &str) {
+    let mut gateway = start(engine, "0s");
+    let mut clients: Vec<_> = (0..10).map(|n| gateway.connect(&format!("user{n}"))).collect();
+    gateway.signal(SIGTERM);
+    for client in &mut clients {
+        assert_shutdown(&client.recv_json());
+        client.expect_close(3001);
+    }
+    assert_eq!(gateway.wait_for_exit(), 0);
+}
+
+fn outboxes_are_flushed(engine: &str) {
+    let mut gateway = start(engine, "2s");
+    let mut alice = gateway.connect("alice");
+    let mut bob = common::Client::connect_with_receive_buffer(gateway.addr, 4096);
+    bob.send_upgrade("/ws?user=bob", "");
+    assert_eq!(bob.read_head().status, 101);
+    assert_eq!(bob.recv_json()["type"], "welcome");
+    let content = format!("\"{}\"", "x".repeat(50_000));
+    for _ in 0..15 {
+        alice.send_message_expecting("bob", &content, "delivered");
+    }
+    gateway.signal(SIGTERM);
+    alice.expect_close_after_frames(3001);
+    // It lags, and still gets all of it.
+    let frames = bob.expect_close_after_frames(3001);
+    assert_eq!(frames.len(), 16);
+    assert_shutdown(&serde_json::from_str(frames[15].text()).unwrap());
+    assert_eq!(gateway.wait_for_exit(), 0);
+}
+
+fn a_client_that_does_not_answer_cannot_hold_it_up(engine: &str) {
+    let mut gateway = start(engine, "1s");
+    let mut client = gateway.connect("alice");
+    let began = Instant::now();
+    gateway.signal(SIGTERM);
+    assert_shutdown(&client.recv_json());
+    let close = client.recv_frame();
+    assert_eq!((close.opcode, close.close_code()), (CLOSE, Some(3001)));
+    assert_eq!(gateway.wait_for_exit(), 0);
+    eprintln!("a drain of 1 s took {:?}", began.elapsed());
+}
+
+/// What has been asked for is waited for, but no longer than a drain may take.
+fn an_administrator_who_does_not_read_cannot_hold_it_up(engine: &str) {
+    let args = ["--engine", engine, "--drain-timeout", "1s", "--admin-token", TOKEN];
+    let mut gateway = Gateway::start(&args);
+    let mut client = Client::connect_with_receive_buffer(gateway.addr, 4096);
+    let fields = format!("Host: h\r\n{}\r\n", Admin::of(&gateway).authorization());
+    // More than all buffers on the way hold, of which nothing is read.
+    let requests = format!("GET /admin/openapi.json HTTP/1.1\r\n{fields}").repeat(1_000);
+    client.send_raw(requests.as_bytes());
+    assert_eq!(client.read_response().status, 200);
+    gateway.signal(SIGTERM);
+    assert_eq!(gateway.wait_for_exit(), 0);
+    assert!(gateway.log().contains("requests of administrators are not answered"));
+}
+
+/// With nobody there the drain is over at once, and the answer still comes: over a connection that stays open, which does not
+/// hold it up, and over one that does not.
+fn whoever_asks_for_it_is_answered(engine: &str) {
+    for last in ["", "Connection: close\r\n"] {
+        let args = ["--engine", engine, "--drain-timeout", "10m", "--admin-token", TOKEN];
+        let mut gateway = Gateway::start(&args);
+        let mut client = gateway.tcp();
+        let fields = format!("Host: h\r\n{}{last}", Admin::of(&gateway).authorization());
+        client.send_raw(format!("POST /admin/drain HTTP/1.1\r\n{fields}\r\n").as_bytes());
+        assert_eq!(client.read_response().status, 202);
+        if last.is_empty() {
+            assert_eq!(gateway.wait_for_exit(), 0);
+            client.expect_end();
+        } else {
+            client.expect_end();
+            drop(client);
+            assert_eq!(gateway.wait_for_exit(), 0);
+        }
+    }
+}

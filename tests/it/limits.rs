@@ -1,0 +1,210 @@
+//! Limits of one connection and one user: what is refused, what closes, what is forgiven, what zero means.
+
+#![allow(clippy::unwrap_used)]
+
+use crate::common;
+
+use common::Gateway;
+use common::client::text_bytes;
+use serde_json::json;
+
+on_both_engines! {
+    over_the_rate_is_refused_then_closed, a_burst_passes, rate_zero_is_no_limit, the_oldest_of_too_many_connections_goes,
+    connections_per_user_zero_is_no_limit, ten_bad_frames_close, a_good_frame_forgives_bad_ones, the_rate_holds_on_echo,
+}
+
+fn over_the_rate_is_refused_then_closed(engine: &str) {
+    let gateway = Gateway::start(&[
+        "--engine",
+        engine,
+        "--limits-messages-per-second",
+        "1",
+        "--limits-burst",
+        "5",
+    ]);
+    let mut bob = gateway.connect("bob");
+    let mut alice = gateway.connect("alice");
+    for _ in 0..5 {
+        alice.send_message_expecting("bob", "1", "delivered");
+    }
+    let mut bytes = Vec::new();
+    for n in 0..100 {
+        bytes.extend(text_bytes(&format!(
+            r#"{{"type":"message","to":"bob","content":{n},"id":"c{n}"}}"#
+        )));
+    }
+    alice.send_raw(&bytes);
+    let frames = alice.expect_close_after_frames(3013);
+    let frames: Vec<serde_json::Value> = frames
+        .iter()
+        .map(|frame| serde_json::from_str(frame.text()).unwrap())
+        .collect();
+    let acks = frames.iter().filter(|frame| frame["type"] == "ack").count();
+    let refused: Vec<_> = frames.iter().filter(|frame| frame["type"] == "error").collect();
+    assert_eq!(acks + refused.len(), frames.len());
+    assert!(refused.len() >= 5, "refused before it was closed: {}", refused.len());
+    for error in refused {
+        assert_eq!(error["code"], "rateLimited");
+        assert!(
+            error["id"].as_str().unwrap().starts_with('c'),
+            "which one was refused: {error}"
+        );
+    }
+    // What passed arrived, and nothing else. The ack of what passed right before the close may be lost with it.
+    let passed = gateway.stats()["messagesIn"].as_u64().unwrap();
+    assert!((5 + acks as u64..100).contains(&passed), "{passed}");
+    for _ in 0..passed {
+        assert_eq!(bob.recv_json()["from"], "alice");
+    }
+    bob.expect_silence();
+    assert_eq!(
+        gateway.metric("shardgate_connections_closed_total", &["code=\"3013\""]),
+        1.0
+    );
+}
+
+fn a_burst_passes(engine: &str) {
+    let gateway = Gateway::start(&["--engine", engine]);
+    let mut alice = gateway.connect("alice");
+    let frame = text_bytes(r#"{"type":"message","to":"nobody","content":1,"id":"c"}"#);
+    alice.send_raw(&frame.repeat(200));
+    for n in 0..200 {
+        let ack = alice.recv_json();
+        assert_eq!(ack["type"], "ack", "{n}: {ack}");
+    }
+    alice.close();
+}
+
+fn rate_zero_is_no_limit(engine: &str) {
+    let gateway = Gateway::start(&["--engine", engine, "--limits-messages-per-second", "0"]);
+    let mut alice = gateway.connect("alice");
+    let frame = text_bytes(r#"{"type":"message","to":"nobody","content":1}"#);
+    for _ in 0..10 {
+        alice.send_raw(&frame.repeat(1000));
+    }
+    alice.expect_silence();
+    assert_eq!(gateway.stats()["messagesIn"], 10_000);
+}
+
+fn the_oldest_of_too_many_connections_goes(engine: &str) {
+    let gateway = Gateway::start(&[
+        "--engine",
+        engine,
+        "--limits-connections-per-user",
+        "3",
+        "--shards",
+        "3",
+    ]);
+    let mut other = gateway.connect("bob");
+    let mut devices: std::collections::VecDeque<_> = (0..3).map(|_| gateway.connect("alice")).collect();
+    for n in 0..6 {
+        // By either way in.
+        let newest = if n % 2 == 0 {
+            gateway.connect("alice")
+        } else {
+            let mut client = gateway.upgrade("/ws");
+            client.send_json(&json!({"type": "auth", "userId": "alice"}));
+            assert_eq!(client.recv_json()["type"], "welcome");
+            client
+        };
+        devices.push_back(newest);
+        devices.pop_front().unwrap().expect_close(3504);
+        other.send_message_expecting("alice", &n.to_string(), "delivered");
+        for device in &mut devices {
+            assert_eq!(device.recv_json()["content"], n);
+        }
+    }
+    assert_eq!(gateway.stats()["connections"], 4);
+    other.expect_silence();
+    assert_eq!(
+        gateway.metric("shardgate_connections_closed_total", &["code=\"3504\""]),
+        6.0
+    );
+
+    let gateway = Gateway::start(&["--engine", engine, "--limits-connections-per-user", "1"]);
+    let mut first = gateway.connect("alice");
+    let mut second = gateway.connect("alice");
+    first.expect_close(3504);
+    second.expect_silence();
+
+    // The default is 16.
+    let gateway = Gateway::start(&["--engine", engine]);
+    let mut devices: Vec<_> = (0..16).map(|_| gateway.connect("alice")).collect();
+    devices.iter_mut().for_each(|device| device.expect_silence());
+    let _newest = gateway.connect("alice");
+    devices[0].expect_close(3504);
+    devices[1].expect_silence();
+}
+
+fn connections_per_user_zero_is_no_limit(engine: &str) {
+    let gateway = Gateway::start(&["--engine", engine, "--limits-connections-per-user", "0"]);
+    let mut devices: Vec<_> = (0..40).map(|_| gateway.connect("alice")).collect();
+    devices[0].send_text(r#"{"type":"message","to":"alice","content":1}"#);
+    for device in &mut devices {
+        assert_eq!(device.recv_json()["content"], 1);
+    }
+    assert_eq!(gateway.stats()["users"], 1);
+}
+
+fn ten_bad_frames_close(engine: &str) {
+    let gateway = Gateway::start(&["--engine", engine]);
+    for known in [true, false] {
+        let mut client = if known {
+            gateway.connect("alice")
+        } else {
+            gateway.upgrade("/ws")
+        };
+        for n in 0..10 {
+            match n % 3 {
+                0 => client.send_text("nonsense"),
+                1 => client.send_text(r#"{"type":"nonsense"}"#),
+                _ => client.send_text(r#"{"type":"message"}"#),
+            }
+            client.expect_error(if n % 3 == 1 { "unknownType" } else { "badRequest" });
+        }
+        client.expect_close(3501);
+    }
+    // The eleventh in the same packet changes nothing.
+    let mut client = gateway.connect("alice");
+    client.send_raw(&text_bytes("nonsense").repeat(30));
+    assert_eq!(client.expect_close_after_frames(3501).len(), 10);
+    gateway.wait_until_empty();
+}
+
+fn a_good_frame_forgives_bad_ones(engine: &str) {
+    let gateway = Gateway::start(&["--engine", engine]);
+    let mut client = gateway.connect("alice");
+    for good in [
+        r#"{"type":"heartbeat"}"#,
+        r#"{"type":"message","to":"nobody","content":1,"id":"c"}"#,
+        r#"{"type":"presence","users":["bob"]}"#,
+        r#"{"type":"auth","userId":"alice"}"#,
+    ] {
+        client.send_raw(&text_bytes("nonsense").repeat(9));
+        for _ in 0..9 {
+            client.expect_error("badRequest");
+        }
+        client.send_text(good);
+        assert_ne!(client.recv_json()["type"], "error", "{good}");
+    }
+    client.send_raw(&text_bytes("nonsense").repeat(10));
+    assert_eq!(client.expect_close_after_frames(3501).len(), 10);
+}
+
+fn the_rate_holds_on_echo(engine: &str) {
+    let gateway = Gateway::start(&[
+        "--engine",
+        engine,
+        "--echo",
+        "--limits-messages-per-second",
+        "1",
+        "--limits-burst",
+        "5",
+    ]);
+    for first in [0x81, 0x82] {
+        let mut client = gateway.upgrade("/echo");
+        client.send_raw(&common::client::frame_bytes(first, b"x").repeat(50));
+        let echoed = client.expect_close_after_frames(3013);
+        assert!((5..50).contains(&echoed.len()), "{}", echoed.len());
+    }
+}

@@ -1,0 +1,255 @@
+//! Redis goes away and comes back: no live connection is lost, what is local goes on, what is not is told at once, and
+//! presence and routing come back by themselves, whether Redis comes back empty or with old data.
+
+#![allow(clippy::unwrap_used)]
+
+use crate::common;
+
+use common::{Fleet, Gateway, Peer, Redis, at_once_when, eventually};
+use std::net::TcpListener;
+use std::time::{Duration, Instant};
+
+/// What a user notices as "at once": far below the time after which a client gives up.
+const AT_ONCE: Duration = Duration::from_secs(3);
+/// How soon all must be as before, once Redis is back.
+const BACK: Duration = Duration::from_secs(5);
+/// For machines that are busy with other things.
+const SLACK: Duration = Duration::from_secs(5);
+
+/// Like [`eventually`], with a promise about when.
+#[track_caller]
+fn within(limit: Duration, what: &str, mut happened: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !happened() {
+        assert!(began.elapsed() < limit, "not within {limit:?}: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// What a gateway does while its Redis is away; `alice` and `local` are on it, `remote` was on another one.
+#[track_caller]
+fn assert_copes_without_redis(gateway: &Gateway, alice: &mut Peer, local: &Peer, remote: &str) {
+    let mut readyz = gateway.get("/readyz");
+    within(AT_ONCE + SLACK, "/readyz says that Redis is away", || {
+        readyz = gateway.get("/readyz");
+        readyz.status == 503
+    });
+    assert!(readyz.body.to_lowercase().contains("redis"), "{readyz:?}");
+    within(AT_ONCE + SLACK, "shardgate_redis_up is 0", || {
+        gateway.metric("shardgate_redis_up", &[]) == 0.0
+    });
+    assert_eq!(gateway.get("/livez").status, 200);
+    for n in 0..5 {
+        let asked = Instant::now();
+        assert_eq!(alice.tell(remote, n), "failed");
+        assert_eq!(alice.tell("nobody at all", n), "failed", "nobody knows");
+        assert_eq!(alice.presence(&[remote]), Err("unavailable".into()));
+        assert!(asked.elapsed() < AT_ONCE, "at once, and it took {:?}", asked.elapsed());
+    }
+    assert_eq!(alice.tell(&local.user, "local"), "delivered");
+    local.wait_for("local");
+}
+
+#[test]
+fn back_empty() {
+    let mut redis = Redis::start();
+    let fleet = Fleet::new(redis.url());
+    let [gw1, gw2] = fleet.start();
+    let mut alice = Peer::connect(&gw1, "alice");
+    let mut carol = Peer::connect(&gw2, "carol");
+    let near_alice = Peer::connect(&gw1, "near alice");
+    let near_carol = Peer::connect(&gw2, "near carol");
+    let users: Vec<String> = (0..500).map(|n| format!("user{n}")).collect();
+    let mut devices: Vec<_> = users
+        .iter()
+        .enumerate()
+        .map(|(n, user)| if n % 2 == 0 { &gw1 } else { &gw2 }.connect(user))
+        .collect();
+    for watcher in [&mut alice, &mut carol] {
+        watcher.wait_to_see_all(&users, true);
+        watcher.wait_to_see_all(&["alice", "carol"], true);
+    }
+    assert_eq!(alice.tell("carol", "before"), "routed");
+
+    redis.kill();
+    assert_copes_without_redis(&gw1, &mut alice, &near_alice, "carol");
+    assert_copes_without_redis(&gw2, &mut carol, &near_carol, "alice");
+    // Things happen meanwhile: somebody comes, somebody goes.
+    let dave = Peer::connect(&gw2, "dave");
+    devices.truncate(499);
+
+    redis.restart();
+    let back = Instant::now();
+    within(BACK + SLACK, "routed again, both ways", || {
+        alice.tell("carol", "again") == "routed" && carol.tell("alice", "again") == "routed"
+    });
+    for watcher in [&mut alice, &mut carol] {
+        watcher.wait_to_see_all(&users[..499], true);
+        watcher.wait_to_see("dave", true);
+        watcher.wait_to_see("user499", false);
+    }
+    assert!(
+        back.elapsed() < BACK + SLACK,
+        "all as before after {:?}",
+        back.elapsed()
+    );
+    eprintln!("all as before after {:?}", back.elapsed());
+    for gateway in [&gw1, &gw2] {
+        within(BACK, "/readyz is 200", || gateway.get("/readyz").status == 200);
+        assert_eq!(gateway.metric("shardgate_redis_up", &[]), 1.0);
+    }
+    // No live connection was lost: everybody gets their message on the connection of the beginning.
+    let told: Vec<String> = users[..499]
+        .iter()
+        .map(|user| alice.send(user, user.as_str()))
+        .collect();
+    for (n, id) in told.iter().enumerate() {
+        assert_eq!(alice.status(id), if n % 2 == 0 { "delivered" } else { "routed" });
+        assert_eq!(devices[n].recv_json()["content"], *users[n]);
+    }
+    assert_eq!(alice.tell("dave", 1), "routed");
+    dave.wait_for(1);
+    assert_eq!(alice.tell("user499", 1), "offline");
+}
+
+/// It comes back with what it last knew, which is not true any more.
+fn back_with_old_data(config: &[(&str, &str)]) {
+    let mut redis = Redis::with_config(config);
+    let fleet = Fleet::new(redis.url());
+    let [gw1, gw2] = fleet.start();
+    let mut alice = Peer::connect(&gw1, "alice");
+    let stays = Peer::connect(&gw2, "stays");
+    let leaves = Peer::connect(&gw2, "leaves");
+    let moves = Peer::connect(&gw2, "moves");
+    alice.wait_to_see_all(&["stays", "leaves", "moves"], true);
+    let incarnation = fleet.incarnation(&redis, "gw2");
+    fleet.wait_until_indexed(&redis, &incarnation, &["stays", "leaves", "moves"]);
+    if config.is_empty() {
+        redis.cmd(&["SAVE"]).good();
+    }
+    redis.kill();
+    eventually("it is noticed", || alice.tell("stays", 0) == "failed");
+    leaves.leave();
+    moves.leave();
+    let moves = Peer::connect(&gw1, "moves");
+    let comes = Peer::connect(&gw2, "comes");
+
+    redis.restart();
+    let old = redis.keys(&fleet.prefix);
+    assert!(!old.is_empty(), "it has its data");
+    alice.tell_until("stays", "back", "routed");
+    stays.wait_for("back");
+    alice.wait_to_see_all(&["comes", "moves", "stays"], true);
+    alice.wait_to_see("leaves", false);
+    alice.tell_until("comes", "hello", "routed");
+    comes.wait_for("hello");
+    assert_eq!(alice.tell("moves", "over here"), "delivered");
+    moves.wait_for("over here");
+    alice.tell_until("leaves", 1, "offline");
+    let gw2_incarnation = fleet.incarnation(&redis, &gw2.id);
+    eventually("what is not true any more is gone", || {
+        fleet.places(&redis, "leaves").is_empty() && !fleet.places(&redis, "moves").contains_key(&gw2_incarnation)
+    });
+}
+
+#[test]
+fn back_with_an_append_only_file() {
+    back_with_old_data(&[("appendonly", "yes"), ("appendfsync", "always")]);
+}
+
+#[test]
+fn back_with_a_snapshot() {
+    back_with_old_data(&[]);
+}
+
+/// Redis goes in the instant after a user was written down, and the user goes while it is away.
+#[test]
+fn who_came_right_before_and_left_meanwhile() {
+    let mut redis = Redis::with_config(&[("appendonly", "yes"), ("appendfsync", "always")]);
+    let fleet = Fleet::new(redis.url());
+    let [gw1, gw2] = fleet.start();
+    let mut alice = Peer::connect(&gw1, "alice");
+    let _stays = Peer::connect(&gw2, "stays");
+    alice.wait_to_see("stays", true);
+    let bob = Peer::connect(&gw2, "bob");
+    at_once_when("bob is written down", || !fleet.places(&redis, "bob").is_empty());
+    redis.kill();
+    eventually("it is noticed", || alice.tell("stays", 0) == "failed");
+    bob.leave();
+    redis.restart();
+    alice.tell_until("stays", "back", "routed");
+    alice.wait_to_see("stays", true);
+    alice.tell_until("bob", 1, "offline");
+    alice.wait_to_see("bob", false);
+}
+
+/// Away and back again and again, sometimes before anybody has recovered from the last time.
+#[test]
+fn again_and_again() {
+    let mut redis = Redis::start();
+    let fleet = Fleet::new(redis.url());
+    let [gw1, gw2] = fleet.start();
+    let mut alice = Peer::connect(&gw1, "alice");
+    let bob = Peer::connect(&gw2, "bob");
+    alice.wait_to_see("bob", true);
+    for round in 0..5 {
+        redis.kill();
+        if round % 2 == 0 {
+            eventually("it is noticed", || alice.tell("bob", "?") == "failed");
+        }
+        redis.restart();
+        if round % 2 == 0 {
+            let content = format!("round {round}");
+            alice.tell_until("bob", content.as_str(), "routed");
+            bob.wait_for(content);
+        }
+    }
+    alice.tell_until("bob", "at last", "routed");
+    bob.wait_for("at last");
+    alice.wait_to_see("bob", true);
+}
+
+#[test]
+fn it_may_come_up_after_the_gateway() {
+    let mut redis = Redis::not_yet(&[]);
+    let fleet = Fleet::new(redis.url()).with_args(&["--redis-start-timeout", "25s"]);
+    // The first attempt is seen here, and leads to nobody.
+    let door = TcpListener::bind(("127.0.0.1", redis.port())).unwrap();
+    std::thread::scope(|scope| {
+        let starting = scope.spawn(|| fleet.gateway("gw1"));
+        drop(door.accept().unwrap());
+        drop(door);
+        redis.restart();
+        let gateway = starting.join().unwrap();
+        let mut alice = Peer::connect(&gateway, "alice");
+        alice.wait_to_see("alice", true);
+        assert_eq!(gateway.get("/readyz").status, 200);
+    });
+}
+
+#[test]
+fn no_redis_no_start() {
+    let redis = Redis::not_yet(&[]);
+    let fleet = Fleet::new(redis.url()).with_args(&["--redis-start-timeout", "1s"]);
+    let ended = fleet.refused("gw1");
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    assert_says(&ended.stderr, &[&format!("127.0.0.1:{}", redis.port()), "redis"]);
+
+    // One that takes connections and never answers.
+    let _door = TcpListener::bind(("127.0.0.1", redis.port())).unwrap();
+    let ended = fleet.refused("gw1");
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    assert_says(&ended.stderr, &[&format!("127.0.0.1:{}", redis.port()), "redis"]);
+}
+
+/// The last line says all of this.
+#[track_caller]
+fn assert_says(text: &str, words: &[&str]) {
+    let last = text.lines().last().unwrap_or_default().to_lowercase();
+    for word in words {
+        assert!(
+            last.contains(&word.to_lowercase()),
+            "no {word:?} in the last line of\n{text}"
+        );
+    }
+}
