@@ -8,6 +8,7 @@ mod token;
 use std::ffi::OsString;
 use std::fmt::Display;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use shardgate::config::{self, Config, ConfigError, Outcome};
 use shardgate::control::{Exit, Gateway, Handle, log_reload};
@@ -15,6 +16,10 @@ use shardgate::runtime::StartError;
 use shardgate::tls::Certificates;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+
+/// Whoever signals a process and its group, or presses Ctrl-C in a terminal whose shell passes it on, means one order and sends two
+/// signals.
+const SECOND_SIGNAL_AFTER: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().skip(1).collect();
@@ -60,17 +65,25 @@ fn run(config: Config, args: &[OsString], env: &[(OsString, OsString)]) -> ExitC
         let Ok(handle) = handle.recv() else {
             return;
         };
-        let mut draining = false;
+        let mut draining: Option<Instant> = None;
         for signal in signals.forever() {
             if signal == SIGHUP {
                 let reloaded = config::reload(&watched, args.clone(), env.clone());
                 watched = log_reload(reloaded, &handle).unwrap_or_else(|| watched.clone());
-            } else if draining {
-                log::warn!("second signal: ending at once");
-                std::process::exit(1);
-            } else {
-                draining = true;
-                handle.drain();
+                continue;
+            }
+            match draining {
+                None => {
+                    draining = Some(Instant::now());
+                    handle.drain();
+                }
+                Some(since) if since.elapsed() < SECOND_SIGNAL_AFTER => {
+                    log::info!("one more signal within a second of the first: the same order");
+                }
+                Some(_) => {
+                    log::warn!("second signal: ending at once");
+                    std::process::exit(1);
+                }
             }
         }
     });

@@ -48,7 +48,7 @@ const ROOMS: &[(&str, &[&str])] = &[
         "control",
         &[
             "admin", "broker", "cluster", "config", "engine", "http", "ids", "jws", "lanes", "metrics", "protocol",
-            "router", "runtime", "settings", "shard", "tls", "view",
+            "router", "runtime", "session", "settings", "shard", "tls", "view",
         ],
     ),
 ];

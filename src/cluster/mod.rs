@@ -284,12 +284,8 @@ impl Cluster {
         self.membership.is_watching()
     }
 
-    /// True once [`Cluster::leave`] was called.
-    pub fn is_leaving(&self) -> bool {
-        self.leaving
-    }
-
-    /// Leaves: presence counts no more from now on, and is taken away. Messages still go both ways.
+    /// Leaves: nobody is here any more, and what is still written down of us is taken away. Packets still go both ways, as others
+    /// wait for answers. A gateway that drains does this last: to the others it is one like any other until then.
     pub fn leave(&mut self) {
         self.leaving = true;
         self.membership.set_state(LeaseState::Leaving);

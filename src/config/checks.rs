@@ -14,8 +14,8 @@ use super::keys::{self, KEYS};
 use super::sources::Settings;
 use super::value::Value;
 use super::{
-    AdminConfig, AdminListen, AuthConfig, ChannelsConfig, Config, CredentialSource, EngineChoice, Heartbeat, Limits,
-    Placement, RedisConfig, RedisTarget, Secret, TlsFiles,
+    AdminConfig, AdminListen, AuthConfig, ChannelsConfig, Config, CredentialSource, DrainConfig, EngineChoice,
+    Heartbeat, Limits, Placement, RedisConfig, RedisTarget, Secret, TlsFiles,
 };
 use crate::jws::{Algorithm, Key};
 
@@ -117,7 +117,10 @@ impl Settings {
                 token: self.get("admin.token"),
                 listen: self.get("admin.listen"),
             },
-            drain_timeout: self.get("drain.timeout"),
+            drain: DrainConfig {
+                timeout: self.get("drain.timeout"),
+                per_second: self.get("drain.per_second"),
+            },
             tls,
             redis,
             presence_ttl: self.get("presence.ttl"),
@@ -137,6 +140,14 @@ impl Settings {
                 "heartbeat.timeout",
                 "heartbeat.interval",
                 "the timeout must be longer, or a silent connection is closed before it was ever asked",
+            );
+        }
+        if config.drain.timeout > DRAIN_MAX && config.drain.per_second == 0 {
+            return contradiction(
+                "drain.timeout",
+                "drain.per_second",
+                "without a limit everybody is told within minutes, and whatever waits longer waits for one lost client: \
+                 10m at most, or set drain.per_second",
             );
         }
         if let (Some(shards), Placement::Cpus(cpus)) = (config.shards, &config.cpus)
@@ -310,7 +321,7 @@ pub(super) fn restart_keys(old: &Config, new: &Config) -> Vec<&'static str> {
             token: _,
             listen: admin_listen,
         },
-        drain_timeout,
+        drain,
         tls: _,
         redis,
         presence_ttl,
@@ -350,7 +361,8 @@ pub(super) fn restart_keys(old: &Config, new: &Config) -> Vec<&'static str> {
         ("auth.jwks_url", jwks_url(auth) != jwks_url(&new.auth)),
         ("channels.partitions", *partitions != new.channels.partitions),
         ("admin.listen", *admin_listen != new.admin.listen),
-        ("drain.timeout", *drain_timeout != new.drain_timeout),
+        ("drain.timeout", drain.timeout != new.drain.timeout),
+        ("drain.per_second", drain.per_second != new.drain.per_second),
         (
             "redis.url",
             redis.is_some() != new.redis.is_some() || of_redis(&another_target),
@@ -369,6 +381,9 @@ pub(super) fn restart_keys(old: &Config, new: &Config) -> Vec<&'static str> {
         .map(|(name, _)| name)
         .collect()
 }
+
+/// The longest drain without a limit on how many are told per second.
+const DRAIN_MAX: Duration = Duration::from_secs(600);
 
 /// A field's type from a value; `None` if the kind of the key is another, which is a bug of ours.
 trait FromValue: Sized {

@@ -227,7 +227,9 @@ pub(super) static KEYS: &[Key] = &[
     row(TIMES, "heartbeat.timeout", TIME, Value("90s"), RESTART,
         "A connection from which nothing came for this long is closed with 3012; above interval"),
     row(TIMES, "drain.timeout", TIME_OR_ZERO, Value("30s"), RESTART,
-        "How long a drain may last; 0s to close everyone at once"),
+        "How long a drain may last; 0s to close everyone at once; more than 10m only with drain.per_second"),
+    row(TIMES, "drain.per_second", number(0, 1_000_000, "connections"), Value("0"), RESTART,
+        "A drain tells at most so many connections to go per second, on the whole gateway; 0 for no limit"),
 
     row(AUTH, "auth.timeout", TIME, Value("5s"), RESTART,
         "Time to show a credential after the handshake, else close 3502"),

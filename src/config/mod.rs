@@ -193,8 +193,8 @@ pub struct Config {
     pub channels: ChannelsConfig,
     /// The admin API.
     pub admin: AdminConfig,
-    /// How long a drain may last.
-    pub drain_timeout: Duration,
+    /// The end of this gateway.
+    pub drain: DrainConfig,
     /// TLS on the public listener; `None`: plain text.
     pub tls: Option<TlsFiles>,
     /// Redis; `None`: one gateway, embedded presence.
@@ -331,6 +331,15 @@ pub struct RedisConfig {
     pub start_timeout: Duration,
     /// Prefix of every key and channel.
     pub prefix: String,
+}
+
+/// How a gateway ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DrainConfig {
+    /// How long a drain may last.
+    pub timeout: Duration,
+    /// At most so many connections are told to go per second; 0: no limit.
+    pub per_second: u32,
 }
 
 /// Heartbeat times.

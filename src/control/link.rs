@@ -22,8 +22,7 @@ use crate::lanes::{Lanes, Mailbox, control_place};
 use crate::runtime::{StartError, cpus};
 use crate::view::{Clock, Now, View};
 
-/// How long the clearing of presence may take at the end of a drain, and then giving back the lease.
-const LEAVE_MAX: Duration = Duration::from_secs(2);
+/// How long giving back the lease may take.
 const FINISH_MAX: Duration = Duration::from_millis(500);
 
 /// A control thread that has joined its cluster, if there is one, and waits for its shards. Should it not get them, it
@@ -271,14 +270,14 @@ impl Link {
         }
     }
 
-    /// Takes this gateway out of the cluster, as far as Redis lets us in time.
+    /// Nobody is here any more: says so, and tells whether nothing of this gateway is written down any more, or cannot be cleared.
+    pub(super) fn has_left(&mut self) -> bool {
+        self.cluster.leave();
+        self.cluster.has_left() || !self.cluster.is_member()
+    }
+
+    /// Gives back the lease, as far as Redis lets us in time.
     pub(super) async fn leave(mut self, clock: &Clock) {
-        if self.cluster.is_leaving() {
-            let until_ms = clock.now().mono_ms() + LEAVE_MAX.as_millis() as u64;
-            while !self.cluster.has_left() && self.cluster.is_member() && clock.now().mono_ms() < until_ms {
-                self.turn(clock, until_ms).await;
-            }
-        }
         self.cluster.finish();
         let until_ms = clock.now().mono_ms() + FINISH_MAX.as_millis() as u64;
         while !self.cluster.is_idle() && self.cluster.is_member() && clock.now().mono_ms() < until_ms {

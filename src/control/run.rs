@@ -19,7 +19,7 @@ use super::jwks::FetchedKeys;
 use super::link::Link;
 use super::shards::Shards;
 use super::{Exit, Handle, Order};
-use crate::config::Config;
+use crate::config::{Config, DrainConfig};
 use crate::engine::Waker;
 use crate::http::{Door, HttpContext};
 use crate::lanes::{Inbox, Instruction, Parcel};
@@ -27,6 +27,7 @@ use crate::router::HomeMap;
 use crate::runtime::admin::AdminSocket;
 use crate::runtime::claim::Claim;
 use crate::runtime::cpus::PinnedHere;
+use crate::session::drain::DrainPlan;
 use crate::settings::Settings;
 use crate::shard::run::Report;
 use crate::tls::Certificates;
@@ -34,6 +35,8 @@ use crate::view::{STALLED_AFTER, View};
 
 /// What a drain takes at the most if `drain.timeout` is less: `shutdown` and the close frames need time to leave.
 const FAREWELL_MS: u64 = 1_000;
+/// How long the clearing of presence may take when the clients have gone.
+const LEAVE_MAX_MS: u64 = 2_000;
 /// How often the control thread looks at the shards when nothing else happens.
 const WATCH_EVERY_MS: u64 = 500;
 /// How often it looks at the files of TLS: who renews a certificate does not wait for it, and three looks cost nothing.
@@ -139,6 +142,8 @@ struct Drain {
     shards_left: usize,
     left: u64,
     closed: u64,
+    /// The clients have gone, and now the gateway leaves its cluster: until when at most, and how it ends then.
+    leaving: Option<(u64, Exit)>,
 }
 
 /// The state of the control thread while the gateway runs.
@@ -378,31 +383,53 @@ impl Turns {
     }
 
     fn begin_drain(&mut self) -> Drain {
-        let now_ms = self.view.clock.now().mono_ms();
-        let until_ms = now_ms + self.config.drain_timeout.as_millis() as u64;
-        log::info!(
-            "draining {} connections for at most {:?}",
-            self.view.connections(),
-            self.config.drain_timeout
-        );
-        if let Some(link) = &mut self.link {
-            link.cluster.leave();
+        let DrainConfig { timeout, per_second } = self.config.drain;
+        let (now_ms, timeout_ms) = (self.view.clock.now().mono_ms(), timeout.as_millis() as u64);
+        let connections = self.view.connections();
+        log::info!("draining {connections} connections for at most {timeout:?}");
+        let plan = DrainPlan::new(connections, now_ms, timeout_ms, per_second);
+        let told = plan.told_in_time(connections, now_ms);
+        if told < connections {
+            log::warn!(
+                "drain.per_second = {per_second} leaves time to tell {told} of {connections} clients within drain.timeout = \
+                 {timeout:?}: the others are closed at its end"
+            );
         }
-        self.control.shards.post_all(|| Parcel::Drain { until_ms });
+        self.control.shards.post_all(|| Parcel::Drain(plan));
         Drain {
             // However short it is, what clients are told must get out.
-            until_ms: until_ms.max(now_ms + FAREWELL_MS),
+            until_ms: now_ms + timeout_ms.max(FAREWELL_MS),
             shards_left: self.control.shards.count(),
             left: 0,
             closed: 0,
+            leaving: None,
         }
     }
 
-    /// The end of a drain, or when to look again.
-    fn drain_over(&self, now_ms: u64) -> Result<Exit, u64> {
+    /// The end of a drain, or when to look again. A gateway stays one of its cluster until its last client has gone: so every user is
+    /// present and reachable until then.
+    fn drain_over(&mut self, now_ms: u64) -> Result<Exit, u64> {
         let Some(drain) = &self.drain else {
             return Err(u64::MAX);
         };
+        let (until_ms, exit, look_ms) = match drain.leaving {
+            Some((until_ms, exit)) => (until_ms, exit, until_ms),
+            // The next turn asks for what leaving takes.
+            None => (now_ms + LEAVE_MAX_MS, self.clients_gone(drain, now_ms)?, now_ms),
+        };
+        if let Some(drain) = &mut self.drain {
+            drain.leaving = Some((until_ms, exit));
+        }
+        let has_left = self.link.as_mut().is_none_or(Link::has_left);
+        if has_left || now_ms >= until_ms {
+            Ok(exit)
+        } else {
+            Err(look_ms)
+        }
+    }
+
+    /// How the drain ends, once its clients are gone or time is up; or when to look again.
+    fn clients_gone(&self, drain: &Drain, now_ms: u64) -> Result<Exit, u64> {
         // A connection between two shards has a place, though no shard knows it. Administrators who still wait for an answer, such as
         // the one who asked for this drain, get it.
         let over = drain.shards_left == 0 && self.view.places() == 0 && self.view.try_close_desk();

@@ -21,6 +21,7 @@ use crossbeam_channel::{Receiver, Sender};
 use crate::admin::Answer;
 use crate::engine::{SocketKey, Waker};
 use crate::ids::ShardId;
+use crate::session::drain::DrainPlan;
 use crate::settings::Settings;
 pub use asks::{Ask, Reply};
 pub use items::{
@@ -47,12 +48,8 @@ pub enum Parcel {
     Batch(Batch),
     /// From the control thread: new settings.
     Settings(Arc<Settings>),
-    /// From the control thread: tell the clients and close their connections, the last one at this time of the
-    /// gateway's clock, milliseconds.
-    Drain {
-        /// The end of the drain.
-        until_ms: u64,
-    },
+    /// From the control thread: tell the clients to go, and close those that stay.
+    Drain(DrainPlan),
     /// From the control thread: keys were fetched, or could not be, because a shard wanted them.
     KeysFetched,
     /// From the control thread.
@@ -83,7 +80,7 @@ impl Parcel {
                 bytes: batch.weight(),
             }),
             Parcel::Settings(_)
-            | Parcel::Drain { .. }
+            | Parcel::Drain(_)
             | Parcel::KeysFetched
             | Parcel::Instruction(_)
             | Parcel::Ask(..)

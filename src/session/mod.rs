@@ -11,6 +11,7 @@
 //!                                              └───> Lingering ──> Closed
 //! ```
 
+pub mod drain;
 pub mod outbox;
 pub mod rate;
 

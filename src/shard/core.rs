@@ -535,8 +535,8 @@ impl Core {
                 self.handle_keys_fetched();
                 1
             }
-            Parcel::Drain { until_ms } => {
-                self.begin_drain(until_ms);
+            Parcel::Drain(plan) => {
+                self.begin_drain(plan);
                 1
             }
             Parcel::Instruction(instruction) => {
@@ -572,11 +572,13 @@ impl Core {
             self.handle_deadline(slot);
         }
         self.expired = expired;
+        self.go_on_draining();
     }
 
     /// When [`Core::handle_timeouts`] is due, milliseconds of the gateway's clock.
     pub fn next_timeout_ms(&self) -> Option<u64> {
-        self.wheel.next_due_ms()
+        let drain = self.draining.as_ref().and_then(Draining::due_ms);
+        self.wheel.next_due_ms().into_iter().chain(drain).min()
     }
 
     /// The next thing to do with the engine.

@@ -189,7 +189,7 @@ impl Core {
         }
         self.conn(slot).grant = Some(identity.grant);
         self.conn(slot).bad_frames = 0;
-        if self.draining.is_none() {
+        if !self.was_told(slot) {
             // The old token's end is not a deadline any more, and the new one's is.
             self.look_at_once(slot);
         }

@@ -206,9 +206,7 @@ impl Core {
             let oldest = self.users.devices(index)[0];
             self.begin_close(oldest, CloseReason::TooManyConnections);
         }
-        if self.draining.is_some() {
-            self.drain_connection(slot);
-        }
+        self.drain_newcomer(slot);
     }
 
     pub(super) fn say_welcome(&mut self, slot: u32) {

@@ -6,6 +6,7 @@ use crate::protocol::close::CloseReason;
 use crate::protocol::encode;
 use crate::protocol::frame::Opcode;
 use crate::session::Stage;
+use crate::session::drain::DrainPlan;
 use crate::view::NotAdmitted;
 
 /// How long a peer may take to read our last words and answer them.
@@ -14,8 +15,13 @@ pub(super) const CLOSE_TIMEOUT_MS: u64 = 5_000;
 /// A drain under way.
 #[derive(Debug)]
 pub(super) struct Draining {
-    began_ms: u64,
-    until_ms: u64,
+    plan: DrainPlan,
+    /// Whoever is in a slot before this one was told to go, and whoever comes into one is told at once.
+    next: u32,
+    /// When the next one may be told; `None` if nobody is left to be told.
+    tell_due_ms: Option<u64>,
+    /// Time was up, and whoever had stayed was closed.
+    is_over: bool,
     /// Clients that went by themselves.
     left: u64,
     /// Clients that we closed.
@@ -23,6 +29,12 @@ pub(super) struct Draining {
 }
 
 impl Draining {
+    /// When there is something to do.
+    pub(super) fn due_ms(&self) -> Option<u64> {
+        let end = (!self.is_over).then_some(self.plan.close_ms);
+        end.into_iter().chain(self.tell_due_ms).min()
+    }
+
     pub(super) fn count(&mut self, ending: Ending) {
         match ending {
             Ending::Ours(_) => self.closed += 1,
@@ -45,7 +57,7 @@ pub struct DrainCount {
 impl Core {
     /// The deadline of a connection has come; what it means depends on where the connection is.
     pub(super) fn handle_deadline(&mut self, slot: u32) {
-        let draining = self.draining.is_some();
+        let was_told = self.was_told(slot);
         let all_sent = self.conn(slot).is_flushed();
         let is_expired = self.is_expired(slot);
         match &self.conn(slot).stage {
@@ -68,7 +80,7 @@ impl Core {
             Stage::Verifying(_) => {
                 self.give_up_verifying(slot, NotAdmitted::Unverified, CloseReason::TooManyRequests);
             }
-            Stage::Open | Stage::Echo if draining => self.begin_close(slot, CloseReason::Shutdown),
+            Stage::Open | Stage::Echo if was_told => self.begin_close(slot, CloseReason::Shutdown),
             Stage::Open if is_expired => self.begin_close(slot, CloseReason::TokenExpired),
             Stage::Open | Stage::Echo => self.handle_silence(slot),
             Stage::Free | Stage::Closed => {}
@@ -115,47 +127,101 @@ impl Core {
         self.wheel.set(slot, now_ms);
     }
 
-    /// Tells every client to go elsewhere, and plans when the ones that stay are closed.
-    pub(super) fn begin_drain(&mut self, until_ms: u64) {
+    /// Begins to tell every client to go elsewhere.
+    pub(super) fn begin_drain(&mut self, plan: DrainPlan) {
         if self.draining.is_some() {
             return;
         }
         self.draining = Some(Draining {
-            began_ms: self.now.mono_ms(),
-            until_ms,
+            plan,
+            next: 0,
+            tell_due_ms: Some(self.now.mono_ms()),
+            is_over: false,
             left: 0,
             closed: 0,
         });
         for slot in 0..self.connections.len() as u32 {
             match self.conn(slot).stage {
-                Stage::Open => self.drain_connection(slot),
                 Stage::Authenticating => self.begin_close(slot, CloseReason::Shutdown),
                 Stage::Verifying(_) => self.give_up_verifying(slot, NotAdmitted::Draining, CloseReason::Shutdown),
-                Stage::Echo => {
-                    let due = self.drain_time().1;
-                    self.wheel.set(slot, due);
-                }
                 _ => {}
+            }
+        }
+        self.go_on_draining();
+    }
+
+    /// Tells as many clients to go as the gateway's pace permits. When time is up, closes those that are still there.
+    pub(super) fn go_on_draining(&mut self) {
+        let now_ms = self.now.mono_ms();
+        while let Some(draining) = &mut self.draining
+            && draining.tell_due_ms.is_some_and(|due_ms| due_ms <= now_ms)
+        {
+            let rest = self.connections.get(draining.next as usize..).unwrap_or_default();
+            let untold = rest
+                .iter()
+                .position(|conn| matches!(conn.stage, Stage::Open | Stage::Echo));
+            let Some(distance) = untold else {
+                draining.next = self.connections.len() as u32;
+                draining.tell_due_ms = None;
+                break;
+            };
+            let slot = draining.next + distance as u32;
+            draining.next = slot;
+            match self.view.may_tell(self.now.mono_ns, draining.plan.tell_every_ns) {
+                Ok(()) => {
+                    draining.next += 1;
+                    self.tell_to_go(slot);
+                }
+                Err(due_ns) => draining.tell_due_ms = Some(due_ns / 1_000_000 + 1),
+            }
+        }
+        let time_is_up = |draining: &Draining| !draining.is_over && draining.plan.close_ms <= now_ms;
+        let Some(draining) = self.draining.as_mut().filter(|draining| time_is_up(draining)) else {
+            return;
+        };
+        draining.is_over = true;
+        draining.tell_due_ms = None;
+        draining.next = u32::MAX;
+        for slot in 0..self.connections.len() as u32 {
+            if matches!(self.conn(slot).stage, Stage::Open | Stage::Echo) {
+                self.begin_close(slot, CloseReason::Shutdown);
             }
         }
     }
 
-    /// Sends `shutdown` to one client. The wish is spread over the first two thirds of the drain, the close comes a
-    /// sixth of the drain later: who goes when told is not closed, and nobody comes back together.
-    pub(super) fn drain_connection(&mut self, slot: u32) {
-        let (reconnect_after_ms, due) = self.drain_time();
-        self.wheel.set(slot, due);
-        self.say(slot, SentKind::Shutdown, |_, out| {
-            encode::shutdown(out, reconnect_after_ms);
-        });
+    /// True if this connection was told to go, and waits for its close.
+    pub(super) fn was_told(&self, slot: u32) -> bool {
+        self.draining.as_ref().is_some_and(|draining| slot < draining.next)
     }
 
-    fn drain_time(&mut self) -> (u64, u64) {
-        let now = self.now.mono_ms();
-        let (began, until) = self.draining.as_ref().map_or((now, now), |d| (d.began_ms, d.until_ms));
-        let whole = until.saturating_sub(began);
-        let reconnect_after_ms = self.ids.jitter(whole * 2 / 3 + 1);
-        (reconnect_after_ms, (now + reconnect_after_ms + whole / 6).min(until))
+    /// A connection that was on its way between two shards when the drain began is open now.
+    pub(super) fn drain_newcomer(&mut self, slot: u32) {
+        let now_ms = self.now.mono_ms();
+        let Some(draining) = &mut self.draining else {
+            return;
+        };
+        if draining.is_over {
+            self.begin_close(slot, CloseReason::Shutdown);
+        } else if slot < draining.next {
+            self.tell_to_go(slot);
+        } else {
+            draining.tell_due_ms.get_or_insert(now_ms);
+        }
+    }
+
+    /// Sends `shutdown` to one client, and plans its close: who goes when told is not closed.
+    fn tell_to_go(&mut self, slot: u32) {
+        let Some(plan) = self.draining.as_ref().map(|draining| draining.plan) else {
+            return;
+        };
+        let reconnect_after_ms = self.ids.jitter(DrainPlan::SPREAD_MS);
+        let due_ms = plan.close_at_ms(self.now.mono_ms(), reconnect_after_ms);
+        self.wheel.set(slot, due_ms);
+        if matches!(self.conn(slot).stage, Stage::Open) {
+            self.say(slot, SentKind::Shutdown, |_, out| {
+                encode::shutdown(out, reconnect_after_ms);
+            });
+        }
     }
 
     /// How far the drain is; `None` if there is none.

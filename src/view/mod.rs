@@ -18,6 +18,10 @@ pub use cluster::{ClusterHealth, ClusterView};
 /// A shard or control thread that has not turned for this long does not live: parked shards turn once a second.
 pub const STALLED_AFTER: Duration = Duration::from_secs(5);
 
+/// What a shard that turned late may catch up with when it tells clients of a drain: shards wake by the millisecond, and many
+/// clients may be due in one.
+const TELL_SLACK_NS: u64 = 20_000_000;
+
 /// In [`View::answers_due`]: the desk is closed.
 const DESK_CLOSED: u64 = 1 << 63;
 
@@ -156,6 +160,8 @@ pub struct View {
     places: AtomicU64,
     /// When the next handshake is due by the admission rate, nanoseconds of the gateway's clock (GCRA).
     admission_due_ns: AtomicU64,
+    /// When the next client may be told of a drain, nanoseconds of the gateway's clock (GCRA).
+    drain_due_ns: AtomicU64,
     /// Answers that administrators wait for, or have not been sent all of; and [`DESK_CLOSED`].
     answers_due: AtomicU64,
 }
@@ -185,6 +191,7 @@ impl View {
             last_health_check_ms: AtomicU64::new(0),
             places: AtomicU64::new(0),
             admission_due_ns: AtomicU64::new(0),
+            drain_due_ns: AtomicU64::new(0),
             answers_due: AtomicU64::new(0),
         }
     }
@@ -197,6 +204,20 @@ impl View {
     /// Begins a drain; returns false if one had begun.
     pub fn begin_draining(&self) -> bool {
         !self.draining.swap(true, Ordering::AcqRel)
+    }
+
+    /// May one more client be told of the drain, if one is every `every_ns` on the whole gateway? Then it counts as told.
+    ///
+    /// # Errors
+    /// When to ask again, nanoseconds of the gateway's clock.
+    pub fn may_tell(&self, now_ns: u64, every_ns: u64) -> Result<(), u64> {
+        // One by one where there is time between two: a limit of ten per second is a tenth of a second each.
+        let slack_ns = if every_ns < TELL_SLACK_NS { TELL_SLACK_NS } else { 0 };
+        let earliest_ns = now_ns.saturating_sub(slack_ns);
+        let next = |due: u64| (due.max(earliest_ns) <= now_ns).then(|| due.max(earliest_ns) + every_ns);
+        self.drain_due_ns
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, next)
+            .map(drop)
     }
 
     /// From now on an administrator waits for an answer: a drain does, too, until [`View::answered`]. Returns false once the desk is

@@ -14,6 +14,9 @@ use super::{DEADLINE, eventually};
 
 pub(super) const PROGRAM: &str = env!("CARGO_BIN_EXE_shardgate");
 
+/// Arguments with which a drain lasts as long as a test needs it: see [`Gateway::crowd`].
+pub const SLOW_DRAIN: [&str; 4] = ["--drain-timeout", "1h", "--drain-per-second", "1"];
+
 /// What the child wrote to stderr so far.
 #[derive(Default)]
 struct Log {
@@ -228,6 +231,13 @@ impl Gateway {
         assert_eq!(welcome["type"], "welcome", "{welcome}");
         assert_eq!(welcome["userId"], user, "{welcome}");
         client
+    }
+
+    /// With [`SLOW_DRAIN`]: so many clients that a drain tells before whoever connects later, one a second. While they are there,
+    /// the drain goes on and nobody else is told.
+    #[track_caller]
+    pub fn crowd(&self, seconds: usize) -> Vec<Client> {
+        (0..seconds).map(|n| self.connect(&format!("crowd{n}"))).collect()
     }
 
     /// A new WebSocket at this path, after its `101`.

@@ -23,7 +23,7 @@ pub use admin::Admin;
 pub use authority::{Authority, Pair};
 pub use client::{Client, Frame, Response, url_encode};
 pub use fleet::Fleet;
-pub use gateway::{Gateway, run_to_exit};
+pub use gateway::{Gateway, SLOW_DRAIN, run_to_exit};
 pub use peer::Peer;
 pub use redis::{Cluster, Redis, Reply, Sentinels};
 

@@ -6,7 +6,7 @@
 use crate::common;
 
 use common::admin::{Admin, TOKEN};
-use common::{Client, Fleet, Gateway, Peer, Redis, eventually};
+use common::{Client, Fleet, Gateway, Peer, Redis, SLOW_DRAIN, eventually};
 use serde_json::{Value, json};
 
 /// Two gateways that hear each other.
@@ -169,7 +169,8 @@ fn a_drain_waits_for_answers() {
         let redis = Redis::start();
         let url = redis.url();
         // One shard, which learns of the question before it learns that alice has gone.
-        let mut args = vec!["--shards", "1", "--admin-token", TOKEN, "--drain-timeout", "10m"];
+        let mut args = vec!["--shards", "1", "--admin-token", TOKEN];
+        args.extend(SLOW_DRAIN);
         args.extend(["--redis-url", &url]);
         if own_door {
             args.extend(["--admin-listen", "127.0.0.1:0"]);
@@ -182,9 +183,9 @@ fn a_drain_waits_for_answers() {
                 line.rsplit_once(' ').unwrap().1.parse().unwrap()
             }
         };
-        let mut alice = gateway.connect("alice");
+        let crowd = gateway.crowd(60);
         gateway.signal(libc::SIGTERM);
-        assert_eq!(alice.recv_json()["type"], "shutdown");
+        eventually("it drains", || gateway.get("/readyz").status == 503);
         redis.pause();
         let mut waiting = Client::connect(door);
         let fields = format!("Host: h\r\n{}\r\n", Admin::at(door).authorization());
@@ -192,7 +193,7 @@ fn a_drain_waits_for_answers() {
         let requests = format!("GET /livez HTTP/1.1\r\n{fields}GET /admin/users/bob HTTP/1.1\r\n{fields}");
         waiting.send_raw(requests.as_bytes());
         assert_eq!(waiting.read_response().status, 200);
-        drop(alice);
+        drop(crowd);
         let answer = waiting.read_response();
         assert_eq!(answer.status, 503, "{answer:?}");
         assert!(answer.body.contains("the other gateways cannot be asked"), "{answer:?}");

@@ -1,24 +1,29 @@
-//! A gateway that drains: its users are offline for the other gateways at once, while those that stay are still served by
-//! it; and it leaves nothing behind.
+//! A gateway that drains: its users are present and reachable from all gateways until they have gone, and then it leaves nothing
+//! behind.
 
 #![allow(clippy::unwrap_used)]
 
 use crate::common;
 
-use common::{Fleet, Peer, Redis, eventually};
+use std::time::{Duration, Instant};
+
+use common::{Fleet, Peer, Redis, SLOW_DRAIN, eventually};
 use libc::SIGTERM;
 
+/// Present, and reached by messages, until they go: whoever goes, when they go.
 #[test]
-fn others_see_its_users_offline_at_once() {
+fn others_reach_its_users_until_they_have_gone() {
     let redis = Redis::start();
-    let fleet = Fleet::new(redis.url()).with_args(&["--drain-timeout", "10m", "--presence-ttl", "10m"]);
+    let args = [&["--presence-ttl", "10m"], &SLOW_DRAIN[..]].concat();
+    let fleet = Fleet::new(redis.url()).with_args(&args);
     let [gw1, mut gw2] = fleet.start();
     let mut alice = Peer::connect(&gw1, "alice");
+    let crowd = gw2.crowd(60);
     let bob = Peer::connect(&gw2, "bob");
     let mut carol = Peer::connect(&gw2, "carol");
-    // Dave is on both: he stays.
+    // Dave is on both.
     let dave = [Peer::connect(&gw1, "dave"), Peer::connect(&gw2, "dave")];
-    let many: Vec<String> = (0..200).map(|n| format!("user{n}")).collect();
+    let many: Vec<String> = (0..100).map(|n| format!("user{n}")).collect();
     let devices: Vec<_> = many.iter().map(|user| gw2.connect(user)).collect();
     alice.wait_to_see_all(&many, true);
     alice.wait_to_see_all(&["bob", "carol", "dave"], true);
@@ -27,27 +32,78 @@ fn others_see_its_users_offline_at_once() {
     let incarnation = fleet.incarnation(&redis, &gw2.id);
 
     gw2.signal(SIGTERM);
-    bob.wait_for_notice("shutdown");
-    alice.wait_to_see_all(&["bob", "carol"], false);
-    alice.wait_to_see_all(&many, false);
-    alice.tell_until("bob", "from afar", "offline");
-    assert_eq!(alice.sees("dave"), Some(true));
-    assert_eq!(alice.tell("dave", "here"), "delivered");
-    dave[0].wait_for("here");
-    // Those who stay still reach each other, and those on other gateways.
-    assert!(bob.is_open() && carol.is_open(), "their connections are still there");
+    eventually("it drains", || gw2.get("/readyz").status == 503);
+    for n in 0..300 {
+        assert_eq!(alice.tell("bob", n), "routed");
+    }
+    bob.wait_for(299);
+    assert_eq!(bob.numbers_from("alice"), (0..300).collect::<Vec<_>>());
+    assert!(
+        alice
+            .presence(&["bob", "carol", "dave"])
+            .unwrap()
+            .values()
+            .all(|there| *there)
+    );
+    let some: Vec<&str> = many.iter().map(String::as_str).collect();
+    assert!(alice.presence(&some).unwrap().values().all(|there| *there));
+    assert_eq!(alice.tell("dave", "everywhere"), "delivered");
+    dave.iter().for_each(|device| drop(device.wait_for("everywhere")));
+    // The other way, and among themselves.
     assert_eq!(carol.tell("bob", "local"), "delivered");
     bob.wait_for("local");
     assert_eq!(carol.tell("alice", "to the other"), "routed");
     alice.wait_for("to the other");
-    assert!(bob.heard_from("alice").iter().all(|content| content != "from afar"));
-    assert_eq!(gw2.get("/readyz").status, 503);
+    // Nobody new comes in.
+    assert_eq!(gw2.try_upgrade("/ws?user=late", "").status, 503);
 
-    drop((bob, carol, dave, devices));
+    // Whoever goes is gone, and nobody with them.
+    bob.leave();
+    alice.wait_to_see("bob", false);
+    alice.tell_until("bob", "too late", "offline");
+    assert_eq!(alice.tell("carol", "not you"), "routed");
+    carol.wait_for("not you");
+
+    let [here, there] = dave;
+    drop((carol, there, devices, crowd));
     assert_eq!(gw2.wait_for_exit(), 0);
     let left = fleet.traces(&redis, &incarnation);
     assert!(left.is_empty(), "an exit in order leaves nothing behind: {left:?}");
-    assert_eq!(alice.sees("dave"), Some(false));
+    assert_eq!(alice.tell("dave", "still here"), "delivered");
+    here.wait_for("still here");
+}
+
+/// A rolling deploy as it happens: whoever is told stays until they are closed, and others write to them all the while.
+#[test]
+fn messages_arrive_until_the_close() {
+    let redis = Redis::start();
+    let fleet = Fleet::new(redis.url()).with_args(&["--presence-ttl", "10m"]);
+    let [gw1, mut gw2] = fleet.start();
+    let mut alice = Peer::connect(&gw1, "alice");
+    let bob = Peer::connect(&gw2, "bob");
+    alice.tell_until("bob", "before", "routed");
+    gw2.signal(SIGTERM);
+    bob.wait_for_notice("shutdown");
+    let mut routed = Vec::new();
+    let last = loop {
+        let number = routed.len() as u64;
+        match alice.tell("bob", number).as_str() {
+            "routed" => routed.push(number),
+            other => break other.to_owned(),
+        }
+    };
+    let since = Instant::now();
+    assert_eq!(bob.wait_for_close(), 3001);
+    // He was as good as closed when somebody first heard so.
+    assert!(
+        since.elapsed() < Duration::from_secs(2),
+        "{last} for {:?}",
+        since.elapsed()
+    );
+    assert!(routed.len() >= 5, "{} routed, then {last}", routed.len());
+    assert_eq!(bob.numbers_from("alice"), routed);
+    alice.wait_to_see("bob", false);
+    assert_eq!(gw2.wait_for_exit(), 0);
 }
 
 #[test]

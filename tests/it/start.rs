@@ -732,7 +732,7 @@ fn systemd_is_told() {
         assert!(notified.next().contains("STOPPING=1"));
         assert_eq!(alice.recv_json()["type"], "shutdown");
         wishes[1](&gateway);
-        alice.close();
+        alice.expect_close(3001);
         assert_eq!(gateway.wait_for_exit(), 0);
         notified.expect_nothing();
     }

@@ -47,7 +47,7 @@ fn without_anything_the_defaults_of_the_contract_hold() {
     };
     assert_eq!(config.heartbeat, heartbeat);
     assert_eq!(
-        (config.auth_timeout, config.drain_timeout),
+        (config.auth_timeout, config.drain.timeout),
         (Duration::from_secs(5), Duration::from_secs(30))
     );
     assert_eq!(
@@ -123,7 +123,14 @@ fn a_bare_number_is_no_duration() {
     ] {
         assert_says(&refused(&[key, "0s"], &[]), &["from 1ms to 24h"]);
     }
-    assert_eq!(run(&["--drain-timeout=0s"], &[]).drain_timeout, Duration::ZERO);
+    assert_eq!(run(&["--drain-timeout=0s"], &[]).drain.timeout, Duration::ZERO);
+    assert_eq!(run(&["--drain-timeout=10m"], &[]).drain.per_second, 0);
+    let slow = run(&["--drain-timeout=24h", "--drain-per-second=5"], &[]).drain;
+    assert_eq!((slow.timeout.as_secs(), slow.per_second), (24 * 3600, 5));
+    assert_says(
+        &refused(&["--drain-timeout", "601s"], &[]),
+        &["drain.timeout = \"601s\"", "drain.per_second", "10m at most"],
+    );
 }
 
 #[test]

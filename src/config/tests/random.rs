@@ -39,6 +39,10 @@ fn any_flags() -> impl Strategy<Value = Vec<String>> {
             Kind::Duration { .. } if key.name == "heartbeat.interval" => {
                 (1u64..26_000).prop_map(|ms| format!("{ms}ms")).boxed()
             }
+            // A longer one goes with a limit only.
+            Kind::Duration { .. } if key.name == "drain.timeout" => {
+                (1u64..=10).prop_map(|minutes| format!("{minutes}m")).boxed()
+            }
             Kind::Duration { .. } => (1u64..=1440).prop_map(|minutes| format!("{minutes}m")).boxed(),
             Kind::Address => any::<(u8, u16)>()
                 .prop_map(|(host, port)| format!("127.0.0.{host}:{port}"))

@@ -24,6 +24,7 @@ use shardgate::lanes::{self, Inbox, Instruction, Item, LANE_ITEMS_MAX, LANE_ITEM
 use shardgate::metrics::Exposition;
 use shardgate::protocol::encode;
 use shardgate::router::HomeMap;
+use shardgate::session::drain::DrainPlan;
 use shardgate::settings::Settings;
 use shardgate::shard::core::{Command, Core};
 use shardgate::shard::wheel::TICK_MS;
@@ -653,8 +654,10 @@ impl World {
         self.drain_until_ms = Some(until_ms);
         self.books.draining = true;
         assert!(self.view.begin_draining());
+        let per_second = self.chance.pick(&[0, 1, 5]);
+        let plan = DrainPlan::new(self.view.connections(), self.now_ms(), within_ms, per_second);
         for mailbox in &self.mailboxes {
-            mailbox.post(Parcel::Drain { until_ms });
+            mailbox.post(Parcel::Drain(plan));
         }
         for shard in 0..self.shards.len() {
             while self.shards[shard].core.drain_count().is_none() {

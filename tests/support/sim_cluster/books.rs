@@ -204,7 +204,9 @@ impl Books {
         }
         (0..self.clients.len()).find(|index| {
             let client = &self.clients[*index];
-            client.user == user && client.lived_through(news_ns, to_ns) && sound(client.slot)
+            // Who is told to go is closed soon, and its gateway knows that before it does.
+            let lived_ns = to_ns + if client.told_to_go { NEWS_NS } else { 0 };
+            client.user == user && client.lived_through(news_ns, lived_ns) && sound(client.slot)
         })
     }
 

@@ -222,7 +222,8 @@ impl World {
             Fault::Drain => {
                 if gateway.is_serving() {
                     let within_ms = 500 + chance.below(4_000) as u64;
-                    gateway.begin_drain(now_ns, within_ms);
+                    let per_second = chance.pick(&[0, 1, 5]);
+                    gateway.begin_drain(now_ns, within_ms, per_second);
                 }
             }
             Fault::Stall => {

@@ -11,6 +11,7 @@ use shardgate::engine::Waker;
 use shardgate::ids::ShardId;
 use shardgate::lanes::{self, Inbox, Lanes, Mailbox, Parcel};
 use shardgate::router::HomeMap;
+use shardgate::session::drain::DrainPlan;
 use shardgate::settings::Settings;
 use shardgate::shard::core::{Command, Core};
 use shardgate::view::{Now, View};
@@ -251,6 +252,8 @@ impl Gateway {
                     count.is_some_and(|count| count.open == 0) && !shard.core.has_unfinished_sockets()
                 });
                 if now_ns >= at || (quiet && self.view.places() == 0) {
+                    self.cluster.leave();
+                    self.due_ms = None;
                     self.phase = Phase::Leaving(now_ns + LEAVE_MAX_NS);
                 }
             }
@@ -266,15 +269,15 @@ impl Gateway {
         }
     }
 
-    pub fn begin_drain(&mut self, now_ns: u64, within_ms: u64) {
+    pub fn begin_drain(&mut self, now_ns: u64, within_ms: u64, per_second: u32) {
         assert!(self.view.begin_draining());
-        self.cluster.leave();
         self.due_ms = None;
-        let until_ms = now_ns / MS + within_ms;
+        let now_ms = now_ns / MS;
+        let plan = DrainPlan::new(self.view.connections(), now_ms, within_ms, per_second);
         for mailbox in &self.mailboxes[..self.shards.len()] {
-            mailbox.post(Parcel::Drain { until_ms });
+            mailbox.post(Parcel::Drain(plan));
         }
-        self.phase = Phase::Draining((until_ms + 1_000) * MS);
+        self.phase = Phase::Draining((now_ms + within_ms + 1_000) * MS);
     }
 
     /// One turn of one shard, if there is anything to do.

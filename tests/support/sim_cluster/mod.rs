@@ -319,7 +319,8 @@ impl World {
         let calm = !redis.oom && now_ns >= redis.silent_until_ns && redis.takes_connections(now_ns);
         for (slot, soundness) in self.slots.iter().zip(&mut self.books.soundness) {
             let sound = slot.gateway.as_ref().is_some_and(|gateway| {
-                calm && gateway.is_serving()
+                // One that drains is as good as any, until its last client has gone.
+                calm && gateway.is_open()
                     && gateway.link.is_sound(now_ns)
                     && now_ns >= gateway.frozen_until_ns
                     && gateway.shards.iter().all(|shard| now_ns >= shard.stalled_until_ns)
