@@ -689,7 +689,7 @@ struct Turns(Vec<(String, f64)>);
 
 impl Turns {
     fn so_far(gateway: &Gateway) -> Turns {
-        let text = gateway.get("/metrics").body;
+        let text = gateway.numbers("/metrics").body;
         let buckets = text.lines().filter_map(|line| {
             let series = line.strip_prefix("shardgate_loop_turn_seconds_bucket{shard=\"0\",le=\"")?;
             let (limit, turns) = series.split_once("\"} ")?;

@@ -70,9 +70,12 @@ fn peer(gateway: &Gateway, user: &str) -> Peer {
 /// Orders that did not reach the other gateways.
 #[track_caller]
 fn orders_dropped(gateway: &Gateway) -> u64 {
-    let mut client = Client::connect(gateway.local_addr());
-    client.send_raw(b"GET /metrics HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n");
-    let text = client.read_response().body;
+    let text = common::numbers_from_now_on(|| {
+        let mut client = Client::connect(gateway.local_addr());
+        client.send_raw(b"GET /metrics HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n");
+        client.read_response()
+    })
+    .body;
     let series = "shardgate_dropped_total{shard=\"control\",kind=\"order\",reason=\"redis_away\"} ";
     let value = text.lines().find_map(|line| line.strip_prefix(series));
     value

@@ -3,7 +3,6 @@
 //! Owns the thread, inside a tokio runtime of one thread. One turn: what shards say, what the store says, orders,
 //! reports, then time; then requests go to the store and batches to the shards. It waits for any of these.
 
-use std::cell::RefCell;
 use std::fs::File;
 use std::io::Read;
 use std::rc::Rc;
@@ -176,12 +175,13 @@ impl Turns {
         keys: Option<FetchedKeys>,
         mut control: Control,
     ) -> Self {
-        let http = Rc::new(HttpContext {
-            view: Arc::clone(&plan.view),
-            settings: RefCell::new(Arc::clone(&control.settings)),
-            door: Door::Admin,
-            jitter: RefCell::new(fastrand::Rng::with_seed(!plan.seed)),
-        });
+        let settings = Arc::clone(&control.settings);
+        let http = Rc::new(HttpContext::new(
+            Arc::clone(&plan.view),
+            settings,
+            Door::Admin,
+            !plan.seed,
+        ));
         let mailboxes = control.shards.mailboxes();
         let view = Arc::clone(&plan.view);
         let desk = Desk::new(plan.handle, mailboxes, plan.homes, view, ANSWER_MAX, plan.seed);

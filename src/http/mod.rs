@@ -11,6 +11,7 @@
 mod inquiry;
 mod pipe;
 mod process;
+mod rendered;
 mod routes;
 
 use std::cell::{Cell, RefCell};
@@ -22,7 +23,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Wake, Waker};
 
-use http_body_util::{BodyExt, Collected, Full, Limited};
+use http_body_util::{BodyExt, Collected, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::http::request::Parts;
 use hyper::server::conn::http1;
@@ -36,6 +37,7 @@ use crate::settings::Settings;
 use crate::view::{NotAdmitted, View};
 use inquiry::Inquiry;
 use pipe::Pipe;
+use rendered::{Content, Workshop};
 
 /// Which door a request came in by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,10 +58,24 @@ pub struct HttpContext {
     /// Who answers.
     pub door: Door,
     /// Jitter for `Retry-After`.
-    pub jitter: RefCell<fastrand::Rng>,
+    jitter: RefCell<fastrand::Rng>,
+    metrics_workshop: Workshop,
+    stats_workshop: Workshop,
 }
 
 impl HttpContext {
+    /// The context of one thread.
+    pub fn new(view: Arc<View>, settings: Arc<Settings>, door: Door, seed: u64) -> Self {
+        HttpContext {
+            view,
+            settings: RefCell::new(settings),
+            door,
+            jitter: RefCell::new(fastrand::Rng::with_seed(seed)),
+            metrics_workshop: Workshop::default(),
+            stats_workshop: Workshop::default(),
+        }
+    }
+
     fn metrics(&self) -> &HttpMetrics {
         match self.door {
             Door::Public(shard) => &self.view.shards[shard].http,
@@ -223,7 +239,7 @@ struct Routes {
     upgrade: Rc<RefCell<Option<Upgrade>>>,
 }
 
-type Answer = Response<Full<Bytes>>;
+type Answer = Response<Content>;
 
 impl Service<Request<Incoming>> for Routes {
     type Response = Answer;
@@ -241,6 +257,7 @@ impl Service<Request<Incoming>> for Routes {
             pipe.room().await;
             match routes::answer(&context, refused, &head) {
                 routes::Outcome::Answer(answer) => Ok(answer),
+                routes::Outcome::Render(route) => Ok(route.render(&context, &pipe).await),
                 routes::Outcome::Upgrade(accepted) => {
                     // The shard takes the connection out of hyper's hands and writes the 101 itself.
                     *upgrade.borrow_mut() = Some(accepted);

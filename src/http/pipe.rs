@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::future::poll_fn;
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 use hyper::rt::{Read, ReadBufCursor, Write};
 
 /// Bytes of answers that may wait for the socket: beyond that hyper waits, and so do the requests behind.
-const OUTPUT_BYTES_MAX: usize = 64 * 1024;
+const OUTPUT_BYTES_MAX: usize = 32 * 1024;
 
 /// Both ends of it: hyper's through the traits, the shard's through the methods.
 #[derive(Debug, Clone, Default)]
@@ -68,6 +68,21 @@ impl Pipe {
         .await
     }
 
+    /// Lets others have their turn: until [`Pipe::unblock`].
+    pub(super) async fn pause(&self) {
+        let mut paused = false;
+        poll_fn(|_| {
+            let mut buffers = self.0.borrow_mut();
+            if paused && !buffers.blocked {
+                return Poll::Ready(());
+            }
+            paused = true;
+            buffers.blocked = true;
+            Poll::Pending
+        })
+        .await
+    }
+
     pub(super) fn take_output(&self, out: &mut Vec<u8>) {
         out.append(&mut self.0.borrow_mut().output);
     }
@@ -104,16 +119,32 @@ impl Read for Pipe {
 }
 
 impl Write for Pipe {
-    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(context, &[IoSlice::new(bytes)])
+    }
+
+    /// Where this is offered hyper keeps what it is given; elsewhere it copies all of it into a buffer of its own.
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
         let mut buffers = self.0.borrow_mut();
         let room = OUTPUT_BYTES_MAX.saturating_sub(buffers.output.len());
         if room == 0 || buffers.blocked {
             buffers.blocked = true;
             return Poll::Pending;
         }
-        let taken = bytes.len().min(room);
-        buffers.output.extend_from_slice(&bytes[..taken]);
-        Poll::Ready(Ok(taken))
+        let before = buffers.output.len();
+        for slice in slices {
+            let room = OUTPUT_BYTES_MAX - buffers.output.len();
+            buffers.output.extend_from_slice(&slice[..slice.len().min(room)]);
+        }
+        Poll::Ready(Ok(buffers.output.len() - before))
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {

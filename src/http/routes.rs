@@ -1,15 +1,16 @@
 //! Which path answers what.
 
-use http_body_util::Full;
 use hyper::body::{Body as _, Bytes};
 use hyper::header::{self, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Method, Response, StatusCode};
 use serde::Serialize;
 
+use super::pipe::Pipe;
+use super::rendered::{Content, Document, Workshop};
 use super::{Answer, Door, HttpContext, process};
 use crate::admin::{self, Refusal};
-use crate::metrics::Exposition;
+use crate::metrics::{Exposition, ShardMetrics};
 use crate::protocol::head::{self, Decision, Upgrade};
 use crate::settings::Settings;
 use crate::view::{NotAdmitted, View};
@@ -30,6 +31,8 @@ const CHALLENGE: &str = "Bearer realm=\"shardgate\"";
 pub(super) enum Outcome {
     /// Answer it.
     Answer(Answer),
+    /// Answer it with what is rendered for everybody.
+    Render(&'static Numbers),
     /// A handshake that is in order and admitted.
     Upgrade(Upgrade),
     /// Somebody who may asks the admin API.
@@ -44,7 +47,7 @@ pub(super) fn answer(context: &HttpContext, refused: Option<NotAdmitted>, reques
         return authorize(context, &settings, request);
     }
     let Door::Public(shard) = context.door else {
-        return Outcome::Answer(plain(context, &settings, request));
+        return plain(context, &settings, request);
     };
     let metrics = &context.view.shards[shard];
     let headers: Vec<(&str, &[u8])> = request
@@ -82,7 +85,7 @@ pub(super) fn answer(context: &HttpContext, refused: Option<NotAdmitted>, reques
             }
             Outcome::Answer(answer)
         }
-        Decision::Plain => Outcome::Answer(plain(context, &settings, request)),
+        Decision::Plain => plain(context, &settings, request),
     }
 }
 
@@ -169,28 +172,74 @@ fn not_found() -> Answer {
 }
 
 /// Everything but handshakes and the admin API.
-fn plain(context: &HttpContext, settings: &Settings, request: &Parts) -> Answer {
-    let view = &context.view;
+fn plain(context: &HttpContext, settings: &Settings, request: &Parts) -> Outcome {
+    enum Route {
+        Answer(fn(&HttpContext) -> Answer),
+        Numbers(&'static Numbers),
+    }
     let is_admin = context.door == Door::Admin;
     let shows_numbers = is_admin || !settings.admin_elsewhere;
-    let route: fn(&HttpContext) -> Answer = match request.uri.path() {
-        "/health" | "/readyz" => |context| {
+    let route = match request.uri.path() {
+        "/health" | "/readyz" => Route::Answer(|context| {
             let settings = context.settings.borrow().clone();
             verdict(context.view.readiness(&settings))
-        },
-        "/livez" => |context| verdict(context.view.liveness()),
-        "/stats" if shows_numbers => |context| stats(&context.view),
-        "/metrics" if shows_numbers => |context| metrics(&context.view),
-        "/dashboard" if shows_numbers => |_| page(200, DASHBOARD),
-        "/" if view.development && !is_admin => |_| page(200, PAGE),
-        _ => return not_found(),
+        }),
+        "/livez" => Route::Answer(|context| verdict(context.view.liveness())),
+        "/stats" if shows_numbers => Route::Numbers(&STATS),
+        "/metrics" if shows_numbers => Route::Numbers(&METRICS),
+        "/dashboard" if shows_numbers => Route::Answer(|_| page(200, DASHBOARD)),
+        "/" if context.view.development && !is_admin => Route::Answer(|_| page(200, PAGE)),
+        _ => return Outcome::Answer(not_found()),
     };
     if request.method != Method::GET && request.method != Method::HEAD {
         let mut answer = text(405, "only GET and HEAD are allowed here");
         set(&mut answer, header::ALLOW, "GET, HEAD");
-        return answer;
+        return Outcome::Answer(answer);
     }
-    route(context)
+    match route {
+        Route::Answer(route) => Outcome::Answer(route(context)),
+        Route::Numbers(numbers) => Outcome::Render(numbers),
+    }
+}
+
+/// A document of numbers.
+pub(super) struct Numbers {
+    content_type: &'static str,
+    document: Document,
+    workshop: fn(&HttpContext) -> &Workshop,
+}
+
+static METRICS: Numbers = Numbers {
+    content_type: "text/plain; version=0.0.4; charset=utf-8",
+    document: Document {
+        renderings: |view| &view.metrics,
+        render: |view, out| Box::pin(metrics(view, out)),
+    },
+    workshop: |context| &context.metrics_workshop,
+};
+
+static STATS: Numbers = Numbers {
+    content_type: "application/json",
+    document: Document {
+        renderings: |view| &view.stats,
+        render: |view, out| Box::pin(stats(view, out)),
+    },
+    workshop: |context| &context.stats_workshop,
+};
+
+/// When the numbers of an answer were read, Unix milliseconds.
+const RENDERED_AT: header::HeaderName = header::HeaderName::from_static("shardgate-rendered-at");
+
+impl Numbers {
+    /// Answers with the numbers as they are, or were a moment ago.
+    pub(super) async fn render(&'static self, context: &HttpContext, pipe: &Pipe) -> Answer {
+        let workshop = (self.workshop)(context);
+        let rendering = self.document.get(&context.view, workshop, pipe).await;
+        let mut answer = with_content(200, self.content_type, Content::shared(&rendering));
+        let fields = answer.headers_mut();
+        fields.insert(RENDERED_AT, HeaderValue::from(rendering.began.wall_ms));
+        answer
+    }
 }
 
 fn set(answer: &mut Answer, name: header::HeaderName, value: &'static str) {
@@ -198,7 +247,11 @@ fn set(answer: &mut Answer, name: header::HeaderName, value: &'static str) {
 }
 
 fn body(status: u16, content_type: &'static str, content: impl Into<Bytes>) -> Answer {
-    let mut answer = Response::new(Full::new(content.into()));
+    with_content(status, content_type, Content::Whole(Some(content.into())))
+}
+
+fn with_content(status: u16, content_type: &'static str, content: Content) -> Answer {
+    let mut answer = Response::new(content);
     *answer.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     set(&mut answer, header::CONTENT_TYPE, content_type);
     set(&mut answer, header::CACHE_CONTROL, "no-store");
@@ -252,7 +305,6 @@ struct Stats<'a> {
     messages_out: u64,
     last_health_check: Option<u64>,
     draining: bool,
-    shards: Vec<ShardStats>,
 }
 
 #[derive(Serialize)]
@@ -271,49 +323,54 @@ struct ShardStats {
     last_turn_ms_ago: u64,
 }
 
-fn stats(view: &View) -> Answer {
+async fn stats(view: &View, out: &mut Exposition) {
     let now_ms = view.clock.now().mono_ms();
-    let shards: Vec<ShardStats> = view
-        .turn_ages(now_ms)
-        .map(|(shard, last_turn_ms_ago)| {
-            let metrics = &view.shards[shard];
-            ShardStats {
-                shard,
-                cpu: view.cpus[shard],
-                connections: metrics.connections.get(),
-                users: metrics.users.get(),
-                channels: metrics.channels.get(),
-                subscriptions: metrics.subscriptions.get(),
-                messages_in: metrics.messages_in(),
-                messages_out: metrics.messages_out(),
-                bytes_received: metrics.bytes_received.get(),
-                bytes_sent: metrics.bytes_sent.get(),
-                last_turn_ms_ago,
-            }
-        })
-        .collect();
+    let sum = |of: fn(&ShardMetrics) -> u64| view.shards.iter().map(of).sum();
     let stats = Stats {
         gateway_id: &view.gateway_id,
         version: env!("CARGO_PKG_VERSION"),
         engine: view.engine,
-        connections: shards.iter().map(|s| s.connections).sum(),
-        users: shards.iter().map(|s| s.users).sum(),
-        subscriptions: shards.iter().map(|s| s.subscriptions).sum(),
+        connections: view.connections(),
+        users: view.users(),
+        subscriptions: sum(|shard| shard.subscriptions.get()),
         uptime_seconds: now_ms / 1000,
-        messages_in: shards.iter().map(|s| s.messages_in).sum(),
-        messages_out: shards.iter().map(|s| s.messages_out).sum(),
+        messages_in: sum(ShardMetrics::messages_in),
+        messages_out: sum(ShardMetrics::messages_out),
         last_health_check: view.last_health_check_ms(),
         draining: view.is_draining(),
-        shards,
     };
-    match serde_json::to_vec(&stats) {
-        Ok(json) => body(200, "application/json", json),
-        Err(error) => text(500, &error.to_string()),
+    // The list of shards is the last field, and is written one by one.
+    let all = json(&stats);
+    out.push(all.strip_suffix('}').unwrap_or(&all));
+    out.push(",\"shards\":[");
+    for (shard, last_turn_ms_ago) in view.turn_ages(now_ms) {
+        out.pause_after_slice().await;
+        let metrics = &view.shards[shard];
+        if shard > 0 {
+            out.push(",");
+        }
+        out.push(&json(&ShardStats {
+            shard,
+            cpu: view.cpus[shard],
+            connections: metrics.connections.get(),
+            users: metrics.users.get(),
+            channels: metrics.channels.get(),
+            subscriptions: metrics.subscriptions.get(),
+            messages_in: metrics.messages_in(),
+            messages_out: metrics.messages_out(),
+            bytes_received: metrics.bytes_received.get(),
+            bytes_sent: metrics.bytes_sent.get(),
+            last_turn_ms_ago,
+        }));
     }
+    out.push("]}");
 }
 
-fn metrics(view: &View) -> Answer {
-    let mut exposition = Exposition::default();
+fn json(value: &impl Serialize) -> String {
+    serde_json::to_string(value).unwrap_or_else(|error| unreachable!("numbers and names are JSON: {error}"))
+}
+
+async fn metrics(view: &View, exposition: &mut Exposition) {
     let now_ms = view.clock.now().mono_ms();
     exposition.begin("shardgate_info", "gauge", "What runs; always 1.");
     exposition.sample(
@@ -345,6 +402,7 @@ fn metrics(view: &View) -> Answer {
         "Since the last turn of a shard began; over 5: it is stuck.",
     );
     for (shard, age) in view.turn_ages(now_ms) {
+        exposition.pause_after_slice().await;
         exposition.sample(
             "shardgate_last_turn_age_seconds",
             format_args!("shard=\"{shard}\""),
@@ -357,6 +415,7 @@ fn metrics(view: &View) -> Answer {
         "Items under way from one shard to another.",
     );
     for (from, to, depth) in view.lanes() {
+        exposition.pause_after_slice().await;
         exposition.sample(
             "shardgate_lane_depth",
             format_args!("from=\"{}\",to=\"{}\"", view.place_name(from), view.place_name(to)),
@@ -396,10 +455,9 @@ fn metrics(view: &View) -> Answer {
     exposition.sample(name, "result=\"ok\"", jwks.fetched.get());
     exposition.sample(name, "result=\"failed\"", jwks.failed.get());
     exposition.cluster(&view.cluster.metrics);
-    process::expose(&mut exposition);
-    exposition.shards(&view.shards, &view.cluster.metrics);
-    exposition.administration(&view.shards, &view.admin);
-    body(200, "text/plain; version=0.0.4; charset=utf-8", exposition.into_text())
+    process::expose(exposition);
+    exposition.shards(&view.shards, &view.cluster.metrics).await;
+    exposition.administration(&view.shards, &view.admin).await;
 }
 
 /// Label values escape backslash, quote and line feed; a gateway id has no control characters.

@@ -3,22 +3,20 @@ use crate::lanes;
 use crate::view::ClusterHealth;
 
 fn connection(development: bool) -> (HttpConn, Rc<HttpContext>) {
-    let (_, _, depths) = lanes::inboxes(2);
-    let context = Rc::new(HttpContext {
-        view: Arc::new(View::new("gw".into(), development, "ring", vec![Some(0), None], depths)),
-        settings: RefCell::new(Arc::new(
-            Settings::new(
-                &crate::config::Config {
-                    echo: true,
-                    ..Default::default()
-                },
-                1000,
-            )
-            .unwrap(),
-        )),
-        door: Door::Public(0),
-        jitter: RefCell::new(fastrand::Rng::with_seed(1)),
-    });
+    connection_to(development, 2)
+}
+
+fn connection_to(development: bool, shards: usize) -> (HttpConn, Rc<HttpContext>) {
+    let (_, _, depths) = lanes::inboxes(u16::try_from(shards).unwrap());
+    let mut cpus = vec![None; shards];
+    cpus[0] = Some(0);
+    let config = crate::config::Config {
+        echo: true,
+        ..Default::default()
+    };
+    let view = Arc::new(View::new("gw".into(), development, "ring", cpus, depths));
+    let settings = Arc::new(Settings::new(&config, 1000).unwrap());
+    let context = Rc::new(HttpContext::new(view, settings, Door::Public(0), 1));
     (HttpConn::new(Rc::clone(&context), None), context)
 }
 
@@ -58,7 +56,7 @@ fn a_pipeline_is_answered_in_parts() {
         loop {
             let mut out = Vec::new();
             assert!(matches!(conn.go_on(&mut out), HttpProgress::Continue));
-            assert!(out.len() <= 64 * 1024, "{}", out.len());
+            assert!(out.len() <= 32 * 1024, "{}", out.len());
             let more = String::from_utf8(out).unwrap().matches("HTTP/1.1 200 OK").count();
             assert!(more <= 1, "{path}: {more} at once");
             answers += more;
@@ -328,6 +326,7 @@ fn what_is_not_there_is_not_down() {
     }
     context.view.cluster.set_health(ClusterHealth::Unreachable, None);
     context.view.jwks.fetched.inc();
+    wait_for_the_next_rendering(&context);
     let away = ask_metrics(&context);
     assert!(away.lines().any(|line| line == "shardgate_redis_up 0"));
     for name in OF_REDIS.iter().chain(&["shardgate_jwks_age_seconds"]) {
@@ -399,4 +398,149 @@ fn end_of_input_ends_the_connection() {
     conn.end();
     assert!(matches!(conn.go_on(&mut out), HttpProgress::Close));
     assert!(out.is_empty());
+}
+
+/// What is asked for after this is not what was rendered before it.
+fn wait_for_the_next_rendering(context: &HttpContext) {
+    let until = context.view.clock.now().mono_ms() + crate::view::RENDER_INTERVAL_MS;
+    while context.view.clock.now().mono_ms() < until {
+        std::thread::yield_now();
+    }
+}
+
+const METRICS: &str = "GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n";
+
+/// Drives a connection until it has something to say, and no further; how often it had to be.
+fn drive_to_output(conn: &mut HttpConn) -> (Vec<u8>, usize) {
+    let mut out = Vec::new();
+    for turn in 1..10_000 {
+        assert!(matches!(conn.go_on(&mut out), HttpProgress::Continue));
+        if !out.is_empty() {
+            return (out, turn);
+        }
+        assert!(conn.is_blocked(), "nobody would drive it again");
+    }
+    panic!("no answer");
+}
+
+/// The text of all shards takes milliseconds to make, and a turn makes a slice of it.
+#[test]
+fn numbers_are_rendered_slice_by_slice() {
+    for (shards, path) in [(64, "/metrics"), (256, "/stats")] {
+        let (mut conn, _) = connection_to(true, shards);
+        conn.push(format!("GET {path} HTTP/1.1\r\nHost: h\r\n\r\n").as_bytes());
+        let (first, turns) = drive_to_output(&mut conn);
+        let mut answer = String::from_utf8(first).unwrap();
+        while conn.is_blocked() {
+            let (more, _) = drive_to_output(&mut conn);
+            assert!(more.len() <= 32 * 1024);
+            answer.push_str(&String::from_utf8(more).unwrap());
+        }
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        assert!(head.contains(&format!("content-length: {}", body.len())), "{head}");
+        assert!(
+            turns >= body.len() / (16 * 1024),
+            "{path}: {} bytes in {turns} turns",
+            body.len()
+        );
+        if path == "/stats" {
+            let json: serde_json::Value = serde_json::from_str(body).unwrap();
+            assert_eq!(json["shards"].as_array().unwrap().len(), shards);
+            assert_eq!(json["shards"][255]["shard"], 255);
+        }
+    }
+}
+
+/// However many ask and do not read: they share one rendering, and each holds a few pieces of it at the most.
+#[test]
+fn unread_answers_share_one_rendering() {
+    let (_, context) = connection_to(true, 64);
+    let mut unread: Vec<HttpConn> = (0..50).map(|_| HttpConn::new(Rc::clone(&context), None)).collect();
+    for conn in &mut unread {
+        conn.push(METRICS.as_bytes());
+        let (out, _) = drive_to_output(conn);
+        assert!(out.len() <= 32 * 1024);
+    }
+    let now_ms = context.view.clock.now().mono_ms();
+    let rendering = context.view.metrics.for_request(now_ms);
+    if let Some(rendering) = rendering {
+        assert!(rendering.bytes() > 500_000);
+        // The list of renderings, and this test. Who has not read its answer keeps it from nothing.
+        assert!(
+            Arc::strong_count(&rendering) <= 2 + 1,
+            "{}",
+            Arc::strong_count(&rendering)
+        );
+    }
+}
+
+/// Who asks again within the interval gets the same numbers, and learns how old they are.
+#[test]
+fn numbers_are_rendered_at_most_every_interval() {
+    let (mut conn, context) = connection(true);
+    let rendered_at = |answer: &str| {
+        let field = answer
+            .lines()
+            .find_map(|line| line.strip_prefix("shardgate-rendered-at: "));
+        field.unwrap().parse::<u64>().unwrap()
+    };
+    let began_ms = context.view.clock.now().mono_ms();
+    let (first, _) = ask(&mut conn, METRICS);
+    let (second, _) = ask(&mut conn, METRICS);
+    if context.view.clock.now().mono_ms() < began_ms + crate::view::RENDER_INTERVAL_MS {
+        assert_eq!(rendered_at(&first), rendered_at(&second));
+    }
+    wait_for_the_next_rendering(&context);
+    assert!(rendered_at(&ask(&mut conn, METRICS).0) > rendered_at(&first));
+}
+
+/// Those who wait render together, so none is left when another goes.
+#[test]
+fn who_waits_is_served_when_who_began_is_gone() {
+    let (mut first, context) = connection_to(true, 64);
+    let mut second = HttpConn::new(Rc::clone(&context), None);
+    let mut out = Vec::new();
+    for conn in [&mut first, &mut second] {
+        conn.push(METRICS.as_bytes());
+        conn.go_on(&mut out);
+    }
+    drop(first);
+    assert!(out.is_empty());
+    let (out, _) = drive_to_output(&mut second);
+    assert!(out.starts_with(b"HTTP/1.1 200 OK"));
+    // And nobody is kept from rendering by those who went before it was done.
+    let mut gone = HttpConn::new(Rc::clone(&context), None);
+    gone.push(METRICS.as_bytes());
+    wait_for_the_next_rendering(&context);
+    gone.go_on(&mut Vec::new());
+    drop(gone);
+    assert!(context.view.metrics.claim(context.view.clock.now()).is_some());
+}
+
+/// An answer whose rendering is kept no more ends before its end, and so does its connection.
+#[test]
+fn who_reads_too_slowly_is_cut_off() {
+    let (mut conn, context) = connection_to(true, 64);
+    conn.push(METRICS.as_bytes());
+    drive_to_output(&mut conn);
+    let now_ms = context.view.clock.now().mono_ms();
+    for n in 1..=8 {
+        let wall_ms = 0;
+        let now = crate::view::Now {
+            mono_ns: (now_ms + n * 1000) * 1_000_000,
+            wall_ms,
+        };
+        let claim = context.view.metrics.claim(now).unwrap();
+        claim.publish(vec![Bytes::from_static(b"newer\n")]);
+        // Each of them is being read, too.
+        let rendering = context.view.metrics.for_request(now.mono_ms()).unwrap();
+        std::mem::forget(Arc::downgrade(&rendering));
+    }
+    let mut out = Vec::new();
+    let mut turns = 0;
+    while !matches!(conn.go_on(&mut out), HttpProgress::Close) {
+        turns += 1;
+        assert!(turns < 10, "still served");
+    }
+    assert!(out.len() < 200_000, "{}", out.len());
 }

@@ -6,7 +6,11 @@
 mod cluster;
 
 use std::fmt::{Display, Write};
+use std::future::poll_fn;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::task::Poll;
+
+use bytes::Bytes;
 
 use crate::protocol::close::CloseReason;
 use crate::protocol::encode::AckStatus;
@@ -396,16 +400,58 @@ impl ShardMetrics {
     }
 }
 
-/// Builds the Prometheus text format, version 0.0.4.
+/// A slice of a text, bytes: what an ordinary core renders in some 40 microseconds, which is what a turn may give to it.
+const SLICE_BYTES: usize = 8 * 1024;
+
+/// Lets others have their turn, once.
+pub async fn pause() {
+    let mut paused = false;
+    poll_fn(|context| {
+        if paused {
+            return Poll::Ready(());
+        }
+        paused = true;
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
+/// Builds the Prometheus text format, version 0.0.4, in slices. Whoever polls what is `async` here decides when the next
+/// slice is rendered; nothing in it waits for anything else.
 #[derive(Debug, Default)]
 pub struct Exposition {
+    pieces: Vec<Bytes>,
     text: String,
 }
 
 impl Exposition {
+    /// The text so far, in pieces.
+    pub fn into_pieces(mut self) -> Vec<Bytes> {
+        if !self.text.is_empty() {
+            self.pieces.push(self.text.into());
+        }
+        self.pieces
+    }
+
     /// The text so far.
     pub fn into_text(self) -> String {
-        self.text
+        let pieces = self.into_pieces();
+        pieces.iter().map(|piece| String::from_utf8_lossy(piece)).collect()
+    }
+
+    /// Pauses if there is a slice more than when it last paused. To be called after each thing of a few hundred bytes.
+    pub async fn pause_after_slice(&mut self) {
+        if self.text.len() >= SLICE_BYTES {
+            let next = String::with_capacity(SLICE_BYTES + SLICE_BYTES / 4);
+            self.pieces.push(std::mem::replace(&mut self.text, next).into());
+            pause().await;
+        }
+    }
+
+    /// Adds text that is no metric.
+    pub fn push(&mut self, text: &str) {
+        self.text.push_str(text);
     }
 
     /// Begins a metric.
@@ -445,7 +491,7 @@ impl Exposition {
     }
 
     /// Adds everything that the shards count.
-    pub fn shards(&mut self, shards: &[ShardMetrics], cluster: &ClusterMetrics) {
+    pub async fn shards(&mut self, shards: &[ShardMetrics], cluster: &ClusterMetrics) {
         type Simple = (&'static str, &'static str, &'static str, fn(&ShardMetrics) -> &Counter);
         let simple: [Simple; 15] = [
             (
@@ -536,6 +582,7 @@ impl Exposition {
         for (name, kind, help, of) in simple {
             self.begin(name, kind, help);
             for (shard, metrics) in shards.iter().enumerate() {
+                self.pause_after_slice().await;
                 self.sample(name, format_args!("shard=\"{shard}\""), of(metrics).get());
             }
         }
@@ -546,7 +593,8 @@ impl Exposition {
             "code",
             &CLOSE_LABELS,
             |m| &m.closed,
-        );
+        )
+        .await;
         self.labelled(
             shards,
             "shardgate_handshakes_refused_total",
@@ -554,7 +602,8 @@ impl Exposition {
             "reason",
             &REFUSED_LABELS,
             |m| &m.refused,
-        );
+        )
+        .await;
         self.labelled(
             shards,
             "shardgate_token_verifications_total",
@@ -562,7 +611,8 @@ impl Exposition {
             "result",
             &VERIFIED_LABELS,
             |m| &m.verified,
-        );
+        )
+        .await;
         self.labelled(
             shards,
             "shardgate_messages_received_total",
@@ -570,7 +620,8 @@ impl Exposition {
             "type",
             &FrameKind::LABELS,
             |m| &m.received,
-        );
+        )
+        .await;
         self.labelled(
             shards,
             "shardgate_messages_sent_total",
@@ -578,7 +629,8 @@ impl Exposition {
             "type",
             &SentKind::LABELS,
             |m| &m.sent,
-        );
+        )
+        .await;
         self.labelled(
             shards,
             "shardgate_acks_total",
@@ -586,10 +638,12 @@ impl Exposition {
             "status",
             &AckStatus::LABELS,
             |m| &m.acks,
-        );
+        )
+        .await;
         let name = "shardgate_dropped_total";
         self.begin(name, "counter", "What was refused or lost, by kind and reason.");
         for (shard, metrics) in shards.iter().enumerate() {
+            self.pause_after_slice().await;
             for ((kind, reason), counter) in Drop::LABELS.iter().zip(&metrics.dropped) {
                 let labels = format_args!("shard=\"{shard}\",kind=\"{kind}\",reason=\"{reason}\"");
                 self.sample(name, labels, counter.get());
@@ -602,6 +656,7 @@ impl Exposition {
             "Time of one turn of a shard, waiting not counted.",
         );
         for (shard, metrics) in shards.iter().enumerate() {
+            self.pause_after_slice().await;
             self.histogram(
                 "shardgate_loop_turn_seconds",
                 &format!("shard=\"{shard}\""),
@@ -614,6 +669,7 @@ impl Exposition {
             "From receipt of a publication to the outbox of its last subscriber on the shard.",
         );
         for (shard, metrics) in shards.iter().enumerate() {
+            self.pause_after_slice().await;
             self.histogram(
                 "shardgate_fanout_seconds",
                 &format!("shard=\"{shard}\""),
@@ -626,6 +682,7 @@ impl Exposition {
             "From receipt of a message to its sends, by path.",
         );
         for (shard, metrics) in shards.iter().enumerate() {
+            self.pause_after_slice().await;
             for (path, histogram) in Path::LABELS.iter().zip(&metrics.delivery) {
                 let labels = format!("shard=\"{shard}\",path=\"{path}\"");
                 self.histogram("shardgate_delivery_seconds", &labels, histogram);
@@ -634,7 +691,7 @@ impl Exposition {
     }
 
     /// Adds what the admin API answered: on the public port, by shard, and on its own.
-    pub fn administration(&mut self, shards: &[ShardMetrics], own: &HttpMetrics) {
+    pub async fn administration(&mut self, shards: &[ShardMetrics], own: &HttpMetrics) {
         let name = "shardgate_admin_requests_total";
         self.begin(
             name,
@@ -644,6 +701,7 @@ impl Exposition {
         let shards = shards.iter().enumerate();
         let doors = shards.map(|(shard, metrics)| (shard.to_string(), &metrics.http));
         for (shard, metrics) in doors.chain([("control".to_owned(), own)]) {
+            self.pause_after_slice().await;
             for (status, counter) in ADMIN_STATUSES.iter().zip(&metrics.admin) {
                 let labels = format_args!("shard=\"{shard}\",status=\"{status}\"");
                 self.sample(name, labels, counter.get());
@@ -651,7 +709,7 @@ impl Exposition {
         }
     }
 
-    fn labelled(
+    async fn labelled(
         &mut self,
         shards: &[ShardMetrics],
         name: &str,
@@ -662,6 +720,7 @@ impl Exposition {
     ) {
         self.begin(name, "counter", help);
         for (shard, metrics) in shards.iter().enumerate() {
+            self.pause_after_slice().await;
             for (value, counter) in values.iter().zip(of(metrics)) {
                 self.sample(
                     name,
@@ -705,7 +764,8 @@ mod tests {
         shards[0].loop_turn.record(10_001, 1);
         shards[0].loop_turn.record(9_000_000_000, 1);
         let mut exposition = Exposition::default();
-        exposition.shards(&shards, &ClusterMetrics::default());
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(exposition.shards(&shards, &ClusterMetrics::default()));
         let text = exposition.into_text();
         for line in [
             "shardgate_loop_turn_seconds_bucket{shard=\"0\",le=\"0.00001\"} 1",

@@ -8,7 +8,6 @@
 //! counted by exactly one limit (`Tally`); an outbox exists only while it holds bytes.
 
 use core::net::SocketAddr;
-use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -126,12 +125,8 @@ impl Core {
         // Who has a lane to the control thread has other gateways to talk to.
         let control = lanes::control_place(homes.shards());
         let remote = (lanes.len() > control.index()).then(|| Remote::new(control));
-        let http = Rc::new(HttpContext {
-            view: Arc::clone(&view),
-            settings: RefCell::new(Arc::clone(&settings)),
-            door: Door::Public(me.index()),
-            jitter: RefCell::new(fastrand::Rng::with_seed(!seed)),
-        });
+        let door = Door::Public(me.index());
+        let http = Rc::new(HttpContext::new(Arc::clone(&view), Arc::clone(&settings), door, !seed));
         Core {
             me,
             view,

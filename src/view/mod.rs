@@ -1,9 +1,10 @@
 //! What every thread of a gateway may read: who it is, its clock, its counters, whether it drains.
 //!
 //! One [`View`] per gateway, shared by `Arc`. Nothing in it is a table or a queue: counters with one writer each,
-//! one flag, and the one word of the admission rate.
+//! one flag, the one word of the admission rate, and numbers as text that was rendered for all.
 
 mod cluster;
+mod rendering;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -14,6 +15,7 @@ use crate::lanes::Depths;
 use crate::metrics::{Counter, HttpMetrics, ShardMetrics};
 use crate::settings::Settings;
 pub use cluster::{ClusterHealth, ClusterView};
+pub use rendering::{Claim, RENDER_INTERVAL_MS, Reading, Rendering, Renderings};
 
 /// A shard or control thread that has not turned for this long does not live: parked shards turn once a second.
 pub const STALLED_AFTER: Duration = Duration::from_secs(5);
@@ -149,6 +151,10 @@ pub struct View {
     pub cluster: ClusterView,
     /// Keys from a URL.
     pub jwks: JwksView,
+    /// What `/metrics` answers.
+    pub metrics: Renderings,
+    /// What `/stats` answers.
+    pub stats: Renderings,
     /// The gateway's clock.
     pub clock: Clock,
     /// When the control thread last turned, milliseconds of the gateway's clock.
@@ -185,6 +191,8 @@ impl View {
             depths,
             cluster: ClusterView::default(),
             jwks: JwksView::default(),
+            metrics: Renderings::default(),
+            stats: Renderings::default(),
             clock: Clock::start(),
             control_turn_ms: Counter::default(),
             draining: AtomicBool::new(false),

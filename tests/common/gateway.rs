@@ -291,9 +291,15 @@ impl Gateway {
         }
     }
 
+    /// `/stats` or `/metrics`, with all that happened before this call.
+    #[track_caller]
+    pub fn numbers(&self, path: &str) -> Response {
+        super::numbers_from_now_on(|| self.get(path))
+    }
+
     #[track_caller]
     pub fn stats(&self) -> Value {
-        let answer = self.get("/stats");
+        let answer = self.numbers("/stats");
         assert_eq!(answer.status, 200, "{answer:?}");
         serde_json::from_str(&answer.body).unwrap()
     }
@@ -301,7 +307,7 @@ impl Gateway {
     /// The sum over all shards of the samples of one metric that have all these labels.
     #[track_caller]
     pub fn metric(&self, name: &str, labels: &[&str]) -> f64 {
-        let text = self.get("/metrics").body;
+        let text = self.numbers("/metrics").body;
         let mut found = false;
         let mut sum = 0.0;
         for line in text.lines().filter(|line| !line.starts_with('#')) {

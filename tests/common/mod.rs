@@ -45,6 +45,30 @@ pub fn eventually(what: &str, mut happened: impl FnMut() -> bool) {
     }
 }
 
+/// Asks for numbers until the answer tells of a time after this call: the gateway renders them for everybody, and not for each
+/// request.
+#[track_caller]
+pub fn numbers_from_now_on(mut ask: impl FnMut() -> Response) -> Response {
+    let unix_ms = || {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        now.unwrap().as_millis()
+    };
+    let called = unix_ms();
+    // What is rendered within the millisecond of the call may be from before the call.
+    while unix_ms() == called {
+        std::thread::sleep(Duration::from_micros(100));
+    }
+    let mut answer = None;
+    eventually("numbers from after the call", || {
+        let latest = ask();
+        let rendered_at = latest.field("shardgate-rendered-at");
+        let rendered_at: u128 = rendered_at.unwrap_or_else(|| panic!("{latest:?}")).parse().unwrap();
+        answer = Some(latest);
+        rendered_at > called
+    });
+    answer.unwrap()
+}
+
 /// Like [`eventually`], without a pause: for tests that act in the instant after.
 #[track_caller]
 pub fn at_once_when(what: &str, mut happened: impl FnMut() -> bool) {

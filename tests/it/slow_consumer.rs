@@ -9,7 +9,8 @@ use common::{Gateway, eventually};
 
 on_both_engines! {
     is_closed_with_3008, others_do_not_notice, memory_is_bounded_and_given_back, one_device_of_two, one_that_reads_again_in_time,
-    a_client_that_pipelines_http_and_does_not_read, one_large_message_for_a_client_that_keeps_up,
+    a_client_that_pipelines_http_and_does_not_read, many_who_ask_for_numbers_and_do_not_read,
+    one_large_message_for_a_client_that_keeps_up,
 }
 
 /// A connection that will read little and late.
@@ -176,6 +177,35 @@ fn one_that_reads_again_in_time(engine: &str) {
         }
     }
     bob.expect_silence();
+}
+
+/// Each holds a piece of the numbers and not all of them, which are long where there are many shards.
+fn many_who_ask_for_numbers_and_do_not_read(engine: &str) {
+    use std::io::Write;
+    const CLIENTS: u64 = 150;
+    let gateway = Gateway::start(&["--engine", engine, "--shards", "12"]);
+    let text_kib = gateway.numbers("/metrics").body.len() as u64 / 1024;
+    let before = resident_kib(&gateway);
+    let clients: Vec<Client> = (0..CLIENTS)
+        .map(|_| {
+            let mut client = Client::connect_with_receive_buffer(gateway.addr, 4096);
+            client
+                .stream
+                .write_all(b"GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n")
+                .unwrap();
+            client
+        })
+        .collect();
+    eventually("all are answered", || {
+        gateway.metric("shardgate_http_requests_total", &[]) >= CLIENTS as f64
+    });
+    let kib = resident_kib(&gateway).saturating_sub(before);
+    let copies_kib = CLIENTS * text_kib;
+    assert!(
+        kib < copies_kib * 2 / 3,
+        "{kib} KiB for {CLIENTS} unread answers of {text_kib} KiB"
+    );
+    drop(clients);
 }
 
 fn a_client_that_pipelines_http_and_does_not_read(engine: &str) {

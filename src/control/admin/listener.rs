@@ -113,7 +113,10 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
                 };
                 progress = http.answer(answer, &mut output);
             }
-            if !output.is_empty() {
+            if output.is_empty() {
+                // What is rendered slice by slice takes the thread no longer than a slice at a time.
+                tokio::task::yield_now().await;
+            } else {
                 timeout(SILENCE_MAX, stream.write_all(&output)).await??;
                 until = Instant::now() + SILENCE_MAX;
                 output.clear();

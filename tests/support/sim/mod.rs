@@ -705,7 +705,8 @@ impl World {
     /// Sum over all shards of a metric, with these labels if any.
     pub fn metric(&self, name: &str, labels: &str) -> u64 {
         let mut exposition = Exposition::default();
-        exposition.shards(&self.view.shards, &self.view.cluster.metrics);
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(exposition.shards(&self.view.shards, &self.view.cluster.metrics));
         let text = exposition.into_text();
         text.lines()
             .filter(|line| line.starts_with(name) && line[name.len()..].starts_with('{') && line.contains(labels))

@@ -1,0 +1,172 @@
+//! Documents that are rendered for everybody, and bodies of answers made of them.
+//!
+//! Rendering takes milliseconds with many shards, and a turn has no milliseconds. So a document is rendered slice by slice:
+//! each time that a connection which waits for it has its turn, another slice. One thread at a time renders one document.
+
+use std::cell::RefCell;
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use hyper::body::{Body, Bytes, Frame, SizeHint};
+
+use super::pipe::Pipe;
+use crate::metrics::{self, Exposition};
+use crate::view::{Reading, Rendering, Renderings, View};
+
+/// A document that is rendered for everybody.
+pub(super) struct Document {
+    /// Where its renderings are.
+    pub(super) renderings: fn(&View) -> &Renderings,
+    /// Renders it, and pauses after each slice.
+    pub(super) render: for<'a> fn(&'a View, &'a mut Exposition) -> Steps<'a>,
+}
+
+/// Rendering, slice by slice.
+type Steps<'a> = Pin<Box<dyn Future<Output = ()> + 'a>>;
+
+/// A rendering under way; `None` once it is done.
+#[derive(Default)]
+struct Job(RefCell<Option<Steps<'static>>>);
+
+impl Job {
+    /// Renders another slice. True when there is nothing more to do.
+    fn go_on(&self) -> bool {
+        let mut job = self.0.borrow_mut();
+        let mut context = Context::from_waker(Waker::noop());
+        if job
+            .as_mut()
+            .is_some_and(|job| job.as_mut().poll(&mut context).is_pending())
+        {
+            return false;
+        }
+        *job = None;
+        true
+    }
+}
+
+/// What a thread renders now of one document: as long as somebody waits for it.
+#[derive(Default)]
+pub(super) struct Workshop(RefCell<Weak<Job>>);
+
+impl std::fmt::Debug for Workshop {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Workshop").finish_non_exhaustive()
+    }
+}
+
+impl Document {
+    /// The document as it was at most [`crate::view::RENDER_INTERVAL_MS`] before this call. All that wait for it on this
+    /// thread render together, each a slice when it has its turn.
+    pub(super) async fn get(&'static self, view: &Arc<View>, workshop: &Workshop, pipe: &Pipe) -> Arc<Rendering> {
+        let asked_ms = view.clock.now().mono_ms();
+        let mut job = None;
+        loop {
+            if let Some(rendering) = (self.renderings)(view).for_request(asked_ms) {
+                return rendering;
+            }
+            if job.get_or_insert_with(|| self.join(view, workshop)).go_on() {
+                job = None;
+            } else {
+                pipe.pause().await;
+            }
+        }
+    }
+
+    /// What this thread renders already, or a rendering that begins.
+    fn join(&'static self, view: &Arc<View>, workshop: &Workshop) -> Rc<Job> {
+        let mut under_way = workshop.0.borrow_mut();
+        if let Some(job) = under_way.upgrade().filter(|job| job.0.borrow().is_some()) {
+            return job;
+        }
+        let view = Arc::clone(view);
+        let job = Rc::new(Job(RefCell::new(Some(Box::pin(async move { self.work(&view).await })))));
+        *under_way = Rc::downgrade(&job);
+        job
+    }
+
+    /// Waits for the right to render, and renders.
+    async fn work(&self, view: &View) {
+        let renderings = (self.renderings)(view);
+        let asked_ms = view.clock.now().mono_ms();
+        while renderings.for_request(asked_ms).is_none() {
+            let Some(claim) = renderings.claim(view.clock.now()) else {
+                // Another thread is at it.
+                metrics::pause().await;
+                continue;
+            };
+            let mut exposition = Exposition::default();
+            (self.render)(view, &mut exposition).await;
+            return claim.publish(exposition.into_pieces());
+        }
+    }
+}
+
+/// The body of an answer.
+#[derive(Debug)]
+pub(super) enum Content {
+    /// One piece of memory, this answer's own or the program's.
+    Whole(Option<Bytes>),
+    /// What was rendered for everybody, from this piece on; so many bytes are left.
+    Shared {
+        /// It does not keep the rendering alive: who does not read holds two pieces of it and not the whole.
+        reading: Reading,
+        next: usize,
+        bytes_left: u64,
+    },
+}
+
+/// The rendering that an answer is made of is not kept any more: its reader was too slow.
+#[derive(Debug, thiserror::Error)]
+#[error("the answer was read too slowly")]
+pub(super) struct TooSlow;
+
+impl Content {
+    pub(super) fn shared(rendering: &Arc<Rendering>) -> Self {
+        Content::Shared {
+            reading: Arc::downgrade(rendering),
+            next: 0,
+            bytes_left: rendering.bytes(),
+        }
+    }
+}
+
+impl Body for Content {
+    type Data = Bytes;
+    type Error = TooSlow;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, TooSlow>>> {
+        Poll::Ready(match &mut *self {
+            Content::Whole(bytes) => bytes.take().map(|bytes| Ok(Frame::data(bytes))),
+            Content::Shared { bytes_left: 0, .. } => None,
+            Content::Shared {
+                reading,
+                next,
+                bytes_left,
+            } => match reading
+                .upgrade()
+                .and_then(|rendering| rendering.pieces.get(*next).cloned())
+            {
+                Some(piece) => {
+                    *next += 1;
+                    *bytes_left -= piece.len() as u64;
+                    Some(Ok(Frame::data(piece)))
+                }
+                None => Some(Err(TooSlow)),
+            },
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.size_hint().exact() == Some(0)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(match self {
+            Content::Whole(bytes) => bytes.as_ref().map_or(0, |bytes| bytes.len() as u64),
+            Content::Shared { bytes_left, .. } => *bytes_left,
+        })
+    }
+}
