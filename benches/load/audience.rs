@@ -3,7 +3,8 @@
 //! Duty: say of every delivery whether it arrived, was lost, or was away. A subscriber must get what is published between
 //! `subscribed` and its wish to leave; what is under way then, or when its connection ends, may come or not, and so may
 //! what a publisher had not been told of when its own connection ended. Publications are numbered by channel, so that
-//! one list of numbers serves all subscribers; their order is watched by publisher. sent = received + lost + away. Pure.
+//! one list of numbers serves all subscribers; their order is watched by the publishers' connections, since that is what
+//! it is promised to. sent = received + lost + away. Pure.
 
 use std::collections::HashMap;
 
@@ -19,6 +20,15 @@ enum Fate {
     Doubtful,
 }
 
+/// Who publishes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Publisher {
+    /// The user's number.
+    pub(crate) user: u32,
+    /// Which of the user's connections, in their order.
+    pub(crate) visit: u32,
+}
+
 /// One subscription, from `subscribed` to its end.
 #[derive(Debug)]
 struct Member {
@@ -30,7 +40,7 @@ struct Member {
     seen: Sequence,
     received: u32,
     /// The newest of each publisher.
-    newest: HashMap<u32, u32>,
+    newest: HashMap<Publisher, u32>,
 }
 
 /// What an arrival means.
@@ -48,7 +58,7 @@ pub(crate) enum Heard {
 /// A channel's publications and subscribers.
 #[derive(Debug, Default)]
 pub(crate) struct Audience {
-    publications: Vec<(u32, Fate)>,
+    publications: Vec<(Publisher, Fate)>,
     members: HashMap<usize, Member>,
     ended: Missing,
 }
@@ -59,7 +69,7 @@ impl Audience {
     }
 
     /// One leaves; its number, and how many must get it.
-    pub(crate) fn publish(&mut self, publisher: u32) -> (u32, u64) {
+    pub(crate) fn publish(&mut self, publisher: Publisher) -> (u32, u64) {
         self.publications.push((publisher, Fate::Open));
         let members = self.members.values().filter(|member| member.until.is_none()).count();
         (self.count() - 1, members as u64)
@@ -103,13 +113,12 @@ impl Audience {
         }
     }
 
-    /// Publication `number` of `publisher` arrived at `user`.
-    pub(crate) fn arrive(&mut self, user: usize, number: u32, publisher: u32) -> Heard {
-        if self
-            .publications
-            .get(number as usize)
-            .is_none_or(|(by, _)| *by != publisher)
-        {
+    /// Publication `number` arrived at `user`, and says that user `by` published it.
+    pub(crate) fn arrive(&mut self, user: usize, number: u32, by: u32) -> Heard {
+        let Some((publisher, _)) = self.publications.get(number as usize).copied() else {
+            return Heard::Stray;
+        };
+        if publisher.user != by {
             return Heard::Stray;
         }
         let Some(member) = self.members.get_mut(&user) else {
@@ -133,10 +142,16 @@ impl Audience {
         }
     }
 
-    /// Whether everything arrived that should.
+    /// Whether everything arrived that must.
     pub(crate) fn is_complete(&self) -> bool {
-        let wanted = |member: &Member| member.until.unwrap_or(self.count()) - member.from;
-        self.members.values().all(|member| member.received >= wanted(member))
+        self.members.values().all(|member| self.has_all(member))
+    }
+
+    fn has_all(&self, member: &Member) -> bool {
+        let wanted = member.until.unwrap_or(self.count()) - member.from;
+        // What failed, or was never answered, may come or not.
+        let is_doubtful = |number: u32| self.publications[(member.from + number) as usize].1 == Fate::Doubtful;
+        member.received >= wanted || member.seen.missing(wanted).all(is_doubtful)
     }
 
     /// Nothing comes any more.
@@ -174,6 +189,10 @@ impl Audience {
 mod tests {
     use super::*;
 
+    const fn of(user: u32) -> Publisher {
+        Publisher { user, visit: 0 }
+    }
+
     fn missing(lost: u64, away: u64) -> Missing {
         Missing { lost, away }
     }
@@ -181,11 +200,11 @@ mod tests {
     #[test]
     fn a_subscriber_gets_what_comes_after_subscribed() {
         let mut channel = Audience::default();
-        assert_eq!(channel.publish(7), (0, 0));
+        assert_eq!(channel.publish(of(7)), (0, 0));
         channel.join(1);
         channel.join(2);
-        assert_eq!(channel.publish(7), (1, 2));
-        assert_eq!(channel.publish(8), (2, 2));
+        assert_eq!(channel.publish(of(7)), (1, 2));
+        assert_eq!(channel.publish(of(8)), (2, 2));
         assert_eq!(channel.arrive(1, 0, 7), Heard::Extra);
         assert_eq!(channel.arrive(1, 2, 8), Heard::InOrder, "publishers are apart");
         assert_eq!(channel.arrive(1, 1, 7), Heard::InOrder);
@@ -206,7 +225,7 @@ mod tests {
         let mut channel = Audience::default();
         channel.join(1);
         for number in 0..3 {
-            assert_eq!(channel.publish(7), (number, 1));
+            assert_eq!(channel.publish(of(7)), (number, 1));
         }
         assert_eq!(channel.arrive(1, 1, 7), Heard::InOrder);
         assert_eq!(channel.arrive(1, 0, 7), Heard::Reordered);
@@ -218,12 +237,12 @@ mod tests {
         let mut channel = Audience::default();
         channel.join(1);
         for number in 0..4 {
-            assert_eq!(channel.publish(7), (number, 1));
+            assert_eq!(channel.publish(of(7)), (number, 1));
             channel.answer(number, true);
         }
         channel.arrive(1, 1, 7);
         channel.begin_leaving(1);
-        assert_eq!(channel.publish(7), (4, 0));
+        assert_eq!(channel.publish(of(7)), (4, 0));
         assert_eq!(channel.arrive(1, 4, 7), Heard::Extra);
         assert_eq!(
             channel.arrive(1, 2, 7),
@@ -241,13 +260,44 @@ mod tests {
         let mut channel = Audience::default();
         channel.join(1);
         channel.join(2);
-        channel.publish(7);
-        channel.publish(8);
+        channel.publish(of(7));
+        channel.publish(of(8));
         channel.arrive(1, 0, 7);
         channel.end(1);
         assert_eq!(channel.finish(), missing(2, 1), "the other one is still there");
         channel.doubt(0);
         channel.answer(1, false);
         assert_eq!(channel.finish(), missing(0, 3));
+    }
+
+    #[test]
+    fn nobody_waits_for_what_need_not_come() {
+        let mut channel = Audience::default();
+        channel.join(1);
+        for number in 0..3 {
+            channel.publish(of(7));
+            channel.answer(number, number == 2);
+        }
+        assert!(!channel.is_complete());
+        channel.arrive(1, 2, 7);
+        assert!(channel.is_complete(), "0 and 1 failed");
+        assert_eq!(channel.finish(), missing(0, 2));
+        channel.publish(of(7));
+        assert!(!channel.is_complete(), "the answer is still to come");
+        channel.doubt(3);
+        assert!(channel.is_complete());
+    }
+
+    #[test]
+    fn order_is_that_of_one_connection() {
+        let mut channel = Audience::default();
+        channel.join(1);
+        for (number, visit) in [(0, 0), (1, 1), (2, 1)] {
+            assert_eq!(channel.publish(Publisher { user: 7, visit }).0, number);
+            channel.answer(number, true);
+        }
+        assert_eq!(channel.arrive(1, 2, 7), Heard::InOrder);
+        assert_eq!(channel.arrive(1, 0, 7), Heard::InOrder, "of the connection before");
+        assert_eq!(channel.arrive(1, 1, 7), Heard::Reordered);
     }
 }

@@ -61,6 +61,8 @@ mod target;
 mod tls;
 mod tokens;
 mod turmoil;
+mod verdict;
+mod whereabouts;
 mod wire;
 mod workers;
 

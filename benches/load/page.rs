@@ -9,6 +9,7 @@ use std::fmt::Write;
 use serde_json::Value;
 
 use crate::plot::{COLOURS, Line, Plot, Scale, number};
+use crate::verdict;
 
 const STYLE: &str = include_str!("page.css");
 
@@ -161,9 +162,19 @@ fn write_verdicts(runs: &[Run], out: &mut String) -> std::fmt::Result {
         )?;
         let limits = run.json.pointer("/generator/limits").and_then(Value::as_array);
         let limits: Vec<&str> = limits.into_iter().flatten().filter_map(Value::as_str).collect();
+        let reasons = verdict::reasons(&run.json);
+        if !reasons.is_empty() {
+            let why = escape(&reasons.join(", "));
+            write!(out, " <span class=\"failed\">because of: {why}</span>")?;
+        }
         if !limits.is_empty() {
+            // It may explain latencies and rates, but no loss.
             let why = escape(&limits.join("; "));
-            write!(out, " <span class=\"failed\">the generator was the limit: {why}</span>")?;
+            let word = if ok { "but" } else { "besides" };
+            write!(
+                out,
+                " <span class=\"limit\">{word} the generator was the limit of the figures: {why}</span>"
+            )?;
         }
         writeln!(out, "</li>")?;
     }
@@ -287,6 +298,22 @@ mod tests {
             assert!(!text.contains(bad), "{bad}");
         }
         assert!(page.contains("&lt;b&gt;slow&lt;/b&gt;") && page.contains("&lt;script&gt;"));
+    }
+
+    /// A generator that was busy is no reason for a loss.
+    #[test]
+    fn a_run_that_failed_says_why() {
+        let mut failed = run("one", 20.0);
+        failed.json["ok"] = false.into();
+        failed.json["lost"] = 7.into();
+        let page = write(&[failed]);
+        let verdict = page.split("<ul class=\"verdicts\">").nth(1).unwrap();
+        let (why, limit) = (
+            verdict.find("because of: 7 lost"),
+            verdict.find("besides the generator"),
+        );
+        assert!(why.is_some() && why < limit, "{verdict}");
+        assert!(!write(&[run("one", 20.0)]).contains("because of"));
     }
 
     #[test]

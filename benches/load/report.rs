@@ -17,6 +17,7 @@ use crate::series::Row;
 use crate::spread::Spread;
 use crate::tally::Comebacks;
 use crate::turmoil::{Mixed, Storm};
+use crate::verdict;
 
 /// Where the curve of latencies has its points: dense where a tail is.
 const CURVE: [f64; 18] = [
@@ -452,6 +453,10 @@ impl Report {
                 out,
                 "NOT DRAINED: something was still under way when the drain timed out"
             )?;
+        }
+        let reasons = serde_json::to_value(self).map_or_else(|_| vec![], |report| verdict::reasons(&report));
+        if !reasons.is_empty() {
+            writeln!(out, "because      {}", reasons.join(", "))?;
         }
         writeln!(out, "{}", if self.ok { "ok" } else { "FAILED" })
     }

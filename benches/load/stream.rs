@@ -2,7 +2,7 @@
 //!
 //! Duty: say of every message whether it arrived, was lost, or was away: sent to somebody who was not there, refused by
 //! the server with an honest answer, or under way when one of the two connections ended, which is when messages may be
-//! lost. sent = received + lost + away. Pure.
+//! lost. sent = received + lost + away. Order is promised to what one connection sends. Pure.
 
 use std::collections::VecDeque;
 
@@ -12,7 +12,8 @@ use crate::sequence::{Arrival, Sequence};
 #[derive(Clone, Copy, Debug, Default)]
 struct Fate {
     arrived: bool,
-    /// The receiver was connected when it left.
+    /// The receiver was connected when it left. If it was not, somebody may have taken it all the same: an earlier connection
+    /// of the receiver whose end the server had not noticed, and that is nobody's loss.
     present: bool,
     /// The server said that somebody took it.
     taken: bool,
@@ -38,6 +39,8 @@ impl std::ops::AddAssign for Missing {
 #[derive(Debug, Default)]
 pub(crate) struct Stream {
     seen: Sequence,
+    /// The number of the first message of the sender's present connection.
+    in_order_from: u32,
     /// The number of the oldest message whose end is open.
     first: u32,
     open: VecDeque<Fate>,
@@ -74,10 +77,12 @@ impl Stream {
         if number >= self.sent() {
             return None;
         }
-        let arrival = self.seen.arrive(number);
-        if arrival == Arrival::Duplicate {
-            return Some(arrival);
-        }
+        let arrival = match self.seen.arrive(number) {
+            Arrival::Duplicate => return Some(Arrival::Duplicate),
+            // What it came behind is of another connection.
+            Arrival::Reordered if number < self.in_order_from => Arrival::InOrder,
+            arrival => arrival,
+        };
         match number.checked_sub(self.first) {
             Some(place) => {
                 let fate = &mut self.open[place as usize];
@@ -108,12 +113,23 @@ impl Stream {
         self.close_front();
     }
 
+    /// The sender's connection ended: what it sends over the next one may overtake what it sent over this one.
+    pub(crate) fn interrupt_sender(&mut self) {
+        self.interrupt();
+        self.in_order_from = self.sent();
+    }
+
+    /// The receiver's connection ended.
+    pub(crate) fn interrupt_receiver(&mut self) {
+        self.interrupt();
+    }
+
     /// The connection of one of the two ended. What was behind a message that did arrive had its chance: it is lost if the
-    /// server said that somebody took it.
-    pub(crate) fn interrupt(&mut self) {
+    /// receiver was there and the server said that somebody took it.
+    fn interrupt(&mut self) {
         let last = self.open.iter().rposition(|fate| fate.arrived).unwrap_or(0);
         for (place, fate) in self.open.iter().enumerate().filter(|(_, fate)| !fate.arrived) {
-            if fate.taken && place < last {
+            if fate.present && fate.taken && place < last {
                 self.lost.push(self.first + place as u32);
             } else {
                 self.away += 1;
@@ -194,7 +210,7 @@ mod tests {
         stream.arrive(0);
         // 1 was jumped over, 3 and 4 were under way.
         stream.arrive(2);
-        stream.interrupt();
+        stream.interrupt_receiver();
         assert_eq!((stream.waiting(), stream.finish()), (0, missing(1, 2)));
         assert_eq!(stream.send(true), 5);
         assert_eq!(stream.arrive(5), Some(Arrival::InOrder));
@@ -204,16 +220,45 @@ mod tests {
         assert_eq!(stream.finish(), missing(0, 1));
     }
 
+    /// The receiver's network is gone, and the server does not know yet: the connection of before takes what comes.
+    #[test]
+    fn what_a_dead_connection_took_is_not_lost() {
+        let mut stream = with_sent(&[false, false]);
+        stream.answer(0, true);
+        // The receiver is back, and gets what is sent from now on.
+        assert_eq!(stream.send(true), 2);
+        stream.answer(2, true);
+        assert_eq!(stream.arrive(2), Some(Arrival::InOrder));
+        stream.interrupt_receiver();
+        assert_eq!(stream.finish(), missing(0, 2));
+    }
+
+    #[test]
+    fn order_is_that_of_one_connection() {
+        let mut stream = with_sent(&[true, true]);
+        stream.interrupt_sender();
+        assert_eq!(stream.send(true), 2);
+        assert_eq!(stream.arrive(2), Some(Arrival::InOrder));
+        assert_eq!(stream.arrive(1), Some(Arrival::InOrder), "of the connection before");
+        stream.interrupt_receiver();
+        assert_eq!(stream.send(true), 3);
+        assert_eq!(stream.send(true), 4);
+        assert_eq!(stream.arrive(4), Some(Arrival::InOrder));
+        assert_eq!(stream.arrive(3), Some(Arrival::Reordered), "of the same connection");
+        assert_eq!(stream.finish(), missing(0, 1));
+    }
+
     proptest::proptest! {
         #[test]
-        fn nothing_is_counted_twice(steps in proptest::collection::vec((0u8..6, 0u32..12), 0..80)) {
+        fn nothing_is_counted_twice(steps in proptest::collection::vec((0u8..7, 0u32..12), 0..80)) {
             let (mut stream, mut received) = (Stream::default(), 0u64);
             for (what, number) in steps {
                 match what {
                     0 | 1 => drop(stream.send(what == 0)),
                     2 => received += u64::from(matches!(stream.arrive(number), Some(Arrival::InOrder | Arrival::Reordered))),
                     3 | 4 => stream.answer(number, what == 3),
-                    _ => stream.interrupt(),
+                    5 => stream.interrupt_sender(),
+                    _ => stream.interrupt_receiver(),
                 }
                 let missing = stream.finish();
                 proptest::prop_assert_eq!(u64::from(stream.sent()), received + missing.lost + missing.away);

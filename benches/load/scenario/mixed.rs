@@ -5,8 +5,8 @@
 //! by pair ([`Stream`]) and by channel ([`Audience`]), while both ends come and go: what was sent to somebody who was
 //! away is `away`, not `lost`.
 //!
-//! The server's word is checked, too: who has been there, or away, for [`SETTLED_NS`] and more may not be called the
-//! opposite by an ack or by `presence`.
+//! The server's word is checked, too: of somebody of whom it must know, an ack or `presence` may not say the opposite. What
+//! it must know, and from when on, is [`Whereabouts`]'s business.
 //!
 //! The users of a thread know each other and have channels of their own, so that one place sees both ends of everything.
 
@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, HashMap};
 use serde::Deserialize;
 
 use crate::args::Options;
-use crate::audience::{Audience, Heard};
+use crate::audience::{Audience, Heard, Publisher};
 use crate::board::{Board, Phase};
 use crate::message::{Numbers, Template, channel_name, channel_number, parse_ack_id, quoted, user_name, user_number};
 use crate::net::{End, Net};
@@ -28,10 +28,9 @@ use crate::sequence::Arrival;
 use crate::stream::Stream;
 use crate::sys::Clock;
 use crate::tally::{Tally, count};
+use crate::whereabouts::{Departure, Whereabouts, Word};
 use crate::wire;
 
-/// A gateway may need this long to learn that somebody came or went without a word on another one.
-const SETTLED_NS: u64 = 2_000_000_000;
 /// Draws of somebody who is there, before nobody seems to be.
 const DRAWS_MAX: usize = 16;
 /// A server answers about so many users at most.
@@ -80,9 +79,9 @@ enum Seat {
 
 #[derive(Debug, Default)]
 struct User {
-    there: bool,
-    /// Since when they are there, or away; 0 before they came.
-    since_ns: u64,
+    whereabouts: Whereabouts,
+    /// Which of their connections this is, or was; 0 before they came.
+    visit: u32,
     next_id: u32,
     requests: HashMap<u32, Request>,
     channels: BTreeMap<usize, Seat>,
@@ -196,9 +195,8 @@ impl Mixed {
         (index < self.users.len()).then_some(index)
     }
 
-    fn has_long_been(&self, user: usize, there: bool, at_ns: u64) -> bool {
-        let user = &self.users[user];
-        user.there == there && user.since_ns + SETTLED_NS <= at_ns
+    fn is_there(&self, user: usize) -> bool {
+        self.users[user].whereabouts.is_there()
     }
 
     /// Writes a request, and remembers it under its id.
@@ -260,7 +258,11 @@ impl Mixed {
         count(&mut net.tally.mixed.actions, action.name());
         let what = match (action, channel) {
             (Action::Publish, Some(channel)) => {
-                let (number, audience) = self.channels[channel].publish(net.user(user));
+                let publisher = Publisher {
+                    user: net.user(user),
+                    visit: self.users[user].visit,
+                };
+                let (number, audience) = self.channels[channel].publish(publisher);
                 net.tally.publications += 1;
                 net.tally.sent += audience;
                 What::Publish(channel, number)
@@ -280,7 +282,8 @@ impl Mixed {
                 let slot = self.random.usize(0..self.contacts);
                 let (stream, to) = (user * self.contacts + slot, self.contact(user, slot));
                 net.tally.sent += 1;
-                What::Message(stream, self.streams[stream].send(self.users[to].there))
+                let is_there = self.is_there(to);
+                What::Message(stream, self.streams[stream].send(is_there))
             }
         };
         self.ask(net, user, what, times);
@@ -305,24 +308,26 @@ impl Mixed {
     }
 
     fn leave(&mut self, net: &mut Net, user: usize, action: Action, now_ns: u64) {
-        if action == Action::Leave {
+        let how = if action == Action::Leave {
             net.say_close(user);
+            Departure::Left
         } else {
             net.cut(user);
-        }
-        self.depart(user, now_ns);
+            Departure::Vanished
+        };
+        self.depart(net, user, how, now_ns);
         let away = self.chat.away_least.as_nanos() as u64..=self.chat.away_most.as_nanos() as u64;
         let away_ns = self.random.u64(away);
         self.returns.come_at(user, now_ns + away_ns);
     }
 
     /// The user is connected no more.
-    fn depart(&mut self, index: usize, now_ns: u64) {
+    fn depart(&mut self, net: &mut Net, index: usize, how: Departure, now_ns: u64) {
         let user = &mut self.users[index];
-        if !user.there {
+        if !user.whereabouts.is_there() {
             return;
         }
-        (user.there, user.since_ns) = (false, now_ns);
+        user.whereabouts.handle_departure(&mut net.tally.mixed, how, now_ns);
         for request in std::mem::take(&mut user.requests).into_values() {
             if let What::Publish(channel, number) = request.what {
                 self.channels[channel].doubt(number);
@@ -335,9 +340,9 @@ impl Mixed {
         user.channels.retain(|_, seat| *seat != Seat::Leaving);
         user.channels.values_mut().for_each(|seat| *seat = Seat::Wanted);
         for slot in 0..self.contacts {
-            self.streams[index * self.contacts + slot].interrupt();
+            self.streams[index * self.contacts + slot].interrupt_sender();
             let from = (index + self.users.len() - 1 - slot) % self.users.len();
-            self.streams[from * self.contacts + slot].interrupt();
+            self.streams[from * self.contacts + slot].interrupt_receiver();
         }
     }
 
@@ -360,7 +365,7 @@ impl Mixed {
                 let channel = (user * self.chat.channels_per_user + k) % self.channels.len();
                 self.users[user].channels.insert(channel, Seat::Wanted);
             }
-            if self.users[user].there {
+            if self.is_there(user) {
                 self.preparing += self.subscribe(net, user, now_ns);
             }
         }
@@ -373,9 +378,9 @@ impl Mixed {
                 let status = answer.and_then(|a| a.status.as_deref()).unwrap_or_default();
                 let taken = matches!(status, "delivered" | "routed");
                 let to = self.contact(user, stream % self.contacts);
-                let opposite = taken || status == "offline";
-                if opposite && self.has_long_been(to, !taken, request.sent_ns) {
-                    net.tally.mixed.status_wrong += 1;
+                if taken || status == "offline" {
+                    let to = &mut self.users[to].whereabouts;
+                    to.handle_word(&mut net.tally.mixed, Word::Status, taken, request.sent_ns);
                 }
                 self.streams[stream].answer(number, taken);
                 count(&mut net.tally.acks, status);
@@ -387,11 +392,12 @@ impl Mixed {
             }
             What::Presence => {
                 for (name, there) in answer.map(|a| &a.users).into_iter().flatten() {
-                    let wrong = match self.user_of(net, name) {
-                        Some(about) => self.has_long_been(about, !there, request.sent_ns),
-                        None => true,
+                    let Some(about) = self.user_of(net, name) else {
+                        net.tally.mixed.presence_wrong += 1;
+                        continue;
                     };
-                    net.tally.mixed.presence_wrong += u64::from(wrong);
+                    let about = &mut self.users[about].whereabouts;
+                    about.handle_word(&mut net.tally.mixed, Word::Presence, *there, request.sent_ns);
                 }
             }
             What::Subscribe(channel) => {
@@ -475,7 +481,7 @@ impl Mixed {
     fn begin_turns(&mut self, net: &mut Net, user: usize, now_ns: u64) {
         for _ in 0..self.in_flight {
             // One of them may have been to leave.
-            if self.users[user].there {
+            if self.is_there(user) {
                 let action = self.chat.draw(&mut self.random);
                 self.act(net, user, action, (now_ns, now_ns));
             }
@@ -495,7 +501,7 @@ impl Mixed {
                 net.tally.lag.record(now_ns.saturating_sub(due_ns));
             }
             let mut draws = std::iter::repeat_with(|| self.random.usize(0..self.users.len())).take(DRAWS_MAX);
-            match draws.find(|user| self.users[*user].there) {
+            match draws.find(|user| self.users[*user].whereabouts.is_there()) {
                 None => net.tally.mixed.skipped += 1,
                 Some(user) => {
                     let action = self.chat.draw(&mut self.random);
@@ -510,7 +516,7 @@ impl Mixed {
 
 impl Scenario for Mixed {
     fn handle_text(&mut self, net: &mut Net, index: usize, text: &[u8], now_ns: u64) {
-        if !self.users[index].there {
+        if !self.is_there(index) {
             // It said goodbye, and what was under way to it is away.
             return;
         }
@@ -572,6 +578,7 @@ impl Scenario for Mixed {
                 Todo::Begin if self.ending => {}
                 Todo::Begin => {
                     self.attempting += 1;
+                    self.users[user].whereabouts.handle_attempt();
                     let attempt = self.returns.attempt(user, now_ns);
                     net.begin_again(user, attempt - 1, now_ns);
                 }
@@ -602,10 +609,11 @@ impl Scenario for Mixed {
         self.returns.ready(index);
         let user = &mut self.users[index];
         // Those who come for the first time were not away.
-        let comes_back = user.since_ns > 0;
+        let comes_back = user.visit > 0;
         self.away -= u64::from(comes_back);
         self.attempting -= usize::from(comes_back);
-        (user.there, user.since_ns) = (true, now_ns);
+        user.visit += 1;
+        user.whereabouts.handle_welcome(now_ns);
         if !self.ending {
             self.subscribe(net, index, now_ns);
         }
@@ -616,13 +624,19 @@ impl Scenario for Mixed {
 
     fn handle_gone(&mut self, net: &mut Net, index: usize, end: &End, now_ns: u64) {
         match end {
-            End::Left => {}
+            End::Left => self.users[index].whereabouts.handle_farewell(now_ns),
             End::Closed(_) | End::Broken => {
-                self.depart(index, now_ns);
+                let how = match end {
+                    End::Broken => Departure::Broken,
+                    _ => Departure::Closed,
+                };
+                self.depart(net, index, how, now_ns);
                 self.returns.lost(index, now_ns);
             }
             End::Refused(failure) => {
                 self.attempting -= 1;
+                let by_word = failure.retry_after.is_some() || failure.close_code.is_some();
+                self.users[index].whereabouts.handle_refusal(by_word, now_ns);
                 net.tally.mixed.refused += 1;
                 self.returns.refused(index, failure.retry_after, now_ns);
             }
@@ -648,6 +662,7 @@ impl Scenario for Mixed {
     fn finish(&mut self, tally: &mut Tally, _now_ns: u64) {
         for user in &self.users {
             tally.acks_missing += user.requests.len() as u64;
+            user.whereabouts.finish(&mut tally.mixed);
         }
         let streams = self.streams.iter().map(Stream::finish);
         for missing in streams.chain(self.channels.iter().map(Audience::finish)) {

@@ -142,10 +142,11 @@ impl Storm {
             if net.storm {
                 net.tally.storm.begin_ns.get_or_insert(now_ns);
             }
-            for end in [index, index ^ 1] {
-                if let Some(stream) = self.streams.get_mut(end) {
-                    stream.interrupt();
-                }
+            if let Some(stream) = self.streams.get_mut(index) {
+                stream.interrupt_sender();
+            }
+            if let Some(stream) = self.streams.get_mut(index ^ 1) {
+                stream.interrupt_receiver();
             }
         }
         self.away -= u64::from(self.places[index] == Place::Away);
