@@ -4,6 +4,7 @@
 //! each time that a connection which waits for it has its turn, another slice. One thread at a time renders one document.
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
@@ -107,8 +108,8 @@ impl Document {
 /// The body of an answer.
 #[derive(Debug)]
 pub(super) enum Content {
-    /// One piece of memory, this answer's own or the program's.
-    Whole(Option<Bytes>),
+    /// Pieces of memory, this answer's own or the program's.
+    Own(VecDeque<Bytes>),
     /// What was rendered for everybody, from this piece on; so many bytes are left.
     Shared {
         /// It does not keep the rendering alive: who does not read holds two pieces of it and not the whole.
@@ -139,7 +140,7 @@ impl Body for Content {
 
     fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, TooSlow>>> {
         Poll::Ready(match &mut *self {
-            Content::Whole(bytes) => bytes.take().map(|bytes| Ok(Frame::data(bytes))),
+            Content::Own(pieces) => pieces.pop_front().map(|piece| Ok(Frame::data(piece))),
             Content::Shared { bytes_left: 0, .. } => None,
             Content::Shared {
                 reading,
@@ -165,7 +166,7 @@ impl Body for Content {
 
     fn size_hint(&self) -> SizeHint {
         SizeHint::with_exact(match self {
-            Content::Whole(bytes) => bytes.as_ref().map_or(0, |bytes| bytes.len() as u64),
+            Content::Own(pieces) => pieces.iter().map(|piece| piece.len() as u64).sum(),
             Content::Shared { bytes_left, .. } => *bytes_left,
         })
     }

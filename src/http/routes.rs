@@ -124,7 +124,7 @@ fn admin_page(context: &HttpContext, request: &Parts, may: bool) -> Answer {
         (false, _) => return unauthorized(context),
     };
     context.metrics().administered(status);
-    let mut answer = page(status, ADMIN);
+    let mut answer = page(context, request, status, ADMIN);
     if !may {
         set(&mut answer, header::WWW_AUTHENTICATE, CHALLENGE);
     }
@@ -175,6 +175,7 @@ fn not_found() -> Answer {
 fn plain(context: &HttpContext, settings: &Settings, request: &Parts) -> Outcome {
     enum Route {
         Answer(fn(&HttpContext) -> Answer),
+        Page(&'static str),
         Numbers(&'static Numbers),
     }
     let is_admin = context.door == Door::Admin;
@@ -187,8 +188,8 @@ fn plain(context: &HttpContext, settings: &Settings, request: &Parts) -> Outcome
         "/livez" => Route::Answer(|context| verdict(context.view.liveness())),
         "/stats" if shows_numbers => Route::Numbers(&STATS),
         "/metrics" if shows_numbers => Route::Numbers(&METRICS),
-        "/dashboard" if shows_numbers => Route::Answer(|_| page(200, DASHBOARD)),
-        "/" if context.view.development && !is_admin => Route::Answer(|_| page(200, PAGE)),
+        "/dashboard" if shows_numbers => Route::Page(DASHBOARD),
+        "/" if context.view.development && !is_admin => Route::Page(PAGE),
         _ => return Outcome::Answer(not_found()),
     };
     if request.method != Method::GET && request.method != Method::HEAD {
@@ -198,6 +199,7 @@ fn plain(context: &HttpContext, settings: &Settings, request: &Parts) -> Outcome
     }
     match route {
         Route::Answer(route) => Outcome::Answer(route(context)),
+        Route::Page(html) => Outcome::Answer(page(context, request, 200, html)),
         Route::Numbers(numbers) => Outcome::Render(numbers),
     }
 }
@@ -242,12 +244,47 @@ impl Numbers {
     }
 }
 
+/// In every page, the end of what holds the links.
+const LINKS_END: &str = "</nav>";
+
+/// Links from the page at `path` to all pages that there are, if there is more than one. They are relative, so that they hold
+/// below whatever path a proxy serves the gateway.
+fn links(context: &HttpContext, path: &str) -> String {
+    let settings = context.settings.borrow();
+    let is_admin = context.door == Door::Admin;
+    let shows_numbers = is_admin || !settings.admin_elsewhere;
+    let pages = [
+        ("", "Try it", context.view.development && !is_admin),
+        ("dashboard", "Dashboard", shows_numbers),
+        (
+            "admin/",
+            "Administration",
+            shows_numbers && settings.admin_token.is_some(),
+        ),
+    ];
+    let there: Vec<_> = pages.into_iter().filter(|(.., is_there)| *is_there).collect();
+    if there.len() < 2 {
+        return String::new();
+    }
+    let up = if path.len() > 1 && path.ends_with('/') {
+        "../"
+    } else {
+        "./"
+    };
+    let link = |(to, name, _): (&str, &str, bool)| {
+        let is_this = to.trim_matches('/') == path.trim_matches('/');
+        let current = if is_this { " aria-current=\"page\"" } else { "" };
+        format!("<a href=\"{up}{to}\"{current}>{name}</a>")
+    };
+    there.into_iter().map(link).collect()
+}
+
 fn set(answer: &mut Answer, name: header::HeaderName, value: &'static str) {
     answer.headers_mut().insert(name, HeaderValue::from_static(value));
 }
 
 fn body(status: u16, content_type: &'static str, content: impl Into<Bytes>) -> Answer {
-    with_content(status, content_type, Content::Whole(Some(content.into())))
+    with_content(status, content_type, Content::Own([content.into()].into()))
 }
 
 fn with_content(status: u16, content_type: &'static str, content: Content) -> Answer {
@@ -279,8 +316,12 @@ fn unavailable(context: &HttpContext, reason: NotAdmitted) -> Answer {
     answer
 }
 
-fn page(status: u16, html: &'static str) -> Answer {
-    let mut answer = body(status, "text/html; charset=utf-8", html);
+/// A page, with links to the others.
+fn page(context: &HttpContext, request: &Parts, status: u16, html: &'static str) -> Answer {
+    let (before, after) = html.split_once(LINKS_END).unwrap_or((html, ""));
+    let links = links(context, request.uri.path()) + LINKS_END;
+    let content = Content::Own([before.into(), links.into(), after.into()].into());
+    let mut answer = with_content(status, "text/html; charset=utf-8", content);
     set(
         &mut answer,
         header::CONTENT_SECURITY_POLICY,

@@ -544,3 +544,39 @@ fn who_reads_too_slowly_is_cut_off() {
     }
     assert!(out.len() < 200_000, "{}", out.len());
 }
+
+/// By relative addresses, which hold below whatever path a proxy serves the gateway.
+#[test]
+fn pages_link_to_those_that_there_are() {
+    let links = |conn: &mut HttpConn, path: &str| {
+        let (answer, _) = ask(conn, &format!("GET {path} HTTP/1.1\r\nHost: h\r\n{SHOWN}\r\n\r\n"));
+        let (head, html) = answer.split_once("\r\n\r\n").unwrap();
+        assert!(head.contains(&format!("content-length: {}", html.len())), "{head}");
+        let nav = html.split_once("<nav ").unwrap().1.split_once("</nav>").unwrap().0;
+        nav.split_once('>').unwrap().1.to_owned()
+    };
+    let (mut conn, _) = administrable();
+    let (try_it, dashboard) = ("<a href=\"./\">Try it</a>", "<a href=\"./dashboard\">Dashboard</a>");
+    let admin = "<a href=\"./admin/\">Administration</a>";
+    let current = |link: &str| link.replace("\">", "\" aria-current=\"page\">");
+    assert_eq!(links(&mut conn, "/"), format!("{}{dashboard}{admin}", current(try_it)));
+    assert_eq!(
+        links(&mut conn, "/dashboard"),
+        format!("{try_it}{}{admin}", current(dashboard))
+    );
+    assert_eq!(
+        links(&mut conn, "/admin"),
+        format!("{try_it}{dashboard}{}", current(admin))
+    );
+    let from_below = format!("{try_it}{dashboard}{}", current(admin)).replace("./", "../");
+    assert_eq!(links(&mut conn, "/admin/"), from_below);
+    let (mut conn, _) = connection(true);
+    assert_eq!(links(&mut conn, "/"), format!("{}{dashboard}", current(try_it)));
+    let (mut conn, _) = connection(false);
+    assert_eq!(links(&mut conn, "/dashboard"), "", "there is no other");
+    let (mut conn, context) = administrable();
+    let mut settings = Settings::clone(&context.settings.borrow());
+    settings.admin_elsewhere = true;
+    context.settings.replace(Arc::new(settings));
+    assert_eq!(links(&mut conn, "/"), "", "the others are not here");
+}
