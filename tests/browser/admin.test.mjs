@@ -174,7 +174,7 @@ it("lists connections page by page, everybody's or one user's", async () => {
   assert.match(cells[1], /^[01]$/);
   assert.match(cells[2], /^127\.0\.0\.1:\d+$/);
   for (const since of cells.slice(3, 5)) assert.match(since, /^\d+ s$/);
-  assert.deepEqual(cells.slice(5), ["1", "2", "0 B", "Close"]);
+  assert.deepEqual(cells.slice(5), ["1", "2", "0 B", "Close…"]);
   assert.equal(await page.locator("#connections b").count(), 0);
   await two[0].leave();
   await page.locator("#filter-user").fill("nobody");
@@ -200,10 +200,21 @@ it("closes one connection, by the keyboard as well, and says so if it is gone", 
   await position(page, /^Page 1: 3 connections of carol$/);
   const order = (await ids(page)).map((id) => devices.find((client) => client.id === id));
   const close = (client) => page.getByRole("button", { name: `Close connection ${client.id} of carol`, exact: true });
+  const dialog = page.getByRole("dialog", { name: "Close a connection of carol?" });
   await close(order[0]).focus();
   await page.keyboard.press("Enter");
-  assert.equal(await order[0].closed(), 3503);
-  await result(page, "Connections", `Connection ${order[0].id} of carol is closed.`);
+  // One press closes nobody, and what is offered first bars nobody.
+  await dialog.getByText(order[0].id).waitFor();
+  assert.equal(await dialog.getByRole("button", { name: "Cancel" }).evaluate((button) => button === document.activeElement), true);
+  await page.keyboard.press("Enter");
+  await dialog.waitFor({ state: "hidden" });
+  assert.ok(order[0].isOpen());
+  await page.keyboard.press("Enter");
+  assert.ok(await dialog.getByRole("radio", { name: /^Come back \(3011\)/ }).isChecked());
+  await page.keyboard.press("Tab");
+  await page.keyboard.press("Enter");
+  assert.equal(await order[0].closed(), 3011);
+  await result(page, "Connections", `Connection ${order[0].id} of carol is closed, and its client told to come back.`);
   await position(page, /^Page 1: 2 connections of carol$/);
   // Whoever goes through them by keyboard need not begin anew.
   await close(order[1]).and(page.locator(":focus")).waitFor();
@@ -211,12 +222,17 @@ it("closes one connection, by the keyboard as well, and says so if it is gone", 
   await order[2].leave();
   await noticed(`/admin/connections/${order[2].id}`, (status) => status === 404);
   await close(order[2]).click();
+  await dialog.getByRole("button", { name: "Close it" }).click();
   await result(page, "Connections", "404 notFound: this gateway has no such connection");
   await position(page, /^Page 1: 1 connection of carol$/);
   assert.ok(order[1].isOpen());
+  await close(order[1]).click();
+  await dialog.getByRole("radio", { name: /^Stay away \(3503/ }).check();
+  await dialog.getByRole("button", { name: "Close it" }).click();
+  assert.equal(await order[1].closed(), 3503);
+  await result(page, "Connections", `its client told to stay away.`);
   assert.deepEqual(complaints, []);
   await context.close();
-  await order[1].leave();
 });
 
 it("finds a user in the cluster and closes all of the user's connections, when that is meant", async () => {
@@ -238,9 +254,10 @@ it("finds a user in the cluster and closes all of the user's connections, when t
   await dialog.waitFor({ state: "hidden" });
   await closeAll.click();
   assert.equal(await dialog.getByRole("button", { name: "Cancel" }).evaluate((button) => button === document.activeElement), true);
+  await dialog.getByText("clients do not come back by themselves").click();
   await dialog.getByRole("button", { name: "Close all" }).click();
   assert.deepEqual(await Promise.all(devices.map((client) => client.closed())), [3503, 3503]);
-  await result(page, "Find a user", `2 connections of ${name} closed on this gateway`);
+  await result(page, "Find a user", `2 connections of ${name} closed on this gateway, and clients told to stay away`);
   assert.equal(await closeAll.count(), 0);
   assert.ok(other.isOpen());
   assert.deepEqual(complaints, []);

@@ -100,7 +100,7 @@ it("shows what the gateway does: tiles, latency, shards", async () => {
   for (const name of ["Delivery p99", "Fan-out p99"]) await shown(tile(page, name), SOME_TIME);
   for (const name of ["local p50", "local p99", "shard p50", "shard p99", "fan-out p50", "fan-out p99", "turn p99"]) await shown(legend(page, name), SOME_TIME);
   assert.equal(await legend(page, "gateway p99").isVisible(), false);
-  assert.match(await page.getByRole("img", { name: /^Latency/ }).getAttribute("aria-label"), /local p99 [\d.]+ /);
+  assert.match(await page.getByRole("slider", { name: /^Latency/ }).getAttribute("aria-valuetext"), /^Now: .*local p99 [\d.]+ /);
   await eventually(async () => {
     const rows = await cells(page), column = (n) => rows.map((row) => Number(row[n].replace(",", "")));
     assert.equal(rows.length, 2);
@@ -117,6 +117,32 @@ it("shows what the gateway does: tiles, latency, shards", async () => {
   assert.match(facts.join(" "), /^\S+ \d+\.\d+\.\d+ (ring|epoll) 2 \d+ (s|min)$/);
   assert.deepEqual([...new Set(asked)].sort(), ["/dashboard", "/metrics", "/readyz", "/stats"]);
   if (process.env.SHARDGATE_SCREENSHOT) await page.screenshot({ path: process.env.SHARDGATE_SCREENSHOT, fullPage: true });
+  assert.deepEqual(complaints, []);
+  await context.close();
+});
+
+it("fills its pictures from the first seconds on, and shows values of before to pointer and keyboard", async () => {
+  const { context, page, complaints } = await open();
+  await shown(tile(page, "Messages in"), POSITIVE);
+  const spark = page.getByRole("slider", { name: "Messages in over time" }), box = page.locator(".tile").filter({ has: spark });
+  // Whoever has looked for some seconds sees a line from side to side, and not a dot at the right.
+  await eventually(async () => {
+    const [, left, right] = /^M(-?[\d.]+) .*L([\d.]+) [\d.]+$/.exec(await box.locator("path.series").getAttribute("d")) ?? assert.fail("no line");
+    assert.ok(Number(left) < 1 && Number(right) > 99, `from ${left} to ${right}`);
+  });
+  await spark.hover({ position: { x: 1, y: 10 } });
+  await shown(box.locator(".more"), /^\d+ s ago$/);
+  assert.notEqual(await box.locator("path.cross").getAttribute("d"), "");
+  await page.mouse.move(0, 0);
+  await shown(box.locator(".more"), /^per second$/);
+  const chart = page.getByRole("slider", { name: /^Messages per second/ });
+  await chart.focus();
+  await page.keyboard.press("ArrowLeft");
+  await eventually(async () => assert.match(await chart.getAttribute("aria-valuetext"), /^\d+ s ago: in [\d.,]+, out [\d.,]+, /));
+  await page.keyboard.press("Home");
+  assert.equal(await chart.getAttribute("aria-valuenow"), "0");
+  await page.keyboard.press("Escape");
+  await eventually(async () => assert.match(await chart.getAttribute("aria-valuetext"), /^Now: in /));
   assert.deepEqual(complaints, []);
   await context.close();
 });

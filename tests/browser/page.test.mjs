@@ -403,3 +403,43 @@ it("can be photographed in the middle of a conversation", async () => {
   assert.deepEqual(complaints, []);
   await context.close();
 });
+
+it("says no more than it knows: one tick for what is delivered, and whose times it shows", async () => {
+  const { context, complaints, alice, bob } = await open();
+  await alice.connect();
+  await bob.connect();
+  await alice.peer("online");
+  await alice.say("one tick");
+  const tick = alice.bubble("one tick").locator(".tick.delivered");
+  await tick.waitFor();
+  const path = await tick.locator("path").getAttribute("d");
+  assert.equal(path.match(/M/g).length, 1, `one stroke: ${path}`);
+  assert.match(await tick.getAttribute("title"), /whether anybody has seen it is not known/);
+  await alice.root.getByText("Times are this browser's").waitFor();
+  assert.match(await alice.root.getByRole("img", { name: /in this browser: newest .*, longest / }).getAttribute("title"), /p99/);
+  assert.deepEqual(complaints, []);
+  await context.close();
+});
+
+it("shows what one device sends on the user's others in the page, and says that the page does", async () => {
+  const { context, page, complaints, alice, bob } = await open();
+  await alice.connect();
+  await bob.connect();
+  await alice.peer("online");
+  await alice.root.getByRole("button", { name: "Add device of alice" }).click();
+  const second = panel(page, "alice, device 2");
+  await second.is("open");
+  await alice.say("from the first");
+  await bob.bubble("from the first").waitFor();
+  const copy = second.bubble("from the first");
+  await copy.getByText("to bob, from device 1").waitFor();
+  assert.match(await copy.locator(".from").getAttribute("title"), /the gateway sends no copies/);
+  // What comes by itself is not put there besides.
+  await second.root.getByRole("textbox", { name: "To", exact: true }).fill("alice");
+  await second.say("to myself");
+  await alice.bubble("to myself").waitFor();
+  assert.equal(await alice.bubble("to myself").count(), 1);
+  assert.equal(await bob.bubble("to myself").count(), 0);
+  assert.deepEqual(complaints, []);
+  await context.close();
+});
