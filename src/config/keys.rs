@@ -204,7 +204,7 @@ pub(super) static KEYS: &[Key] = &[
     row(LIMITS, "limits.channels_per_connection", number(1, 1_000_000, "channels"), Value("128"), LIVE,
         "Channels that one connection may subscribe to"),
     row(LIMITS, "limits.messages_per_second", number(0, 1_000_000, "frames"), Value("100"), LIVE,
-        "Frames per second that one connection may send; 0 for no limit"),
+        "Frames per second that one connection may send; one that asks for users costs one more for every ten; 0 for no limit"),
     row(LIMITS, "limits.burst", number(1, 1_000_000, "frames"), Value("200"), LIVE,
         "Frames that one connection may send at once"),
     row(LIMITS, "limits.connections_per_user", number(0, 1_000_000, "connections"), Value("16"), LIVE,

@@ -69,7 +69,18 @@ pub enum ClientFrame<'a> {
     },
 }
 
+/// Users that one frame may ask for without costing more than any other.
+const USERS_PER_FRAME: usize = 10;
+
 impl ClientFrame<'_> {
+    /// What this frame costs besides one, in frames: one for every ten users that it asks for.
+    pub fn extra_cost(&self) -> u32 {
+        match self {
+            ClientFrame::Presence { users, .. } => (users.len() / USERS_PER_FRAME) as u32,
+            _ => 0,
+        }
+    }
+
     /// The label of this frame in `shardgate_messages_received_total`.
     pub fn kind(&self) -> FrameKind {
         match self {

@@ -26,6 +26,18 @@ impl RateLimiter {
     ///
     /// `rate` is in frames per second, 0 for no limit; `burst` frames (at least 1) may come at once.
     pub fn check(&mut self, now_us: u64, rate: u32, burst: u32) -> Verdict {
+        self.take(now_us, (rate, burst), 1, 1)
+    }
+
+    /// What a frame that has just passed costs besides, in frames. A frame that costs more than the burst passes when the
+    /// bucket was full before it, and is paid off before anything else passes.
+    pub fn charge(&mut self, now_us: u64, rate: u32, burst: u32, extra: u32) -> Verdict {
+        let needed = extra.min(burst.saturating_sub(1));
+        self.take(now_us, (rate, burst), needed, extra)
+    }
+
+    /// Takes `frames` out of the bucket, if at least `needed` are in it.
+    fn take(&mut self, now_us: u64, (rate, burst): (u32, u32), needed: u32, frames: u32) -> Verdict {
         if rate == 0 {
             return Verdict::Pass;
         }
@@ -35,9 +47,8 @@ impl RateLimiter {
         }
         let interval_us = 1_000_000 / u64::from(rate);
         let room_us = interval_us * u64::from(burst.max(1));
-        let full_at_us = self.full_at_us + interval_us;
-        if full_at_us <= now_us + room_us {
-            self.full_at_us = full_at_us;
+        if self.full_at_us + interval_us * u64::from(needed) <= now_us + room_us {
+            self.full_at_us += interval_us * u64::from(frames);
             return Verdict::Pass;
         }
         self.refused += 1;
@@ -84,6 +95,37 @@ mod tests {
         let mut limiter = RateLimiter::default();
         assert_eq!(run(&mut limiter, std::iter::repeat_n(0, 401)), (200, 200, 1));
         assert_eq!(run(&mut limiter, std::iter::repeat_n(10_000_000, 400)), (200, 200, 0));
+    }
+
+    /// A frame that costs `extra` besides.
+    fn costly(limiter: &mut RateLimiter, now_us: u64, limits: (u32, u32), extra: u32) -> Verdict {
+        match limiter.check(now_us, limits.0, limits.1) {
+            Verdict::Pass => limiter.charge(now_us, limits.0, limits.1, extra),
+            refused => refused,
+        }
+    }
+
+    #[test]
+    fn what_asks_for_more_costs_more() {
+        let mut limiter = RateLimiter::default();
+        let passed = (0..18).filter(|_| costly(&mut limiter, 0, (100, 200), 10) == Verdict::Pass);
+        assert_eq!(passed.count(), 18, "198 of 200");
+        assert_eq!(costly(&mut limiter, 0, (100, 200), 10), Verdict::Refuse);
+        // The refused one took one.
+        assert_eq!(costly(&mut limiter, 100_000, (100, 200), 10), Verdict::Pass);
+        assert_eq!(costly(&mut limiter, 100_000, (100, 200), 10), Verdict::Refuse);
+    }
+
+    #[test]
+    fn a_cost_above_the_burst_passes_once_and_is_paid_off() {
+        for burst in [1, 5] {
+            let mut limiter = RateLimiter::default();
+            assert_eq!(costly(&mut limiter, 0, (10, burst), 10), Verdict::Pass);
+            let early_us = 1_100_000 - 100_000 * u64::from(burst);
+            assert_eq!(limiter.check(early_us, 10, burst), Verdict::Refuse);
+            assert_eq!(limiter.check(early_us + 100_000, 10, burst), Verdict::Pass);
+            assert_eq!(costly(&mut limiter, 5_000_000, (10, burst), 10), Verdict::Pass);
+        }
     }
 
     #[test]

@@ -128,6 +128,21 @@ impl Core {
         conn.rate.check(now_us, rate, burst)
     }
 
+    /// What a frame that was counted costs besides, in frames.
+    fn charge(&mut self, slot: u32, extra: u32) -> Verdict {
+        if extra == 0 {
+            return Verdict::Pass;
+        }
+        let now_us = self.now.mono_ns / 1000;
+        let (rate, burst) = (self.settings.limits.messages_per_second, self.settings.limits.burst);
+        self.conn(slot).rate.charge(now_us, rate, burst, extra)
+    }
+
+    fn refuse_too_many(&mut self, slot: u32, id: Option<&str>) {
+        self.metrics().dropped(Drop::FrameRateLimited);
+        self.say_error(slot, id, ErrorCode::RateLimited, "too many frames per second");
+    }
+
     fn handle_text(&mut self, slot: u32, text: &str) -> Flow {
         self.turn.spoken = true;
         let verdict = self.count_frame(slot);
@@ -138,18 +153,12 @@ impl Core {
         match verdict {
             Verdict::Pass => {}
             Verdict::Refuse => {
-                self.metrics().dropped(Drop::FrameRateLimited);
                 // The id is worth reading: the client must know which of its frames was refused.
                 let id = match envelope::parse(text) {
                     Ok(frame) => frame.id().map(str::to_owned),
                     Err(refusal) => refusal.id.map(Into::into),
                 };
-                self.say_error(
-                    slot,
-                    id.as_deref(),
-                    ErrorCode::RateLimited,
-                    "too many frames per second",
-                );
+                self.refuse_too_many(slot, id.as_deref());
                 return Flow::Next;
             }
             Verdict::Close => {
@@ -160,7 +169,12 @@ impl Core {
         match envelope::parse(text) {
             Ok(frame) => {
                 self.metrics().received(frame.kind());
-                self.carry_out(slot, frame)
+                match self.charge(slot, frame.extra_cost()) {
+                    Verdict::Pass => return self.carry_out(slot, frame),
+                    Verdict::Refuse => self.refuse_too_many(slot, frame.id()),
+                    Verdict::Close => self.begin_close(slot, CloseReason::TooManyRequests),
+                }
+                Flow::Next
             }
             Err(refusal) => {
                 self.metrics().received(FrameKind::Invalid);

@@ -11,6 +11,7 @@ use serde_json::json;
 on_both_engines! {
     over_the_rate_is_refused_then_closed, a_burst_passes, rate_zero_is_no_limit, the_oldest_of_too_many_connections_goes,
     connections_per_user_zero_is_no_limit, ten_bad_frames_close, a_good_frame_forgives_bad_ones, the_rate_holds_on_echo,
+    a_question_costs_by_the_users_it_names,
 }
 
 fn over_the_rate_is_refused_then_closed(engine: &str) {
@@ -71,6 +72,43 @@ fn a_burst_passes(engine: &str) {
     for n in 0..200 {
         let ack = alice.recv_json();
         assert_eq!(ack["type"], "ack", "{n}: {ack}");
+    }
+    alice.close();
+}
+
+fn a_question_costs_by_the_users_it_names(engine: &str) {
+    let gateway = Gateway::start(&[
+        "--engine",
+        engine,
+        "--limits-messages-per-second",
+        "1",
+        "--limits-burst",
+        "33",
+        "--shards",
+        "1",
+    ]);
+    let mut alice = gateway.connect("alice");
+    let users: Vec<String> = (0..100).map(|n| format!("u{n}")).collect();
+    let question = |count: usize, id: &str| {
+        text_bytes(&json!({"type": "presence", "users": users[..count], "id": id}).to_string())
+    };
+    // Three of eleven frames each fill the burst; the fourth is refused by name, and costs one.
+    let frames: Vec<u8> = ["a", "b", "c", "d"].iter().flat_map(|id| question(100, id)).collect();
+    alice.send_raw(&frames);
+    for id in ["a", "b", "c"] {
+        let answer = alice.recv_json();
+        assert_eq!(
+            (answer["type"].as_str(), answer["id"].as_str()),
+            (Some("presence"), Some(id))
+        );
+    }
+    let refused = alice.expect_error("rateLimited");
+    assert_eq!(refused["id"], "d");
+    // Nine users cost what one frame costs.
+    let mut bob = gateway.connect("bob");
+    bob.send_raw(&question(9, "n").repeat(33));
+    for n in 0..33 {
+        assert_eq!(bob.recv_json()["type"], "presence", "{n}");
     }
     alice.close();
 }
