@@ -5,6 +5,7 @@
 //!
 //! | file | duty |
 //! | --- | --- |
+//! | [`pair`] | two brokers: one for look-ups, one for everything else |
 //! | `driver` | the one task that knows all servers |
 //! | `node` | one server: its command connection, order, time limits |
 //! | `pubsub` | one server: its connection for subscriptions |
@@ -36,6 +37,7 @@ mod driver;
 mod gather;
 mod keys;
 mod node;
+pub mod pair;
 mod pubsub;
 mod remedies;
 mod topology;

@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::lookups::Found;
 use super::store::{Answer, Channel, Incarnation, Op, Registered, StoreEvent};
-use super::{Cluster, LOCATES_MAX, Purpose, Query};
+use super::{CLEARED_MAX, Cluster, Purpose};
 use crate::cluster::outbound::Lost;
 use crate::cluster::presence::{Sweep, Swept};
 use crate::ids::ShardId;
@@ -101,16 +102,14 @@ impl Cluster {
         let users = self.rebuild_presence();
         let clear = |user| Op::ClearPresence { user, owner: past };
         let ops: Vec<Op> = users.into_iter().map(clear).collect();
-        for ops in ops.chunks(LOCATES_MAX) {
+        for ops in ops.chunks(CLEARED_MAX) {
             self.request(Purpose::SweepClear, ops.to_vec());
         }
         self.past.push(past);
     }
 
     fn forget(&mut self, user: &Arc<str>) {
-        if let Some(moved) = self.asking.get_mut(user) {
-            *moved = true;
-        }
+        self.lookups.moved(user);
         if !self.lanes.is_empty() {
             let hash = self.homes.hash(user);
             self.lanes
@@ -119,9 +118,7 @@ impl Cluster {
     }
 
     fn forget_all(&mut self) {
-        for moved in self.asking.values_mut() {
-            *moved = true;
-        }
+        self.lookups.all_moved();
         for shard in self.all_shards() {
             self.lanes.say(shard, Item::ForgetAll);
         }
@@ -151,12 +148,11 @@ impl Cluster {
                 }
                 _ => self.book.handle_scanned(round, None, now_ms),
             },
-            Purpose::Locate(_) | Purpose::Queries(_) | Purpose::Inquiry(_) if self.names_strangers(&answers) => {
+            Purpose::Locate(_) | Purpose::Inquiry(_) if self.names_strangers(&answers) => {
                 self.directory_due_ms = 0;
                 self.deferred.push((purpose, answers));
             }
             Purpose::Locate(users) => self.handle_located(&users, &answers),
-            Purpose::Queries(queries) => self.handle_queries(&queries, &answers),
             Purpose::Inquiry(ticket) => self.handle_inquired(ticket, &answers),
             Purpose::Packet {
                 berth,
@@ -261,7 +257,6 @@ impl Cluster {
             let answers = if read { answers } else { Vec::new() };
             match purpose {
                 Purpose::Locate(users) => self.handle_located(&users, &answers),
-                Purpose::Queries(queries) => self.handle_queries(&queries, &answers),
                 Purpose::Inquiry(ticket) => self.handle_inquired(ticket, &answers),
                 _ => {}
             }
@@ -284,27 +279,38 @@ impl Cluster {
         self.odd_one = odd;
     }
 
-    /// Where users are: to the shards that asked.
+    /// Where users are: to their home shards, which remember it, and to who asked.
     fn handle_located(&mut self, users: &[Arc<str>], answers: &[Answer]) {
         let complete = self.directory.is_complete(self.now.mono_ms());
         for (place, user) in users.iter().enumerate() {
-            // Given up meanwhile.
-            let Some(moved) = self.asking.remove(user) else {
-                continue;
-            };
-            let location = match answers.get(place) {
+            let places = match answers.get(place) {
                 Some(Answer::Places(places)) => {
                     self.clear_dead(user, places);
                     match self.live(places) {
                         // The gateway where the user is may not have come back yet.
-                        Places::Nowhere if !complete => Location::Unknown,
-                        places if moved => Location::Fleeting(places),
-                        places => Location::Known(places),
+                        Places::Nowhere if !complete => None,
+                        places => Some(places),
                     }
                 }
-                _ => Location::Unknown,
+                _ => None,
             };
-            self.tell_location(user, location);
+            let found = match &places {
+                Some(Places::Nowhere) => Found::Nowhere,
+                Some(_) => Found::Elsewhere,
+                None => Found::Unknown,
+            };
+            // Given up meanwhile.
+            let Some(resolved) = self.lookups.resolve(user, found) else {
+                continue;
+            };
+            let location = match places {
+                None => Location::Unknown,
+                Some(places) if resolved.moved => Location::Fleeting(places),
+                Some(places) => Location::Known(places),
+            };
+            if resolved.awaited || matches!(location, Location::Known(_)) {
+                self.tell_location(user, location);
+            }
         }
     }
 
@@ -329,35 +335,6 @@ impl Cluster {
         if !ops.is_empty() {
             self.request(Purpose::SweepClear, ops);
         }
-    }
-
-    fn handle_queries(&mut self, queries: &[Query], answers: &[Answer]) {
-        for query in queries {
-            self.handle_query(query, answers);
-        }
-    }
-
-    fn handle_query(&mut self, query: &Query, answers: &[Answer]) {
-        let complete = self.directory.is_complete(self.now.mono_ms());
-        let mut online = 0u128;
-        let mut unknown = false;
-        for (place, op) in query.places.iter().zip(&query.ops) {
-            match answers.get(*op) {
-                Some(Answer::Places(places)) => {
-                    let there = !self.live(places).is_empty();
-                    online |= u128::from(there) << place;
-                    unknown |= !there && !complete;
-                }
-                _ => unknown = true,
-            }
-        }
-        let ticket = query.ticket;
-        let item = if unknown {
-            Item::PresenceUnknown { ticket }
-        } else {
-            Item::PresenceAnswer { ticket, online }
-        };
-        self.lanes.say(query.shard, item);
     }
 
     fn judge_packet(&mut self, berth: Berth, answers: &[Answer]) -> Result<(), Lost> {

@@ -14,6 +14,7 @@
 //! | [`outbound`] | packets to others, and who wants to hear |
 //! | [`inbound`] | packets of others |
 //! | [`partitions`] | publications: partitions that are heard, and spoken in |
+//! | [`lookups`] | where users are: what is asked of the store, in which order, how much of it at once |
 //! | [`inquiries`] | where a user is, for an administrator |
 //! | [`probe`] | whether we are heard |
 //! | `turn` | the end of a turn: what is asked, said and judged |
@@ -25,6 +26,7 @@ pub mod directory;
 mod hearing;
 pub mod inbound;
 pub mod inquiries;
+pub mod lookups;
 pub mod membership;
 pub mod outbound;
 pub mod packet;
@@ -37,13 +39,13 @@ mod turn;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use crate::ids::ShardId;
 use crate::lanes::{Batch, Instruction, Item, Lanes, Location, Wanted};
 use crate::metrics::{ClusterDrop, ClusterMetrics};
 use crate::router::{HomeMap, Partition};
 use crate::view::{ClusterHealth, Now, View};
 use directory::Directory;
 use inbound::Inbound;
+use lookups::{Asker, Lookups};
 use membership::{LeaseTimes, Membership, Standing};
 use outbound::Outbound;
 use partitions::Partitions;
@@ -53,8 +55,8 @@ use store::{Answer, Channel, Incarnation, LeaseState, Op, Request};
 
 /// A request that has not been answered for this long: whoever waits gets told so.
 const SLOW_MS: u64 = 1_000;
-/// Users asked for in one request.
-const LOCATES_MAX: usize = 1_000;
+/// Users cleared in one request.
+const CLEARED_MAX: usize = 1_000;
 
 /// What a request was for.
 #[derive(Debug)]
@@ -65,8 +67,6 @@ enum Purpose {
     /// Of this round of writing everything.
     IndexScan(u32),
     Locate(Vec<Arc<str>>),
-    /// Questions that were asked in one turn.
-    Queries(Vec<Query>),
     /// An administrator's.
     Inquiry(u32),
     Packet {
@@ -91,17 +91,6 @@ enum Purpose {
     Farewell,
     /// Nobody waits for it any more. It still tells whether Redis answers.
     Abandoned,
-}
-
-/// A shard's question who is online.
-#[derive(Debug)]
-struct Query {
-    shard: ShardId,
-    ticket: u32,
-    /// Places in the question.
-    places: Vec<u8>,
-    /// For each, which operation of the request asks for the user; equal users share one.
-    ops: Vec<usize>,
 }
 
 /// What shall be heard or not.
@@ -150,10 +139,7 @@ pub struct Cluster {
     requests: VecDeque<Request>,
     tickets: u64,
     sent: BTreeMap<u64, (Purpose, u64)>,
-    /// Users being asked for; true if they may have moved since.
-    asking: BTreeMap<Arc<str>, bool>,
-    to_locate: Vec<Arc<str>>,
-    queries: Vec<(Query, Vec<Arc<str>>)>,
+    lookups: Lookups,
     inquiries: Vec<(u32, Arc<str>)>,
     whereabouts: VecDeque<(u32, inquiries::Whereabouts)>,
     /// Answers that name gateways which are not in the directory; it will be read.
@@ -224,9 +210,7 @@ impl Cluster {
             requests: VecDeque::new(),
             tickets: 0,
             sent: BTreeMap::new(),
-            asking: BTreeMap::new(),
-            to_locate: Vec::new(),
-            queries: Vec::new(),
+            lookups: Lookups::default(),
             inquiries: Vec::new(),
             whereabouts: VecDeque::new(),
             deferred: Vec::new(),
@@ -328,8 +312,8 @@ impl Cluster {
                 .filter(|b| self.directory.name(*b).is_none())
                 .count(),
             inbound: self.inbound.len(),
-            asking: self.asking.len() + self.to_locate.len(),
-            queries: self.queries.len() + self.deferred.len() + self.inquiries.len() + self.whereabouts.len(),
+            asking: self.lookups.names(),
+            queries: self.lookups.questions() + self.deferred.len() + self.inquiries.len() + self.whereabouts.len(),
             instructions: self.instructions.len(),
             presence: self.book.pending(),
         }
@@ -387,25 +371,20 @@ impl Cluster {
                         let location = Location::Unknown;
                         self.lanes
                             .say_of_user(from, name, |user| Item::Located { hash, user, location });
-                    } else if !self.asking.contains_key(name) {
-                        let user: Arc<str> = name.into();
-                        self.to_locate.push(Arc::clone(&user));
-                        self.asking.insert(user, false);
+                    } else {
+                        self.lookups.locate(name);
                     }
                 }
-                Item::PresenceQuery { ticket, users } => {
-                    if self.is_up() {
-                        let places = users.iter().map(|(place, ..)| *place).collect();
-                        let names = users.iter().map(|(.., user)| batch.text(*user).into()).collect();
-                        let query = Query {
-                            shard: from,
-                            ticket,
-                            places,
-                            ops: Vec::new(),
-                        };
-                        self.queries.push((query, names));
-                    } else {
-                        self.lanes.say(from, Item::PresenceUnknown { ticket });
+                Item::PresenceQuery { ticket, asker, users } => {
+                    let overloaded = self.is_up();
+                    let asker = Asker {
+                        shard: from,
+                        ticket,
+                        user: asker.0,
+                    };
+                    let names = users.iter().map(|(place, _, user)| (*place, batch.text(*user)));
+                    if !overloaded || self.lookups.ask(asker, names).is_err() {
+                        self.lanes.say(from, Item::PresenceUnknown { ticket, overloaded });
                     }
                 }
                 // Without Redis, and when we leave, nothing is written; afterwards everything is written again.

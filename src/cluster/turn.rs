@@ -1,6 +1,5 @@
 //! The end of a turn: what came of it goes out, and time that has passed has its effect.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::membership::Standing;
@@ -9,7 +8,7 @@ use super::packet::PacketBuilder;
 use super::partitions::Listen;
 use super::presence::{Step, Sweep};
 use super::store::{Channel, LeaseState, Op, Task};
-use super::{Cluster, LOCATES_MAX, Purpose, SLOW_MS, Subscription};
+use super::{Cluster, Purpose, SLOW_MS, Subscription};
 use crate::ids::ShardId;
 use crate::lanes::{Instruction, Item, Location};
 use crate::metrics::ClusterDrop;
@@ -40,6 +39,7 @@ impl Cluster {
         self.partitions.handle_timeouts(now_ms);
         self.judge_health(now_ms);
         self.follow_partitions();
+        self.tell_presence();
         self.tell_verdicts();
         let metrics = self.metrics();
         metrics.gateways.set(self.directory.len() as u64);
@@ -47,6 +47,7 @@ impl Cluster {
         metrics
             .acks_waiting
             .set((self.outbound.waiting() + self.partitions.waiting()) as u64);
+        metrics.lookups.set(self.lookups.names() as u64);
         metrics.partitions_heard.set(self.partitions.heard() as u64);
         // A probe that takes longer than the last one did is shown before it is back.
         if let Some(ns) = self
@@ -138,31 +139,28 @@ impl Cluster {
 
     fn ask_places(&mut self) {
         self.ask_inquiries();
-        let mut to_locate = std::mem::take(&mut self.to_locate);
-        while !to_locate.is_empty() {
-            let rest = to_locate.split_off(to_locate.len().min(LOCATES_MAX));
-            let users = std::mem::replace(&mut to_locate, rest);
+        while let Some(users) = self.lookups.poll_names() {
             let ops = users.iter().map(|user| Op::Locate { user: Arc::clone(user) }).collect();
             self.request(Purpose::Locate(users), ops);
         }
-        // Many ask for the same users at the same time: each is asked for once.
-        let (mut queries, mut places, mut ops) = (Vec::new(), BTreeMap::new(), Vec::new());
-        for (mut query, users) in std::mem::take(&mut self.queries) {
-            if ops.len() + users.len() > LOCATES_MAX {
-                self.request(Purpose::Queries(std::mem::take(&mut queries)), std::mem::take(&mut ops));
-                places.clear();
-            }
-            for user in users {
-                let op = *places.entry(Arc::clone(&user)).or_insert(ops.len());
-                if op == ops.len() {
-                    ops.push(Op::Locate { user });
-                }
-                query.ops.push(op);
-            }
-            queries.push(query);
-        }
-        if !queries.is_empty() {
-            self.request(Purpose::Queries(queries), ops);
+    }
+
+    /// Questions whose last name was looked up.
+    fn tell_presence(&mut self) {
+        while let Some(answer) = self.lookups.poll_answer() {
+            let ticket = answer.ticket;
+            let item = match answer.online {
+                Some(online) => Item::PresenceAnswer {
+                    ticket,
+                    online,
+                    known: u128::MAX,
+                },
+                None => Item::PresenceUnknown {
+                    ticket,
+                    overloaded: false,
+                },
+            };
+            self.lanes.say(answer.shard, item);
         }
     }
 
@@ -377,7 +375,6 @@ impl Cluster {
         // What was meant for now must not happen at some later time.
         let orders = std::mem::take(&mut self.orders).len() as u64;
         self.metrics().dropped(ClusterDrop::OrderRedisAway, orders);
-        self.to_locate.clear();
         let mut given_up: Vec<Purpose> = std::mem::take(&mut self.deferred)
             .into_iter()
             .chain(std::mem::take(&mut self.deferred_asked))
@@ -388,11 +385,7 @@ impl Cluster {
         for (purpose, _) in self.sent.values_mut() {
             if matches!(
                 purpose,
-                Purpose::Locate(_)
-                    | Purpose::Queries(_)
-                    | Purpose::Inquiry(_)
-                    | Purpose::Packet { .. }
-                    | Purpose::Publications { .. }
+                Purpose::Locate(_) | Purpose::Inquiry(_) | Purpose::Packet { .. } | Purpose::Publications { .. }
             ) {
                 given_up.push(std::mem::replace(purpose, Purpose::Abandoned));
             }
@@ -411,16 +404,7 @@ impl Cluster {
         });
         self.metrics()
             .dropped(ClusterDrop::PublicationFailed, publications.sum());
-        let waiting = std::mem::take(&mut self.queries).into_iter().map(|(query, _)| query);
-        let asked = given_up.into_iter().flat_map(|purpose| match purpose {
-            Purpose::Queries(queries) => queries,
-            _ => Vec::new(),
-        });
-        let queries: Vec<(ShardId, u32)> = waiting.chain(asked).map(|query| (query.shard, query.ticket)).collect();
-        for (shard, ticket) in queries {
-            self.lanes.say(shard, Item::PresenceUnknown { ticket });
-        }
-        for user in std::mem::take(&mut self.asking).into_keys() {
+        for user in self.lookups.give_up() {
             self.tell_location(&user, Location::Unknown);
         }
     }

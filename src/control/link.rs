@@ -13,7 +13,7 @@ use tokio::task::LocalSet;
 use super::Exit;
 use super::jwks::{FetchedKeys, Fetcher};
 use super::run::{Control, ControlPlan, Turns, Woken};
-use crate::broker::Broker;
+use crate::broker::pair::BrokerPair;
 use crate::cluster::store::StoreEvent;
 use crate::cluster::{Cluster, Identity, Subscription};
 use crate::config::{Config, CredentialSource, RedisConfig};
@@ -160,7 +160,7 @@ async fn live(
 /// The cluster's rules and their store.
 pub(super) struct Link {
     pub(super) cluster: Cluster,
-    broker: Broker,
+    broker: BrokerPair,
     /// Came while we waited.
     event: Option<StoreEvent>,
 }
@@ -176,7 +176,7 @@ impl Link {
         let counters = Arc::clone(&plan.view.cluster.metrics.broker);
         Link {
             cluster: Cluster::new(&identity, plan.homes.clone(), Arc::clone(&plan.view), now),
-            broker: Broker::start(redis.target.clone(), &redis.prefix, counters),
+            broker: BrokerPair::start(redis.target.clone(), &redis.prefix, counters),
             event: None,
         }
     }

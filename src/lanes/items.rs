@@ -103,20 +103,26 @@ pub enum Item {
     PresenceQuery {
         /// Names the question on the asking shard.
         ticket: u32,
+        /// The hash of the asking user: users take turns.
+        asker: UserHash,
         /// Their places in the question, and their ids.
         users: Vec<(u8, UserHash, Span)>,
     },
-    /// The answer: bit `n` is set if the user at place `n` is online.
+    /// The answer, where bit `n` is for the user at place `n`.
     PresenceAnswer {
         /// As asked.
         ticket: u32,
         /// Places of users who are online.
         online: u128,
+        /// Places of users of whom nobody else needs to be asked.
+        known: u128,
     },
     /// The other answer: the cluster cannot be asked.
     PresenceUnknown {
         /// As asked.
         ticket: u32,
+        /// It could, but too much is asked already.
+        overloaded: bool,
     },
 
     /// To a channel's home: a publication.

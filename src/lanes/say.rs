@@ -201,7 +201,7 @@ impl Lanes {
     pub fn try_presence_query<'a>(
         &mut self,
         to: ShardId,
-        ticket: u32,
+        (ticket, asker): (u32, UserHash),
         users: impl Iterator<Item = (u8, UserHash, &'a str)>,
     ) -> Result<(), LaneFull> {
         self.check(to, LANE_ITEMS_MAX + LANE_ITEMS_RESERVED)?;
@@ -210,15 +210,15 @@ impl Lanes {
             .collect();
         self.pending[to.index()]
             .items
-            .push(Item::PresenceQuery { ticket, users });
+            .push(Item::PresenceQuery { ticket, asker, users });
         Ok(())
     }
 
     /// Answers a question.
-    pub fn presence_answer(&mut self, to: ShardId, ticket: u32, online: u128) {
+    pub fn presence_answer(&mut self, to: ShardId, ticket: u32, online: u128, known: u128) {
         self.pending[to.index()]
             .items
-            .push(Item::PresenceAnswer { ticket, online });
+            .push(Item::PresenceAnswer { ticket, online, known });
     }
 
     /// Sends a frame to the connection that asked for it; `write` appends the frame.

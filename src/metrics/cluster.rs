@@ -130,6 +130,8 @@ pub struct ClusterMetrics {
     pub presence_pending: Counter,
     /// Senders and publishers who have not heard yet.
     pub acks_waiting: Counter,
+    /// Users who are being looked up, for messages or questions.
+    pub lookups: Counter,
     /// Times that presence was written again as a whole.
     pub rebuilds: Counter,
     /// Dead gateways whose presence was swept by this one.
@@ -160,7 +162,7 @@ impl Exposition {
     /// Adds everything that the control thread counts.
     pub fn cluster(&mut self, cluster: &ClusterMetrics) {
         type Simple<'a> = (&'static str, &'static str, &'static str, &'a Counter);
-        let simple: [Simple<'_>; 12] = [
+        let simple: [Simple<'_>; 13] = [
             (
                 "shardgate_cluster_gateways",
                 "gauge",
@@ -220,6 +222,12 @@ impl Exposition {
                 "gauge",
                 "Messages to other gateways that are not confirmed yet.",
                 &cluster.acks_waiting,
+            ),
+            (
+                "shardgate_cluster_lookups",
+                "gauge",
+                "Users who are being looked up in Redis, or wait for it.",
+                &cluster.lookups,
             ),
             (
                 "shardgate_cluster_rebuilds_total",

@@ -224,11 +224,13 @@ pub enum Drop {
     SubscriptionLaneFull,
     /// A broadcast for which too many were on their way.
     BroadcastQueueFull,
+    /// A presence query whose users could not be looked up, as too many were; its sender heard `unavailable`.
+    PresenceLookupsFull,
 }
 
 impl Drop {
     /// `kind` and `reason` in the order of the discriminants.
-    pub const LABELS: [(&'static str, &'static str); 16] = [
+    pub const LABELS: [(&'static str, &'static str); 17] = [
         ("message", "offline"),
         ("frame", "rate_limited"),
         ("message", "lane_full"),
@@ -245,6 +247,7 @@ impl Drop {
         ("publication", "redis_away"),
         ("subscription", "lane_full"),
         ("broadcast", "queue_full"),
+        ("presence", "lookups_full"),
     ];
 }
 

@@ -17,6 +17,7 @@ use crate::session::Stage;
 const SHARE_BYTES_MIN: usize = 1024;
 pub(super) const OVERLOADED: &str = "overloaded: try again";
 const REDIS_AWAY: &str = "Redis is away: try again";
+const TOO_MUCH_ASKED: &str = "too many users are being asked for: try again";
 /// Presence questions of one shard that may wait for other shards.
 const QUESTIONS_MAX: usize = 4096;
 
@@ -39,9 +40,13 @@ struct Place {
 #[derive(Debug)]
 struct Question {
     asker: SocketKey,
+    /// The asking user.
+    asker_hash: UserHash,
     client_id: Option<Box<str>>,
     users: Vec<Box<str>>,
     online: u128,
+    /// Places of users of whom nobody else needs to be asked.
+    known: u128,
     /// Shards that have not answered yet.
     waiting: u16,
 }
@@ -76,8 +81,8 @@ impl Questions {
         (place.uses << PLACE_BITS | at == ticket).then_some((at, place))
     }
 
-    fn get(&mut self, ticket: u32) -> Option<&Question> {
-        self.place(ticket)?.1.question.as_ref()
+    fn get(&mut self, ticket: u32) -> Option<&mut Question> {
+        self.place(ticket)?.1.question.as_mut()
     }
 
     /// Takes a question out; answers that are under way find nothing.
@@ -89,12 +94,15 @@ impl Questions {
         Some(question)
     }
 
-    /// Notes one shard's answer; gives the question with the last one.
-    fn answer(&mut self, ticket: u32, online: u128) -> Option<Question> {
-        let question = self.place(ticket)?.1.question.as_mut()?;
+    /// Notes one answer. True if it was the last that was waited for.
+    fn answer(&mut self, ticket: u32, online: u128, known: u128) -> bool {
+        let Some(question) = self.place(ticket).and_then(|(_, place)| place.question.as_mut()) else {
+            return false;
+        };
         question.online |= online;
+        question.known |= known;
         question.waiting -= 1;
-        if question.waiting > 0 { None } else { self.take(ticket) }
+        question.waiting == 0
     }
 }
 
@@ -301,40 +309,37 @@ impl Core {
         }
     }
 
-    /// A `presence` frame: asks every shard on which one of these users lives.
+    /// A `presence` frame: asks every shard on which one of these users lives, and then the cluster for those of whom no shard
+    /// knows where they are.
     pub(super) fn ask_presence(&mut self, slot: u32, client_id: Option<&str>, users: Vec<Box<str>>) {
-        let asker = self.key(slot);
-        let mut online = 0u128;
+        let Some(asking) = self.conn(slot).user else {
+            return;
+        };
+        let asker_hash = self.homes.hash(self.users.name(asking));
+        let (mut online, mut known) = (0u128, 0u128);
         let mut elsewhere: Vec<(ShardId, u8, UserHash)> = Vec::new();
         for (place, user) in users.iter().enumerate() {
             let hash = self.homes.hash(user);
             let home = self.homes.home(hash);
             if home == self.me {
-                online |= u128::from(self.users.find(hash, user).is_some()) << place;
+                let found = self.is_known_online(hash, user);
+                online |= u128::from(found == Some(true)) << place;
+                known |= u128::from(found.is_some()) << place;
             } else {
                 elsewhere.push((home, place as u8, hash));
             }
         }
         elsewhere.sort_unstable_by_key(|(home, place, _)| (*home, *place));
         let groups = elsewhere.chunk_by(|a, b| a.0 == b.0);
-        // Nobody needs to be asked about nobody.
-        let remote = self.remote.as_ref().filter(|_| !users.is_empty());
-        let control = remote.map(|remote| remote.control);
         let question = Question {
-            asker,
+            asker: self.key(slot),
+            asker_hash,
             client_id: client_id.map(Into::into),
             users,
             online,
-            waiting: groups.clone().count() as u16 + u16::from(control.is_some()),
+            known,
+            waiting: groups.clone().count() as u16,
         };
-        if control.is_some() && !self.view.cluster.is_up() {
-            self.refuse_presence(&question, Drop::PresenceRedisAway, REDIS_AWAY);
-            return;
-        }
-        if question.waiting == 0 {
-            self.answer_presence(&question);
-            return;
-        }
         if self.questions.is_full() {
             self.refuse_presence(&question, Drop::PresenceLaneFull, OVERLOADED);
             return;
@@ -343,26 +348,69 @@ impl Core {
         let Some(question) = self.questions.get(ticket) else {
             return;
         };
+        if question.waiting == 0 {
+            self.finish_presence(ticket);
+            return;
+        }
         let users = &question.users;
         let mut asked = Ok(());
         for group in groups {
             let group_users = group
                 .iter()
                 .map(|(_, place, hash)| (*place, *hash, &*users[usize::from(*place)]));
-            asked = asked.and(self.lanes.try_presence_query(group[0].0, ticket, group_users));
-        }
-        if let Some(control) = control {
-            let homes = &self.homes;
-            let all = (0u8..)
-                .zip(users)
-                .map(|(place, user)| (place, homes.hash(user), &**user));
-            asked = asked.and(self.lanes.try_presence_query(control, ticket, all));
+            let question = (ticket, asker_hash);
+            asked = asked.and(self.lanes.try_presence_query(group[0].0, question, group_users));
         }
         if asked.is_err()
             && let Some(question) = self.questions.take(ticket)
         {
             self.refuse_presence(&question, Drop::PresenceLaneFull, OVERLOADED);
         }
+    }
+
+    /// All shards have said what they know of a question: it is answered, or goes to the cluster for the rest.
+    fn finish_presence(&mut self, ticket: u32) {
+        let Some(question) = self.questions.get(ticket) else {
+            return;
+        };
+        let (known, asker) = (question.known, question.asker_hash);
+        let unknown = (0u8..)
+            .zip(&question.users)
+            .filter(|(place, _)| known >> place & 1 == 0);
+        let refused = match &self.remote {
+            Some(remote) if unknown.clone().next().is_some() => {
+                question.waiting = 1;
+                let homes = &self.homes;
+                let users = unknown.map(|(place, user)| (place, homes.hash(user), &**user));
+                if !self.view.cluster.is_up() {
+                    Some((Drop::PresenceRedisAway, REDIS_AWAY))
+                } else if self
+                    .lanes
+                    .try_presence_query(remote.control, (ticket, asker), users)
+                    .is_err()
+                {
+                    Some((Drop::PresenceLaneFull, OVERLOADED))
+                } else {
+                    return;
+                }
+            }
+            _ => None,
+        };
+        let Some(question) = self.questions.take(ticket) else {
+            return;
+        };
+        match refused {
+            Some((why, message)) => self.refuse_presence(&question, why, message),
+            None => self.answer_presence(&question),
+        }
+    }
+
+    /// Whether a user who lives here is online, if that is known without asking anybody.
+    fn is_known_online(&mut self, hash: UserHash, user: &str) -> Option<bool> {
+        if self.users.find(hash, user).is_some() {
+            return Some(true);
+        }
+        self.is_known_elsewhere(hash, user)
     }
 
     fn refuse_presence(&mut self, question: &Question, why: Drop, message: &str) {
@@ -417,21 +465,27 @@ impl Core {
                         self.metrics().dropped(Drop::ReplyGone);
                     }
                 }
-                Item::PresenceQuery { ticket, users } => {
-                    let online = users.iter().fold(0u128, |online, (place, hash, user)| {
-                        let here = self.users.find(*hash, batch.text(*user)).is_some();
-                        online | u128::from(here) << place
-                    });
-                    self.lanes.presence_answer(from, ticket, online);
+                Item::PresenceQuery { ticket, users, .. } => {
+                    let (mut online, mut known) = (0u128, 0u128);
+                    for (place, hash, user) in users {
+                        let found = self.is_known_online(hash, batch.text(user));
+                        online |= u128::from(found == Some(true)) << place;
+                        known |= u128::from(found.is_some()) << place;
+                    }
+                    self.lanes.presence_answer(from, ticket, online, known);
                 }
-                Item::PresenceAnswer { ticket, online } => {
-                    if let Some(question) = self.questions.answer(ticket, online) {
-                        self.answer_presence(&question);
+                Item::PresenceAnswer { ticket, online, known } => {
+                    if self.questions.answer(ticket, online, known) {
+                        self.finish_presence(ticket);
                     }
                 }
-                Item::PresenceUnknown { ticket } => {
+                Item::PresenceUnknown { ticket, overloaded } => {
                     if let Some(question) = self.questions.take(ticket) {
-                        self.refuse_presence(&question, Drop::PresenceRedisAway, REDIS_AWAY);
+                        let (why, message) = match overloaded {
+                            true => (Drop::PresenceLookupsFull, TOO_MUCH_ASKED),
+                            false => (Drop::PresenceRedisAway, REDIS_AWAY),
+                        };
+                        self.refuse_presence(&question, why, message);
                     }
                 }
                 channels @ (Item::Publish(_)
@@ -465,9 +519,11 @@ mod tests {
     fn question(waiting: u16) -> Question {
         Question {
             asker: SocketKey { slot: 0, generation: 0 },
+            asker_hash: UserHash(0),
             client_id: None,
             users: Vec::new(),
             online: 0,
+            known: 0,
             waiting,
         }
     }
@@ -489,9 +545,11 @@ mod tests {
         let given_up = questions.add(question(2));
         assert!(questions.take(given_up).is_some());
         let next = questions.add(question(2));
-        assert!(questions.answer(given_up, 1).is_none() && questions.take(given_up).is_none());
-        assert!(questions.answer(next, 2).is_none());
-        assert_eq!(questions.answer(next, 4).unwrap().online, 6);
-        assert!(questions.answer(next, 8).is_none());
+        assert!(!questions.answer(given_up, 1, 1) && questions.take(given_up).is_none());
+        assert!(!questions.answer(next, 2, 2));
+        assert!(questions.answer(next, 4, 12));
+        let answered = questions.take(next).unwrap();
+        assert_eq!((answered.online, answered.known), (6, 14));
+        assert!(!questions.answer(next, 8, 8));
     }
 }

@@ -204,6 +204,19 @@ impl Core {
         }
     }
 
+    /// Whether a user of this shard who is not here is elsewhere; `None`: others must be asked.
+    pub(super) fn is_known_elsewhere(&mut self, hash: UserHash, user: &str) -> Option<bool> {
+        let Some(remote) = &mut self.remote else {
+            return Some(false);
+        };
+        // While Redis is away, nobody tells what has changed.
+        if !self.view.cluster.is_up() {
+            return None;
+        }
+        let places = remote.locations.find(hash, user, self.now.mono_ms())?;
+        Some(!places.is_empty())
+    }
+
     /// The places of a user are known, or cannot be: what was held goes on, in order.
     fn handle_located(&mut self, hash: UserHash, to: &str, location: &Location) {
         let now_ms = self.now.mono_ms();

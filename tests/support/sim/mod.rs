@@ -589,6 +589,7 @@ impl World {
             let answer = Item::PresenceAnswer {
                 ticket: u32::MAX,
                 online: 0,
+                known: 0,
             };
             lanes.say(ShardId(to as u16), answer);
         }

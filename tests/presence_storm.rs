@@ -1,0 +1,139 @@
+//! Questions of clients who is online do not touch what others do: with a real Redis, while 48 connections ask for 100 users at a
+//! time as fast as they may and faster, messages between two gateways go on, and so do leases and probes.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+
+use common::client::text_bytes;
+use common::{Fleet, Peer, Redis};
+use serde_json::{Value, json};
+
+/// Three users with as many connections as one user may have.
+const USERS: usize = 3;
+const CONNECTIONS: usize = 16;
+/// Messages of others, each after the answer to the one before: within the burst that everybody has.
+const MESSAGES: usize = 95;
+const STORM_MAX: Duration = Duration::from_secs(20);
+
+#[test]
+fn a_storm_of_questions_fails_nobodys_messages() {
+    let redis = Redis::start();
+    // The last word about a flag counts: the rate is the one that everybody has.
+    let fleet = Fleet::new(redis.url());
+    let with_default_rate = |id: &str| {
+        let mut command = fleet.command(id);
+        let args: Vec<_> = command.get_args().map(ToOwned::to_owned).collect();
+        let at = args
+            .iter()
+            .position(|arg| arg == "--limits-messages-per-second")
+            .unwrap();
+        let program = command.get_program().to_owned();
+        command = common::gateway::command(program.to_str().unwrap());
+        command.args(&args[..at]).args(&args[at + 2..]);
+        common::Gateway::try_spawn(command).unwrap()
+    };
+    let (gw1, gw2) = (with_default_rate("gw1"), with_default_rate("gw2"));
+    let mut alice = Peer::connect(&gw1, "alice");
+    let bob = Peer::connect(&gw2, "bob");
+    alice.wait_to_see("bob", true);
+    let lost_before = redis_commands_lost(&gw1);
+
+    let over = AtomicBool::new(false);
+    let (asked, answered, refused) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        for connection in 0..USERS * CONNECTIONS {
+            let (over, asked, answered, refused, gw1) = (&over, &asked, &answered, &refused, &gw1);
+            scope.spawn(move || {
+                let began = Instant::now();
+                let mut round = 0;
+                while !over.load(SeqCst) && began.elapsed() < STORM_MAX {
+                    let mut client = gw1.connect(&format!("storm{}", connection % USERS));
+                    // A whole burst, of names that nobody has asked for.
+                    let burst: Vec<u8> = (0..18)
+                        .flat_map(|frame| {
+                            let users: Vec<String> =
+                                (0..100).map(|n| format!("u{connection}-{round}-{frame}-{n}")).collect();
+                            text_bytes(&json!({"type": "presence", "users": users, "id": "q"}).to_string())
+                        })
+                        .collect();
+                    client.send_raw(&burst);
+                    asked.fetch_add(18, SeqCst);
+                    for _ in 0..18 {
+                        let answer: Value = client.recv_json();
+                        match answer["type"].as_str() {
+                            Some("presence") => answered.fetch_add(1, SeqCst),
+                            _ => refused.fetch_add(1, SeqCst),
+                        };
+                    }
+                    client.close();
+                    round += 1;
+                }
+            });
+        }
+        let mut statuses = std::collections::BTreeMap::<String, usize>::new();
+        let began = Instant::now();
+        for n in 0..MESSAGES {
+            *statuses.entry(alice.tell("bob", n)).or_default() += 1;
+            // Others who are new to this gateway, so that their places have to be learned meanwhile.
+            let status = alice.tell(&format!("nobody{n}"), n);
+            assert_eq!(status, "offline", "{n}");
+        }
+        let took = began.elapsed();
+        over.store(true, SeqCst);
+        assert_eq!(statuses.get("routed"), Some(&MESSAGES), "{statuses:?}");
+        assert!(took < STORM_MAX, "the storm was over before: {took:?}");
+    });
+    bob.wait_for_messages(MESSAGES);
+    assert!(answered.load(SeqCst) > 0, "{refused:?} of {asked:?} refused");
+    // Nothing was given up, no connection was lost, and nobody was taken for dead.
+    assert_eq!(redis_commands_lost(&gw1), lost_before);
+    for gateway in [&gw1, &gw2] {
+        assert_eq!(gateway.get("/readyz").status, 200);
+        assert_eq!(gateway.metric("shardgate_cluster_gateways", &[]), 1.0);
+        assert_eq!(gateway.metric("shardgate_cluster_rebuilds_total", &[]), 0.0);
+        let log = gateway.log();
+        assert!(!log.contains("Redis is") && !log.contains("has not answered"), "{log}");
+    }
+}
+
+fn redis_commands_lost(gateway: &common::Gateway) -> f64 {
+    gateway.metric("shardgate_redis_reconnects_total", &[])
+}
+
+/// Users who are here need no question, and whoever is known is not asked for again.
+#[test]
+fn what_is_known_is_not_asked_for() {
+    let redis = Redis::start();
+    let fleet = Fleet::new(redis.url());
+    let [gw1, gw2] = fleet.start();
+    let mut alice = Peer::connect(&gw1, "alice");
+    let here: Vec<Peer> = (0..10).map(|n| Peer::connect(&gw1, &format!("here{n}"))).collect();
+    let there: Vec<Peer> = (0..10).map(|n| Peer::connect(&gw2, &format!("there{n}"))).collect();
+    let names: Vec<String> = here.iter().chain(&there).map(|peer| peer.user.clone()).collect();
+    let mut names: Vec<&str> = names.iter().map(String::as_str).collect();
+    names.push("nobody");
+    alice.wait_to_see_all(&names[..20], true);
+    let locates = || gw1.metric("shardgate_redis_operations_total", &["kind=\"locate\""]);
+    // After the last change of somebody's place everybody is known.
+    alice.presence(&names).unwrap();
+    let before = locates();
+    for _ in 0..20 {
+        let seen = alice.presence(&names).unwrap();
+        assert_eq!(seen.values().filter(|online| **online).count(), 20);
+        assert!(!seen["nobody"]);
+    }
+    assert_eq!(locates(), before);
+    // What is remembered is given up when it changes.
+    for peer in there {
+        peer.leave();
+    }
+    alice.wait_to_see_all(&names[10..20], false);
+    // Whoever is here is seen with Redis gone, too.
+    drop(redis);
+    let seen = alice.presence(&names[..10]).unwrap();
+    assert!(seen.values().all(|online| *online), "{seen:?}");
+}
