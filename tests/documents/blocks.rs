@@ -1,0 +1,232 @@
+//! Every fenced block: commands run or say why not, configurations are accepted, JSON is JSON.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use crate::common::{eventually, namespace, run_to_exit};
+use crate::markdown::{self, Block};
+use crate::provider::{self, Provider};
+use crate::session::{self, Session};
+use crate::{documents, read, repository};
+
+/// Why a block of commands is not run, as `not-run="…"` says it, and what a block has that this is true of.
+const REASONS: &[(&str, &[&str])] = &[
+    // It changes the kernel or the host's own files.
+    ("needs-root", &["sudo ", "nft ", "systemctl ", "groupadd ", "/etc/"]),
+    // It installs a program, from the network.
+    ("installs-packages", &[" install ", "component add", "apt-get "]),
+    // It opens windows.
+    ("needs-browser", &["chromium", "open http"]),
+    // It takes minutes, and its result means something for a release build that is alone on its machine.
+    ("long-running-benchmark", &["benches/", "--ignored"]),
+    // It speaks to machines that a test does not have.
+    ("needs-other-host", &["ssh ", "example.com"]),
+    // It is a run of these very tests, or of a part of them.
+    (
+        "runs-this-test",
+        &[
+            "tests/run",
+            "tests/autobahn/run",
+            "cargo test",
+            "cargo +nightly",
+            "fuzz/run",
+        ],
+    ),
+];
+
+/// Languages of blocks of commands.
+const SHELL: &[&str] = &["sh", "bash", "console"];
+
+/// Languages of blocks that another test looks at, or that nobody can run.
+const OTHERS: &[&str] = &["toml", "json", "nginx", "haproxy", "redis", "ini", "text", "js", "rust"];
+
+fn all_blocks() -> Vec<Block> {
+    let documents = documents();
+    let blocks: Vec<Block> = documents
+        .iter()
+        .flat_map(|path| markdown::blocks(path, &read(path)))
+        .collect();
+    assert!(blocks.len() > 30, "only {} blocks were found", blocks.len());
+    blocks
+}
+
+fn is_shell(block: &Block) -> bool {
+    SHELL.contains(&block.language.as_str())
+}
+
+/// What is wrong with a block before anything is run.
+fn wrong(block: &Block) -> Option<String> {
+    if !is_shell(block) {
+        if OTHERS.contains(&block.language.as_str()) {
+            return None;
+        }
+        return Some(format!(
+            "the language is {:?}: write sh for commands, text for what is none, or one of {OTHERS:?}",
+            block.language
+        ));
+    }
+    for (name, _) in &block.says {
+        if !["not-run", "exits"].contains(&name.as_str()) {
+            return Some(format!("{name}=: only not-run= and exits= mean something"));
+        }
+    }
+    if block.document == Path::new("ARCHITECTURE.md") || block.document == Path::new("CHANGELOG.md") {
+        return Some("what is typed stands in README.md or docs/".to_owned());
+    }
+    let commands = session::commands(&block.text);
+    if let Some(typed) = commands.iter().find(|typed| !session::is_shell(&typed.command)) {
+        return Some(format!("bash cannot read {:?}", typed.command));
+    }
+    if let Some(reason) = block.says("not-run") {
+        let known: Vec<&str> = REASONS.iter().map(|(name, _)| *name).collect();
+        let Some((_, signs)) = REASONS.iter().find(|(name, _)| *name == reason) else {
+            return Some(format!("not-run={reason:?} is no reason: one of {known:?}"));
+        };
+        if !signs.iter().any(|sign| block.text.contains(sign)) {
+            return Some(format!("not-run={reason:?}, and no {signs:?} in it"));
+        }
+    }
+    commands.iter().find_map(|typed| missing(&typed.command))
+}
+
+/// A file of ours or a test that the command names and that is not there.
+fn missing(command: &str) -> Option<String> {
+    let words: Vec<&str> = command.split_whitespace().collect();
+    for (index, word) in words.iter().enumerate() {
+        let word = word.strip_prefix("./").unwrap_or(word);
+        let ours = ["benches/", "tests/", "tuning/", "fuzz/", "docs/"];
+        if ours.iter().any(|folder| word.starts_with(folder)) && !repository().join(word).exists() {
+            return Some(format!("there is no {word}"));
+        }
+        let next = words.get(index + 1);
+        for (flag, folder) in [("--test", "tests"), ("--bench", "benches")] {
+            let Some(name) = next.filter(|_| word == flag) else {
+                continue;
+            };
+            let there = [format!("{folder}/{name}.rs"), format!("{folder}/{name}/main.rs")];
+            if !there.iter().any(|path| repository().join(path).exists()) {
+                return Some(format!("there is no {flag} {name}"));
+            }
+        }
+    }
+    None
+}
+
+#[test]
+fn every_block_is_run_or_says_why_not() {
+    let wrong: Vec<String> = all_blocks()
+        .iter()
+        .filter_map(|block| Some(format!("{}: {}", block.place(), wrong(block)?)))
+        .collect();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn blocks_without_a_good_reason_are_refused() {
+    let block = |fence: &str, text: &str| {
+        markdown::blocks(Path::new("docs/x.md"), &format!("```{fence}\n{text}\n```\n")).remove(0)
+    };
+    assert_eq!(wrong(&block("sh", "ls")), None);
+    assert_eq!(wrong(&block("sh not-run=\"needs-root\"", "sudo reboot")), None);
+    for (fence, text) in [
+        ("", "ls"),
+        ("shell", "ls"),
+        ("sh not-run=\"\"", "sudo reboot"),
+        ("sh not-run=\"later\"", "sudo reboot"),
+        ("sh not-run=\"needs-root\"", "ls"),
+        ("sh skip=\"yes\"", "ls"),
+        ("sh", "ls 'a"),
+        ("sh", "benches/compare/nothing"),
+        ("sh", "cargo test --test nothing"),
+    ] {
+        assert!(wrong(&block(fence, text)).is_some(), "{fence} {text}");
+    }
+}
+
+/// A reader's Redis, where documents say that there is one.
+struct Redis(Child);
+
+impl Redis {
+    fn start() -> Redis {
+        let child = Command::new("redis-server")
+            .args(["--port", "6379", "--save", "", "--appendonly", "no"])
+            .stdout(Stdio::null())
+            .spawn();
+        eventually("Redis listens", || {
+            std::net::TcpStream::connect("127.0.0.1:6379").is_ok()
+        });
+        Redis(child.unwrap())
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// What is wrong in one document: its blocks are typed one after the other, into one terminal.
+fn type_all(document: &Path, environment: &[(&str, PathBuf)]) -> Vec<String> {
+    let mut session = Session::new(environment);
+    let mut failed = Vec::new();
+    for block in markdown::blocks(document, &read(document)) {
+        if !is_shell(&block) || block.says("not-run").is_some() {
+            continue;
+        }
+        let exits: Vec<i32> = match block.says("exits") {
+            None => vec![0],
+            Some(codes) => codes.split(' ').map(|code| code.parse().unwrap()).collect(),
+        };
+        for typed in session::commands(&block.text) {
+            eprintln!("{}: {}", block.place(), typed.command);
+            if let Err(why) = session.run(&block.place(), &typed, &exits) {
+                failed.push(format!("{}: {}\n{why}", block.place(), typed.command));
+            }
+        }
+    }
+    failed.extend(session.end_servers().err());
+    failed
+}
+
+#[test]
+fn every_command_runs() {
+    namespace::inside("blocks::every_command_runs", || {
+        let folder = tempfile::tempdir().unwrap();
+        namespace::name(&[(provider::HOST, "127.0.0.1")], folder.path());
+        let provider = Provider::start();
+        let redis = Redis::start();
+        let failed: Vec<String> = documents()
+            .iter()
+            .flat_map(|document| type_all(document, &[provider.trust()]))
+            .collect();
+        drop(redis);
+        assert!(failed.is_empty(), "{}", failed.join("\n\n"));
+    });
+}
+
+#[test]
+fn configurations_and_json_are_what_they_say() {
+    for block in all_blocks() {
+        match block.language.as_str() {
+            "toml" => {
+                let file = tempfile::NamedTempFile::new().unwrap();
+                std::fs::write(file.path(), &block.text).unwrap();
+                let ended = run_to_exit(&["--config", file.path().to_str().unwrap(), "--check-config"]);
+                assert_eq!(ended.code, Some(0), "{}: {ended:#?}", block.place());
+            }
+            "json" => {
+                let parsed = serde_json::from_str::<serde_json::Value>(&block.text);
+                assert!(parsed.is_ok(), "{}: {parsed:?}", block.place());
+            }
+            _ => {}
+        }
+    }
+}
+
+/// `cargo run`, which the README begins with, has to know which program is meant.
+#[test]
+fn cargo_run_is_the_gateway() {
+    let metadata = crate::cargo_metadata(&["--no-deps"]);
+    assert_eq!(metadata["packages"][0]["default_run"], "shardgate");
+}

@@ -1,0 +1,57 @@
+//! Links of documents lead to files and headings that are there. Those to other hosts are not followed.
+
+use std::path::{Path, PathBuf};
+
+use crate::{documents, markdown, read, repository};
+
+/// Why the link leads nowhere.
+fn broken(document: &Path, target: &str) -> Option<String> {
+    if target.starts_with("https://") || target.starts_with("http://") || target.starts_with("mailto:") {
+        return None;
+    }
+    let (path, anchor) = target.split_once('#').unwrap_or((target, ""));
+    let file: PathBuf = match path {
+        "" => document.to_owned(),
+        path => document.parent().unwrap().join(path),
+    };
+    let whole = repository().join(&file);
+    if !whole.exists() {
+        return Some(format!("there is no {}", file.display()));
+    }
+    if anchor.is_empty() {
+        return None;
+    }
+    let Ok(text) = std::fs::read_to_string(&whole) else {
+        return Some("a heading of what is no text".to_owned());
+    };
+    let anchors = markdown::anchors(&text);
+    if anchors.iter().any(|known| known == anchor) {
+        return None;
+    }
+    Some(format!("{} has no heading #{anchor}, only {anchors:?}", file.display()))
+}
+
+#[test]
+fn every_link_leads_somewhere() {
+    let mut wrong = Vec::new();
+    let mut seen = 0;
+    for document in documents() {
+        for (line, target) in markdown::links(&read(&document)) {
+            seen += 1;
+            if let Some(why) = broken(&document, &target) {
+                wrong.push(format!("{}:{line}: ({target}): {why}", document.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(seen > 40, "only {seen} links were found");
+}
+
+#[test]
+fn a_link_that_leads_nowhere_is_seen() {
+    let readme = Path::new("README.md");
+    assert!(broken(readme, "docs/nothing.md").is_some());
+    assert!(broken(readme, "docs/tuning.md#no-such-heading").is_some());
+    assert!(broken(readme, "#no-such-heading").is_some());
+    assert!(broken(Path::new("docs/tuning.md"), "../README.md#benchmarks").is_none());
+}

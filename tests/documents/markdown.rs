@@ -1,0 +1,157 @@
+//! As much of Markdown as our documents use: fenced blocks, headings, links.
+
+use std::path::{Path, PathBuf};
+
+/// A fenced block.
+#[derive(Debug, Clone)]
+pub(crate) struct Block {
+    pub(crate) document: PathBuf,
+    /// The line of its opening fence.
+    pub(crate) line: usize,
+    /// The first word of the info string; empty if there is none.
+    pub(crate) language: String,
+    /// What is said behind it, as `name="value"`.
+    pub(crate) says: Vec<(String, String)>,
+    pub(crate) text: String,
+}
+
+impl Block {
+    pub(crate) fn says(&self, name: &str) -> Option<&str> {
+        let (_, value) = self.says.iter().find(|(known, _)| known == name)?;
+        Some(value)
+    }
+
+    /// Where it is, as compilers say it.
+    pub(crate) fn place(&self) -> String {
+        format!("{}:{}", self.document.display(), self.line)
+    }
+}
+
+/// All fenced blocks.
+///
+/// # Panics
+/// A fence is not closed, or an info string is none.
+pub(crate) fn blocks(document: &Path, text: &str) -> Vec<Block> {
+    let mut blocks: Vec<Block> = Vec::new();
+    let mut open = false;
+    for (index, line) in text.lines().enumerate() {
+        match (open, line.trim_start().strip_prefix("```")) {
+            (false, None) => {}
+            (false, Some(info)) => {
+                let (language, says) = info_string(info).unwrap_or_else(|| {
+                    panic!(
+                        "{}:{}: no info string: {info:?}; write ```sh or ```sh not-run=\"reason\"",
+                        document.display(),
+                        index + 1
+                    )
+                });
+                blocks.push(Block {
+                    document: document.to_owned(),
+                    line: index + 1,
+                    language,
+                    says,
+                    text: String::new(),
+                });
+                open = true;
+            }
+            (true, None) => {
+                let block = blocks.last_mut().unwrap();
+                block.text.push_str(line);
+                block.text.push('\n');
+            }
+            (true, Some(_)) => open = false,
+        }
+    }
+    assert!(!open, "{}: a block is not closed", document.display());
+    blocks
+}
+
+fn info_string(info: &str) -> Option<(String, Vec<(String, String)>)> {
+    let info = info.trim();
+    let (language, mut rest) = info.split_once(' ').unwrap_or((info, ""));
+    let mut says = Vec::new();
+    while !rest.trim().is_empty() {
+        let (name, behind) = rest.trim().split_once("=\"")?;
+        let (value, behind) = behind.split_once('"')?;
+        says.push((name.to_owned(), value.to_owned()));
+        rest = behind;
+    }
+    Some((language.to_owned(), says))
+}
+
+/// The text without fenced blocks, so that what they show is no heading and no link.
+pub(crate) fn prose(text: &str) -> String {
+    let mut inside = false;
+    let mut prose = String::new();
+    for line in text.lines() {
+        let fence = line.trim_start().starts_with("```");
+        if !fence && !inside {
+            prose.push_str(line);
+        }
+        prose.push('\n');
+        inside ^= fence;
+    }
+    prose
+}
+
+/// The names by which headings can be linked, as forges make them.
+pub(crate) fn anchors(text: &str) -> Vec<String> {
+    let mut anchors: Vec<String> = Vec::new();
+    for line in prose(text).lines() {
+        let heading = line.trim_start_matches('#');
+        if heading.len() == line.len() || !heading.starts_with(' ') {
+            continue;
+        }
+        let mut anchor = String::new();
+        for c in heading.trim().to_lowercase().chars() {
+            match c {
+                ' ' => anchor.push('-'),
+                c if c.is_alphanumeric() || c == '-' || c == '_' => anchor.push(c),
+                _ => {}
+            }
+        }
+        let twins = anchors.iter().filter(|known| **known == anchor).count();
+        if twins > 0 {
+            anchor.push_str(&format!("-{twins}"));
+        }
+        anchors.push(anchor);
+    }
+    anchors
+}
+
+/// Targets of `[text](target)`, with their lines.
+pub(crate) fn links(text: &str) -> Vec<(usize, String)> {
+    let mut links = Vec::new();
+    for (index, line) in prose(text).lines().enumerate() {
+        // What stands in backticks is shown, not linked.
+        let shown: String = line.split('`').step_by(2).collect::<Vec<_>>().join("``");
+        let mut rest = shown.as_str();
+        while let Some((_, behind)) = rest.split_once("](") {
+            let Some((target, behind)) = behind.split_once(')') else {
+                break;
+            };
+            links.push((index + 1, target.to_owned()));
+            rest = behind;
+        }
+    }
+    links
+}
+
+#[test]
+fn blocks_are_read_with_what_they_say() {
+    let text = "a\n```sh not-run=\"needs-root\" exits=\"1\"\nls\n# no heading\n```\n## A `b`: c!\n```\nx\n```\n";
+    let blocks = blocks(Path::new("x.md"), text);
+    assert_eq!(blocks.len(), 2);
+    assert_eq!((blocks[0].line, blocks[0].language.as_str()), (2, "sh"));
+    assert_eq!(
+        (blocks[0].says("not-run"), blocks[0].says("exits")),
+        (Some("needs-root"), Some("1"))
+    );
+    assert_eq!((blocks[1].language.as_str(), blocks[1].text.as_str()), ("", "x\n"));
+    assert_eq!(anchors(text), ["a-b-c"]);
+    assert_eq!(
+        links("[a](b.md#c) and `[no](link)` [d](e)\n```\n[f](g)\n```\n"),
+        [(1, "b.md#c".to_owned()), (1, "e".to_owned())]
+    );
+    assert_eq!(info_string("sh not-run=needs-root"), None);
+}

@@ -1,0 +1,87 @@
+//! `https://id.example.com`, the identity provider of the documents and examples: keys that gateways fetch, and tokens
+//! signed with them. Only inside a namespace, where that name can be ours.
+
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use base64::Engine;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use serde_json::{Value, json};
+use shardgate::jws::Algorithm;
+
+use crate::common::{Authority, authority, eventually, tokens};
+
+pub(crate) const HOST: &str = "id.example.com";
+
+/// Serves `/jwks.json` until it is dropped.
+pub(crate) struct Provider {
+    server: Child,
+    pub(crate) authority: Authority,
+}
+
+impl Provider {
+    /// On port 443 of this namespace. Gateways trust it by `SSL_CERT_FILE`, which is set for all children.
+    pub(crate) fn start() -> Provider {
+        let authority = Authority::new();
+        let pair = authority.sign_with("id", |params| {
+            params.subject_alt_names = vec![rcgen::SanType::DnsName(HOST.try_into().unwrap())];
+        });
+        let keys = json!({"keys": [rsa("provider-rsa"), p256("provider-p256")]});
+        std::fs::write(authority.dir.path().join("jwks.json"), keys.to_string()).unwrap();
+        let server = Command::new("openssl")
+            .args([
+                "s_server",
+                "-quiet",
+                "-WWW",
+                "-accept",
+                "443",
+                "-cert",
+                pair.cert(),
+                "-key",
+                pair.key(),
+            ])
+            .current_dir(authority.dir.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        eventually("the identity provider listens", || {
+            std::net::TcpStream::connect("127.0.0.1:443").is_ok()
+        });
+        Provider { server, authority }
+    }
+
+    /// What a program needs in its environment to trust it.
+    pub(crate) fn trust(&self) -> (&'static str, PathBuf) {
+        ("SSL_CERT_FILE", PathBuf::from(authority::text(&self.authority.ca)))
+    }
+}
+
+impl Drop for Provider {
+    fn drop(&mut self) {
+        let _ = self.server.kill();
+        let _ = self.server.wait();
+    }
+}
+
+fn der(algorithm: Algorithm) -> Vec<u8> {
+    let pem = std::fs::read_to_string(&tokens::key_file(algorithm)[1..]).unwrap();
+    let base64: String = pem.lines().filter(|line| !line.starts_with('-')).collect();
+    STANDARD.decode(base64).unwrap()
+}
+
+/// The modulus of 2,048 bits stands before the exponent, which ends the key and is five bytes with its head.
+fn rsa(kid: &str) -> Value {
+    let der = der(Algorithm::Rs256);
+    assert!(der.ends_with(&[2, 3, 1, 0, 1]), "the exponent is 65537");
+    let modulus = URL_SAFE_NO_PAD.encode(&der[der.len() - 261..der.len() - 5]);
+    json!({"kty": "RSA", "kid": kid, "use": "sig", "alg": "RS256", "n": modulus, "e": "AQAB"})
+}
+
+/// The point is what stands last in the key.
+fn p256(kid: &str) -> Value {
+    let der = der(Algorithm::Es256);
+    let last = |from: usize, to: usize| URL_SAFE_NO_PAD.encode(&der[der.len() - from..der.len() - to]);
+    json!({"kty": "EC", "crv": "P-256", "kid": kid, "use": "sig", "alg": "ES256", "x": last(64, 32), "y": last(32, 0)})
+}
