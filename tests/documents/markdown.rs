@@ -27,17 +27,25 @@ impl Block {
     }
 }
 
-/// All fenced blocks.
+/// How many backticks begin the line, if it is a fence, and what is behind them.
+fn fence(line: &str) -> Option<(usize, &str)> {
+    let line = line.trim_start();
+    let behind = line.trim_start_matches('`');
+    let ticks = line.len() - behind.len();
+    (ticks >= 3).then_some((ticks, behind))
+}
+
+/// All fenced blocks. One ends at a fence that is as long as the one that it began with.
 ///
 /// # Panics
 /// A fence is not closed, or an info string is none.
 pub(crate) fn blocks(document: &Path, text: &str) -> Vec<Block> {
     let mut blocks: Vec<Block> = Vec::new();
-    let mut open = false;
+    let mut open = None;
     for (index, line) in text.lines().enumerate() {
-        match (open, line.trim_start().strip_prefix("```")) {
-            (false, None) => {}
-            (false, Some(info)) => {
+        match (open, fence(line)) {
+            (None, None) => {}
+            (None, Some((ticks, info))) => {
                 let (language, says) = info_string(info).unwrap_or_else(|| {
                     panic!(
                         "{}:{}: no info string: {info:?}; write ```sh or ```sh not-run=\"reason\"",
@@ -52,17 +60,17 @@ pub(crate) fn blocks(document: &Path, text: &str) -> Vec<Block> {
                     says,
                     text: String::new(),
                 });
-                open = true;
+                open = Some(ticks);
             }
-            (true, None) => {
+            (Some(begun), Some((ticks, ""))) if ticks >= begun => open = None,
+            (Some(_), _) => {
                 let block = blocks.last_mut().unwrap();
                 block.text.push_str(line);
                 block.text.push('\n');
             }
-            (true, Some(_)) => open = false,
         }
     }
-    assert!(!open, "{}: a block is not closed", document.display());
+    assert!(open.is_none(), "{}: a block is not closed", document.display());
     blocks
 }
 
@@ -81,15 +89,16 @@ fn info_string(info: &str) -> Option<(String, Vec<(String, String)>)> {
 
 /// The text without fenced blocks, so that what they show is no heading and no link.
 pub(crate) fn prose(text: &str) -> String {
-    let mut inside = false;
+    let mut open = None;
     let mut prose = String::new();
     for line in text.lines() {
-        let fence = line.trim_start().starts_with("```");
-        if !fence && !inside {
-            prose.push_str(line);
+        match (open, fence(line)) {
+            (None, None) => prose.push_str(line),
+            (None, Some((ticks, _))) => open = Some(ticks),
+            (Some(begun), Some((ticks, ""))) if ticks >= begun => open = None,
+            (Some(_), _) => {}
         }
         prose.push('\n');
-        inside ^= fence;
     }
     prose
 }
@@ -154,4 +163,6 @@ fn blocks_are_read_with_what_they_say() {
         [(1, "b.md#c".to_owned()), (1, "e".to_owned())]
     );
     assert_eq!(info_string("sh not-run=needs-root"), None);
+    let nested = super::markdown::blocks(Path::new("x.md"), "````text\n```\n[a](b)\n```\n````\n# c\n");
+    assert_eq!((nested.len(), nested[0].text.as_str()), (1, "```\n[a](b)\n```\n"));
 }
