@@ -9,6 +9,7 @@ mod common;
 mod blocks;
 mod links;
 mod markdown;
+mod memory;
 mod notices;
 mod provider;
 mod session;
