@@ -7,6 +7,7 @@
 mod common;
 
 mod blocks;
+mod installs;
 mod links;
 mod markdown;
 mod memory;
