@@ -204,19 +204,38 @@ unit_file() {
 own_limit() { limit_in "$1" "$(unit_file)"$'\n'"$(matching "${drop_in%/*}/*.conf" | without "$drop_in")"; } # KEY
 unit_limit() { limit_in "$1" "$(unit_file)"$'\n'"$(matching "${drop_in%/*}/*.conf")"; }                     # KEY
 
-limit_in() { # KEY PATHS: what the last of them says
+limit_in() { # KEY PATHS: what the last of them says; KEY|KEY for two that mean it
     local path said limit
     case $1 in # systemd's own
         LimitNOFILE) limit=524288 ;;
         LimitMEMLOCK) limit=8M ;;
+        TimeoutStopSec*) limit=90s ;;
     esac
     while read -r path; do
         [[ $path && -r $root$path ]] || continue
-        said=$(sed -n "s/^[[:space:]]*$1=//p" "$root$path" | tail -n 1)
+        said=$(sed -nE "s/^[[:space:]]*($1)=//p" "$root$path" | tail -n 1)
         limit=${said:-$limit}
     done <<<"$2"
     # Of soft:hard the hard one, as the gateway raises the soft one.
     echo "${limit##*:}"
+}
+
+# Seconds, rounded up, of a time as the gateway or systemd writes it: 500ms, 30s, 2m, 1min 30s, 45; 0 of systemd is for ever.
+seconds() { # NAME TIME
+    local left=${2// /} total=0
+    if [[ $left == infinity || $left == 0 ]]; then echo infinity && return; fi
+    while [[ $left =~ ^([0-9]{1,9})([a-z]*)(.*)$ ]]; do
+        case ${BASH_REMATCH[2]} in
+            ms | msec) total=$((total + (10#${BASH_REMATCH[1]} + 999) / 1000)) ;;
+            '' | s | sec | second | seconds) total=$((total + 10#${BASH_REMATCH[1]})) ;;
+            m | min | minute | minutes) total=$((total + 10#${BASH_REMATCH[1]} * 60)) ;;
+            h | hr | hour | hours) total=$((total + 10#${BASH_REMATCH[1]} * 3600)) ;;
+            *) break ;;
+        esac
+        left=${BASH_REMATCH[3]}
+    done
+    [[ -z $left ]] || misused "$1 is a time such as 30s, not '$2'"
+    echo $total
 }
 
 bytes() { # SIZE as systemd writes it: 512M

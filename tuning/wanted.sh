@@ -12,6 +12,16 @@ memlock_per_shard=$((512 * 1024))
 files_needed() { echo $((connections + files_reserved + files_per_shard * $(shards))); }
 memlock_needed() { echo $((memlock_per_shard * $(shards))); }
 
+# How long a unit has to wait before it kills: a drain, and the goodbyes of who stayed to its end.
+stop_needed() {
+    local drain
+    drain=$(config drain.timeout 30s)
+    # Of the gateway's no time is none, not for ever.
+    if [[ $drain == 0 || $drain == 0s ]]; then drain=1ms; fi
+    echo $(($(seconds drain.timeout "$drain") + 10))
+}
+unit_stop() { seconds TimeoutStopSec "$("$1" 'TimeoutStopSec|TimeoutSec')"; } # own_limit or unit_limit
+
 memory_pages() { echo $(($(awk '$1 == "MemTotal:" { print $2 }' "$root/proc/meminfo") * 1024 / $(getconf PAGESIZE))); }
 
 # Packets that did not fit between a card, loopback or RPS and the protocol, since boot.

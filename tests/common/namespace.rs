@@ -72,16 +72,29 @@ pub fn run(words: &[&str]) {
     );
 }
 
-/// Lets names stand for addresses, for everything that runs inside.
+/// Gives this host an `/etc` of its own, a copy, in `folder`: what is written there is nobody else's.
 #[track_caller]
-pub fn name(hosts: &[(&str, &str)], folder: &Path) {
+pub fn own_etc(folder: &Path) {
+    let copy = folder.join("etc");
+    // What only root of the real host may read is left out.
+    let _ = Command::new("cp")
+        .args(["-a", "/etc"])
+        .arg(&copy)
+        .stderr(Stdio::null())
+        .status();
+    run(&["mount", "--bind", copy.to_str().unwrap(), "/etc"]);
+}
+
+/// Lets names stand for addresses, for everything that runs inside. `/etc` must be our own.
+#[track_caller]
+pub fn names(hosts: &[(&str, &str)]) {
     let lines: Vec<String> = hosts
         .iter()
         .map(|(name, address)| format!("{address} {name}\n"))
         .collect();
-    let file = folder.join("hosts");
-    std::fs::write(&file, format!("127.0.0.1 localhost\n{}", lines.concat())).unwrap();
-    run(&["mount", "--bind", file.to_str().unwrap(), "/etc/hosts"]);
+    // Resolvers of hosts write through links to files elsewhere.
+    let _ = std::fs::remove_file("/etc/hosts");
+    std::fs::write("/etc/hosts", format!("127.0.0.1 localhost\n{}", lines.concat())).unwrap();
 }
 
 /// Gives this host further addresses.

@@ -144,12 +144,21 @@ fn blocks_without_a_good_reason_are_refused() {
 }
 
 /// A reader's Redis, where documents say that there is one.
-struct Redis(Child);
+pub(crate) struct Redis(Child);
 
 impl Redis {
-    fn start() -> Redis {
+    pub(crate) fn start() -> Redis {
         let child = Command::new("redis-server")
-            .args(["--port", "6379", "--save", "", "--appendonly", "no"])
+            .args([
+                "--port",
+                "6379",
+                "--protected-mode",
+                "no",
+                "--save",
+                "",
+                "--appendonly",
+                "no",
+            ])
             .stdout(Stdio::null())
             .spawn();
         eventually("Redis listens", || {
@@ -193,7 +202,8 @@ fn type_all(document: &Path, environment: &[(&str, PathBuf)]) -> Vec<String> {
 fn every_command_runs() {
     namespace::inside("blocks::every_command_runs", || {
         let folder = tempfile::tempdir().unwrap();
-        namespace::name(&[(provider::HOST, "127.0.0.1")], folder.path());
+        namespace::own_etc(folder.path());
+        namespace::names(&[(provider::HOST, provider::ADDRESS)]);
         let provider = Provider::start();
         let redis = Redis::start();
         let failed: Vec<String> = documents()

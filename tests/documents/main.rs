@@ -7,12 +7,14 @@
 mod common;
 
 mod blocks;
+mod examples;
 mod installs;
 mod links;
 mod markdown;
 mod memory;
 mod notices;
 mod provider;
+mod proxies;
 mod session;
 
 use std::path::{Path, PathBuf};

@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
@@ -12,6 +13,8 @@ use shardgate::jws::Algorithm;
 use crate::common::{Authority, authority, eventually, tokens};
 
 pub(crate) const HOST: &str = "id.example.com";
+/// Of the loopback network, so that port 443 of all others is free for gateways and proxies.
+pub(crate) const ADDRESS: &str = "127.0.0.9";
 
 /// Serves `/jwks.json` until it is dropped.
 pub(crate) struct Provider {
@@ -34,7 +37,7 @@ impl Provider {
                 "-quiet",
                 "-WWW",
                 "-accept",
-                "443",
+                "127.0.0.9:443",
                 "-cert",
                 pair.cert(),
                 "-key",
@@ -47,7 +50,7 @@ impl Provider {
             .spawn()
             .unwrap();
         eventually("the identity provider listens", || {
-            std::net::TcpStream::connect("127.0.0.1:443").is_ok()
+            std::net::TcpStream::connect((ADDRESS, 443)).is_ok()
         });
         Provider { server, authority }
     }
@@ -63,6 +66,23 @@ impl Drop for Provider {
         let _ = self.server.kill();
         let _ = self.server.wait();
     }
+}
+
+/// A token of the provider's for this user of `chat`.
+pub(crate) fn token(algorithm: Algorithm, user: &str) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let claims = json!({
+        "sub": user,
+        "iss": "https://id.example.com/",
+        "aud": "chat",
+        "exp": (now + Duration::from_secs(600)).as_secs(),
+    });
+    let kid = if algorithm == Algorithm::Es256 {
+        "provider-p256"
+    } else {
+        "provider-rsa"
+    };
+    tokens::sign(algorithm, &claims, Some(kid))
 }
 
 fn der(algorithm: Algorithm) -> Vec<u8> {
