@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use crate::common::{eventually, namespace, run_to_exit};
 use crate::markdown::{self, Block};
 use crate::provider::{self, Provider};
-use crate::session::{self, Session};
+use crate::session::{self, Session, Typed};
 use crate::{documents, read, repository};
 
 /// Why a block of commands is not run, as `not-run="…"` says it, and what a block has that this is true of.
@@ -54,6 +54,15 @@ fn is_shell(block: &Block) -> bool {
     SHELL.contains(&block.language.as_str())
 }
 
+/// What is typed. In a block of `console` those are the lines behind a prompt, and the others are answers.
+fn commands(block: &Block) -> Vec<Typed> {
+    if block.language != "console" {
+        return session::commands(&block.text);
+    }
+    let typed = block.text.lines().filter_map(|line| line.strip_prefix("$ "));
+    session::commands(&typed.collect::<Vec<_>>().join("\n"))
+}
+
 /// What is wrong with a block before anything is run.
 fn wrong(block: &Block) -> Option<String> {
     if !is_shell(block) {
@@ -73,7 +82,7 @@ fn wrong(block: &Block) -> Option<String> {
     if block.document == Path::new("ARCHITECTURE.md") || block.document == Path::new("CHANGELOG.md") {
         return Some("what is typed stands in README.md or docs/".to_owned());
     }
-    let commands = session::commands(&block.text);
+    let commands = commands(block);
     if let Some(typed) = commands.iter().find(|typed| !session::is_shell(&typed.command)) {
         return Some(format!("bash cannot read {:?}", typed.command));
     }
@@ -128,6 +137,9 @@ fn blocks_without_a_good_reason_are_refused() {
     };
     assert_eq!(wrong(&block("sh", "ls")), None);
     assert_eq!(wrong(&block("sh not-run=\"needs-root\"", "sudo reboot")), None);
+    let typed = commands(&block("console", "$ ls a\na is a file\n$ cat b"));
+    let typed: Vec<&str> = typed.iter().map(|typed| typed.command.as_str()).collect();
+    assert_eq!(typed, ["ls a", "cat b"]);
     for (fence, text) in [
         ("", "ls"),
         ("shell", "ls"),
@@ -187,7 +199,7 @@ fn type_all(document: &Path, environment: &[(&str, PathBuf)]) -> Vec<String> {
             None => vec![0],
             Some(codes) => codes.split(' ').map(|code| code.parse().unwrap()).collect(),
         };
-        for typed in session::commands(&block.text) {
+        for typed in commands(&block) {
             eprintln!("{}: {}", block.place(), typed.command);
             if let Err(why) = session.run(&block.place(), &typed, &exits) {
                 failed.push(format!("{}: {}\n{why}", block.place(), typed.command));
