@@ -103,20 +103,6 @@ fn the_table_is_sound() {
     );
 }
 
-#[test]
-fn every_file_in_tuning_loads() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tuning");
-    let mut loaded = 0;
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.extension().is_some_and(|extension| extension == "toml") {
-            run(&["--config", path.to_str().unwrap()], &[]);
-            loaded += 1;
-        }
-    }
-    assert!(loaded >= 2);
-}
-
 /// `UPDATE_DOCS=1 cargo test --lib config` rewrites the table.
 #[test]
 fn the_documentation_has_the_table_of_keys() {
