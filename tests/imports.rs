@@ -67,6 +67,7 @@ const PURE_FILES: &[&str] = &[
     "shard/deliver.rs",
     "shard/frames.rs",
     "shard/handshake.rs",
+    "shard/overload.rs",
     "shard/pending.rs",
     "shard/remote.rs",
     "shard/timers.rs",

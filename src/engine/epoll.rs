@@ -579,6 +579,10 @@ impl Engine for EpollEngine {
         sys::peer_addr(self.slab.peek(key)?.fd()?)
     }
 
+    fn unacknowledged(&self, key: SocketKey) -> Option<usize> {
+        sys::unacknowledged(self.slab.peek(key)?.fd()?)
+    }
+
     fn resume_accept(&mut self) {
         if self.accept_paused {
             let fd = self.listener.as_raw_fd();

@@ -182,6 +182,9 @@ pub trait Engine: Sized {
     /// Address of the peer; `None` if the socket is gone.
     fn peer_addr(&self, key: SocketKey) -> Option<SocketAddr>;
 
+    /// Bytes that the kernel has taken and the peer has not acknowledged; `None` if that cannot be known. A system call.
+    fn unacknowledged(&self, key: SocketKey) -> Option<usize>;
+
     /// Starts accepting again after [`Event::AcceptPaused`].
     fn resume_accept(&mut self);
 

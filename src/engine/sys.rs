@@ -93,6 +93,14 @@ pub(super) fn reset_on_close(socket: &OwnedFd) -> io::Result<()> {
     SockRef::from(&socket.as_fd()).set_linger(Some(Duration::ZERO))
 }
 
+/// Bytes in the socket's send queue that the peer has not acknowledged.
+pub(super) fn unacknowledged(socket: &OwnedFd) -> Option<usize> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the kernel writes one int to a live, exclusively borrowed int (`bytes_nobody_reads_are_known` would break).
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) }).ok()?;
+    usize::try_from(bytes).ok()
+}
+
 /// Address of the peer, if the socket has one.
 pub(super) fn peer_addr(socket: &OwnedFd) -> Option<SocketAddr> {
     SockRef::from(&socket.as_fd()).peer_addr().ok()?.as_socket()

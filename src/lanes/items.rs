@@ -144,6 +144,13 @@ pub enum Item {
         /// As asked.
         ticket: u64,
     },
+    /// To a channel's home: this shard has too much on its way to the channel's subscribers, or has not any more.
+    Crowded {
+        /// The channel.
+        channel: ChannelName,
+        /// From now on.
+        crowded: bool,
+    },
     /// From a channel's home: a publication for the subscribers on this shard.
     Publication {
         /// The channel.

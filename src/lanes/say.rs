@@ -194,6 +194,12 @@ impl Lanes {
         self.say(to, Item::Leave { channel });
     }
 
+    /// Tells a channel's home whether too much is on its way to the channel's subscribers here.
+    pub fn crowded(&mut self, to: ShardId, channel: (ChannelHash, &str), crowded: bool) {
+        let channel = self.write_channel(to, channel);
+        self.say(to, Item::Crowded { channel, crowded });
+    }
+
     /// Asks which users are online.
     ///
     /// # Errors

@@ -57,6 +57,8 @@ pub struct Interests {
     table: HashTable<Interest>,
     /// By number; those of other homes stay empty.
     partitions: Vec<PartitionState>,
+    /// Shards that have too much on its way to the subscribers of a channel. Few, and none as a rule.
+    crowded: Vec<(ChannelHash, ShardId)>,
 }
 
 impl Interests {
@@ -113,6 +115,7 @@ impl Interests {
                 found.remove();
             }
         }
+        self.note_crowded(hash, shard, false);
         let state = self.partition(partition);
         state.joined -= 1;
         if state.joined > 0 {
@@ -145,6 +148,19 @@ impl Interests {
     /// The partition is not heard any more, though it is wanted: joins wait from now on.
     pub fn lost(&mut self, partition: Partition) {
         self.partition(partition).heard = false;
+    }
+
+    /// A shard has too much on its way to the subscribers of a channel, or has not any more.
+    pub fn note_crowded(&mut self, hash: ChannelHash, shard: ShardId, crowded: bool) {
+        self.crowded.retain(|known| *known != (hash, shard));
+        if crowded {
+            self.crowded.push((hash, shard));
+        }
+    }
+
+    /// True if some other shard has too much on its way to the subscribers of a channel.
+    pub fn is_crowded(&self, hash: ChannelHash) -> bool {
+        self.crowded.iter().any(|(crowded, _)| *crowded == hash)
     }
 
     /// The other shards that have subscribers of a channel.
@@ -188,10 +204,13 @@ mod tests {
         interests.wait(partition, join);
         assert_eq!(interests.shards(b.0, b.1), [other]);
         assert_eq!(interests.shards(a.0, a.1), []);
+        interests.note_crowded(b.0, other, true);
+        assert!(interests.is_crowded(b.0) && !interests.is_crowded(a.0));
         assert_eq!(interests.heard(partition), [join]);
         assert!(interests.is_heard(partition) && interests.waiting() == 0);
         assert_eq!(interests.leave(partition, a, me, false), Change::None);
         assert_eq!(interests.leave(partition, b, other, true), Change::Wanted(false));
+        assert!(!interests.is_crowded(b.0), "it has nobody to give it to");
         assert!(!interests.is_heard(partition) && interests.is_empty());
         assert_eq!(interests.heard(partition), []);
         assert!(!interests.is_heard(partition), "nobody wants it any more");

@@ -15,6 +15,10 @@ use super::claim::{self, Claim, Holder};
 /// again at once finds its own port in use for some milliseconds.
 const PREDECESSOR_GOES: Duration = Duration::from_secs(1);
 const TRY_AGAIN: Duration = Duration::from_millis(10);
+/// Bytes of a connection that the kernel takes beyond what the network does: what more there is stays in the outbox, where
+/// `limits.outbox_bytes` bounds it. Without this the kernel takes up to 4 MiB and says only at every third of it that there is
+/// room again, more than an outbox holds: of two readers who are equally fast one would be closed as slow.
+const UNSENT_BYTES_MAX: u32 = 128 * 1024;
 
 /// The listeners of all shards, and what keeps other gateways off the address while they live.
 #[derive(Debug)]
@@ -102,6 +106,8 @@ fn open(addr: SocketAddr, shared: bool) -> io::Result<Socket> {
     }
     // Accepted sockets inherit it: answers are small and wait for nothing.
     socket.set_tcp_nodelay(true)?;
+    // What accepted sockets inherit, too.
+    socket.set_tcp_notsent_lowat(UNSENT_BYTES_MAX)?;
     socket.bind(&addr.into())?;
     Ok(socket)
 }

@@ -30,6 +30,10 @@ pub struct Outbox {
     in_flight_bytes: usize,
     /// Waiting bytes, the first ones, that must be sent whatever happens.
     kept_bytes: usize,
+    /// When bytes last moved, milliseconds of the gateway's clock.
+    moved_ms: u64,
+    /// Since when more waits than the peer keeps up with; 0 while it keeps up.
+    behind_since_ms: u64,
 }
 
 impl Outbox {
@@ -41,6 +45,26 @@ impl Outbox {
     /// True while a send is under way.
     pub fn in_flight(&self) -> bool {
         self.in_flight_bytes > 0
+    }
+
+    /// Notes that bytes move: a send begins, or the kernel has taken all of one.
+    pub fn note_moved(&mut self, now_ms: u64) {
+        self.moved_ms = now_ms;
+    }
+
+    /// How long the send in flight has not moved, milliseconds.
+    pub fn stuck_for_ms(&self, now_ms: u64) -> u64 {
+        now_ms.saturating_sub(self.moved_ms)
+    }
+
+    /// Notes whether the peer keeps up, and tells for how long it has not, milliseconds.
+    pub fn note_behind(&mut self, behind: bool, now_ms: u64) -> u64 {
+        match (behind, self.behind_since_ms) {
+            (false, _) => self.behind_since_ms = 0,
+            (true, 0) => self.behind_since_ms = now_ms,
+            (true, _) => {}
+        }
+        now_ms.saturating_sub(self.behind_since_ms)
     }
 
     /// True when nothing waits and nothing is in flight.
@@ -162,6 +186,8 @@ impl Spares {
         outbox.clear_waiting(self);
         outbox.bytes = 0;
         outbox.in_flight_bytes = 0;
+        outbox.moved_ms = 0;
+        outbox.behind_since_ms = 0;
         if self.outboxes.len() < SPARE_MAX {
             self.outboxes.push(outbox);
         }

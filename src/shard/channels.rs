@@ -106,9 +106,15 @@ pub(super) struct FanOut {
     broadcast_bytes: usize,
     /// Outboxes that the last turn might fill.
     outboxes: u32,
+    pub(super) overload: super::overload::Overload,
 }
 
 impl FanOut {
+    /// When channels that are held are to be looked at again.
+    pub(super) fn look_again_ms(&self) -> Option<u64> {
+        self.overload.look_again_ms()
+    }
+
     /// Bytes of broadcasts on their way.
     pub(super) fn broadcast_bytes(&self) -> usize {
         self.broadcast_bytes
@@ -312,6 +318,7 @@ impl Core {
             return;
         };
         self.joins.end(index);
+        self.fan_out.overload.forget(index);
         let (hash, partition) = (self.homes.channel_hash(&name), self.homes.partition(&name));
         let home = self.homes.partition_home(partition);
         if home == self.me {
@@ -388,6 +395,11 @@ impl Core {
         partition: Partition,
         publication: &OutgoingPublication<'_>,
     ) -> Option<AckStatus> {
+        // Before anybody has it: whoever hears `failed` may say it again.
+        if self.is_overloaded(publication.channel, publication.frame.len()) {
+            self.metrics().dropped(Drop::PublicationQueueFull);
+            return Some(AckStatus::Failed);
+        }
         let here = self.distribute_here(publication);
         let Some(remote) = &self.remote else {
             return Some(if here { AckStatus::Published } else { AckStatus::Failed });
@@ -434,6 +446,7 @@ impl Core {
         if queued.is_err() {
             self.metrics().dropped(Drop::PublicationQueueFull);
         }
+        self.note_crowded(channel, (hash, name));
         queued.is_ok()
     }
 
@@ -470,6 +483,9 @@ impl Core {
                 if self.handle_join(self.homes.partition(channel.1), channel, join) {
                     self.lanes.say(batch.from, Item::Joined { ticket });
                 }
+            }
+            Item::Crowded { channel, crowded } => {
+                self.interests.note_crowded(channel.hash, batch.from, crowded);
             }
             Item::Leave { channel } => {
                 let channel = named(channel);
@@ -540,6 +556,7 @@ impl Core {
         budget.outboxes -= budget.outboxes / share - of_broadcasts.outboxes;
         // Several frames together must not make a slow consumer of one who takes one at a time.
         let visit_bytes_max = VISIT_BYTES_MAX.min(self.settings.limits.outbox_bytes / 4);
+        self.release_held();
         // Each channel once: its subscribers send what they have before there is more for them.
         for _ in 0..self.channels.busy() {
             if budget.is_spent() {
@@ -548,18 +565,25 @@ impl Core {
             let Some(channel) = self.channels.next_busy(visit_bytes_max) else {
                 break;
             };
+            let mut held = false;
             while !budget.is_spent()
                 && let Some((slot, frames, publications)) = self.channels.next_visit(channel)
             {
-                if self.is_about_to_send(slot, frames.len()) {
+                held = self.must_wait(channel, slot, frames.len());
+                if held || self.is_about_to_send(slot, frames.len()) {
                     self.channels.put_back(channel, slot, publications);
                     break;
                 }
                 budget.spend(frames.len());
                 self.append_publications(slot, &frames, publications);
             }
-            self.channels.pause(channel);
+            if held {
+                self.channels.hold(channel);
+            } else {
+                self.channels.pause(channel);
+            }
         }
+        self.tell_no_longer_crowded();
     }
 
     /// True if [`Core::fan_out`] has more to do.

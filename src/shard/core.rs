@@ -365,8 +365,13 @@ impl Core {
                 tls.sent()
             }
         };
-        if let (Some(outbox), Some(payload)) = (conn.outbox.as_mut(), sent) {
-            outbox.sent(payload, &mut self.spares);
+        let mut waiting_bytes = 0;
+        if let Some(outbox) = conn.outbox.as_mut() {
+            outbox.note_moved(self.now.mono_ms());
+            if let Some(payload) = sent {
+                outbox.sent(payload, &mut self.spares);
+                waiting_bytes = outbox.bytes();
+            }
         }
         if conn.outbox.as_ref().is_some_and(|outbox| outbox.is_empty())
             && let Some(outbox) = conn.outbox.take()
@@ -377,6 +382,7 @@ impl Core {
             self.flushed(key.slot);
         } else {
             self.mark_dirty(key.slot);
+            self.note_moved(waiting_bytes);
         }
     }
 
@@ -573,7 +579,8 @@ impl Core {
     /// When [`Core::handle_timeouts`] is due, milliseconds of the gateway's clock.
     pub fn next_timeout_ms(&self) -> Option<u64> {
         let drain = self.draining.as_ref().and_then(Draining::due_ms);
-        self.wheel.next_due_ms().into_iter().chain(drain).min()
+        let held = self.fan_out.look_again_ms();
+        self.wheel.next_due_ms().into_iter().chain(drain).chain(held).min()
     }
 
     /// The next thing to do with the engine.
@@ -607,6 +614,9 @@ impl Core {
             None => conn.outbox.as_mut()?.take(spares)?,
             Some(_) => self.sealed_payload(key)?,
         };
+        if let Some(outbox) = self.connections[key.slot as usize].outbox.as_mut() {
+            outbox.note_moved(self.now.mono_ms());
+        }
         let metrics = &self.view.shards[self.me.index()];
         metrics.bytes_sent.add(payload.as_slice().len() as u64);
         Some(payload)

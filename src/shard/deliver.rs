@@ -492,6 +492,7 @@ impl Core {
                 | Item::Publication { .. }
                 | Item::Published { .. }
                 | Item::Join { .. }
+                | Item::Crowded { .. }
                 | Item::Leave { .. }
                 | Item::Joined { .. }
                 | Item::PartitionHeard { .. }) => self.handle_channel_item(&batch, channels),

@@ -12,6 +12,7 @@ mod credentials;
 mod deliver;
 mod frames;
 mod handshake;
+mod overload;
 mod pending;
 mod remote;
 mod requests;

@@ -319,6 +319,9 @@ impl<E: Engine> Shard<E> {
             }
         }
         self.commands = commands;
+        while let Some(key) = self.core.poll_probe() {
+            self.core.handle_probed(key, self.engine.unacknowledged(key));
+        }
     }
 
     fn carry_out_one(&mut self, command: Command) {

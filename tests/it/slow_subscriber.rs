@@ -8,13 +8,13 @@ use crate::common;
 use common::channels::{frames, publish_text};
 use common::client::{CLOSE, Client};
 use common::{Gateway, eventually};
-use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 
 on_both_engines! {
     is_closed_with_3008_and_others_get_everything, memory_is_given_back, a_burst_larger_than_the_limit_for_one_who_reads,
     bursts_on_many_channels_for_one_who_reads, a_lag_under_the_limit_is_forgiven, one_that_vanishes_within_a_fan_out,
-    many_leave_during_fan_outs,
+    many_leave_during_fan_outs, publishers_are_told_before_readers_are_closed,
 }
 
 fn start(engine: &str, more: &[&str]) -> Gateway {
@@ -103,7 +103,9 @@ fn memory_is_given_back(engine: &str) {
             .collect();
         let goal = ((n + 1) * SLOW) as f64;
         for published in 0.. {
-            alice.publish("room", &content);
+            // Where nobody reads at all, publishers hear `failed` for a moment before the subscribers are closed.
+            alice.send_text(&publish_text("room", &content, Some("p")));
+            assert_eq!(alice.recv_json()["type"], "ack");
             if closed_as_slow(&gateway) == goal {
                 break;
             }
@@ -251,6 +253,87 @@ fn one_that_vanishes_within_a_fan_out(engine: &str) {
         client.expect_silence();
     }
     eventually("those that went have left", || gateway.stats()["subscriptions"] == 990);
+}
+
+/// Ends what others wait for, also when a test fails.
+struct Done<'a>(&'a AtomicBool);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, SeqCst);
+    }
+}
+
+/// More is published than can be delivered: publishers hear `failed`, and nobody who reads is closed for it. A subscriber
+/// that reads nothing is.
+fn publishers_are_told_before_readers_are_closed(engine: &str) {
+    const READERS: usize = 6;
+    const PUBLISHERS: usize = 3;
+    for shards in ["1", "3"] {
+        let gateway = start(engine, &["--shards", shards]);
+        let mut readers = gateway.subscribers(READERS, "room");
+        let slow = slow(&gateway, "slow", "room");
+        let done = AtomicBool::new(false);
+        let refused = AtomicUsize::new(0);
+        let published = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            let end = Done(&done);
+            // Each reads all the time, and takes its time for it.
+            for reader in &mut readers {
+                scope.spawn(move || {
+                    let mut last = [None; PUBLISHERS];
+                    loop {
+                        let frame = reader.recv();
+                        assert_ne!(frame.opcode, CLOSE, "{:?}", frame.close_code());
+                        let publication: serde_json::Value = serde_json::from_str(frame.text()).unwrap();
+                        let content = &publication["content"];
+                        if content == "end" {
+                            return;
+                        }
+                        let (publisher, number) = (content[0].as_u64().unwrap() as usize, content[1].as_u64());
+                        assert!(last[publisher] < number, "in order");
+                        last[publisher] = number;
+                    }
+                });
+            }
+            for publisher in 0..PUBLISHERS {
+                let mut client = gateway.connect(&format!("publisher{publisher}"));
+                let (done, refused, published) = (&done, &refused, &published);
+                scope.spawn(move || {
+                    let padding = "x".repeat(20_000);
+                    for number in 0.. {
+                        let content = format!("[{publisher},{number},\"{padding}\"]");
+                        client.send_text(&publish_text("room", &content, Some("p")));
+                        match client.recv_json()["status"].as_str().unwrap() {
+                            "failed" => refused.fetch_add(1, SeqCst),
+                            status => {
+                                assert_eq!(status, "published");
+                                published.fetch_add(1, SeqCst)
+                            }
+                        };
+                        if done.load(SeqCst) {
+                            break;
+                        }
+                    }
+                });
+            }
+            // Several times what the channel, an outbox and the kernel hold: without a word, readers would have been closed.
+            eventually("publishers are refused", || refused.load(SeqCst) > 200);
+            let before = published.load(SeqCst);
+            eventually("readers go on", || published.load(SeqCst) > before + 100);
+            eventually("who does not read is closed", || closed_as_slow(&gateway) > 0.0);
+            drop(end);
+            let mut last = gateway.connect("last");
+            eventually("there is room again", || {
+                last.send_text(&publish_text("room", "\"end\"", Some("p")));
+                last.recv_json()["status"] == "published"
+            });
+        });
+        drop(slow);
+        assert_eq!(closed_as_slow(&gateway), 1.0, "and nobody else");
+        let labels = ["kind=\"publication\"", "reason=\"queue_full\""];
+        assert!(gateway.metric("shardgate_dropped_total", &labels) >= refused.load(SeqCst) as f64);
+    }
 }
 
 /// Every tenth of 2,000 leaves while publications are on their way, by `unsubscribe`, a close and a reset: the others get

@@ -628,6 +628,10 @@ impl Engine for RingEngine {
         sys::peer_addr(self.slab.peek(key)?.fd()?)
     }
 
+    fn unacknowledged(&self, key: SocketKey) -> Option<usize> {
+        sys::unacknowledged(self.slab.peek(key)?.fd()?)
+    }
+
     fn resume_accept(&mut self) {
         self.accept_due |= std::mem::take(&mut self.accept_paused);
     }

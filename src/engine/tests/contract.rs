@@ -19,6 +19,7 @@ for_both_engines! {
     sends,
     submits_in_the_middle_of_a_turn,
     sends_to_a_slow_peer,
+    bytes_nobody_reads_are_known,
     sends_and_receives_at_once,
     delivers_bytes_before_the_end,
     half_closed_peer_still_hears,
@@ -341,6 +342,29 @@ fn sends_to_a_slow_peer<E: Engine>() {
     bed.send(key, Payload::Own(b"last".to_vec()));
     bed.close(key);
     assert_eq!(read_to_end(&mut client), b"last");
+}
+
+/// While a send is under way the kernel says how far the peer is.
+fn bytes_nobody_reads_are_known<E: Engine>() {
+    let mut bed = Bed::<E>::new();
+    let (mut client, key) = bed.quiet_pair();
+    let bytes = Bytes::from(pattern(2, 24 << 20));
+    bed.engine.send(key, Payload::Shared(bytes.clone()));
+    bed.nothing();
+    let waiting = bed.engine.unacknowledged(key).unwrap();
+    assert!(waiting > 0, "its peer reads nothing");
+    let mut got = vec![0; bytes.len()];
+    std::thread::scope(|scope| {
+        scope.spawn(|| client.read_exact(&mut got).unwrap());
+        assert!(matches!(bed.next(), Seen::Sent(..)));
+    });
+    let until = Instant::now() + super::PATIENCE;
+    while bed.engine.unacknowledged(key) != Some(0) {
+        assert!(Instant::now() < until, "it has read everything");
+        std::thread::yield_now();
+    }
+    bed.close(key);
+    assert_eq!(bed.engine.unacknowledged(key), None, "it is gone");
 }
 
 fn sends_and_receives_at_once<E: Engine>() {

@@ -30,12 +30,13 @@ use super::ChannelHash;
 use super::index::Index;
 use queue::Queue;
 
-/// Bytes of publications that one shard may have on their way to subscribers' outboxes: a second's worth at 16 MB/s, while
-/// 10,000 subscribers take some 50 ms.
-const QUEUED_BYTES_MAX: usize = 16 * 1024 * 1024;
-
-/// Bytes of them that one channel may have, so that one burst in a large channel does not shut all others out.
-const CHANNEL_BYTES_MAX: usize = QUEUED_BYTES_MAX / 4;
+/// Bytes of publications that one shard may have on their way to subscribers' outboxes.
+const QUEUED_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// Bytes of them that one channel may have, so that one burst in a large channel does not shut all others out: a third of a
+/// second at 48 MB/s, after which it is known whether somebody who is behind reads at all.
+const CHANNEL_BYTES_MAX: usize = QUEUED_BYTES_MAX / 2;
+/// The same while subscribers read and cannot be given more: what waits only makes everything late.
+const CHANNEL_BYTES_OVERLOADED_MAX: usize = 2 * 1024 * 1024;
 /// Queues kept for use again.
 const SPARE_MAX: usize = 256;
 
@@ -144,6 +145,8 @@ pub struct Channels {
     subscriptions: usize,
     /// Channels with a queue, in turn. May name some that have none any more.
     busy: VecDeque<ChannelIndex>,
+    /// Channels with a queue that wait until their subscribers can take more. As `busy` otherwise.
+    held: Vec<ChannelIndex>,
     queued_bytes: usize,
     /// When those publications were received that have gone round.
     gone_round: Vec<u64>,
@@ -321,13 +324,10 @@ impl Channels {
     /// # Errors
     /// Too much is on its way already.
     pub fn publish(&mut self, channel: ChannelIndex, frame: Bytes, received_ns: u64) -> Result<(), QueueFull> {
-        let Channel { queue, newest, .. } = &mut self.channels[channel.0 as usize];
-        let of_channel = queue.as_ref().map_or(0, |queue| queue.bytes());
-        // Any one frame goes where nothing is on its way.
-        let is_full = |bytes: usize, max: usize| bytes > 0 && bytes + frame.len() > max;
-        if is_full(self.queued_bytes, QUEUED_BYTES_MAX) || is_full(of_channel, CHANNEL_BYTES_MAX) {
+        if self.is_full_for(channel, frame.len(), false) {
             return Err(QueueFull);
         }
+        let Channel { queue, newest, .. } = &mut self.channels[channel.0 as usize];
         self.queued_bytes += frame.len();
         let queue = queue.get_or_insert_with(|| {
             self.busy.push_back(channel);
@@ -415,14 +415,69 @@ impl Channels {
 
     /// A turn has done enough for this channel.
     pub fn pause(&mut self, channel: ChannelIndex) {
+        if self.has_rest(channel) {
+            self.busy.push_back(channel);
+        }
+    }
+
+    /// As [`Channels::pause`], but the channel comes again only after [`Channels::release_held`].
+    pub fn hold(&mut self, channel: ChannelIndex) {
+        if self.has_rest(channel) {
+            self.held.push(channel);
+        }
+    }
+
+    /// All channels that are held come again.
+    pub fn release_held(&mut self) {
+        self.busy.extend(self.held.drain(..));
+    }
+
+    /// True if something of this channel is still on its way; else its queue is given back.
+    fn has_rest(&mut self, channel: ChannelIndex) -> bool {
         self.take_out_due(channel);
         let queue = &mut self.channels[channel.0 as usize].queue;
         match queue.take_if(|queue| queue.is_empty()) {
             Some(queue) if self.spare.len() < SPARE_MAX && queue.is_small() => self.spare.push(queue),
             Some(_) => {}
-            None if queue.is_some() => self.busy.push_back(channel),
-            None => {}
+            None => return queue.is_some(),
         }
+        false
+    }
+
+    /// True if a frame of this size would be refused by [`Channels::publish`], or should be as subscribers are `overloaded`.
+    pub fn is_full_for(&self, channel: ChannelIndex, frame_bytes: usize, overloaded: bool) -> bool {
+        // Any one frame goes where nothing is on its way.
+        let is_full = |bytes: usize, max: usize| bytes > 0 && bytes + frame_bytes > max;
+        is_full(self.queued_bytes, QUEUED_BYTES_MAX)
+            || is_full(self.bytes_of(channel), Self::channel_bytes_max(overloaded))
+    }
+
+    fn channel_bytes_max(overloaded: bool) -> usize {
+        if overloaded {
+            CHANNEL_BYTES_OVERLOADED_MAX
+        } else {
+            CHANNEL_BYTES_MAX
+        }
+    }
+
+    /// True if so much is on its way that publishers on other shards shall hear of it before something is refused here:
+    /// what they say until then still has room. Once it is `already` crowded, it is so until most has gone.
+    pub fn is_crowded(&self, channel: ChannelIndex, overloaded: bool, already: bool) -> bool {
+        let most = Self::channel_bytes_max(overloaded) / 4 * if already { 1 } else { 3 };
+        self.bytes_of(channel) > most || self.queued_bytes > QUEUED_BYTES_MAX / 4 * 3
+    }
+
+    fn bytes_of(&self, channel: ChannelIndex) -> usize {
+        let queue = &self.channels[channel.0 as usize].queue;
+        queue.as_ref().map_or(0, |queue| queue.bytes())
+    }
+
+    /// Up to `most` subscribers, evenly spread over all of them, from a place that `start` chooses.
+    pub fn sample(&self, channel: ChannelIndex, most: usize, start: usize) -> impl Iterator<Item = u32> + '_ {
+        let subscribers = &self.channels[channel.0 as usize].subscribers;
+        let len = subscribers.len();
+        let count = len.min(most);
+        (0..count).map(move |n| subscribers[(start + n * len / count) % len].slot)
     }
 
     /// Publications that have gone round since this was last asked: when each was received.

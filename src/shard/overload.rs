@@ -1,0 +1,271 @@
+//! What is done when more is published than subscribers can be given.
+//!
+//! Owned by the shard. A channel is held, and nothing more of it goes into outboxes, while most of its subscribers are
+//! behind, and for some seconds while a single one is about to be closed for it. What is published meanwhile waits in the
+//! channel, up to its bound; beyond that its publishers hear `failed`. So publishers are slowed before anybody who reads is
+//! closed with 3008, which is for a subscriber whose own socket does not move, or is slower than others for long.
+//!
+//! While a channel is held the turn asks the kernel how far a few of the sockets are (`poll_probe`), which shows sooner than
+//! the end of a send that somebody reads. Where none of them moves there is nothing to wait for, and nothing is held.
+//!
+//! A channel's home on another shard is told when much waits here, so that it refuses before something is lost.
+
+use super::core::Core;
+use crate::engine::SocketKey;
+use crate::router::ChannelHash;
+use crate::router::channels::ChannelIndex;
+
+/// A subscriber is behind when its outbox holds more than this share of `limits.outbox_bytes`. The rest of it is for the
+/// differences between subscribers, and for what else they are told.
+const BEHIND_SHARE: usize = 4;
+/// A subscriber that is alone behind is waited for when its outbox would hold more than three of this many shares.
+const STRAGGLER_SHARE: usize = 4;
+/// ... as long as it has taken something in this time: whoever vanished holds up a busy channel for no longer.
+const STRAGGLER_STUCK_MS: u64 = 200;
+/// ... and was behind for no longer than this: whoever is slower than all others may not slow them down.
+const STRAGGLER_MS: u64 = 5_000;
+/// A socket that has taken nothing for so long does not move, whatever others do.
+const STUCK_MS: u64 = 5_000;
+/// Where none of the sockets that are looked at has taken anything for so long, nobody reads. What is published meanwhile
+/// has room in the channel, so that publishers need not hear `failed` for subscribers that have vanished.
+const NOBODY_MOVES_MS: u64 = 200;
+/// Subscribers that are looked at to tell a slow channel from a slow subscriber.
+const SAMPLE: usize = 16;
+/// How long a channel is held before its subscribers are looked at again.
+const HOLD_MS: u64 = 2;
+
+/// A socket that the kernel is asked about while a channel is held.
+#[derive(Debug)]
+struct Probe {
+    key: SocketKey,
+    /// What its peer had not acknowledged when the kernel was last asked.
+    unacknowledged: usize,
+    /// To be asked again.
+    due: bool,
+}
+
+/// Channels of one shard with more on its way than their subscribers take.
+#[derive(Debug, Default)]
+pub(super) struct Overload {
+    /// When channels that are held are looked at again.
+    look_again_ms: Option<u64>,
+    /// When a channel was last held.
+    held_ms: u64,
+    /// Sockets have moved since channels began to be held: there is more to send than they take.
+    real: bool,
+    /// When a socket with much to take last took something, or a channel was held after a while without.
+    moved_ms: u64,
+    /// No socket has moved although a channel was held for it: none is, until one does.
+    nobody_moves: bool,
+    probes: Vec<Probe>,
+    /// Channels whose homes, which are other shards, were told that much is on its way.
+    crowded: Vec<ChannelIndex>,
+    /// Where the next sample begins.
+    samples: usize,
+}
+
+impl Overload {
+    pub(super) fn look_again_ms(&self) -> Option<u64> {
+        self.look_again_ms
+    }
+
+    /// The channel has no subscriber here any more; its home hears of that anyway.
+    pub(super) fn forget(&mut self, channel: ChannelIndex) {
+        self.crowded.retain(|crowded| *crowded != channel);
+    }
+
+    fn moved(&mut self, now_ms: u64) {
+        self.moved_ms = now_ms;
+        self.real = self.was_held(now_ms);
+        self.nobody_moves = false;
+    }
+
+    /// True if a channel was held a moment ago.
+    fn was_held(&self, now_ms: u64) -> bool {
+        self.held_ms > 0 && now_ms.saturating_sub(self.held_ms) <= NOBODY_MOVES_MS
+    }
+
+    /// True if channels are held for subscribers that read.
+    fn is_real(&self, now_ms: u64) -> bool {
+        self.real && self.was_held(now_ms)
+    }
+
+    /// Decides whether it is worth waiting for sockets that are behind.
+    fn waits(&mut self, now_ms: u64) -> bool {
+        if !self.was_held(now_ms) {
+            // Nothing was known of sockets meanwhile: they have time to show it.
+            self.probes.clear();
+            self.moved_ms = now_ms;
+            self.real = false;
+        }
+        self.nobody_moves |= now_ms.saturating_sub(self.moved_ms) > NOBODY_MOVES_MS;
+        !self.nobody_moves
+    }
+}
+
+impl Core {
+    /// A send is over, and so many bytes still wait for the same connection.
+    pub(super) fn note_moved(&mut self, waiting_bytes: usize) {
+        if waiting_bytes > self.settings.limits.outbox_bytes / (2 * BEHIND_SHARE) {
+            self.fan_out.overload.moved(self.now.mono_ms());
+        }
+    }
+
+    /// The next socket that the kernel is to be asked about, for [`Core::handle_probed`].
+    pub fn poll_probe(&mut self) -> Option<SocketKey> {
+        let probe = self.fan_out.overload.probes.iter_mut().find(|probe| probe.due)?;
+        probe.due = false;
+        Some(probe.key)
+    }
+
+    /// The peer of a socket has not acknowledged so many bytes that the kernel has taken; `None` if that is not known.
+    pub fn handle_probed(&mut self, key: SocketKey, unacknowledged: Option<usize>) {
+        let now_ms = self.now.mono_ms();
+        let overload = &mut self.fan_out.overload;
+        let Some(unacknowledged) = unacknowledged else {
+            overload.probes.retain(|probe| probe.key != key);
+            return;
+        };
+        let Some(probe) = overload.probes.iter_mut().find(|probe| probe.key == key) else {
+            return;
+        };
+        let moves = unacknowledged < probe.unacknowledged;
+        probe.unacknowledged = unacknowledged;
+        if moves {
+            overload.moved(now_ms);
+            if let Some(outbox) = self.connection(key).and_then(|conn| conn.outbox.as_mut()) {
+                outbox.note_moved(now_ms);
+            }
+        }
+    }
+
+    /// Decides, before a subscriber gets so many bytes, whether its channel waits for it or for all of them.
+    pub(super) fn must_wait(&mut self, channel: ChannelIndex, slot: u32, bytes: usize) -> bool {
+        let now_ms = self.now.mono_ms();
+        let limit = self.settings.limits.outbox_bytes;
+        let Some(outbox) = self.conn(slot).outbox.as_mut() else {
+            return false;
+        };
+        let waiting = outbox.bytes() + bytes;
+        let behind = outbox.in_flight() && waiting > limit / BEHIND_SHARE;
+        let behind_ms = outbox.note_behind(behind, now_ms);
+        if !behind {
+            return false;
+        }
+        let straggles = waiting > limit - limit / STRAGGLER_SHARE
+            && outbox.stuck_for_ms(now_ms) < STRAGGLER_STUCK_MS
+            && behind_ms < STRAGGLER_MS;
+        if straggles {
+            self.hold([slot].into_iter());
+            return true;
+        }
+        self.is_slow(channel)
+    }
+
+    /// True if this subscriber has much to take, and its socket moves.
+    fn is_behind(&self, slot: u32) -> bool {
+        let outbox = self.connections[slot as usize].outbox.as_ref();
+        outbox.is_some_and(|outbox| {
+            outbox.in_flight()
+                && outbox.bytes() > self.settings.limits.outbox_bytes / BEHIND_SHARE
+                && outbox.stuck_for_ms(self.now.mono_ms()) < STUCK_MS
+        })
+    }
+
+    /// Decides whether the channel waits for its subscribers, because more than half of them are behind.
+    fn is_slow(&mut self, channel: ChannelIndex) -> bool {
+        let overload = &mut self.fan_out.overload;
+        if !overload.waits(self.now.mono_ms()) {
+            return false;
+        }
+        overload.samples = overload.samples.wrapping_add(1);
+        let start = overload.samples;
+        let (mut behind, mut looked_at) = (0, 0);
+        let mut slots = [0; SAMPLE];
+        for slot in self.channels.sample(channel, SAMPLE, start) {
+            looked_at += 1;
+            if self.is_behind(slot) {
+                slots[behind] = slot;
+                behind += 1;
+            }
+        }
+        let slow = behind * 2 > looked_at;
+        if slow {
+            self.hold(slots[..behind].iter().copied());
+        }
+        slow
+    }
+
+    /// A channel is held for these subscribers, whose sockets the kernel is asked about meanwhile.
+    fn hold(&mut self, slots: impl Iterator<Item = u32>) {
+        for slot in slots {
+            let key = self.key(slot);
+            let probes = &mut self.fan_out.overload.probes;
+            if probes.len() < SAMPLE && probes.iter().all(|probe| probe.key != key) {
+                probes.push(Probe {
+                    key,
+                    unacknowledged: 0,
+                    due: true,
+                });
+            }
+        }
+        let now_ms = self.now.mono_ms();
+        let overload = &mut self.fan_out.overload;
+        overload.held_ms = now_ms;
+        overload.look_again_ms.get_or_insert(now_ms + HOLD_MS);
+    }
+
+    /// Lets held channels go on when it is time to look at them again.
+    pub(super) fn release_held(&mut self) {
+        let now_ms = self.now.mono_ms();
+        let overload = &mut self.fan_out.overload;
+        if overload.look_again_ms.take_if(|due| *due <= now_ms).is_none() {
+            return;
+        }
+        let mut probes = std::mem::take(&mut overload.probes);
+        probes.retain_mut(|probe| {
+            probe.due = true;
+            self.connection(probe.key).is_some() && self.is_behind(probe.key.slot)
+        });
+        self.fan_out.overload.probes = probes;
+        self.channels.release_held();
+    }
+
+    /// True if a publication of this size has no room on its way to the subscribers here, or is known to have none on
+    /// another shard of this gateway.
+    pub(super) fn is_overloaded(&self, (hash, name): (ChannelHash, &str), frame_bytes: usize) -> bool {
+        let overloaded = self.fan_out.overload.is_real(self.now.mono_ms());
+        let here = self.channels.find(hash, name);
+        here.is_some_and(|channel| self.channels.is_full_for(channel, frame_bytes, overloaded))
+            || self.interests.is_crowded(hash)
+    }
+
+    /// Tells the home of a channel, if that is another shard, that much is on its way here.
+    pub(super) fn note_crowded(&mut self, channel: ChannelIndex, name: (ChannelHash, &str)) {
+        let overloaded = self.fan_out.overload.is_real(self.now.mono_ms());
+        if !self.channels.is_crowded(channel, overloaded, false) || self.fan_out.overload.crowded.contains(&channel) {
+            return;
+        }
+        let home = self.homes.partition_home(self.homes.partition(name.1));
+        if home != self.me {
+            self.fan_out.overload.crowded.push(channel);
+            self.lanes.crowded(home, name, true);
+        }
+    }
+
+    /// Tells the homes of channels that had much on its way, and have little now.
+    pub(super) fn tell_no_longer_crowded(&mut self) {
+        let overloaded = self.fan_out.overload.is_real(self.now.mono_ms());
+        let mut crowded = std::mem::take(&mut self.fan_out.overload.crowded);
+        crowded.retain(|channel| {
+            let still = self.channels.is_crowded(*channel, overloaded, true);
+            if !still {
+                let name = self.channels.name(*channel);
+                let home = self.homes.partition_home(self.homes.partition(name));
+                self.lanes.crowded(home, (self.homes.channel_hash(name), name), false);
+            }
+            still
+        });
+        self.fan_out.overload.crowded = crowded;
+    }
+}
