@@ -41,6 +41,8 @@ struct Plan {
     faults: Vec<(u64, Fault)>,
     /// How long frames were held, as the proxy saw it.
     held: Mutex<Duration>,
+    /// The gateway never hears that a client is gone, as when the network in between went.
+    hides_ends: bool,
 }
 
 impl Plan {
@@ -51,6 +53,18 @@ impl Plan {
             count: AtomicU64::new(0),
             faults: (1..=times).map(|n| (n * every, fault)).collect(),
             held: Mutex::default(),
+            hides_ends: false,
+        })
+    }
+
+    /// No frame suffers, but connections that are gone stay open towards the gateway.
+    fn hiding_ends() -> Arc<Self> {
+        Arc::new(Self {
+            kind: "nothing",
+            count: AtomicU64::new(0),
+            faults: vec![],
+            held: Mutex::default(),
+            hides_ends: true,
         })
     }
 
@@ -77,7 +91,8 @@ fn proxy(gateway: SocketAddr, plan: &Arc<Plan>) -> SocketAddr {
             client.set_nodelay(true).unwrap();
             server.set_nodelay(true).unwrap();
             let (from, to) = (client.try_clone().unwrap(), server.try_clone().unwrap());
-            thread::spawn(move || pass(from, to));
+            let hides_ends = plan.hides_ends;
+            thread::spawn(move || pass(from, to, hides_ends));
             let plan = Arc::clone(&plan);
             // It ends with either side's connection.
             thread::spawn(move || drop(spoil(server, client, &plan)));
@@ -87,8 +102,12 @@ fn proxy(gateway: SocketAddr, plan: &Arc<Plan>) -> SocketAddr {
 }
 
 /// What the client says passes as it is.
-fn pass(mut from: TcpStream, mut to: TcpStream) {
+fn pass(mut from: TcpStream, mut to: TcpStream, hides_end: bool) {
     let _ = std::io::copy(&mut from, &mut to);
+    if hides_end {
+        // Whatever the gateway sends is taken, and the test's end ends it.
+        let _ = std::io::copy(&mut to, &mut std::io::sink());
+    }
     let _ = to.shutdown(std::net::Shutdown::Write);
 }
 
@@ -280,6 +299,25 @@ fn messages_of_a_chat() {
         let plan = Plan::new("message", fault, 20, 3);
         load(&format!("{words} --users 2"), &plan).expect(&[(what, 3)]);
     }
+}
+
+/// What a gateway cannot know yet is no fault of it: it says `delivered`, and that somebody is there, by connections whose
+/// network is gone, and what these took nobody else gets.
+#[test]
+fn a_chat_whose_networks_go_without_a_word() {
+    let (dir, words) = chat("message = 50\npresence = 8\nvanish = 1");
+    let file = dir.path().join("chat.toml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let text = text
+        .replace("away_least = \"1s\"", "away_least = \"2200ms\"")
+        .replace("away_most = \"5s\"", "away_most = \"2600ms\"");
+    std::fs::write(&file, text).unwrap();
+    let words = words.replace("--duration 1s", "--duration 8s");
+    let ran = load(&format!("{words} --users 60"), &Plan::hiding_ends());
+    ran.expect(&[]);
+    let mixed = &ran.report["mixed"];
+    assert!(mixed["actions"]["vanish"].as_u64() > Some(20), "{mixed}");
+    assert!(ran.number("away") > 20, "{}", ran.report);
 }
 
 #[test]
