@@ -378,19 +378,30 @@ const PAGE: &str = include_str!("../../src/http/admin.html");
 /// What a browser says when somebody goes to an address.
 const BROWSER: &str = "Accept: text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8\r\n";
 
+/// The page as it is at this address: with links to the others.
+fn page_at(path: &str) -> String {
+    let up = if path.starts_with("/admin/") { ".." } else { "." };
+    let links = format!(
+        "<a href=\"{up}/\">Try it</a><a href=\"{up}/dashboard\">Dashboard</a>\
+         <a href=\"{up}/admin/\" aria-current=\"page\">Administration</a></nav>"
+    );
+    PAGE.replacen("</nav>", &links, 1)
+}
+
 /// That this is the page, whole and with what belongs to it.
 #[track_caller]
-fn is_page(answer: &common::Response, status: u16) {
-    assert_eq!((answer.status, &*answer.body), (status, PAGE));
-    has_head_of_page(answer, status);
+fn is_page(answer: &common::Response, path: &str, status: u16) {
+    assert_eq!(answer.status, status);
+    assert!(answer.body == page_at(path), "{path}: {}", answer.body);
+    has_head_of_page(answer, path, status);
 }
 
 #[track_caller]
-fn has_head_of_page(answer: &common::Response, status: u16) {
+fn has_head_of_page(answer: &common::Response, path: &str, status: u16) {
     let challenge = (status == 401).then_some("Bearer realm=\"shardgate\"");
     for (name, expected) in [
         ("content-type", Some("text/html; charset=utf-8")),
-        ("content-length", Some(&*PAGE.len().to_string())),
+        ("content-length", Some(&*page_at(path).len().to_string())),
         ("content-security-policy", Some("frame-ancestors 'none'")),
         ("x-content-type-options", Some("nosniff")),
         ("cache-control", Some("no-store")),
@@ -409,7 +420,11 @@ fn the_page_is_shown_to_browsers_and_to_who_shows_the_token() {
     for path in ["/admin/", "/admin", "/admin/?x=1"] {
         for credential in ["", wrong] {
             for browser in [BROWSER, "Accept: */*\r\nAccept: application/json, TEXT/HTML;q=0.1\r\n"] {
-                is_page(&admin.raw("GET", path, &format!("{credential}{browser}"), ""), 401);
+                is_page(
+                    &admin.raw("GET", path, &format!("{credential}{browser}"), ""),
+                    path,
+                    401,
+                );
             }
             for other in ["", "Accept: */*\r\n", "Accept: application/json, text/htmlx\r\n"] {
                 is_refused(&admin.raw("GET", path, &format!("{credential}{other}"), ""));
@@ -417,7 +432,7 @@ fn the_page_is_shown_to_browsers_and_to_who_shows_the_token() {
         }
         for accept in ["", BROWSER, "Accept: application/json\r\n"] {
             let fields = format!("{}{accept}", admin.authorization());
-            is_page(&admin.raw("GET", path, &fields, ""), 200);
+            is_page(&admin.raw("GET", path, &fields, ""), path, 200);
         }
     }
     // The API itself is for programs, whoever asks.
@@ -448,7 +463,7 @@ fn the_page_is_only_looked_at() {
     for (fields, status) in [(BROWSER, 401), (&authorized, 200)] {
         let head = admin.raw("HEAD", "/admin/", fields, "");
         assert_eq!((head.status, &*head.body), (status, ""));
-        has_head_of_page(&head, status);
+        has_head_of_page(&head, "/admin/", status);
     }
     for method in ["POST", "PUT", "DELETE", "OPTIONS"] {
         for path in ["/admin", "/admin/"] {
@@ -468,7 +483,7 @@ fn the_page_is_only_looked_at() {
     let look = format!("GET /admin/ HTTP/1.1\r\nHost: h\r\n{BROWSER}\r\n");
     client.send_raw(look.repeat(20).as_bytes());
     for _ in 0..20 {
-        is_page(&client.read_response(), 401);
+        is_page(&client.read_response(), "/admin/", 401);
     }
     let large = "x".repeat(100_000);
     assert_eq!(admin.raw("POST", "/admin/", &authorized, &large).status, 405);
