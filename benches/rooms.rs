@@ -270,7 +270,7 @@ fn tokens(table: &mut Table) {
             Family::P384 => include_str!("../tests/keys/p384.pub.pem"),
             Family::Ed25519 => include_str!("../tests/keys/ed25519.pub.pem"),
         };
-        let key = Key::configured(key, &[algorithm]).unwrap();
+        let key = Key::configured(key, &[algorithm]).unwrap().remove(0);
         table.row(&format!("token: read and verified by {name}"), 1, || {
             let signed = Signed::parse(black_box(token)).unwrap();
             assert!(signed.payload(&key, algorithm).is_some());

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use shardgate::config::{self, Config, ConfigError, Outcome};
 use shardgate::control::{Exit, Gateway, Handle, log_reload};
-use shardgate::runtime::StartError;
+use shardgate::runtime::{StartError, preflight};
 use shardgate::tls::Certificates;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -31,8 +31,9 @@ fn main() -> ExitCode {
         Ok(Outcome::Run(config)) => run(*config, &args, &env),
         Ok(Outcome::Help(text) | Outcome::Version(text)) => print::print(&text),
         // Whoever asks whether it would start wants to hear of a key that does not belong to its certificate.
-        Ok(Outcome::Checked(config, text)) => match config.tls.as_ref().map(Certificates::read).transpose() {
-            Ok(_) => print::print(&text),
+        Ok(Outcome::Checked(config, effective)) => match config.tls.as_ref().map(Certificates::read).transpose() {
+            // The host may be another than the one that it is meant for.
+            Ok(_) => print::print(&effective.text(&config, preflight::foresee(&config).ok().as_ref())),
             Err(error) => refuse(&error),
         },
         Err(error) => refuse(&error),

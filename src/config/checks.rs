@@ -28,6 +28,9 @@ pub(super) const OF_TOKENS: [&str; 5] = [
     "auth.require_exp",
 ];
 
+/// A secret that is shorter is found by trying all, from one token.
+const SECRET_BYTES_MIN: usize = 16;
+
 impl Settings {
     /// The checked configuration; `gateway_id` is what to use where none is set.
     pub(super) fn build(
@@ -258,6 +261,21 @@ impl Settings {
                     "a JWKS has public keys, and HS256, HS384 and HS512 need a secret: leave them out, or use auth.key";
                 contradiction("auth.jwks_url", "auth.algorithm", rule)
             }
+            CredentialSource::Key(key)
+                if auth.algorithms.iter().any(|algorithm| algorithm.is_symmetric())
+                    && key.expose().len() < SECRET_BYTES_MIN =>
+            {
+                Err(ConfigError::BadValue {
+                    key: "auth.key".into(),
+                    place: self.setting("auth.key").place.clone(),
+                    value: super::value::MASK.into(),
+                    allowed: format!(
+                        "a secret of at least {SECRET_BYTES_MIN} bytes, and this one has {}: whoever has one token could \
+                         guess it and make others; take what openssl rand -hex 32 prints, here and where tokens are made",
+                        key.expose().len()
+                    ),
+                })
+            }
             CredentialSource::Key(key) => match Key::configured(key.expose(), &auth.algorithms) {
                 Ok(_) => Ok(()),
                 Err(cause) => Err(ConfigError::BadKey {
@@ -276,7 +294,7 @@ impl Settings {
         let row = keys::find(name).expect("setting() found it");
         format!(
             "{name} = {} ({})",
-            KEYS[row].kind.write_toml(&setting.value).0,
+            KEYS[row].kind.write_toml(&setting.value),
             setting.place
         )
     }

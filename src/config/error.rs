@@ -128,6 +128,18 @@ pub enum ConfigError {
         /// What is wrong with it; it is not shown.
         cause: crate::jws::BadKey,
     },
+    /// A secret that tools have made another one of, most likely.
+    #[error("{key} ({place}){file} {trouble}")]
+    BadSecret {
+        /// Dotted name.
+        key: String,
+        /// Where it was given.
+        place: Place,
+        /// `, read from "secret.txt",` where a file holds it.
+        file: String,
+        /// What is wrong with it; it is not shown.
+        trouble: &'static str,
+    },
     /// The TOML file, or a file that an `@` names, cannot be read.
     #[error("cannot read {path:?} ({place}): {cause}")]
     Unreadable {

@@ -10,6 +10,7 @@
 //! | `sources` | flags, variables and TOML to one setting per key |
 //! | `checks` | settings to a [`Config`]; contradictions |
 //! | `redis_url` | [`RedisTarget`] |
+//! | `secrets` | secrets and files that hold them, without what tools put around them |
 //! | `text` | `--help`, `--check-config`, documentation |
 //! | `error` | [`ConfigError`] |
 //! | `admin` | [`AdminConfig`] |
@@ -26,6 +27,7 @@ mod keys;
 pub mod origins;
 pub mod patterns;
 mod redis_url;
+mod secrets;
 mod sources;
 mod text;
 mod value;
@@ -63,7 +65,45 @@ pub enum Outcome {
     /// Print this and exit 0: `--version`.
     Version(String),
     /// `--check-config`, and this is good as far as words go: look at the files that it names, then print the text and exit 0.
-    Checked(Box<Config>, String),
+    Checked(Box<Config>, Effective),
+}
+
+/// What `--check-config` prints.
+pub struct Effective(Settings);
+
+impl Effective {
+    /// TOML with every value. `on_host` has those of keys that nobody set and that follow from the host, if it is at hand.
+    #[must_use]
+    pub fn text(&self, config: &Config, on_host: Option<&OnHost>) -> String {
+        let mut derived = vec![("gateway_id", value::write_text(&config.gateway_id))];
+        if let Some(host) = on_host {
+            // As `Settings` reads it: all channels in development mode, and else none.
+            let channels = if config.auth.is_development() { "[\"*\"]" } else { "[]" };
+            derived.extend(["channels.subscribe", "channels.publish"].map(|key| (key, channels.to_owned())));
+            derived.push(("shards", host.cpus.len().to_string()));
+            derived.push(("cpus", value::write_text(&value::write_places(&host.cpus))));
+            derived.push(("limits.connections", host.connections.to_string()));
+            derived.push(("limits.handshakes", host.handshakes.to_string()));
+        }
+        text::effective(&self.0, &derived)
+    }
+}
+
+impl fmt::Debug for Effective {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Effective")
+    }
+}
+
+/// What follows from the host where the configuration says nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OnHost {
+    /// The CPU of each shard, `None` where it is not pinned.
+    pub cpus: Vec<Option<usize>>,
+    /// `limits.connections`
+    pub connections: usize,
+    /// `limits.handshakes`
+    pub handshakes: usize,
 }
 
 /// Reads the configuration from arguments (without the program's name) and environment variables.
@@ -94,7 +134,7 @@ where
     let settings = Settings::gather(&invocation, env)?;
     let config = settings.build(default_gateway_id)?;
     if invocation.check {
-        return Ok(Outcome::Checked(Box::new(config), text::effective(&settings)));
+        return Ok(Outcome::Checked(Box::new(config), Effective(settings)));
     }
     Ok(Outcome::Run(Box::new(config)))
 }
@@ -396,8 +436,8 @@ impl AuthConfig {
         let CredentialSource::Key(key) = &self.source else {
             return None;
         };
-        let key = Key::configured(key.expose(), &self.algorithms).ok()?;
-        key.short_secret(&self.algorithms)
+        let keys = Key::configured(key.expose(), &self.algorithms).ok()?;
+        keys.first()?.short_secret(&self.algorithms)
     }
 }
 

@@ -6,13 +6,13 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use toml::de::{DeTable, DeValue};
 
 use super::error::{ConfigError, Place};
 use super::keys::{self, CONFIG_VARIABLE, Fallback, KEYS, Key, OTHER_FLAGS, VARIABLE_PREFIX};
+use super::secrets;
 use super::value::{Kind, MASK, Value, show};
 
 /// Prefixes of what Kubernetes injects for a Service named shardgate; a key may not begin like this.
@@ -88,7 +88,8 @@ impl Settings {
                 place,
                 cause,
             })?;
-            settings.set_from_toml(&path, &text)?;
+            // Some editors put a byte order mark before it.
+            settings.set_from_toml(&path, text.strip_prefix('\u{feff}').unwrap_or(&text))?;
         }
         for (row, variable, text) in variables {
             settings.set_from_text(row, Place::Variable(variable), &text)?;
@@ -107,19 +108,15 @@ impl Settings {
                 allowed: key.kind.allowed(),
             });
         }
-        let value = key.kind.parse_text(text).map_err(|allowed| ConfigError::BadValue {
-            key: key.name.to_owned(),
-            place: place.clone(),
-            value: key.kind.show(text),
-            allowed,
-        })?;
-        self.set(row, place, value)
-    }
-
-    fn set(&mut self, row: usize, place: Place, value: Value) -> Result<(), ConfigError> {
-        let value = match (&KEYS[row].kind, value) {
-            (Kind::Secret, Value::Text(text)) => Value::Text(secret(text, KEYS[row].name, &place)?),
-            (_, value) => value,
+        let value = if key.kind.may_be_secret() {
+            read_secret(key, text, &place)?
+        } else {
+            key.kind.parse_text(text).map_err(|allowed| ConfigError::BadValue {
+                key: key.name.to_owned(),
+                place: place.clone(),
+                value: key.kind.show(text),
+                allowed,
+            })?
         };
         self.0[row] = Setting { value, place };
         Ok(())
@@ -155,20 +152,28 @@ impl Settings {
                     second: place,
                 });
             }
-            let value = key
-                .kind
-                .parse_toml(leaf.value)
-                .map_err(|allowed| ConfigError::BadValue {
-                    key: key.name.to_owned(),
-                    place: place.clone(),
-                    value: leaf
-                        .value
-                        .as_str()
-                        .map_or_else(|| show_toml(&key.kind, written), |text| key.kind.show(text)),
-                    allowed,
-                })?;
+            let secret = leaf
+                .value
+                .as_str()
+                .filter(|text| key.kind.may_be_secret() && !text.is_empty());
+            let value = match secret {
+                Some(text) => read_secret(key, text, &place)?,
+                None => key
+                    .kind
+                    .parse_toml(leaf.value)
+                    .map_err(|allowed| ConfigError::BadValue {
+                        key: key.name.to_owned(),
+                        place: place.clone(),
+                        value: leaf
+                            .value
+                            .as_str()
+                            .map_or_else(|| show_toml(&key.kind, written), |text| key.kind.show(text)),
+                        allowed,
+                    })?,
+            };
             // An empty list says the default aloud.
-            self.set(row, if value == Value::Unset { Place::Default } else { place }, value)?;
+            let place = if value == Value::Unset { Place::Default } else { place };
+            self.0[row] = Setting { value, place };
         }
         Ok(())
     }
@@ -186,9 +191,10 @@ pub(super) fn read_args(args: Vec<OsString>) -> Result<Request, ConfigError> {
     let mut args = utf8(args)?.into_iter().peekable();
     let mut after_secret = false;
     while let Some(arg) = args.next() {
-        if !arg.starts_with('-') || arg.len() == 1 {
+        if !looks_like_a_flag(&arg) {
             // Part of a secret that was not quoted for the shell must not end up in a log.
-            let argument = if after_secret { MASK.to_owned() } else { show(&arg) };
+            let hidden = after_secret || arg.starts_with('-') && arg.len() > 1;
+            let argument = if hidden { MASK.to_owned() } else { show(&arg) };
             return Err(ConfigError::UnexpectedArgument { argument });
         }
         let (flag, inline) = match arg.split_once('=') {
@@ -221,10 +227,17 @@ pub(super) fn read_args(args: Vec<OsString>) -> Result<Request, ConfigError> {
             }
             _ => {
                 let row = KEYS.iter().position(|key| key.flag() == flag);
-                let row = row.ok_or_else(|| unknown_flag(flag, inline.as_deref()))?;
+                let row = row.ok_or_else(|| match unknown_flag(flag, inline.as_deref()) {
+                    ConfigError::UnknownKey { nearest: None, .. } if after_secret => ConfigError::UnexpectedArgument {
+                        argument: MASK.to_owned(),
+                    },
+                    error => error,
+                })?;
                 let key = &KEYS[row];
                 let is_value = |next: &String| match key.kind {
                     Kind::Bool => key.kind.parse_text(next).is_ok(),
+                    // A key in PEM begins with hyphens, and so may a secret. Only a flag that there is cannot be one.
+                    kind if kind.may_be_secret() => !is_known_flag(next),
                     _ => !next.starts_with("--"),
                 };
                 let bare = if matches!(key.kind, Kind::Bool) { "true" } else { "" };
@@ -238,12 +251,26 @@ pub(super) fn read_args(args: Vec<OsString>) -> Result<Request, ConfigError> {
                         second: place(),
                     });
                 }
-                after_secret = matches!(key.kind, Kind::Secret);
+                after_secret = key.kind.may_be_secret();
                 invocation.flags.push((row, text));
             }
         }
     }
     Ok(Request::Run(invocation))
+}
+
+/// True for `-x` and `--name`, with or without `=value`. Whatever else begins with a hyphen is part of something, such as
+/// of a key in PEM.
+fn looks_like_a_flag(arg: &str) -> bool {
+    let name = arg.split_once('=').map_or(arg, |(name, _)| name);
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    arg.starts_with('-') && arg.len() > 1 && !name.starts_with("---") && name.len() <= 64 && name.chars().all(is_plain)
+}
+
+fn is_known_flag(arg: &str) -> bool {
+    let name = arg.split_once('=').map_or(arg, |(name, _)| name);
+    let others = OTHER_FLAGS.iter().flat_map(|(usage, _)| usage.split([' ', ',']));
+    KEYS.iter().any(|key| key.flag() == name) || others.filter(|word| word.starts_with('-')).any(|flag| flag == name)
 }
 
 fn utf8(args: Vec<OsString>) -> Result<Vec<String>, ConfigError> {
@@ -351,19 +378,13 @@ fn unknown_toml_key(leaf: &Leaf<'_>, place: &Place, written: &str) -> ConfigErro
 /// The value of a misspelt key, which may be a secret all the same.
 fn show_unknown(name: &str, nearest: Option<&str>, value: &str) -> String {
     let secret = |name: &str, words: &[&str]| words.iter().any(|word| name.to_ascii_lowercase().contains(word));
+    let of_a_secret = |nearest: &str| {
+        let mut keys = KEYS.iter().filter(|key| matches!(key.kind, Kind::Secret));
+        keys.any(|key| key.name == nearest || key.flag() == nearest || key.variable() == nearest)
+    };
     let masked = match nearest {
         _ if secret(name, &["token", "key", "secret", "pass", "cred"]) => true,
-        Some(nearest) => secret(
-            nearest,
-            &[
-                "admin-token",
-                "admin_token",
-                "admin.token",
-                "auth-key",
-                "auth_key",
-                "auth.key",
-            ],
-        ),
+        Some(nearest) => of_a_secret(nearest),
         None => secret(name, &["auth", "admin"]),
     };
     if masked { MASK.to_owned() } else { show(value) }
@@ -408,22 +429,18 @@ fn flatten<'a>(prefix: &str, table: &'a DeTable<'a>, leaves: &mut Vec<Leaf<'a>>)
     }
 }
 
-/// The secret itself, or what the file after an `@` holds.
-fn secret(text: String, key: &str, place: &Place) -> Result<String, ConfigError> {
-    let Some(path) = text.strip_prefix('@') else {
-        return Ok(text);
-    };
-    let unreadable = |cause| ConfigError::Unreadable {
-        path: path.into(),
+/// A value that may be read from a file, and that no message shows.
+fn read_secret(key: &Key, text: &str, place: &Place) -> Result<Value, ConfigError> {
+    let resolved = secrets::resolve(text, key.name, place)?;
+    key.kind.parse_text(&resolved).map_err(|allowed| ConfigError::BadValue {
+        key: key.name.to_owned(),
         place: place.clone(),
-        cause,
-    };
-    let content = fs::read_to_string(path).map_err(unreadable)?;
-    // Editors and `echo` end a file with a line break that nobody means.
-    let content = content.trim_end_matches(['\r', '\n']);
-    if content.is_empty() {
-        let why = format!("the file that {key} names is empty");
-        return Err(unreadable(io::Error::new(io::ErrorKind::InvalidData, why)));
-    }
-    Ok(content.to_owned())
+        // Whatever the file holds, it was put there to be hidden.
+        value: if text.starts_with('@') {
+            format!("{MASK} from {text:?}")
+        } else {
+            key.kind.show(text)
+        },
+        allowed,
+    })
 }

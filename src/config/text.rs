@@ -104,51 +104,41 @@ fn default_of(key: &Key) -> String {
     }
 }
 
-/// `--check-config`: TOML that gives the same configuration, with the source of what is not default.
+/// `--check-config`: TOML with the value of every key that has one, and where it comes from if it is not the default.
 ///
-/// Secrets are masked and commented out, and so is what is unset, so that the text can be used as a file.
-pub(super) fn effective(settings: &Settings) -> String {
+/// `derived` are values, in TOML, of keys that nobody set and that follow from the host. Secrets are masked; the mask is
+/// refused where it is read, so that nobody starts a gateway without the secret by mistake.
+pub(super) fn effective(settings: &Settings, derived: &[(&'static str, String)]) -> String {
     let mut text = String::from("# Effective configuration of shardgate; keys without a comment have their default.\n");
     let mut tables: Vec<&str> = settings.iter().map(|(key, _)| key.table_and_leaf().0).collect();
     // Keys without a table come first: in TOML whatever follows a header belongs to it.
     tables.sort_by_key(|table| !table.is_empty());
     let mut seen = Vec::new();
-    // What says nothing without a key that is commented out, and would be refused.
-    let is_masked = |name: &str| {
-        let mut rows = settings.iter();
-        rows.any(|(key, setting)| key.name == name && key.kind.write_toml(&setting.value).1)
-    };
-    let without_url = is_masked("redis.url");
-    let without_key = is_masked("auth.key") || is_masked("auth.jwks_url");
     for table in tables {
         if seen.contains(&table) {
             continue;
         }
         seen.push(table);
-        let mut lines = String::new();
-        for (key, setting) in settings.iter().filter(|(key, _)| key.table_and_leaf().0 == table) {
-            let name = key.table_and_leaf().1;
-            let (value, masked) = key.kind.write_toml(&setting.value);
-            let masked = masked
-                || (without_url && key.name == "redis.ca")
-                || (without_key && super::checks::OF_TOKENS.contains(&key.name));
-            let comment = match &setting.place {
-                Place::Default => String::new(),
-                place => format!(" # {place}"),
-            };
-            let _ = if value.is_empty() {
-                writeln!(lines, "# {name}: {}", default_of(key))
-            } else {
-                writeln!(lines, "{}{name} = {value}{comment}", if masked { "# " } else { "" })
-            };
-        }
-        if lines.is_empty() {
-            continue;
-        }
         if !table.is_empty() {
             let _ = writeln!(text, "\n[{table}]");
         }
-        text.push_str(&lines);
+        for (key, setting) in settings.iter().filter(|(key, _)| key.table_and_leaf().0 == table) {
+            let name = key.table_and_leaf().1;
+            let value = key.kind.write_toml(&setting.value);
+            let follows = derived.iter().find(|(derived, _)| *derived == key.name);
+            let _ = match (&setting.place, follows) {
+                _ if value.is_empty() && follows.is_some() => {
+                    let value = follows.map_or("", |(_, value)| value);
+                    writeln!(text, "{name} = {value} # not set: {}", default_of(key))
+                }
+                // An empty list is what holds without the key.
+                _ if value.is_empty() && key.kind.may_be_empty() => writeln!(text, "{name} = [] # {}", default_of(key)),
+                // TOML has no word for nothing.
+                _ if value.is_empty() => writeln!(text, "# {name}: {}", default_of(key)),
+                (Place::Default, _) => writeln!(text, "{name} = {value}"),
+                (place, _) => writeln!(text, "{name} = {value} # {place}"),
+            };
+        }
     }
     text
 }

@@ -114,6 +114,10 @@ impl Kind {
             Kind::Cookie if !is_cookie_name(text) => Err(self.allowed()),
             // A zero byte ends a path for the kernel.
             Kind::File if text.contains('\0') => Err(self.allowed()),
+            Kind::Url(_) | Kind::RedisUrl if text.contains(MASK) => Err(format!(
+                "{}; *** stands for what is hidden where it is printed: write it out",
+                self.allowed()
+            )),
             Kind::Url(schemes) => match text.split_once("://") {
                 Some((scheme, rest)) if schemes.contains(&scheme) && !rest.is_empty() => Ok(Value::Text(text.into())),
                 _ => Err(self.allowed()),
@@ -223,10 +227,13 @@ impl Kind {
             Kind::File => "the path of a file".into(),
             Kind::RedisUrl => format!(
                 "a URL that begins with {}://, such as redis://user:password@host:6379/0, redis-cluster://host,host or \
-                 redis-sentinel://host,host/master",
+                 redis-sentinel://host,host/master, or @FILE to read it from a file",
                 redis_url::SCHEMES.join("://, ")
             ),
-            Kind::Url(schemes) => format!("a URL that begins with {}://", schemes.join("://, ")),
+            Kind::Url(schemes) => format!(
+                "a URL that begins with {}://, or @FILE to read it from a file",
+                schemes.join("://, ")
+            ),
         }
     }
 
@@ -245,6 +252,11 @@ impl Kind {
             Kind::File => "FILE",
             Kind::Url(_) | Kind::RedisUrl => "URL",
         }
+    }
+
+    /// True for what `@FILE` may stand for: secrets, and URLs, which may hold some.
+    pub(super) fn may_be_secret(&self) -> bool {
+        matches!(self, Kind::Secret | Kind::Url(_) | Kind::RedisUrl)
     }
 
     fn is_list(&self) -> bool {
@@ -273,31 +285,46 @@ impl Kind {
         }
     }
 
-    /// The value as TOML, and whether a secret in it was masked.
-    pub(super) fn write_toml(&self, value: &Value) -> (String, bool) {
-        let quoted = |text: &str| toml::Value::String(text.to_owned()).to_string();
+    /// True for lists whose empty array in TOML says that the key is not set.
+    pub(super) fn may_be_empty(&self) -> bool {
+        matches!(self, Kind::Origins | Kind::Networks | Kind::Texts { .. })
+    }
+
+    /// The value as TOML, secrets masked.
+    pub(super) fn write_toml(&self, value: &Value) -> String {
+        let quoted = write_text;
         match (self, value) {
-            (_, Value::Unset) => (String::new(), false),
-            (_, Value::Bool(yes)) => (yes.to_string(), false),
-            (_, Value::Integer(n)) => (n.to_string(), false),
-            (_, Value::Duration(time)) => (quoted(&write_duration(*time)), false),
-            (_, Value::Address(address)) => (quoted(&address.to_string()), false),
-            (_, Value::Cpus(placement)) => (quoted(&write_cpus(placement)), false),
-            (_, Value::List(items)) => (
-                format!(
-                    "[{}]",
-                    items.iter().map(|item| quoted(item)).collect::<Vec<_>>().join(", ")
-                ),
-                false,
-            ),
-            (Kind::Secret, Value::Text(_)) => (quoted(MASK), true),
-            (Kind::Url(_) | Kind::RedisUrl, Value::Text(text)) => {
-                let masked = mask_url(text);
-                (quoted(&masked), masked != *text)
-            }
-            (_, Value::Text(text)) => (quoted(text), false),
+            (_, Value::Unset) => String::new(),
+            (_, Value::Bool(yes)) => yes.to_string(),
+            (_, Value::Integer(n)) => n.to_string(),
+            (_, Value::Duration(time)) => quoted(&write_duration(*time)),
+            (_, Value::Address(address)) => quoted(&address.to_string()),
+            (_, Value::Cpus(placement)) => quoted(&write_cpus(placement)),
+            (_, Value::List(items)) => write_list(items),
+            (Kind::Secret, Value::Text(_)) => quoted(MASK),
+            (Kind::Url(_) | Kind::RedisUrl, Value::Text(text)) => quoted(&mask_url(text)),
+            (_, Value::Text(text)) => quoted(text),
         }
     }
+}
+
+/// A string in TOML.
+pub(super) fn write_text(text: &str) -> String {
+    toml::Value::String(text.to_owned()).to_string()
+}
+
+/// CPUs of shards as `cpus` writes them.
+pub(super) fn write_places(cpus: &[Option<usize>]) -> String {
+    match cpus.iter().copied().collect::<Option<Vec<usize>>>() {
+        Some(cpus) => write_cpus(&Placement::Cpus(cpus)),
+        None => write_cpus(&Placement::Unpinned),
+    }
+}
+
+/// An array of strings in TOML.
+fn write_list(items: &[String]) -> String {
+    let quoted = items.iter().map(|item| write_text(item));
+    format!("[{}]", quoted.collect::<Vec<_>>().join(", "))
 }
 
 /// Text of unknown kind as it may be shown: escaped, shortened, passwords in URLs masked.

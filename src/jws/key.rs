@@ -7,13 +7,14 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{AlgorithmFamily, DecodingKey, DecodingKeyKind};
 use serde::Deserialize;
 
+use super::set::TRIES_MAX;
 use super::{Algorithm, Family, PROVIDER};
 
 /// Sizes of RSA moduli that are verified, bits; less is not safe any more.
 const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=8192;
 
 /// How public keys begin in PEM: `SubjectPublicKeyInfo` (RFC 5280, RFC 8410) and the older `RSAPublicKey` (RFC 8017).
-const PUBLIC: [&str; 2] = ["-----BEGIN PUBLIC KEY-----", "-----BEGIN RSA PUBLIC KEY-----"];
+const PUBLIC: [&str; 2] = ["PUBLIC KEY", "RSA PUBLIC KEY"];
 
 /// A secret or a public key. Immutable. `Debug` does not show what it is made of.
 #[derive(Debug, Clone)]
@@ -51,6 +52,14 @@ pub enum BadKey {
     /// A key of another kind than one of the algorithms takes.
     #[error("it is no key for {0}")]
     Unfit(Algorithm),
+    /// One of several keys, counted from 1, that no algorithm takes.
+    #[error("its key number {0} is for none of these algorithms: take it out, or add its algorithm")]
+    Idle(usize),
+    /// More keys than a token is tried with.
+    #[error(
+        "it has {0} keys for one algorithm, and a token is tried with {TRIES_MAX}: take out those that sign no more"
+    )]
+    TooMany(usize),
 }
 
 /// Why a key of a JWKS cannot be used. Most sets hold some, for other purposes.
@@ -113,22 +122,36 @@ struct Jwk {
 }
 
 impl Key {
-    /// The configured key for these algorithms: a secret as it is, or a public key in PEM.
+    /// The configured keys for these algorithms: a secret as it is, or all public keys of a PEM text, of which one takes the
+    /// place of another in time.
     ///
     /// # Errors
-    /// It does not fit every one of them.
-    pub fn configured(text: &str, algorithms: &[Algorithm]) -> Result<Key, BadKey> {
-        let is_pem = text.trim_start().starts_with("-----BEGIN");
+    /// An algorithm has no key, or a key no algorithm.
+    pub fn configured(text: &str, algorithms: &[Algorithm]) -> Result<Vec<Key>, BadKey> {
+        let is_pem = text.contains("-----BEGIN ");
         let symmetric = algorithms.iter().any(|algorithm| algorithm.is_symmetric());
-        let key = match (symmetric, is_pem) {
+        let keys = match (symmetric, is_pem) {
             (true, true) => return Err(BadKey::PemAsSecret),
-            (true, false) => Key::secret(text.as_bytes()),
+            (true, false) => vec![Key::secret(text.as_bytes())],
             (false, false) => return Err(BadKey::NoPem),
-            (false, true) => Key::from_pem(text)?,
+            (false, true) => Key::all_from_pem(text)?,
         };
-        match algorithms.iter().find(|algorithm| !key.fits(**algorithm)) {
-            Some(algorithm) => Err(BadKey::Unfit(*algorithm)),
-            None => Ok(key),
+        let fits = |key: &Key| algorithms.iter().any(|algorithm| key.fits(*algorithm));
+        if let Some(algorithm) = algorithms
+            .iter()
+            .find(|algorithm| !keys.iter().any(|key| key.fits(**algorithm)))
+        {
+            return Err(BadKey::Unfit(*algorithm));
+        }
+        if let Some(idle) = keys.iter().position(|key| !fits(key)) {
+            return Err(BadKey::Idle(idle + 1));
+        }
+        let most = algorithms
+            .iter()
+            .map(|algorithm| keys.iter().filter(|key| key.fits(*algorithm)).count());
+        match most.max() {
+            Some(most) if most > TRIES_MAX => Err(BadKey::TooMany(most)),
+            _ => Ok(keys),
         }
     }
 
@@ -142,14 +165,23 @@ impl Key {
         }
     }
 
-    fn from_pem(text: &str) -> Result<Key, BadKey> {
-        // The library looks at the first section only, before which parameters of a curve may stand, and takes a private
-        // key for the public one that is in it.
+    fn all_from_pem(text: &str) -> Result<Vec<Key>, BadKey> {
+        // The library takes a private key for the public one that is in it.
         if text.contains(" PRIVATE KEY-----") {
             return Err(BadKey::Private);
         }
-        let begins = PUBLIC.into_iter().find_map(|label| text.find(label));
-        let pem = &text.as_bytes()[begins.ok_or(BadKey::Unknown)?..];
+        let sections = public_sections(text);
+        if sections.is_empty() {
+            return Err(BadKey::Unknown);
+        }
+        sections
+            .iter()
+            .map(|section| Key::from_pem(section.as_bytes()))
+            .collect()
+    }
+
+    /// The key of one section.
+    fn from_pem(pem: &[u8]) -> Result<Key, BadKey> {
         let key = DecodingKey::from_rsa_pem(pem)
             .and_then(|key| {
                 let components = PROVIDER.key_utils.rsa_pub_components_from_public_key;
@@ -281,6 +313,30 @@ impl Key {
             DecodingKeyKind::RsaModulusExponent { n, e } => (n, e),
         }
     }
+}
+
+/// The public keys of a PEM text, each as a text of its own. What stands around them does not matter, and neither does what
+/// tools make of line breaks: spaces, `\n` written out, nothing.
+fn public_sections(text: &str) -> Vec<String> {
+    let text = text.replace("\\r", "").replace("\\n", "\n");
+    let mut sections = Vec::new();
+    let mut rest = text.as_str();
+    while let Some((label, body)) = rest
+        .split_once("-----BEGIN ")
+        .and_then(|(_, rest)| rest.split_once("-----"))
+    {
+        rest = body;
+        let foot = format!("-----END {label}-----");
+        let Some((body, behind)) = body.split_once(&foot) else {
+            continue;
+        };
+        rest = behind;
+        if PUBLIC.contains(&label) {
+            let body: String = body.split_whitespace().collect();
+            sections.push(format!("-----BEGIN {label}-----\n{body}\n{foot}\n"));
+        }
+    }
+    sections
 }
 
 /// The library's keys cannot be compared.

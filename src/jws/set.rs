@@ -47,11 +47,11 @@ pub struct Candidates<'a> {
 }
 
 impl KeySet {
-    /// The one configured key.
+    /// The configured keys.
     #[must_use]
-    pub fn of(key: Key) -> KeySet {
+    pub fn of(keys: Vec<Key>) -> KeySet {
         KeySet {
-            keys: vec![key],
+            keys,
             left_out: Vec::new(),
         }
     }

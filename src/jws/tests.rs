@@ -36,7 +36,7 @@ fn private(algorithm: Algorithm) -> &'static str {
 }
 
 fn key(algorithm: Algorithm) -> Key {
-    Key::configured(public(algorithm), &[algorithm]).unwrap()
+    Key::configured(public(algorithm), &[algorithm]).unwrap().remove(0)
 }
 
 fn of_openssl() -> impl Iterator<Item = (Algorithm, &'static str)> {
@@ -112,7 +112,7 @@ fn the_examples_of_the_cookbook() {
     let secret = URL_SAFE_NO_PAD
         .decode("hJtXIZ2uSN5kbQfbtTNWbpdmhkV8FJG-Onbc6mxCcYg")
         .unwrap();
-    let secret = KeySet::of(Key::secret(&secret));
+    let secret = KeySet::of(vec![Key::secret(&secret)]);
     let body = "SXTigJlzIGEgZGFuZ2Vyb3VzIGJ1c2luZXNzLCBGcm9kbywgZ29pbmcgb3V0IHlvdXIgZG9vci4gWW91IHN0ZXAgb250byB0aGUgcm9hZCwgYW5kIGlmIHlvdSBkb24ndCBrZWVwIHlvdXIgZmVldCwgdGhlcmXigJlzIG5vIGtub3dpbmcgd2hlcmUgeW91IG1pZ2h0IGJlIHN3ZXB0IG9mZiB0by4";
     let of_bilbo = |alg| format!(r#"{{"alg":"{alg}","kid":"bilbo.baggins@hobbiton.example"}}"#);
     let rs256 = "MRjdkly7_-oTPTS3AXP41iQIGKa80A0ZmTuV5MEaHoxnW2e5CZ5NlKtainoFmKZopdHM1O2U4mwzJdQx996ivp83xuglII7PNDi84wnB-BDkoBwA78185hX-Es4JIwmDLJK3lfWRa-XtL0RnltuYv746iYTh_qHRD68BNt1uSNCrUCTJDt5aAE6x8wW1Kt9eRo4QPocSadnHXFxnt8Is9UzpERV0ePPQdLuW3IS_de3xyIrDaLGdjluPxUAhb6L2aXic1U12podGU0KLUQSE_oI-ZnmKJ3F4uOZDnd6QZWJushZ41Axf_fcIe8u9ipH84ogoree7vjbU5y18kDquDg";
@@ -168,7 +168,7 @@ fn keys_are_read_and_others_told_what_they_are() {
         configured(&format!("\n{}", RSA_PKCS1.replace('\n', "\r\n")), &[Rs256]),
         Ok(())
     );
-    let pkcs1 = Key::configured(RSA_PKCS1, &[Rs256]).unwrap();
+    let pkcs1 = Key::configured(RSA_PKCS1, &[Rs256]).unwrap().remove(0);
     assert!(of_openssl().any(|(_, token)| payload(token, &pkcs1).is_some()));
     for pem in [RSA, P256, ED25519, RSA_PKCS1, "-----BEGIN nonsense"] {
         assert_eq!(configured(pem, &[Hs256]), Err(BadKey::PemAsSecret));
@@ -192,6 +192,35 @@ fn keys_are_read_and_others_told_what_they_are() {
     assert!(!debug.contains("secret of"), "{debug}");
 }
 
+/// A key that is about to take the place of another stands beside it, and each line break may be what some tool made of it.
+#[test]
+fn all_public_keys_of_a_text_count() {
+    use Algorithm::{EdDsa, Es256, Es384, Rs256};
+    let count = |text: &str, algorithms: &[Algorithm]| Key::configured(text, algorithms).map(|keys| keys.len());
+    let two = format!("the old one\n{P256}\nand the new one\n{P256}");
+    assert_eq!(count(&two, &[Es256]), Ok(2));
+    assert_eq!(count(&format!("{RSA}{P384}"), &[Es384, Rs256]), Ok(2));
+    assert_eq!(count(&format!("{P256}{RSA}"), &[Es256]), Err(BadKey::Idle(2)));
+    assert_eq!(
+        count(&format!("{P256}{RSA}"), &[Es256, EdDsa]),
+        Err(BadKey::Unfit(EdDsa))
+    );
+    assert_eq!(count(&P256.repeat(5), &[Es256]), Err(BadKey::TooMany(5)));
+    let as_it_is = Key::configured(P256, &[Es256]).unwrap();
+    for (pattern, by) in [
+        ("\n", "\\n"),
+        ("\n", "\\r\\n"),
+        ("\n", " "),
+        ("\n", "\r\n"),
+        ("\n", "\n  "),
+        ("-----BEGIN", "\u{feff}key: -----BEGIN"),
+    ] {
+        let bent = P256.replace(pattern, by);
+        assert_eq!(Key::configured(&bent, &[Es256]).as_ref(), Ok(&as_it_is), "{by:?}");
+        assert_eq!(count(&format!("\"{bent}\""), &[Es256]), Ok(1), "{by:?}");
+    }
+}
+
 /// Of a secret that is as long as the hash nothing is said, of a public key neither.
 #[test]
 fn short_secrets_are_noticed() {
@@ -199,7 +228,7 @@ fn short_secrets_are_noticed() {
     for (algorithms, wanted) in [(&[Hs256][..], 32), (&[Hs256, Hs384], 48), (&[Hs512, Hs256], 64)] {
         let said = |bytes: usize| {
             let secret = "s".repeat(bytes);
-            let short = Key::configured(&secret, algorithms).unwrap().short_secret(algorithms);
+            let short = Key::configured(&secret, algorithms).unwrap()[0].short_secret(algorithms);
             short.map(|short| short.to_string())
         };
         assert_eq!((said(wanted), said(wanted + 1)), (None, None));
@@ -252,7 +281,7 @@ fn leading_zeros_of_a_modulus_change_nothing() {
     let (n, _) = pem.material();
     let set = jwk(&[&[0], n].concat());
     assert_eq!(set, jwk(n));
-    assert_eq!(set, KeySet::of(pem.clone()));
+    assert_eq!(set, KeySet::of(vec![pem.clone()]));
     let token = of_openssl()
         .find(|(algorithm, _)| *algorithm == Algorithm::Rs256)
         .unwrap()
@@ -406,7 +435,7 @@ fn a_kid_only_chooses_among_the_keys_that_fit() {
     assert_eq!(tried(&one, Some("b")), (vec![], false));
     let unnamed = jwks(&ec("", ""));
     assert_eq!(tried(&unnamed, Some("b")), (vec![None], false));
-    let configured = KeySet::of(key(Algorithm::Es256));
+    let configured = KeySet::of(vec![key(Algorithm::Es256)]);
     assert_eq!(tried(&configured, Some("anything")), (vec![None], false));
     // Two of one name, and a few of none; never all of a large set.
     let same = jwks(&[ec("a", ""), ec("b", ""), ec("a", r#""use":"sig","#)].join(","));
@@ -556,6 +585,6 @@ proptest! {
         let _ = KeySet::from_jwks(text.as_bytes(), &Algorithm::ALL);
         let _ = Key::configured(&text, &[Algorithm::Rs256]);
         let _ = SigningKey::new(Algorithm::Rs256, &text);
-        let _ = KeySet::of(key(Algorithm::Es256)).choose(Algorithm::Es256, kid.as_deref());
+        let _ = KeySet::of(vec![key(Algorithm::Es256)]).choose(Algorithm::Es256, kid.as_deref());
     }
 }

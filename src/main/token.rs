@@ -59,7 +59,8 @@ fn make(args: Vec<OsString>, env: Vec<(OsString, OsString)>) -> Result<String, S
     let (wish, rest) = split(args)?;
     let config = match config::load(rest, env).map_err(|error| error.to_string())? {
         Outcome::Run(config) => config,
-        Outcome::Help(text) | Outcome::Version(text) | Outcome::Checked(_, text) => return Ok(text),
+        Outcome::Help(text) | Outcome::Version(text) => return Ok(text),
+        Outcome::Checked(config, effective) => return Ok(effective.text(&config, None)),
     };
     let auth = &config.auth;
     let algorithm = match &wish.alg {

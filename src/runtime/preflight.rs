@@ -9,7 +9,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::cpus::{self, Places, counted};
 use super::{Needed, StartError};
-use crate::config::{Config, EngineChoice};
+use crate::config::{Config, EngineChoice, HANDSHAKES_PER_SHARD, OnHost};
 use crate::engine::{Engine, EpollEngine, RingEngine};
 
 /// What glommio insists on, however many executors there are.
@@ -72,7 +72,7 @@ pub fn inspect(config: &Config) -> Result<Host, StartError> {
     let engine = choose_engine(config.engine, shards)?;
     raise(Resource::Nofile);
     let nofile = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    let reserve = FILES_RESERVED + FILES_PER_SHARD * shards as u64;
+    let reserve = reserve(shards);
     let possible = nofile.saturating_sub(reserve) as usize;
     if possible == 0 {
         return Err(StartError::Nofile {
@@ -103,6 +103,25 @@ pub fn inspect(config: &Config) -> Result<Host, StartError> {
         connections_max,
         connections_possible: possible,
     })
+}
+
+/// What a start would find, for people who ask before. Changes nothing.
+///
+/// # Errors
+/// A key names a CPU that this process may not use.
+pub fn foresee(config: &Config) -> Result<OnHost, StartError> {
+    let cpus = cpus::place(config)?.cpus;
+    let nofile = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);
+    Ok(OnHost {
+        connections: nofile.saturating_sub(reserve(cpus.len())) as usize,
+        handshakes: cpus.len() * HANDSHAKES_PER_SHARD,
+        cpus,
+    })
+}
+
+/// Descriptors that no connection gets.
+fn reserve(shards: usize) -> u64 {
+    FILES_RESERVED + FILES_PER_SHARD * shards as u64
 }
 
 /// Raises a soft limit to its hard one. Failing is not an error here: what counts is the limit afterwards.

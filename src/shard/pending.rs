@@ -15,9 +15,8 @@ use super::strangers::LISTEN_US;
 use crate::engine::SocketKey;
 use crate::metrics::Ending;
 use crate::session::{Stage, Tally};
+use crate::settings::HANDSHAKES_PER_SHARD;
 
-/// How many a shard has where nothing is configured: 10,000 connects per second that take 400 ms each.
-const SHARE: usize = 4096;
 /// The label of those that are closed.
 const HANDSHAKE_LIMIT: &str = "handshake_limit";
 /// Keys that are out of date may be as many as the others and these.
@@ -106,7 +105,7 @@ impl Core {
     /// How many this shard may have: its share of `limits.handshakes`, and one in any case.
     fn pending_max(&self) -> usize {
         let shards = usize::from(self.homes.shards());
-        self.settings.limits.handshakes.map_or(SHARE, |all| {
+        self.settings.limits.handshakes.map_or(HANDSHAKES_PER_SHARD, |all| {
             let share = all / shards + usize::from(self.me.index() < all % shards);
             share.max(1)
         })

@@ -444,7 +444,7 @@ fn the_subcommand_prints_what_the_gateway_takes() {
         let (_client, welcome) = connect(&gateway, printed.stdout.trim());
         assert_eq!(welcome["userId"], "alice");
     }
-    let secret = ["--auth-algorithm=HS256", "--auth-key=s3cret"];
+    let secret = ["--auth-algorithm=HS256", "--auth-key=s3cret-s3cret-s3cret"];
     let ran = |args: &[&str]| run_to_exit(&[&["token"], args, &secret].concat());
     assert_eq!(ran(&["--user=alice"]).code, Some(0));
     for (args, said) in [
@@ -474,9 +474,9 @@ fn a_short_secret_is_warned_of() {
         let text = format!("[auth]\nalgorithm = [\"HS256\", \"HS512\"]\nkey = \"{secret}\"\n");
         std::fs::write(&file, text).unwrap();
     };
-    write("s3cret");
+    write("s3cret-s3cret-s3");
     let gateway = Gateway::start(&["--engine=epoll", "--config", file.to_str().unwrap()]);
-    let line = gateway.wait_for_log("auth.key: it is a secret of 6 bytes");
+    let line = gateway.wait_for_log("auth.key: it is a secret of 16 bytes");
     assert!(
         line.contains("HS512 wants 64") && line.contains("openssl rand"),
         "{line}"
@@ -487,8 +487,8 @@ fn a_short_secret_is_warned_of() {
         gateway.signal(libc::SIGHUP);
         gateway.wait_for_log_after(lines, "configuration read again");
     };
-    reload("another s3cret");
-    gateway.wait_for_log("auth.key: it is a secret of 14 bytes");
+    reload("another s3cret-s3cret-s3");
+    gateway.wait_for_log("auth.key: it is a secret of 24 bytes");
     reload(SECRET);
     assert_eq!(gateway.log().matches("auth.key").count(), 2, "{}", gateway.log());
     assert!(!gateway.log().contains("s3cret"), "{}", gateway.log());
@@ -498,7 +498,12 @@ fn a_short_secret_is_warned_of() {
 #[test]
 fn tokens_lift_the_bar_of_development_mode() {
     let listen = "--listen=0.0.0.0:0";
-    let with_key = [listen, "--auth-algorithm=HS256", "--auth-key=s3cret", "--check-config"];
+    let with_key = [
+        listen,
+        "--auth-algorithm=HS256",
+        "--auth-key=s3cret-s3cret-s3cret",
+        "--check-config",
+    ];
     assert_eq!(run_to_exit(&with_key).code, Some(0));
     let refused = run_to_exit(&[listen, "--check-config"]);
     assert_eq!(refused.code, Some(2));

@@ -240,7 +240,7 @@ fn administrators_have_a_token_worth_the_name_and_an_address_of_their_own() {
     for bad in [
         "0123456789abcde",
         "0123456789abcde ",
-        " 0123456789abcdef",
+        "01234567 89abcdef",
         "0123456789abcdeä",
     ] {
         let said = refused(&["--admin-token", bad], &[]);
@@ -279,7 +279,13 @@ fn patterns_of_channels_are_lists_and_checked_when_read() {
     // Nobody is not the same as not set, and stays so when it is printed and read.
     let nobody = file("channels.publish = []");
     let printed = checked(&["--config", nobody.path().to_str().unwrap()], &[]);
-    assert_says(&printed, &["publish = [] # file", "# subscribe: * in development mode"]);
+    assert_says(
+        &printed,
+        &[
+            "publish = [] # file",
+            "# subscribe: * in development mode",
+        ],
+    );
     assert_eq!(run_toml(&printed).channels.publish, list(&[]));
 
     for (bad, why) in [
@@ -305,10 +311,10 @@ fn company(key: &Key) -> &'static [&'static str] {
         "tls.cert" => &["--tls-key=/key.pem"],
         "tls.key" => &["--tls-cert=/cert.pem"],
         "tls.client_ca" => &["--tls-cert=/cert.pem", "--tls-key=/key.pem"],
-        "auth.algorithm" => &["--auth-key=s3cret"],
+        "auth.algorithm" => &["--auth-key=s3cret-s3cret-s3cret"],
         "auth.key" => &["--auth-algorithm=HS256"],
         "auth.jwks_url" => &["--auth-algorithm=ES256"],
-        name if OF_TOKENS.contains(&name) => &["--auth-algorithm=HS256", "--auth-key=s3cret"],
+        name if OF_TOKENS.contains(&name) => &["--auth-algorithm=HS256", "--auth-key=s3cret-s3cret-s3cret"],
         _ => &[],
     }
 }
@@ -317,7 +323,7 @@ fn company(key: &Key) -> &'static [&'static str] {
 fn before(key: &Key) -> &'static [&'static str] {
     match key.name {
         "auth.algorithm" => &["--auth-algorithm=HS512"],
-        "auth.key" => &["--auth-key=another"],
+        "auth.key" => &["--auth-key=another-another-another"],
         "auth.jwks_url" => &["--auth-jwks-url=https://host/jwks"],
         _ => &[],
     }
@@ -426,10 +432,27 @@ MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEf83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEXH
 
 #[test]
 fn keys_come_with_their_algorithms_from_one_place() {
-    let config = run(&["--auth-algorithm=HS256,HS512", "--auth-key=s3cret"], &[]);
+    let config = run(
+        &["--auth-algorithm=HS256,HS512", "--auth-key=s3cret-s3cret-s3cret"],
+        &[],
+    );
     assert_eq!(config.auth.algorithms, [Algorithm::Hs256, Algorithm::Hs512]);
     assert!(!config.auth.is_development() && !format!("{config:?}").contains("s3cret"));
     assert_eq!(config.auth.cookie, "shardgate_token");
+    for short in ["s3cret", "s3cret-s3cret-s"] {
+        let said = refused(&["--auth-algorithm=HS256", "--auth-key", short], &[]);
+        assert_says(
+            &said,
+            &[
+                "auth.key = ***",
+                "16 bytes",
+                &format!("has {}", short.len()),
+                "openssl rand",
+            ],
+        );
+        assert!(!said.contains("s3cret"), "{said}");
+    }
+    run(&["--auth-algorithm=HS256", "--auth-key=s3cret-s3cret-s3"], &[]);
     let pem = file(PUBLIC_KEY);
     let pem = format!("--auth-key=@{}", pem.path().to_str().unwrap());
     run(&["--auth-algorithm=es256", &pem, "--listen=0.0.0.0:80"], &[]);
@@ -438,7 +461,7 @@ fn keys_come_with_their_algorithms_from_one_place() {
     assert_eq!(config.auth.audience, ["a", "b, c"]);
     for (args, parts) in [
         (
-            &["--auth-key=s3cret"][..],
+            &["--auth-key=s3cret-s3cret-s3cret"][..],
             &["auth.key", "auth.algorithm", "must not be the token's"][..],
         ),
         (&["--auth-jwks-url=https://host"], &["auth.jwks_url", "auth.algorithm"]),
@@ -449,7 +472,7 @@ fn keys_come_with_their_algorithms_from_one_place() {
         (&["--auth-issuer=me"], &["auth.issuer", "no token is ever looked at"]),
         (&["--auth-required-at-handshake"], &["auth.required_at_handshake"]),
         (
-            &["--auth-algorithm=RS256", "--auth-key=s3cret"],
+            &["--auth-algorithm=RS256", "--auth-key=s3cret-s3cret-s3cret"],
             &[
                 "auth.key",
                 "auth.algorithm = [\"RS256\"]",
@@ -462,7 +485,7 @@ fn keys_come_with_their_algorithms_from_one_place() {
             &["auth.key", "it is PEM", "public key"],
         ),
         (
-            &["--auth-algorithm=HS256,RS256", "--auth-key=s3cret"],
+            &["--auth-algorithm=HS256,RS256", "--auth-key=s3cret-s3cret-s3cret"],
             &["it is no key for RS256"],
         ),
         (&["--auth-algorithm=ES256,RS256", &pem], &["it is no key for RS256"]),
@@ -482,27 +505,50 @@ fn keys_come_with_their_algorithms_from_one_place() {
         assert!(!said.contains("s3cret") && !said.contains("MFkw"), "{said}");
     }
     let printed = checked(
-        &["--auth-algorithm=HS256", "--auth-key=s3cret", "--auth-require-exp"],
+        &[
+            "--auth-algorithm=HS256",
+            "--auth-key=s3cret-s3cret-s3cret",
+            "--auth-require-exp",
+        ],
         &[],
     );
     assert_says(
         &printed,
-        &["# key = \"***\"", "# algorithm = [\"HS256\"]", "# require_exp = true"],
+        &[
+            "\nkey = \"***\" # flag",
+            "\nalgorithm = [\"HS256\"] # flag",
+            "\nrequire_exp = true # flag",
+        ],
     );
-    assert!(run_toml(&printed).auth.is_development());
+    // Never a gateway that is open to everybody because the secret was masked.
+    assert_says(&refused_toml(&printed), &["auth.key", "*** that stands for a secret"]);
 }
 
 /// A line that is missing for a moment must not open the gateway, and a URL needs its fetcher.
 #[test]
 fn sighup_changes_keys_but_not_where_they_come_from() {
-    let key = run(&["--auth-algorithm=HS256", "--auth-key=s3cret", "--gateway-id=a"], &[]);
+    let key = run(
+        &[
+            "--auth-algorithm=HS256",
+            "--auth-key=s3cret-s3cret-s3cret",
+            "--gateway-id=a",
+        ],
+        &[],
+    );
     let url = [
         "--auth-algorithm=ES256",
         "--auth-jwks-url=https://host/jwks",
         "--gateway-id=a",
     ];
     let (url, open) = (run(&url, &[]), run(&["--gateway-id=a"], &[]));
-    let other = run(&["--auth-algorithm=HS512", "--auth-key=other", "--gateway-id=a"], &[]);
+    let other = run(
+        &[
+            "--auth-algorithm=HS512",
+            "--auth-key=other-other-other",
+            "--gateway-id=a",
+        ],
+        &[],
+    );
     assert_eq!(key.reloadable_changes(&other), (other.clone(), vec![]));
     assert_eq!(key.reloadable_changes(&open), (key.clone(), vec!["auth.key"]));
     assert_eq!(open.reloadable_changes(&key), (open.clone(), vec!["auth.key"]));

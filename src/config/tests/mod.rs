@@ -36,7 +36,7 @@ fn run_toml(toml: &str) -> Config {
 
 fn checked(args: &[&str], env: &[(&str, &str)]) -> String {
     match outcome(&[args, &["--check-config"]].concat(), env).unwrap() {
-        Outcome::Checked(_, text) => text,
+        Outcome::Checked(config, effective) => effective.text(&config, None),
         other => panic!("{args:?}: {other:?}"),
     }
 }

@@ -269,6 +269,44 @@ fn secrets_are_shown_nowhere() {
     }
 }
 
+/// `--auth-key "$(cat key.pem)"`, and what becomes of it without the quotes.
+#[test]
+fn a_secret_may_begin_with_hyphens() {
+    let private = "-----BEGIN PRIVATE KEY-----\ns3cret\n-----END PRIVATE KEY-----";
+    let said = refused(&["--auth-algorithm=ES256", "--auth-key", private], &[]);
+    assert_says(&said, &["auth.key (flag --auth-key)", "it is a private key"]);
+    let mut said = vec![said];
+    let config = run(
+        &["--auth-algorithm", "HS256", "--auth-key", "--s3cret-s3cret-s3cret"],
+        &[],
+    );
+    assert!(matches!(config.auth.source, CredentialSource::Key(key) if key.expose() == "--s3cret-s3cret-s3cret"));
+    // A flag that there is was not meant as a secret.
+    for args in [&["--auth-key", "--echo"][..], &["--auth-key", "--listen=127.0.0.1:0"]] {
+        assert_says(&refused(args, &[]), &["has no value"]);
+    }
+    let words = [
+        "--auth-key",
+        "-----BEGIN",
+        "PUBLIC",
+        "KEY-----",
+        "s3cret",
+        "-----END",
+        "PUBLIC",
+        "KEY-----",
+    ];
+    said.push(refused(&words, &[]));
+    said.push(refused(&["--auth-key=", private], &[]));
+    said.push(refused(&["--auth-kee", private], &[]));
+    said.push(refused(&[private], &[]));
+    said.push(refused(&["--admin-token", "two", "-s3cret"], &[]));
+    said.push(refused(&["--redis-url", "redis://host", "s3cret"], &[]));
+    said.push(refused(&["-----BEGIN s3cret"], &[]));
+    for text in said {
+        assert!(!text.contains("s3cret") && !text.contains("PUBLIC"), "{text}");
+    }
+}
+
 #[test]
 fn an_at_sign_reads_a_secret_from_a_file() {
     let secret = file("s3cret\r\n\n");
@@ -279,4 +317,40 @@ fn an_at_sign_reads_a_secret_from_a_file() {
     assert_says(&said, &["/nowhere", "gw.toml", "line 1", "No such file"]);
     let said = settings(&toml(file("\n").path())).err().unwrap().to_string();
     assert_says(&said, &["admin.token", "is empty"]);
+}
+
+/// A URL may hold a password, so it may come from a file like any secret.
+#[test]
+fn an_at_sign_reads_a_url_from_a_file() {
+    let url = file("\u{feff}redis://user:s3cret@host/3\r\n");
+    let path = url.path().to_str().unwrap();
+    let flag = format!("--redis-url=@{path}");
+    let variable = format!("@{path}");
+    let toml = file(&format!("[redis]\nurl = '@{path}'\n"));
+    for config in [
+        run(&[&flag], &[]),
+        run(&[], &[("SHARDGATE_REDIS_URL", &variable)]),
+        run(&["--config", toml.path().to_str().unwrap()], &[]),
+    ] {
+        let redis = config.redis.unwrap();
+        assert_eq!(redis.target.password.as_deref(), Some("s3cret"));
+    }
+    let text = checked(&[&flag], &[]);
+    assert_says(&text, &["url = \"redis://***@host/3\" # flag --redis-url\n"]);
+    let keys = file("https://host/jwks?key=s3cret\n");
+    let keys = format!("--auth-jwks-url=@{}", keys.path().display());
+    let config = run(&["--auth-algorithm=ES256", &keys], &[]);
+    assert!(matches!(config.auth.source, CredentialSource::Jwks(url) if url.ends_with("key=s3cret")));
+    // Somebody put the password alone there.
+    let password = file("s3cret\n");
+    let said = refused(&[&format!("--redis-url=@{}", password.path().display())], &[]);
+    assert_says(&said, &["redis.url = *** from", "redis://", "flag --redis-url"]);
+    assert!(!said.contains("s3cret"), "{said}");
+    assert_says(&refused(&["--redis-url=@/nowhere"], &[]), &["/nowhere", "No such file"]);
+}
+
+/// What Windows' editors put before a file is no part of it.
+#[test]
+fn a_byte_order_mark_is_no_syntax_error() {
+    assert!(run_toml("\u{feff}echo = true\n").echo);
 }

@@ -4,30 +4,100 @@ use super::*;
 use crate::config::keys::{self, Fallback, KEYS};
 use crate::config::text;
 
+/// What a secret is masked with is none: a file made of what was printed does not open the gateway to everybody.
 #[test]
-fn check_config_comments_secrets_out() {
-    let toml = "[admin]\ntoken = \"s3cret\"\n[redis]\nurl = \"redis://user:s3cret@host/0\"\n";
-    let text = text::effective(&settings(toml).ok().unwrap());
+fn check_config_masks_secrets_and_the_mask_is_refused() {
+    let secret = "s3cret-s3cret-s3cret";
+    let toml = format!("[admin]\ntoken = \"{secret}\"\n[redis]\nurl = \"redis://user:s3cret@host/0\"\n");
+    let text = text::effective(&settings(&toml).ok().unwrap(), &[]);
     assert_says(
         &text,
         &[
-            "[admin]\n# token = \"***\" # file \"gw.toml\" line 2\n",
-            "# url = \"redis://***@host/0\"",
+            "[admin]\ntoken = \"***\" # file \"gw.toml\" line 2\n",
+            "\nurl = \"redis://***@host/0\" # file",
         ],
     );
     assert!(!text.contains("s3cret"));
-    let text = text::effective(&settings("redis.url = \"redis://host/0\"").ok().unwrap());
+    let text = text::effective(&settings("redis.url = \"redis://host/0\"").ok().unwrap(), &[]);
     assert_says(&text, &["\nurl = \"redis://host/0\" # file \"gw.toml\" line 1\n"]);
-}
-
-#[test]
-fn check_config_with_a_masked_url_still_loads() {
-    let text = checked(&["--redis-url=rediss://u:s3cret@host", "--redis-ca=/ca.pem"], &[]);
-    assert_says(&text, &["# url = \"rediss://***@host\"", "# ca = \"/ca.pem\""]);
-    assert!(!text.contains("s3cret"));
-    assert_eq!(run_toml(&text).redis, None);
+    for args in [
+        &["--admin-token", secret][..],
+        &["--auth-algorithm=HS256", "--auth-key", secret],
+        &["--redis-url=rediss://u:s3cret@host", "--redis-ca=/ca.pem"],
+        &["--auth-algorithm=ES256", "--auth-jwks-url=https://host/?key=s3cret"],
+    ] {
+        let text = checked(args, &[]);
+        assert!(!text.contains("s3cret"), "{text}");
+        assert_says(&refused_toml(&text), &["*** ", "stands for"]);
+    }
     let text = checked(&["--redis-url=rediss://host", "--redis-ca=/ca.pem"], &[]);
     assert!(run_toml(&text).redis.is_some_and(|redis| redis.target.ca.is_some()));
+}
+
+/// No key that has a value is printed as a comment.
+#[test]
+fn check_config_prints_what_holds() {
+    let Ok(Outcome::Checked(config, effective)) = outcome(&["--check-config", "--gateway-id=a"], &[]) else {
+        panic!("it is good");
+    };
+    let host = OnHost {
+        cpus: vec![Some(0), Some(1), Some(4)],
+        connections: 777,
+        handshakes: 12_288,
+    };
+    let text = effective.text(&config, Some(&host));
+    assert_says(
+        &text,
+        &[
+            "\nshards = 3 # not set: one per ",
+            "\ncpus = \"0-1,4\" # not set: ",
+            "\nconnections = 777 # not set: what nofile permits",
+            "\nhandshakes = 12288 # not set: ",
+            "\nsubscribe = [\"*\"] # not set: ",
+            "\norigins = [] # same origin only\n",
+            "\nproxies = [] # none\n",
+        ],
+    );
+    let comments: Vec<&str> = text
+        .lines()
+        .skip(1)
+        .filter_map(|line| line.strip_prefix("# "))
+        .collect();
+    for comment in &comments {
+        let (name, words) = comment.split_once(": ").unwrap();
+        let nothing = ["none", "not ", "clients need", "the system's"];
+        assert!(
+            nothing.iter().any(|nothing| words.starts_with(nothing)),
+            "{name} has a value: {words}"
+        );
+    }
+    let loaded = run_toml(&text);
+    assert_eq!((loaded.shards, loaded.limits.connections), (Some(3), Some(777)));
+    assert_eq!(loaded.cpus, Placement::Cpus(vec![0, 1, 4]));
+    let unpinned = OnHost {
+        cpus: vec![None; 2],
+        ..host
+    };
+    assert_says(
+        &effective.text(&config, Some(&unpinned)),
+        &["shards = 2 #", "\ncpus = \"none\" #"],
+    );
+    // What is made up is shown as it would be, each time another one.
+    assert_says(
+        &checked(&[], &[]),
+        &["\ngateway_id = \"", "# not set: host name and a random suffix\n"],
+    );
+    // With tokens, channels are nobody's until somebody names some.
+    let args = [
+        "--check-config",
+        "--auth-algorithm=ES256",
+        "--auth-jwks-url=https://host/keys",
+    ];
+    let Ok(Outcome::Checked(config, effective)) = outcome(&args, &[]) else {
+        panic!("it is good");
+    };
+    let text = effective.text(&config, Some(&unpinned));
+    assert_says(&text, &["\nsubscribe = [] #", "\npublish = [] #"]);
 }
 
 #[test]
@@ -42,7 +112,6 @@ fn check_config_tells_the_source_of_what_is_not_default() {
             "echo = true # variable SHARDGATE_ECHO\n",
             &format!("burst = 7 # file {path:?} line 3\n"),
             "engine = \"auto\"\n",
-            "# gateway_id: host name and a random suffix\n",
             "# shards: ",
             "[heartbeat]\ninterval = \"25s\"\n",
         ],
