@@ -82,7 +82,7 @@ fn main() -> ExitCode {
         Ok(Ok(true)) => ExitCode::SUCCESS,
         Ok(Ok(false)) => ExitCode::FAILURE,
         Ok(Err(why)) => {
-            eprintln!("shardgate-load: {why}");
+            let _ = writeln!(std::io::stderr(), "shardgate-load: {why}");
             ExitCode::from(2)
         }
         Err(asked) => {
@@ -113,11 +113,12 @@ fn run(options: args::Options) -> Result<bool, String> {
     let mut html = options.output.html.as_deref().map(create_page).transpose()?;
     let report = report::Report::new(&options, coordinator::run(options.clone())?);
     if !options.output.quiet {
-        if options.output.json.as_deref() == Some("-") {
-            eprint!("{}", report.summary());
+        // Whoever has gone, or has no room, does not want to read it: the verdict and the files count all the same.
+        let _ = if options.output.json.as_deref() == Some("-") {
+            write!(std::io::stderr(), "{}", report.summary())
         } else {
-            print!("{}", report.summary());
-        }
+            write!(std::io::stdout(), "{}", report.summary())
+        };
     }
     if let Some(out) = &mut json {
         out.write_all(report.json().as_bytes())

@@ -25,9 +25,9 @@ impl Progress {
     /// Says something that scripts wait for, on a line of its own.
     pub(crate) fn say(&self, what: &str) {
         if self.live {
-            eprintln!("\r\x1b[K{what}");
+            let _ = writeln!(std::io::stderr(), "\r\x1b[K{what}");
         } else if !self.quiet {
-            eprintln!("{what}");
+            let _ = writeln!(std::io::stderr(), "{what}");
         }
     }
 
@@ -35,14 +35,14 @@ impl Progress {
     pub(crate) fn show(&self, phase: Phase, row: &Row, totals: &Totals, latency: Option<(f64, f64)>) {
         if self.live {
             // Cut off at the edge, where it could not be written over any more, and not wrapped.
-            eprint!("\r\x1b[K\x1b[?7l{}\x1b[?7h", self.line(phase, row, totals, latency));
-            let _ = std::io::stderr().flush();
+            let line = self.line(phase, row, totals, latency);
+            let _ = write!(std::io::stderr(), "\r\x1b[K\x1b[?7l{line}\x1b[?7h");
         }
     }
 
     pub(crate) fn clear(&self) {
         if self.live {
-            eprint!("\r\x1b[K");
+            let _ = write!(std::io::stderr(), "\r\x1b[K");
         }
     }
 
