@@ -7,7 +7,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 # What the gateway itself reckons with: src/runtime/preflight.rs.
 files_reserved=100
 files_per_shard=24
-memlock_per_shard=$((512 * 1024))
+memlock_per_shard=$((640 * 1024))
 
 files_needed() { echo $((connections + files_reserved + files_per_shard * $(shards))); }
 memlock_needed() { echo $((memlock_per_shard * $(shards))); }

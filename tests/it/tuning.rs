@@ -406,7 +406,7 @@ fn what_is_applied_is_well_and_what_is_undone_was_never_there() {
         host.check(&args).wrong(),
         ["memlock of this shell", "nofile of this shell"]
     );
-    host.limits("1001444", "29360128");
+    host.limits("1001444", "36700160");
     assert_eq!(host.check(&args).wrong(), [""; 0]);
     host.limits("4096", "65536");
 
@@ -501,7 +501,7 @@ fn the_limits_of_the_unit_count() {
     );
     assert_eq!(
         checked.row("LimitMEMLOCK of the unit"),
-        ("ok", "536870912", "1048576 or more")
+        ("ok", "536870912", "1310720 or more")
     );
     assert!(!checked.0.contains_key("nofile of this shell"));
     // A drop-in of the operator's, and one of ours for what it lacks.
