@@ -10,7 +10,7 @@ use std::fmt::Display;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use shardgate::config::{self, Config, ConfigError, Outcome};
+use shardgate::config::{self, Config, ConfigError, Listen, Outcome};
 use shardgate::control::{Exit, Gateway, Handle, log_reload};
 use shardgate::runtime::{StartError, preflight};
 use shardgate::tls::Certificates;
@@ -109,14 +109,17 @@ fn run(config: Config, args: &[OsString], env: &[(OsString, OsString)]) -> ExitC
         }
         Err(error) => return fail(&error.to_string()),
     };
-    let addr = gateway.local_addr();
-    log::info!("gateway {} listening on {addr}", config.gateway_id);
+    let listen = gateway.listen();
+    log::info!("gateway {} listening on {listen}", config.gateway_id);
     if let Some(admin) = gateway.admin_listen() {
         log::info!("administration on {admin}");
     }
     if gateway.view().development {
         let scheme = if config.tls.is_some() { "https" } else { "http" };
-        log::warn!("development mode: every client is who it says it is; try it at {scheme}://{addr}/");
+        match listen {
+            Listen::Unix(_) => log::warn!("development mode: every client is who it says it is"),
+            addr => log::warn!("development mode: every client is who it says it is; try it at {scheme}://{addr}/"),
+        }
     }
     log::info!("Ready");
     if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {

@@ -197,7 +197,7 @@ fn nothing_is_left() {
             live(engine, round);
             if round % 10 == 0 {
                 let mut taken = config(&["--engine", engine]);
-                taken.listen = other.local_addr().unwrap();
+                taken.listen = other.local_addr().unwrap().into();
                 assert!(
                     Gateway::start(&taken).is_err(),
                     "a start that fails leaves nothing either"

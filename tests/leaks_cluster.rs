@@ -111,7 +111,7 @@ fn fail(engine: &str, redis: &Redis) {
     let free = SocketAddr::from(([127, fastrand::u8(1..), fastrand::u8(..), fastrand::u8(1..255)], 8080));
     let before = redis.keys("");
     let mut late = config(engine, redis, "gw3");
-    late.listen = free;
+    late.listen = free.into();
     let mut other = None;
     let told = |_| {
         let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();

@@ -6,7 +6,11 @@ use core::net::{IpAddr, Ipv6Addr};
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Networks {
     networks: Vec<Network>,
+    on_a_unix_socket: bool,
 }
+
+/// The entry for whoever comes by a Unix socket, and has no address.
+pub const ON_A_UNIX_SOCKET: &str = "unix:";
 
 /// All addresses are IPv6 here, IPv4 as `::ffff:a.b.c.d`: a listener on `[::]` sees IPv4 clients that way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,9 +42,18 @@ impl Networks {
                 why,
             })
         };
+        let (named, networks): (Vec<&String>, Vec<&String>) =
+            entries.iter().partition(|entry| *entry == ON_A_UNIX_SOCKET);
         Ok(Networks {
-            networks: entries.iter().map(network).collect::<Result<_, _>>()?,
+            networks: networks.into_iter().map(network).collect::<Result<_, _>>()?,
+            on_a_unix_socket: !named.is_empty(),
         })
+    }
+
+    /// Do they contain whoever comes by a Unix socket?
+    #[must_use]
+    pub fn contains_unix_socket(&self) -> bool {
+        self.on_a_unix_socket
     }
 
     /// Is this address in one of them?

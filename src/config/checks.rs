@@ -2,7 +2,6 @@
 //!
 //! Pure. Owns every rule that needs more than one key.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -14,8 +13,8 @@ use super::keys::{self, KEYS};
 use super::sources::Settings;
 use super::value::Value;
 use super::{
-    AdminConfig, AdminListen, AuthConfig, ChannelsConfig, Config, CredentialSource, DrainConfig, EngineChoice,
-    Heartbeat, Limits, Placement, RedisConfig, RedisTarget, Secret, TlsFiles,
+    AdminConfig, AuthConfig, ChannelsConfig, Config, CredentialSource, DrainConfig, EngineChoice, Heartbeat, Limits,
+    Listen, Placement, RedisConfig, RedisTarget, Secret, TlsFiles,
 };
 use crate::jws::{Algorithm, Key};
 
@@ -190,13 +189,24 @@ impl Settings {
                 return contradiction(first, second, rule);
             }
         }
+        let on_socket = config
+            .proxies
+            .iter()
+            .any(|proxy| proxy == crate::address::networks::ON_A_UNIX_SOCKET);
+        if on_socket && !matches!(config.listen, Listen::Unix(_)) {
+            return contradiction(
+                "proxies",
+                "listen",
+                "unix: means whoever comes by a Unix socket: listen on one, or leave it out",
+            );
+        }
         self.check_admin(config)?;
         self.check_credentials(&config.auth)?;
         let is_open = config.auth.is_development() && !config.insecure;
-        if is_open && !config.listen.ip().to_canonical().is_loopback() {
+        if is_open && !config.listen.is_local() {
             let place = self.setting("listen").place.clone();
             return Err(ConfigError::OpenDevelopmentMode {
-                listen: config.listen,
+                listen: config.listen.clone(),
                 place,
             });
         }
@@ -215,7 +225,7 @@ impl Settings {
                 ),
             });
         }
-        if config.admin.listen == Some(AdminListen::Tcp(config.listen)) && config.listen.port() != 0 {
+        if config.admin.listen.as_ref() == Some(&config.listen) && config.listen.is_one_place() {
             return Err(ConfigError::Contradiction {
                 first: self.describe("admin.listen"),
                 second: self.describe("listen"),
@@ -428,11 +438,10 @@ from_value! {
     u32: Value::Integer(n) => u32::try_from(*n).ok();
     usize: Value::Integer(n) => usize::try_from(*n).ok();
     Duration: Value::Duration(time) => Some(*time);
-    SocketAddr: Value::Address(address) => Some(*address);
     String: Value::Text(text) => Some(text.clone());
     Secret: Value::Text(text) => Some(Secret::from(text.clone()));
     RedisTarget: Value::Text(text) => RedisTarget::parse(text).ok();
-    AdminListen: Value::Text(text) => AdminListen::parse(text);
+    Listen: Value::Text(text) => Listen::parse(text);
     LevelFilter: Value::Text(text) => text.parse().ok();
 }
 

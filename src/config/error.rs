@@ -114,7 +114,7 @@ pub enum ConfigError {
     )]
     OpenDevelopmentMode {
         /// The address.
-        listen: std::net::SocketAddr,
+        listen: super::Listen,
         /// Where it was given.
         place: Place,
     },

@@ -168,8 +168,8 @@ use Fallback::{Unset, Value};
 /// Every key. Rows of one group stand together, and so do rows of one TOML table.
 #[rustfmt::skip] // A table is read by row: one row, two lines, the second for people.
 pub(super) static KEYS: &[Key] = &[
-    row(LISTENER, "listen", Kind::Address, Value("127.0.0.1:8080"), RESTART,
-        "Address of the public listener; port 0 lets the kernel choose"),
+    row(LISTENER, "listen", Kind::Listen, Value("127.0.0.1:8080"), RESTART,
+        "Address, host name or Unix socket of the public listener; port 0 lets the kernel choose"),
     row(LISTENER, "listen_backlog", number(1, 65_535, "connections"), Value("4096"), RESTART,
         "Accept queue of each shard's listener; the kernel caps it at net.core.somaxconn"),
     row(LISTENER, "engine", Kind::Choice(&["auto", "ring", "epoll"]), Value("auto"), RESTART,
@@ -179,7 +179,7 @@ pub(super) static KEYS: &[Key] = &[
     row(LISTENER, "origins", Kind::Origins, Unset("same origin only"), LIVE,
         "Allowed Origin values: https://app.example.com, https://*.example.com, null or *"),
     row(LISTENER, "proxies", Kind::Networks, Unset("none"), LIVE,
-        "Proxies whose X-Forwarded-For and PROXY header (version 2) say where clients are: 10.0.0.0/8, 2001:db8::1"),
+        "Proxies whose X-Forwarded-For and PROXY header (version 2) say where clients are: 10.0.0.0/8, 2001:db8::1, or unix: for all on a Unix socket"),
     row(LISTENER, "insecure", Kind::Bool, Value("false"), RESTART,
         "Allow development mode (anyone may be any user) away from loopback"),
 
@@ -261,7 +261,7 @@ pub(super) static KEYS: &[Key] = &[
 
     row(ADMIN, "admin.token", Kind::Secret, Unset("none: no /admin"), LIVE,
         "Bearer token of /admin, at least 16 bytes of visible ASCII, or @FILE"),
-    row(ADMIN, "admin.listen", Kind::AddressOrSocket, Unset("none: the public listener"), RESTART,
+    row(ADMIN, "admin.listen", Kind::Listen, Unset("none: the public listener"), RESTART,
         "Serve /admin, /metrics, /stats, /dashboard and /debug only here"),
 
     row(TLS, "tls.cert", Kind::File, Unset("none: plain text"), LIVE,

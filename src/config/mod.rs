@@ -14,6 +14,7 @@
 //! | `text` | `--help`, `--check-config`, documentation |
 //! | `error` | [`ConfigError`] |
 //! | `admin` | [`AdminConfig`] |
+//! | `listen` | [`Listen`] |
 //! | [`origins`] | which web pages may connect |
 //! | [`patterns`] | which channels a user may use |
 //!
@@ -24,6 +25,7 @@ mod admin;
 mod checks;
 mod error;
 mod keys;
+mod listen;
 pub mod origins;
 pub mod patterns;
 mod redis_url;
@@ -38,14 +40,14 @@ mod tests;
 use std::ffi::OsString;
 use std::fmt;
 use std::fs;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::jws::{Algorithm, Key, ShortSecret};
-pub use admin::{AdminConfig, AdminListen};
+pub use admin::AdminConfig;
 pub use error::{ConfigError, Place};
+pub use listen::Listen;
 pub use origins::{OriginError, OriginPolicy};
 pub use patterns::{ChannelPatterns, PatternError};
 pub use redis_url::{RedisAddress, RedisServers, RedisTarget};
@@ -197,8 +199,8 @@ fn default_gateway_id() -> Result<String, ConfigError> {
 /// Everything that the gateway was told, checked and with defaults filled in.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
-    /// Address of the public listener; port 0 lets the kernel choose.
-    pub listen: SocketAddr,
+    /// Where clients are listened to.
+    pub listen: Listen,
     /// Socket engine.
     pub engine: EngineChoice,
     /// Serve `/echo`.

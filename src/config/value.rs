@@ -2,7 +2,6 @@
 //!
 //! Pure. Owns how a value is written in all spellings, and which parts of it must not be shown.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use toml::Spanned;
@@ -12,7 +11,7 @@ use super::keys::{CPU_MAX, SHARDS_MAX};
 use super::origins::OriginPolicy;
 use super::patterns::ChannelPatterns;
 use super::redis_url::{self, RedisTarget};
-use super::{AdminListen, Placement};
+use super::{Listen, Placement};
 use crate::address::networks::Networks;
 
 /// What stands in place of a secret.
@@ -27,10 +26,8 @@ pub(super) enum Kind {
     Integer { min: u64, max: u64, unit: &'static str },
     /// A number with a unit of time.
     Duration { min: Duration, max: Duration },
-    /// IP address and port.
-    Address,
-    /// IP address and port, or a Unix socket.
-    AddressOrSocket,
+    /// Address or name of a host and port, or a Unix socket.
+    Listen,
     /// One of these words, in any case.
     Choice(&'static [&'static str]),
     /// One or several of these words.
@@ -67,7 +64,6 @@ pub(super) enum Value {
     Bool(bool),
     Integer(u64),
     Duration(Duration),
-    Address(SocketAddr),
     Text(String),
     List(Vec<String>),
     Cpus(Placement),
@@ -98,8 +94,7 @@ impl Kind {
                 Ok(_) => Err(self.allowed()),
                 Err(hint) => Err(format!("{}{hint}", self.allowed())),
             },
-            Kind::Address => text.parse().map(Value::Address).map_err(|_| self.allowed()),
-            Kind::AddressOrSocket => match AdminListen::parse(text) {
+            Kind::Listen => match Listen::parse(text) {
                 Some(listen) => Ok(Value::Text(listen.to_string())),
                 None => Err(self.allowed()),
             },
@@ -205,16 +200,14 @@ impl Kind {
                 write_duration(min),
                 write_duration(max)
             ),
-            Kind::Address => "IP address and port, such as 127.0.0.1:8080, 0.0.0.0:8080 or [::1]:8080".into(),
-            Kind::AddressOrSocket => {
-                "IP address and port, such as 127.0.0.1:9090, or a Unix socket, such as unix:/run/shardgate/admin.sock"
-                    .into()
-            }
+            Kind::Listen => "IP address and port, such as 127.0.0.1:8080, 0.0.0.0:8080 or [::1]:8080, a host's name and port, such as \
+                             localhost:8080, or a Unix socket, such as unix:/run/shardgate/shardgate.sock"
+                .into(),
             Kind::Choice(words) => words.join(", "),
             Kind::Choices(words) => format!("one or more of {}", words.join(", ")),
             Kind::Origins => "origins such as https://app.example.com, https://*.example.com, null or *".into(),
             Kind::Patterns => "patterns of channels such as news, room:*, inbox:{user} or *".into(),
-            Kind::Networks => "addresses and networks such as 192.0.2.1, 10.0.0.0/8 or 2001:db8::/32".into(),
+            Kind::Networks => "addresses and networks such as 192.0.2.1, 10.0.0.0/8 or 2001:db8::/32, or unix:".into(),
             Kind::Cpus => {
                 format!("CPU numbers from 0 to {CPU_MAX} such as 0-3,8-11, each once, or none for no pinning")
             }
@@ -244,7 +237,7 @@ impl Kind {
             Kind::Integer { unit: "bytes", .. } => "BYTES",
             Kind::Integer { .. } => "N",
             Kind::Duration { .. } => "TIME",
-            Kind::Address | Kind::AddressOrSocket => "ADDRESS",
+            Kind::Listen => "ADDRESS",
             Kind::Choice(_) => "WORD",
             Kind::Choices(_) | Kind::Origins | Kind::Patterns | Kind::Networks | Kind::Texts { .. } => "LIST",
             Kind::Cpus => "CPUS",
@@ -298,7 +291,6 @@ impl Kind {
             (_, Value::Bool(yes)) => yes.to_string(),
             (_, Value::Integer(n)) => n.to_string(),
             (_, Value::Duration(time)) => quoted(&write_duration(*time)),
-            (_, Value::Address(address)) => quoted(&address.to_string()),
             (_, Value::Cpus(placement)) => quoted(&write_cpus(placement)),
             (_, Value::List(items)) => write_list(items),
             (Kind::Secret, Value::Text(_)) => quoted(MASK),

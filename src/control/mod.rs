@@ -12,25 +12,28 @@
 //! | `admin` | administrators' requests |
 //! | `jwks` | keys from a URL |
 //! | `link` | the cluster, its store, and how they are joined and left |
+//! | `watchdog` | what systemd hears while the gateway lives |
 
 mod admin;
 mod jwks;
 mod link;
 mod run;
 mod shards;
+mod watchdog;
 
 use std::fs::File;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use tokio::sync::oneshot;
 
 use crate::admin::{Answer, Request};
-use crate::config::{AdminListen, Config, ConfigError, EngineChoice};
+use crate::config::{Config, ConfigError, EngineChoice, Listen};
 use crate::engine::Waker;
 use crate::ids::is_valid_user_id;
 use crate::lanes::{self, Instruction};
@@ -46,6 +49,10 @@ use crate::view::View;
 use link::Joined;
 use run::{Control, ControlPlan};
 use shards::{Shards, ShardsPlan};
+
+/// How long the rings of a start that failed may be on their way out, and how often it is looked whether they have gone.
+const RINGS_GO: Duration = Duration::from_secs(1);
+const TRY_AGAIN: Duration = Duration::from_millis(50);
 
 /// How a gateway ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,8 +89,8 @@ enum Order {
 /// A running gateway. Dropping it stops it at once.
 #[derive(Debug)]
 pub struct Gateway {
-    addr: SocketAddr,
-    admin: Option<AdminListen>,
+    listen: Listen,
+    admin: Option<Listen>,
     view: Arc<View>,
     handle: Handle,
     control: Option<JoinHandle<Exit>>,
@@ -173,8 +180,14 @@ impl Start<'_> {
     fn run(mut self, told: impl FnOnce(Handle)) -> Result<Gateway, StartError> {
         let (config, handle) = (self.config, self.handle);
         let shards = self.host.places.cpus.len() as u16;
-        let listeners = listener::bind(config.listen, shards.into())?;
-        let addr = listeners.addr;
+        let listeners = listener::bind(&config.listen, shards.into())?;
+        let listen = listeners.at.clone();
+        if config.auth.is_development() && !config.insecure && !listen.is_local() {
+            return Err(StartError::OpenDevelopmentMode {
+                name: config.listen.clone(),
+                at: listen,
+            });
+        }
         let admin_socket = config.admin.listen.as_ref().map(runtime::admin::bind).transpose()?;
         let admin = admin_socket.as_ref().and_then(AdminSocket::listen);
         // A gateway that has just ended at this address has let its CPUs go by now.
@@ -223,7 +236,7 @@ impl Start<'_> {
         let control = Joined::spawn(plan)?;
         let settings = Arc::new(Settings::with_keys(config, host.connections_max, control.keys())?.with_tls(tls));
 
-        let (sockets, claim) = listeners.listen(config.listen_backlog)?;
+        let (sockets, kept) = listeners.listen(config.listen_backlog)?;
         let shards = Shards::start(
             ShardsPlan {
                 host: &host,
@@ -242,11 +255,11 @@ impl Start<'_> {
             &reports,
         )?;
         Ok(Gateway {
-            addr,
+            listen,
             admin,
             view,
             handle,
-            control: control.serve(Control::new(shards, (claim, pinned), admin_socket, settings)),
+            control: control.serve(Control::new(shards, (kept, pinned), admin_socket, settings)),
         })
     }
 }
@@ -308,22 +321,38 @@ impl Gateway {
                 if config.engine == EngineChoice::Auto =>
             {
                 log::warn!("using the epoll engine: {error}");
-                start(&Config {
+                let epoll = Config {
                     engine: EngineChoice::Epoll,
                     ..config.clone()
-                })
+                };
+                // The kernel still takes down the rings that were made, and counts them meanwhile.
+                let until = Instant::now() + RINGS_GO;
+                loop {
+                    match start(&epoll) {
+                        Err(StartError::Memlock(_)) if Instant::now() < until => std::thread::sleep(TRY_AGAIN),
+                        result => break result,
+                    }
+                }
             }
             result => result,
         }
     }
 
-    /// Where it listens.
+    /// Where it listens, with the port that the kernel chose if none was given.
+    pub fn listen(&self) -> &Listen {
+        &self.listen
+    }
+
+    /// The address that it listens on; of a Unix socket, which has none, the unspecified one.
     pub fn local_addr(&self) -> SocketAddr {
-        self.addr
+        match &self.listen {
+            Listen::Tcp(addr) => *addr,
+            Listen::Name(..) | Listen::Unix(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+        }
     }
 
     /// Where administrators are listened to, if that is not the public listener.
-    pub fn admin_listen(&self) -> Option<&AdminListen> {
+    pub fn admin_listen(&self) -> Option<&Listen> {
         self.admin.as_ref()
     }
 

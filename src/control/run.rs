@@ -17,6 +17,7 @@ use super::admin::{ANSWER_MAX, Desk, listener};
 use super::jwks::FetchedKeys;
 use super::link::Link;
 use super::shards::Shards;
+use super::watchdog::Watchdog;
 use super::{Exit, Handle, Order};
 use crate::config::{Config, DrainConfig};
 use crate::engine::Waker;
@@ -24,8 +25,8 @@ use crate::http::{Door, HttpContext};
 use crate::lanes::{Inbox, Instruction, Parcel};
 use crate::router::HomeMap;
 use crate::runtime::admin::AdminSocket;
-use crate::runtime::claim::Claim;
 use crate::runtime::cpus::PinnedHere;
+use crate::runtime::listener::Kept;
 use crate::session::drain::DrainPlan;
 use crate::settings::Settings;
 use crate::shard::run::Report;
@@ -70,7 +71,7 @@ pub(super) struct ControlPlan {
 /// What it gets when the shards run.
 pub(super) struct Control {
     shards: Shards,
-    _held: (Option<Claim>, PinnedHere),
+    _held: (Kept, PinnedHere),
     admin: Option<AdminSocket>,
     /// What the shards began with.
     settings: Arc<Settings>,
@@ -79,7 +80,7 @@ pub(super) struct Control {
 impl Control {
     pub(super) fn new(
         shards: Shards,
-        held: (Option<Claim>, PinnedHere),
+        held: (Kept, PinnedHere),
         admin: Option<AdminSocket>,
         settings: Arc<Settings>,
     ) -> Self {
@@ -165,6 +166,7 @@ pub(super) struct Turns {
     http: Rc<HttpContext>,
     drain: Option<Drain>,
     stalled: Vec<bool>,
+    watchdog: Option<Watchdog>,
 }
 
 impl Turns {
@@ -208,6 +210,7 @@ impl Turns {
             keys,
             drain: None,
             stalled: vec![false; control.shards.count()],
+            watchdog: Watchdog::of_environment(),
             control,
             view: plan.view,
         }
@@ -231,6 +234,9 @@ impl Turns {
             self.follow_instructions();
             self.take_keys();
             let mut due_ms = now.mono_ms() + WATCH_EVERY_MS;
+            if let Some(watchdog) = &mut self.watchdog {
+                due_ms = due_ms.min(watchdog.feed(&self.view, now.mono_ms()));
+            }
             if let Some(link) = &mut self.link {
                 due_ms = link.end_turn().map_or(due_ms, |due| due.min(due_ms));
                 while let Some((ticket, found)) = link.cluster.poll_whereabouts() {

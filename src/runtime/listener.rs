@@ -1,8 +1,9 @@
-//! The public listeners: one SO_REUSEPORT socket per shard, on an address that nobody else has.
+//! The public listeners, where nobody else listens: one SO_REUSEPORT socket per shard, or one Unix socket for all.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -10,6 +11,8 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::StartError;
 use super::claim::{self, Claim, Holder};
+use super::unix::{self, SocketFile};
+use crate::config::Listen;
 
 /// The kernel takes the rings of a process down after its end, and with them its listeners: a gateway that is started
 /// again at once finds its own port in use for some milliseconds.
@@ -23,36 +26,91 @@ const UNSENT_BYTES_MAX: u32 = 128 * 1024;
 /// The listeners of all shards, and what keeps other gateways off the address while they live.
 #[derive(Debug)]
 pub struct Listeners {
-    /// One per shard, non-blocking; they listen after [`Listeners::listen`].
-    sockets: Vec<Socket>,
-    /// The address, with the port that the kernel chose if none was given.
-    pub addr: SocketAddr,
-    /// Held for the life of the gateway.
-    claim: Option<Claim>,
+    sockets: Sockets,
+    /// Where, with the port that the kernel chose if none was given.
+    pub at: Listen,
+    kept: Kept,
 }
 
-/// Binds `count` listeners to `addr`.
+/// Non-blocking sockets; they listen after [`Listeners::listen`].
+#[derive(Debug)]
+enum Sockets {
+    /// One per shard, between which the kernel divides connections.
+    Tcp(Vec<Socket>),
+    /// One that so many shards accept from: SO_REUSEPORT is nothing to a path.
+    Unix(Socket, usize),
+}
+
+/// What keeps other gateways away. Held for the life of the gateway.
+#[derive(Debug)]
+pub enum Kept {
+    /// None for a port of the kernel's choice.
+    Address(Option<Claim>),
+    /// Its file, too.
+    File(SocketFile),
+}
+
+/// Binds `count` listeners to one place.
 ///
 /// # Errors
-/// The address is in use or cannot be bound.
-pub fn bind(addr: SocketAddr, count: usize) -> Result<Listeners, StartError> {
+/// It is in use, cannot be bound, or is a name that nobody knows.
+pub fn bind(listen: &Listen, count: usize) -> Result<Listeners, StartError> {
+    let addr = match listen {
+        Listen::Tcp(addr) => *addr,
+        Listen::Name(name, port) => resolve("listen", name, *port)?,
+        Listen::Unix(path) => return bind_unix(path, count),
+    };
+    when_predecessor_has_gone(|| try_bind(addr, count))
+}
+
+/// Where a name points now; to IPv4 where it points to both, as most programs do.
+///
+/// # Errors
+/// Nowhere, as far as this host knows.
+pub(super) fn resolve(key: &'static str, name: &str, port: u16) -> Result<SocketAddr, StartError> {
+    let unknown = |cause: io::Error| StartError::Unresolved {
+        key,
+        name: name.to_owned(),
+        cause,
+    };
+    let found: Vec<SocketAddr> = (name, port).to_socket_addrs().map_err(unknown)?.collect();
+    let first = found.iter().find(|addr| addr.is_ipv4()).or(found.first()).copied();
+    first.ok_or_else(|| unknown(io::Error::other("it has no address")))
+}
+
+fn when_predecessor_has_gone(bind: impl Fn() -> Result<Listeners, StartError>) -> Result<Listeners, StartError> {
     let until = Instant::now() + PREDECESSOR_GOES;
     loop {
-        match try_bind(addr, count) {
+        match bind() {
             Err(StartError::AddressInUse { .. }) if Instant::now() < until => thread::sleep(TRY_AGAIN),
             result => return result,
         }
     }
 }
 
+fn bind_unix(path: &Path, count: usize) -> Result<Listeners, StartError> {
+    let at = Listen::Unix(path.to_owned());
+    when_predecessor_has_gone(|| {
+        let (socket, file) = unix::bind(path)
+            .map_err(|cause| refused(&at, cause))?
+            .map_err(|holder| StartError::AddressInUse { at: at.clone(), holder })?;
+        Ok(Listeners {
+            sockets: Sockets::Unix(socket, count),
+            at: at.clone(),
+            kept: Kept::File(file),
+        })
+    })
+}
+
 fn try_bind(addr: SocketAddr, count: usize) -> Result<Listeners, StartError> {
-    let refused = |cause: io::Error| refused(addr, cause);
+    let at = Listen::Tcp(addr);
+    let refused = |cause: io::Error| refused(&at, cause);
     let claim = if addr.port() == 0 {
         None
     } else {
         let claim = claim::take(&format!("listen/{addr}"))
             .map_err(refused)?
-            .map_err(|holder| StartError::AddressInUse { addr, holder })?;
+            .map_err(|holder| StartError::AddressInUse { at: at.clone(), holder })?;
         // Whoever listens already is seen by a socket without SO_REUSEPORT; with SO_REUSEADDR, for the TIME_WAIT of a
         // predecessor's connections.
         open(addr, false).map(drop).map_err(refused)?;
@@ -65,32 +123,43 @@ fn try_bind(addr: SocketAddr, count: usize) -> Result<Listeners, StartError> {
     while sockets.len() < count {
         sockets.push(open(addr, true).map_err(refused)?);
     }
-    Ok(Listeners { sockets, addr, claim })
+    Ok(Listeners {
+        sockets: Sockets::Tcp(sockets),
+        at: Listen::Tcp(addr),
+        kept: Kept::Address(claim),
+    })
 }
 
 impl Listeners {
-    /// Listens: from here on clients can connect. All were bound before the first one listens, as the kernel spreads
-    /// connections over those that listen.
+    /// Listens on all of them. Nobody is let in before.
     ///
     /// # Errors
-    /// Somebody else listens on the address meanwhile.
-    pub fn listen(self, backlog: u32) -> Result<(Vec<OwnedFd>, Option<Claim>), StartError> {
-        for socket in &self.sockets {
-            socket
-                .listen(i32::try_from(backlog).unwrap_or(i32::MAX))
-                .map_err(|cause| refused(self.addr, cause))?;
-        }
-        Ok((self.sockets.into_iter().map(Into::into).collect(), self.claim))
+    /// The address was taken meanwhile.
+    pub fn listen(self, backlog: u32) -> Result<(Vec<OwnedFd>, Kept), StartError> {
+        let at = self.at;
+        let backlog = i32::try_from(backlog).unwrap_or(i32::MAX);
+        let listening = match self.sockets {
+            Sockets::Tcp(sockets) => {
+                let listen = |socket: Socket| socket.listen(backlog).map(|()| socket);
+                sockets.into_iter().map(listen).collect::<io::Result<Vec<_>>>()
+            }
+            Sockets::Unix(socket, count) => socket
+                .listen(backlog)
+                .and_then(|()| (0..count).map(|_| socket.try_clone()).collect()),
+        };
+        let sockets = listening.map_err(|cause| refused(&at, cause))?;
+        Ok((sockets.into_iter().map(Into::into).collect(), self.kept))
     }
 }
 
-fn refused(addr: SocketAddr, cause: io::Error) -> StartError {
+fn refused(at: &Listen, cause: io::Error) -> StartError {
+    let at = at.clone();
     match cause.kind() {
         io::ErrorKind::AddrInUse => StartError::AddressInUse {
-            addr,
+            at,
             holder: Holder::default(),
         },
-        _ => StartError::Listen { addr, cause },
+        _ => StartError::Listen { at, cause },
     }
 }
 
@@ -116,43 +185,88 @@ fn open(addr: SocketAddr, shared: bool) -> io::Result<Socket> {
 mod tests {
     use super::*;
 
+    fn at(text: &str) -> Listen {
+        Listen::Tcp(text.parse().unwrap())
+    }
+
     #[test]
     fn a_second_gateway_is_told() {
-        let first = bind("127.0.0.1:0".parse().unwrap(), 2).unwrap();
-        let addr = first.addr;
+        let first = bind(&at("127.0.0.1:0"), 2).unwrap();
+        let addr = first.at.clone();
         let (sockets, claim) = first.listen(16).unwrap();
         assert_eq!(sockets.len(), 2);
-        let error = bind(addr, 1).unwrap_err();
+        let error = bind(&addr, 1).unwrap_err();
         assert!(
-            matches!(error, StartError::AddressInUse { addr: named, .. } if named == addr),
+            matches!(error, StartError::AddressInUse { at: ref named, .. } if *named == addr),
             "{error}"
         );
         drop((sockets, claim));
-        let second = bind(addr, 1).unwrap();
-        assert!(matches!(bind(addr, 1), Err(StartError::AddressInUse { .. })));
+        let second = bind(&addr, 1).unwrap();
+        assert!(matches!(bind(&addr, 1), Err(StartError::AddressInUse { .. })));
         drop(second);
     }
 
     #[test]
     fn two_that_start_at_once_meet_in_the_name() {
-        let addr = bind("127.0.0.1:0".parse().unwrap(), 1).unwrap().addr;
+        let addr = bind(&at("127.0.0.1:0"), 1).unwrap().at;
         let held = claim::take(&format!("listen/{addr}")).unwrap().unwrap();
-        assert!(matches!(bind(addr, 1), Err(StartError::AddressInUse { .. })));
+        assert!(matches!(bind(&addr, 1), Err(StartError::AddressInUse { .. })));
         drop(held);
-        bind(addr, 1).unwrap();
+        bind(&addr, 1).unwrap();
     }
 
     #[test]
     fn another_program_is_seen_too() {
         let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let addr = other.local_addr().unwrap();
-        assert!(matches!(bind(addr, 1), Err(StartError::AddressInUse { .. })));
+        let addr = Listen::Tcp(other.local_addr().unwrap());
+        assert!(matches!(bind(&addr, 1), Err(StartError::AddressInUse { .. })));
     }
 
     #[test]
     fn an_address_of_another_host() {
-        let error = bind("203.0.113.1:9".parse().unwrap(), 1).unwrap_err().to_string();
+        let error = bind(&at("203.0.113.1:9"), 1).unwrap_err().to_string();
         assert!(error.starts_with("cannot listen on 203.0.113.1:9"), "{error}");
         assert!(error.contains("no interface of this host"), "{error}");
+    }
+
+    #[test]
+    fn a_path_is_shared_by_shards_and_not_by_gateways() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("gateway.sock");
+        let there = Listen::Unix(path.clone());
+        let first = bind(&there, 3).unwrap();
+        assert_eq!(first.at, there);
+        assert!(
+            std::os::unix::net::UnixStream::connect(&path).is_err(),
+            "nobody is let in before it listens"
+        );
+        assert!(matches!(bind(&there, 1), Err(StartError::AddressInUse { .. })));
+        let (sockets, kept) = first.listen(16).unwrap();
+        assert_eq!(sockets.len(), 3);
+        std::os::unix::net::UnixStream::connect(&path).unwrap();
+        drop((sockets, kept));
+        assert!(!path.exists(), "the file goes with the gateway");
+        // What a killed one leaves is replaced, and what is no socket is left alone.
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        assert!(path.exists());
+        drop(bind(&there, 1).unwrap());
+        std::fs::write(&path, "precious").unwrap();
+        let error = bind(&there, 1).unwrap_err().to_string();
+        assert!(error.contains("not a socket"), "{error}");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
+        let nowhere = bind(&Listen::Unix("/nowhere/a.sock".into()), 1)
+            .unwrap_err()
+            .to_string();
+        assert!(nowhere.contains("its folder does not exist"), "{nowhere}");
+    }
+
+    #[test]
+    fn a_name_is_looked_up() {
+        let listeners = bind(&Listen::Name("localhost".into(), 0), 1).unwrap();
+        assert!(matches!(listeners.at, Listen::Tcp(addr) if addr.ip().is_loopback() && addr.port() != 0));
+        let error = bind(&Listen::Name("no-such-host.invalid".into(), 80), 1)
+            .unwrap_err()
+            .to_string();
+        assert!(error.starts_with("listen names no-such-host.invalid"), "{error}");
     }
 }

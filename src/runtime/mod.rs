@@ -7,14 +7,17 @@ pub mod claim;
 pub mod cpus;
 pub mod listener;
 pub mod preflight;
+mod unix;
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
 
 use claim::Holder;
 use cpus::counted;
 use preflight::ring_remedy;
+pub use unix::SocketFile;
+
+use crate::config::Listen;
 
 /// Why a gateway did not start: one line with the cause and the remedy.
 #[derive(Debug, thiserror::Error)]
@@ -70,20 +73,41 @@ pub enum StartError {
         allowed: String,
     },
     /// The address is taken.
-    #[error("{addr} is in use by {holder}: stop it, or choose another address with --listen")]
+    #[error("{at} is in use by {holder}: stop it, or choose another address with --listen")]
     AddressInUse {
         /// The address.
-        addr: SocketAddr,
+        at: Listen,
         /// Who has it, as far as can be seen.
         holder: Holder,
     },
     /// The address cannot be bound for another reason.
-    #[error("cannot listen on {addr}: {cause}{}", bind_remedy(.cause))]
+    #[error("cannot listen on {at}: {cause}{}", bind_remedy(.cause))]
     Listen {
         /// The address.
-        addr: SocketAddr,
+        at: Listen,
         /// What the kernel said.
         cause: io::Error,
+    },
+    /// A name that points nowhere.
+    #[error("{key} names {name}, which has no address ({cause}): correct it, or give an IP address")]
+    Unresolved {
+        /// `listen` or `admin.listen`.
+        key: &'static str,
+        /// The name.
+        name: String,
+        /// What the resolver said.
+        cause: io::Error,
+    },
+    /// A name that is kept for this host points elsewhere, and anyone could be anyone.
+    #[error(
+        "listen = {name} is {at}, which is not a loopback address, and without a key the gateway runs in development mode: \
+         configure a key (auth.key or auth.jwks_url, with auth.algorithm), listen on 127.0.0.1, or say --insecure if you mean it"
+    )]
+    OpenDevelopmentMode {
+        /// As configured.
+        name: Listen,
+        /// Where it points.
+        at: Listen,
     },
     /// The certificate, its key or the clients' authorities are no good.
     #[error("no TLS: {0}")]

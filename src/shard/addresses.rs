@@ -137,7 +137,10 @@ impl Core {
     pub(super) fn came_from(&mut self, slot: u32, peer: Option<SocketAddr>) -> bool {
         self.addresses.set(slot, peer);
         let Some(peer) = peer else {
-            // It has gone already.
+            // It has gone already, or came by a Unix socket.
+            if self.settings.proxies.contains_unix_socket() {
+                self.addresses.remote(slot).standing = Standing::MayBringHeader;
+            }
             return true;
         };
         if self.settings.proxies.contains(peer.ip()) {
@@ -239,10 +242,15 @@ impl Core {
 
     /// A handshake that is in order: if it came from a proxy, here is its client. False if that one has too many; then it is told.
     pub(super) fn takes_handshake_from(&mut self, slot: u32, upgrade: &Upgrade) -> bool {
-        let (Some(client), Some(current)) = (upgrade.forwarded_for, self.remote_addr(slot)) else {
+        let Some(client) = upgrade.forwarded_for else {
             return true;
         };
-        if !self.settings.proxies.contains(current.ip()) || self.is_from(slot, SocketAddr::new(client, 0)) {
+        let proxies = &self.settings.proxies;
+        let from_proxy = match self.remote_addr(slot) {
+            Some(current) => proxies.contains(current.ip()),
+            None => proxies.contains_unix_socket(),
+        };
+        if !from_proxy || self.is_from(slot, SocketAddr::new(client, 0)) {
             return true;
         }
         let retry = self.retry_after(RETRY_AFTER_S);

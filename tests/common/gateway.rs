@@ -213,7 +213,8 @@ impl Gateway {
         let (before, addr) = line.rsplit_once(" listening on ").unwrap();
         let id = before.rsplit_once("gateway ").unwrap().1.to_owned();
         Ok(Gateway {
-            addr: addr.trim().parse().unwrap(),
+            // None on a Unix socket.
+            addr: addr.trim().parse().unwrap_or(SocketAddr::from(([0, 0, 0, 0], 0))),
             id,
             child,
             log,

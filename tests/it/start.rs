@@ -424,7 +424,7 @@ fn a_port_below_1024() {
     let first = std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap_or_default();
     if rustix::process::geteuid().is_root() && first.trim() != "0" {
         let place = tempfile::tempdir().unwrap();
-        let mut sh = as_nobody(&place, "");
+        let mut sh = as_user(nobody(), &place, "");
         sh.args(["--listen", "127.0.0.1:80"]);
         assert_refused(
             &run_command(sh),
@@ -434,8 +434,13 @@ fn a_port_below_1024() {
     }
 }
 
-/// The gateway as a user without any privilege, through a shell that first does this.
-fn as_nobody(place: &tempfile::TempDir, before: &str) -> Command {
+/// A user without any privilege, whose memlock no other test takes.
+fn nobody() -> u32 {
+    fastrand::u32(100_000..2_000_000_000)
+}
+
+/// The gateway as this user, through a shell that first does this.
+fn as_user(user: u32, place: &tempfile::TempDir, before: &str) -> Command {
     use std::os::unix::fs::PermissionsExt;
     // Where that user may run it.
     let program = place.path().join("shardgate");
@@ -449,7 +454,7 @@ fn as_nobody(place: &tempfile::TempDir, before: &str) -> Command {
     }
     let mut nobody = command("setpriv");
     nobody.args([
-        "--reuid=65534",
+        &format!("--reuid={user}"),
         "--regid=65534",
         "--clear-groups",
         "--inh-caps=-all",
@@ -468,9 +473,9 @@ fn memlock_for_one_shard_and_not_for_all() {
         eprintln!("SKIPPED: memlock does not bind here");
         return;
     }
-    let place = tempfile::tempdir().unwrap();
+    let (user, place) = (nobody(), tempfile::tempdir().unwrap());
     let start = |engine: &str| {
-        let mut command = as_nobody(&place, "ulimit -l 8192;");
+        let mut command = as_user(user, &place, "ulimit -l 8192;");
         command.args([
             "--listen",
             "127.0.0.1:0",
@@ -506,9 +511,9 @@ fn memlock_is_shared_with_a_second_gateway_of_the_same_user() {
         eprintln!("SKIPPED: memlock does not bind here");
         return;
     }
-    let place = tempfile::tempdir().unwrap();
+    let (user, place) = (nobody(), tempfile::tempdir().unwrap());
     let start = |engine: &str| {
-        let mut command = as_nobody(&place, "ulimit -l 4096;");
+        let mut command = as_user(user, &place, "ulimit -l 4096;");
         command.args([
             "--listen",
             "127.0.0.1:0",
@@ -736,6 +741,141 @@ fn systemd_is_told() {
         assert_eq!(gateway.wait_for_exit(), 0);
         notified.expect_nothing();
     }
+}
+
+/// `WatchdogSec=`: twice in its time, from `Ready` to the end of a drain.
+#[test]
+fn systemd_hears_that_the_gateway_lives() {
+    let notified = Notified::new();
+    let path = notified.path();
+    let env = [("NOTIFY_SOCKET", path.to_str().unwrap()), ("WATCHDOG_USEC", "200000")];
+    let mut gateway = Gateway::start_with_env(&["--drain-timeout", "10m"], &env);
+    let mut alice = gateway.connect("alice");
+    let first = [notified.next(), notified.next(), notified.next()].concat();
+    assert!(first.contains("READY=1") && first.contains("WATCHDOG=1"), "{first}");
+    gateway.signal(libc::SIGTERM);
+    assert_eq!(alice.recv_json()["type"], "shutdown");
+    while !notified.next().contains("STOPPING=1") {}
+    assert!(notified.next().contains("WATCHDOG=1"));
+    // A gateway whose shards stand still is none: systemd hears nothing more.
+    alice.close();
+    assert_eq!(gateway.wait_for_exit(), 0);
+    // For another process, nobody feeds it.
+    let notified = Notified::new();
+    let path = notified.path();
+    let env = [
+        ("NOTIFY_SOCKET", path.to_str().unwrap()),
+        ("WATCHDOG_USEC", "1000"),
+        ("WATCHDOG_PID", "1"),
+    ];
+    let gateway = Gateway::start_with_env(&[], &env);
+    assert!(notified.next().contains("READY=1"));
+    gateway.connect("alice").close();
+    notified.expect_nothing();
+}
+
+/// A proxy on the same host needs no port: the whole gateway on a Unix socket, its shards together.
+#[test]
+fn clients_come_by_a_unix_socket() {
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+    for engine in ["epoll", "auto"] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("gateway.sock");
+        let listen = format!("unix:{}", path.display());
+        let start = || {
+            let args = [
+                "--listen",
+                &listen,
+                "--engine",
+                engine,
+                "--shards",
+                "3",
+                "--proxies",
+                "unix:",
+                "--insecure",
+            ];
+            let mut command = command(PROGRAM);
+            command.args(args).args(["--cpus", "none", "--admin-token", TOKEN]);
+            command
+        };
+        let mut gateway = Gateway::try_spawn(start()).unwrap_or_else(|ended| panic!("{ended:#?}"));
+        let connect = || {
+            let stream = UnixStream::connect(&path).unwrap();
+            stream.set_read_timeout(Some(common::DEADLINE)).unwrap();
+            stream
+        };
+        let until = |stream: &mut UnixStream, word: &str| {
+            let (mut text, mut piece) = (String::new(), [0; 1024]);
+            while !text.contains(word) {
+                let len = stream.read(&mut piece).unwrap();
+                assert!(len > 0, "{word:?} did not come: {text}");
+                text.push_str(&String::from_utf8_lossy(&piece[..len]));
+            }
+            text
+        };
+        // Enough for every shard to have some, and users of other shards among them.
+        let users: Vec<UnixStream> = (0..24)
+            .map(|n| {
+                let mut stream = connect();
+                let fields = "Host: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
+                              Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+                let forwarded = if n == 0 { "X-Forwarded-For: 203.0.113.9\r\n" } else { "" };
+                write!(stream, "GET /ws?user=user{n} HTTP/1.1\r\n{fields}{forwarded}\r\n").unwrap();
+                until(&mut stream, "\"type\":\"welcome\"");
+                stream
+            })
+            .collect();
+        let ask = |request: &str| {
+            let mut stream = connect();
+            write!(
+                stream,
+                "{request} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\nConnection: close\r\n\r\n"
+            )
+            .unwrap();
+            let mut text = String::new();
+            stream.read_to_string(&mut text).unwrap();
+            text
+        };
+        assert!(ask("GET /readyz").starts_with("HTTP/1.1 200"));
+        let listed = ask("GET /admin/connections?user=user0");
+        assert!(listed.contains("\"remoteAddr\":\"203.0.113.9:0\""), "{listed}");
+        let listed = ask("GET /admin/connections?user=user1");
+        assert!(
+            listed.contains("\"userId\":\"user1\"") && listed.contains("\"remoteAddr\":null"),
+            "{listed}"
+        );
+        // Nobody else gets there, and the first one does not notice.
+        let pid = gateway.pid().to_string();
+        assert_refused(&run_command(start()), 1, &[&listen, "in use by process", &pid]);
+        assert!(ask("GET /livez").starts_with("HTTP/1.1 200"));
+        drop(users);
+        gateway.signal(libc::SIGTERM);
+        assert_eq!(gateway.wait_for_exit(), 0);
+        assert!(!path.exists(), "the file goes with the gateway");
+        // One that is killed leaves it, and the next one takes it over.
+        let mut killed = Gateway::try_spawn(start()).unwrap_or_else(|ended| panic!("{ended:#?}"));
+        killed.kill();
+        assert!(path.exists());
+        let gateway = Gateway::try_spawn(start()).unwrap_or_else(|ended| panic!("{ended:#?}"));
+        assert!(ask("GET /livez").starts_with("HTTP/1.1 200"));
+        drop(gateway);
+    }
+}
+
+/// A name is looked up once, at the start.
+#[test]
+fn clients_come_to_a_name() {
+    let gateway = Gateway::start(&["--listen", "localhost:0"]);
+    assert!(gateway.addr.ip().is_loopback() && gateway.addr.port() != 0);
+    gateway.connect("alice").close();
+    let ended = run_to_exit(&["--listen", "no-such-host.invalid:8080", "--insecure"]);
+    assert_refused(&ended, 1, &["listen names no-such-host.invalid", "give an IP address"]);
+    assert_refused(
+        &run_to_exit(&["--listen", "gateway.example:8080"]),
+        2,
+        &["gateway.example:8080", "development mode", "--insecure"],
+    );
 }
 
 /// A gateway that is not ready, and may never be. Dropping it kills and reaps it.

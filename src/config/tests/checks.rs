@@ -10,7 +10,7 @@ use crate::jws::Algorithm;
 #[test]
 fn without_anything_the_defaults_of_the_contract_hold() {
     let config = run(&[], &[]);
-    assert_eq!(config.listen, "127.0.0.1:8080".parse().unwrap());
+    assert_eq!(config.listen, Listen::Tcp("127.0.0.1:8080".parse().unwrap()));
     assert_eq!(config.engine, EngineChoice::Auto);
     assert!(!config.echo && !config.insecure);
     assert_eq!(
@@ -161,19 +161,39 @@ fn numbers_have_ranges() {
 
 #[test]
 fn addresses() {
-    assert_eq!(run(&["--listen=[::1]:0"], &[]).listen, "[::1]:0".parse().unwrap());
+    let listen = |text: &str| run(&["--listen", text], &[]).listen;
+    assert_eq!(listen("[::1]:0"), Listen::Tcp("[::1]:0".parse().unwrap()));
+    assert_eq!(listen("localhost:8080"), Listen::Name("localhost".into(), 8080));
+    assert_eq!(listen("a.LocalHost.:80"), Listen::Name("a.LocalHost.".into(), 80));
+    assert_eq!(listen("unix:/run/a b.sock"), Listen::Unix("/run/a b.sock".into()));
     for wrong in [
         "8080",
         ":8080",
-        "localhost:8080",
+        "*:8080",
         "127.0.0.1",
         "127.0.0.1:65536",
+        "127.0.0:80",
         "::1:80",
+        "localhost",
+        "localhost:",
+        "localhost:http",
+        "local host:80",
+        "http://localhost:80",
+        "unix:",
+        "/run/a.sock",
     ] {
         assert_says(
             &refused(&["--listen", wrong], &[]),
-            &["listen", wrong, "IP address and port"],
+            &["listen", wrong, "IP address and port", "localhost:8080", "unix:/run"],
         );
+    }
+    // Whom a name points to is not known yet: only what can be nobody else is at home.
+    for away in ["gateway.example:80", "notlocalhost:80", "localhost.example:80"] {
+        assert_says(
+            &refused(&["--listen", away], &[]),
+            &[away, "development mode", "--insecure"],
+        );
+        assert!(run(&["--listen", away, "--insecure"], &[]).insecure);
     }
 }
 
@@ -236,7 +256,7 @@ fn administrators_have_a_token_worth_the_name_and_an_address_of_their_own() {
         config.admin.token.map(|token| token.expose().to_owned()).as_deref(),
         Some(token)
     );
-    assert_eq!(config.admin.listen, Some(AdminListen::Unix("/run/a b.sock".into())));
+    assert_eq!(config.admin.listen, Some(Listen::Unix("/run/a b.sock".into())));
     for bad in [
         "0123456789abcde",
         "0123456789abcde ",
@@ -247,12 +267,28 @@ fn administrators_have_a_token_worth_the_name_and_an_address_of_their_own() {
         assert_says(&said, &["admin.token", "***", "16 bytes", "visible ASCII"]);
         assert!(!said.contains(bad), "{said}");
     }
-    for bad in ["unix:", "/run/admin.sock", "127.0.0.1", ":9090", "localhost:9090"] {
+    for bad in ["unix:", "/run/admin.sock", "127.0.0.1", ":9090", "localhost"] {
         assert_says(&refused(&["--admin-listen", bad], &[]), &["admin.listen", "unix:/run"]);
     }
     let same = refused(&["--listen=127.0.0.1:9000", "--admin-listen=127.0.0.1:9000"], &[]);
     assert_says(&same, &["admin.listen", "listen", "contradicts"]);
+    for same in ["unix:/run/a.sock", "localhost:9000"] {
+        let said = refused(&["--listen", same, "--admin-listen", same], &[]);
+        assert_says(&said, &["admin.listen", "contradicts"]);
+    }
     run(&["--listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0"], &[]);
+}
+
+#[test]
+fn proxies_on_a_unix_socket_need_one() {
+    let config = run(&["--listen=unix:/run/a.sock", "--proxies=unix:"], &[]);
+    assert_eq!(config.proxies, ["unix:"]);
+    run(&["--listen=unix:/run/a.sock", "--proxies=unix:,10.0.0.0/8"], &[]);
+    assert_says(
+        &refused(&["--proxies=unix:"], &[]),
+        &["proxies", "contradicts listen", "Unix socket"],
+    );
+    assert_says(&refused(&["--proxies=unix:/a"], &[]), &["proxies", "is no IP address"]);
 }
 
 #[test]
@@ -279,13 +315,7 @@ fn patterns_of_channels_are_lists_and_checked_when_read() {
     // Nobody is not the same as not set, and stays so when it is printed and read.
     let nobody = file("channels.publish = []");
     let printed = checked(&["--config", nobody.path().to_str().unwrap()], &[]);
-    assert_says(
-        &printed,
-        &[
-            "publish = [] # file",
-            "# subscribe: * in development mode",
-        ],
-    );
+    assert_says(&printed, &["publish = [] # file", "# subscribe: * in development mode"]);
     assert_eq!(run_toml(&printed).channels.publish, list(&[]));
 
     for (bad, why) in [

@@ -44,7 +44,7 @@ fn any_flags() -> impl Strategy<Value = Vec<String>> {
                 (1u64..=10).prop_map(|minutes| format!("{minutes}m")).boxed()
             }
             Kind::Duration { .. } => (1u64..=1440).prop_map(|minutes| format!("{minutes}m")).boxed(),
-            Kind::Address => any::<(u8, u16)>()
+            Kind::Listen if key.name == "listen" => any::<(u8, u16)>()
                 .prop_map(|(host, port)| format!("127.0.0.{host}:{port}"))
                 .boxed(),
             Kind::Choice(words) => proptest::sample::select(words).prop_map(str::to_owned).boxed(),
@@ -52,7 +52,7 @@ fn any_flags() -> impl Strategy<Value = Vec<String>> {
             Kind::Patterns => "[a-z]{1,9}(:\\*)?(,\\{user\\}/[ä-ü]{1,9})?(,\\*)?".boxed(),
             Kind::Networks => "192\\.0\\.2\\.[1-9](,10\\.0\\.0\\.0/8)?(,2001:db8::/32)?".boxed(),
             Kind::Text { .. } => "[ !-~ä-ü]{1,60}".boxed(),
-            Kind::AddressOrSocket => "(unix:[a-z/. ä]{1,30}|\\[::1\\]:9[0-9]{3})".boxed(),
+            Kind::Listen => "(unix:[a-z/. ä]{1,30}|\\[::1\\]:9[0-9]{3})".boxed(),
             Kind::Cookie => "[a-zA-Z0-9_.!#-]{1,60}".boxed(),
             _ => unreachable!("{} stands apart", key.name),
         };
