@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use shardgate::config::{self, Config, ConfigError, Listen, Outcome};
 use shardgate::control::{Exit, Gateway, Handle, log_reload};
-use shardgate::runtime::{StartError, preflight};
+use shardgate::runtime::{StartError, limit_remedy, preflight};
 use shardgate::tls::Certificates;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -88,8 +88,14 @@ fn run(config: Config, args: &[OsString], env: &[(OsString, OsString)]) -> ExitC
             }
         }
     });
-    let Ok(watcher) = watcher else {
-        return fail("cannot start the signal thread");
+    let watcher = match watcher {
+        Ok(watcher) => watcher,
+        Err(error) => {
+            return fail(&format!(
+                "cannot start the signal thread: {error}{}",
+                limit_remedy(&error)
+            ));
+        }
     };
     let gateway = Gateway::start_telling(
         &config,

@@ -139,6 +139,16 @@ pub enum StartError {
         /// What broke.
         cause: io::Error,
     },
+    /// A limit leaves no room for the threads of all shards.
+    #[error("cannot start {count} threads, which {} need: {cause}{}", counted(*shards, "shard"), limit_remedy(.cause))]
+    Threads {
+        /// How many there will be.
+        count: usize,
+        /// How many shards.
+        shards: usize,
+        /// What the kernel said.
+        cause: io::Error,
+    },
     /// Redis did not let us in within `redis.start_timeout`.
     #[error("{cause} (waited {waited:?}): start Redis, correct redis.url, or raise redis.start_timeout")]
     NoRedis {
@@ -181,7 +191,7 @@ pub enum StartError {
     #[error("told to end while starting")]
     GivenUp,
     /// Something the system should always grant.
-    #[error("{what}: {cause}")]
+    #[error("{what}: {cause}{}", limit_remedy(.cause))]
     System {
         /// What was wanted.
         what: &'static str,
@@ -237,6 +247,15 @@ fn bind_remedy(cause: &io::Error) -> &'static str {
             ": its folder does not exist (RuntimeDirectory= in the systemd unit makes one)"
         }
         _ => "",
+    }
+}
+
+/// What to do about a limit that a thread or a descriptor ran into, with a colon before it.
+#[must_use]
+pub fn limit_remedy(cause: &io::Error) -> String {
+    match cause.raw_os_error() {
+        Some(libc::EAGAIN | libc::EMFILE | libc::ENFILE) => format!(": {}", ring_remedy(cause)),
+        _ => String::new(),
     }
 }
 

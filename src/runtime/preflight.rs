@@ -9,8 +9,9 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::cpus::{self, Places, counted};
 use super::{Needed, StartError};
-use crate::config::{Config, EngineChoice, HANDSHAKES_PER_SHARD, OnHost};
+use crate::config::{Config, EngineChoice, OnHost};
 use crate::engine::{Engine, EpollEngine, RingEngine};
+use crate::settings::HANDSHAKES_PER_SHARD;
 
 /// What glommio insists on, however many executors there are.
 const MEMLOCK_KIB_MIN: u64 = 512;
@@ -68,6 +69,7 @@ pub fn inspect(config: &Config) -> Result<Host, StartError> {
     check_io_uring()?;
     let places = cpus::place(config)?;
     let shards = places.cpus.len();
+    check_threads(shards)?;
     raise(Resource::Memlock);
     let engine = choose_engine(config.engine, shards)?;
     raise(Resource::Nofile);
@@ -134,6 +136,29 @@ fn raise(resource: Resource) {
             maximum,
         },
     );
+}
+
+/// An executor starts a thread besides its own, and panics without it. So as many as there will be are started here first:
+/// limits of the cgroup, of the user and of the kernel are too many to compute.
+fn check_threads(shards: usize) -> Result<(), StartError> {
+    const BESIDES: usize = 4;
+    let count = 2 * shards + BESIDES;
+    let (release, held) = crossbeam_channel::bounded::<()>(0);
+    let start = |_| {
+        let held = held.clone();
+        let thread = std::thread::Builder::new().stack_size(64 * 1024);
+        thread.spawn(move || {
+            let _ = held.recv();
+        })
+    };
+    let started: Vec<_> = (0..count).map(start).collect();
+    drop(release);
+    let ended = started
+        .into_iter()
+        .map(|thread| thread.map(|thread| drop(thread.join())));
+    // All of them end, also those behind the one that could not be started.
+    let failed = ended.collect::<Vec<_>>().into_iter().find_map(Result::err);
+    failed.map_or(Ok(()), |cause| Err(StartError::Threads { count, shards, cause }))
 }
 
 /// glommio panics without io_uring, so it is asked for first.

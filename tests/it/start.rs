@@ -538,6 +538,30 @@ fn memlock_is_shared_with_a_second_gateway_of_the_same_user() {
     drop(first);
 }
 
+/// A limit of threads, as TasksMax= sets one, wherever it strikes: signals, control thread, shards.
+#[test]
+fn too_few_threads() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: no other user to be");
+        return;
+    }
+    for threads in [1, 2, 5, 9] {
+        let place = tempfile::tempdir().unwrap();
+        let mut command = as_user(nobody(), &place, &format!("prlimit --pid $$ --nproc={threads};"));
+        command.args([
+            "--listen",
+            "127.0.0.1:0",
+            "--shards",
+            "4",
+            "--cpus",
+            "none",
+            "--engine",
+            "epoll",
+        ]);
+        assert_refused(&run_command(command), 1, &["cannot start", "TasksMax="]);
+    }
+}
+
 fn rings_are_counted() -> bool {
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
