@@ -298,15 +298,14 @@ impl Settings {
         }
     }
 
-    /// `key = value (place)`, secrets masked.
+    /// `key = value (place)`, secrets masked; `key (not set)` without a value.
     fn describe(&self, name: &str) -> String {
         let setting = self.setting(name);
         let row = keys::find(name).expect("setting() found it");
-        format!(
-            "{name} = {} ({})",
-            KEYS[row].kind.write_toml(&setting.value),
-            setting.place
-        )
+        match KEYS[row].kind.write_toml(&setting.value) {
+            nothing if nothing.is_empty() => format!("{name} (not set)"),
+            value => format!("{name} = {value} ({})", setting.place),
+        }
     }
 
     fn get<T: FromValue>(&self, name: &str) -> T {

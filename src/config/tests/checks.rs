@@ -492,7 +492,11 @@ fn keys_come_with_their_algorithms_from_one_place() {
     for (args, parts) in [
         (
             &["--auth-key=s3cret-s3cret-s3cret"][..],
-            &["auth.key", "auth.algorithm", "must not be the token's"][..],
+            &[
+                "auth.key",
+                "contradicts auth.algorithm (not set): ",
+                "must not be the token's",
+            ][..],
         ),
         (&["--auth-jwks-url=https://host"], &["auth.jwks_url", "auth.algorithm"]),
         (
