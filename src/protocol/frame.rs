@@ -180,6 +180,8 @@ pub enum Message<'a> {
     Pong,
     /// The peer closes, with a code if it gave one.
     Close(Option<u16>),
+    /// A fragment, not the last, of a message that is not whole yet.
+    Fragment,
 }
 
 /// Puts one connection's frames together. Owned by the connection's shard; null while nothing is half-way.
@@ -229,7 +231,7 @@ enum Consumed {
     Fragments,
 }
 
-/// Hands out the messages in one input, one by one. When it gives `None`, all input is taken.
+/// Hands out the messages in one input, one by one, and tells of each fragment that is not the last of its message. When it gives `None`, all input is taken.
 pub struct Reader<'a> {
     decoder: &'a mut Decoder,
     input: &'a mut [u8],
@@ -310,7 +312,13 @@ impl Reader<'_> {
                     Message::Binary(message)
                 }));
             }
+            return Ok(Some(Message::Fragment));
         }
+    }
+
+    /// From the next message on this is the limit.
+    pub fn set_limit(&mut self, message_bytes_max: usize) {
+        self.message_bytes_max = message_bytes_max;
     }
 
     /// The input behind the message handed out last.
@@ -500,7 +508,9 @@ mod tests {
         let mut input = input.to_vec();
         let mut reader = decoder.read(&mut input, LIMIT);
         while let Some(message) = reader.next()? {
-            out.push(format!("{message:?}"));
+            if message != Message::Fragment {
+                out.push(format!("{message:?}"));
+            }
         }
         Ok(())
     }
@@ -590,6 +600,30 @@ mod tests {
         for (bytes, error) in cases {
             assert_eq!(decode_split(bytes, &[]), Err(error), "{bytes:x?}");
         }
+    }
+
+    /// Each frame is told of once, whatever it is a part of: so each can be counted.
+    #[test]
+    fn fragments_are_told_of() {
+        let mut bytes = [frame(0x01, b""), frame(0x00, b"").repeat(3), frame(0x80, b"end")].concat();
+        let mut decoder = Decoder::default();
+        let mut reader = decoder.read(&mut bytes, LIMIT);
+        for _ in 0..4 {
+            assert_eq!(reader.next(), Ok(Some(Message::Fragment)));
+        }
+        assert_eq!(reader.next(), Ok(Some(Message::Text("end"))));
+        assert_eq!(reader.next(), Ok(None));
+    }
+
+    /// Who is let in by the first message may send a longer second one in the same packet.
+    #[test]
+    fn the_limit_may_change_between_messages() {
+        let mut bytes = [frame(0x81, b"short"), frame(0x81, &[b'x'; 50])].concat();
+        let mut decoder = Decoder::default();
+        let mut reader = decoder.read(&mut bytes, 10);
+        assert_eq!(reader.next(), Ok(Some(Message::Text("short"))));
+        reader.set_limit(50);
+        assert!(matches!(reader.next(), Ok(Some(Message::Text(text))) if text.len() == 50));
     }
 
     #[test]

@@ -11,13 +11,15 @@ use crate::protocol::close::CloseReason;
 use crate::protocol::encode::{self, AckStatus};
 use crate::protocol::envelope::ErrorCode;
 use crate::router::UserHash;
-use crate::session::Stage;
+use crate::session::{Stage, Tally};
 
 /// Frames up to this size are copied into every device's outbox; larger ones are shared.
 const SHARE_BYTES_MIN: usize = 1024;
 pub(super) const OVERLOADED: &str = "overloaded: try again";
 const REDIS_AWAY: &str = "Redis is away: try again";
 const TOO_MUCH_ASKED: &str = "too many users are being asked for: try again";
+/// What may wait for a client whose user is not known: it is told of its mistakes and answered its pings, no more.
+const STRANGER_OUTBOX_BYTES_MAX: usize = 16 * 1024;
 /// Presence questions of one shard that may wait for other shards.
 const QUESTIONS_MAX: usize = 4096;
 
@@ -109,8 +111,11 @@ impl Questions {
 impl Core {
     /// Queues a frame for one connection. A consumer that cannot take it is closed with 3008 and gets `false`.
     pub(super) fn append(&mut self, slot: u32, frame: &[u8], kind: SentKind) -> bool {
-        let limit = self.settings.limits.outbox_bytes;
+        let mut limit = self.settings.limits.outbox_bytes;
         let conn = self.conn(slot);
+        if conn.tally == Tally::Stranger {
+            limit = limit.min(STRANGER_OUTBOX_BYTES_MAX);
+        }
         if conn.has_no_room(frame.len(), limit) {
             self.overflow(slot);
             return false;

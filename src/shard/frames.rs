@@ -13,6 +13,9 @@ use crate::protocol::frame::{Message, Opcode};
 use crate::session::rate::Verdict;
 use crate::session::{BAD_FRAMES_MAX, Leaving, Stage};
 
+/// The longest message of a client whose user is not known: a token of the largest size, and what JSON puts around it.
+const STRANGER_BYTES_MAX: usize = 16 * 1024;
+
 /// How to go on after a frame.
 enum Flow {
     /// With the next one.
@@ -28,7 +31,7 @@ enum Flow {
 impl Core {
     /// Bytes of a connection that speaks WebSocket.
     pub(super) fn frame_bytes(&mut self, slot: u32, bytes: &mut [u8]) {
-        let limit = self.settings.limits.message_bytes;
+        let limit = self.message_bytes_max(slot);
         // Taken out, because messages borrow from it while they change the connection.
         let mut decoder = std::mem::take(&mut self.conn(slot).decoder);
         let mut reader = decoder.read(bytes, limit);
@@ -37,7 +40,7 @@ impl Core {
             match reader.next() {
                 Ok(None) => break,
                 Ok(Some(message)) => match self.handle_message(slot, message) {
-                    Flow::Next => {}
+                    Flow::Next => reader.set_limit(self.message_bytes_max(slot)),
                     Flow::Stop => break,
                     Flow::Leave(home) => {
                         leaving = Some((home, reader.rest().to_vec()));
@@ -66,6 +69,15 @@ impl Core {
         }
     }
 
+    /// The longest message that is taken from this connection now.
+    fn message_bytes_max(&self, slot: u32) -> usize {
+        let configured = self.settings.limits.message_bytes;
+        match self.connections[slot as usize].stage {
+            Stage::Authenticating => configured.min(STRANGER_BYTES_MAX),
+            _ => configured,
+        }
+    }
+
     fn handle_message(&mut self, slot: u32, message: Message<'_>) -> Flow {
         if let Stage::Closing { .. } = self.conn(slot).stage {
             // Our close frame is on its way: only the peer's matters.
@@ -76,13 +88,16 @@ impl Core {
             }
             return Flow::Next;
         }
+        if matches!(message, Message::Ping(_) | Message::Pong | Message::Fragment) && !self.passes(slot) {
+            return Flow::Next;
+        }
         match message {
             Message::Ping(payload) => {
                 self.say(slot, SentKind::Pong, |_, out| {
                     encode::frame(out, Opcode::Pong, payload);
                 });
             }
-            Message::Pong => {}
+            Message::Pong | Message::Fragment => {}
             Message::Close(code) => {
                 self.end(slot, Ending::Peer(code));
                 self.conn(slot).stage = Stage::Closing { peer_closed: true };
@@ -119,13 +134,30 @@ impl Core {
         }
     }
 
-    /// Counts a text or binary frame against the rate.
+    /// Counts a message against the rate.
     fn count_frame(&mut self, slot: u32) -> Verdict {
-        let now_us = self.now.mono_ns / 1000;
-        let (rate, burst) = (self.settings.limits.messages_per_second, self.settings.limits.burst);
         let conn = self.conn(slot);
         conn.messages_in = conn.messages_in.saturating_add(1);
-        conn.rate.check(now_us, rate, burst)
+        self.check_rate(slot)
+    }
+
+    /// Counts any one frame against the rate.
+    fn check_rate(&mut self, slot: u32) -> Verdict {
+        let now_us = self.now.mono_ns / 1000;
+        let (rate, burst) = (self.settings.limits.messages_per_second, self.settings.limits.burst);
+        self.conn(slot).rate.check(now_us, rate, burst)
+    }
+
+    /// Counts a frame that is no message: a ping, a pong, a fragment. False if it is refused, which its sender then knows.
+    fn passes(&mut self, slot: u32) -> bool {
+        match self.check_rate(slot) {
+            Verdict::Pass => return true,
+            Verdict::Refuse if !matches!(self.conn(slot).stage, Stage::Echo) => {
+                self.refuse_too_many(slot, None);
+            }
+            Verdict::Refuse | Verdict::Close => self.begin_close(slot, CloseReason::TooManyRequests),
+        }
+        false
     }
 
     /// What a frame that was counted costs besides, in frames.

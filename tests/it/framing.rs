@@ -17,7 +17,8 @@ on_both_engines! {
 const FIN: u8 = 0x80;
 
 fn fragments_are_put_together(engine: &str) {
-    let gateway = Gateway::start(&["--engine", engine]);
+    // More frames than the usual rate.
+    let gateway = Gateway::start(&["--engine", engine, "--limits-messages-per-second", "0"]);
     let mut client = gateway.connect("alice");
     let text = r#"{"type":"message","to":"alice","content":"ä€😀"}"#;
     // Every fragment one byte, so that code points are cut too; some empty.

@@ -10,7 +10,7 @@ use serde_json::json;
 
 on_both_engines! {
     over_the_rate_is_refused_then_closed, a_burst_passes, rate_zero_is_no_limit, the_oldest_of_too_many_connections_goes,
-    connections_per_user_zero_is_no_limit, ten_bad_frames_close, a_good_frame_forgives_bad_ones, the_rate_holds_on_echo,
+    connections_per_user_zero_is_no_limit, ten_bad_frames_close, every_frame_counts, a_stranger_is_short, a_good_frame_forgives_bad_ones, the_rate_holds_on_echo,
     a_question_costs_by_the_users_it_names,
 }
 
@@ -182,6 +182,80 @@ fn connections_per_user_zero_is_no_limit(engine: &str) {
         assert_eq!(device.recv_json()["content"], 1);
     }
     assert_eq!(gateway.stats()["users"], 1);
+}
+
+/// Pings, pongs and fragments cost what messages cost.
+fn every_frame_counts(engine: &str) {
+    let rate = ["--limits-messages-per-second", "1", "--limits-burst", "5"];
+    let gateway = Gateway::start(&[&["--engine", engine, "--echo"], &rate[..]].concat());
+    let ping = common::client::frame_bytes(0x89, b"");
+    let pong = common::client::frame_bytes(0x8a, b"");
+    let begun = common::client::frame_bytes(0x01, b"");
+    let more = common::client::frame_bytes(0x00, b"");
+    for (known, path) in [(true, "/ws"), (false, "/ws"), (false, "/echo")] {
+        for flood in [
+            ping.repeat(50),
+            pong.repeat(50),
+            [begun.clone(), more.repeat(50)].concat(),
+        ] {
+            let mut client = if known {
+                gateway.connect("alice")
+            } else {
+                gateway.upgrade(path)
+            };
+            client.send_raw(&flood);
+            let frames = client.expect_close_after_frames(3013);
+            let errors = frames.iter().filter(|frame| frame.opcode == 1).count();
+            // Each one over the burst is answered until as many were refused.
+            assert_eq!(errors, if path == "/echo" { 0 } else { 5 });
+            assert!(frames.len() <= 11, "{}", frames.len());
+        }
+    }
+    let dropped = gateway.metric(
+        "shardgate_dropped_total",
+        &["kind=\"frame\"", "reason=\"rate_limited\""],
+    );
+    assert_eq!(dropped, 30.0);
+    // What is within the rate is answered.
+    let mut client = gateway.connect("bob");
+    client.send_raw(&ping.repeat(4));
+    for _ in 0..4 {
+        assert_eq!(client.recv_frame().opcode, 10);
+    }
+}
+
+/// Before it is known who somebody is, messages are short and little waits for them.
+fn a_stranger_is_short(engine: &str) {
+    let gateway = Gateway::start(&["--engine", engine, "--limits-messages-per-second", "0"]);
+    let padded = |kind: &str, bytes: usize| {
+        let text = format!(r#"{{"type":"{kind}","userId":"alice","padding":""}}"#);
+        text.replace("\"\"}", &format!("\"{}\"}}", "x".repeat(bytes - text.len())))
+    };
+    let mut client = gateway.upgrade("/ws");
+    client.send_text(&padded("auth", 16 * 1024));
+    assert_eq!(client.recv_json()["type"], "welcome");
+    client.send_text(&padded("heartbeat", 60_000));
+    assert_eq!(client.recv_json()["type"], "heartbeat");
+    // Also in one packet with what shows who it is.
+    let mut client = gateway.upgrade("/ws");
+    let both = [
+        text_bytes(&padded("auth", 100)),
+        text_bytes(&padded("heartbeat", 60_000)),
+    ]
+    .concat();
+    client.send_raw(&both);
+    assert_eq!(client.recv_json()["type"], "welcome");
+    assert_eq!(client.recv_json()["type"], "heartbeat");
+    let mut client = gateway.upgrade("/ws");
+    client.send_carelessly(&text_bytes(&padded("auth", 16 * 1024 + 1)));
+    client.expect_close(1009);
+    // Many small ones that are answered, and the answers not read.
+    let mut client = gateway.upgrade("/ws");
+    let nonsense = text_bytes(r#"{"type":"message","to":"bob","content":1}"#);
+    client.send_carelessly(&nonsense.repeat(100_000));
+    common::eventually("it is closed", || {
+        gateway.metric("shardgate_connections_closed_total", &["code=\"3008\""]) == 1.0
+    });
 }
 
 fn ten_bad_frames_close(engine: &str) {

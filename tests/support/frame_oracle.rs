@@ -83,6 +83,8 @@ pub fn ours(chunks: &[&[u8]], message_bytes_max: usize) -> Transcript {
                 Ok(Some(Message::Binary(bytes))) => Said::Binary(bytes.to_vec()),
                 Ok(Some(Message::Ping(payload))) => Said::Ping(payload.to_vec()),
                 Ok(Some(Message::Pong)) => Said::Pong,
+                // Theirs are told of as a whole only.
+                Ok(Some(Message::Fragment)) => continue,
                 Ok(Some(Message::Close(code))) => {
                     transcript.said.push(Said::Close(code));
                     return transcript;
