@@ -81,6 +81,7 @@ impl Settings {
                 message_bytes: self.get("limits.message_bytes"),
                 outbox_bytes: self.get("limits.outbox_bytes"),
                 channels_per_connection: self.get("limits.channels_per_connection"),
+                channel_name_bytes: self.get("limits.channel_name_bytes"),
                 messages_per_second: self.get("limits.messages_per_second"),
                 burst: self.get("limits.burst"),
                 connections_per_user: self.get("limits.connections_per_user"),

@@ -322,7 +322,9 @@ pub struct Limits {
     pub outbox_bytes: usize,
     /// Channels that one connection may subscribe to.
     pub channels_per_connection: usize,
-    /// Frames per second that one connection may send; 0: no limit.
+    /// Bytes of the names of all channels that one connection subscribes to.
+    pub channel_name_bytes: usize,
+    /// Frames of any kind per second that one connection may send; 0: no limit.
     pub messages_per_second: u32,
     /// Frames that one connection may send at once.
     pub burst: u32,

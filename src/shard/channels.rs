@@ -18,7 +18,7 @@ use bytes::Bytes;
 use super::core::Core;
 use crate::auth::GrantedChannels;
 use crate::engine::SocketKey;
-use crate::ids::ShardId;
+use crate::ids::{CHANNEL_BYTES_MAX, ShardId};
 use crate::lanes::{Batch, ChannelName, Item, LaneFull, OutgoingPublication, PublishItem, Reply, Wanted};
 use crate::metrics::{Drop, SentKind};
 use crate::protocol::encode::{self, AckStatus};
@@ -139,6 +139,14 @@ impl Budget {
 }
 
 impl Core {
+    /// True if the names of a connection's channels would be longer together than they may be with this one.
+    fn has_no_room_for_name(&self, slot: u32, name: &str) -> bool {
+        let most = self.settings.limits.channel_name_bytes;
+        // So few need not be added up.
+        let count = self.channels.count(slot) + 1;
+        count * CHANNEL_BYTES_MAX > most && self.channels.name_bytes(slot) + name.len() > most
+    }
+
     /// A `subscribe` frame of the user on `slot`.
     pub(super) fn subscribe(&mut self, slot: u32, client_id: Option<&str>, channel: &str) {
         let Some(user) = self.conn(slot).user else {
@@ -158,6 +166,10 @@ impl Core {
         if !found.is_some_and(|found| self.channels.is_subscribed(slot, found)) {
             if self.channels.count(slot) >= self.settings.limits.channels_per_connection {
                 let message = "too many channels: see limits.channels_per_connection";
+                return self.say_error(slot, client_id, ErrorCode::LimitExceeded, message);
+            }
+            if self.has_no_room_for_name(slot, channel) {
+                let message = "the names of the channels are too long together: see limits.channel_name_bytes";
                 return self.say_error(slot, client_id, ErrorCode::LimitExceeded, message);
             }
             let index = self.channels.subscribe(slot, hash, channel);

@@ -9,8 +9,46 @@ use common::channels::{frames, publish_text, subscribe_text, unsubscribe_text};
 use serde_json::{Value, json};
 
 on_both_engines! {
-    channels_per_connection, the_default_is_128, a_full_connection_in_one_segment, publications_count_towards_the_rate,
+    channels_per_connection, bytes_of_names, the_default_is_128, a_full_connection_in_one_segment, publications_count_towards_the_rate,
     ten_bad_frames_close, a_good_frame_forgives,
+}
+
+fn bytes_of_names(engine: &str) {
+    let limits = ["--limits-channel-name-bytes", "600"];
+    let gateway = Gateway::start(&[&["--engine", engine, "--shards", "2"], &limits[..]].concat());
+    let mut alice = gateway.connect("alice");
+    let long = |n: u8| format!("{n}{}", "x".repeat(249));
+    alice.subscribe(&long(1));
+    alice.subscribe(&long(2));
+    alice.send_text(&subscribe_text(&long(3)));
+    let error = alice.expect_error("limitExceeded");
+    assert!(
+        error["message"].as_str().unwrap().contains("limits.channel_name_bytes"),
+        "{error}"
+    );
+    // What is short enough still fits, what is there already takes no more, and what was left makes room.
+    alice.subscribe(&"y".repeat(100));
+    alice.subscribe(&long(1));
+    alice.send_text(&subscribe_text("z"));
+    alice.expect_error("limitExceeded");
+    alice.unsubscribe(&long(1));
+    alice.subscribe(&long(3));
+    let mut bob = gateway.connect("bob");
+    bob.subscribe(&long(1));
+    // By default 128 names of the greatest length fit, and of a raised number of channels as many bytes as of these.
+    let gateway = Gateway::start(&[
+        "--engine",
+        engine,
+        "--limits-channels-per-connection",
+        "1000",
+        "--limits-burst",
+        "1000",
+    ]);
+    let mut alice = gateway.connect("alice");
+    let name = |n: usize| format!("{n:03}{}", "x".repeat(252));
+    (0..128).for_each(|n| alice.subscribe(&name(n)));
+    alice.send_text(&subscribe_text(&name(128)));
+    alice.expect_error("limitExceeded");
 }
 
 fn channels_per_connection(engine: &str) {

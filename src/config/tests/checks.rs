@@ -24,6 +24,7 @@ fn without_anything_the_defaults_of_the_contract_hold() {
         message_bytes: 65_536,
         outbox_bytes: 1_048_576,
         channels_per_connection: 128,
+        channel_name_bytes: 32_768,
         messages_per_second: 100,
         burst: 200,
         connections_per_user: 16,

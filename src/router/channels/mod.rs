@@ -195,6 +195,13 @@ impl Channels {
         memberships.map_or(0, |memberships| memberships.as_slice().len())
     }
 
+    /// Bytes of the names of a connection's channels.
+    pub fn name_bytes(&self, slot: u32) -> usize {
+        let memberships = self.memberships.get(slot as usize);
+        let channels = memberships.map_or(&[][..], |memberships| memberships.as_slice());
+        channels.iter().map(|m| self.name(m.channel).len()).sum()
+    }
+
     fn membership(&self, slot: u32, channel: ChannelIndex) -> Option<Membership> {
         let of_slot = self.memberships.get(slot as usize)?.as_slice();
         let of_channel = &self.channels[channel.0 as usize].subscribers;
