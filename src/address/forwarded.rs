@@ -14,7 +14,9 @@ pub fn client<'a>(
     is_proxy: impl Fn(IpAddr) -> bool,
 ) -> Option<IpAddr> {
     let mut client = None;
-    for hop in values.rev().flat_map(|value| value.rsplit(|b| *b == b',')) {
+    let hops = values.rev().flat_map(|value| value.rsplit(|b| *b == b','));
+    // Elements of a list may be empty, and say nothing (RFC 9110, 5.6.1.2).
+    for hop in hops.filter(|hop| !hop.trim_ascii().is_empty()) {
         let Some(address) = address(hop) else {
             break;
         };
@@ -67,7 +69,18 @@ mod tests {
         assert_eq!(of(&[""]), None);
         assert_eq!(of(&["192.0.2.1, unknown"]), None);
         assert_eq!(of(&["192.0.2.1, unknown, 10.0.0.1"]).as_deref(), Some("10.0.0.1"));
-        assert_eq!(of(&["192.0.2.1,"]), None);
+    }
+
+    #[test]
+    fn empty_elements_are_skipped() {
+        for values in [
+            &["192.0.2.1, 10.0.0.4,"][..],
+            &["192.0.2.1,, 10.0.0.4", ""],
+            &["192.0.2.1", " , ,10.0.0.4 , "],
+        ] {
+            assert_eq!(of(values).as_deref(), Some("192.0.2.1"), "{values:?}");
+        }
+        assert_eq!(of(&[" , ", ""]), None);
     }
 
     #[test]

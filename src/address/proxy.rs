@@ -1,12 +1,15 @@
-//! The header of the PROXY protocol, version 2: what a proxy says before the first byte of its client.
+//! The header of the PROXY protocol, versions 1 and 2: what a proxy says before the first byte of its client.
 //!
-//! Binary, and read to the byte: what comes behind it is the client's. Version 1, which is text, is not spoken: it cannot be told
-//! from HTTP until its line is whole.
+//! Read to the byte: what comes behind it is the client's. Version 1 is a line of text, version 2 is binary.
 
 use core::net::{IpAddr, SocketAddr};
 
 /// What every header begins with. No HTTP request and no TLS record has these first bytes.
 pub const SIGNATURE: [u8; 12] = *b"\r\n\r\n\0\r\nQUIT\n";
+/// What every header of version 1 begins with. No method of HTTP is called that.
+const WORD: &[u8] = b"PROXY ";
+/// The longest line of version 1, its end included.
+const LINE_BYTES_MAX: usize = 107;
 /// Signature, version and command, family, length.
 const FIXED_BYTES: usize = 16;
 /// The longest header that is taken: addresses are at most 36 bytes, the rest is what proxies tell about TLS and the like.
@@ -15,7 +18,7 @@ pub const HEADER_BYTES_MAX: usize = 4096;
 /// What the bytes so far are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Header {
-    /// No header: the client's own bytes. Known by the first one.
+    /// No header: the client's own bytes. Known by the first one that is another.
     Absent,
     /// A header that needs so many bytes more, as far as is known; at least one.
     Partial(usize),
@@ -28,6 +31,9 @@ pub enum Header {
 
 /// Looks at the first bytes of a connection, at least one.
 pub fn read(bytes: &[u8]) -> Header {
+    if bytes.first() == WORD.first() {
+        return read_line(bytes);
+    }
     let seen = bytes.len().min(SIGNATURE.len());
     if bytes.first() != SIGNATURE.first() {
         return Header::Absent;
@@ -63,6 +69,36 @@ pub fn read(bytes: &[u8]) -> Header {
     };
     let client = source.and_then(|(ip, at)| Some(SocketAddr::new(ip, u16::from_be_bytes(array(body, at)?))));
     Header::Complete(header_bytes, client)
+}
+
+/// Version 1: `PROXY TCP4 192.0.2.1 198.51.100.7 4711 443` and the end of the line.
+fn read_line(bytes: &[u8]) -> Header {
+    let seen = bytes.len().min(WORD.len());
+    if bytes[..seen] != WORD[..seen] {
+        return Header::Absent;
+    }
+    if seen < WORD.len() {
+        return Header::Partial(WORD.len() - seen);
+    }
+    let bounded = &bytes[..bytes.len().min(LINE_BYTES_MAX)];
+    let Some(end) = bounded.iter().position(|byte| *byte == b'\n') else {
+        let is_over = bounded.len() == LINE_BYTES_MAX;
+        return if is_over { Header::Garbage } else { Header::Partial(1) };
+    };
+    let line = bounded[..end].strip_suffix(b"\r");
+    let Some(line) = line.and_then(|line| std::str::from_utf8(&line[WORD.len()..]).ok()) else {
+        return Header::Garbage;
+    };
+    let parts: Vec<&str> = line.split(' ').collect();
+    let client = match parts[..] {
+        // Whatever follows is to be skipped.
+        ["UNKNOWN", ..] => return Header::Complete(end + 1, None),
+        ["TCP4", source, _, port, _] => source.parse().map(IpAddr::V4).ok().zip(port.parse().ok()),
+        ["TCP6", source, _, port, _] => source.parse().map(IpAddr::V6).ok().zip(port.parse().ok()),
+        _ => None,
+    };
+    let address = client.map(|(ip, port): (IpAddr, u16)| SocketAddr::new(ip.to_canonical(), port));
+    address.map_or(Header::Garbage, |address| Header::Complete(end + 1, Some(address)))
 }
 
 #[derive(Clone, Copy)]
@@ -165,9 +201,46 @@ mod tests {
 
     #[test]
     fn nobody_else_begins_like_that() {
-        for first in [&b"GET /ws"[..], b"\x16\x03\x01", b"PROXY TCP4", b"\n"] {
+        for first in [&b"GET /ws"[..], b"\x16\x03\x01", b"POST /admin", b"PROPFIND /", b"\n"] {
             assert_eq!(read(first), Header::Absent);
         }
+    }
+
+    #[test]
+    fn lines_of_version_1() {
+        let client = |text: &str| Some(text.parse().unwrap());
+        for (line, address) in [
+            ("PROXY TCP4 192.0.2.1 198.51.100.7 4711 443", client("192.0.2.1:4711")),
+            (
+                "PROXY TCP6 2001:db8::1 2001:db8::2 4711 443",
+                client("[2001:db8::1]:4711"),
+            ),
+            ("PROXY TCP6 ::ffff:192.0.2.1 ::1 4711 443", client("192.0.2.1:4711")),
+            ("PROXY UNKNOWN", None),
+            ("PROXY UNKNOWN ffff:f:f ffff:f 65535 65535", None),
+        ] {
+            let whole = format!("{line}\r\nGET /");
+            let len = line.len() + 2;
+            assert_eq!(read(whole.as_bytes()), Header::Complete(len, address), "{line}");
+            for cut in 1..len {
+                let Header::Partial(more) = read(&whole.as_bytes()[..cut]) else {
+                    panic!("{line} cut at {cut}");
+                };
+                assert!(more > 0 && cut + more <= len, "{line} cut at {cut}");
+            }
+        }
+        for line in [
+            "PROXY TCP4 192.0.2.1 198.51.100.7 4711 443\n",
+            "PROXY TCP4 2001:db8::1 2001:db8::2 4711 443\r\n",
+            "PROXY TCP4 192.0.2.1 198.51.100.7 70000 443\r\n",
+            "PROXY TCP4 192.0.2.1 198.51.100.7 4711\r\n",
+            "PROXY UDP4 192.0.2.1 198.51.100.7 4711 443\r\n",
+            "PROXY / HTTP/1.1\r\n",
+        ] {
+            assert_eq!(read(line.as_bytes()), Header::Garbage, "{line}");
+        }
+        let endless = format!("PROXY UNKNOWN {}", "x".repeat(LINE_BYTES_MAX));
+        assert_eq!(read(endless.as_bytes()), Header::Garbage);
     }
 
     proptest! {

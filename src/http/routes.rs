@@ -43,6 +43,13 @@ pub(super) enum Outcome {
 pub(super) fn answer(context: &HttpContext, refused: Option<NotAdmitted>, request: &Parts) -> Outcome {
     context.metrics().requests.inc();
     let settings = context.settings.borrow().clone();
+    let hosts = request.headers.get_all(header::HOST).iter().map(HeaderValue::as_bytes);
+    if !head::names_host(hosts, u8::from(request.version >= hyper::Version::HTTP_11)) {
+        if let Door::Public(shard) = context.door {
+            context.view.shards[shard].refused("malformed");
+        }
+        return Outcome::Answer(text(400, "HTTP/1.1 wants one Host field with a host in it"));
+    }
     if admin::is_admin_path(request.uri.path()) {
         return authorize(context, &settings, request);
     }
@@ -80,6 +87,7 @@ pub(super) fn answer(context: &HttpContext, refused: Option<NotAdmitted>, reques
                 426 => {
                     set(&mut answer, header::SEC_WEBSOCKET_VERSION, "13");
                     set(&mut answer, header::UPGRADE, "websocket");
+                    set(&mut answer, header::CONNECTION, "upgrade");
                 }
                 _ => {}
             }

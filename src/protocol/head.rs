@@ -25,8 +25,10 @@ pub enum Progress {
     Partial,
     /// A whole head of this many bytes, and what to do with it.
     Complete(usize, Decision),
-    /// Not HTTP, or more fields than allowed.
+    /// Not HTTP.
     Malformed,
+    /// More fields than allowed.
+    TooManyFields,
 }
 
 /// What to do with a request.
@@ -153,6 +155,16 @@ pub struct Request<'a> {
     pub headers: &'a [(&'a str, &'a [u8])],
 }
 
+/// True if a head ends at `from` or behind it: with an empty line. So a head that comes in pieces is not read anew for each of
+/// them; `from` is how much was looked at before.
+pub fn has_end(bytes: &[u8], from: usize) -> bool {
+    // The end's own bytes may have come in two pieces.
+    let from = from.saturating_sub(2);
+    let tail = &bytes[from.min(bytes.len())..];
+    let mut lines = tail.iter().enumerate().filter(|(_, byte)| **byte == b'\n');
+    lines.any(|(at, _)| tail[at + 1..].starts_with(b"\n") || tail[at + 1..].starts_with(b"\r\n"))
+}
+
 /// Looks at the bytes that arrived so far.
 pub fn read(bytes: &[u8], policy: &impl Policy) -> Progress {
     let mut fields = [httparse::EMPTY_HEADER; HEADER_FIELDS_MAX];
@@ -160,6 +172,7 @@ pub fn read(bytes: &[u8], policy: &impl Policy) -> Progress {
     let len = match parsed.parse(bytes) {
         Ok(httparse::Status::Complete(len)) => len,
         Ok(httparse::Status::Partial) => return Progress::Partial,
+        Err(httparse::Error::TooManyHeaders) => return Progress::TooManyFields,
         Err(_) => return Progress::Malformed,
     };
     let (Some(method), Some(target), Some(minor_version)) = (parsed.method, parsed.path, parsed.version) else {
@@ -195,14 +208,35 @@ pub fn decide(request: &Request<'_>, policy: &impl Policy) -> Decision {
 
 /// Path and query of a request target, in origin form or absolute form.
 pub fn split_target(target: &str) -> (&str, &str) {
-    let absolute = target
-        .strip_prefix("http://")
-        .or_else(|| target.strip_prefix("https://"));
-    let origin_form = match absolute {
-        Some(rest) => rest.find('/').map_or("/", |slash| &rest[slash..]),
-        None => target,
+    let origin_form = split_authority(target).map_or(target, |(_, rest)| rest);
+    match origin_form.split_once('?') {
+        Some(("", query)) => ("/", query),
+        Some(both) => both,
+        None if origin_form.is_empty() => ("/", ""),
+        None => (origin_form, ""),
+    }
+}
+
+/// The authority of a request target in absolute form, and what comes behind it. A server takes that form with the schemes that
+/// it serves (RFC 9112, 3.2.2; RFC 6455, 3).
+fn split_authority(target: &str) -> Option<(&str, &str)> {
+    let (scheme, rest) = target.split_once("://")?;
+    let is_ours = ["ws", "wss", "http", "https"]
+        .iter()
+        .any(|ours| scheme.eq_ignore_ascii_case(ours));
+    let end = rest.find(['/', '?']).unwrap_or(rest.len());
+    is_ours.then(|| rest.split_at(end))
+}
+
+/// Is the host of a request named as RFC 9112, 3.2 wants it? HTTP/1.1 has the field once, HTTP/1.0 once at the most, and its value,
+/// which may be empty, is a host with or without a port.
+pub fn names_host<'a>(mut hosts: impl Iterator<Item = &'a [u8]>, minor_version: u8) -> bool {
+    let (first, second) = (hosts.next(), hosts.next());
+    let is_host = |host: &[u8]| {
+        let of_uri = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=%:[]".contains(byte);
+        host.trim_ascii().iter().all(of_uri)
     };
-    origin_form.split_once('?').unwrap_or((origin_form, ""))
+    second.is_none() && first.map_or(minor_version < 1, is_host)
 }
 
 fn check(request: &Request<'_>, endpoint: Endpoint, query: &str, policy: &impl Policy) -> Result<Upgrade, Refusal> {
@@ -214,7 +248,7 @@ fn check(request: &Request<'_>, endpoint: Endpoint, query: &str, policy: &impl P
         request.values("content-length").any(|len| len != b"0") || request.values("transfer-encoding").next().is_some();
     if request.minor_version < 1
         || has_body
-        || request.one("host").is_none()
+        || !names_host(request.values("host"), request.minor_version)
         || !request.has_token("connection", "upgrade")
         || !request.has_token("upgrade", "websocket")
     {
@@ -229,7 +263,9 @@ fn check(request: &Request<'_>, endpoint: Endpoint, query: &str, policy: &impl P
         .ok_or(Refusal::NotAnUpgrade)?;
     if request.values("origin").next().is_some() {
         let origin = request.one("origin").and_then(|o| std::str::from_utf8(o).ok());
-        let host = request.one("host").and_then(|h| std::str::from_utf8(h).ok());
+        // What the target names comes before the field.
+        let authority = split_authority(request.target).map(|(authority, _)| authority);
+        let host = authority.or_else(|| request.one("host").and_then(|h| std::str::from_utf8(h).ok()));
         if !origin.is_some_and(|origin| policy.allows_origin(origin, host)) {
             return Err(Refusal::Origin);
         }
@@ -248,7 +284,7 @@ fn check(request: &Request<'_>, endpoint: Endpoint, query: &str, policy: &impl P
     Ok(Upgrade {
         endpoint,
         accept: derive_accept_key(key),
-        subprotocol: request.has_token("sec-websocket-protocol", SUBPROTOCOL),
+        subprotocol: request.offers(SUBPROTOCOL),
         user,
         forwarded_for: forwarded::client(request.values("x-forwarded-for"), |address| policy.is_proxy(address)),
         token,
@@ -334,6 +370,13 @@ impl<'a> Request<'a> {
             .values("cookie")
             .flat_map(|value| value.split(|byte| *byte == b';'));
         once(pairs.filter_map(|pair| cookie_value(pair, cookie)))
+    }
+
+    /// True if the client offers this subprotocol. Their names are compared as they are written (RFC 6455, 11.5).
+    fn offers(&self, subprotocol: &str) -> bool {
+        self.values("sec-websocket-protocol")
+            .flat_map(|value| value.split(|b| *b == b','))
+            .any(|part| part.trim_ascii() == subprotocol.as_bytes())
     }
 
     fn has_token(&self, name: &'a str, token: &str) -> bool {
@@ -552,6 +595,9 @@ mod tests {
             ("Upgrade: websocket", "UPGRADE:   WebSocket  "),
             ("Host: h", "Host: h\r\nOrigin: http://good"),
             ("GET /ws", "GET http://h/ws"),
+            ("GET /ws", "GET ws://h/ws"),
+            ("GET /ws", "GET WSS://h:443/ws"),
+            ("Host: h", "Host:"),
             ("Host: h", "Host: h\r\nContent-Length: 0"),
         ] {
             assert!(
@@ -567,6 +613,8 @@ mod tests {
         assert_eq!(user("x=1&user=al+ice%20%C3%A4").as_deref(), Some("al ice ä"));
         let offered = GOOD.replace("Host: h", "Host: h\r\nSec-WebSocket-Protocol: chat, shardgate.v1");
         assert!(matches!(decision(&offered), Decision::Upgrade(u) if u.subprotocol));
+        let other = offered.replace("shardgate.v1", "Shardgate.v1");
+        assert!(matches!(decision(&other), Decision::Upgrade(u) if !u.subprotocol));
         assert_eq!(decision(&GOOD.replace("/ws", "/stats")), Decision::Plain);
         assert_eq!(decision(&GOOD.replace("/ws", "/ws/")), Decision::Plain);
         assert!(matches!(
@@ -579,13 +627,69 @@ mod tests {
         ));
     }
 
+    /// RFC 9112, 3.2.2: what the target names counts, and not the field.
+    #[test]
+    fn the_authority_of_the_target_is_the_host() {
+        let head = |target: &str, host: &str| {
+            let fields = format!("Host: {host}\r\nOrigin: http://good\r\n");
+            GOOD.replace("/ws", target).replace("Host: h\r\n", &fields)
+        };
+        let is_taken = |head: &str| matches!(decision(head), Decision::Upgrade(_));
+        assert!(is_taken(&head("ws://h/ws", "other")));
+        assert_eq!(decision(&head("ws://other/ws", "h")), Decision::Refuse(Refusal::Origin));
+    }
+
+    #[test]
+    fn targets() {
+        for (target, path, query) in [
+            ("/ws?a=b", "/ws", "a=b"),
+            ("ws://h/ws?a", "/ws", "a"),
+            ("HTTPS://h:1/ws", "/ws", ""),
+            ("http://h", "/", ""),
+            ("http://h?a=/b", "/", "a=/b"),
+            ("*", "*", ""),
+            ("ftp://h/ws", "ftp://h/ws", ""),
+            ("/x?y=ws://h/ws", "/x", "y=ws://h/ws"),
+        ] {
+            assert_eq!(split_target(target), (path, query), "{target}");
+        }
+    }
+
+    #[test]
+    fn the_field_of_the_host() {
+        let named = |hosts: &[&str], minor| names_host(hosts.iter().map(|host| host.as_bytes()), minor);
+        for host in ["h", "", "gateway.example:8080", "[2001:db8::1]:80", "127.0.0.1"] {
+            assert!(named(&[host], 1) && named(&[host], 0), "{host}");
+        }
+        assert!(named(&[], 0) && !named(&[], 1));
+        for hosts in [&["h", "h"][..], &["h i"], &["h/x"], &["user@h"], &["h\u{e4}"]] {
+            assert!(!named(hosts, 1) && !named(hosts, 0), "{hosts:?}");
+        }
+    }
+
+    #[test]
+    fn the_end_of_a_head_is_found_however_it_is_cut() {
+        for head in [
+            GOOD.to_owned(),
+            GOOD.replace("\r\n", "\n"),
+            GOOD.replace("\r\n\r\n", "\n\r\n"),
+        ] {
+            let bytes = head.as_bytes();
+            for from in 0..bytes.len() {
+                assert!(has_end(bytes, from), "{from}");
+                assert!(!has_end(&bytes[..bytes.len() - 1], from), "{from}");
+            }
+        }
+        assert!(!has_end(b"", 0) && !has_end(b"\n", 1) && !has_end(b"a\n\r", 0));
+    }
+
     #[test]
     fn not_http() {
         assert_eq!(read(b"\x16\x03\x01\x02\x00", &Open), Progress::Malformed);
         let fields = "A: b\r\n".repeat(HEADER_FIELDS_MAX);
         assert_eq!(
             read(GOOD.replace("Host: h\r\n", &fields).as_bytes(), &Open),
-            Progress::Malformed
+            Progress::TooManyFields
         );
     }
 

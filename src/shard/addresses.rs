@@ -194,7 +194,14 @@ impl Core {
             match proxy::read(seen) {
                 Header::Absent => {
                     self.addresses.settle(slot);
-                    return Some(rest);
+                    if header.is_empty() {
+                        return Some(rest);
+                    }
+                    // It only began like one: all of it is the client's.
+                    header.extend_from_slice(rest);
+                    let key = self.key(slot);
+                    self.client_bytes(key, &mut header);
+                    return None;
                 }
                 Header::Partial(_) if rest.is_empty() => {
                     self.addresses.headers.insert(slot, header);

@@ -271,6 +271,11 @@ impl Core {
         let Some(bytes) = self.behind_proxy_header(key.slot, bytes) else {
             return self.rearm(key);
         };
+        self.client_bytes(key, bytes);
+    }
+
+    /// Bytes of the client's own.
+    pub(super) fn client_bytes(&mut self, key: SocketKey, bytes: &mut [u8]) {
         if self.conn(key.slot).tls.is_some() {
             if self.puts_off(key, bytes) {
                 return;

@@ -25,6 +25,8 @@ pub(super) const ACCEPT_US: u32 = 15;
 /// waits in the kernel in one line with what connections say: with thousands of them in that line, messages would take
 /// milliseconds.
 pub(super) const LISTEN_US: u32 = 10;
+/// Bytes of a request head that are read in a microsecond.
+pub(super) const HEAD_BYTES_PER_US: usize = 512;
 /// A step of a TLS handshake: a quarter of a millisecond for both with a key of P-256 (with a large RSA key it is several
 /// milliseconds).
 pub(super) const TLS_STEP_US: u32 = 120;

@@ -10,7 +10,7 @@ use common::client::Client;
 use common::{Gateway, eventually};
 
 on_both_engines! {
-    open_handshakes, connects_per_second, a_handshake_is_open_until_the_user_is_known, the_client_of_a_proxy_by_its_header,
+    open_handshakes, connects_per_second, a_handshake_is_open_until_the_user_is_known, the_client_of_a_proxy_by_its_header, the_client_of_a_proxy_by_a_line,
     the_client_of_a_proxy_by_forwarded_for, nobody_else_is_believed, a_header_in_any_pieces, garbage_for_a_header_closes,
     proxies_behind_proxies, kept_alive_connections_of_a_proxy, limits_apply_at_sighup, a_header_before_tls,
     a_header_of_anybody_else_is_no_tls, silent_tls_clients_count, proxies_apply_at_sighup,
@@ -151,6 +151,45 @@ fn the_client_of_a_proxy_by_its_header(engine: &str) {
     }
 }
 
+/// The older version of the header, which is a line of text.
+fn the_client_of_a_proxy_by_a_line(engine: &str) {
+    let gateway = start(engine, &["--limits-handshakes-per-address", "1"]);
+    let connect = |line: &str| {
+        let mut connection = Client::connect_from(PROXY, gateway.addr);
+        connection.send_raw(format!("PROXY {line}\r\n").as_bytes());
+        connection
+    };
+    for line in ["TCP4 192.0.2.1 127.0.0.1 4711 80", "TCP6 2001:db8::1 ::1 4711 80"] {
+        let mut first = connect(line);
+        first.send_upgrade("/ws", "");
+        assert_eq!(first.read_head().status, 101);
+        connect(line).expect_end();
+        std::mem::forget(first);
+    }
+    assert_eq!(refused(&gateway, "address_limit"), 2.0);
+    for _ in 0..3 {
+        let mut probe = connect("UNKNOWN");
+        probe.send_raw(b"GET /livez HTTP/1.1\r\nHost: h\r\n\r\n");
+        assert_eq!(probe.read_response().status, 200);
+        std::mem::forget(probe);
+    }
+    connect("TCP4 nobody 127.0.0.1 4711 80").expect_end();
+    // Cut anywhere; what only begins like it is the client's, also cut where nobody can tell yet.
+    let bytes = b"PROXY TCP4 192.0.2.9 127.0.0.1 4711 80\r\nGET /livez HTTP/1.1\r\nHost: h\r\n\r\n";
+    for cut in 1..bytes.len() {
+        let mut client = Client::connect_from(PROXY, gateway.addr);
+        client.send_in_pieces(bytes, &[cut]);
+        assert_eq!(client.read_response().status, 200, "cut at {cut}");
+        client.reset();
+    }
+    let bytes = b"PROPFIND /livez HTTP/1.1\r\nHost: h\r\n\r\n";
+    for cut in 1..8 {
+        let mut client = Client::connect_from(PROXY, gateway.addr);
+        client.send_in_pieces(bytes, &[cut]);
+        assert_eq!(client.read_response().status, 405, "cut at {cut}");
+    }
+}
+
 fn the_client_of_a_proxy_by_forwarded_for(engine: &str) {
     let gateway = start(engine, &["--limits-handshakes-per-address", "1"]);
     let (first, _one) = status(&gateway, PROXY, "X-Forwarded-For: 192.0.2.1\r\n");
@@ -173,7 +212,10 @@ fn the_client_of_a_proxy_by_forwarded_for(engine: &str) {
     let (same, _) = status(&gateway, PROXY, "X-Forwarded-For: 2001:db8::2\r\n");
     let (next, _next) = status(&gateway, PROXY, "X-Forwarded-For: 2001:db8:0:1::1\r\n");
     assert_eq!((six, same, next), (101, 429, 101));
-    assert_eq!(refused(&gateway, "address_limit"), 2.0);
+    // An empty element is none.
+    let (skipped, _) = status(&gateway, PROXY, "X-Forwarded-For: 192.0.2.1, 10.0.0.4,\r\n");
+    assert_eq!(skipped, 429);
+    assert_eq!(refused(&gateway, "address_limit"), 3.0);
     // A place was not lost by the refusals.
     assert_eq!(gateway.stats()["connections"], 4);
 }

@@ -24,6 +24,8 @@ fn switches_protocols(engine: &str) {
         ("", None),
         ("Sec-WebSocket-Protocol: shardgate.v1\r\n", Some("shardgate.v1")),
         ("Sec-WebSocket-Protocol: mqtt, shardgate.v1\r\n", Some("shardgate.v1")),
+        // Compared as it is written.
+        ("Sec-WebSocket-Protocol: mqtt, Shardgate.v1\r\n", None),
         (
             "Sec-WebSocket-Protocol: mqtt\r\nSec-WebSocket-Protocol: shardgate.v1\r\n",
             Some("shardgate.v1"),
@@ -108,6 +110,11 @@ fn wrong_versions_get_426(engine: &str) {
         let answer = client.read_response();
         assert_eq!(answer.status, 426, "{version}: {answer:?}");
         assert_eq!(answer.field("sec-websocket-version"), Some("13"), "{version}");
+        assert_eq!(answer.field("upgrade"), Some("websocket"), "{version}");
+        assert_eq!(answer.field("connection"), Some("upgrade"), "{version}");
+        // The connection goes on, so that another version may be tried.
+        client.send_upgrade("/ws", "");
+        assert_eq!(client.read_head().status, 101);
     }
 }
 
@@ -206,7 +213,8 @@ fn origins_are_same_origin_by_default(engine: &str) {
         ("chat.example:80", "https://chat.example", 403),
         ("chat.example", "https://user@chat.example", 403),
         ("chat.example", "https://chat.example@evil.example", 403),
-        ("user@chat.example", "https://chat.example", 403),
+        // No host at all.
+        ("user@chat.example", "https://chat.example", 400),
         ("chat.example", "https://chat.example/", 403),
         ("chat.example", "https://chat.example https://evil.example", 403),
         ("chat.example", "HTTPS://CHAT.EXAMPLE", 101),

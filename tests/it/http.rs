@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 on_both_engines! {
     health, unknown_paths_get_404, other_methods_get_405, head_has_no_body, keep_alive, pipelining, a_crowd_wants_pages, malformed_requests,
     a_place_is_not_lost, requests_with_a_body, a_half_closed_client_gets_its_answer, stats, metrics_have_their_names, metrics_move, the_page,
-    many_requests_at_once,
+    many_requests_at_once, the_host_is_named_once, too_many_fields_get_431, a_target_may_name_the_host,
 }
 
 const PATHS: [&str; 6] = ["/health", "/readyz", "/livez", "/stats", "/metrics", "/"];
@@ -258,6 +258,72 @@ fn a_place_is_not_lost(engine: &str) {
     }
     assert_eq!(gateway.get("/readyz").status, 200);
     gateway.connect("bob").close();
+}
+
+/// RFC 9112, 3.2: on every path, with the first request of a connection and with later ones, on either listener.
+fn the_host_is_named_once(engine: &str) {
+    let admin = ["--admin-listen", "127.0.0.1:0"];
+    let gateway = Gateway::start(&[&["--engine", engine], &admin[..]].concat());
+    let line = gateway.wait_for_log("administration on ");
+    let admin = line.rsplit_once("administration on ").unwrap().1.parse().unwrap();
+    for (path, addr) in [
+        ("/livez", gateway.addr),
+        ("/nothing", gateway.addr),
+        ("/", gateway.addr),
+        ("/metrics", admin),
+    ] {
+        for before in ["", "GET /livez HTTP/1.1\r\nHost: h\r\n\r\n"] {
+            for hosts in ["", "Host: h\r\nHost: h\r\n", "Host: h/x\r\n"] {
+                let mut client = Client::connect(addr);
+                client.send_raw(format!("{before}GET {path} HTTP/1.1\r\n{hosts}\r\n").as_bytes());
+                if !before.is_empty() {
+                    assert_eq!(client.read_response().status, 200);
+                }
+                let answer = client.read_response();
+                assert_eq!(answer.status, 400, "{path} {hosts:?}: {answer:?}");
+            }
+        }
+    }
+    for request in ["GET /livez HTTP/1.0\r\n\r\n", "GET /livez HTTP/1.1\r\nHost:\r\n\r\n"] {
+        let mut client = gateway.tcp();
+        client.send_raw(request.as_bytes());
+        assert_eq!(client.read_response().status, 200, "{request:?}");
+    }
+}
+
+/// RFC 6585, 5.
+fn too_many_fields_get_431(engine: &str) {
+    let gateway = Gateway::start(&["--engine", engine]);
+    for before in ["", "GET /livez HTTP/1.1\r\nHost: h\r\n\r\n"] {
+        for (fields, status) in [(99, 200), (100, 431)] {
+            let mut client = gateway.tcp();
+            let fields = "X: y\r\n".repeat(fields);
+            client.send_raw(format!("{before}GET /livez HTTP/1.1\r\nHost: h\r\n{fields}\r\n").as_bytes());
+            if !before.is_empty() {
+                assert_eq!(client.read_response().status, 200);
+            }
+            assert_eq!(client.read_response().status, status);
+        }
+    }
+}
+
+/// RFC 9112, 3.2.2: a server takes the absolute form, whatever it is for.
+fn a_target_may_name_the_host(engine: &str) {
+    let gateway = Gateway::start(&["--engine", engine]);
+    for before in ["", "GET http://h/livez HTTP/1.1\r\nHost: h\r\n\r\n"] {
+        let mut client = gateway.tcp();
+        client.send_raw(before.as_bytes());
+        if !before.is_empty() {
+            assert_eq!(client.read_response().status, 200);
+        }
+        client.send_raw(
+            upgrade_head("/ws?user=alice", "")
+                .replacen("/ws", "ws://localhost/ws", 1)
+                .as_bytes(),
+        );
+        assert_eq!(client.read_head().status, 101);
+        assert_eq!(client.recv_json()["type"], "welcome");
+    }
 }
 
 fn stats(engine: &str) {
