@@ -507,6 +507,7 @@ async fn metrics(view: &View, exposition: &mut Exposition) {
     process::expose(exposition);
     exposition.shards(&view.shards, &view.cluster.metrics).await;
     exposition.administration(&view.shards, &view.admin).await;
+    exposition.crowd(&view.admin);
 }
 
 /// Label values escape backslash, quote and line feed; a gateway id has no control characters.

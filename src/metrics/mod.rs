@@ -259,6 +259,8 @@ pub const ADMIN_STATUSES: [u16; 11] = [200, 202, 204, 400, 401, 404, 405, 413, 5
 pub struct HttpMetrics {
     /// Requests answered.
     pub requests: Counter,
+    /// Connections that were closed as the oldest of too many.
+    pub crowded: Counter,
     admin: [Counter; ADMIN_STATUSES.len()],
 }
 
@@ -710,6 +712,16 @@ impl Exposition {
                 self.sample(name, labels, counter.get());
             }
         }
+    }
+
+    /// Connections of `admin.listen` that made room.
+    pub fn crowd(&mut self, own: &HttpMetrics) {
+        self.single(
+            "shardgate_admin_crowded_total",
+            "counter",
+            "Connections of admin.listen that were closed, as the longest silent of too many.",
+            own.crowded.get(),
+        );
     }
 
     async fn labelled(

@@ -10,6 +10,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
 use common::admin::{Admin, TOKEN};
+use common::client::Client;
 use common::{Gateway, eventually, run_to_exit};
 use serde_json::{Value, json};
 
@@ -200,4 +201,38 @@ fn the_token_changes_on_sighup() {
         assert_eq!(newer.get("/admin/connections").0, 200);
         assert!(!gateway.log().contains(TOKEN));
     }
+}
+
+/// More than there are places for: whoever comes is served, and whoever has shown the token stays.
+#[test]
+fn silent_sockets_keep_nobody_out() {
+    let (gateway, place) = start("127.0.0.1:0", &[]);
+    let addr: SocketAddr = place.parse().unwrap();
+    let admin = Admin::at(addr);
+    let ask = format!(
+        "GET /admin/connections HTTP/1.1\r\nHost: h\r\n{}\r\n",
+        admin.authorization()
+    );
+    let mut known = Client::connect(addr);
+    known.send_raw(ask.as_bytes());
+    assert_eq!(known.read_response().status, 200);
+    let mut silent: Vec<Client> = (0..300).map(|_| Client::connect(addr)).collect();
+    for path in ["/livez", "/metrics", "/admin/connections"] {
+        assert_eq!(admin.raw("GET", path, &admin.authorization(), "").status, 200, "{path}");
+    }
+    // The oldest went, the youngest are there; a stranger that is served is no older than its last answer.
+    silent[0].expect_end();
+    let last = silent.last_mut().unwrap();
+    for _ in 0..2 {
+        last.send_raw(b"GET /livez HTTP/1.1\r\nHost: h\r\n\r\n");
+        assert_eq!(last.read_response().status, 200);
+    }
+    known.send_raw(ask.as_bytes());
+    assert_eq!(known.read_response().status, 200);
+    let metrics = admin.raw("GET", "/metrics", "", "").body;
+    let crowded = metrics
+        .lines()
+        .find_map(|line| line.strip_prefix("shardgate_admin_crowded_total "));
+    assert!(crowded.unwrap().parse::<u64>().unwrap() >= 300 - 224, "{crowded:?}");
+    drop(gateway);
 }

@@ -1,13 +1,16 @@
 //! `admin.listen`: the same HTTP as on the public port, over sockets of the control thread.
+//!
+//! Anybody who reaches the socket may connect and say nothing. So there are only so many places, and whoever comes gets one: the
+//! oldest silent connection goes. Some places are kept for those who have shown the token.
 
+use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::Semaphore;
+use tokio::sync::Notify;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::Desk;
@@ -15,8 +18,10 @@ use crate::admin::Answer;
 use crate::http::{HttpConn, HttpContext, HttpProgress};
 use crate::runtime::admin::AdminSocket;
 
-/// Connections at a time; more wait in the kernel's queue.
+/// Connections at a time.
 const CONNECTIONS_MAX: usize = 256;
+/// Those of them that are nobody's who has shown the token: 32 are left for those who have.
+const STRANGERS_MAX: usize = CONNECTIONS_MAX - 32;
 /// How long a connection may take for a request, and to read what it asked for.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
 /// How long a peer may take to end its side after we did.
@@ -29,19 +34,18 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// # Errors
 /// The runtime does not take the socket.
 pub(in crate::control) fn serve(socket: AdminSocket, context: Rc<HttpContext>, desk: Rc<Desk>) -> std::io::Result<()> {
-    let all = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let guests = Rc::new(RefCell::new(Guests::default()));
     match socket {
         AdminSocket::Tcp(listener) => {
             let listener = TcpListener::from_std(listener)?;
             tokio::task::spawn_local(async move {
                 loop {
-                    let places = Arc::clone(&all);
                     let accepted = listener.accept().await.inspect(|(stream, _)| {
                         // Answers are whole; what refuses is of no use for one.
                         let _ = stream.set_nodelay(true);
                     });
                     let accepted = accepted.map(|(stream, peer)| (stream, Some(peer)));
-                    begin(accepted, places, &context, &desk).await;
+                    begin(accepted, &guests, &context, &desk).await;
                 }
             });
         }
@@ -51,9 +55,8 @@ pub(in crate::control) fn serve(socket: AdminSocket, context: Rc<HttpContext>, d
                 // It goes with the listener.
                 let _file = file;
                 loop {
-                    let places = Arc::clone(&all);
                     let accepted = listener.accept().await.map(|(stream, _)| (stream, None));
-                    begin(accepted, places, &context, &desk).await;
+                    begin(accepted, &guests, &context, &desk).await;
                 }
             });
         }
@@ -61,10 +64,10 @@ pub(in crate::control) fn serve(socket: AdminSocket, context: Rc<HttpContext>, d
     Ok(())
 }
 
-/// Begins to serve a connection as soon as there is a place.
+/// Begins to serve a connection; another one may have to go for it.
 async fn begin<S: AsyncRead + AsyncWrite + Unpin + 'static>(
     accepted: std::io::Result<(S, Option<SocketAddr>)>,
-    places: Arc<Semaphore>,
+    guests: &Rc<RefCell<Guests>>,
     context: &Rc<HttpContext>,
     desk: &Rc<Desk>,
 ) {
@@ -72,15 +75,118 @@ async fn begin<S: AsyncRead + AsyncWrite + Unpin + 'static>(
         Ok(accepted) => accepted,
         Err(error) => {
             log::warn!("admin.listen: cannot accept: {error}");
+            // Who is silent may be why there are no descriptors.
+            guests.borrow_mut().close_oldest();
             return tokio::time::sleep(ACCEPT_RETRY).await;
         }
     };
-    let place = places.acquire_owned().await;
+    let guest = Guest::enter(guests);
+    for _ in 0..guests.borrow_mut().make_room() {
+        context.view.admin.crowded.inc();
+    }
     let (context, desk) = (Rc::clone(context), Rc::clone(desk));
     tokio::task::spawn_local(async move {
-        let _place = place;
-        let _ = converse(stream, peer, context, &desk).await;
+        let goes = Rc::clone(&guest.goes);
+        tokio::select! {
+            biased;
+            () = goes.notified() => {}
+            _ = converse(stream, peer, context, &desk, &guest) => {}
+        }
     });
+}
+
+/// Who is connected.
+#[derive(Debug, Default)]
+struct Guests {
+    /// Counts what guests do, so that it is known who was silent longest.
+    clock: u64,
+    all: Vec<Seat>,
+}
+
+#[derive(Debug)]
+struct Seat {
+    number: u64,
+    /// When it came, was answered, or has shown the token.
+    heard: u64,
+    /// It has shown the token.
+    known: bool,
+    /// What it asked for is being carried out: it gets its answer.
+    busy: bool,
+    goes: Rc<Notify>,
+}
+
+impl Guests {
+    fn seat(&mut self, number: u64) -> Option<&mut Seat> {
+        self.all.iter_mut().find(|seat| seat.number == number)
+    }
+
+    /// Closes the oldest silent ones while there are too many. Returns how many went.
+    fn make_room(&mut self) -> usize {
+        let before = self.all.len();
+        loop {
+            let strangers = self.all.iter().filter(|seat| !seat.known).count();
+            let is_crowded = self.all.len() > CONNECTIONS_MAX || strangers > STRANGERS_MAX;
+            if !is_crowded || !self.close_oldest() {
+                return before - self.all.len();
+            }
+        }
+    }
+
+    /// Closes the one that was silent longest, a stranger if there is one. False if all are being served.
+    fn close_oldest(&mut self) -> bool {
+        let silent = self.all.iter().enumerate().filter(|(_, seat)| !seat.busy);
+        let oldest = silent.min_by_key(|(_, seat)| (seat.known, seat.heard));
+        let Some(place) = oldest.map(|(place, _)| place) else {
+            return false;
+        };
+        self.all.swap_remove(place).goes.notify_one();
+        true
+    }
+}
+
+/// One of them, for as long as it is connected.
+struct Guest {
+    number: u64,
+    guests: Rc<RefCell<Guests>>,
+    /// Told when it has to make room.
+    goes: Rc<Notify>,
+}
+
+impl Guest {
+    fn enter(guests: &Rc<RefCell<Guests>>) -> Guest {
+        let goes = Rc::new(Notify::new());
+        let mut all = guests.borrow_mut();
+        all.clock += 1;
+        let number = all.clock;
+        all.all.push(Seat {
+            number,
+            heard: number,
+            known: false,
+            busy: false,
+            goes: Rc::clone(&goes),
+        });
+        Guest {
+            number,
+            guests: Rc::clone(guests),
+            goes,
+        }
+    }
+
+    fn note(&self, note: impl FnOnce(&mut Seat)) {
+        let mut guests = self.guests.borrow_mut();
+        guests.clock += 1;
+        let clock = guests.clock;
+        if let Some(seat) = guests.seat(self.number) {
+            seat.heard = clock;
+            note(seat);
+        }
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        self.guests.borrow_mut().all.retain(|seat| seat.number != self.number);
+    }
 }
 
 /// Serves one connection to its end.
@@ -89,6 +195,7 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
     peer: Option<SocketAddr>,
     context: Rc<HttpContext>,
     desk: &Desk,
+    guest: &Guest,
 ) -> std::io::Result<()> {
     let mut http = HttpConn::new(context, None);
     let mut input = vec![0; 8 * 1024];
@@ -105,6 +212,8 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
         let mut progress = http.go_on(&mut output);
         loop {
             while let Some(request) = http.take_request() {
+                // Requests that come here have shown the token.
+                guest.note(|seat| (seat.known, seat.busy) = (true, true));
                 // One at a time: the answer before this one may still be in `output`.
                 expected = expected.or_else(|| desk.expect_answer());
                 let answer = match expected {
@@ -120,6 +229,7 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
                 timeout(SILENCE_MAX, stream.write_all(&output)).await??;
                 until = Instant::now() + SILENCE_MAX;
                 output.clear();
+                guest.note(|seat| seat.busy = http.is_blocked());
             }
             if !http.is_blocked() {
                 break;
