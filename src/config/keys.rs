@@ -210,7 +210,7 @@ pub(super) static KEYS: &[Key] = &[
     row(LIMITS, "limits.burst", number(1, 1_000_000, "frames"), Value("200"), LIVE,
         "Frames that one connection may send at once"),
     row(LIMITS, "limits.connections_per_user", number(0, 1_000_000, "connections"), Value("16"), LIVE,
-        "Connections of one user on this gateway; the oldest is closed with 3504; 0 for no limit"),
+        "Connections of one user on this gateway; over it one is closed with 3504, the one silent longest; 0 for no limit"),
     row(LIMITS, "limits.handshakes_per_second", number(0, 10_000_000, "handshakes"), Value("0"), LIVE,
         "Admission rate of this gateway; over it 503; 0 for no limit"),
     row(LIMITS, "limits.handshakes", number(1, 100_000_000, "connections"), Unset("4096 for each shard"), LIVE,

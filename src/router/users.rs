@@ -7,7 +7,7 @@ use super::UserHash;
 use super::index::Index;
 
 /// Names a user on its home shard while it has connections.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct UserIndex(u32);
 
 /// The users of one shard. Owned by that shard.

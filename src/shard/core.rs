@@ -98,6 +98,7 @@ pub struct Core {
     pub(super) http: Rc<HttpContext>,
     pub(super) questions: super::deliver::Questions,
     pub(super) credentials: super::credentials::Credentials,
+    pub(super) asked: super::devices::Asked,
     pub(super) draining: Option<Draining>,
     /// `None` in a gateway of its own.
     pub(super) remote: Option<Remote>,
@@ -147,6 +148,7 @@ impl Core {
             http,
             questions: Default::default(),
             credentials: Default::default(),
+            asked: Default::default(),
             draining: None,
             remote,
             turn: ThisTurn::default(),
@@ -465,6 +467,7 @@ impl Core {
         if let Some(user) = user {
             // Before, as the name goes with the last connection.
             self.tell_presence(user, self.users.devices(user).len() - 1);
+            self.asked.left(user, self.users.devices(user).len() - 1);
             self.users.leave(user, slot);
             self.leave_channels(slot);
             self.metrics().users.set(self.users.len() as u64);
@@ -579,13 +582,14 @@ impl Core {
         }
         self.expired = expired;
         self.go_on_draining();
+        self.decide_on_devices();
     }
 
     /// When [`Core::handle_timeouts`] is due, milliseconds of the gateway's clock.
     pub fn next_timeout_ms(&self) -> Option<u64> {
         let drain = self.draining.as_ref().and_then(Draining::due_ms);
-        let held = self.fan_out.look_again_ms();
-        self.wheel.next_due_ms().into_iter().chain(drain).chain(held).min()
+        let later = [drain, self.fan_out.look_again_ms(), self.asked.next_due_ms()];
+        self.wheel.next_due_ms().into_iter().chain(later.into_iter().flatten()).min()
     }
 
     /// The next thing to do with the engine.

@@ -97,7 +97,8 @@ impl Core {
                     encode::frame(out, Opcode::Pong, payload);
                 });
             }
-            Message::Pong | Message::Fragment => {}
+            Message::Pong => self.device_answered(slot),
+            Message::Fragment => {}
             Message::Close(code) => {
                 self.end(slot, Ending::Peer(code));
                 self.conn(slot).stage = Stage::Closing { peer_closed: true };

@@ -210,18 +210,20 @@ impl Core {
         let index = self.users.join(hash, user, slot);
         self.tell_presence(index, self.users.devices(index).len());
         let limit = self.connections_limit(grant.as_ref());
+        let now_ms = self.now.mono_ms();
         let conn = self.conn(slot);
         conn.grant = grant;
         conn.user = Some(index);
         conn.stage = Stage::Open;
         conn.bad_frames = 0;
+        // It has shown who it is, however long that was looked at.
+        conn.last_seen_ms = now_ms;
         self.metrics().users.set(self.users.len() as u64);
         let interval = self.settings.heartbeat.interval.as_millis() as u64;
         self.look_again(slot, self.now.mono_ms() + interval);
         self.say_welcome(slot);
-        while limit > 0 && self.users.devices(index).len() > limit {
-            let oldest = self.users.devices(index)[0];
-            self.begin_close(oldest, CloseReason::TooManyConnections);
+        if limit > 0 {
+            self.limit_devices(index, limit);
         }
         self.drain_newcomer(slot);
     }

@@ -10,6 +10,7 @@ mod checks;
 pub mod core;
 mod credentials;
 mod deliver;
+mod devices;
 mod frames;
 mod handshake;
 mod overload;

@@ -10,7 +10,7 @@ use serde_json::json;
 
 on_both_engines! {
     over_the_rate_is_refused_then_closed, a_burst_passes, rate_zero_is_no_limit, the_oldest_of_too_many_connections_goes,
-    connections_per_user_zero_is_no_limit, ten_bad_frames_close, every_frame_counts, a_stranger_is_short, a_good_frame_forgives_bad_ones, the_rate_holds_on_echo,
+    connections_per_user_zero_is_no_limit, ten_bad_frames_close, every_frame_counts, the_longest_silent_device_goes, answers_decide_at_once, a_stranger_is_short, a_good_frame_forgives_bad_ones, the_rate_holds_on_echo,
     a_question_costs_by_the_users_it_names,
 }
 
@@ -182,6 +182,71 @@ fn connections_per_user_zero_is_no_limit(engine: &str) {
         assert_eq!(device.recv_json()["content"], 1);
     }
     assert_eq!(gateway.stats()["users"], 1);
+}
+
+/// Answers pings until it is told to stop; the close code, if one came.
+fn keep_answering(mut client: common::Client) -> impl FnOnce() -> Option<u16> {
+    let stream = client.stream.try_clone().unwrap();
+    let thread = std::thread::spawn(move || {
+        while let Some(frame) = client.next_frame() {
+            match frame.opcode {
+                9 => client.send_carelessly(&common::client::frame_bytes(0x8a, &frame.payload)),
+                8 => return frame.close_code(),
+                _ => {}
+            }
+        }
+        None
+    });
+    move || {
+        let _ = stream.shutdown(std::net::Shutdown::Both);
+        thread.join().unwrap()
+    }
+}
+
+/// Half-open connections that a phone left behind go, the one that was silent longest first; a living desktop stays, although
+/// it is older, and by whichever way the newest comes in.
+fn the_longest_silent_device_goes(engine: &str) {
+    let limit = ["--limits-connections-per-user", "4", "--shards", "2"];
+    let gateway = Gateway::start(&[&["--engine", engine], &limit[..]].concat());
+    let desktop = keep_answering(gateway.connect("alice"));
+    let mut left: std::collections::VecDeque<_> = (0..3).map(|_| gateway.connect("alice")).collect();
+    let closed = || gateway.metric("shardgate_connections_closed_total", &["code=\"3504\""]);
+    let mut other = gateway.connect("bob");
+    for n in 0..3 {
+        // They have been silent for a while.
+        let since = std::time::Instant::now();
+        common::eventually("a while has passed", || since.elapsed().as_millis() > 1_100);
+        left.push_back(if n % 2 == 0 {
+            gateway.connect("alice")
+        } else {
+            let mut client = gateway.upgrade("/ws");
+            client.send_json(&json!({"type": "auth", "userId": "alice"}));
+            assert_eq!(client.recv_json()["type"], "welcome");
+            client
+        });
+        // The newest is in meanwhile.
+        other.send_message_expecting("alice", &n.to_string(), "delivered");
+        let newest = left.back_mut().unwrap();
+        assert_eq!(newest.recv_json()["content"], n);
+        common::eventually("one has gone", || closed() == f64::from(n + 1));
+        let mut gone = left.pop_front().unwrap();
+        while gone.recv_frame().close_code() != Some(3504) {}
+    }
+    assert_eq!(gateway.stats()["connections"], 5);
+    assert_eq!(desktop(), None, "the desktop was closed");
+}
+
+/// When all have answered they are equally alive: the oldest goes, and nobody waits for the end of the time.
+fn answers_decide_at_once(engine: &str) {
+    let gateway = Gateway::start(&["--engine", engine, "--limits-connections-per-user", "2"]);
+    let mut oldest = gateway.connect("alice");
+    let second = keep_answering(gateway.connect("alice"));
+    let since = std::time::Instant::now();
+    common::eventually("a while has passed", || since.elapsed().as_millis() > 1_100);
+    let mut newest = gateway.connect("alice");
+    oldest.expect_close(3504);
+    newest.expect_silence();
+    assert_eq!(second(), None);
 }
 
 /// Pings, pongs and fragments cost what messages cost.

@@ -342,8 +342,10 @@ impl World {
                                     let silent = now_ms - seen_ms;
                                     let interval = self.settings.heartbeat.interval.as_millis() as u64;
                                     // One that waited behind another send may be out of date by now.
+                                    // Devices are asked who is still there where there are too many.
+                                    let asked = self.books.connections_limited && silent >= 1_000;
                                     assert!(
-                                        silent >= interval || sending.contains(&index),
+                                        silent >= interval || sending.contains(&index) || asked,
                                         "pinged after {silent} ms"
                                     );
                                     wire.watched_from_ms = now_ms;

@@ -1,0 +1,144 @@
+//! How many connections a user may have here, and which one goes when there are more.
+//!
+//! Owned by the shard. Whoever comes is let in, and the one that was silent longest goes. A phone that changed networks leaves
+//! half-open connections behind, which look like others until somebody asks them: so where one was silent for a while, all are
+//! pinged, and waited for, for a moment. Those that said nothing since go before those that did. When all have answered they are
+//! equally alive, and the oldest goes.
+//!
+//! Meanwhile the user has more connections than allowed, but never more than twice as many.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use super::core::Core;
+use crate::metrics::SentKind;
+use crate::protocol::close::CloseReason;
+use crate::protocol::encode;
+use crate::protocol::frame::Opcode;
+use crate::router::users::UserIndex;
+
+/// Who was heard so recently is not asked.
+const SILENT_MS: u64 = 1_000;
+/// How long a ping may take to be answered: a packet may have to be sent again, twice.
+const ANSWER_MS: u64 = 1_500;
+/// With more connections than these, answers are not looked at as they come, but when the time is over.
+const WATCHED_MAX: usize = 64;
+
+/// Users whose connections have been asked who is still there.
+#[derive(Debug, Default)]
+pub(super) struct Asked {
+    users: BTreeMap<UserIndex, Question>,
+    /// In the order in which they are due. Those that were decided on earlier are among them.
+    due: VecDeque<(u64, UserIndex)>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Question {
+    /// How many connections the user may have.
+    limit: usize,
+    asked_ms: u64,
+}
+
+impl Asked {
+    /// Users that are waited for.
+    pub(super) fn len(&self) -> usize {
+        self.users.len()
+    }
+
+    /// When the first answer has to be there, milliseconds of the gateway's clock.
+    pub(super) fn next_due_ms(&self) -> Option<u64> {
+        self.due.front().map(|(due_ms, _)| *due_ms)
+    }
+
+    /// The user has so many connections left: if they are few enough, nothing is to be decided.
+    pub(super) fn left(&mut self, user: UserIndex, connections: usize) {
+        if self
+            .users
+            .get(&user)
+            .is_some_and(|question| connections <= question.limit)
+        {
+            self.users.remove(&user);
+        }
+    }
+}
+
+impl Core {
+    /// The user has just got one connection more, and may have `limit`.
+    pub(super) fn limit_devices(&mut self, user: UserIndex, limit: usize) {
+        if self.users.devices(user).len() <= limit {
+            return;
+        }
+        let now_ms = self.now.mono_ms();
+        if let Some(question) = self.asked.users.get_mut(&user) {
+            question.limit = limit;
+            let asked_ms = question.asked_ms;
+            return self.close_silent(user, 2 * limit, asked_ms);
+        }
+        let last_seen = |slot: &u32| self.connections[*slot as usize].last_seen_ms;
+        let silent = |slot: &u32| now_ms.saturating_sub(last_seen(slot)) >= SILENT_MS;
+        if self.draining.is_some() || !self.users.devices(user).iter().any(silent) {
+            return self.close_silent(user, limit, now_ms);
+        }
+        self.asked.users.insert(
+            user,
+            Question {
+                limit,
+                asked_ms: now_ms,
+            },
+        );
+        self.asked.due.push_back((now_ms + ANSWER_MS, user));
+        let mut slots = std::mem::take(&mut self.scratch_slots);
+        slots.clear();
+        slots.extend_from_slice(self.users.devices(user));
+        // The one that came is here.
+        slots.pop();
+        for &slot in &slots {
+            self.say(slot, SentKind::Ping, |_, out| encode::frame(out, Opcode::Ping, b""));
+        }
+        self.scratch_slots = slots;
+    }
+
+    /// One has answered a ping, perhaps the last one that was waited for.
+    pub(super) fn device_answered(&mut self, slot: u32) {
+        let Some(user) = self.conn(slot).user else {
+            return;
+        };
+        let Some(Question { limit, asked_ms }) = self.asked.users.get(&user).copied() else {
+            return;
+        };
+        let devices = self.users.devices(user);
+        let has_answered = |slot: &u32| self.connections[*slot as usize].last_seen_ms >= asked_ms;
+        if devices.len() <= WATCHED_MAX && devices.iter().all(has_answered) {
+            self.asked.users.remove(&user);
+            self.close_silent(user, limit, asked_ms);
+        }
+    }
+
+    /// The time of those that were asked is over.
+    pub(super) fn decide_on_devices(&mut self) {
+        let now_ms = self.now.mono_ms();
+        while let Some(&(due_ms, user)) = self.asked.due.front()
+            && due_ms <= now_ms
+        {
+            self.asked.due.pop_front();
+            let is_due = |question: &Question| question.asked_ms + ANSWER_MS <= now_ms;
+            // It may be a later question about the same user.
+            if let Some(question) = self.asked.users.get(&user).copied().filter(is_due) {
+                self.asked.users.remove(&user);
+                self.close_silent(user, question.limit, question.asked_ms);
+            }
+        }
+    }
+
+    /// Closes connections of a user until so many are left. First the ones that said nothing since `asked_ms`, the longest
+    /// silent before the others; then the oldest.
+    fn close_silent(&mut self, user: UserIndex, limit: usize, asked_ms: u64) {
+        while self.users.devices(user).len() > limit.max(1) {
+            let devices = self.users.devices(user).iter().copied();
+            let last_seen = |slot: &u32| self.connections[*slot as usize].last_seen_ms;
+            // The oldest of equal ones, as it comes first.
+            let silent = devices.filter(|slot| last_seen(slot) < asked_ms).min_by_key(last_seen);
+            let goes = silent.unwrap_or(self.users.devices(user)[0]);
+            self.begin_close(goes, CloseReason::TooManyConnections);
+        }
+    }
+}
