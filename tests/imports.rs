@@ -65,6 +65,7 @@ const PURE_FILES: &[&str] = &[
     "shard/core.rs",
     "shard/credentials.rs",
     "shard/deliver.rs",
+    "shard/devices.rs",
     "shard/frames.rs",
     "shard/handshake.rs",
     "shard/overload.rs",

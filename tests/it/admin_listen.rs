@@ -206,7 +206,7 @@ fn the_token_changes_on_sighup() {
 /// More than there are places for: whoever comes is served, and whoever has shown the token stays.
 #[test]
 fn silent_sockets_keep_nobody_out() {
-    let (gateway, place) = start("127.0.0.1:0", &[]);
+    let (gateway, place) = start("127.0.0.1:0", &["--admin-token", TOKEN]);
     let addr: SocketAddr = place.parse().unwrap();
     let admin = Admin::at(addr);
     let ask = format!(
