@@ -251,69 +251,67 @@ impl Reader<'_> {
     )]
     pub fn next(&mut self) -> Result<Option<Message<'_>>, FrameError> {
         self.let_go();
-        loop {
-            // A frame that began in an earlier input is finished in `raw`; all others are read where they lie.
-            let (header, in_raw) = if self.decoder.partial.as_ref().is_some_and(|p| !p.raw.is_empty()) {
-                match self.fill_raw()? {
-                    Some(header) => (header, true),
-                    None => return Ok(None),
-                }
-            } else {
-                let rest = &self.input[self.position..];
-                if rest.is_empty() {
-                    self.drop_empty_partial();
-                    return Ok(None);
-                }
-                match FrameHeader::parse(rest)? {
-                    Some(header) => {
-                        let frame_bytes = self.check(&header)?;
-                        if rest.len() < frame_bytes {
-                            self.put_aside(frame_bytes);
-                            return Ok(None);
-                        }
-                        (header, false)
-                    }
-                    None => {
-                        self.put_aside(HEADER_BYTES_MAX);
+        // A frame that began in an earlier input is finished in `raw`; all others are read where they lie.
+        let (header, in_raw) = if self.decoder.partial.as_ref().is_some_and(|p| !p.raw.is_empty()) {
+            match self.fill_raw()? {
+                Some(header) => (header, true),
+                None => return Ok(None),
+            }
+        } else {
+            let rest = &self.input[self.position..];
+            if rest.is_empty() {
+                self.drop_empty_partial();
+                return Ok(None);
+            }
+            match FrameHeader::parse(rest)? {
+                Some(header) => {
+                    let frame_bytes = self.check(&header)?;
+                    if rest.len() < frame_bytes {
+                        self.put_aside(frame_bytes);
                         return Ok(None);
                     }
+                    (header, false)
                 }
-            };
-            // Lengths were checked against the limit, which is a usize.
-            let frame_bytes = header.header_bytes + header.payload_bytes as usize;
-            let start = self.position;
-            if !in_raw {
-                self.position += frame_bytes;
-            }
-            let kind = self.decoder.partial.as_ref().and_then(|p| p.kind);
-            if header.opcode.is_control() || (header.fin && kind.is_none()) {
-                if in_raw {
-                    self.consumed = Consumed::Raw;
-                }
-                let frame = match (in_raw, self.decoder.partial.as_mut()) {
-                    (true, Some(partial)) => &mut partial.raw[..],
-                    _ => &mut self.input[start..start + frame_bytes],
-                };
-                let payload = &mut frame[header.header_bytes..];
-                unmask(payload, header.mask);
-                return whole(header.opcode, payload).map(Some);
-            }
-            self.add_fragment(&header, start, in_raw)?;
-            if header.fin {
-                self.consumed = Consumed::Fragments;
-                // The fragment was added to it just now.
-                let Some(partial) = self.decoder.partial.as_ref() else {
+                None => {
+                    self.put_aside(HEADER_BYTES_MAX);
                     return Ok(None);
-                };
-                let message = &partial.message[..];
-                return Ok(Some(if kind == Some(Opcode::Text) {
-                    Message::Text(std::str::from_utf8(message).map_err(|_| FrameError::InvalidUtf8)?)
-                } else {
-                    Message::Binary(message)
-                }));
+                }
             }
-            return Ok(Some(Message::Fragment));
+        };
+        // Lengths were checked against the limit, which is a usize.
+        let frame_bytes = header.header_bytes + header.payload_bytes as usize;
+        let start = self.position;
+        if !in_raw {
+            self.position += frame_bytes;
         }
+        let kind = self.decoder.partial.as_ref().and_then(|p| p.kind);
+        if header.opcode.is_control() || (header.fin && kind.is_none()) {
+            if in_raw {
+                self.consumed = Consumed::Raw;
+            }
+            let frame = match (in_raw, self.decoder.partial.as_mut()) {
+                (true, Some(partial)) => &mut partial.raw[..],
+                _ => &mut self.input[start..start + frame_bytes],
+            };
+            let payload = &mut frame[header.header_bytes..];
+            unmask(payload, header.mask);
+            return whole(header.opcode, payload).map(Some);
+        }
+        self.add_fragment(&header, start, in_raw)?;
+        if header.fin {
+            self.consumed = Consumed::Fragments;
+            // The fragment was added to it just now.
+            let Some(partial) = self.decoder.partial.as_ref() else {
+                return Ok(None);
+            };
+            let message = &partial.message[..];
+            return Ok(Some(if kind == Some(Opcode::Text) {
+                Message::Text(std::str::from_utf8(message).map_err(|_| FrameError::InvalidUtf8)?)
+            } else {
+                Message::Binary(message)
+            }));
+        }
+        Ok(Some(Message::Fragment))
     }
 
     /// From the next message on this is the limit.
