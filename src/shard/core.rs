@@ -589,7 +589,11 @@ impl Core {
     pub fn next_timeout_ms(&self) -> Option<u64> {
         let drain = self.draining.as_ref().and_then(Draining::due_ms);
         let later = [drain, self.fan_out.look_again_ms(), self.asked.next_due_ms()];
-        self.wheel.next_due_ms().into_iter().chain(later.into_iter().flatten()).min()
+        self.wheel
+            .next_due_ms()
+            .into_iter()
+            .chain(later.into_iter().flatten())
+            .min()
     }
 
     /// The next thing to do with the engine.
