@@ -47,6 +47,8 @@ pub(super) struct Verdict {
     pub(super) kind: FailureKind,
     /// Nothing good can come from this connection: look for the master again.
     pub(super) connection_is_lost: bool,
+    /// And from no other to this server: it is no master any more.
+    pub(super) is_demoted: bool,
 }
 
 /// What a server's error means.
@@ -65,6 +67,7 @@ pub(super) fn verdict(error: &ServerError) -> Verdict {
     Verdict {
         kind,
         connection_is_lost,
+        is_demoted: matches!(error.code(), "READONLY" | "MASTERDOWN"),
     }
 }
 
@@ -529,6 +532,7 @@ mod tests {
             let expected = Verdict {
                 kind,
                 connection_is_lost: lost,
+                is_demoted: ["READONLY", "MASTERDOWN"].contains(&parsed.code()),
             };
             assert_eq!(verdict(&parsed), expected, "{error}");
             let expected = Outcome::Answer(failed(kind, &explained(&parsed)));

@@ -3,27 +3,28 @@
 //!
 //! Owns the target with its credentials; what it says of a failure never has them.
 
-use std::cell::Cell;
+use std::fmt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::io::tcp::{TcpSettings, socket2::TcpKeepalive};
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, IntoConnectionInfo, Pipeline, ProtocolVersion, PushInfo,
-    RedisConnectionInfo, TlsCertificates, Value, cmd,
+    AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, ConnectionAddr, IntoConnectionInfo, Pipeline, ProtocolVersion,
+    PushInfo, RedisConnectionInfo, TlsCertificates, Value, cmd,
 };
 use tokio::time::timeout;
 
+use super::facts::{self, Facts};
 use super::topology::View;
+use super::whereabouts::Server;
 use super::{commands, remedies};
 use crate::config::{RedisAddress, RedisServers, RedisTarget};
 
 /// How long a server may take for anything: to let us in, or to answer one pipeline. A server that takes longer is
 /// treated as gone, so that the asker hears within [2.5 s](super::Broker::submit).
 pub(super) const ANSWER_MAX: Duration = Duration::from_secs(2);
-/// How long a sentinel may take: several must fit into one attempt.
-const SENTINEL_ANSWER_MAX: Duration = Duration::from_millis(500);
 /// How long one of several servers of a cluster may take to say who is in it.
 const LOOK_ANSWER_MAX: Duration = Duration::from_secs(1);
 /// Unacknowledged bytes for this long end a connection in the kernel, for those that nobody waits for.
@@ -38,26 +39,48 @@ pub(super) type Cause = Arc<str>;
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Place {
     /// Here.
-    At(RedisAddress),
+    At(Endpoint),
     /// Wherever the sentinels say.
     BySentinel,
+}
+
+/// Where a server listens.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) enum Endpoint {
+    Tcp(RedisAddress),
+    Socket(PathBuf),
+}
+
+impl From<RedisAddress> for Endpoint {
+    fn from(address: RedisAddress) -> Endpoint {
+        Endpoint::Tcp(address)
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Endpoint::Tcp(address) => address.fmt(f),
+            Endpoint::Socket(path) => path.display().fmt(f),
+        }
+    }
 }
 
 /// Opens connections to one target.
 #[derive(Debug)]
 pub(super) struct Dialer {
     target: RedisTarget,
-    /// Which sentinel is asked first.
-    first_sentinel: Cell<usize>,
 }
 
 /// As whom a connection is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Login {
+pub(super) enum Login {
     /// With the credentials, in the database.
     Full,
     /// With the credentials; sentinels have no databases.
     WithoutDatabase,
+    /// With the credentials for sentinels.
+    Sentinel,
     /// As nobody.
     Anonymous,
 }
@@ -73,6 +96,8 @@ pub(super) fn view_commands() -> [Cmd; 2] {
 pub(super) enum Line {
     Commands,
     Subscriptions,
+    /// To see who is there, and no more.
+    Scout,
 }
 
 impl Dialer {
@@ -81,14 +106,32 @@ impl Dialer {
             // The crate takes the process's provider; that somebody chose one before is as good.
             let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         }
-        Dialer {
-            target,
-            first_sentinel: Cell::new(0),
-        }
+        Dialer { target }
     }
 
     pub(super) fn servers(&self) -> &RedisServers {
         &self.target.servers
+    }
+
+    /// Sentinels have credentials of their own.
+    pub(super) fn has_sentinel_login(&self) -> bool {
+        self.target.sentinel_username.is_some() || self.target.sentinel_password.is_some()
+    }
+
+    /// Another master than this one to which the place leads by now, if it does. Sentinels are asked; a name or a proxy is
+    /// followed once more, twice where it leads elsewhere: one that gives its servers out in turn leads nowhere.
+    pub(super) async fn find_another(&self, place: &Place, current: &Server) -> Result<Option<Server>, Cause> {
+        if let Place::BySentinel = place
+            && Endpoint::from(self.ask_sentinels().await?) == current.at
+        {
+            return Ok(None);
+        }
+        let (first, _) = self.open_master(place, Line::Scout, |_| {}).await?;
+        if first.is(current) {
+            return Ok(None);
+        }
+        let (second, _) = self.open_master(place, Line::Scout, |_| {}).await?;
+        Ok(second.is(&first).then_some(second))
     }
 
     /// Opens a connection to the master at that place, which has said that it can be asked. For commands tracking is on.
@@ -98,15 +141,18 @@ impl Dialer {
         place: &Place,
         line: Line,
         push: F,
-    ) -> Result<(RedisAddress, MultiplexedConnection), Cause>
+    ) -> Result<(Server, MultiplexedConnection), Cause>
     where
         F: Fn(PushInfo) + Send + Sync + 'static,
     {
         self.within(place, async {
-            let address = self.find(place).await?;
-            let mut connection = self.open(&address, push, Login::Full).await?;
-            self.check_master(&address, &mut connection, line).await?;
-            Ok((address, connection))
+            let at = match place {
+                Place::At(endpoint) => endpoint.clone(),
+                Place::BySentinel => self.ask_sentinels().await?.into(),
+            };
+            let mut connection = self.open(&at, push, Login::Full).await?;
+            let run_id = self.check_master(&at, &mut connection, line).await?;
+            Ok((Server { at, run_id }, connection))
         })
         .await
     }
@@ -116,72 +162,12 @@ impl Dialer {
             Ok(opened) => opened,
             Err(_) => {
                 let who = match place {
-                    Place::At(address) => format!("Redis at {address}"),
+                    Place::At(endpoint) => format!("Redis at {endpoint}"),
                     Place::BySentinel => "Redis behind the sentinels".to_owned(),
                 };
                 let words = format!("{who} did not let us in within {} s", ANSWER_MAX.as_secs());
                 Err(remedies::with_silent(words, self.target.tls).into())
             }
-        }
-    }
-
-    async fn find(&self, place: &Place) -> Result<RedisAddress, Cause> {
-        match place {
-            Place::At(address) => Ok(address.clone()),
-            Place::BySentinel => self.ask_sentinels().await,
-        }
-    }
-
-    /// Where the first sentinel that answers says that the master is. Sentinels that were asked in vain are asked last
-    /// the next time.
-    async fn ask_sentinels(&self) -> Result<RedisAddress, Cause> {
-        let RedisServers::Sentinel { sentinels, master } = &self.target.servers else {
-            return Err("there are no sentinels".into());
-        };
-        let mut cause: Cause = "there are no sentinels".into();
-        for _ in 0..sentinels.len() {
-            let first = self.first_sentinel.get() % sentinels.len();
-            let sentinel = &sentinels[first];
-            cause = match timeout(SENTINEL_ANSWER_MAX, self.ask_sentinel(sentinel, master)).await {
-                Ok(Ok(address)) => return Ok(address),
-                Ok(Err(why)) => why,
-                Err(_) => format!("the sentinel at {sentinel} did not answer").into(),
-            };
-            self.first_sentinel.set(first + 1);
-        }
-        Err(cause)
-    }
-
-    async fn ask_sentinel(&self, sentinel: &RedisAddress, master: &str) -> Result<RedisAddress, Cause> {
-        let mut question = cmd("SENTINEL");
-        question.arg("get-master-addr-by-name").arg(master);
-        // Most sentinels have no password, and one without it may refuse a user that only the servers know.
-        let mut connection = match self.open(sentinel, |_| {}, Login::Anonymous).await {
-            Err(why) if why.contains("NOAUTH") => self.open(sentinel, |_| {}, Login::WithoutDatabase).await?,
-            opened => opened?,
-        };
-        let mut reply = connection.send_packed_command(&question).await;
-        if matches!(&reply, Ok(Value::ServerError(error)) if error.code() == "NOAUTH") {
-            connection = self.open(sentinel, |_| {}, Login::WithoutDatabase).await?;
-            reply = connection.send_packed_command(&question).await;
-        }
-        let words = match reply.map_err(|error| self.cause(sentinel, &error))? {
-            Value::Array(words) => words,
-            Value::ServerError(error) => {
-                return Err(format!("the sentinel at {sentinel} refused: {}", commands::explained(&error)).into());
-            }
-            _ => return Err(format!("the sentinel at {sentinel} knows no master {master:?}").into()),
-        };
-        let text = |at: usize| match words.get(at) {
-            Some(Value::BulkString(text)) => std::str::from_utf8(text).ok(),
-            _ => None,
-        };
-        match (text(0), text(1).and_then(|port| port.parse().ok())) {
-            (Some(host), Some(port)) => Ok(RedisAddress {
-                host: host.to_owned(),
-                port,
-            }),
-            _ => Err(format!("the sentinel at {sentinel} gave no address").into()),
         }
     }
 
@@ -199,13 +185,14 @@ impl Dialer {
     }
 
     async fn look_from(&self, address: &RedisAddress) -> Result<View, Cause> {
-        let mut connection = self.open(address, |_| {}, Login::Full).await?;
+        let at = address.clone().into();
+        let mut connection = self.open(&at, |_| {}, Login::Full).await?;
         let mut pipeline = Pipeline::new();
         for command in view_commands() {
             pipeline.add_command(command);
         }
         let replies = connection.send_packed_commands(&pipeline, 0, 2).await;
-        let replies = replies.map_err(|error| self.cause(address, &error))?;
+        let replies = replies.map_err(|error| self.cause(&at, &error))?;
         if let Some(Value::ServerError(error)) = replies.iter().find(|reply| matches!(reply, Value::ServerError(_))) {
             return Err(format!("Redis at {address} refused: {}", commands::explained(error)).into());
         }
@@ -217,7 +204,7 @@ impl Dialer {
     }
 
     /// A connection that is logged in, and no more.
-    async fn open<F>(&self, address: &RedisAddress, push: F, as_whom: Login) -> Result<MultiplexedConnection, Cause>
+    pub(super) async fn open<F>(&self, at: &Endpoint, push: F, as_whom: Login) -> Result<MultiplexedConnection, Cause>
     where
         F: Fn(PushInfo) + Send + Sync + 'static,
     {
@@ -230,24 +217,27 @@ impl Dialer {
             })
             // Two commands less per connection; CLIENT SETNAME tells who we are.
             .set_skip_set_lib_name();
-        if as_whom != Login::Anonymous {
-            if let Some(username) = &self.target.username {
-                login = login.set_username(username);
-            }
-            if let Some(password) = &self.target.password {
-                login = login.set_password(password);
-            }
+        let target = &self.target;
+        let (username, password) = match as_whom {
+            Login::Full | Login::WithoutDatabase => (&target.username, &target.password),
+            Login::Sentinel => (&target.sentinel_username, &target.sentinel_password),
+            Login::Anonymous => (&None, &None),
+        };
+        if let Some(username) = username {
+            login = login.set_username(username);
         }
-        let RedisAddress { host, port } = address.clone();
-        let addr = if self.target.tls {
-            ConnectionAddr::TcpTls {
+        if let Some(password) = password {
+            login = login.set_password(password);
+        }
+        let addr = match at.clone() {
+            Endpoint::Socket(path) => ConnectionAddr::Unix(path),
+            Endpoint::Tcp(RedisAddress { host, port }) if target.tls => ConnectionAddr::TcpTls {
                 host,
                 port,
                 insecure: false,
                 tls_params: None,
-            }
-        } else {
-            ConnectionAddr::Tcp(host, port)
+            },
+            Endpoint::Tcp(RedisAddress { host, port }) => ConnectionAddr::Tcp(host, port),
         };
         let tcp = TcpSettings::default()
             // Without it throughput drops by 39 to 68 %, as replies wait for delayed acknowledgements.
@@ -259,18 +249,14 @@ impl Dialer {
                     .with_interval(Duration::from_secs(1))
                     .with_retries(3),
             );
-        let failed = |error: &redis::RedisError| -> Cause { self.cause(address, error) };
+        let failed = |error: &redis::RedisError| -> Cause { self.cause(at, error) };
         let info = addr
             .into_connection_info()
             .map_err(|error| failed(&error))?
             .set_tcp_settings(tcp)
             .set_redis_settings(login);
         let client = if self.target.tls {
-            let certificates = TlsCertificates {
-                client_tls: None,
-                root_cert: self.authorities()?,
-            };
-            Client::build_with_tls(info, certificates)
+            Client::build_with_tls(info, self.certificates()?)
         } else {
             Client::open(info)
         };
@@ -288,57 +274,93 @@ impl Dialer {
         opened.map_err(|error| failed(&error))
     }
 
-    /// The file is read each time: an authority that was replaced counts from the next connection on.
-    fn authorities(&self) -> Result<Option<Vec<u8>>, Cause> {
-        let Some(path) = &self.target.ca else { return Ok(None) };
-        match std::fs::read(path) {
-            Ok(pem) => Ok(Some(pem)),
-            Err(error) => Err(format!("cannot read redis.ca {path:?}: {error}").into()),
-        }
+    /// The files are read each time: what was replaced counts from the next connection on.
+    fn certificates(&self) -> Result<TlsCertificates, Cause> {
+        let read = |key: &str, path: &Path| -> Result<Vec<u8>, Cause> {
+            std::fs::read(path).map_err(|error| format!("cannot read {key} {path:?}: {error}").into())
+        };
+        let client_tls = match &self.target.client {
+            Some((cert, key)) => Some(ClientTlsConfig {
+                client_cert: read("redis.cert", cert)?,
+                client_key: read("redis.key", key)?,
+            }),
+            None => None,
+        };
+        let root_cert = match &self.target.ca {
+            Some(path) => Some(read("redis.ca", path)?),
+            None => None,
+        };
+        Ok(TlsCertificates { client_tls, root_cert })
     }
 
-    /// Asks the server whether it is a master and ready, and tells it who we are.
+    /// Asks the server whether it is a master and ready, and tells it who we are. Returns the id of this life of it.
     async fn check_master(
         &self,
-        address: &RedisAddress,
+        at: &Endpoint,
         connection: &mut MultiplexedConnection,
         line: Line,
-    ) -> Result<(), Cause> {
-        let mut questions = Pipeline::new();
-        questions.add_command(cmd("CLIENT").arg("SETNAME").arg("shardgate").clone());
-        questions.add_command(cmd("ROLE"));
-        // Unlike most of a connection's set-up it is refused while the server loads its data.
-        questions.add_command(cmd("PING"));
+    ) -> Result<Option<Arc<str>>, Cause> {
+        let mut questions = vec![
+            cmd("CLIENT").arg("SETNAME").arg("shardgate").clone(),
+            cmd("ROLE"),
+            cmd("INFO").arg("server").clone(),
+            // Unlike most of a connection's set-up it is refused while the server loads its data.
+            cmd("PING"),
+        ];
         if line == Line::Commands {
             // Not NOLOOP: it withholds what we change ourselves, but forgets all the same that we have read the key, and so
             // the next change of somebody else is not told either.
-            questions.add_command(cmd("CLIENT").arg("TRACKING").arg("ON").clone());
+            questions.push(cmd("CLIENT").arg("TRACKING").arg("ON").clone());
         }
-        let count = questions.len();
-        let replies = connection.send_packed_commands(&questions, 0, count).await;
-        let replies = replies.map_err(|error| self.cause(address, &error))?;
-        for (at, reply) in replies.iter().enumerate() {
-            match (at, reply) {
-                // A name is a courtesy, and who may not ask for the role finds it out by READONLY.
-                (0 | 1, Value::ServerError(error)) if error.code() == "NOPERM" => {}
+        let replies = self.ask(at, connection, &questions).await?;
+        let mut facts = Facts::default();
+        for (which, reply) in replies.iter().enumerate() {
+            match (which, reply) {
+                // A name is a courtesy, and who may not ask for the role finds it out by READONLY. Who may not ask which
+                // server it is knows it by its address.
+                (0..=2, Value::ServerError(error)) if error.code() == "NOPERM" => {}
                 (_, Value::ServerError(error)) => {
-                    return Err(format!("Redis at {address} refused: {}", commands::explained(error)).into());
+                    return Err(format!("Redis at {at} refused: {}", commands::explained(error)).into());
                 }
                 (1, Value::Array(role)) if !says_master(role) => {
-                    return Err(format!("Redis at {address} is a read-only replica, not a master").into());
+                    let words = format!("Redis at {at} is a read-only replica, not a master");
+                    return Err(remedies::with(words, "READONLY").into());
                 }
+                (2, info) => facts = Facts::read(info),
                 _ => {}
             }
         }
-        Ok(())
+        if facts.is_of_cluster && !matches!(self.target.servers, RedisServers::Cluster(_)) {
+            // Of a cluster of one server every key is here, and so it may be used like one alone.
+            let info = self.ask(at, connection, &[cmd("CLUSTER").arg("INFO").clone()]).await?;
+            if info.first().is_some_and(facts::shares_slots) {
+                let words = format!("Redis at {at} has a part of the keys only");
+                return Err(remedies::with(words, remedies::NOT_ALONE).into());
+            }
+        }
+        Ok(facts.run_id)
+    }
+
+    async fn ask(
+        &self,
+        at: &Endpoint,
+        connection: &mut MultiplexedConnection,
+        questions: &[Cmd],
+    ) -> Result<Vec<Value>, Cause> {
+        let mut pipeline = Pipeline::new();
+        for question in questions {
+            pipeline.add_command(question.clone());
+        }
+        let replies = connection.send_packed_commands(&pipeline, 0, questions.len()).await;
+        replies.map_err(|error| self.cause(at, &error))
     }
 
     /// In words that name the server, and what to do.
-    pub(super) fn cause(&self, address: &RedisAddress, error: &redis::RedisError) -> Cause {
+    pub(super) fn cause(&self, at: &Endpoint, error: &redis::RedisError) -> Cause {
         let words = if error.is_io_error() || error.is_connection_dropped() {
-            format!("Redis at {address} cannot be reached: {error}")
+            format!("Redis at {at} cannot be reached: {error}")
         } else {
-            format!("Redis at {address} refused the connection: {error}")
+            format!("Redis at {at} refused the connection: {error}")
         };
         remedies::with_connecting(words, error, self.target.tls).into()
     }

@@ -10,6 +10,9 @@
 //! | `node` | one server: its command connection, order, time limits |
 //! | `pubsub` | one server: its connection for subscriptions |
 //! | `dial` | opens connections |
+//! | `whereabouts` | pure: whether a node's two connections are on one server |
+//! | `facts` | pure: what a server says of itself |
+//! | `sentinels` | where the master is, as sentinels say |
 //! | `gather` | answers of a request until all are there |
 //! | `commands` | pure: operation to command, reply to answer, what errors mean |
 //! | `topology` | pure: slots, and who serves them |
@@ -34,13 +37,16 @@ mod counters;
 mod detours;
 mod dial;
 mod driver;
+mod facts;
 mod gather;
 mod keys;
 mod node;
 pub mod pair;
 mod pubsub;
 mod remedies;
+mod sentinels;
 mod topology;
+mod whereabouts;
 
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -138,6 +144,11 @@ impl Broker {
         if self.channels.remove(&name).is_some() {
             let _ = self.inputs.send(Input::Unsubscribe(name));
         }
+    }
+
+    /// What is said on that channel does not come although it is heard: both connections of its server are made anew, paced.
+    pub fn renew(&mut self, channel: &Channel) {
+        let _ = self.inputs.send(Input::Renew(self.names.channel(channel)));
     }
 
     /// The next event. Cancel-safe.

@@ -29,17 +29,20 @@ use super::Signal;
 use super::backoff::Backoff;
 use super::commands;
 use super::counters::Count as _;
-use super::dial::{self, ANSWER_MAX, Cause, Line, Place};
+use super::dial::{self, ANSWER_MAX, Cause, Endpoint, Line, Place};
 use super::driver::{Context, Input};
+use super::facts::Eviction;
 use super::gather::Item;
 use super::keys::Names;
 use super::topology::View;
+use super::whereabouts::Server;
 use crate::cluster::store::StoreEvent;
-use crate::config::RedisAddress;
 
 /// A connection on which nothing was asked for this long is asked PING: one that died in silence is to be noticed before
 /// somebody needs it. At the cost of one command per second and idle server.
 const IDLE_MAX: Duration = Duration::from_secs(1);
+/// How often a server is asked what it throws away when its memory is full: somebody may change that while it runs.
+const MEMORY_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Which node; never used again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -48,16 +51,28 @@ pub(super) struct NodeId(pub(super) u64);
 /// What a node tells the driver.
 #[derive(Debug)]
 pub(super) enum News {
-    /// It can be asked; at this address.
-    Up(RedisAddress),
+    /// It can be asked; this server, and the round of [`Order::Redial`] that it was dialled in.
+    Up(Server, u64),
     /// It cannot be asked (any more).
-    Down(Cause),
+    Down(Down),
     /// Items with their replies.
     Replies(Vec<(Item, Value)>),
     /// Items without reply: nobody knows whether they were carried out.
     Failed(Vec<Item>, Cause),
     /// How it sees the cluster.
     View(View),
+    /// What it throws away when its memory is full.
+    Eviction(Eviction),
+}
+
+/// Why a node cannot be asked.
+#[derive(Debug)]
+pub(super) struct Down {
+    pub(super) cause: Cause,
+    /// As in [`News::Up`].
+    pub(super) round: u64,
+    /// The server says that it is no master any more.
+    pub(super) is_demoted: bool,
 }
 
 /// What the driver wants of a node.
@@ -67,6 +82,8 @@ pub(super) enum Order {
     Items(Vec<Item>),
     /// Its view of the cluster.
     Look,
+    /// Close the connection, if there is one, and open it anew after this pause; in this round, for this reason.
+    Redial(Duration, u64, Cause),
 }
 
 /// One pipeline's end: which, and how it went.
@@ -87,6 +104,27 @@ enum Freight {
     Items(Vec<Item>),
     Look,
     Ping,
+    /// What is thrown away when memory is full.
+    Memory,
+}
+
+/// Why a connection is not used any more.
+#[derive(Debug)]
+struct End {
+    cause: Cause,
+    is_demoted: bool,
+    /// Asked for by the driver: pause and round.
+    redial: Option<(Duration, u64)>,
+}
+
+impl From<Cause> for End {
+    fn from(cause: Cause) -> End {
+        End {
+            cause,
+            is_demoted: false,
+            redial: None,
+        }
+    }
 }
 
 /// Runs until the driver lets go of `orders`, and until what is under way has landed. What comes before there is a
@@ -110,6 +148,7 @@ pub(super) async fn run(
     };
     let mut backoff = Backoff::default();
     let mut cause: Cause = "not connected to Redis yet".into();
+    let mut round = 0;
     loop {
         let gone = Arc::new(Notify::new());
         let push = push_handler(context.names.clone(), context.signals.clone(), gone.clone());
@@ -119,32 +158,49 @@ pub(super) async fn run(
             tokio::select! {
                 opened = &mut opening => break opened,
                 order = orders.recv(), if !patient => match order {
+                    Some(Order::Redial(_, of_round, _)) => round = of_round,
                     Some(order) => refuse(order, &cause),
                     None => return,
                 },
             }
         };
         patient = false;
+        let mut pause = Duration::ZERO;
+        let mut is_demoted = false;
+        let of_round = round;
         match opened {
-            Ok((address, connection)) => {
-                tell(News::Up(address.clone()));
+            Ok((server, connection)) => {
+                let at = server.at.clone();
+                tell(News::Up(server, round));
                 let began = Instant::now();
-                let flight = Flight::new(&context, address, connection);
-                match flight.serve(&gone, &mut orders, &tell).await {
-                    Some(why) => cause = why,
-                    None => return,
+                let flight = Flight::new(&context, at, connection);
+                let Some(end) = flight.serve(&gone, &mut orders, &tell).await else {
+                    return;
+                };
+                cause = end.cause;
+                is_demoted = end.is_demoted;
+                match end.redial {
+                    Some((asked, of_round)) => (pause, round) = (asked, of_round),
+                    None => backoff.connected_for(began.elapsed()),
                 }
-                backoff.connected_for(began.elapsed());
                 context.counters.reconnects.fetch_add(1, Relaxed);
             }
             Err(why) => cause = why,
         }
-        tell(News::Down(cause.clone()));
-        let until = Instant::now() + backoff.next_delay();
+        tell(News::Down(Down {
+            cause: cause.clone(),
+            round: of_round,
+            is_demoted,
+        }));
+        if pause.is_zero() {
+            pause = backoff.next_delay();
+        }
+        let until = Instant::now() + pause;
         loop {
             tokio::select! {
                 () = sleep_until(until) => break,
                 order = orders.recv() => match order {
+                    Some(Order::Redial(_, of_round, _)) => round = of_round,
                     Some(order) => refuse(order, &cause),
                     None => return,
                 },
@@ -189,7 +245,7 @@ fn push_handler(
 /// What is under way on one connection.
 struct Flight<'a> {
     context: &'a Context,
-    address: RedisAddress,
+    at: Endpoint,
     connection: MultiplexedConnection,
     /// Pipelines under way; the items stay here, so that they come back even when their future does not.
     freight: BTreeMap<u64, Freight>,
@@ -198,10 +254,10 @@ struct Flight<'a> {
 }
 
 impl<'a> Flight<'a> {
-    fn new(context: &'a Context, address: RedisAddress, connection: MultiplexedConnection) -> Flight<'a> {
+    fn new(context: &'a Context, at: Endpoint, connection: MultiplexedConnection) -> Flight<'a> {
         Flight {
             context,
-            address,
+            at,
             connection,
             freight: BTreeMap::new(),
             landings: FuturesUnordered::new(),
@@ -215,10 +271,11 @@ impl<'a> Flight<'a> {
         gone: &Notify,
         orders: &mut UnboundedReceiver<Order>,
         tell: &impl Fn(News),
-    ) -> Option<Cause> {
+    ) -> Option<End> {
         let mut asked = Instant::now();
         let mut leaving = false;
-        let lost: Option<Cause> = loop {
+        let mut memory_due = asked;
+        let lost: Option<End> = loop {
             tokio::select! {
                 biased;
                 Some((which, landed)) = self.landings.next() => {
@@ -226,18 +283,30 @@ impl<'a> Flight<'a> {
                         break Some(why);
                     }
                 }
-                () = gone.notified(), if !(leaving && self.landings.is_empty()) => break Some("Redis closed the connection".into()),
+                () = gone.notified(), if !(leaving && self.landings.is_empty()) => {
+                    break Some(Cause::from("Redis closed the connection").into());
+                }
                 order = orders.recv(), if !leaving => match order {
-                    Some(order) => {
+                    Some(Order::Redial(pause, round, cause)) => {
+                        break Some(End {
+                            redial: Some((pause, round)),
+                            ..cause.into()
+                        });
+                    }
+                    Some(Order::Items(items)) => {
                         asked = Instant::now();
-                        self.send(match order {
-                            Order::Items(items) => Freight::Items(items),
-                            Order::Look => Freight::Look,
-                        })
-                        .await;
+                        self.send(Freight::Items(items)).await;
+                    }
+                    Some(Order::Look) => {
+                        asked = Instant::now();
+                        self.send(Freight::Look).await;
                     }
                     None => leaving = true,
                 },
+                () = sleep_until(memory_due), if !leaving => {
+                    memory_due = Instant::now() + MEMORY_INTERVAL;
+                    self.send(Freight::Memory).await;
+                }
                 () = sleep_until(asked + IDLE_MAX), if self.landings.is_empty() && !leaving => {
                     asked = Instant::now();
                     self.send(Freight::Ping).await;
@@ -245,7 +314,8 @@ impl<'a> Flight<'a> {
                 else => break None,
             }
         };
-        let why = lost.clone().unwrap_or_else(|| "the server left the cluster".into());
+        let left = || "the server left the cluster".into();
+        let why = lost.as_ref().map_or_else(left, |end| end.cause.clone());
         for (_, freight) in std::mem::take(&mut self.freight) {
             if let Freight::Items(items) = freight {
                 tell(News::Failed(items, why.clone()));
@@ -278,6 +348,9 @@ impl<'a> Flight<'a> {
             }
             Freight::Ping => {
                 pipeline.add_command(cmd("PING"));
+            }
+            Freight::Memory => {
+                pipeline.add_command(cmd("INFO").arg("memory").clone());
             }
         }
         counters.commands_total.fetch_add(pipeline.len() as u64, Relaxed);
@@ -315,14 +388,14 @@ impl<'a> Flight<'a> {
         which: u64,
         landed: Result<RedisResult<Vec<Value>>, OutOfTime>,
         tell: &impl Fn(News),
-    ) -> Result<(), Cause> {
+    ) -> Result<(), End> {
         let freight = self.freight.remove(&which).unwrap_or(Freight::Ping);
-        let address = &self.address;
+        let at = &self.at;
         let (why, good) = match landed {
             Ok(Ok(replies)) => return self.unload(freight, replies, tell),
-            Ok(Err(error)) => (format!("the connection to Redis at {address} broke: {error}"), false),
+            Ok(Err(error)) => (format!("the connection to Redis at {at} broke: {error}"), false),
             Err(OutOfTime::Server) => (
-                format!("Redis at {address} did not answer within {} s", ANSWER_MAX.as_secs()),
+                format!("Redis at {at} did not answer within {} s", ANSWER_MAX.as_secs()),
                 false,
             ),
             Err(OutOfTime::Before) => ("out of time while the slot changed its server".to_owned(), true),
@@ -331,26 +404,37 @@ impl<'a> Flight<'a> {
         if let Freight::Items(items) = freight {
             tell(News::Failed(items, why.clone()));
         }
-        if good { Ok(()) } else { Err(why) }
+        if good { Ok(()) } else { Err(why.into()) }
     }
 
-    fn unload(&self, freight: Freight, replies: Vec<Value>, tell: &impl Fn(News)) -> Result<(), Cause> {
+    fn unload(&self, freight: Freight, replies: Vec<Value>, tell: &impl Fn(News)) -> Result<(), End> {
         let mut lost = Ok(());
         for reply in &replies {
             if let Value::ServerError(error) = reply
-                && commands::verdict(error).connection_is_lost
+                && let verdict = commands::verdict(error)
+                && verdict.connection_is_lost
             {
-                let address = &self.address;
-                lost = Err(format!("Redis at {address} refused: {}", commands::explained(error)).into());
+                let words = format!("Redis at {} refused: {}", self.at, commands::explained(error));
+                lost = Err(End {
+                    is_demoted: verdict.is_demoted,
+                    ..Cause::from(words).into()
+                });
             }
         }
         let items = match freight {
             Freight::Items(items) => items,
             Freight::Look => {
                 if let [info, slots] = &replies[..]
-                    && let Some(view) = View::read(info, slots, &self.address)
+                    && let Endpoint::Tcp(address) = &self.at
+                    && let Some(view) = View::read(info, slots, address)
                 {
                     tell(News::View(view));
+                }
+                return lost;
+            }
+            Freight::Memory => {
+                if let Some(eviction) = replies.first().and_then(Eviction::read) {
+                    tell(News::Eviction(eviction));
                 }
                 return lost;
             }

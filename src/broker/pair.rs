@@ -114,6 +114,11 @@ impl BrokerPair {
         self.main.unsubscribe(channel);
     }
 
+    /// As [`Broker::renew`].
+    pub fn renew(&mut self, channel: &Channel) {
+        self.main.renew(channel);
+    }
+
     /// The next event. Cancel-safe.
     pub async fn next_event(&mut self) -> StoreEvent {
         loop {

@@ -39,10 +39,9 @@ use super::backlog::Backlog;
 use super::backoff::Backoff;
 use super::commands;
 use super::dial::{ANSWER_MAX, Cause, Line, Place};
-use super::driver::{Context, Input};
+use super::driver::{Context, Input, QUIET_MAX};
 use super::node::NodeId;
 use crate::cluster::store::{PROBE, StoreEvent};
-use crate::config::RedisAddress;
 
 /// How often the task looks after silence, confirmations and refusals.
 const TICK: Duration = Duration::from_secs(1);
@@ -53,6 +52,8 @@ const SILENT_TICKS: u32 = 3;
 const CHANNELS_TOGETHER: usize = 256;
 /// Pipelines of subscriptions that are under way at a time: one is written while others are answered.
 const ASKING_MAX: usize = 4;
+/// After this time without a connection the log says why.
+const FAILING_MAX: Duration = Duration::from_secs(3);
 /// Wants that are taken together, so that their channels are asked for together.
 const WANTS_TOGETHER: usize = 1024;
 
@@ -65,8 +66,8 @@ pub(super) enum Want {
     NotChannel(String),
     /// The server's other connection was lost: is this one good?
     Check,
-    /// The master is another one than before, this one: whoever is elsewhere is wrong there.
-    Master(RedisAddress),
+    /// Close the connection, if there is one, and open it anew after this pause; in this round, for this reason.
+    Redial(Duration, u64, Cause),
 }
 
 /// How far a subscription is.
@@ -86,6 +87,23 @@ enum Note {
     Heard(String),
     Unheard(String),
     Gone,
+}
+
+/// Why a connection is not used any more.
+#[derive(Debug)]
+struct End {
+    cause: Cause,
+    /// Asked for by the driver: pause and round.
+    redial: Option<(Duration, u64)>,
+}
+
+impl From<String> for End {
+    fn from(cause: String) -> End {
+        End {
+            cause: cause.into(),
+            redial: None,
+        }
+    }
 }
 
 /// What was sent.
@@ -113,6 +131,11 @@ pub(super) async fn run(
     let mut wanted: BTreeMap<String, Stage> = BTreeMap::new();
     let mut told = BTreeMap::new();
     let mut backoff = Backoff::default();
+    let mut round = 0;
+    // Since when there is no connection, and whether the log says so.
+    let (mut failing, mut said) = (None, false);
+    // Why a connection was lost, as the log said last, and when.
+    let mut lost = None;
     loop {
         let (notes, mut heard) = unbounded_channel();
         let pulse = Arc::new(AtomicU64::new(0));
@@ -129,47 +152,73 @@ pub(super) async fn run(
             tokio::select! {
                 opened = &mut opening => break opened,
                 want = wants.recv() => match want {
-                    Some(want) => note_want(&mut wanted, want),
+                    Some(want) => note_want(&mut wanted, want, &mut round),
                     None => return,
                 },
             }
         };
-        // A server that cannot be reached is told of once, by the node of its commands.
-        if let Ok((address, connection)) = opened {
-            let began = Instant::now();
-            let session = Session {
-                context: &context,
-                source,
-                address,
-                connection,
-                wanted: &mut wanted,
-                told: &mut told,
-                waiting: VecDeque::new(),
-                asking: 0,
-                probe: None,
-                landings: FuturesUnordered::new(),
-                inputs: &inputs,
-            };
-            let why = session.serve(&mut wants, &mut heard, &pulse).await;
-            for (channel, stage) in &mut wanted {
-                if *stage == Stage::Heard {
-                    let _ = context.signals.send(Signal::Unheard(channel.clone(), source));
+        let mut pause = Duration::ZERO;
+        let of_round = round;
+        match opened {
+            Ok((server, connection)) => {
+                let began = Instant::now();
+                // The driver outlives its nodes; if it does not, nobody is left to tell.
+                let _ = inputs.send(Input::Listening(source, server, round));
+                let session = Session {
+                    context: &context,
+                    source,
+                    connection,
+                    wanted: &mut wanted,
+                    told: &mut told,
+                    waiting: VecDeque::new(),
+                    asking: 0,
+                    probe: None,
+                    landings: FuturesUnordered::new(),
+                    inputs: &inputs,
+                };
+                let end = session.serve(&mut wants, &mut heard, &pulse).await;
+                for (channel, stage) in &mut wanted {
+                    if *stage == Stage::Heard {
+                        let _ = context.signals.send(Signal::Unheard(channel.clone(), source));
+                    }
+                    *stage = Stage::Idle;
                 }
-                *stage = Stage::Idle;
+                let Some(end) = end else { return };
+                match end.redial {
+                    Some((asked, of_round)) => (pause, round) = (asked, of_round),
+                    None => {
+                        let is_new = lost.as_ref().is_none_or(|(cause, at): &(Cause, Instant)| {
+                            *cause != end.cause || at.elapsed() > QUIET_MAX
+                        });
+                        if is_new {
+                            warn!("the subscriptions' connection to Redis was lost: {}", end.cause);
+                            lost = Some((end.cause, Instant::now()));
+                        }
+                        backoff.connected_for(began.elapsed());
+                    }
+                }
+                context.counters.reconnects.fetch_add(1, Relaxed);
+                (failing, said) = (None, false);
             }
-            match why {
-                Some(why) => warn!("the subscriptions' connection to Redis was lost: {why}"),
-                None => return,
+            Err(cause) => {
+                // A server that cannot be reached is told of at once by the node of its commands. But it may be this one alone.
+                let since = *failing.get_or_insert_with(Instant::now);
+                if since.elapsed() > FAILING_MAX && !said {
+                    said = true;
+                    warn!("still no connection to Redis for subscriptions: {cause}");
+                }
             }
-            backoff.connected_for(began.elapsed());
-            context.counters.reconnects.fetch_add(1, Relaxed);
         }
-        let until = Instant::now() + backoff.next_delay();
+        let _ = inputs.send(Input::Deaf(source, of_round));
+        if pause.is_zero() {
+            pause = backoff.next_delay();
+        }
+        let until = Instant::now() + pause;
         loop {
             tokio::select! {
                 () = sleep_until(until) => break,
                 want = wants.recv() => match want {
-                    Some(want) => note_want(&mut wanted, want),
+                    Some(want) => note_want(&mut wanted, want, &mut round),
                     None => return,
                 },
             }
@@ -177,7 +226,7 @@ pub(super) async fn run(
     }
 }
 
-fn note_want(wanted: &mut BTreeMap<String, Stage>, want: Want) {
+fn note_want(wanted: &mut BTreeMap<String, Stage>, want: Want, round: &mut u64) {
     match want {
         Want::Channel(channel) => {
             wanted.entry(channel).or_insert(Stage::Idle);
@@ -185,8 +234,10 @@ fn note_want(wanted: &mut BTreeMap<String, Stage>, want: Want) {
         Want::NotChannel(channel) => {
             wanted.remove(&channel);
         }
-        // Both are about a connection that is not there.
-        Want::Check | Want::Master(_) => {}
+        // What is being opened is new.
+        Want::Redial(_, of_round, _) => *round = of_round,
+        // It is about a connection that is not there.
+        Want::Check => {}
     }
 }
 
@@ -237,7 +288,6 @@ fn push_handler(
 struct Session<'a> {
     context: &'a Context,
     source: NodeId,
-    address: RedisAddress,
     connection: MultiplexedConnection,
     wanted: &'a mut BTreeMap<String, Stage>,
     /// Refused channels with what was told of them, until they are heard.
@@ -259,7 +309,7 @@ impl Session<'_> {
         wants: &mut UnboundedReceiver<Want>,
         heard: &mut UnboundedReceiver<Note>,
         pulse: &AtomicU64,
-    ) -> Option<Cause> {
+    ) -> Option<End> {
         self.subscribe_idle();
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -269,7 +319,7 @@ impl Session<'_> {
             tokio::select! {
                 biased;
                 note = heard.recv() => match note {
-                    Some(Note::Gone) | None => return Some("Redis closed it".into()),
+                    Some(Note::Gone) | None => return Some("Redis closed it".to_owned().into()),
                     Some(Note::Heard(channel)) => {
                         self.told.remove(&channel);
                         if let Some(stage) = self.wanted.get_mut(&channel) {
@@ -296,17 +346,22 @@ impl Session<'_> {
                     if count == 0 {
                         return None;
                     }
-                    let mut elsewhere = false;
+                    let mut redial = None;
                     for want in together.drain(..) {
                         match want {
                             Want::Channel(channel) => self.want(channel),
                             Want::NotChannel(channel) => self.want_no_more(&channel),
-                            Want::Master(address) => elsewhere |= address != self.address,
+                            Want::Redial(pause, round, cause) => {
+                                redial = Some(End {
+                                    cause,
+                                    redial: Some((pause, round)),
+                                });
+                            }
                             Want::Check => self.ping(),
                         }
                     }
-                    if elsewhere {
-                        return Some("the master is another server now".into());
+                    if redial.is_some() {
+                        return redial;
                     }
                     self.subscribe_waiting();
                 }
@@ -319,7 +374,7 @@ impl Session<'_> {
                         (beats, silent, self.probe) = (now, 0, None);
                     }
                     if self.probe.as_ref().is_some_and(|(_, at)| at.elapsed() > ANSWER_MAX) {
-                        return Some("what is said on channels does not come".into());
+                        return Some("what is said on channels does not come".to_owned().into());
                     }
                     if silent >= SILENT_TICKS && self.probe.is_none() {
                         silent = 0;
@@ -327,7 +382,7 @@ impl Session<'_> {
                     }
                     let late = |stage: &Stage| matches!(stage, Stage::Asked(at) if at.elapsed() > ANSWER_MAX);
                     if self.wanted.values().any(late) {
-                        return Some("a subscription was not confirmed in time".into());
+                        return Some("a subscription was not confirmed in time".to_owned().into());
                     }
                     self.subscribe_idle();
                 }

@@ -4,6 +4,7 @@
 
 use redis::Value;
 
+use super::facts;
 use crate::config::RedisAddress;
 
 /// Slots of a cluster.
@@ -33,6 +34,8 @@ fn crc16(bytes: &[u8]) -> u16 {
 pub(super) struct View {
     /// The server says that the cluster works.
     pub(super) works: bool,
+    /// Rises with each change, so that a server which was cut off is known by it.
+    pub(super) epoch: u64,
     /// First slot, last slot, master.
     pub(super) ranges: Vec<(u16, u16, RedisAddress)>,
     /// Others that could be asked.
@@ -50,6 +53,7 @@ impl View {
         let Value::Array(lines) = slots else { return None };
         let mut view = View {
             works,
+            epoch: facts::epoch(info).unwrap_or_default(),
             ranges: Vec::with_capacity(lines.len()),
             replicas: Vec::new(),
         };

@@ -194,7 +194,8 @@ impl Cluster {
             Purpose::Probe => {
                 if answers.first() == Some(&Answer::Count(0)) {
                     // Nobody heard it, not even we.
-                    self.subscribe_anew();
+                    self.probe.give_up(self.now);
+                    self.doubt_subscription();
                 }
             }
             Purpose::SweepClaim(target) => {

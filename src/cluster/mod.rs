@@ -100,6 +100,8 @@ pub enum Subscription {
     Begin(Channel),
     /// No more.
     End(Channel),
+    /// It is heard, but what is said on it does not come: the store is to make its connections anew.
+    Renew(Channel),
 }
 
 /// This gateway as one of many. Owned by the control thread.

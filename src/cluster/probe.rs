@@ -7,7 +7,7 @@ use crate::view::Now;
 
 /// Time between two probes.
 const EVERY_MS: u64 = 1_000;
-/// A probe that is not back after this time is lost, and the channel is subscribed anew.
+/// A probe that is not back after this time is lost, and the store's connections are made anew.
 const LOST_NS: u64 = 2_000_000_000;
 
 /// The probe. Owned by the control thread.
@@ -44,10 +44,17 @@ impl Probe {
     pub fn handle_timeout(&mut self, now: Now) -> bool {
         let late = self.under_way_ns(now).is_some_and(|ns| ns >= LOST_NS);
         if late {
-            self.lost = true;
-            self.restart();
+            self.give_up(now);
         }
         late
+    }
+
+    /// The probe under way will not come back. The next one comes in its time: sooner, it would only repeat a remedy that
+    /// had none yet.
+    pub fn give_up(&mut self, now: Now) {
+        self.lost = true;
+        self.sent_ns = None;
+        self.due_ms = now.mono_ms() + EVERY_MS;
     }
 
     /// How long the probe under way has been so, nanoseconds.
@@ -95,7 +102,9 @@ mod tests {
         assert_eq!(probe.poll_timeout(), 3_000);
         assert!(!probe.handle_timeout(at(2_999)) && probe.handle_timeout(at(3_000)));
         assert!(probe.is_lost() && !probe.handle_timeout(at(3_000)));
-        // The new subscription is there, and proves nothing.
+        // The next one is not hurried, unless the channel is heard anew, which proves nothing.
+        assert_eq!((probe.poll(at(3_001)), probe.poll_timeout()), (None, 4_000));
+        probe.restart();
         let third = probe.poll(at(3_001)).unwrap();
         assert_eq!(probe.handle_back(second, at(3_002)), None, "an old one");
         assert!(probe.is_lost());

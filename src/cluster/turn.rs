@@ -266,7 +266,7 @@ impl Cluster {
             return;
         }
         if self.probe.handle_timeout(self.now) {
-            self.subscribe_anew();
+            self.doubt_subscription();
         } else if let Some(nonce) = self.probe.poll(self.now) {
             let mut packet = PacketBuilder::default();
             packet.probe(self.membership.origin(), nonce);
@@ -278,14 +278,10 @@ impl Cluster {
         }
     }
 
-    /// The subscription seems to be there, but nothing comes: another one.
-    pub(super) fn subscribe_anew(&mut self) {
-        self.probe.restart();
-        if let Some(channel) = self.channel.clone() {
-            self.heard.retain(|heard| *heard != channel);
-            self.subscriptions.push_back(Subscription::End(channel.clone()));
-            self.subscriptions.push_back(Subscription::Begin(channel));
-            self.follow_membership();
+    /// The subscription seems to be there, but nothing comes: the store makes its connections anew, at its own pace.
+    pub(super) fn doubt_subscription(&mut self) {
+        if let Some(channel) = self.channel.as_ref().filter(|channel| self.heard.contains(channel)) {
+            self.subscriptions.push_back(Subscription::Renew(channel.clone()));
         }
     }
 

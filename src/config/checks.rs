@@ -14,7 +14,7 @@ use super::sources::Settings;
 use super::value::Value;
 use super::{
     AdminConfig, AuthConfig, ChannelsConfig, Config, CredentialSource, DrainConfig, EngineChoice, Heartbeat, Limits,
-    Listen, Placement, RedisConfig, RedisTarget, Secret, TlsFiles,
+    Listen, Placement, RedisConfig, RedisServers, RedisTarget, Secret, TlsFiles,
 };
 use crate::jws::{Algorithm, Key};
 
@@ -48,16 +48,19 @@ impl Settings {
             Placement::Cpus(cpus) => self.get::<Option<usize>>("shards").or(Some(cpus.len())),
             _ => self.get("shards"),
         };
+        let file = |name| self.get::<Option<String>>(name).map(PathBuf::from);
         let redis = self.get::<Option<RedisTarget>>("redis.url").map(|target| RedisConfig {
             target: RedisTarget {
-                ca: self.get::<Option<String>>("redis.ca").map(Into::into),
+                ca: file("redis.ca"),
+                // One without the other is refused by `check_together`.
+                client: file("redis.cert").zip(file("redis.key")),
+                sentinel_username: self.get("redis.sentinel_user"),
+                sentinel_password: self.get("redis.sentinel_password"),
                 ..target
             },
             start_timeout: self.get("redis.start_timeout"),
             prefix: self.get("redis.prefix"),
         });
-        let file = |name| self.get::<Option<String>>(name).map(PathBuf::from);
-        // One without the other is refused by `check_together`.
         let tls = file("tls.cert").zip(file("tls.key")).map(|(cert, key)| TlsFiles {
             cert,
             key,
@@ -162,12 +165,25 @@ impl Settings {
                 "every shard needs a CPU of its own in the list; list more, or use none",
             );
         }
-        if self.setting("redis.ca").value != Value::Unset && !config.redis.as_ref().is_some_and(|r| r.target.tls) {
-            return contradiction(
-                "redis.ca",
-                "redis.url",
-                "only TLS checks certificates: use rediss://, rediss-cluster:// or rediss-sentinel://, or leave the file out",
-            );
+        let is_set = |key| self.setting(key).value != Value::Unset;
+        for key in ["redis.ca", "redis.cert", "redis.key"] {
+            if is_set(key) && !config.redis.as_ref().is_some_and(|redis| redis.target.tls) {
+                return contradiction(
+                    key,
+                    "redis.url",
+                    "only TLS has certificates: use rediss://, rediss-cluster:// or rediss-sentinel://, or leave the file out",
+                );
+            }
+        }
+        let has_sentinels = |redis: &RedisConfig| matches!(redis.target.servers, RedisServers::Sentinel { .. });
+        for key in ["redis.sentinel_user", "redis.sentinel_password"] {
+            if is_set(key) && !config.redis.as_ref().is_some_and(has_sentinels) {
+                return contradiction(
+                    key,
+                    "redis.url",
+                    "only redis-sentinel:// and rediss-sentinel:// have sentinels; other credentials stand in redis.url",
+                );
+            }
         }
         for (first, second, rule) in [
             (
@@ -179,6 +195,21 @@ impl Settings {
                 "tls.key",
                 "tls.cert",
                 "a private key is no good without its certificate: set both, or neither",
+            ),
+            (
+                "redis.cert",
+                "redis.key",
+                "a certificate is no good without its private key: set both, or neither",
+            ),
+            (
+                "redis.key",
+                "redis.cert",
+                "a private key is no good without its certificate: set both, or neither",
+            ),
+            (
+                "redis.sentinel_user",
+                "redis.sentinel_password",
+                "a user is no good without a password: set both, or the password alone",
             ),
             (
                 "tls.client_ca",
@@ -365,13 +396,18 @@ pub(super) fn restart_keys(old: &Config, new: &Config) -> Vec<&'static str> {
         _ => false,
     };
     let another_target = |old: &RedisConfig, new: &RedisConfig| {
-        let ca = old.target.ca.clone();
-        old.target
-            != RedisTarget {
-                ca,
-                ..new.target.clone()
-            }
+        // Those keys are told of by themselves.
+        let old = old.target.clone();
+        let apart = RedisTarget {
+            ca: old.ca.clone(),
+            client: old.client.clone(),
+            sentinel_username: old.sentinel_username.clone(),
+            sentinel_password: old.sentinel_password.clone(),
+            ..new.target.clone()
+        };
+        old != apart
     };
+    let of_client = |target: &RedisTarget| target.client.clone().unzip();
     let changes = [
         ("listen", *listen != new.listen),
         ("engine", *engine != new.engine),
@@ -396,6 +432,22 @@ pub(super) fn restart_keys(old: &Config, new: &Config) -> Vec<&'static str> {
             redis.is_some() != new.redis.is_some() || of_redis(&another_target),
         ),
         ("redis.ca", of_redis(&|old, new| old.target.ca != new.target.ca)),
+        (
+            "redis.cert",
+            of_redis(&|old, new| of_client(&old.target).0 != of_client(&new.target).0),
+        ),
+        (
+            "redis.key",
+            of_redis(&|old, new| of_client(&old.target).1 != of_client(&new.target).1),
+        ),
+        (
+            "redis.sentinel_user",
+            of_redis(&|old, new| old.target.sentinel_username != new.target.sentinel_username),
+        ),
+        (
+            "redis.sentinel_password",
+            of_redis(&|old, new| old.target.sentinel_password != new.target.sentinel_password),
+        ),
         (
             "redis.start_timeout",
             of_redis(&|old, new| old.start_timeout != new.start_timeout),

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use super::value::MASK;
 
-/// URL schemes of a Redis server, cluster and sentinel, each also over TLS.
+/// URL schemes of a Redis server, cluster and sentinel, each also over TLS, and of a server's Unix socket.
 pub(super) const SCHEMES: &[&str] = &[
     "redis",
     "rediss",
@@ -15,6 +15,8 @@ pub(super) const SCHEMES: &[&str] = &[
     "rediss-cluster",
     "redis-sentinel",
     "rediss-sentinel",
+    "unix",
+    "redis+unix",
 ];
 
 /// Port of a server where the URL names none.
@@ -31,10 +33,16 @@ pub struct RedisTarget {
     pub tls: bool,
     /// PEM file with the only authorities that may have signed a server's certificate; `None`: the system's.
     pub ca: Option<PathBuf>,
+    /// PEM files with our certificate and its key, for servers that want one.
+    pub client: Option<(PathBuf, PathBuf)>,
     /// User of the access list; `None`: the default user.
     pub username: Option<String>,
     /// Password; `None`: the server asks for none.
     pub password: Option<String>,
+    /// User for sentinels. Without it and its password they get the others, if they ask for some.
+    pub sentinel_username: Option<String>,
+    /// Password for sentinels.
+    pub sentinel_password: Option<String>,
     /// Database; 0 in a cluster.
     pub db: u32,
 }
@@ -44,6 +52,8 @@ pub struct RedisTarget {
 pub enum RedisServers {
     /// This one.
     Single(RedisAddress),
+    /// The one that listens on this Unix socket.
+    Socket(PathBuf),
     /// A cluster, of which these are known.
     Cluster(Vec<RedisAddress>),
     /// Whoever these sentinels say is the master.
@@ -80,6 +90,9 @@ impl fmt::Debug for RedisTarget {
             .field("servers", &self.servers)
             .field("tls", &self.tls)
             .field("ca", &self.ca)
+            .field("client", &self.client)
+            .field("sentinel_username", &self.sentinel_username.as_ref().map(|_| MASK))
+            .field("sentinel_password", &self.sentinel_password.as_ref().map(|_| MASK))
             .field("username", &self.username.as_ref().map(|_| MASK))
             .field("password", &self.password.as_ref().map(|_| MASK))
             .field("db", &self.db)
@@ -91,6 +104,7 @@ impl fmt::Debug for RedisTarget {
 impl fmt::Display for RedisServers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let addresses = match self {
+            RedisServers::Socket(path) => return path.display().fmt(f),
             RedisServers::Single(address) => std::slice::from_ref(address),
             RedisServers::Cluster(addresses) => addresses,
             RedisServers::Sentinel { sentinels, .. } => sentinels,
@@ -104,8 +118,8 @@ impl fmt::Display for RedisServers {
 }
 
 impl RedisTarget {
-    /// Reads a URL such as `redis://user:password@host:6379/0`, `redis-cluster://a,b:7000` or
-    /// `redis-sentinel://a,b/master/0`.
+    /// Reads a URL such as `redis://user:password@host:6379/0`, `redis-cluster://a,b:7000`, `redis-sentinel://a,b/master/0`
+    /// or `unix:///run/redis.sock?db=0`.
     ///
     /// # Errors
     /// What is wrong with it, in words that repeat nothing of the credentials.
@@ -116,6 +130,9 @@ impl RedisTarget {
         }
         if url.chars().any(|c| c.is_control() || c == ' ') {
             return Err("there are spaces or control characters in it");
+        }
+        if matches!(scheme, "unix" | "redis+unix") {
+            return RedisTarget::parse_socket(rest);
         }
         if rest.contains(['?', '#']) {
             return Err("nothing may follow a ? or #, and in a password they are written %3F and %23");
@@ -161,13 +178,55 @@ impl RedisTarget {
             }
         };
         Ok(RedisTarget {
-            servers,
             tls,
-            ca: None,
             username,
             password,
             db,
+            ..RedisTarget::open(servers)
         })
+    }
+
+    /// `/path?db=0&user=name&pass=word`, spelled as the crate `redis` and others do.
+    fn parse_socket(rest: &str) -> Result<RedisTarget, &'static str> {
+        let (path, options) = rest.split_once('?').unwrap_or((rest, ""));
+        if !path.starts_with('/') || path.ends_with('/') {
+            return Err("the path of a Unix socket begins with /, as in unix:///run/redis/redis.sock");
+        }
+        if rest.contains('#') {
+            return Err("nothing may follow a #, and in a path or password it is written %23");
+        }
+        let mut target = RedisTarget::open(RedisServers::Socket(decode(path)?.into()));
+        for option in options.split('&').filter(|option| !option.is_empty()) {
+            match option.split_once('=') {
+                Some(("db", db)) if !db.is_empty() => target.db = parse_db(db)?,
+                Some(("user", user)) if !user.is_empty() => target.username = Some(decode(user)?),
+                Some(("pass", password)) if !password.is_empty() => target.password = Some(decode(password)?),
+                _ => {
+                    return Err(
+                        "after the path of a Unix socket stand db, user and pass, as in ?db=0&user=name&pass=word",
+                    );
+                }
+            }
+        }
+        if target.username.is_some() && target.password.is_none() {
+            return Err("a user needs a password");
+        }
+        Ok(target)
+    }
+
+    /// Servers that are open to everybody.
+    fn open(servers: RedisServers) -> RedisTarget {
+        RedisTarget {
+            servers,
+            tls: false,
+            ca: None,
+            client: None,
+            username: None,
+            password: None,
+            sentinel_username: None,
+            sentinel_password: None,
+            db: 0,
+        }
     }
 }
 
@@ -322,6 +381,16 @@ mod tests {
     }
 
     #[test]
+    fn a_unix_socket() {
+        let target = parse("redis+unix:///run/a%20b/redis.sock?db=3&user=me&pass=p%26w");
+        assert_eq!(target.servers, RedisServers::Socket("/run/a b/redis.sock".into()));
+        assert_eq!((target.db, target.tls), (3, false));
+        let login = (target.username.as_deref(), target.password.as_deref());
+        assert_eq!(login, (Some("me"), Some("p&w")));
+        assert_eq!(parse("unix:///run/redis.sock").db, 0);
+    }
+
+    #[test]
     fn what_is_wrong_is_said() {
         for (url, why) in [
             ("host", "://"),
@@ -348,6 +417,11 @@ mod tests {
             ("redis://u:%ff@host", "UTF-8"),
             ("redis-cluster://a,,b", "empty"),
             ("redis-cluster://a/1", "one database"),
+            ("unix://run/redis.sock", "begins with /"),
+            ("unix:///", "begins with /"),
+            ("unix:///s?db=x", "database"),
+            ("unix:///s?proto=3", "db, user and pass"),
+            ("unix:///s?user=x", "password"),
             ("redis-sentinel://a", "master"),
             ("redis-sentinel://a//1", "master"),
         ] {
@@ -365,7 +439,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn no_text_panics(text in "(rediss?(-cluster|-sentinel)?://)?[a-z@:/%\\[\\],0-9?]{0,20}") {
+        fn no_text_panics(text in "(rediss?(-cluster|-sentinel|[+]unix)?://)?[a-z@:/%\\[\\],0-9?=&]{0,20}") {
             let _ = RedisTarget::parse(&text);
         }
     }

@@ -219,8 +219,8 @@ impl Kind {
             Kind::Secret => "text, or @FILE to read it from a file".into(),
             Kind::File => "the path of a file".into(),
             Kind::RedisUrl => format!(
-                "a URL that begins with {}://, such as redis://user:password@host:6379/0, redis-cluster://host,host or \
-                 redis-sentinel://host,host/master, or @FILE to read it from a file",
+                "a URL that begins with {}://, such as redis://user:password@host:6379/0, redis-cluster://host,host, \
+                 redis-sentinel://host,host/master or unix:///path?db=0, or @FILE to read it from a file",
                 redis_url::SCHEMES.join("://, ")
             ),
             Kind::Url(schemes) => format!(

@@ -251,6 +251,7 @@ impl Link {
             match subscription {
                 Subscription::Begin(channel) => self.broker.subscribe(channel),
                 Subscription::End(channel) => self.broker.unsubscribe(&channel),
+                Subscription::Renew(channel) => self.broker.renew(&channel),
             }
         }
         while let Some(request) = self.cluster.poll_request() {

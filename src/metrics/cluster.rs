@@ -14,6 +14,8 @@ pub struct BrokerCounters {
     pub operations: [AtomicU64; BrokerCounters::LABELS.len()],
     /// Connections that were lost and had to be made again.
     pub reconnects: AtomicU64,
+    /// Servers that throw presence away when their memory is full; as it is now.
+    pub evicting: AtomicU64,
     /// Packets that were heard and dropped, as too much waited.
     pub packets_dropped: AtomicU64,
     /// Bytes of payload that were published.
@@ -271,6 +273,12 @@ impl Exposition {
         for (name, help, counter) in simple {
             self.single(name, "counter", help, counter.load(Relaxed));
         }
+        self.single(
+            "shardgate_redis_evicts_presence",
+            "gauge",
+            "Servers whose maxmemory-policy throws presence away when their memory is full.",
+            broker.evicting.load(Relaxed),
+        );
         let name = "shardgate_redis_operations_total";
         self.begin(name, "counter", "What was asked of Redis, by kind.");
         for (kind, counter) in BrokerCounters::LABELS.iter().zip(&broker.operations) {

@@ -196,3 +196,32 @@ fn a_url_of_the_wrong_kind_is_told_the_right_one() {
         }
     });
 }
+
+/// A server of a Redis Cluster has a part of the keys only, which would be noticed by some users and not by others.
+#[test]
+fn a_server_of_a_cluster_is_no_store_by_itself() {
+    let cluster = Cluster::start();
+    on_control_thread(async {
+        for node in &cluster.nodes[..3] {
+            let cause = Store::start(&node.url()).until_lost().await;
+            assert!(cause.contains("redis-cluster:// instead of redis://"), "{cause}");
+        }
+    });
+}
+
+/// As a server answers that has no password and listens to the world.
+#[test]
+fn a_server_in_protected_mode_is_told_of_with_its_remedy() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("redis://{}", listener.local_addr().unwrap());
+    let server = std::thread::spawn(move || {
+        use std::io::Write;
+        let (mut connection, _) = listener.accept().unwrap();
+        let _ = connection.write_all(b"-DENIED Redis is running in protected mode because no password is set.\r\n");
+    });
+    on_control_thread(async {
+        let cause = Store::start(&url).until_lost().await;
+        assert!(cause.contains("requirepass"), "{cause}");
+    });
+    server.join().unwrap();
+}

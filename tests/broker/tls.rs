@@ -128,3 +128,25 @@ fn open_sentinels_with_a_password_on_the_servers() {
         .await;
     });
 }
+
+/// A server that wants a certificate of its clients.
+#[test]
+fn a_certificate_of_our_own() {
+    let redis = Redis::start_tls_with_config(&[("tls-auth-clients", "yes")]);
+    on_control_thread(async {
+        let cause = Store::at(target(&redis.url(), Some(redis.ca()))).until_lost().await;
+        assert!(cause.contains("redis.cert"), "{cause}");
+        let mut target = target(&redis.url(), Some(redis.ca()));
+        let (cert, key) = redis.pair();
+        target.client = Some((cert.into(), key.into()));
+        let mut store = Store::at(target.clone());
+        store.until_connected().await;
+        every_operation(&mut store).await;
+        target.client = Some(("/nowhere/cert.pem".into(), key.into()));
+        let cause = Store::at(target).until_lost().await;
+        assert!(
+            cause.contains("redis.cert") && cause.contains("/nowhere/cert.pem"),
+            "{cause}"
+        );
+    });
+}

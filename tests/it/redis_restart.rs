@@ -5,6 +5,7 @@
 
 use crate::common;
 
+use common::redis::Door;
 use common::{Fleet, Gateway, Peer, Redis, at_once_when, eventually};
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
@@ -252,4 +253,79 @@ fn assert_says(text: &str, words: &[&str]) {
             "no {word:?} in the last line of\n{text}"
         );
     }
+}
+
+/// Two servers behind one name, as behind a proxy, a Service or a primary endpoint. The replica is promoted, the name moves
+/// to it, and the old master becomes its replica and keeps its connections.
+#[test]
+fn a_name_moves_to_the_promoted_replica() {
+    let (first, second) = (Redis::start(), Redis::start());
+    let follow = |replica: &Redis, master: &Redis| {
+        replica
+            .cmd(&["REPLICAOF", "127.0.0.1", &master.port().to_string()])
+            .good();
+        eventually("the replica is in sync", || {
+            replica.info("replication", "master_link_status").as_deref() == Some("up")
+        });
+    };
+    follow(&second, &first);
+    let door = Door::to(&[&first]);
+    let fleet = Fleet::new(door.url());
+    let [gw1, gw2] = fleet.start();
+    let mut alice = Peer::connect(&gw1, "alice");
+    let bob = Peer::connect(&gw2, "bob");
+    alice.wait_to_see("bob", true);
+    alice.tell_until_heard(&bob, "before");
+    let lines = [gw1.log_lines(), gw2.log_lines()];
+    let commands = || {
+        let of = |redis: &Redis| {
+            redis
+                .info("stats", "total_commands_processed")
+                .unwrap()
+                .parse::<u64>()
+                .unwrap()
+        };
+        of(&first) + of(&second)
+    };
+
+    second.cmd(&["REPLICAOF", "NO", "ONE"]).good();
+    door.lead_to(&[&second]);
+    follow(&first, &second);
+    let (moved, before) = (Instant::now(), commands());
+    let channels = |redis: &Redis| {
+        let channels = redis.cmd(&["PUBSUB", "CHANNELS", &format!("{}*", fleet.prefix)]);
+        channels.good().sorted().len()
+    };
+    within(BACK + SLACK, "everybody listens at the new master", || {
+        channels(&first) == 0 && channels(&second) == 3
+    });
+    within(BACK + SLACK, "alice reaches bob", || {
+        alice.tell("bob", "moved") == "routed"
+    });
+    bob.wait_for("moved");
+    let per_second = (commands() - before) as f64 / moved.elapsed().as_secs_f64().max(1.0);
+    // Two hundred of them are our own looking.
+    assert!(per_second < 500.0, "{per_second} commands per second");
+    for (gateway, before) in [&gw1, &gw2].into_iter().zip(lines) {
+        eventually("/readyz is 200", || gateway.get("/readyz").status == 200);
+        let said = gateway.log_lines() - before;
+        assert!(said <= 20, "{said} lines:\n{}", gateway.log());
+    }
+    assert_eq!(fleet.directory(&second).len(), 2);
+}
+
+/// Presence has no expiry, so a policy that throws away any key loses users who are connected.
+#[test]
+fn a_policy_that_throws_presence_away_is_warned_of() {
+    let redis = Redis::with_config(&[("maxmemory", "200mb"), ("maxmemory-policy", "allkeys-lru")]);
+    let fleet = Fleet::new(redis.url());
+    let gateway = fleet.gateway("gw1");
+    let line = gateway.wait_for_log("throws away any key");
+    assert!(line.contains("allkeys-lru") && line.contains("noeviction"), "{line}");
+    let evicts = || gateway.metric("shardgate_redis_evicts_presence", &[]);
+    eventually("the metric says so", || evicts() == 1.0);
+    // It may change while everything runs.
+    redis.set_config("maxmemory-policy", "volatile-ttl");
+    gateway.wait_for_log("keeps presence");
+    eventually("the metric follows", || evicts() == 0.0);
 }

@@ -5,7 +5,7 @@
 use crate::common;
 
 use common::peer::{Talk, assert_truthful};
-use common::{Fleet, Peer, Sentinels, eventually};
+use common::{Fleet, Peer, Redis, Sentinels, eventually};
 
 #[test]
 fn the_master_dies() {
@@ -74,4 +74,29 @@ fn a_name_that_no_sentinel_knows() {
     assert_eq!(ended.code, Some(1), "{ended:?}");
     let last = ended.stderr.lines().last().unwrap_or_default();
     assert!(last.contains("othermaster"), "{ended:?}");
+}
+
+/// Nothing fails at the old master, which goes on; only who asks the sentinels again finds out.
+#[test]
+fn sentinels_name_another_master_while_the_old_one_goes_on() {
+    let sentinels = Sentinels::start();
+    let other = Redis::start();
+    let fleet = Fleet::new(sentinels.url());
+    let [gw1, gw2] = fleet.start();
+    let mut alice = Peer::connect(&gw1, "alice");
+    let bob = Peer::connect(&gw2, "bob");
+    alice.wait_to_see("bob", true);
+    sentinels.name_master(&sentinels.sentinels, &other);
+    eventually("both gateways are at the new master", || {
+        fleet.directory(&other).len() == 2
+    });
+    for gateway in [&gw1, &gw2] {
+        eventually("/readyz is 200", || gateway.get("/readyz").status == 200);
+    }
+    // One that comes now finds the others there.
+    let gw3 = fleet.gateway("gw3");
+    let mut carol = Peer::connect(&gw3, "carol");
+    carol.wait_to_see("bob", true);
+    carol.tell_until_heard(&bob, "new");
+    alice.tell_until_heard(&bob, "old");
 }

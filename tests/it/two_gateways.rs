@@ -249,3 +249,35 @@ fn other_prefix_other_system() {
         .collect();
     assert!(strays.is_empty(), "{strays:?}");
 }
+
+/// One server, one prefix, two databases: two systems, although pub/sub of Redis knows no databases.
+#[test]
+fn two_systems_in_two_databases_never_cross() {
+    let redis = Redis::start();
+    let one = Fleet::new(redis.url());
+    let mut other = Fleet::new(format!("{}/1", redis.url()));
+    other.prefix.clone_from(&one.prefix);
+    let [here, there] = [one, other].map(|fleet| {
+        let [gw1, gw2] = fleet.start();
+        let [mut alice, mut bob] = [(&gw1, "alice"), (&gw2, "bob")].map(|(gateway, user)| Peer::connect(gateway, user));
+        alice.wait_to_see("bob", true);
+        alice.subscribe("room");
+        bob.publish_until_heard(&alice, "room");
+        (gw1, gw2, alice, bob)
+    });
+    let mut systems = [(here, "here"), (there, "there")];
+    // What crosses in the first round has come before what is said in the second.
+    for round in ["first", "second"] {
+        for ((_, _, _, bob), own) in &mut systems {
+            bob.publish("room", format!("{round} {own}"));
+        }
+        for ((_, _, alice, _), own) in &systems {
+            alice.wait_for_publication("room", format!("{round} {own}"));
+        }
+    }
+    for ((_, _, alice, _), own) in &systems {
+        let heard = alice.publications_on("room");
+        let others = heard.iter().filter_map(|said| said["content"].as_str());
+        assert_eq!(others.filter(|said| !said.ends_with(own)).count(), 0, "{heard:?}");
+    }
+}

@@ -5,6 +5,7 @@
 //! that serves slot 0, where everything is then.
 
 mod view;
+mod watch;
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -13,7 +14,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use log::{error, info, warn};
+use log::{Level, error, log};
 use redis::Value;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::JoinSet;
@@ -25,18 +26,23 @@ use super::backoff::Backoff;
 use super::commands::{self, Outcome};
 use super::counters::BrokerCounters;
 use super::detours::Detours;
-use super::dial::{Cause, Dialer, Place};
+use super::dial::{Cause, Dialer, Endpoint, Line, Place};
+use super::facts::Eviction;
 use super::gather::{Item, items};
 use super::keys::Names;
-use super::node::{self, News, NodeId, Order};
+use super::node::{self, Down, News, NodeId, Order};
 use super::pubsub::{self, Want};
 use super::remedies;
 use super::topology::{SLOTS, View, slot_of};
+use super::whereabouts::{Server, Whereabouts};
 use crate::cluster::store::{Answer, FailureKind, Request, StoreEvent};
 use crate::config::{RedisAddress, RedisServers};
+use watch::Watch;
 
 /// Every operation is answered within this time, those too that are sent to another server meanwhile.
 const REQUEST_MAX: Duration = Duration::from_millis(2_300);
+/// What is lost for the same reason again is told of again after this time.
+pub(super) const QUIET_MAX: Duration = Duration::from_secs(60);
 /// How often one operation may be sent to another server.
 const DETOURS_MAX: u8 = 3;
 
@@ -63,6 +69,14 @@ pub(super) enum Input {
     Unsubscribe(String),
     /// From a node.
     Node(NodeId, News),
+    /// From the broker's owner: what is said on this channel does not come.
+    Renew(String),
+    /// From a node's subscriptions: they are with this server; with the round of [`Want::Redial`].
+    Listening(NodeId, Server, u64),
+    /// From a node's subscriptions: they have no connection (any more).
+    Deaf(NodeId, u64),
+    /// From a watch that began when the node was with this server: another one that is the master by now, if there is one.
+    Watched(NodeId, Server, Result<Option<Server>, Cause>),
     /// From a node's subscriptions: this channel is elsewhere, at the address in the server's words.
     Misplaced(NodeId, String, String),
     /// A view of the cluster over a connection of its own, as no node could be asked.
@@ -88,8 +102,10 @@ struct Node {
     /// Its connection for subscriptions, once a channel is wanted of it.
     wants: Option<UnboundedSender<Want>>,
     place: Place,
-    /// Where it was when it was up last.
-    address: Option<RedisAddress>,
+    /// Where its connections are.
+    whereabouts: Whereabouts,
+    /// What it throws away when its memory is full, as far as it says so.
+    eviction: Option<Eviction>,
 }
 
 /// How the cluster is as a whole.
@@ -123,12 +139,19 @@ pub(super) struct Driver {
     /// Who was asked last.
     looked_from: NodeId,
     looking_around: bool,
+    /// Of the view that counts, and when it came.
+    epoch: (u64, Instant),
+    watch: Watch,
     /// Between attempts to find anybody at all.
     backoff: Backoff,
     /// Wanted channels by slot, with the node that was asked for them: there may be thousands, and one slot moves at a
     /// time.
     channels: BTreeMap<(u16, String), Option<NodeId>>,
     state: State,
+    /// Why Redis was away when the log said so last, and when.
+    told: Option<(Cause, Instant)>,
+    /// The log did not say so this time.
+    is_quiet: bool,
 }
 
 /// What was last told.
@@ -156,12 +179,17 @@ impl Driver {
             last_look: now,
             looked_from: NodeId(0),
             looking_around: false,
+            epoch: (0, now),
+            watch: Watch::new(now),
+            told: None,
+            is_quiet: false,
             backoff: Backoff::default(),
             channels: BTreeMap::new(),
             state: State::Beginning,
         };
         let place = match context.dialer.servers() {
-            RedisServers::Single(address) => Place::At(address.clone()),
+            RedisServers::Single(address) => Place::At(address.clone().into()),
+            RedisServers::Socket(path) => Place::At(Endpoint::Socket(path.clone())),
             RedisServers::Sentinel { .. } => Place::BySentinel,
             RedisServers::Cluster(seeds) => {
                 driver.candidates.clone_from(seeds);
@@ -185,6 +213,7 @@ impl Driver {
                     None => return,
                 },
                 () = sleep_until(self.next_look), if self.context.sharded && !self.looking_around => self.look(),
+                () = sleep_until(self.watch.next), if !self.context.sharded && !self.watch.is_under_way => self.watch(),
                 Some(ended) = self.tasks.join_next() => {
                     // Only a bug of ours does that; what belonged to the task fails from now on.
                     if let Err(panic) = ended {
@@ -218,6 +247,22 @@ impl Driver {
                 self.want(node, Want::NotChannel(channel));
             }
             Input::Node(id, news) => self.handle_news(id, news),
+            Input::Renew(channel) => {
+                let slot = self.slot(|_| channel.clone());
+                if let Some(owner) = self.owner(slot) {
+                    self.doubt(
+                        owner,
+                        "what is published at Redis does not reach the subscription to it".into(),
+                    );
+                }
+            }
+            Input::Listening(id, server, round) => self.opened(id, Line::Subscriptions, server, round),
+            Input::Deaf(id, round) => {
+                if let Some(node) = self.nodes.get_mut(&id) {
+                    node.whereabouts.lost(Line::Subscriptions, round, None, Instant::now());
+                }
+            }
+            Input::Watched(id, server, found) => self.handle_watched(id, &server, found),
             Input::Misplaced(id, channel, named) => {
                 if let Some(owner) = self.named_node(id, &named) {
                     let slot = self.slot(|_| channel.clone());
@@ -243,26 +288,25 @@ impl Driver {
 
     fn handle_news(&mut self, id: NodeId, news: News) {
         match news {
-            News::Up(address) => {
+            News::Up(server, round) => {
                 let Some(node) = self.nodes.get_mut(&id) else { return };
                 node.standing = Standing::Up;
-                let before = node.address.replace(address.clone());
-                if before.is_some_and(|before| before != address) {
-                    // The old master may live on, cut off or as a replica, and so may the connection to it.
-                    if let Some(wants) = &node.wants {
-                        let _ = wants.send(Want::Master(address));
-                    }
-                }
-                self.tell_state();
+                self.opened(id, Line::Commands, server, round);
             }
-            News::Down(cause) => {
+            News::Down(Down {
+                cause,
+                round,
+                is_demoted,
+            }) => {
                 let Some(node) = self.nodes.get_mut(&id) else { return };
-                node.standing = Standing::Down(cause);
-                if let Some(wants) = &node.wants {
+                node.standing = Standing::Down(cause.clone());
+                let moved = is_demoted.then_some(&cause);
+                let redial = node.whereabouts.lost(Line::Commands, round, moved, Instant::now());
+                if let (None, Some(wants)) = (&redial, &node.wants) {
                     let _ = wants.send(Want::Check);
                 }
                 self.look_soon();
-                self.tell_state();
+                self.redial(id, redial);
             }
             News::Replies(replies) => {
                 for (item, reply) in replies {
@@ -275,6 +319,7 @@ impl Driver {
                 }
             }
             News::View(view) => self.apply(view),
+            News::Eviction(eviction) => self.handle_eviction(id, eviction),
         }
     }
 
@@ -395,7 +440,8 @@ impl Driver {
             standing: Standing::Fresh,
             wants: None,
             place,
-            address: None,
+            whereabouts: Whereabouts::new(),
+            eviction: None,
         };
         self.nodes.insert(id, node);
         id
@@ -428,6 +474,7 @@ impl Driver {
             let (context, inputs) = (self.context.clone(), self.inputs.clone());
             let task = pubsub::run(context, id, node.place.clone(), receiver, inputs);
             self.tasks.spawn_local(task);
+            node.whereabouts.want_subscriptions();
             wants
         });
         let _ = wants.send(want);
@@ -437,7 +484,8 @@ impl Driver {
     fn tell_state(&mut self) {
         let down = self.nodes.values().find_map(|node| match &node.standing {
             Standing::Down(cause) => Some(cause.clone()),
-            _ => None,
+            // Its connections may work, but not together.
+            _ => node.whereabouts.trouble().cloned(),
         });
         let cause = down.or_else(|| match &self.whole {
             Whole::Broken(cause) => Some(cause.clone()),
@@ -447,12 +495,21 @@ impl Driver {
             matches!(self.whole, Whole::Works) && self.nodes.values().all(|node| node.standing == Standing::Up);
         let event = match (self.state, cause) {
             (State::Beginning | State::Lost, None) if all_up => {
-                info!("connected to Redis");
+                let level = if self.is_quiet { Level::Debug } else { Level::Info };
+                log!(level, "connected to Redis");
                 self.state = State::Connected;
                 StoreEvent::Connected
             }
             (State::Beginning | State::Connected, Some(cause)) => {
-                warn!("Redis is away: {cause}");
+                // What comes and goes for one reason is said now and then.
+                let told = self
+                    .told
+                    .take()
+                    .filter(|(told, at)| *told == cause && at.elapsed() < QUIET_MAX);
+                self.is_quiet = told.is_some();
+                let level = if self.is_quiet { Level::Debug } else { Level::Warn };
+                log!(level, "Redis is away: {cause}");
+                self.told = told.or_else(|| Some((cause.clone(), Instant::now())));
                 self.state = State::Lost;
                 StoreEvent::Lost(cause)
             }

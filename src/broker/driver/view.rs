@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::super::Signal;
-use super::super::dial::Place;
+use super::super::dial::{Endpoint, Place};
 use super::super::node::{NodeId, Order};
 use super::super::topology::{SLOTS, View, named_address};
 use super::{Driver, Input, Standing, State, Whole};
@@ -14,6 +14,8 @@ use crate::config::{RedisAddress, RedisServers};
 
 /// How often a cluster that works is looked at: two commands each time.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
+/// So long a view of a later epoch counts against those of earlier ones. After that, those who were of it are gone.
+const STALE_MAX: Duration = Duration::from_secs(30);
 /// How often at most, when something is wrong.
 const LOOK_SPACING: Duration = Duration::from_millis(200);
 
@@ -23,16 +25,16 @@ impl Driver {
         let known = self
             .nodes
             .iter()
-            .find(|(_, node)| node.place == Place::At(address.clone()));
+            .find(|(_, node)| node.place == Place::At(address.clone().into()));
         match known {
             Some((id, _)) => *id,
-            None => self.add_node(Place::At(address.clone())),
+            None => self.add_node(Place::At(address.clone().into())),
         }
     }
 
     /// The node that another one named in MOVED or ASK. Only a cluster does that.
     pub(super) fn named_node(&mut self, by: NodeId, named: &str) -> Option<NodeId> {
-        let Some(Place::At(asked)) = self.nodes.get(&by).map(|node| node.place.clone()) else {
+        let Some(Place::At(Endpoint::Tcp(asked))) = self.nodes.get(&by).map(|node| node.place.clone()) else {
             return None;
         };
         let address = named_address(named, &asked)?;
@@ -93,6 +95,15 @@ impl Driver {
 
     /// Takes over a server's view of the cluster.
     pub(super) fn apply(&mut self, view: View) {
+        let (epoch, came) = self.epoch;
+        if view.epoch < epoch && came.elapsed() < STALE_MAX {
+            // Of a server that was cut off, forgotten or reset; its view is of the past. The next one is asked in its turn.
+            if self.state != State::Connected {
+                self.look_soon();
+            }
+            return;
+        }
+        self.epoch = (view.epoch, Instant::now());
         self.whole = match view.first_gap() {
             Some(slot) => Whole::Broken(format!("no server of the cluster has slot {slot}").into()),
             None if !view.works => Whole::Broken("the cluster is down, says CLUSTER INFO".into()),
@@ -116,6 +127,7 @@ impl Driver {
                 .any(|(before, now)| before.is_some() && before != now);
             let known = self.nodes.len();
             self.nodes.retain(|id, _| serving.contains(id));
+            self.count_evicting();
             // What was read of a node that goes was tracked by a connection that now ends.
             if moved || self.nodes.len() < known {
                 self.forget_all();

@@ -339,6 +339,13 @@ fn company(key: &Key) -> &'static [&'static str] {
         "shards" => &["--cpus=none"],
         "redis.start_timeout" | "redis.prefix" => &["--redis-url=redis://host"],
         "redis.ca" => &["--redis-url=rediss://host"],
+        "redis.cert" => &["--redis-url=rediss://host", "--redis-key=/key.pem"],
+        "redis.key" => &["--redis-url=rediss://host", "--redis-cert=/cert.pem"],
+        "redis.sentinel_user" => &[
+            "--redis-url=redis-sentinel://host/m",
+            "--redis-sentinel-password=s3cret",
+        ],
+        "redis.sentinel_password" => &["--redis-url=redis-sentinel://host/m"],
         "tls.cert" => &["--tls-key=/key.pem"],
         "tls.key" => &["--tls-cert=/cert.pem"],
         "tls.client_ca" => &["--tls-cert=/cert.pem", "--tls-key=/key.pem"],
@@ -365,10 +372,10 @@ fn sighup_applies_what_the_table_says_and_names_the_rest() {
     for key in KEYS {
         let company = company(key);
         // One of the pair alone is refused: it comes with the other.
-        let together = if matches!(key.name, "tls.cert" | "tls.key") {
-            &[]
-        } else {
-            company
+        let together = match key.name {
+            "tls.cert" | "tls.key" => &[],
+            "redis.cert" | "redis.key" => &company[..1],
+            _ => company,
         };
         let old = run(&[together, before(key), &["--gateway-id=a"]].concat(), &[]);
         let value = if key.name == "gateway_id" {
@@ -439,6 +446,41 @@ fn redis_is_one_url_and_what_belongs_to_it() {
         assert_says(&said, &["redis.ca = \"/ca.pem\"", "contradicts redis.url", "rediss://"]);
         assert!(!said.contains("s3cret"), "{said}");
     }
+    let tls = "--redis-url=rediss://host";
+    let sentinels = "--redis-url=redis-sentinel://host/m";
+    for (args, parts) in [
+        (&[tls, "--redis-cert=/c.pem"][..], ["redis.cert", "redis.key"]),
+        (&[tls, "--redis-key=/k.pem"], ["redis.key", "redis.cert"]),
+        (
+            &[sentinels, "--redis-cert=/c.pem", "--redis-key=/k.pem"],
+            ["redis.cert", "redis.url"],
+        ),
+        (
+            &[sentinels, "--redis-sentinel-user=u"],
+            ["redis.sentinel_user", "redis.sentinel_password"],
+        ),
+        (
+            &[tls, "--redis-sentinel-password=s3cret"],
+            ["redis.sentinel_password", "redis-sentinel://"],
+        ),
+    ] {
+        let said = refused(args, &[]);
+        assert_says(&said, &parts);
+        assert!(!said.contains("s3cret"), "{said}");
+    }
+    let secret = file("its-own\n");
+    let secret = format!("--redis-sentinel-password=@{}", secret.path().to_str().unwrap());
+    let config = run(&[sentinels, "--redis-sentinel-user=asker", &secret], &[]);
+    let target = config.redis.unwrap().target;
+    assert_eq!(target.sentinel_username.as_deref(), Some("asker"));
+    assert_eq!(target.sentinel_password.as_deref(), Some("its-own"));
+    assert!(!format!("{target:?}").contains("its-own"));
+    let socket = run(&["--redis-url=unix:///run/redis.sock?db=2"], &[])
+        .redis
+        .unwrap()
+        .target;
+    assert_eq!((socket.servers.to_string().as_str(), socket.db), ("/run/redis.sock", 2));
+
     let said = refused(&["--redis-url=redis-sentinel://u:s3cret@host"], &[]);
     assert_says(
         &said,

@@ -7,12 +7,15 @@ use crate::config::checks::OF_TOKENS;
 use crate::config::keys::KEYS;
 
 /// Keys that need the company of others.
-const APART: [&str; 10] = [
+const APART: [&str; 13] = [
     "shards",
     "cpus",
     "insecure",
     "redis.url",
     "redis.ca",
+    "redis.cert",
+    "redis.key",
+    "redis.sentinel_user",
     "auth.key",
     "auth.jwks_url",
     "tls.cert",

@@ -6,6 +6,7 @@
 //! [`Redis::restart`].
 
 mod cluster;
+mod door;
 mod resp;
 mod sentinels;
 
@@ -22,6 +23,7 @@ use std::time::{Duration, Instant};
 use super::authority::{Authority, Pair};
 use super::{DEADLINE, eventually};
 pub use cluster::Cluster;
+pub use door::Door;
 pub use resp::{Connection, Reply};
 pub use sentinels::Sentinels;
 
@@ -154,8 +156,10 @@ impl Redis {
                 format!("tls-ca-cert-file {}", certificates.authority.ca.display()),
                 format!("tls-cert-file {}", certificates.server.cert.display()),
                 format!("tls-key-file {}", certificates.server.key.display()),
-                "tls-auth-clients no".to_owned(),
             ]);
+            if config.iter().all(|(name, _)| *name != "tls-auth-clients") {
+                lines.push("tls-auth-clients no".to_owned());
+            }
         }
         lines.extend(config.iter().map(|(name, value)| format!("{name} {value}")));
         lines.push(String::new());
@@ -229,6 +233,13 @@ impl Redis {
     #[track_caller]
     pub fn ca(&self) -> &Path {
         &self.tls.as_ref().expect("it does not speak TLS").1.authority.ca
+    }
+
+    /// A certificate by that authority and its key.
+    #[track_caller]
+    pub fn pair(&self) -> (&Path, &Path) {
+        let server = &self.tls.as_ref().expect("it does not speak TLS").1.server;
+        (&server.cert, &server.key)
     }
 
     /// What the server wrote to its log.

@@ -76,6 +76,18 @@ impl Sentinels {
         format!("{url}/{}", Self::MASTER)
     }
 
+    /// These sentinels forget the master and name another server, which runs beside it.
+    #[track_caller]
+    pub fn name_master(&self, sentinels: &[Redis], other: &Redis) {
+        for sentinel in sentinels {
+            sentinel.cmd(&["SENTINEL", "REMOVE", Self::MASTER]).good();
+            let port = other.service_port().to_string();
+            sentinel
+                .cmd(&["SENTINEL", "MONITOR", Self::MASTER, "127.0.0.1", &port, "2"])
+                .good();
+        }
+    }
+
     /// The port of the master, as the first sentinel that runs says.
     #[track_caller]
     pub fn master_addr(&self) -> u16 {

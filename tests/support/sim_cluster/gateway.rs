@@ -215,6 +215,10 @@ impl Gateway {
             match subscription {
                 Subscription::Begin(channel) => self.link.subscribe(channel, now_ns, chance),
                 Subscription::End(channel) => self.link.unsubscribe(&channel, now_ns, chance),
+                Subscription::Renew(_) => {
+                    self.link.lose_ears(redis, now_ns, chance);
+                    self.link.lose_commands(redis, now_ns, chance);
+                }
             }
         }
         while let Some(request) = self.cluster.poll_request() {
