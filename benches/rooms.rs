@@ -306,7 +306,7 @@ fn tables(table: &mut Table) {
     let (mut outbox, mut spares) = (Outbox::default(), Spares::default());
     let bytes = [b'x'; 200];
     table.row("outbox: one frame of 200 bytes in and out", 1, || {
-        outbox.push(black_box(&bytes), &mut spares);
+        outbox.push(black_box(&bytes), 1, &mut spares);
         let payload = outbox.take(&mut spares).unwrap();
         outbox.sent(payload, &mut spares);
     });

@@ -61,6 +61,8 @@ pub struct HttpContext {
     jitter: RefCell<fastrand::Rng>,
     metrics_workshop: Workshop,
     stats_workshop: Workshop,
+    /// Why a handshake was refused just now, for whoever knows whose it was.
+    pub refused: Cell<Option<&'static str>>,
 }
 
 impl HttpContext {
@@ -73,6 +75,7 @@ impl HttpContext {
             jitter: RefCell::new(fastrand::Rng::with_seed(seed)),
             metrics_workshop: Workshop::default(),
             stats_workshop: Workshop::default(),
+            refused: Cell::new(None),
         }
     }
 

@@ -169,6 +169,27 @@ pub enum SentKind {
 }
 
 impl SentKind {
+    /// True for what a client misses if it does not read it. Greetings, signs of life and goodbyes are worth nothing to who has gone.
+    pub fn is_missed(self) -> bool {
+        match self {
+            SentKind::Message
+            | SentKind::Ack
+            | SentKind::Presence
+            | SentKind::Error
+            | SentKind::Echo
+            | SentKind::Broadcast
+            | SentKind::Publication
+            | SentKind::Subscribed
+            | SentKind::Unsubscribed => true,
+            SentKind::Welcome
+            | SentKind::Heartbeat
+            | SentKind::Shutdown
+            | SentKind::Close
+            | SentKind::Ping
+            | SentKind::Pong => false,
+        }
+    }
+
     /// Labels in the order of the discriminants.
     pub const LABELS: [&'static str; 15] = [
         "welcome",
@@ -202,7 +223,7 @@ pub enum Drop {
     PresenceLaneFull,
     /// A hand-over did not fit into a lane; the client got 503.
     HandOverLaneFull,
-    /// A frame that a slow consumer's outbox had no room for; it was closed with 3008, and what waited for it went too.
+    /// A frame that a slow consumer's outbox had no room for, or that waited in it; the consumer was closed with 3008.
     FrameSlowConsumer,
     /// An answer for a connection that had gone.
     ReplyGone,
@@ -226,11 +247,13 @@ pub enum Drop {
     BroadcastQueueFull,
     /// A presence query whose users could not be looked up, as too many were; its sender heard `unavailable`.
     PresenceLookupsFull,
+    /// A frame that waited for a connection when that was lost, or that it may not have read by then.
+    FrameConnectionLost,
 }
 
 impl Drop {
     /// `kind` and `reason` in the order of the discriminants.
-    pub const LABELS: [(&'static str, &'static str); 17] = [
+    pub const LABELS: [(&'static str, &'static str); 18] = [
         ("message", "offline"),
         ("frame", "rate_limited"),
         ("message", "lane_full"),
@@ -248,6 +271,7 @@ impl Drop {
         ("subscription", "lane_full"),
         ("broadcast", "queue_full"),
         ("presence", "lookups_full"),
+        ("frame", "connectionLost"),
     ];
 }
 
@@ -386,7 +410,12 @@ impl ShardMetrics {
 
     /// Counts something that was dropped.
     pub fn dropped(&self, what: Drop) {
-        self.dropped[what as usize].inc();
+        self.dropped_many(what, 1);
+    }
+
+    /// Counts several of the kind.
+    pub fn dropped_many(&self, what: Drop, times: u64) {
+        self.dropped[what as usize].add(times);
     }
 
     /// Counts `times` messages that took `ns` from receipt to their sends.

@@ -159,6 +159,8 @@ pub struct Connection<H> {
     pub messages_in: u32,
     /// Frames sent.
     pub messages_out: u32,
+    /// Frames queued since something last came from it: nobody knows whether it has read them.
+    pub unheard: u32,
     /// How fast it may send.
     pub rate: RateLimiter,
     /// Frames half-way in.
@@ -188,6 +190,7 @@ impl<H> Default for Connection<H> {
             last_seen_ms: 0,
             messages_in: 0,
             messages_out: 0,
+            unheard: 0,
             rate: RateLimiter::default(),
             decoder: Decoder::default(),
             outbox: None,

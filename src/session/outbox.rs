@@ -22,12 +22,21 @@ const SEGMENT_BYTES_MAX: usize = 64 * 1024;
 const SPARE_MAX: usize = 1024;
 const SPARE_BUFFER_BYTES_MAX: usize = 4096;
 
+/// Bytes of one or more frames.
+#[derive(Debug)]
+struct Segment {
+    payload: Payload,
+    /// Frames in it whose loss would be one.
+    frames: u32,
+}
+
 /// The frames that wait for one connection.
 #[derive(Debug, Default)]
 pub struct Outbox {
-    segments: VecDeque<Payload>,
+    segments: VecDeque<Segment>,
     bytes: usize,
     in_flight_bytes: usize,
+    in_flight_frames: u32,
     /// Waiting bytes, the first ones, that must be sent whatever happens.
     kept_bytes: usize,
     /// When bytes last moved, milliseconds of the gateway's clock.
@@ -72,26 +81,40 @@ impl Outbox {
         self.bytes == 0
     }
 
-    /// Appends the bytes of a frame for this connection alone.
-    pub fn push(&mut self, frame: &[u8], spares: &mut Spares) {
-        self.bytes += frame.len();
+    /// Frames that wait or are in flight, of those that were pushed as such.
+    pub fn frames(&self) -> u32 {
+        let waiting = self.segments.iter().map(|segment| segment.frames);
+        waiting.fold(self.in_flight_frames, u32::saturating_add)
+    }
+
+    /// Appends bytes for this connection alone, which are so many frames that count.
+    pub fn push(&mut self, bytes: &[u8], frames: u32, spares: &mut Spares) {
+        self.bytes += bytes.len();
         match self.segments.back_mut() {
-            Some(Payload::Own(last)) if last.len() + frame.len() <= SEGMENT_BYTES_MAX => last.extend_from_slice(frame),
+            Some(Segment {
+                payload: Payload::Own(last),
+                frames: before,
+            }) if last.len() + bytes.len() <= SEGMENT_BYTES_MAX => {
+                last.extend_from_slice(bytes);
+                *before += frames;
+            }
             _ => {
                 let mut buffer = spares.buffer();
-                buffer.extend_from_slice(frame);
-                self.segments.push_back(Payload::Own(buffer));
+                buffer.extend_from_slice(bytes);
+                let payload = Payload::Own(buffer);
+                self.segments.push_back(Segment { payload, frames });
             }
         }
     }
 
-    /// Appends a frame that other connections get too.
-    pub fn push_shared(&mut self, frame: &Bytes, spares: &mut Spares) {
-        if frame.len() <= COPY_BYTES_MAX && !self.segments.is_empty() {
-            self.push(frame, spares);
+    /// Appends frames, so many of them, that other connections get too.
+    pub fn push_shared(&mut self, bytes: &Bytes, frames: u32, spares: &mut Spares) {
+        if bytes.len() <= COPY_BYTES_MAX && !self.segments.is_empty() {
+            self.push(bytes, frames, spares);
         } else {
-            self.bytes += frame.len();
-            self.segments.push_back(Payload::Shared(frame.clone()));
+            self.bytes += bytes.len();
+            let payload = Payload::Shared(bytes.clone());
+            self.segments.push_back(Segment { payload, frames });
         }
     }
 
@@ -100,10 +123,13 @@ impl Outbox {
         if self.in_flight() {
             return None;
         }
-        let mut first = self.segments.pop_front()?;
+        let Segment {
+            payload: mut first,
+            mut frames,
+        } = self.segments.pop_front()?;
         // A small shared frame and the small ones behind it go together.
         while let Some(next) = self.segments.front() {
-            let next_len = next.as_slice().len();
+            let next_len = next.payload.as_slice().len();
             if next_len > COPY_BYTES_MAX || first.as_slice().len() + next_len > SEGMENT_BYTES_MAX {
                 break;
             }
@@ -117,11 +143,13 @@ impl Outbox {
                 }
                 Payload::Shared(_) => break,
             };
-            buffer.extend_from_slice(next.as_slice());
+            buffer.extend_from_slice(next.payload.as_slice());
             if let Some(taken) = self.segments.pop_front() {
-                spares.recycle(taken);
+                frames += taken.frames;
+                spares.recycle(taken.payload);
             }
         }
+        self.in_flight_frames = frames;
         self.in_flight_bytes = first.as_slice().len();
         self.kept_bytes = self.kept_bytes.saturating_sub(self.in_flight_bytes);
         Some(first)
@@ -131,6 +159,7 @@ impl Outbox {
     pub fn sent(&mut self, payload: Payload, spares: &mut Spares) {
         self.bytes -= self.in_flight_bytes;
         self.in_flight_bytes = 0;
+        self.in_flight_frames = 0;
         spares.recycle(payload);
     }
 
@@ -139,27 +168,30 @@ impl Outbox {
         self.kept_bytes = self.bytes - self.in_flight_bytes;
     }
 
-    /// Drops everything that is not in flight or kept.
-    pub fn clear_waiting(&mut self, spares: &mut Spares) {
+    /// Drops everything that is not in flight or kept. Returns the frames that were in it; nothing that is kept is one.
+    pub fn clear_waiting(&mut self, spares: &mut Spares) -> u32 {
+        let mut dropped = 0u32;
         let mut kept = self.kept_bytes;
         // In place: the deque's memory serves the next frames.
         for _ in 0..self.segments.len() {
             let Some(mut segment) = self.segments.pop_front() else {
                 break;
             };
-            let len = segment.as_slice().len().min(kept);
+            dropped = dropped.saturating_add(std::mem::take(&mut segment.frames));
+            let len = segment.payload.as_slice().len().min(kept);
             kept -= len;
             if len == 0 {
-                spares.recycle(segment);
+                spares.recycle(segment.payload);
                 continue;
             }
-            match &mut segment {
+            match &mut segment.payload {
                 Payload::Own(buffer) => buffer.truncate(len),
                 Payload::Shared(bytes) => bytes.truncate(len),
             }
             self.segments.push_back(segment);
         }
         self.bytes = self.in_flight_bytes + self.kept_bytes;
+        dropped
     }
 }
 
@@ -188,6 +220,7 @@ impl Spares {
         outbox.in_flight_bytes = 0;
         outbox.moved_ms = 0;
         outbox.behind_since_ms = 0;
+        outbox.in_flight_frames = 0;
         if self.outboxes.len() < SPARE_MAX {
             self.outboxes.push(outbox);
         }
@@ -223,12 +256,12 @@ mod tests {
         ) {
             let mut spares = Spares::default();
             let mut outbox = Outbox::default();
-            let (mut pushed, mut sent) = (Vec::new(), Vec::new());
+            let (mut pushed, mut sent, mut ends) = (Vec::new(), Vec::new(), Vec::new());
             let mut in_flight: Option<Payload> = None;
             for (place, (what, size)) in steps.into_iter().enumerate() {
                 match what {
-                    0 => { let frame = vec![place as u8; size]; outbox.push(&frame, &mut spares); pushed.extend(frame); }
-                    1 => { let frame = Bytes::from(vec![place as u8; size]); outbox.push_shared(&frame, &mut spares); pushed.extend(frame); }
+                    0 => { let frame = vec![place as u8; size]; outbox.push(&frame, 1, &mut spares); pushed.extend(frame); ends.push(pushed.len()); }
+                    1 => { let frame = Bytes::from(vec![place as u8; size]); outbox.push_shared(&frame, 1, &mut spares); pushed.extend(frame); ends.push(pushed.len()); }
                     _ => match in_flight.take() {
                         Some(payload) => { sent.extend_from_slice(payload.as_slice()); outbox.sent(payload, &mut spares); }
                         None => in_flight = outbox.take(&mut spares),
@@ -236,6 +269,8 @@ mod tests {
                 }
                 prop_assert_eq!(outbox.bytes(), pushed.len() - sent.len());
                 prop_assert_eq!(outbox.in_flight(), in_flight.is_some());
+                let unsent = ends.iter().filter(|end| **end > sent.len()).count();
+                prop_assert_eq!(outbox.frames() as usize, unsent);
             }
             while let Some(payload) = in_flight.take().or_else(|| outbox.take(&mut spares)) {
                 sent.extend_from_slice(payload.as_slice());
@@ -252,15 +287,16 @@ mod tests {
         for in_flight in [false, true] {
             let mut outbox = Outbox::default();
             if in_flight {
-                outbox.push(b"before", &mut spares);
+                outbox.push(b"before", 1, &mut spares);
                 assert!(outbox.take(&mut spares).is_some());
             }
-            outbox.push(b"101", &mut spares);
+            outbox.push(b"101", 0, &mut spares);
             outbox.keep_waiting();
-            outbox.push(b"frame", &mut spares);
-            outbox.push_shared(&Bytes::from(vec![0; 2000]), &mut spares);
-            outbox.clear_waiting(&mut spares);
-            outbox.push(b"close", &mut spares);
+            outbox.push(b"frame", 1, &mut spares);
+            outbox.push_shared(&Bytes::from(vec![0; 2000]), 3, &mut spares);
+            assert_eq!(outbox.frames(), 4 + u32::from(in_flight));
+            assert_eq!(outbox.clear_waiting(&mut spares), 4);
+            outbox.push(b"close", 0, &mut spares);
             assert_eq!(outbox.bytes(), 8 + if in_flight { 6 } else { 0 });
             if in_flight {
                 outbox.sent(Payload::Own(b"before".to_vec()), &mut spares);
@@ -268,8 +304,9 @@ mod tests {
             let sent = outbox.take(&mut spares).unwrap();
             assert_eq!(sent.as_slice(), b"101close");
             outbox.sent(sent, &mut spares);
-            outbox.push(b"frame", &mut spares);
-            outbox.clear_waiting(&mut spares);
+            outbox.push(b"frame", 1, &mut spares);
+            assert_eq!(outbox.clear_waiting(&mut spares), 1);
+            assert_eq!(outbox.frames(), 0);
             assert!(outbox.is_empty(), "kept only until it was sent");
         }
     }
@@ -279,11 +316,11 @@ mod tests {
         let mut spares = Spares::default();
         let mut outbox = Outbox::default();
         let frame = Bytes::from_static(b"shared");
-        outbox.push_shared(&frame, &mut spares);
+        outbox.push_shared(&frame, 1, &mut spares);
         let payload = outbox.take(&mut spares).unwrap();
         assert!(matches!(&payload, Payload::Shared(bytes) if bytes.as_ptr() == frame.as_ptr()));
         for _ in 0..10 {
-            outbox.push_shared(&frame, &mut spares);
+            outbox.push_shared(&frame, 1, &mut spares);
         }
         outbox.sent(payload, &mut spares);
         assert_eq!(outbox.take(&mut spares).unwrap().as_slice().len(), 60);

@@ -165,7 +165,7 @@ impl Core {
             Entry::Counted => self.addresses.remote(slot).standing = Standing::Counted,
             Entry::Free => {}
             Entry::Refused => {
-                self.metrics().refused(ADDRESS_LIMIT);
+                self.count_refused(slot, ADDRESS_LIMIT);
                 return false;
             }
         }
@@ -232,7 +232,7 @@ impl Core {
                     return (!rest.is_empty()).then_some(rest);
                 }
                 Header::Garbage => {
-                    self.metrics().refused("malformed");
+                    self.count_refused(slot, "malformed");
                     self.close_now(slot);
                     return None;
                 }

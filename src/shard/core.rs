@@ -50,6 +50,8 @@ pub enum Command {
     Close(SocketKey),
     /// Close now, by a reset.
     Reset(SocketKey),
+    /// Tell [`Core::handle_unacknowledged`] what the peer has not acknowledged, and close now.
+    Abandon(SocketKey),
     /// Take the socket out of the engine and call [`Core::handle_detached`].
     Detach(SocketKey),
     /// Put the socket into the engine and call [`Core::handle_adopted`].
@@ -116,6 +118,7 @@ pub struct Core {
     pub(super) plain_http: super::requests::Requests,
     pub(super) notices: VecDeque<Notice>,
     pub(super) inquiries: super::admin::Inquiries,
+    pub(super) journal: super::journal::Journal,
     stopping: bool,
 }
 
@@ -163,6 +166,7 @@ impl Core {
             plain_http: Default::default(),
             notices: VecDeque::new(),
             inquiries: Default::default(),
+            journal: Default::default(),
             stopping: false,
         }
     }
@@ -228,6 +232,8 @@ impl Core {
         let conn = std::mem::take(&mut self.connections[slot as usize]);
         debug_assert!(conn.user.is_none(), "vacated with a user");
         if let Some(outbox) = conn.outbox {
+            // Nobody will send that any more.
+            self.count_lost(outbox.frames());
             self.spares.recycle_outbox(outbox);
         }
         let sockets = &self.metrics().sockets;
@@ -268,6 +274,7 @@ impl Core {
             return;
         };
         conn.last_seen_ms = now_ms;
+        conn.unheard = 0;
         conn.armed = false;
         // What a proxy says about its client comes before the client's first byte, TLS or not.
         let Some(bytes) = self.behind_proxy_header(key.slot, bytes) else {
@@ -352,7 +359,38 @@ impl Core {
             _ => self.count_broken_handshake(key.slot),
         }
         self.end(key.slot, Ending::Abrupt);
-        self.close_now(key.slot);
+        self.abandon(key.slot, broken);
+    }
+
+    /// Closes a connection whose peer has gone without a goodbye. What waits here is counted when the socket has closed; what the kernel
+    /// had taken is in doubt. `broken`: by a reset, say, after which nothing tells what of it was read.
+    pub(super) fn abandon(&mut self, slot: u32, broken: bool) {
+        let conn = &self.connections[slot as usize];
+        let has_said_goodbye = matches!(conn.stage, Stage::Closing { peer_closed: true });
+        if conn.unheard == 0 || has_said_goodbye {
+            return self.close_now(slot);
+        }
+        if broken {
+            self.count_doubtful(slot);
+            self.close_now(slot);
+        } else {
+            self.close_by(slot, Command::Abandon);
+        }
+    }
+
+    /// So many bytes of an abandoned connection has the kernel taken, and the peer not acknowledged.
+    pub fn handle_unacknowledged(&mut self, key: SocketKey, bytes: usize) {
+        if bytes > 0 && self.connection(key).is_some() {
+            self.count_doubtful(key.slot);
+        }
+    }
+
+    /// Counts as lost, beside what waits here, what was sent since the peer was last heard from.
+    fn count_doubtful(&mut self, slot: u32) {
+        let conn = self.conn(slot);
+        let waiting = conn.outbox.as_ref().map_or(0, |outbox| outbox.frames());
+        let doubtful = std::mem::take(&mut conn.unheard).saturating_sub(waiting);
+        self.count_lost(doubtful);
     }
 
     /// A send is complete.
@@ -462,8 +500,11 @@ impl Core {
             Stage::Verifying(verifying) => verifying.upgrade.is_none(),
             _ => true,
         };
-        let user = conn.user.take();
         let tally = conn.tally;
+        if accepted && tally.is_connection() {
+            self.tell_ended(slot, ending);
+        }
+        let user = self.conn(slot).user.take();
         if let Some(user) = user {
             // Before, as the name goes with the last connection.
             self.tell_presence(user, self.users.devices(user).len() - 1);
@@ -646,6 +687,7 @@ impl Core {
     /// `began_ns`: when the turn's work began, which is before the engine submitted what the turn before left.
     pub fn end_turn(&mut self, began_ns: u64, now_ns: u64) {
         self.settle_answers();
+        self.close_journal();
         self.count_deliveries(now_ns);
         let metrics = &self.view.shards[self.me.index()];
         metrics.loop_turn.record(now_ns.saturating_sub(began_ns), 1);

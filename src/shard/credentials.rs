@@ -199,7 +199,7 @@ impl Core {
     fn refuse_credential(&mut self, slot: u32) {
         if self.owes_upgrade(slot) {
             let refusal = head::Refusal::Credential;
-            self.metrics().refused(refusal.label());
+            self.count_refused(slot, refusal.label());
             let challenge = "WWW-Authenticate: Bearer\r\n";
             self.refuse_upgrade(slot, "401 Unauthorized", challenge, refusal.response().1);
         } else {
@@ -210,7 +210,7 @@ impl Core {
     /// The token could not be looked at in time, or shall not be: the client may come again with it.
     pub(super) fn give_up_verifying(&mut self, slot: u32, reason: NotAdmitted, close: CloseReason) {
         if self.owes_upgrade(slot) {
-            self.metrics().refused(reason.label());
+            self.count_refused(slot, reason.label());
             self.refuse_unavailable(slot, reason);
         } else {
             self.begin_close(slot, close);

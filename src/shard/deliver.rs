@@ -113,24 +113,31 @@ impl Core {
     pub(super) fn append(&mut self, slot: u32, frame: &[u8], kind: SentKind) -> bool {
         let mut limit = self.settings.limits.outbox_bytes;
         let conn = self.conn(slot);
+        let missed = u32::from(kind.is_missed());
         if conn.tally == Tally::Stranger {
             limit = limit.min(STRANGER_OUTBOX_BYTES_MAX);
         }
         if conn.has_no_room(frame.len(), limit) {
-            self.overflow(slot);
+            self.overflow(slot, 1);
             return false;
         }
         conn.messages_out = conn.messages_out.saturating_add(1);
-        self.append_unlimited(slot, frame);
+        conn.unheard = conn.unheard.saturating_add(missed);
+        self.push(slot, frame, missed);
         self.metrics().sent(kind);
         true
     }
 
-    /// Queues bytes that are bounded by something else.
+    /// Queues bytes that are bounded by something else, and that nobody misses.
     pub(super) fn append_unlimited(&mut self, slot: u32, bytes: &[u8]) {
+        self.push(slot, bytes, 0);
+    }
+
+    fn push(&mut self, slot: u32, bytes: &[u8], frames: u32) {
         let conn = &mut self.connections[slot as usize];
         let spares = &mut self.spares;
-        conn.outbox.get_or_insert_with(|| spares.outbox()).push(bytes, spares);
+        let outbox = conn.outbox.get_or_insert_with(|| spares.outbox());
+        outbox.push(bytes, frames, spares);
         self.mark_dirty(slot);
     }
 
@@ -143,37 +150,51 @@ impl Core {
         let limit = self.settings.limits.outbox_bytes;
         let conn = &mut self.connections[slot as usize];
         if conn.has_no_room(frame.len(), limit) {
-            self.overflow(slot);
+            self.overflow(slot, frames);
             return false;
         }
         conn.messages_out = conn.messages_out.saturating_add(frames);
+        conn.unheard = conn.unheard.saturating_add(frames);
         let spares = &mut self.spares;
         conn.outbox
             .get_or_insert_with(|| spares.outbox())
-            .push_shared(frame, spares);
+            .push_shared(frame, frames, spares);
         self.mark_dirty(slot);
         self.metrics().sent_many(kind, frames.into());
         true
     }
 
-    /// The outbox is full: what waits is dropped, so that the close frame is the next thing the peer reads.
-    fn overflow(&mut self, slot: u32) {
-        self.metrics().dropped(Drop::FrameSlowConsumer);
-        self.drop_waiting(slot);
+    /// The outbox is full: what waits is dropped, so that the close frame is the next thing the peer reads; and so are the frames
+    /// that found no room.
+    fn overflow(&mut self, slot: u32, frames: u32) {
+        let waited = self.drop_waiting(slot);
+        self.metrics()
+            .dropped_many(Drop::FrameSlowConsumer, u64::from(waited) + u64::from(frames));
         self.begin_close(slot, CloseReason::SlowConsumer);
     }
 
-    /// Drops what waits and need not arrive.
-    pub(super) fn drop_waiting(&mut self, slot: u32) {
+    /// Drops what waits and need not arrive. Returns how many frames that were; they are the caller's to count.
+    pub(super) fn drop_waiting(&mut self, slot: u32) -> u32 {
         let spares = &mut self.spares;
+        let mut frames = 0;
         if let Some(outbox) = self.connections[slot as usize].outbox.as_mut() {
-            outbox.clear_waiting(spares);
+            frames = outbox.clear_waiting(spares);
             // An outbox exists only while it holds bytes.
             if outbox.is_empty()
                 && let Some(outbox) = self.connections[slot as usize].outbox.take()
             {
                 self.spares.recycle_outbox(outbox);
             }
+        }
+        let conn = self.conn(slot);
+        conn.unheard = conn.unheard.saturating_sub(frames);
+        frames
+    }
+
+    /// Counts frames that were queued for a connection that is lost.
+    pub(super) fn count_lost(&mut self, frames: u32) {
+        if frames > 0 {
+            self.metrics().dropped_many(Drop::FrameConnectionLost, frames.into());
         }
     }
 

@@ -67,7 +67,7 @@ impl Core {
             Progress::Complete(_, Decision::Refuse(_) | Decision::Plain) => self.become_http(slot, head, None),
             Progress::Malformed if looks_like_tls(head) => {
                 self.hint("a TLS client connected to the plain port: it must use ws:// or http://, or set tls.cert and tls.key");
-                self.metrics().refused("malformed");
+                self.count_refused(slot, "malformed");
                 self.close_now(slot);
             }
             Progress::Malformed => self.refuse_head(slot, "400 Bad Request", "malformed"),
@@ -76,14 +76,14 @@ impl Core {
     }
 
     /// Answers a head that never became a request, and lets the answer arrive before the connection goes.
-    pub(super) fn refuse_head(&mut self, slot: u32, status_line: &str, label: &str) {
+    pub(super) fn refuse_head(&mut self, slot: u32, status_line: &str, label: &'static str) {
         let text = status_line.split_once(' ').map_or("", |(_, text)| text);
         self.refuse_head_saying(slot, status_line, text, label);
     }
 
     /// As [`Core::refuse_head`], in these words.
-    pub(super) fn refuse_head_saying(&mut self, slot: u32, status_line: &str, text: &str, label: &str) {
-        self.metrics().refused(label);
+    pub(super) fn refuse_head_saying(&mut self, slot: u32, status_line: &str, text: &str, label: &'static str) {
+        self.count_refused(slot, label);
         let mut response = std::mem::take(&mut self.scratch);
         response.clear();
         head::final_response(&mut response, status_line, "", text);
@@ -196,7 +196,7 @@ impl Core {
 
     /// All places of `limits.connections` are taken: a client that is owed its `101` gets 503, another one close 3013.
     pub(super) fn refuse_place(&mut self, slot: u32, owes_upgrade: bool) {
-        self.metrics().refused(NotAdmitted::ConnectionLimit.label());
+        self.count_refused(slot, NotAdmitted::ConnectionLimit.label());
         if owes_upgrade {
             self.refuse_unavailable(slot, NotAdmitted::ConnectionLimit);
         } else {
@@ -221,6 +221,7 @@ impl Core {
         self.metrics().users.set(self.users.len() as u64);
         let interval = self.settings.heartbeat.interval.as_millis() as u64;
         self.look_again(slot, self.now.mono_ms() + interval);
+        self.tell_connected(slot);
         self.say_welcome(slot);
         if limit > 0 {
             self.limit_devices(index, limit);
@@ -302,7 +303,7 @@ impl Core {
         match (refused, upgrade) {
             (Some(reason), Some(_)) => {
                 if reason == NotAdmitted::Draining {
-                    self.metrics().refused(reason.label());
+                    self.count_refused(slot, reason.label());
                 }
                 self.refuse_unavailable(slot, reason);
             }

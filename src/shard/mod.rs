@@ -13,6 +13,7 @@ mod deliver;
 mod devices;
 mod frames;
 mod handshake;
+mod journal;
 mod overload;
 mod pending;
 mod remote;

@@ -152,7 +152,7 @@ impl Core {
         let Some(slot) = oldest else {
             return false;
         };
-        self.metrics().refused(HANDSHAKE_LIMIT);
+        self.count_refused(slot, HANDSHAKE_LIMIT);
         // Who has no answer to a request yet loses nothing by a reset, and may be one of very many who would leave a
         // half-closed connection to the kernel each.
         let asked = !matches!(self.conn(slot).stage, Stage::Head(_));

@@ -83,6 +83,9 @@ impl Core {
     fn go_on_http(&mut self, slot: u32) {
         self.strangers.spend(ANSWER_US);
         self.drive_http(slot, HttpConn::go_on);
+        if let Some(reason) = self.http.refused.take() {
+            self.tell_refused(slot, reason);
+        }
         if matches!(&self.conn(slot).stage, Stage::Http(http) if http.has_ended()) {
             self.end_http(slot);
         }

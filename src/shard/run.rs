@@ -331,6 +331,11 @@ impl<E: Engine> Shard<E> {
             Command::Finish(key) => self.engine.finish(key),
             Command::Close(key) => self.engine.close(key),
             Command::Reset(key) => self.engine.reset(key),
+            Command::Abandon(key) => {
+                let bytes = self.engine.unacknowledged(key).unwrap_or(0);
+                self.core.handle_unacknowledged(key, bytes);
+                self.engine.close(key);
+            }
             Command::Detach(key) => {
                 if let Some(socket) = self.engine.detach(key) {
                     self.core.handle_detached(key, socket);

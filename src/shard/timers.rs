@@ -74,7 +74,7 @@ impl Core {
             }
             Stage::Http(_) | Stage::Leaving(_) | Stage::Closing { .. } | Stage::Lingering { .. } => {
                 self.end(slot, Ending::Abrupt);
-                self.close_now(slot);
+                self.abandon(slot, false);
             }
             Stage::Authenticating => self.begin_close(slot, CloseReason::NoCredential),
             Stage::Verifying(_) => {

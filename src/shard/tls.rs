@@ -138,16 +138,15 @@ impl Core {
     /// The peer's TLS is no good, or none. It hears why by the alert that is queued.
     fn tls_failed(&mut self, slot: u32, handshaking: bool, error: &TlsError) {
         if handshaking {
-            self.metrics().refused("tls");
-            log::debug!("a TLS handshake failed: {error}");
-        } else {
-            log::debug!("a TLS connection broke: {error}");
+            self.count_refused(slot, "tls");
         }
+        self.tell_tls(slot, handshaking, error);
         if matches!(self.conn(slot).stage, Stage::Closed) {
             return;
         }
         self.end(slot, Ending::Abrupt);
-        self.drop_waiting(slot);
+        let lost = self.drop_waiting(slot);
+        self.count_lost(lost);
         self.linger(slot);
     }
 
@@ -165,10 +164,10 @@ impl Core {
 
     /// A handshake that ends before it is finished was refused, whoever is to blame. Who never said a word only looked
     /// whether the port is open.
-    pub(super) fn count_broken_handshake(&self, slot: u32) {
+    pub(super) fn count_broken_handshake(&mut self, slot: u32) {
         let tls = &self.connections[slot as usize].tls;
         if tls.as_ref().is_some_and(|tls| tls.has_begun() && tls.is_handshaking()) {
-            self.metrics().refused("tls");
+            self.count_refused(slot, "tls");
         }
     }
 

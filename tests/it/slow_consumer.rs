@@ -4,11 +4,12 @@
 
 use crate::common;
 
-use common::client::{CLOSE, Client};
+use common::client::{CLOSE, Client, PING, PONG};
 use common::{Gateway, eventually};
 
 on_both_engines! {
     is_closed_with_3008, others_do_not_notice, memory_is_bounded_and_given_back, one_device_of_two, one_that_reads_again_in_time,
+    what_was_not_read_is_counted, what_was_read_is_not_counted,
     a_client_that_pipelines_http_and_does_not_read, many_who_ask_for_numbers_and_do_not_read,
     one_large_message_for_a_client_that_keeps_up,
 }
@@ -84,6 +85,56 @@ fn is_closed_with_3008(engine: &str) {
     }
     alice.close();
     gateway.wait_until_empty();
+}
+
+fn lost(gateway: &Gateway) -> f64 {
+    gateway.metric(
+        "shardgate_dropped_total",
+        &["kind=\"frame\"", "reason=\"connectionLost\""],
+    )
+}
+
+/// Each was `delivered`, and nobody read them: whether they wait in the client's host or in ours.
+fn what_was_not_read_is_counted(engine: &str) {
+    let gateway = start(engine);
+    let mut alice = gateway.connect("alice");
+    let bob = gateway.connect("bob");
+    for n in 0..50 {
+        alice.send_message_expecting("bob", &n.to_string(), "delivered");
+    }
+    bob.reset();
+    eventually("all fifty are counted", || lost(&gateway) == 50.0);
+    // More than the kernel takes: some wait in the gateway.
+    let carol = slow(&gateway, "carol");
+    let content = format!("\"{}\"", "x".repeat(60_000));
+    for _ in 0..15 {
+        alice.send_message_expecting("carol", &content, "delivered");
+    }
+    carol.reset();
+    eventually("each of these, too", || lost(&gateway) == 65.0);
+    alice.close();
+    gateway.wait_until_empty();
+}
+
+/// Who has read everything, or says goodbye, has lost nothing.
+fn what_was_read_is_not_counted(engine: &str) {
+    let gateway = start(engine);
+    let mut alice = gateway.connect("alice");
+    for how in [Client::reset, Client::close, drop::<Client>] {
+        let mut bob = gateway.connect("bob");
+        for n in 0..10 {
+            alice.send_message_expecting("bob", &n.to_string(), "delivered");
+            assert_eq!(bob.recv_json()["content"], n);
+        }
+        // A sign of life behind all that it has read.
+        bob.send_frame(0x80 | PING, b"");
+        assert_eq!(bob.recv_frame().opcode, PONG);
+        how(bob);
+        eventually("bob is gone", || gateway.stats()["connections"] == 1);
+    }
+    alice.close();
+    gateway.wait_until_empty();
+    assert_eq!(lost(&gateway), 0.0);
 }
 
 fn others_do_not_notice(engine: &str) {

@@ -67,7 +67,10 @@ fn is_closed_with_3008_and_others_get_everything(engine: &str) {
         "shardgate_dropped_total",
         &["kind=\"frame\"", "reason=\"slow_consumer\""],
     );
-    assert_eq!(dropped, 3.0);
+    assert!(
+        dropped >= 3.0,
+        "the frame that did not fit and what waited, of each of three: {dropped}"
+    );
     for slow in &mut slow {
         let frames = slow.expect_close_after_frames(3008);
         assert!(frames.len() < published, "{} of {published}", frames.len());

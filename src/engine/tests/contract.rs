@@ -324,6 +324,10 @@ fn sends_to_a_slow_peer<E: Engine>() {
     let status = bed.engine.send(key, Payload::Shared(bytes.clone()));
     assert!(matches!(status, SendStatus::InFlight));
     bed.nothing();
+    assert!(
+        bed.engine.unacknowledged(key) > 0,
+        "the kernel has more than the peer takes"
+    );
     std::thread::scope(|scope| {
         scope.spawn(|| {
             let mut got = vec![0; bytes.len()];

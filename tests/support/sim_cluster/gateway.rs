@@ -342,6 +342,10 @@ impl Gateway {
                         Command::ReceiveStream(key) => engine.receive_stream(key),
                         Command::Finish(key) => engine.finish(key, wires),
                         Command::Close(key) | Command::Reset(key) => engine.close(key),
+                        Command::Abandon(key) => {
+                            core.handle_unacknowledged(key, 1);
+                            engine.close(key);
+                        }
                         Command::Detach(key) => {
                             if let Some(socket) = engine.detach(key) {
                                 core.handle_detached(key, socket);
