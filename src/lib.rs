@@ -13,6 +13,7 @@
 //! | [`admin`] | pure: the admin API as data |
 //! | [`session`] | pure: one connection's life |
 //! | [`router`] | pure: who is where |
+//! | [`logging`] | the log, which nobody waits for |
 //! | [`metrics`] | names, and one table of counters per shard |
 //! | [`settings`] | what shards go by |
 //! | [`view`] | what every thread may read |
@@ -37,6 +38,7 @@ pub mod http;
 pub mod ids;
 pub mod jws;
 pub mod lanes;
+pub mod logging;
 pub mod metrics;
 pub mod payload;
 pub mod protocol;

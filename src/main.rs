@@ -2,6 +2,8 @@
 
 #[path = "main/print.rs"]
 mod print;
+#[path = "main/systemd.rs"]
+mod systemd;
 #[path = "main/token.rs"]
 mod token;
 
@@ -10,8 +12,10 @@ use std::fmt::Display;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use sd_notify::NotifyState;
 use shardgate::config::{self, Config, ConfigError, Listen, Outcome};
 use shardgate::control::{Exit, Gateway, Handle, log_reload};
+use shardgate::logging;
 use shardgate::runtime::{StartError, limit_remedy, preflight};
 use shardgate::tls::Certificates;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -20,6 +24,11 @@ use signal_hook::iterator::Signals;
 /// Whoever signals a process and its group, or presses Ctrl-C in a terminal whose shell passes it on, means one order and sends two
 /// signals.
 const SECOND_SIGNAL_AFTER: Duration = Duration::from_secs(1);
+
+/// How long the last lines of the log may take.
+const LAST_WORDS_MAX: Duration = Duration::from_secs(1);
+/// How long systemd may take to hear that we are ready. Nothing waits for that but the end of the gateway.
+const READY_TOLD_MAX: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().skip(1).collect();
@@ -46,13 +55,19 @@ fn refuse(error: &dyn Display) -> ExitCode {
 }
 
 fn run(config: Config, args: &[OsString], env: &[(OsString, OsString)]) -> ExitCode {
+    if let Err(error) = logging::start(config.log_format) {
+        print::complain("shardgate", &format_args!("cannot write the log: {error}"));
+        return ExitCode::FAILURE;
+    }
     // The level is the `log` crate's own, so that it can change while running.
-    env_logger::Builder::new()
-        .filter_level(log::LevelFilter::Trace)
-        .format_timestamp_millis()
-        .init();
     log::set_max_level(config.log_level);
-    // Before any thread exists, so that no signal is missed.
+    let code = serve(config, args, env);
+    logging::flush(LAST_WORDS_MAX);
+    code
+}
+
+fn serve(config: Config, args: &[OsString], env: &[(OsString, OsString)]) -> ExitCode {
+    // Before anything is waited for, so that no signal is missed.
     let mut signals = match Signals::new([SIGTERM, SIGINT, SIGHUP]) {
         Ok(signals) => signals,
         Err(error) => return fail(&format!("cannot handle signals: {error}")),
@@ -83,6 +98,7 @@ fn run(config: Config, args: &[OsString], env: &[(OsString, OsString)]) -> ExitC
                 }
                 Some(_) => {
                     log::warn!("second signal: ending at once");
+                    logging::flush(LAST_WORDS_MAX);
                     std::process::exit(1);
                 }
             }
@@ -103,9 +119,7 @@ fn run(config: Config, args: &[OsString], env: &[(OsString, OsString)]) -> ExitC
             let _ = told.send(handle);
         },
         // Whoever wished it: systemd shall not call a gateway active that lets nobody in any more.
-        || {
-            let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
-        },
+        || systemd::tell(&NotifyState::Stopping, Duration::ZERO),
     );
     let gateway = match gateway {
         Ok(gateway) => gateway,
@@ -128,9 +142,7 @@ fn run(config: Config, args: &[OsString], env: &[(OsString, OsString)]) -> ExitC
         }
     }
     log::info!("Ready");
-    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
-        log::warn!("cannot tell systemd: {error}");
-    }
+    systemd::tell(&NotifyState::Ready, READY_TOLD_MAX);
     let exit = gateway.wait();
     signals_handle.close();
     let _ = watcher.join();
@@ -144,6 +156,6 @@ fn run(config: Config, args: &[OsString], env: &[(OsString, OsString)]) -> ExitC
 }
 
 fn fail(cause: &str) -> ExitCode {
-    print::complain("shardgate", &cause);
+    logging::say_last(cause);
     ExitCode::FAILURE
 }

@@ -14,6 +14,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("payload", &[]),
     ("jws", &[]),
     ("config", &["address", "jws"]),
+    ("logging", &["config"]),
     ("auth", &["config", "ids", "jws"]),
     ("protocol", &["address", "auth", "ids", "jws"]),
     ("router", &["ids"]),
@@ -35,7 +36,10 @@ const ROOMS: &[(&str, &[&str])] = &[
         &["engine", "ids", "lanes", "metrics", "protocol", "router", "view"],
     ),
     ("broker", &["cluster", "config", "metrics"]),
-    ("http", &["admin", "ids", "metrics", "protocol", "settings", "view"]),
+    (
+        "http",
+        &["admin", "ids", "logging", "metrics", "protocol", "settings", "view"],
+    ),
     (
         "shard",
         &[

@@ -14,7 +14,7 @@ use super::sources::Settings;
 use super::value::Value;
 use super::{
     AdminConfig, AuthConfig, ChannelsConfig, Config, CredentialSource, DrainConfig, EngineChoice, Heartbeat, Limits,
-    Listen, Placement, RedisConfig, RedisServers, RedisTarget, Secret, TlsFiles,
+    Listen, LogFormat, Placement, RedisConfig, RedisServers, RedisTarget, Secret, TlsFiles,
 };
 use crate::jws::{Algorithm, Key};
 
@@ -77,6 +77,7 @@ impl Settings {
             control_cpu: self.get("control_cpu"),
             listen_backlog: self.get("listen_backlog"),
             log_level: self.get("log_level"),
+            log_format: self.get("log.format"),
             origins: self.get("origins"),
             proxies: self.get("proxies"),
             limits: Limits {
@@ -365,6 +366,7 @@ pub(super) fn restart_keys(old: &Config, new: &Config) -> Vec<&'static str> {
         control_cpu,
         listen_backlog,
         log_level: _,
+        log_format,
         origins: _,
         proxies: _,
         limits: _,
@@ -418,6 +420,7 @@ pub(super) fn restart_keys(old: &Config, new: &Config) -> Vec<&'static str> {
         ("cpus", *cpus != new.cpus),
         ("control_cpu", *control_cpu != new.control_cpu),
         ("listen_backlog", *listen_backlog != new.listen_backlog),
+        ("log.format", *log_format != new.log_format),
         ("heartbeat.interval", *interval != new.heartbeat.interval),
         ("heartbeat.timeout", *timeout != new.heartbeat.timeout),
         ("auth.timeout", *auth_timeout != new.auth_timeout),
@@ -495,6 +498,16 @@ from_value! {
     RedisTarget: Value::Text(text) => RedisTarget::parse(text).ok();
     Listen: Value::Text(text) => Listen::parse(text);
     LevelFilter: Value::Text(text) => text.parse().ok();
+}
+
+impl FromValue for LogFormat {
+    fn from_value(value: &Value) -> Option<Self> {
+        match value {
+            Value::Text(text) if text == "text" => Some(LogFormat::Text),
+            Value::Text(text) if text == "json" => Some(LogFormat::Json),
+            _ => None,
+        }
+    }
 }
 
 impl FromValue for EngineChoice {

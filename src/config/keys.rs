@@ -194,6 +194,8 @@ pub(super) static KEYS: &[Key] = &[
 
     row(LOG, "log_level", Kind::Choice(&["off", "error", "warn", "info", "debug", "trace"]), Value("info"), LIVE,
         "How much is logged"),
+    row(LOG, "log.format", Kind::Choice(&["text", "json"]), Value("text"), RESTART,
+        "Form of the lines on stderr; json is one object a line with time, level, target, message and fields"),
 
     row(LIMITS, "limits.connections", number(1, 100_000_000, "connections"), Unset("what nofile permits, less a reserve"), LIVE,
         "Connections of known users on this gateway; over it /ws answers 503, and a client that shows itself later is closed with 3013"),

@@ -219,6 +219,8 @@ pub struct Config {
     pub listen_backlog: u32,
     /// Log level: `off`, `error`, `warn`, `info`, `debug`, `trace`.
     pub log_level: log::LevelFilter,
+    /// Form of the log's lines.
+    pub log_format: LogFormat,
     /// Allowed `Origin` values, good for [`OriginPolicy::parse`]; empty: same origin only.
     pub origins: Vec<String>,
     /// Addresses and networks of proxies, good for [`Networks::parse`](crate::address::networks::Networks::parse).
@@ -375,6 +377,15 @@ pub struct RedisConfig {
     pub start_timeout: Duration,
     /// Prefix of every key and channel.
     pub prefix: String,
+}
+
+/// Form of the log's lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
 }
 
 /// How a gateway ends.

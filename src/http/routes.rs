@@ -74,11 +74,13 @@ pub(super) fn answer(context: &HttpContext, refused: Option<NotAdmitted>, reques
             Ok(()) => Outcome::Upgrade(upgrade),
             Err(reason) => {
                 metrics.refused(reason.label());
+                context.refused.set(Some(reason.label()));
                 Outcome::Answer(unavailable(context, reason))
             }
         },
         Decision::Refuse(refusal) => {
             metrics.refused(refusal.label());
+            context.refused.set(Some(refusal.label()));
             let (status, body) = refusal.response();
             let mut answer = text(status, body);
             match status {
@@ -438,6 +440,12 @@ async fn metrics(view: &View, exposition: &mut Exposition) {
         "gauge",
         "1 from the beginning of a drain.",
         draining,
+    );
+    exposition.single(
+        "shardgate_log_lines_dropped_total",
+        "counter",
+        "Lines of the log that nobody read in time, or that could not be written.",
+        crate::logging::lines_dropped(),
     );
     exposition.single(
         "shardgate_uptime_seconds",

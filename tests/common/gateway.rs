@@ -192,6 +192,23 @@ impl Gateway {
         Gateway::try_spawn(command).unwrap_or_else(|ended| panic!("did not start with {args:?}: {ended:#?}"))
     }
 
+    /// Starts a gateway that listens at this address, whose log goes elsewhere: only its answers tell that it is there.
+    #[track_caller]
+    pub fn spawn_unheard(mut command: Command, stderr: Stdio, addr: SocketAddr) -> Gateway {
+        let child = command.stdout(Stdio::null()).stderr(stderr).spawn().unwrap();
+        let gateway = Gateway {
+            child,
+            addr,
+            id: String::new(),
+            log: Arc::default(),
+            log_reader: None,
+            reaped: false,
+            tls: None,
+        };
+        eventually("it listens", || std::net::TcpStream::connect(addr).is_ok());
+        gateway
+    }
+
     /// Starts any command that becomes a gateway.
     pub fn try_spawn(mut command: Command) -> Result<Gateway, Ended> {
         let mut child = command.stdout(Stdio::null()).spawn().unwrap();

@@ -41,6 +41,7 @@ mod limits;
 mod load_gateways;
 mod load_scenarios;
 mod load_selftest;
+mod logging;
 mod messages;
 mod multi_device;
 mod order;
