@@ -226,7 +226,7 @@ pub struct SentInfo {
     pub recipients: Option<u64>,
 }
 
-/// What became of connections that were to be closed.
+/// What became of connections that were to be closed, or of subscriptions that were to end.
 #[derive(Debug, Serialize)]
 pub struct ClosedInfo {
     /// Of this gateway.

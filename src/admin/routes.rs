@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::{Answer, Refusal, Request};
 use crate::ids::{is_valid_channel, is_valid_user_id};
+use crate::protocol::close::CloseReason;
 
 /// Connections on a page, if the request does not say.
 const PAGE: usize = 100;
@@ -20,6 +21,7 @@ const CONNECTIONS: &str = "/admin/connections";
 const CONNECTION: &str = "/admin/connections/{connId}";
 const USER: &str = "/admin/users/{userId}";
 const USER_CONNECTIONS: &str = "/admin/users/{userId}/connections";
+const USER_CHANNEL: &str = "/admin/users/{userId}/channels/{channel}";
 const MESSAGES: &str = "/admin/messages";
 const PUBLISH: &str = "/admin/publish";
 const BROADCAST: &str = "/admin/broadcast";
@@ -33,6 +35,7 @@ pub const ROUTES: &[(&str, &[&str])] = &[
     (CONNECTION, &["GET", "DELETE"]),
     (USER, &["GET"]),
     (USER_CONNECTIONS, &["DELETE"]),
+    (USER_CHANNEL, &["DELETE"]),
     (MESSAGES, &["POST"]),
     (PUBLISH, &["POST"]),
     (BROADCAST, &["POST"]),
@@ -56,11 +59,18 @@ pub enum Action<'a> {
     /// Shows one connection.
     ShowConnection(Uuid),
     /// Closes one.
-    CloseConnection(Uuid),
+    CloseConnection(Uuid, CloseReason),
     /// Shows where a user is.
     ShowUser(String),
     /// Closes all connections of a user.
-    CloseUser(String),
+    CloseUser(String, CloseReason),
+    /// Ends the subscriptions of a user to a channel.
+    EndSubscription {
+        /// The user.
+        user: String,
+        /// The channel.
+        channel: String,
+    },
     /// Sends a message as the system.
     Send {
         /// The receiver.
@@ -89,8 +99,13 @@ impl Action<'_> {
     pub fn change(&self) -> Option<String> {
         match self {
             Action::Document | Action::ListConnections { .. } | Action::ShowConnection(_) | Action::ShowUser(_) => None,
-            Action::CloseConnection(id) => Some(format!("close connection {id}")),
-            Action::CloseUser(user) => Some(format!("close all connections of {user:?}")),
+            Action::CloseConnection(id, reason) => Some(format!("close connection {id} with {}", reason.code())),
+            Action::CloseUser(user, reason) => {
+                Some(format!("close all connections of {user:?} with {}", reason.code()))
+            }
+            Action::EndSubscription { user, channel } => {
+                Some(format!("end the subscriptions of {user:?} to {channel:?}"))
+            }
             Action::Send { to, .. } => Some(format!("send to {to:?}")),
             Action::Publish { channel, .. } => Some(format!("publish on {channel:?}")),
             Action::Broadcast { .. } => Some("broadcast".into()),
@@ -142,7 +157,7 @@ impl FromStr for Cursor {
 /// # Errors
 /// The answer that refuses it.
 pub fn read(request: &Request) -> Result<Action<'_>, Answer> {
-    let Some((route, methods, named)) = find(&request.path) else {
+    let Some((route, methods, [named, second])) = find(&request.path) else {
         return Err(Answer::refuse(Refusal::NotFound, "there is no such path"));
     };
     let method = match &*request.method {
@@ -158,12 +173,16 @@ pub fn read(request: &Request) -> Result<Action<'_>, Answer> {
         (CONNECTION, method) => {
             let id = read_conn_id(named)?;
             Ok(match method {
-                "DELETE" => Action::CloseConnection(id),
+                "DELETE" => Action::CloseConnection(id, read_code(&request.query)?),
                 _ => Action::ShowConnection(id),
             })
         }
         (USER, _) => read_user(named).map(Action::ShowUser),
-        (USER_CONNECTIONS, _) => read_user(named).map(Action::CloseUser),
+        (USER_CONNECTIONS, _) => Ok(Action::CloseUser(read_user(named)?, read_code(&request.query)?)),
+        (USER_CHANNEL, _) => Ok(Action::EndSubscription {
+            user: read_user(named)?,
+            channel: check_channel(read_segment(second)?)?,
+        }),
         (MESSAGES, _) => read_message(&request.body),
         (PUBLISH, _) => read_publication(&request.body),
         (BROADCAST, _) => {
@@ -175,15 +194,16 @@ pub fn read(request: &Request) -> Result<Action<'_>, Answer> {
     }
 }
 
-/// The route of a path, its methods, and what stands where it has a name in braces.
-fn find(path: &str) -> Option<(&'static str, &'static [&'static str], &str)> {
+/// The route of a path, its methods, and what stands where it has names in braces.
+fn find(path: &str) -> Option<(&'static str, &'static [&'static str], [&str; 2])> {
     ROUTES.iter().find_map(|(route, methods)| {
-        let mut named = "";
+        let (mut named, mut names) = ([""; 2], 0);
         let mut segments = path.split('/');
         for expected in route.split('/') {
             let segment = segments.next()?;
             if expected.starts_with('{') {
-                named = segment;
+                *named.get_mut(names)? = segment;
+                names += 1;
             } else if segment != expected {
                 return None;
             }
@@ -210,7 +230,7 @@ fn bad(message: impl Into<String>) -> Answer {
 }
 
 fn read_conn_id(segment: &str) -> Result<Uuid, Answer> {
-    let text = decode(segment, false).ok_or_else(|| bad("the path is not percent-encoded UTF-8"))?;
+    let text = read_segment(segment)?;
     // What is no id at all names no connection either.
     let hyphenated = Some(&text).filter(|text| text.len() == 36);
     let id = hyphenated.and_then(|text| Uuid::try_parse(text).ok());
@@ -222,9 +242,36 @@ pub fn no_such_connection() -> Answer {
     Answer::refuse(Refusal::NotFound, "this gateway has no such connection")
 }
 
+fn read_segment(segment: &str) -> Result<String, Answer> {
+    decode(segment, false).ok_or_else(|| bad("the path is not percent-encoded UTF-8"))
+}
+
 fn read_user(segment: &str) -> Result<String, Answer> {
-    let user = decode(segment, false).ok_or_else(|| bad("the path is not percent-encoded UTF-8"))?;
-    check_user(user)
+    check_user(read_segment(segment)?)
+}
+
+fn check_channel(channel: String) -> Result<String, Answer> {
+    if is_valid_channel(&channel) {
+        Ok(channel)
+    } else {
+        Err(bad(
+            "the name of a channel is 1 to 255 bytes of UTF-8 without control characters",
+        ))
+    }
+}
+
+/// The close code of `?code=`, else 3503.
+fn read_code(query: &str) -> Result<CloseReason, Answer> {
+    let [code] = read_query(query, ["code"])?;
+    let Some(code) = code else {
+        return Ok(CloseReason::Administrator);
+    };
+    // No other spelling of the same number.
+    let digits = code.len() == 4 && code.bytes().all(|byte| byte.is_ascii_digit());
+    let reason = code.parse().ok().filter(|_| digits).and_then(CloseReason::by_order);
+    reason.ok_or_else(|| {
+        bad("code is a close code from 3000 to 4999: 3011 asks the client to come back, 3503 tells it not to")
+    })
 }
 
 fn check_user(user: String) -> Result<String, Answer> {
@@ -235,23 +282,25 @@ fn check_user(user: String) -> Result<String, Answer> {
     }
 }
 
-fn read_list<'a>(query: &str) -> Result<Action<'a>, Answer> {
-    let (mut user, mut cursor, mut limit) = (None, None, None);
+/// The values of these names in a query; others are ignored, and an empty value is as good as none.
+fn read_query<const N: usize>(query: &str, names: [&str; N]) -> Result<[Option<String>; N], Answer> {
+    let mut values = [const { None }; N];
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         let decoded = decode(name, true).zip(decode(value, true));
         let (name, value) = decoded.ok_or_else(|| bad("the query is not percent-encoded UTF-8"))?;
-        let place = match &*name {
-            "user" => &mut user,
-            "cursor" => &mut cursor,
-            "limit" => &mut limit,
-            _ => continue,
+        let Some(place) = names.iter().position(|known| *known == name) else {
+            continue;
         };
-        // An empty value is as good as none.
-        if !value.is_empty() && place.replace(value).is_some() {
+        if !value.is_empty() && values[place].replace(value).is_some() {
             return Err(bad(format!("{name} is given twice")));
         }
     }
+    Ok(values)
+}
+
+fn read_list<'a>(query: &str) -> Result<Action<'a>, Answer> {
+    let [user, cursor, limit] = read_query(query, ["user", "cursor", "limit"])?;
     let limit = limit.map_or(Some(PAGE), |limit| {
         limit.parse().ok().filter(|limit| (1..=PAGE_MAX).contains(limit))
     });
@@ -309,12 +358,7 @@ fn read_message(body: &[u8]) -> Result<Action<'_>, Answer> {
 fn read_publication(body: &[u8]) -> Result<Action<'_>, Answer> {
     let body = read_body(body)?;
     let content = body.content()?;
-    let channel = body.channel.ok_or_else(|| bad("channel is missing"))?;
-    if !is_valid_channel(&channel) {
-        return Err(bad(
-            "the name of a channel is 1 to 255 bytes of UTF-8 without control characters",
-        ));
-    }
+    let channel = check_channel(body.channel.ok_or_else(|| bad("channel is missing"))?)?;
     Ok(Action::Publish { channel, content })
 }
 
@@ -372,7 +416,13 @@ mod tests {
                 "DELETE",
                 &*format!("/admin/connections/{ID}"),
                 "",
-                Action::CloseConnection(id),
+                Action::CloseConnection(id, CloseReason::Administrator),
+            ),
+            (
+                "DELETE",
+                &*format!("/admin/connections/{ID}?code=3011&x=1"),
+                "",
+                Action::CloseConnection(id, CloseReason::Reconnect),
             ),
             (
                 "HEAD",
@@ -390,7 +440,22 @@ mod tests {
                 "DELETE",
                 "/admin/users/bob/connections",
                 "",
-                Action::CloseUser("bob".into()),
+                Action::CloseUser("bob".into(), CloseReason::Administrator),
+            ),
+            (
+                "DELETE",
+                "/admin/users/bob/connections?code=4000",
+                "",
+                Action::CloseUser("bob".into(), CloseReason::Ordered(4000)),
+            ),
+            (
+                "DELETE",
+                "/admin/users/a%2Fb/channels/room%2F1",
+                "",
+                Action::EndSubscription {
+                    user: "a/b".into(),
+                    channel: "room/1".into(),
+                },
             ),
             (
                 "POST",
@@ -456,6 +521,35 @@ mod tests {
                 (400, "badRequest".into()),
                 "{query}"
             );
+        }
+    }
+
+    #[test]
+    fn codes_are_those_of_applications() {
+        for path in [
+            format!("/admin/connections/{ID}"),
+            "/admin/users/bob/connections".into(),
+        ] {
+            assert!(read(&request("DELETE", &format!("{path}?code="), "")).is_ok());
+            for code in [
+                "1000",
+                "2999",
+                "5000",
+                "x",
+                "03011",
+                "+3011",
+                "-1",
+                "3011.0",
+                "99999",
+                "3011&code=3011",
+            ] {
+                let target = format!("{path}?code={code}");
+                assert_eq!(refused("DELETE", &target, ""), (400, "badRequest".into()), "{target}");
+            }
+        }
+        for channel in ["", "%0a", "%ff", &"x".repeat(256)] {
+            let target = format!("/admin/users/bob/channels/{channel}");
+            assert_eq!(refused("DELETE", &target, "").0, 400, "{target}");
         }
     }
 

@@ -156,9 +156,14 @@ impl Cluster {
                 self.instructions.push_back(Instruction::Broadcast(frame));
             }
             (PacketItem::CloseUser { user, code }, _) => {
-                let reason = CloseReason::by_code(code).unwrap_or(CloseReason::Administrator);
+                let reason = CloseReason::by_order(code).unwrap_or(CloseReason::Administrator);
                 let user = user.into();
                 self.instructions.push_back(Instruction::CloseUser { user, reason });
+            }
+            (PacketItem::EndSubscription { user, channel }, _) => {
+                let (user, channel) = (user.into(), channel.into());
+                self.instructions
+                    .push_back(Instruction::EndSubscription { user, channel });
             }
             (PacketItem::Probe { nonce }, None) => {
                 if let Some(took_ns) = self.probe.handle_back(nonce, self.now) {

@@ -13,7 +13,11 @@
 //!   6 look:        (nothing) the directory has changed
 //!   7 challenge:   (nothing) somebody wants this id: renew the lease if you live
 //!   8 publication: channel length u8 | channel | frame length u32 | frame
+//!   9 end subscription: user length u8 | user | channel length u8 | channel
 //! ```
+//!
+//! Who meets a kind that it does not know drops the rest of the packet. A kind that older gateways lack, which is 9, goes in a
+//! packet of its own.
 //!
 //! A message's place is its number among the messages of its packet, from 0. Sequence numbers rise by one per packet from
 //! one gateway to another, and from one gateway in one partition; packets to all have 0.
@@ -37,6 +41,7 @@ const PROBE: u8 = 5;
 const LOOK: u8 = 6;
 const CHALLENGE: u8 = 7;
 const PUBLICATION: u8 = 8;
+const END_SUBSCRIPTION: u8 = 9;
 
 /// Their lengths are one byte.
 const _: () = assert!(USER_ID_BYTES_MAX < 256 && CHANNEL_BYTES_MAX < 256);
@@ -149,6 +154,15 @@ impl PacketBuilder {
         self.short_text(user);
     }
 
+    /// Adds the wish to end the subscriptions of a user to a channel. Not to a packet that holds something else.
+    pub fn end_subscription(&mut self, origin: Origin<'_>, user: &str, channel: &str) {
+        debug_assert!(self.is_empty(), "older gateways drop what else is in the packet");
+        self.begin(origin);
+        self.bytes.push(END_SUBSCRIPTION);
+        self.short_text(user);
+        self.short_text(channel);
+    }
+
     /// Adds a probe.
     pub fn probe(&mut self, origin: Origin<'_>, nonce: u64) {
         self.begin(origin);
@@ -207,6 +221,10 @@ pub enum PacketItem<'a> {
     CloseUser {
         user: &'a str,
         code: u16,
+    },
+    EndSubscription {
+        user: &'a str,
+        channel: &'a str,
     },
     Probe {
         nonce: u64,
@@ -343,6 +361,10 @@ impl<'a> Packet<'a> {
                 code: u16::from_le_bytes(rest.array()?),
                 user: rest.user()?,
             },
+            END_SUBSCRIPTION => PacketItem::EndSubscription {
+                user: rest.user()?,
+                channel: rest.channel()?,
+            },
             PROBE => PacketItem::Probe {
                 nonce: u64::from_le_bytes(rest.array()?),
             },
@@ -432,6 +454,22 @@ mod tests {
                 },
             ]
         );
+    }
+
+    #[test]
+    fn the_end_of_a_subscription() {
+        let mut packet = PacketBuilder::default();
+        packet.end_subscription(ME, "carol", "room");
+        let bytes = packet.close(0);
+        let head = 1 + 4 + 8 + 1 + ME.id.len();
+        assert_eq!(&bytes[head..], b"\x09\x05carol\x04room");
+        let mut packet = Packet::read(&bytes).unwrap();
+        let expected = PacketItem::EndSubscription {
+            user: "carol",
+            channel: "room",
+        };
+        assert_eq!(packet.next_item().unwrap(), Some(expected));
+        assert_eq!(packet.next_item().unwrap(), None);
     }
 
     #[test]

@@ -248,17 +248,29 @@ impl Cluster {
             packet.look(origin);
         }
         let orders = std::mem::take(&mut self.orders);
+        let (mut packets, mut count) = (Vec::new(), 0);
         for order in &orders {
             match order {
                 Instruction::Broadcast(frame) => packet.broadcast(origin, frame),
                 Instruction::CloseUser { user, reason } => packet.close_user(origin, user, reason.code()),
+                Instruction::EndSubscription { user, channel } => {
+                    // What came before it goes before it.
+                    packets.push((std::mem::take(&mut packet), std::mem::take(&mut count)));
+                    packet.end_subscription(origin, user, channel);
+                    packets.push((std::mem::take(&mut packet), 1));
+                    continue;
+                }
             }
+            count += 1;
         }
-        let op = Op::Publish {
-            channel: Channel::All,
-            payload: packet.close(0),
-        };
-        self.request(Purpose::Orders(orders.len() as u64), vec![op]);
+        packets.push((packet, count));
+        for (packet, orders) in packets.into_iter().filter(|(packet, _)| !packet.is_empty()) {
+            let op = Op::Publish {
+                channel: Channel::All,
+                payload: packet.close(0),
+            };
+            self.request(Purpose::Orders(orders), vec![op]);
+        }
     }
 
     fn send_probe(&mut self) {

@@ -45,6 +45,13 @@ pub enum Ask {
         /// Why.
         reason: CloseReason,
     },
+    /// Ends the subscriptions of a user who lives on the shard to a channel. [`Reply::Count`]
+    EndSubscription {
+        /// The user.
+        user: Arc<str>,
+        /// The channel.
+        channel: Arc<str>,
+    },
     /// A frame for every connection. [`Reply::Count`] of those that took it, once all have been offered it.
     Broadcast(Bytes),
     /// A message for a user who lives on the shard. [`Reply::Status`], once it is known.

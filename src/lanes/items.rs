@@ -337,6 +337,13 @@ pub enum Instruction {
         /// Why.
         reason: CloseReason,
     },
+    /// End the subscriptions of a user to a channel, as an administrator wished.
+    EndSubscription {
+        /// The user.
+        user: Arc<str>,
+        /// The channel.
+        channel: Arc<str>,
+    },
 }
 
 /// A message on its way to other gateways.

@@ -68,9 +68,9 @@ impl Histogram {
 
 /// Labels of `shardgate_connections_closed_total`: our codes, those of the RFC that peers send, 1005 for a close frame
 /// without a code, 1006 for an end without a close frame.
-pub const CLOSE_LABELS: [&str; 21] = [
-    "1000", "1001", "1002", "1003", "1005", "1006", "1007", "1009", "1011", "3001", "3005", "3008", "3012", "3013",
-    "3500", "3501", "3502", "3503", "3504", "3507", "other",
+pub const CLOSE_LABELS: [&str; 22] = [
+    "1000", "1001", "1002", "1003", "1005", "1006", "1007", "1009", "1011", "3001", "3005", "3008", "3011", "3012",
+    "3013", "3500", "3501", "3502", "3503", "3504", "3507", "other",
 ];
 
 /// How a connection ended, for its counter.

@@ -17,6 +17,8 @@ pub enum CloseReason {
     TokenExpired,
     /// The outbox is over `limits.outbox_bytes`.
     SlowConsumer,
+    /// An administrator asked for it: come back.
+    Reconnect,
     /// Nothing came for `heartbeat.timeout`.
     HeartbeatTimeout,
     /// The rate limit was exceeded, and again and again.
@@ -33,11 +35,13 @@ pub enum CloseReason {
     TooManyConnections,
     /// `auth` as somebody else on an authenticated connection.
     NotPermitted,
+    /// An administrator said so, with a code of their own.
+    Ordered(u16),
 }
 
 impl CloseReason {
-    /// Every reason.
-    pub const ALL: [CloseReason; 15] = [
+    /// Every reason that we have a code for.
+    pub const ALL: [CloseReason; 16] = [
         CloseReason::Protocol,
         CloseReason::Unsupported,
         CloseReason::InvalidUtf8,
@@ -45,6 +49,7 @@ impl CloseReason {
         CloseReason::Shutdown,
         CloseReason::TokenExpired,
         CloseReason::SlowConsumer,
+        CloseReason::Reconnect,
         CloseReason::HeartbeatTimeout,
         CloseReason::TooManyRequests,
         CloseReason::InvalidCredential,
@@ -58,6 +63,13 @@ impl CloseReason {
     /// The reason with this code.
     pub fn by_code(code: u16) -> Option<Self> {
         Self::ALL.into_iter().find(|reason| reason.code() == code)
+    }
+
+    /// The reason for which an administrator closes with this code: those from 3000 to 4999 are applications' to use
+    /// (RFC 6455, 7.4.2), and below 4000 they have their meaning for clients.
+    pub fn by_order(code: u16) -> Option<Self> {
+        let reason = Self::by_code(code).unwrap_or(CloseReason::Ordered(code));
+        (3000..=4999).contains(&code).then_some(reason)
     }
 
     /// The code that goes into the close frame: RFC 6455 below 3000; 3000 to 3499 means come back,
@@ -80,6 +92,7 @@ impl CloseReason {
             CloseReason::Shutdown => (3001, "shutdown"),
             CloseReason::TokenExpired => (3005, "token expired"),
             CloseReason::SlowConsumer => (3008, "slow consumer"),
+            CloseReason::Reconnect => (3011, "asked to reconnect"),
             CloseReason::HeartbeatTimeout => (3012, "heartbeat timeout"),
             CloseReason::TooManyRequests => (3013, "too many requests"),
             CloseReason::InvalidCredential => (3500, "invalid credential"),
@@ -88,6 +101,7 @@ impl CloseReason {
             CloseReason::Administrator => (3503, "closed by an administrator"),
             CloseReason::TooManyConnections => (3504, "too many connections of this user"),
             CloseReason::NotPermitted => (3507, "not permitted"),
+            CloseReason::Ordered(code) => (code, "closed by an administrator"),
         }
     }
 }
@@ -110,6 +124,18 @@ mod tests {
         for reason in CloseReason::ALL {
             assert!(reason.text().len() <= 123);
             assert!(is_valid_peer_code(reason.code()));
+        }
+    }
+
+    #[test]
+    fn administrators_choose_among_the_codes_of_applications() {
+        assert_eq!(CloseReason::by_order(3503), Some(CloseReason::Administrator));
+        assert_eq!(CloseReason::by_order(3011), Some(CloseReason::Reconnect));
+        for code in [3000, 3499, 3500, 4000, 4999] {
+            assert_eq!(CloseReason::by_order(code).map(CloseReason::code), Some(code));
+        }
+        for code in [0, 1000, 1001, 1011, 2999, 5000, u16::MAX] {
+            assert_eq!(CloseReason::by_order(code), None, "{code}");
         }
     }
 

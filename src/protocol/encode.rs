@@ -213,6 +213,35 @@ pub fn unsubscribed(out: &mut Vec<u8>, channel: &str, client_id: Option<&str>) {
     about_channel(out, "unsubscribed", channel, client_id);
 }
 
+/// Why a subscription ended that the client did not end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EndReason {
+    /// The user may not subscribe to the channel any more.
+    NotPermitted,
+    /// An administrator said so.
+    Admin,
+}
+
+impl EndReason {
+    fn as_str(self) -> &'static str {
+        match self {
+            EndReason::NotPermitted => "notPermitted",
+            EndReason::Admin => "admin",
+        }
+    }
+}
+
+/// Appends the `unsubscribed` that nobody asked for.
+pub fn subscription_ended(out: &mut Vec<u8>, channel: &str, reason: EndReason) {
+    text(out, |out| {
+        out.extend_from_slice(br#"{"type":"unsubscribed","channel":"#);
+        string(out, channel);
+        out.extend_from_slice(br#","reason":""#);
+        out.extend_from_slice(reason.as_str().as_bytes());
+        out.extend_from_slice(br#""}"#);
+    });
+}
+
 fn about_channel(out: &mut Vec<u8>, kind: &str, channel: &str, client_id: Option<&str>) {
     text(out, |out| {
         out.extend_from_slice(br#"{"type":""#);
@@ -383,6 +412,15 @@ mod tests {
         out.clear();
         unsubscribed(&mut out, "room1", None);
         assert_eq!(open(&out), r#"{"type":"unsubscribed","channel":"room1"}"#);
+        out.clear();
+        subscription_ended(&mut out, "a\"b", EndReason::Admin);
+        assert_eq!(
+            open(&out),
+            r#"{"type":"unsubscribed","channel":"a\"b","reason":"admin"}"#
+        );
+        out.clear();
+        subscription_ended(&mut out, "a", EndReason::NotPermitted);
+        assert!(open(&out).ends_with(r#""channel":"a","reason":"notPermitted"}"#));
         out.clear();
         let words = Publication {
             id,

@@ -7,7 +7,7 @@ use crate::admin::{Answer, ConnectionInfo, Refusal, Request};
 use crate::engine::SocketKey;
 use crate::lanes::{Ask, OutgoingPublication, Reply, Wanted};
 use crate::protocol::close::CloseReason;
-use crate::protocol::encode::AckStatus;
+use crate::protocol::encode::{AckStatus, EndReason};
 use crate::session::Stage;
 
 /// Requests that may wait for the control thread: administrators are few, and it answers in milliseconds.
@@ -145,6 +145,10 @@ impl Core {
                 let closed = self.close_user(&user, reason);
                 self.reply(ticket, Reply::Count(closed));
             }
+            Ask::EndSubscription { user, channel } => {
+                let ended = self.end_subscriptions(&user, &channel);
+                self.reply(ticket, Reply::Count(ended));
+            }
             Ask::Broadcast(frame) => self.queue_broadcast(frame, Some(ticket)),
             Ask::Message {
                 to,
@@ -193,6 +197,15 @@ impl Core {
             self.close_by_order(*slot, reason);
         }
         slots.len() as u64
+    }
+
+    /// Ends the subscriptions to a channel of a user who lives here, as an administrator wished. Returns how many there were.
+    pub(super) fn end_subscriptions(&mut self, user: &str, channel: &str) -> u64 {
+        let slots = self.devices(user);
+        let ended = slots
+            .into_iter()
+            .filter(|slot| self.end_subscription(*slot, channel, EndReason::Admin));
+        ended.count() as u64
     }
 
     fn close_by_order(&mut self, slot: u32, reason: CloseReason) {

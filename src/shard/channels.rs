@@ -21,7 +21,7 @@ use crate::engine::SocketKey;
 use crate::ids::{CHANNEL_BYTES_MAX, ShardId};
 use crate::lanes::{Batch, ChannelName, Item, LaneFull, OutgoingPublication, PublishItem, Reply, Wanted};
 use crate::metrics::{Drop, SentKind};
-use crate::protocol::encode::{self, AckStatus};
+use crate::protocol::encode::{self, AckStatus, EndReason};
 use crate::protocol::envelope::ErrorCode;
 use crate::router::channels::ChannelIndex;
 use crate::router::interests::{Change, Join};
@@ -274,20 +274,42 @@ impl Core {
 
     /// An `unsubscribe` frame.
     pub(super) fn unsubscribe(&mut self, slot: u32, client_id: Option<&str>, channel: &str) {
-        let hash = self.homes.channel_hash(channel);
-        let found = self.channels.find(hash, channel);
-        if let Some(index) = found.filter(|index| self.channels.is_subscribed(slot, *index)) {
-            self.settle(slot, index, channel);
-            // A slow consumer was closed just now, and left all its channels.
-            if self.conn(slot).user.is_none() {
-                return;
-            }
-            let gone = self.channels.unsubscribe(slot, index);
-            self.leave_channel(index, gone);
+        self.take_out(slot, channel);
+        // A slow consumer was closed just now, and left all its channels.
+        if self.conn(slot).user.is_none() {
+            return;
         }
         self.say(slot, SentKind::Unsubscribed, |_, out| {
             encode::unsubscribed(out, channel, client_id);
         });
+    }
+
+    /// Ends a subscription that the client did not end, and tells it. Returns false if there was none.
+    pub(super) fn end_subscription(&mut self, slot: u32, channel: &str, reason: EndReason) -> bool {
+        if !self.take_out(slot, channel) {
+            return false;
+        }
+        if self.conn(slot).user.is_some() {
+            self.say(slot, SentKind::Unsubscribed, |_, out| {
+                encode::subscription_ended(out, channel, reason);
+            });
+        }
+        true
+    }
+
+    /// Takes a connection out of a channel, after what it was to hear until now. Returns false if it was not in it.
+    fn take_out(&mut self, slot: u32, channel: &str) -> bool {
+        let found = self.channels.find(self.homes.channel_hash(channel), channel);
+        let Some(index) = found.filter(|index| self.channels.is_subscribed(slot, *index)) else {
+            return false;
+        };
+        self.settle(slot, index, channel);
+        // A slow consumer was closed just now, and left all its channels.
+        if self.conn(slot).user.is_some() {
+            let gone = self.channels.unsubscribe(slot, index);
+            self.leave_channel(index, gone);
+        }
+        true
     }
 
     /// Before a subscriber goes: it hears what it was to hear until now.

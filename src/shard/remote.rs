@@ -369,6 +369,9 @@ impl Core {
             Instruction::CloseUser { user, reason } => {
                 self.close_user(user, *reason);
             }
+            Instruction::EndSubscription { user, channel } => {
+                self.end_subscriptions(user, channel);
+            }
         }
     }
 }

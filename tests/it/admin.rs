@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 on_both_engines! {
     connections_are_listed_shown_and_closed, users_are_found_and_closed, messages_publications_and_broadcasts,
-    a_drain_begins, pages_while_connections_come_and_go, requests_in_pieces_and_in_a_row,
+    subscriptions_are_ended, codes_are_chosen, a_drain_begins, pages_while_connections_come_and_go, requests_in_pieces_and_in_a_row,
 }
 
 fn start(engine: &str, more: &[&str]) -> Gateway {
@@ -195,6 +195,73 @@ fn messages_publications_and_broadcasts(engine: &str) {
             );
         }
     }
+}
+
+/// An end that the client hears of, and that bars it from nothing.
+fn subscriptions_are_ended(engine: &str) {
+    let gateway = start(engine, &[]);
+    let admin = Admin::of(&gateway);
+    let mut alices: Vec<_> = (0..3).map(|_| gateway.connect("alice")).collect();
+    let mut bob = gateway.connect("bob");
+    let channel = "room/1 ä";
+    let target = format!("/admin/users/alice/channels/{}", url_encode(channel));
+    for client in alices.iter_mut().take(2).chain([&mut bob]) {
+        client.subscribe("other");
+        client.subscribe(channel);
+    }
+    let ended = json!({"type": "unsubscribed", "channel": channel, "reason": "admin"});
+    assert_eq!(admin.ask("DELETE", &target, ""), (200, json!({"closed": 2})));
+    for client in alices.iter_mut().take(2) {
+        assert_eq!(client.recv_json(), ended);
+    }
+    assert_eq!(admin.ask("DELETE", &target, ""), (200, json!({"closed": 0})));
+    bob.publish(channel, "1");
+    bob.recv_publication(channel);
+    bob.publish("other", "2");
+    for client in alices.iter_mut().take(2).chain([&mut bob]) {
+        assert_eq!(client.recv_publication("other")["content"], 2, "that is all there is");
+    }
+    alices[2].expect_silence();
+    // Who is permitted may come back.
+    alices[0].subscribe(channel);
+    bob.publish(channel, "3");
+    alices[0].recv_publication(channel);
+    gateway.wait_for_log(r#"end the subscriptions of "alice" to "room/1 ä""#);
+}
+
+fn codes_are_chosen(engine: &str) {
+    let gateway = start(engine, &[]);
+    let admin = Admin::of(&gateway);
+    for (query, code, reason) in [
+        ("", 3503, "closed by an administrator"),
+        ("?code=3011", 3011, "asked to reconnect"),
+        ("?code=4321", 4321, "closed by an administrator"),
+    ] {
+        let (mut one, id) = connect(&gateway, "alice");
+        let mut others = [gateway.connect("bob"), gateway.connect("bob")];
+        let answer = admin.ask("DELETE", &format!("/admin/connections/{id}{query}"), "");
+        assert_eq!(answer, (204, Value::Null));
+        assert_eq!(one.expect_close(code), reason);
+        let answer = admin.ask("DELETE", &format!("/admin/users/bob/connections{query}"), "");
+        assert_eq!(answer, (200, json!({"closed": 2})));
+        for other in &mut others {
+            assert_eq!(other.expect_close(code), reason);
+        }
+    }
+    let (mut stays, id) = connect(&gateway, "carol");
+    for code in ["1000", "2999", "5000", "x"] {
+        for target in [
+            format!("/admin/connections/{id}"),
+            "/admin/users/carol/connections".into(),
+        ] {
+            assert_eq!(admin.ask("DELETE", &format!("{target}?code={code}"), "").0, 400);
+        }
+    }
+    stays.expect_silence();
+    assert_eq!(
+        gateway.metric("shardgate_connections_closed_total", &["code=\"3011\""]),
+        3.0
+    );
 }
 
 fn a_drain_begins(engine: &str) {

@@ -68,6 +68,35 @@ fn users_of_both_are_seen_and_closed() {
 }
 
 #[test]
+fn subscriptions_of_both_are_ended_and_codes_are_chosen() {
+    let redis = Redis::start();
+    let (_fleet, gateways) = pair(&redis);
+    let admin = Admin::of(&gateways[0]);
+    let mut clients = [0, 1].map(|n: usize| gateways[n].connect("alice"));
+    for client in &mut clients {
+        client.send_text(r#"{"type":"subscribe","channel":"room"}"#);
+        assert_eq!(client.recv_json()["type"], "subscribed");
+    }
+    let ended = json!({"type": "unsubscribed", "channel": "room", "reason": "admin"});
+    let answer = admin.ask("DELETE", "/admin/users/alice/channels/room", "");
+    assert_eq!(answer, (200, json!({"closed": 1})));
+    for client in &mut clients {
+        assert_eq!(client.recv_json(), ended);
+    }
+    let answer = admin.ask("DELETE", "/admin/users/alice/connections?code=3011", "");
+    assert_eq!(answer, (200, json!({"closed": 1})));
+    for client in &mut clients {
+        assert_eq!(next_close(client), Some(3011));
+    }
+    redis.pause();
+    eventually("Redis is away", || {
+        let (status, refused) = admin.ask("DELETE", "/admin/users/alice/channels/room", "");
+        let words = refused["error"]["message"].as_str().unwrap_or_default();
+        status == 503 && words.contains("0 subscriptions of this gateway were ended")
+    });
+}
+
+#[test]
 fn messages_publications_and_broadcasts_go_everywhere() {
     let redis = Redis::start();
     let (_fleet, gateways) = pair(&redis);

@@ -127,7 +127,10 @@ fn the_document_has_the_routes_of_the_server() {
     assert_eq!(operations.keys().cloned().collect::<Vec<_>>(), table);
     // And the server itself says so.
     for (path, _) in shardgate::admin::ROUTES {
-        let target = path.replace("{connId}", "x").replace("{userId}", "x");
+        let target = path
+            .replace("{connId}", "x")
+            .replace("{userId}", "x")
+            .replace("{channel}", "x");
         for method in METHODS {
             let documented = operations.contains_key(&(path.to_string(), method.to_owned()));
             if (path, method) == (&"/admin/drain", "POST") {
@@ -184,6 +187,7 @@ fn answers_are_as_documented() {
     let one = format!("/admin/connections/{}", ids[0].as_str().unwrap());
     let (connections, connection) = ("/admin/connections", "/admin/connections/{connId}");
     let (user, of_user) = ("/admin/users/{userId}", "/admin/users/{userId}/connections");
+    let of_channel = "/admin/users/{userId}/channels/{channel}";
     for (route, method, target, expected) in [
         (connections, "GET", connections, 200),
         (connections, "GET", "/admin/connections?limit=1", 200),
@@ -194,7 +198,11 @@ fn answers_are_as_documented() {
         (user, "GET", "/admin/users/alice", 200),
         (user, "GET", "/admin/users/nobody", 200),
         (user, "GET", "/admin/users/%ff", 400),
-        (of_user, "DELETE", "/admin/users/alice/connections", 200),
+        (connection, "DELETE", &format!("{one}?code=1000"), 400),
+        (of_user, "DELETE", "/admin/users/alice/connections?code=x", 400),
+        (of_user, "DELETE", "/admin/users/alice/connections?code=3011", 200),
+        (of_channel, "DELETE", "/admin/users/alice/channels/room", 200),
+        (of_channel, "DELETE", "/admin/users/alice/channels/%0a", 400),
         ("/admin/openapi.json", "GET", "/admin/openapi.json", 200),
     ] {
         assert_eq!(ask(route, method, target, ""), expected, "{method} {target}");

@@ -189,12 +189,13 @@ impl Desk {
                 let found = self.find(id, None).await?;
                 Ok(Answer::json(&found))
             }
-            Action::CloseConnection(id) => {
-                self.find(id, Some(CloseReason::Administrator)).await?;
+            Action::CloseConnection(id, reason) => {
+                self.find(id, Some(reason)).await?;
                 Ok(Answer::empty(204))
             }
             Action::ShowUser(user) => self.show_user(&user).await,
-            Action::CloseUser(user) => self.close_user(user.into()).await,
+            Action::CloseUser(user, reason) => self.close_user(user.into(), reason).await,
+            Action::EndSubscription { user, channel } => self.end_subscription(user.into(), channel.into()).await,
             Action::Send { to, content } => self.send(to.into(), content).await,
             Action::Publish { channel, content } => self.publish(channel.into(), content).await,
             Action::Broadcast { content } => self.broadcast(content).await,
@@ -351,8 +352,22 @@ impl Desk {
         }))
     }
 
-    async fn close_user(&self, user: Arc<str>) -> Result<Answer, Answer> {
-        let reason = CloseReason::Administrator;
+    async fn end_subscription(&self, user: Arc<str>, channel: Arc<str>) -> Result<Answer, Answer> {
+        let told = self.spread(Instruction::EndSubscription {
+            user: Arc::clone(&user),
+            channel: Arc::clone(&channel),
+        });
+        let told = told.await;
+        let home = self.home(&user);
+        let closed = self.ask_count(home, Ask::EndSubscription { user, channel }).await?;
+        if !told {
+            let words = format!("{closed} subscriptions of this gateway were ended, {NOT_TOLD}");
+            return Err(Answer::refuse(Refusal::Unavailable, &words));
+        }
+        Ok(Answer::json(&ClosedInfo { closed }))
+    }
+
+    async fn close_user(&self, user: Arc<str>, reason: CloseReason) -> Result<Answer, Answer> {
         let told = self.spread(Instruction::CloseUser {
             user: Arc::clone(&user),
             reason,
