@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::address::networks::{NetworkError, Networks};
 use crate::auth::Verifier;
 use crate::config::origins::{OriginError, OriginPolicy};
-use crate::config::patterns::{ChannelPatterns, PatternError};
+use crate::config::patterns::{PatternError, Patterns};
 use crate::config::{Config, Heartbeat, Limits, Secret};
 use crate::jws::{BadKey, KeySet};
 use crate::protocol::head::{Credentials, Policy};
@@ -40,9 +40,13 @@ pub struct Settings {
     /// Whose word about clients' addresses is believed.
     pub proxies: Networks,
     /// Channels that every user may subscribe to.
-    pub subscribe: ChannelPatterns,
+    pub subscribe: Patterns,
     /// Channels that every user may publish to.
-    pub publish: ChannelPatterns,
+    pub publish: Patterns,
+    /// Users that every user may write to, where the token says nothing.
+    pub send: Patterns,
+    /// Users that every user may see, where the token says nothing.
+    pub see: Patterns,
     /// Serve `/echo`.
     pub echo: bool,
     /// What new connections begin TLS with; `None`: they speak plain text.
@@ -71,6 +75,12 @@ pub enum SettingsError {
     /// `channels.publish` has an entry that is no pattern.
     #[error("channels.publish: {0}")]
     Publish(#[source] PatternError),
+    /// `messages.send` has an entry that is no pattern.
+    #[error("messages.send: {0}")]
+    Send(#[source] PatternError),
+    /// `messages.presence` has an entry that is no pattern.
+    #[error("messages.presence: {0}")]
+    Presence(#[source] PatternError),
 }
 
 impl Settings {
@@ -106,6 +116,8 @@ impl Settings {
             proxies: Networks::parse(&config.proxies)?,
             subscribe: patterns(channels.subscribe.as_deref(), development).map_err(SettingsError::Subscribe)?,
             publish: patterns(channels.publish.as_deref(), development).map_err(SettingsError::Publish)?,
+            send: Patterns::parse(&config.messages.send).map_err(SettingsError::Send)?,
+            see: Patterns::parse(&config.messages.presence).map_err(SettingsError::Presence)?,
             echo: config.echo,
             tls: None,
             admin_token: config.admin.token.clone(),
@@ -123,11 +135,11 @@ impl Settings {
 
 /// What is configured; where nothing is, every channel in development mode, in which a permission would keep out nobody
 /// who takes another name, and else none.
-fn patterns(configured: Option<&[String]>, development: bool) -> Result<ChannelPatterns, PatternError> {
+fn patterns(configured: Option<&[String]>, development: bool) -> Result<Patterns, PatternError> {
     match configured {
-        Some(patterns) => ChannelPatterns::parse(patterns),
-        None if development => Ok(ChannelPatterns::any()),
-        None => Ok(ChannelPatterns::default()),
+        Some(patterns) => Patterns::parse(patterns),
+        None if development => Ok(Patterns::any()),
+        None => Ok(Patterns::default()),
     }
 }
 
@@ -161,10 +173,10 @@ mod tests {
 
     #[test]
     fn channels_are_open_in_development_mode_only_unless_configured() {
-        assert_eq!(patterns(None, true), Ok(ChannelPatterns::any()));
-        assert_eq!(patterns(None, false), Ok(ChannelPatterns::default()));
+        assert_eq!(patterns(None, true), Ok(Patterns::any()));
+        assert_eq!(patterns(None, false), Ok(Patterns::default()));
         for development in [true, false] {
-            assert_eq!(patterns(Some(&[]), development), Ok(ChannelPatterns::default()));
+            assert_eq!(patterns(Some(&[]), development), Ok(Patterns::default()));
             let news = patterns(Some(&["news".to_owned()]), development).unwrap();
             assert!(news.allows("alice", "news") && !news.allows("alice", "room"));
         }

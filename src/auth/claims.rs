@@ -3,13 +3,13 @@
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use super::{Grant, GrantedChannels, Refusal};
-use crate::config::patterns::ChannelPatterns;
+use super::{Grant, Refusal, Rights};
+use crate::config::patterns::Patterns;
 use crate::ids::is_valid_user_id;
 use crate::jws::Members;
 
 /// The most patterns of one claim. They are gone through for each `subscribe` and `publish` that the configuration alone does
-/// not permit.
+/// not permit, and for each `message` and each name in `presence`.
 const PATTERNS_MAX: usize = 64;
 
 /// The claims that matter here.
@@ -22,7 +22,7 @@ pub(super) struct Claims {
     /// Unix milliseconds.
     pub(super) not_before_ms: Option<u64>,
     connections: Option<u32>,
-    channels: Option<Box<GrantedChannels>>,
+    rights: Option<Box<Rights>>,
 }
 
 impl Claims {
@@ -39,9 +39,11 @@ impl Claims {
             // In the configuration 0 is no limit, here it would be nobody: whoever wrote it meant one of the two.
             return Err(Refusal::Claims);
         }
-        let channels = GrantedChannels {
-            subscribe: patterns(&members, "sub_channels")?,
-            publish: patterns(&members, "pub_channels")?,
+        let rights = Rights {
+            subscribe: patterns(&members, "sub_channels")?.unwrap_or_default(),
+            publish: patterns(&members, "pub_channels")?.unwrap_or_default(),
+            write_to: patterns(&members, "write_to")?,
+            see: patterns(&members, "see")?,
         };
         Ok(Claims {
             user: user.ok_or(Refusal::Claims)?,
@@ -50,7 +52,7 @@ impl Claims {
             expires_ms: time(&members, "exp")?,
             not_before_ms: time(&members, "nbf")?,
             connections,
-            channels: (channels != GrantedChannels::default()).then(|| Box::new(channels)),
+            rights: (rights != Rights::default()).then(|| Box::new(rights)),
         })
     }
 
@@ -61,7 +63,7 @@ impl Claims {
                 .expires_ms
                 .map_or(Grant::FOR_EVER, |expires| expires.saturating_add(leeway_ms)),
             connections: self.connections,
-            channels: self.channels,
+            rights: self.rights,
         }
     }
 }
@@ -79,14 +81,16 @@ fn time(members: &Members<'_>, name: &str) -> Result<Option<u64>, Refusal> {
 }
 
 /// A text that is no pattern permits nothing, and the others of its list still what they say.
-fn patterns(members: &Members<'_>, name: &str) -> Result<ChannelPatterns, Refusal> {
-    let texts = claim::<Vec<String>>(members, name)?.unwrap_or_default();
+fn patterns(members: &Members<'_>, name: &str) -> Result<Option<Patterns>, Refusal> {
+    let Some(texts) = claim::<Vec<String>>(members, name)? else {
+        return Ok(None);
+    };
     if texts.len() > PATTERNS_MAX {
         return Err(Refusal::Claims);
     }
-    let is_pattern = |text: &String| ChannelPatterns::parse(std::slice::from_ref(text)).is_ok();
+    let is_pattern = |text: &String| Patterns::parse(std::slice::from_ref(text)).is_ok();
     let good: Vec<String> = texts.into_iter().filter(is_pattern).collect();
-    ChannelPatterns::parse(&good).map_err(|_| Refusal::Claims)
+    Patterns::parse(&good).map(Some).map_err(|_| Refusal::Claims)
 }
 
 /// `aud` is a string or a list of them.

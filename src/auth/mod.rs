@@ -14,7 +14,7 @@ mod verifier;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::config::patterns::ChannelPatterns;
+use crate::config::patterns::Patterns;
 pub use cache::Cache;
 pub use verifier::Verifier;
 
@@ -44,17 +44,21 @@ pub struct Grant {
     pub expires_at_ms: u64,
     /// The most connections that the user may have on this gateway, at least 1; lowers the configured limit only.
     pub connections: Option<u32>,
-    /// Channels beyond those that the configuration permits to everyone; most tokens name none.
-    pub channels: Option<Box<GrantedChannels>>,
+    /// What it permits besides the configuration, or in its place; most tokens say nothing.
+    pub rights: Option<Box<Rights>>,
 }
 
-/// Channels that a token names.
+/// Channels and users that a token names.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct GrantedChannels {
-    /// `sub_channels`
-    pub subscribe: ChannelPatterns,
-    /// `pub_channels`
-    pub publish: ChannelPatterns,
+pub struct Rights {
+    /// `sub_channels`: channels beyond those that the configuration permits to everyone.
+    pub subscribe: Patterns,
+    /// `pub_channels`, likewise.
+    pub publish: Patterns,
+    /// `write_to`: users, in place of what the configuration says.
+    pub write_to: Option<Patterns>,
+    /// `see`, likewise.
+    pub see: Option<Patterns>,
 }
 
 impl Grant {

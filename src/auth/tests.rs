@@ -179,7 +179,7 @@ fn issuer_and_audience_count_where_they_are_configured() {
 
 #[test]
 fn channels_are_what_the_claims_name_and_nothing_else() {
-    let granted = |claims: &str| verify(claims).map(|identity| identity.grant.channels.clone());
+    let granted = |claims: &str| verify(claims).map(|identity| identity.grant.rights.clone());
     assert_eq!(granted(r#"{"sub":"a"}"#), Ok(None));
     assert_eq!(granted(r#"{"sub":"a","sub_channels":[],"pub_channels":[]}"#), Ok(None));
     let both = granted(r#"{"sub":"a","sub_channels":["room:*","dm:{user}"],"pub_channels":["room:1"]}"#);
@@ -193,13 +193,28 @@ fn channels_are_what_the_claims_name_and_nothing_else() {
     assert!(some.subscribe.allows("a", "room") && !some.subscribe.allows("a", "b"));
     assert_eq!(granted(r#"{"sub":"a","sub_channels":["{","}"]}"#), Ok(None));
     for bad in ["\"*\"", "null", "{}", "[1]", "[null]", "[[\"*\"]]", "true"] {
-        for claim in ["sub_channels", "pub_channels"] {
+        for claim in ["sub_channels", "pub_channels", "write_to", "see"] {
             let refused = granted(&format!(r#"{{"sub":"a","{claim}":{bad}}}"#));
             assert_eq!(refused, Err(Refusal::Claims), "{claim} {bad}");
         }
     }
     let many = serde_json::json!({"sub": "a", "sub_channels": vec!["c"; 65]}).to_string();
     assert_eq!(granted(&many), Err(Refusal::Claims));
+}
+
+/// An empty list is nobody, and no list is what the configuration says.
+#[test]
+fn users_are_what_the_claims_name_where_there_are_any() {
+    let rights = |claims: &str| verify(claims).unwrap().grant.rights.clone();
+    let granted = rights(r#"{"sub":"a","write_to":["b*","{user}"],"see":[]}"#).unwrap();
+    let write_to = granted.write_to.unwrap();
+    assert!(write_to.allows("a", "bob") && write_to.allows("a", "a") && !write_to.allows("a", "c"));
+    assert!(!granted.see.unwrap().allows("a", "a"));
+    let only_see = rights(r#"{"sub":"a","see":["*"],"sub_channels":[]}"#).unwrap();
+    assert!(only_see.write_to.is_none() && only_see.see.unwrap().allows("a", "x"));
+    // What is no pattern permits nothing.
+    let nobody = rights(r#"{"sub":"a","write_to":["{"]}"#).unwrap();
+    assert!(!nobody.write_to.unwrap().allows("a", "{"));
 }
 
 #[test]
@@ -247,7 +262,7 @@ fn a_grant_is_small() {
 
 proptest! {
     #[test]
-    fn any_claims_are_read_or_refused(claims in "\\{(\"(sub|exp|nbf|aud|iss|connections|sub_channels)\":(null|1|-1|\"a\"|\\[\"\\*\"\\]|\\{\\}),?){0,6}\\}") {
+    fn any_claims_are_read_or_refused(claims in "\\{(\"(sub|exp|nbf|aud|iss|connections|sub_channels|write_to|see)\":(null|1|-1|\"a\"|\\[\"\\*\"\\]|\\{\\}),?){0,6}\\}") {
         if let Ok(identity) = verify(&claims) {
             prop_assert!(crate::ids::is_valid_user_id(&identity.user));
             prop_assert!(!identity.grant.is_expired(NOW));

@@ -14,7 +14,7 @@ use super::sources::Settings;
 use super::value::Value;
 use super::{
     AdminConfig, AuthConfig, ChannelsConfig, Config, CredentialSource, DrainConfig, EngineChoice, Heartbeat, Limits,
-    Listen, LogFormat, Placement, RedisConfig, RedisServers, RedisTarget, Secret, TlsFiles,
+    Listen, LogFormat, MessagesConfig, Placement, RedisConfig, RedisServers, RedisTarget, Secret, TlsFiles,
 };
 use crate::jws::{Algorithm, Key};
 
@@ -119,6 +119,10 @@ impl Settings {
                 subscribe: self.get("channels.subscribe"),
                 publish: self.get("channels.publish"),
                 partitions: self.get("channels.partitions"),
+            },
+            messages: MessagesConfig {
+                send: self.get("messages.send"),
+                presence: self.get("messages.presence"),
             },
             admin: AdminConfig {
                 token: self.get("admin.token"),
@@ -378,6 +382,7 @@ pub(super) fn restart_keys(old: &Config, new: &Config) -> Vec<&'static str> {
             publish: _,
             partitions,
         },
+        messages: _,
         admin: AdminConfig {
             token: _,
             listen: admin_listen,

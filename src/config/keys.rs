@@ -106,6 +106,7 @@ const LIMITS: &str = "Limits";
 const TIMES: &str = "Heartbeat and drain";
 const AUTH: &str = "Credentials";
 const CHANNELS: &str = "Channels";
+const MESSAGES: &str = "Messages";
 const ADMIN: &str = "Administration";
 const TLS: &str = "TLS";
 const CLUSTER: &str = "Cluster";
@@ -262,6 +263,11 @@ pub(super) static KEYS: &[Key] = &[
         "Channels that every user may publish to, in the same patterns"),
     row(CHANNELS, "channels.partitions", number(1, 16_384, "partitions"), Value("64"), RESTART,
         "Channels are spread over so many partitions between gateways; the same number on all gateways of a cluster"),
+
+    row(MESSAGES, "messages.send", Kind::Patterns, Value("*"), LIVE,
+        "Users that every user may write to, in patterns as for channels; a token's write_to takes its place"),
+    row(MESSAGES, "messages.presence", Kind::Patterns, Value("*"), LIVE,
+        "Users of whom every user may know whether they are there; a token's see takes its place"),
 
     row(ADMIN, "admin.token", Kind::Secret, Unset("none: no /admin"), LIVE,
         "Bearer token of /admin, at least 16 bytes of visible ASCII, or @FILE"),

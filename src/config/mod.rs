@@ -16,7 +16,7 @@
 //! | `admin` | [`AdminConfig`] |
 //! | `listen` | [`Listen`] |
 //! | [`origins`] | which web pages may connect |
-//! | [`patterns`] | which channels a user may use |
+//! | [`patterns`] | which channels a user may use, and whom it may write to and see |
 //!
 //! Invariants: a value that nobody can honour is refused, never dropped; what is printed holds no secret; what
 //! `--check-config` prints loads to the same [`Config`].
@@ -49,7 +49,7 @@ pub use admin::AdminConfig;
 pub use error::{ConfigError, Place};
 pub use listen::Listen;
 pub use origins::{OriginError, OriginPolicy};
-pub use patterns::{ChannelPatterns, PatternError};
+pub use patterns::{PatternError, Patterns};
 pub use redis_url::{RedisAddress, RedisServers, RedisTarget};
 
 /// Most shards of one gateway.
@@ -235,6 +235,8 @@ pub struct Config {
     pub auth: AuthConfig,
     /// Who may use which channels, and how those are spread.
     pub channels: ChannelsConfig,
+    /// Who may write to whom, and see whom.
+    pub messages: MessagesConfig,
     /// The admin API.
     pub admin: AdminConfig,
     /// The end of this gateway.
@@ -272,6 +274,7 @@ impl Config {
                 partitions: self.channels.partitions,
                 ..new.channels.clone()
             },
+            messages: new.messages.clone(),
             admin: AdminConfig {
                 token: new.admin.token.clone(),
                 ..self.admin.clone()
@@ -349,12 +352,21 @@ pub struct Limits {
 /// Who may use which channels, and how those are spread.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChannelsConfig {
-    /// What every user may subscribe to, good for [`ChannelPatterns::parse`]; `None`: not set, empty: nothing.
+    /// What every user may subscribe to, good for [`Patterns::parse`]; `None`: not set, empty: nothing.
     pub subscribe: Option<Vec<String>>,
     /// What every user may publish to; as `subscribe`.
     pub publish: Option<Vec<String>>,
     /// Number of partitions between gateways; the same on all gateways of a cluster.
     pub partitions: u16,
+}
+
+/// Who may write to whom, and see whom, where a token says nothing of it. Good for [`Patterns::parse`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MessagesConfig {
+    /// Users that every user may write to.
+    pub send: Vec<String>,
+    /// Users of whom every user may know whether they are there.
+    pub presence: Vec<String>,
 }
 
 /// What TLS on the public listener is made of; PEM files.

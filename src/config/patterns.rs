@@ -1,4 +1,5 @@
-//! Which channels a user may use: their names against the keys `channels.subscribe` and `channels.publish`.
+//! Which names a user may use: those of channels against the keys `channels.subscribe` and `channels.publish`, those of other
+//! users against `messages.send` and `messages.presence`.
 //!
 //! Pure. In a pattern `*` stands for any run of characters, also for none and across any separator, and `{user}` for the
 //! id of the user who asks; all else stands for itself, byte by byte. There is no way to write a literal `*`, `{` or `}`.
@@ -12,9 +13,9 @@ pub const PATTERN_BYTES_MAX: usize = 255;
 /// What stands for the user's id.
 const USER: &str = "{user}";
 
-/// Decides on channels; empty: nobody may use any. Owned by whoever asks, replaced as a whole on reload.
+/// Decides on names; empty: nobody may use any. Owned by whoever asks, replaced as a whole on reload.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct ChannelPatterns {
+pub struct Patterns {
     patterns: Vec<Pattern>,
 }
 
@@ -43,51 +44,51 @@ pub struct PatternError {
     pub why: &'static str,
 }
 
-impl ChannelPatterns {
+impl Patterns {
     /// Reads patterns; an empty list allows nothing.
     ///
     /// # Errors
     /// The first text that is no pattern.
-    pub fn parse(patterns: &[String]) -> Result<ChannelPatterns, PatternError> {
+    pub fn parse(patterns: &[String]) -> Result<Patterns, PatternError> {
         let pattern = |pattern: &String| {
             Pattern::parse(pattern).map_err(|why| PatternError {
                 pattern: pattern.chars().take(200).collect(),
                 why,
             })
         };
-        Ok(ChannelPatterns {
+        Ok(Patterns {
             patterns: patterns.iter().map(pattern).collect::<Result<_, _>>()?,
         })
     }
 
-    /// Every channel, for every user.
+    /// Every name, for every user.
     #[must_use]
-    pub fn any() -> ChannelPatterns {
-        ChannelPatterns {
+    pub fn any() -> Patterns {
+        Patterns {
             patterns: vec![Pattern {
                 tokens: vec![Token::Any],
             }],
         }
     }
 
-    /// Whether this user may use this channel.
+    /// Whether this user may use this name.
     #[must_use]
-    pub fn allows(&self, user: &str, channel: &str) -> bool {
-        let (user, channel) = (user.as_bytes(), channel.as_bytes());
-        self.patterns.iter().any(|pattern| pattern.matches(user, channel))
+    pub fn allows(&self, user: &str, name: &str) -> bool {
+        let (user, name) = (user.as_bytes(), name.as_bytes());
+        self.patterns.iter().any(|pattern| pattern.matches(user, name))
     }
 }
 
 impl Pattern {
     fn parse(text: &str) -> Result<Pattern, &'static str> {
         if text.is_empty() {
-            return Err("is empty: write the name of a channel, or * for every channel");
+            return Err("is empty: write a name, or * for every one");
         }
         if text.len() > PATTERN_BYTES_MAX {
             return Err("is longer than 255 bytes: write * in place of a part of it");
         }
         if text.chars().any(char::is_control) {
-            return Err("has a control character, and no channel has one: remove it");
+            return Err("has a control character, and no name has one: remove it");
         }
         let mut tokens = Vec::new();
         let mut rest = text;
@@ -121,7 +122,7 @@ impl Pattern {
     /// Each star takes as little as it can, and only the last one met is ever made to take more: what stands between
     /// stars has a fixed text, so the first place where it fits leaves the most to what follows.
     ///
-    /// A star is made to take more at most once per byte of the channel, and each try compares at most what is left of
+    /// A star is made to take more at most once per byte of the name, and each try compares at most what is left of
     /// it: n² byte comparisons at worst, n where the text after a star rarely begins in vain.
     fn matches(&self, user: &[u8], channel: &[u8]) -> bool {
         let (mut at, mut rest) = (0, channel);
@@ -158,8 +159,8 @@ mod tests {
 
     use super::*;
 
-    fn patterns(patterns: &[&str]) -> ChannelPatterns {
-        ChannelPatterns::parse(&patterns.iter().map(|pattern| (*pattern).to_owned()).collect::<Vec<_>>()).unwrap()
+    fn patterns(patterns: &[&str]) -> Patterns {
+        Patterns::parse(&patterns.iter().map(|pattern| (*pattern).to_owned()).collect::<Vec<_>>()).unwrap()
     }
 
     fn allows(pattern: &str, user: &str, channel: &str) -> bool {
@@ -167,7 +168,7 @@ mod tests {
     }
 
     fn refusal(pattern: &str) -> PatternError {
-        ChannelPatterns::parse(&[pattern.to_owned()]).unwrap_err()
+        Patterns::parse(&[pattern.to_owned()]).unwrap_err()
     }
 
     #[test]
@@ -191,7 +192,7 @@ mod tests {
         // The end of what the first star leaves may not be counted twice.
         assert!(!allows("ab*ba", "alice", "aba"));
         assert!(allows("**", "alice", ""));
-        assert_eq!(patterns(&["**"]), ChannelPatterns::any());
+        assert_eq!(patterns(&["**"]), Patterns::any());
     }
 
     #[test]
@@ -221,17 +222,17 @@ mod tests {
         let some = patterns(&["news", "inbox:{user}"]);
         assert!(some.allows("alice", "news") && some.allows("alice", "inbox:alice"));
         assert!(!some.allows("alice", "room"));
-        assert_eq!(ChannelPatterns::parse(&[]), Ok(ChannelPatterns::default()));
-        assert!(!ChannelPatterns::default().allows("alice", "news"));
-        assert!(!ChannelPatterns::default().allows("alice", ""));
-        assert!(ChannelPatterns::any().allows("alice", "news"));
+        assert_eq!(Patterns::parse(&[]), Ok(Patterns::default()));
+        assert!(!Patterns::default().allows("alice", "news"));
+        assert!(!Patterns::default().allows("alice", ""));
+        assert!(Patterns::any().allows("alice", "news"));
     }
 
     #[test]
     fn what_is_no_pattern_is_refused_with_the_remedy() {
         let long = "x".repeat(PATTERN_BYTES_MAX + 1);
         for (pattern, remedy) in [
-            ("", "or * for every channel"),
+            ("", "or * for every one"),
             ("{usr}", "did you mean {user}?"),
             ("{User}", "did you mean {user}?"),
             ("{ user }", "did you mean {user}?"),
@@ -331,7 +332,7 @@ mod tests {
 
         #[test]
         fn nothing_panics(pattern in any::<String>(), user in any::<String>(), channel in any::<String>()) {
-            if let Ok(patterns) = ChannelPatterns::parse(&[pattern]) {
+            if let Ok(patterns) = Patterns::parse(&[pattern]) {
                 let _ = patterns.allows(&user, &channel);
             }
         }

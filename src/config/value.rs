@@ -9,7 +9,7 @@ use toml::de::DeValue;
 
 use super::keys::{CPU_MAX, SHARDS_MAX};
 use super::origins::OriginPolicy;
-use super::patterns::ChannelPatterns;
+use super::patterns::Patterns;
 use super::redis_url::{self, RedisTarget};
 use super::{Listen, Placement};
 use crate::address::networks::Networks;
@@ -166,7 +166,7 @@ impl Kind {
                 Ok(_) => Ok(Value::List(items)),
                 Err(why) => Err(format!("{}; {why}", self.allowed())),
             },
-            Kind::Patterns => match ChannelPatterns::parse(&items) {
+            Kind::Patterns => match Patterns::parse(&items) {
                 // An empty array stays one: it is the way to say nobody where the default says everybody.
                 Ok(_) => Ok(Value::List(items)),
                 Err(why) => Err(format!("{}; {why}", self.allowed())),
@@ -206,7 +206,7 @@ impl Kind {
             Kind::Choice(words) => words.join(", "),
             Kind::Choices(words) => format!("one or more of {}", words.join(", ")),
             Kind::Origins => "origins such as https://app.example.com, https://*.example.com, null or *".into(),
-            Kind::Patterns => "patterns of channels such as news, room:*, inbox:{user} or *".into(),
+            Kind::Patterns => "patterns such as news, room:*, inbox:{user} or *".into(),
             Kind::Networks => "addresses and networks such as 192.0.2.1, 10.0.0.0/8 or 2001:db8::/32, or unix:".into(),
             Kind::Cpus => {
                 format!("CPU numbers from 0 to {CPU_MAX} such as 0-3,8-11, each once, or none for no pinning")

@@ -16,12 +16,11 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::Bytes;
 
 use super::core::Core;
-use crate::auth::GrantedChannels;
 use crate::engine::SocketKey;
 use crate::ids::{CHANNEL_BYTES_MAX, ShardId};
 use crate::lanes::{Batch, ChannelName, Item, LaneFull, OutgoingPublication, PublishItem, Reply, Wanted};
 use crate::metrics::{Drop, SentKind};
-use crate::protocol::encode::{self, AckStatus, EndReason};
+use crate::protocol::encode::{self, AckStatus};
 use crate::protocol::envelope::ErrorCode;
 use crate::router::channels::ChannelIndex;
 use crate::router::interests::{Change, Join};
@@ -149,15 +148,7 @@ impl Core {
 
     /// A `subscribe` frame of the user on `slot`.
     pub(super) fn subscribe(&mut self, slot: u32, client_id: Option<&str>, channel: &str) {
-        let Some(user) = self.conn(slot).user else {
-            return;
-        };
-        let name = self.users.name(user);
-        let permitted = self.settings.subscribe.allows(name, channel)
-            || self
-                .granted(slot)
-                .is_some_and(|granted| granted.subscribe.allows(name, channel));
-        if !permitted {
+        if !self.may_subscribe(slot, channel) {
             let message = "this user may not subscribe to this channel";
             return self.say_error(slot, client_id, ErrorCode::NotPermitted, message);
         }
@@ -187,11 +178,6 @@ impl Core {
                 self.say_subscribed(slot, channel, client_id);
             }
         }
-    }
-
-    /// Channels that the token of this connection names.
-    fn granted(&self, slot: u32) -> Option<&GrantedChannels> {
-        self.connections[slot as usize].grant.as_ref()?.channels.as_deref()
     }
 
     fn say_subscribed(&mut self, slot: u32, channel: &str, client_id: Option<&str>) -> bool {
@@ -284,21 +270,8 @@ impl Core {
         });
     }
 
-    /// Ends a subscription that the client did not end, and tells it. Returns false if there was none.
-    pub(super) fn end_subscription(&mut self, slot: u32, channel: &str, reason: EndReason) -> bool {
-        if !self.take_out(slot, channel) {
-            return false;
-        }
-        if self.conn(slot).user.is_some() {
-            self.say(slot, SentKind::Unsubscribed, |_, out| {
-                encode::subscription_ended(out, channel, reason);
-            });
-        }
-        true
-    }
-
     /// Takes a connection out of a channel, after what it was to hear until now. Returns false if it was not in it.
-    fn take_out(&mut self, slot: u32, channel: &str) -> bool {
+    pub(super) fn take_out(&mut self, slot: u32, channel: &str) -> bool {
         let found = self.channels.find(self.homes.channel_hash(channel), channel);
         let Some(index) = found.filter(|index| self.channels.is_subscribed(slot, *index)) else {
             return false;
@@ -372,12 +345,7 @@ impl Core {
         let Some(user) = self.conn(slot).user else {
             return;
         };
-        let name = self.users.name(user);
-        let permitted = self.settings.publish.allows(name, channel)
-            || self
-                .granted(slot)
-                .is_some_and(|granted| granted.publish.allows(name, channel));
-        if !permitted {
+        if !self.may_publish(slot, channel) {
             let message = "this user may not publish to this channel";
             return self.say_error(slot, client_id, ErrorCode::NotPermitted, message);
         }
@@ -571,6 +539,7 @@ impl Core {
 
     /// Goes on with what is on its way to many, as far as one turn may.
     pub fn fan_out(&mut self) {
+        self.go_on_reviewing();
         self.fan_out.outboxes = if std::mem::take(&mut self.turn.spoken) {
             FANOUT_LEAST
         } else {
@@ -622,7 +591,7 @@ impl Core {
 
     /// True if [`Core::fan_out`] has more to do.
     pub(super) fn has_fan_out(&self) -> bool {
-        self.channels.is_busy() || !self.fan_out.broadcasts.is_empty()
+        self.channels.is_busy() || !self.fan_out.broadcasts.is_empty() || self.reviews.is_busy()
     }
 
     /// True if this much would fill more than half of an outbox that the kernel takes from at the end of this turn. Who

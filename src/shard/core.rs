@@ -92,6 +92,7 @@ pub struct Core {
     pub(super) joins: super::channels::Joins,
     pub(super) interests: Interests,
     pub(super) fan_out: super::channels::FanOut,
+    pub(super) reviews: super::rights::Reviews,
     pub(super) lanes: Lanes,
     pub(super) wheel: Wheel,
     pub(super) spares: Spares,
@@ -143,6 +144,7 @@ impl Core {
             joins: Default::default(),
             interests: Interests::default(),
             fan_out: Default::default(),
+            reviews: Default::default(),
             lanes,
             wheel: Wheel::default(),
             spares: Spares::default(),
@@ -577,7 +579,10 @@ impl Core {
             }
             Parcel::Settings(settings) => {
                 self.http.settings.replace(Arc::clone(&settings));
-                self.settings = settings;
+                let before = std::mem::replace(&mut self.settings, settings);
+                if before.subscribe != self.settings.subscribe {
+                    self.review_all();
+                }
                 self.credentials.forget();
                 1
             }

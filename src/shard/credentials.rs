@@ -187,13 +187,18 @@ impl Core {
         if self.users.name(user) != identity.user {
             return self.begin_close(slot, CloseReason::NotPermitted);
         }
-        self.conn(slot).grant = Some(identity.grant);
+        let before = self.conn(slot).grant.replace(identity.grant);
         self.conn(slot).bad_frames = 0;
         if !self.was_told(slot) {
             // The old token's end is not a deadline any more, and the new one's is.
             self.look_at_once(slot);
         }
         self.say_welcome(slot);
+        let after = &self.connections[slot as usize].grant;
+        let [before, after] = [&before, after].map(|grant| grant.as_ref().and_then(|grant| grant.rights.as_ref()));
+        if before != after {
+            self.review(slot);
+        }
     }
 
     fn refuse_credential(&mut self, slot: u32) {

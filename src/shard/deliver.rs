@@ -290,6 +290,10 @@ impl Core {
         let Some(sender) = self.conn(slot).user else {
             return;
         };
+        if !self.may_write_to(slot, to) {
+            let message = "this user may not write to that one";
+            return self.say_error(slot, client_id, ErrorCode::NotPermitted, message);
+        }
         let message_id = self.ids.next(self.now.wall_ms);
         let mut frame = std::mem::take(&mut self.scratch);
         frame.clear();

@@ -255,8 +255,8 @@ impl Core {
             ClientFrame::Presence { id, users } => {
                 let mut distinct: Vec<Box<str>> = Vec::with_capacity(users.len());
                 for user in users {
-                    // An object has each key once.
-                    if !distinct.iter().any(|known| **known == *user) {
+                    // An object has each key once. Of whom this user may not know it hears nothing at all.
+                    if self.may_see(slot, &user) && !distinct.iter().any(|known| **known == *user) {
                         distinct.push(user.into());
                     }
                 }

@@ -18,6 +18,7 @@ mod overload;
 mod pending;
 mod remote;
 mod requests;
+mod rights;
 pub mod run;
 mod strangers;
 mod timers;

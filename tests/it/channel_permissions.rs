@@ -186,7 +186,7 @@ fn sighup_changes_the_lists(engine: &str) {
         assert_may(client, "a:1", true, false);
         assert_may(client, "b:1", false, true);
     }
-    clients[0].subscribe("a:stays");
+    clients[0].subscribe("a:ends");
     let reload = |subscribe: &str, publish: &str, logged: &str| {
         write(subscribe, publish);
         let lines = gateway.log_lines();
@@ -194,6 +194,9 @@ fn sighup_changes_the_lists(engine: &str) {
         gateway.wait_for_log_after(lines, logged);
     };
     reload(r#"["b:*"]"#, r#"["a:*"]"#, "configuration read again");
+    // The right of who is in has ended, and so has the subscription.
+    let ended = json!({"type": "unsubscribed", "channel": "a:ends", "reason": "notPermitted"});
+    assert_eq!(clients[0].recv_json(), ended);
     // The shards hear of it a moment after the log does.
     for client in &mut clients {
         common::eventually("the new lists hold", || {
@@ -202,9 +205,8 @@ fn sighup_changes_the_lists(engine: &str) {
         assert_may(client, "a:1", false, true);
         assert_may(client, "b:1", true, false);
     }
-    // Who is in stays in.
-    clients[1].publish("a:stays", "1");
-    assert_eq!(clients[0].recv_publication("a:stays")["content"], 1);
+    clients[1].publish("a:ends", "1");
+    clients[0].expect_silence();
     reload(r#"["{"]"#, r#"["*"]"#, "configuration not changed");
     for client in &mut clients {
         assert_may(client, "a:1", false, true);

@@ -202,6 +202,13 @@ impl Channels {
         channels.iter().map(|m| self.name(m.channel).len()).sum()
     }
 
+    /// One of the channels of a connection, by its place in the list. A new one stands at the end; the last one takes the place
+    /// of one that goes.
+    pub fn nth(&self, slot: u32, place: usize) -> Option<ChannelIndex> {
+        let memberships = self.memberships.get(slot as usize)?.as_slice();
+        memberships.get(place).map(|membership| membership.channel)
+    }
+
     fn membership(&self, slot: u32, channel: ChannelIndex) -> Option<Membership> {
         let of_slot = self.memberships.get(slot as usize)?.as_slice();
         let of_channel = &self.channels[channel.0 as usize].subscribers;

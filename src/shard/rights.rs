@@ -1,0 +1,158 @@
+//! What a user may do, and subscriptions that end because their right has.
+//!
+//! Owned by the shard. `publish`, `message` and `presence` ask each time. A subscription is permitted once and then lasts, so it is
+//! looked at again when its connection shows a new token, or when the configuration changes for everybody:
+//!
+//! ```text
+//! new token ─────> review of one connection ──┐
+//! new settings ──> one after the other ───────┴─> a few subscriptions per turn ──> `unsubscribed`, `notPermitted`
+//! ```
+//!
+//! Invariant *looked at*: after a change of rights, each subscription that was there before is looked at once or more. A connection
+//! keeps its subscriptions in a list; the review goes from its end to its beginning, and whatever moves in between moves towards the
+//! beginning, or was permitted by the new rights.
+
+use std::collections::BTreeMap;
+
+use super::core::Core;
+use crate::auth::Rights;
+use crate::metrics::SentKind;
+use crate::protocol::encode::{self, EndReason};
+
+/// Subscriptions that one turn looks at: 10 µs with a few patterns of usual length.
+const REVIEWS_PER_TURN: usize = 64;
+/// Connections without subscriptions that one turn passes over meanwhile.
+const SLOTS_PER_TURN: usize = 4_096;
+
+/// What is to be looked at again.
+#[derive(Debug, Default)]
+pub(super) struct Reviews {
+    /// How many subscriptions of a slot are left, counted from the beginning of its list.
+    left: BTreeMap<u32, usize>,
+    /// All slots from this one on come when none is left.
+    next_slot: Option<u32>,
+}
+
+impl Reviews {
+    pub(super) fn is_busy(&self) -> bool {
+        !self.left.is_empty() || self.next_slot.is_some()
+    }
+}
+
+impl Core {
+    /// What the token of this connection permits besides the configuration, or in its place.
+    fn rights(&self, slot: u32) -> Option<&Rights> {
+        self.connections[slot as usize].grant.as_ref()?.rights.as_deref()
+    }
+
+    /// The user of an open connection.
+    fn user_name(&self, slot: u32) -> Option<&str> {
+        let user = self.connections[slot as usize].user?;
+        Some(self.users.name(user))
+    }
+
+    /// May the user on `slot` subscribe to this channel?
+    pub(super) fn may_subscribe(&self, slot: u32, channel: &str) -> bool {
+        self.user_name(slot).is_some_and(|user| {
+            let granted = || {
+                self.rights(slot)
+                    .is_some_and(|rights| rights.subscribe.allows(user, channel))
+            };
+            self.settings.subscribe.allows(user, channel) || granted()
+        })
+    }
+
+    /// May the user on `slot` publish on this channel?
+    pub(super) fn may_publish(&self, slot: u32, channel: &str) -> bool {
+        self.user_name(slot).is_some_and(|user| {
+            let granted = || {
+                self.rights(slot)
+                    .is_some_and(|rights| rights.publish.allows(user, channel))
+            };
+            self.settings.publish.allows(user, channel) || granted()
+        })
+    }
+
+    /// May the user on `slot` write to this user?
+    pub(super) fn may_write_to(&self, slot: u32, to: &str) -> bool {
+        let granted = self.rights(slot).and_then(|rights| rights.write_to.as_ref());
+        let allowed = granted.unwrap_or(&self.settings.send);
+        self.user_name(slot).is_some_and(|user| allowed.allows(user, to))
+    }
+
+    /// May the user on `slot` see whether this user is there?
+    pub(super) fn may_see(&self, slot: u32, whom: &str) -> bool {
+        let granted = self.rights(slot).and_then(|rights| rights.see.as_ref());
+        let allowed = granted.unwrap_or(&self.settings.see);
+        self.user_name(slot).is_some_and(|user| allowed.allows(user, whom))
+    }
+
+    /// Ends a subscription that the client did not end, and tells it. Returns false if there was none.
+    pub(super) fn end_subscription(&mut self, slot: u32, channel: &str, reason: EndReason) -> bool {
+        if !self.take_out(slot, channel) {
+            return false;
+        }
+        // A slow consumer was closed just now.
+        if self.conn(slot).user.is_some() {
+            self.say(slot, SentKind::Unsubscribed, |_, out| {
+                encode::subscription_ended(out, channel, reason);
+            });
+        }
+        true
+    }
+
+    /// The rights of this connection have changed.
+    pub(super) fn review(&mut self, slot: u32) {
+        let subscriptions = self.channels.count(slot);
+        if subscriptions > 0 {
+            self.reviews.left.insert(slot, subscriptions);
+        }
+    }
+
+    /// The rights of all connections may have changed.
+    pub(super) fn review_all(&mut self) {
+        self.reviews.next_slot = Some(0);
+    }
+
+    /// Looks at as many subscriptions as one turn may.
+    pub(super) fn go_on_reviewing(&mut self) {
+        if !self.reviews.is_busy() {
+            return;
+        }
+        let mut passed = 0;
+        for _ in 0..REVIEWS_PER_TURN {
+            while self.reviews.left.is_empty() {
+                let Some(slot) = self.reviews.next_slot.filter(|_| passed < SLOTS_PER_TURN) else {
+                    return;
+                };
+                passed += 1;
+                let is_there = (slot as usize) < self.connections.len();
+                self.reviews.next_slot = is_there.then_some(slot + 1);
+                if is_there {
+                    self.review(slot);
+                }
+            }
+            self.review_next();
+        }
+    }
+
+    /// Looks at the next subscription of the first connection that has some left.
+    fn review_next(&mut self) {
+        let Some((slot, left)) = self.reviews.left.pop_first() else {
+            return;
+        };
+        let place = left - 1;
+        if place > 0 {
+            self.reviews.left.insert(slot, place);
+        }
+        // It may have fewer by now.
+        let Some(channel) = self.channels.nth(slot, place) else {
+            return;
+        };
+        let name = self.channels.name(channel);
+        if !self.may_subscribe(slot, name) {
+            let name = name.to_owned();
+            self.end_subscription(slot, &name, EndReason::NotPermitted);
+        }
+    }
+}
