@@ -62,6 +62,42 @@ pub fn is_valid_user_id(user: &str) -> bool {
     is_valid_name(user, USER_ID_BYTES_MAX)
 }
 
+/// True for a valid user id that looks like what it is: no outer spaces, which nobody sees, and no format characters, by which two
+/// ids can look the same, or one like another read backwards.
+pub fn is_plain_user_id(user: &str) -> bool {
+    let has_format = |user: &str| !user.is_ascii() && user.chars().any(is_format);
+    is_valid_user_id(user) && user.trim().len() == user.len() && !has_format(user)
+}
+
+/// The format characters of Unicode 16 (general category Cf), as ranges.
+const FORMAT: [(char, char); 21] = [
+    ('\u{ad}', '\u{ad}'),
+    ('\u{600}', '\u{605}'),
+    ('\u{61c}', '\u{61c}'),
+    ('\u{6dd}', '\u{6dd}'),
+    ('\u{70f}', '\u{70f}'),
+    ('\u{890}', '\u{891}'),
+    ('\u{8e2}', '\u{8e2}'),
+    ('\u{180e}', '\u{180e}'),
+    ('\u{200b}', '\u{200f}'),
+    ('\u{202a}', '\u{202e}'),
+    ('\u{2060}', '\u{2064}'),
+    ('\u{2066}', '\u{206f}'),
+    ('\u{feff}', '\u{feff}'),
+    ('\u{fff9}', '\u{fffb}'),
+    ('\u{110bd}', '\u{110bd}'),
+    ('\u{110cd}', '\u{110cd}'),
+    ('\u{13430}', '\u{1343f}'),
+    ('\u{1bca0}', '\u{1bca3}'),
+    ('\u{1d173}', '\u{1d17a}'),
+    ('\u{e0001}', '\u{e0001}'),
+    ('\u{e0020}', '\u{e007f}'),
+];
+
+fn is_format(c: char) -> bool {
+    FORMAT.iter().any(|(first, last)| (*first..=*last).contains(&c))
+}
+
 /// True for 1 to 255 bytes of UTF-8 without control characters.
 pub fn is_valid_channel(channel: &str) -> bool {
     is_valid_name(channel, CHANNEL_BYTES_MAX)
@@ -146,6 +182,41 @@ mod tests {
             assert_eq!(id.get_variant(), uuid::Variant::RFC4122);
             assert!(id > last, "{id} after {last}");
             last = id;
+        }
+    }
+
+    #[test]
+    fn ids_that_look_like_what_they_are() {
+        for plain in ["alice", "al ice", "ä€😀", "*", "{user}", "عربي", "e\u{301}"] {
+            assert!(is_plain_user_id(plain), "{plain:?}");
+        }
+        for other in [
+            "",
+            " ",
+            " alice",
+            "alice ",
+            "alice\u{a0}",
+            "\u{3000}alice",
+            "alice\u{2028}",
+            "al\u{200b}ice",
+            "al\u{200d}ice",
+            "\u{202e}ecila",
+            "alice\u{2069}",
+            "\u{feff}alice",
+            "al\u{ad}ice",
+            "alice\u{e0041}",
+            "a\nb",
+        ] {
+            assert!(!is_plain_user_id(other), "{other:?}");
+        }
+    }
+
+    proptest::proptest! {
+        /// The table is that of Unicode, as another crate has it.
+        #[test]
+        fn format_characters(format in "\\p{Cf}", other in "\\P{Cf}") {
+            proptest::prop_assert!(!is_plain_user_id(&format!("a{format}b")), "{format:?}");
+            proptest::prop_assert!(!other.chars().any(is_format), "{other:?}");
         }
     }
 

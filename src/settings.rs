@@ -10,7 +10,8 @@ use crate::address::networks::{NetworkError, Networks};
 use crate::auth::Verifier;
 use crate::config::origins::{OriginError, OriginPolicy};
 use crate::config::patterns::{PatternError, Patterns};
-use crate::config::{Config, Heartbeat, Limits, Secret};
+use crate::config::{Config, Heartbeat, Limits, Listen, Secret};
+use crate::ids::{is_plain_user_id, is_valid_user_id};
 use crate::jws::{BadKey, KeySet};
 use crate::protocol::head::{Credentials, Policy};
 use crate::tls::ServerConfig;
@@ -35,6 +36,14 @@ pub struct Settings {
     pub cookie: String,
     /// A handshake without a token is refused.
     pub token_required: bool,
+    /// Browsers whose credential is refused hear it by a close code.
+    pub browser_close: bool,
+    /// User ids may have format characters and outer spaces.
+    pub any_user_id: bool,
+    /// The public listener refuses requests for other hosts than this machine.
+    pub local_only: bool,
+    /// And so does that of administrators.
+    pub admin_local_only: bool,
     /// Allowed origins.
     pub origins: OriginPolicy,
     /// Whose word about clients' addresses is believed.
@@ -103,6 +112,10 @@ impl Settings {
     ) -> Result<Self, SettingsError> {
         let auth = Verifier::new(&config.auth, fetched)?;
         let development = auth.is_none();
+        let local_only = development && !config.insecure;
+        // Browsers reach no Unix socket, and an address that is meant for others has names of others.
+        let is_loopback = |listen: &Listen| !matches!(listen, Listen::Unix(_)) && listen.is_local();
+        let admin_local_only = local_only && config.admin.listen.as_ref().is_some_and(is_loopback);
         let channels = &config.channels;
         Ok(Settings {
             limits: config.limits,
@@ -112,7 +125,11 @@ impl Settings {
             auth,
             cookie: config.auth.cookie.clone(),
             token_required: config.auth.required_at_handshake,
-            origins: OriginPolicy::parse(&config.origins)?,
+            browser_close: config.auth.browser_close,
+            any_user_id: config.auth.any_user_id,
+            local_only,
+            admin_local_only,
+            origins: OriginPolicy::parse(&config.origins)?.in_development(development),
             proxies: Networks::parse(&config.proxies)?,
             subscribe: patterns(channels.subscribe.as_deref(), development).map_err(SettingsError::Subscribe)?,
             publish: patterns(channels.publish.as_deref(), development).map_err(SettingsError::Publish)?,
@@ -156,6 +173,18 @@ impl Policy for Settings {
         self.proxies.contains(address)
     }
 
+    fn is_local_only(&self) -> bool {
+        self.local_only
+    }
+
+    fn takes_user_id(&self, user: &str) -> bool {
+        if self.any_user_id {
+            is_valid_user_id(user)
+        } else {
+            is_plain_user_id(user)
+        }
+    }
+
     fn credentials(&self) -> Credentials<'_> {
         if self.auth.is_none() {
             return Credentials::Names;
@@ -163,6 +192,7 @@ impl Policy for Settings {
         Credentials::Tokens {
             cookie: &self.cookie,
             required: self.token_required,
+            browser_close: self.browser_close,
         }
     }
 }

@@ -302,7 +302,7 @@ fn broken_tls(target: &Target) {
 }
 
 fn pages(target: &Target) {
-    let bytes = b"GET /stats HTTP/1.1\r\nHost: h\r\n\r\n".repeat(50);
+    let bytes = b"GET /stats HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(50);
     target.repeat(10, |_| {
         if let Some(mut client) = Hostile::secure(target) {
             let _ = (0..10).all(|_| client.send(&bytes));

@@ -18,10 +18,13 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("auth", &["config", "ids", "jws"]),
     ("protocol", &["address", "auth", "ids", "jws"]),
     ("router", &["ids"]),
-    ("admin", &["ids"]),
+    ("admin", &["ids", "protocol"]),
     ("tls", &["config", "payload"]),
     ("session", &["auth", "ids", "payload", "protocol", "router", "tls"]),
-    ("settings", &["address", "auth", "config", "jws", "protocol", "tls"]),
+    (
+        "settings",
+        &["address", "auth", "config", "ids", "jws", "protocol", "tls"],
+    ),
     ("metrics", &["protocol"]),
     ("engine", &["ids", "payload"]),
     (
@@ -75,6 +78,7 @@ const PURE_FILES: &[&str] = &[
     "shard/overload.rs",
     "shard/pending.rs",
     "shard/remote.rs",
+    "shard/rights.rs",
     "shard/timers.rs",
     "shard/tls.rs",
     "shard/wheel.rs",

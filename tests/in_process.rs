@@ -72,7 +72,7 @@ fn peer(gateway: &Gateway, user: &str) -> Peer {
 fn orders_dropped(gateway: &Gateway) -> u64 {
     let text = common::numbers_from_now_on(|| {
         let mut client = Client::connect(gateway.local_addr());
-        client.send_raw(b"GET /metrics HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n");
+        client.send_raw(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
         client.read_response()
     })
     .body;

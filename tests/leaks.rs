@@ -99,7 +99,7 @@ fn live(engine: &str, round: usize) {
     half_way.send_raw(b"GET /ws HTTP/1.1\r\n");
     clients.push(half_way);
     let mut http = Client::connect(addr);
-    http.send_raw(b"GET /livez HTTP/1.1\r\nHost: h\r\n\r\n");
+    http.send_raw(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n");
     assert_eq!(http.read_response().status, 200);
     clients.push(http);
     let mut unknown = Client::connect(addr);
@@ -168,7 +168,7 @@ fn channels_come_and_go(engine: &str) {
     assert!(grown < 2048, "{grown} KiB more after 16,000 channels");
     common::eventually("the gauges are 0", || {
         let mut metrics = Client::connect(gateway.local_addr());
-        metrics.send_raw(b"GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n");
+        metrics.send_raw(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n");
         let text = metrics.read_response().body;
         ["shardgate_channels{", "shardgate_subscriptions{"].iter().all(|gauge| {
             let mut shards = text.lines().filter(|line| line.starts_with(gauge)).peekable();

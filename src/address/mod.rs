@@ -7,6 +7,7 @@
 //! | [`networks`] | lists of addresses and networks, as `proxies` has them |
 //! | [`proxy`] | the PROXY protocol's header, version 2 |
 //! | [`forwarded`] | `X-Forwarded-For` |
+//! | [`local`] | names of this machine |
 //! | [`limits`] | open handshakes and connects of each address |
 //!
 //! A proxy is believed as far as the chain reaches: whoever connects, if it is a proxy, says by the PROXY header who connected to
@@ -15,5 +16,6 @@
 
 pub mod forwarded;
 pub mod limits;
+pub mod local;
 pub mod networks;
 pub mod proxy;

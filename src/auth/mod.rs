@@ -83,8 +83,10 @@ pub enum Refusal {
     UnknownKey,
     /// Signed by somebody else, or changed.
     Signature,
-    /// `exp` has passed, or is missing where it must not.
+    /// `exp` has passed, and all else is good: who comes with a new one is let in.
     Expired,
+    /// `exp` is missing where it must not.
+    NoExpiry,
     /// `nbf` is still to come.
     NotYetValid,
     /// Another `iss`, or none.
@@ -105,6 +107,7 @@ impl Refusal {
             Refusal::UnknownKey => "unknown_key",
             Refusal::Signature => "signature",
             Refusal::Expired => "expired",
+            Refusal::NoExpiry => "no_expiry",
             Refusal::NotYetValid => "not_yet_valid",
             Refusal::Issuer => "issuer",
             Refusal::Audience => "audience",

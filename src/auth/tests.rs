@@ -43,9 +43,15 @@ fn verify_with(change: impl FnOnce(&mut AuthConfig), claims: &str) -> Result<Str
 
 #[test]
 fn the_user_is_sub() {
-    for user in ["alice", "ä€😀", " ", "*", "{user}", &"x".repeat(128)] {
+    for user in ["alice", "ä€😀", "*", "{user}", &"x".repeat(128)] {
         let claims = serde_json::json!({"sub": user}).to_string();
         assert_eq!(verify(&claims).unwrap().user, user);
+    }
+    for odd in [" ", "alice ", "al\u{200b}ice", "\u{202e}ecila"] {
+        let claims = serde_json::json!({"sub": odd}).to_string();
+        assert_eq!(verify(&claims), Err(Refusal::Claims), "{odd:?}");
+        let any = |config: &mut AuthConfig| config.any_user_id = true;
+        assert_eq!(verify_with(any, &claims).as_deref(), Ok(odd));
     }
     for claims in [
         "{}",
@@ -139,7 +145,8 @@ fn leeway_goes_both_ways_and_stays_with_the_connection() {
 #[test]
 fn exp_can_be_required() {
     let required = |config: &mut AuthConfig| config.require_exp = true;
-    assert_eq!(verify_with(required, r#"{"sub":"a"}"#), Err(Refusal::Expired));
+    assert_eq!(verify_with(required, r#"{"sub":"a"}"#), Err(Refusal::NoExpiry));
+    assert_eq!(verify_with(required, r#"{"sub":"a","exp":1}"#), Err(Refusal::Expired));
     assert!(verify_with(required, r#"{"sub":"a","exp":1700000001}"#).is_ok());
 }
 
@@ -158,6 +165,12 @@ fn issuer_and_audience_count_where_they_are_configured() {
     assert_eq!(
         verify_with(issuer, r#"{"sub":"a","iss":["https://id/"]}"#),
         Err(Refusal::Claims)
+    );
+    let stale = r#"{"sub":"a","iss":"x","exp":1}"#;
+    assert_eq!(
+        verify_with(issuer, stale),
+        Err(Refusal::Issuer),
+        "a new one of theirs is no better"
     );
     let audience = |config: &mut AuthConfig| config.audience = vec!["chat".into(), "news".into()];
     for aud in ["\"chat\"", "[\"news\"]", "[\"x\",\"chat\"]"] {

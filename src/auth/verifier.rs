@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::claims::Claims;
 use super::{Identity, Refusal};
 use crate::config::{AuthConfig, CredentialSource};
+use crate::ids::is_plain_user_id;
 use crate::jws::{Algorithm, BadKey, Key, KeySet, Signed};
 
 /// Decides on tokens. Immutable; shared by all shards as a part of their settings.
@@ -19,6 +20,7 @@ pub struct Verifier {
     audience: Vec<String>,
     leeway_ms: u64,
     require_exp: bool,
+    any_user_id: bool,
 }
 
 impl Verifier {
@@ -40,6 +42,7 @@ impl Verifier {
             audience: config.audience.clone(),
             leeway_ms: millis(config.leeway),
             require_exp: config.require_exp,
+            any_user_id: config.any_user_id,
         }))
     }
 
@@ -70,6 +73,9 @@ impl Verifier {
         let payload = self.payload(token, &mut signatures);
         let identity = payload.and_then(|payload| {
             let claims = Claims::parse(&payload)?;
+            if !self.any_user_id && !is_plain_user_id(&claims.user) {
+                return Err(Refusal::Claims);
+            }
             self.check(&claims, now_ms)?;
             Ok(Identity {
                 user: claims.user.clone(),
@@ -103,12 +109,11 @@ impl Verifier {
     }
 
     fn check(&self, claims: &Claims, now_ms: u64) -> Result<(), Refusal> {
-        let expired = match claims.expires_ms {
-            Some(expires) => now_ms >= expires.saturating_add(self.leeway_ms),
-            None => self.require_exp,
-        };
-        if expired {
-            return Err(Refusal::Expired);
+        if self.issuer.is_some() && self.issuer != claims.issuer {
+            return Err(Refusal::Issuer);
+        }
+        if !self.audience.is_empty() && !claims.audience.iter().any(|named| self.audience.contains(named)) {
+            return Err(Refusal::Audience);
         }
         if claims
             .not_before_ms
@@ -116,11 +121,11 @@ impl Verifier {
         {
             return Err(Refusal::NotYetValid);
         }
-        if self.issuer.is_some() && self.issuer != claims.issuer {
-            return Err(Refusal::Issuer);
-        }
-        if !self.audience.is_empty() && !claims.audience.iter().any(|named| self.audience.contains(named)) {
-            return Err(Refusal::Audience);
+        // Last: who hears of it comes again with a new one, which must then be good.
+        match claims.expires_ms {
+            Some(expires) if now_ms >= expires.saturating_add(self.leeway_ms) => return Err(Refusal::Expired),
+            None if self.require_exp => return Err(Refusal::NoExpiry),
+            _ => {}
         }
         Ok(())
     }

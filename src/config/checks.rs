@@ -114,6 +114,8 @@ impl Settings {
                 cookie: self.get("auth.cookie"),
                 required_at_handshake: self.get("auth.required_at_handshake"),
                 require_exp: self.get("auth.require_exp"),
+                browser_close: self.get("auth.browser_close"),
+                any_user_id: self.get("auth.any_user_id"),
             },
             channels: ChannelsConfig {
                 subscribe: self.get("channels.subscribe"),
@@ -246,6 +248,14 @@ impl Settings {
                 listen: config.listen.clone(),
                 place,
             });
+        }
+        if is_open && !config.proxies.is_empty() {
+            return contradiction(
+                "proxies",
+                "auth.key",
+                "who comes through a proxy comes from elsewhere, and without a key the gateway runs in development mode, where anyone \
+                 may be any user: configure auth.key or auth.jwks_url, or say --insecure if that is meant",
+            );
         }
         Ok(())
     }

@@ -256,6 +256,10 @@ pub(super) static KEYS: &[Key] = &[
         "Refuse a handshake without a token with 401"),
     row(AUTH, "auth.require_exp", Kind::Bool, Value("false"), LIVE,
         "Refuse a token without exp"),
+    row(AUTH, "auth.browser_close", Kind::Bool, Value("true"), LIVE,
+        "Tell a browser of a refused credential by a close code, 3500 or 3005: it sees no status of a handshake"),
+    row(AUTH, "auth.any_user_id", Kind::Bool, Value("false"), LIVE,
+        "Allow user ids with format characters (bidi, zero width) and outer spaces, by which two can look the same"),
 
     row(CHANNELS, "channels.subscribe", Kind::Patterns, Unset("* in development mode, else none"), LIVE,
         "Channels that every user may subscribe to; * is any run of characters, {user} the user's id"),

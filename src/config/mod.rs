@@ -437,6 +437,10 @@ pub struct AuthConfig {
     pub required_at_handshake: bool,
     /// A token without `exp` is refused.
     pub require_exp: bool,
+    /// Browsers whose credential is refused hear it by a close code.
+    pub browser_close: bool,
+    /// User ids may have format characters and outer spaces.
+    pub any_user_id: bool,
 }
 
 /// Where the keys come from that tokens are verified with.

@@ -9,11 +9,15 @@
 
 use std::net::Ipv6Addr;
 
+use crate::address::local::is_local_host;
+
 /// Decides on `Origin` headers; owned by whoever accepts connections, replaced as a whole on reload.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OriginPolicy {
     rules: Vec<Rule>,
     over_tls: bool,
+    /// Without rules pages of this machine may connect as well, whatever their port.
+    local: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,6 +64,7 @@ impl OriginPolicy {
         Ok(OriginPolicy {
             rules: origins.iter().map(rule).collect::<Result<_, _>>()?,
             over_tls: false,
+            local: false,
         })
     }
 
@@ -70,6 +75,13 @@ impl OriginPolicy {
         OriginPolicy { over_tls, ..self }
     }
 
+    /// The same in development mode, or not. There a page of a loopback address or of `localhost` may connect without being
+    /// listed: the developer's own server has another port.
+    #[must_use]
+    pub fn in_development(self, local: bool) -> OriginPolicy {
+        OriginPolicy { local, ..self }
+    }
+
     /// Whether a request with this `Origin` header may connect; `host` is its `Host` header.
     ///
     /// A request without `Origin` comes from no browser and is not asked about here.
@@ -78,7 +90,8 @@ impl OriginPolicy {
         let parsed = Origin::parse(origin).ok();
         if self.rules.is_empty() {
             let own = |(origin, host): (Origin, &str)| origin.is_of(host) && (!self.over_tls || origin.is_secure());
-            return parsed.zip(host).is_some_and(own);
+            let is_local = |origin: &Origin| self.local && origin.is_local();
+            return parsed.as_ref().is_some_and(is_local) || parsed.zip(host).is_some_and(own);
         }
         self.rules.iter().any(|rule| match (rule, &parsed) {
             (Rule::Any, _) => true,
@@ -154,6 +167,11 @@ impl Origin {
         };
         parse_authority(host_header)
             .is_ok_and(|(host, port)| host == self.host && Some(port.unwrap_or(default)) == self.port)
+    }
+
+    /// Whether it is a page that a server on this machine gave.
+    fn is_local(&self) -> bool {
+        default_port(&self.scheme).is_some() && is_local_host(&self.host)
     }
 
     fn is_secure(&self) -> bool {
@@ -235,6 +253,40 @@ mod tests {
 
     fn same_origin(origin: &str, host: &str) -> bool {
         policy(&[]).allows(origin, Some(host))
+    }
+
+    #[test]
+    fn in_development_pages_of_this_machine_may_connect() {
+        let development = policy(&[]).in_development(true);
+        for origin in [
+            "http://localhost:3000",
+            "https://localhost",
+            "http://127.0.0.1:5173",
+            "http://127.8.0.1",
+            "http://[::1]:8080",
+            "http://[::ffff:127.0.0.1]",
+        ] {
+            assert!(development.allows(origin, Some("127.0.0.1:8080")), "{origin}");
+            assert!(!policy(&[]).allows(origin, Some("127.0.0.1:8081")), "{origin}");
+            let listed = policy(&["https://app.example"]).in_development(true);
+            assert!(
+                !listed.allows(origin, Some("127.0.0.1:8081")),
+                "a list takes the place: {origin}"
+            );
+        }
+        for origin in [
+            "null",
+            "file://",
+            "http://evil.example",
+            "http://localhost.evil.example",
+            "http://evil.localhost",
+            "http://localhost@evil.example",
+            "http://0.0.0.0",
+            "chrome-extension://localhost",
+        ] {
+            assert!(!development.allows(origin, Some("127.0.0.1:8080")), "{origin}");
+        }
+        assert!(development.allows("http://gateway.example", Some("gateway.example")));
     }
 
     #[test]

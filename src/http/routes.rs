@@ -1,5 +1,7 @@
 //! Which path answers what.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use hyper::body::{Body as _, Bytes};
 use hyper::header::{self, HeaderValue};
 use hyper::http::request::Parts;
@@ -9,9 +11,9 @@ use serde::Serialize;
 use super::pipe::Pipe;
 use super::rendered::{Content, Document, Workshop};
 use super::{Answer, Door, HttpContext, process};
-use crate::admin::{self, Refusal};
+use crate::admin;
 use crate::metrics::{Exposition, ShardMetrics};
-use crate::protocol::head::{self, Decision, Upgrade};
+use crate::protocol::head::{self, Decision, Refusal, Upgrade};
 use crate::settings::Settings;
 use crate::view::{NotAdmitted, View};
 
@@ -50,13 +52,6 @@ pub(super) fn answer(context: &HttpContext, refused: Option<NotAdmitted>, reques
         }
         return Outcome::Answer(text(400, "HTTP/1.1 wants one Host field with a host in it"));
     }
-    if admin::is_admin_path(request.uri.path()) {
-        return authorize(context, &settings, request);
-    }
-    let Door::Public(shard) = context.door else {
-        return plain(context, &settings, request);
-    };
-    let metrics = &context.view.shards[shard];
     let headers: Vec<(&str, &[u8])> = request
         .headers
         .iter()
@@ -69,6 +64,20 @@ pub(super) fn answer(context: &HttpContext, refused: Option<NotAdmitted>, reques
         minor_version: u8::from(request.version >= hyper::Version::HTTP_11),
         headers: &headers,
     };
+    let local_only = match context.door {
+        Door::Public(_) => settings.local_only,
+        Door::Admin => settings.admin_local_only,
+    };
+    if local_only && !head.is_for_this_machine() {
+        return Outcome::Answer(refuse(context, &head, Refusal::Host));
+    }
+    if admin::is_admin_path(request.uri.path()) {
+        return authorize(context, &settings, request);
+    }
+    let Door::Public(shard) = context.door else {
+        return plain(context, &settings, request);
+    };
+    let metrics = &context.view.shards[shard];
     match head::decide(&head, &*settings) {
         Decision::Upgrade(upgrade) => match refused.map_or_else(|| context.view.admit(&settings), Err) {
             Ok(()) => Outcome::Upgrade(upgrade),
@@ -97,6 +106,46 @@ pub(super) fn answer(context: &HttpContext, refused: Option<NotAdmitted>, reques
         }
         Decision::Plain => plain(context, &settings, request),
     }
+}
+
+/// Refuses a handshake, or a request for another machine.
+fn refuse(context: &HttpContext, head: &head::Request<'_>, refusal: Refusal) -> Answer {
+    // One for each cause: what every request of a page meets is seen, and nobody fills the log.
+    static SAID: [AtomicBool; 2] = [AtomicBool::new(false), AtomicBool::new(false)];
+    if let Door::Public(shard) = context.door {
+        context.view.shards[shard].refused(refusal.label());
+    }
+    let said = |field| head.values(field).next().unwrap_or_default().escape_ascii().to_string();
+    let (host, origin) = (said("host"), said("origin"));
+    let cause = match refusal {
+        Refusal::Host => Some((0, "development mode answers to localhost and loopback addresses only")),
+        Refusal::Origin => Some((1, "this page is none of those that may connect: see origins")),
+        _ => None,
+    };
+    if let Some((cause, words)) = cause {
+        let level = if SAID[cause].swap(true, Ordering::Relaxed) {
+            log::Level::Debug
+        } else {
+            log::Level::Warn
+        };
+        log::log!(
+            level,
+            "a request for Host {host:.200} from Origin {origin:.200} was refused: {words}"
+        );
+    }
+    let (status, body) = refusal.response();
+    let mut answer = text(status, body);
+    match status {
+        401 => set(&mut answer, header::WWW_AUTHENTICATE, "Bearer"),
+        405 => set(&mut answer, header::ALLOW, "GET"),
+        426 => {
+            set(&mut answer, header::SEC_WEBSOCKET_VERSION, "13");
+            set(&mut answer, header::UPGRADE, "websocket");
+            set(&mut answer, header::CONNECTION, "upgrade");
+        }
+        _ => {}
+    }
+    answer
 }
 
 /// Lets nobody further who does not show the token: strangers cost the control thread nothing. Where there is no admin API,
@@ -155,7 +204,7 @@ fn takes_html(request: &Parts) -> bool {
 
 fn unauthorized(context: &HttpContext) -> Answer {
     let words = "this needs Authorization: Bearer and the token of admin.token";
-    let mut answer = administered(context, admin::Answer::refuse(Refusal::Unauthorized, words));
+    let mut answer = administered(context, admin::Answer::refuse(admin::Refusal::Unauthorized, words));
     set(&mut answer, header::WWW_AUTHENTICATE, CHALLENGE);
     answer
 }

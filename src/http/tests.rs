@@ -48,7 +48,7 @@ fn a_pipeline_is_answered_in_parts() {
     for path in ["/livez", "/stats", "/dashboard"] {
         let (mut conn, _) = connection(true);
         conn.push(
-            format!("GET {path} HTTP/1.1\r\nHost: h\r\n\r\n")
+            format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n")
                 .repeat(REQUESTS)
                 .as_bytes(),
         );
@@ -73,13 +73,16 @@ fn keep_alive_pipelining_and_head() {
     let (mut conn, _) = connection(true);
     let (answers, progress) = ask(
         &mut conn,
-        "GET /livez HTTP/1.1\r\nHost: h\r\n\r\nHEAD /stats HTTP/1.1\r\nHost: h\r\n\r\nGET /nothing HTTP/1.1\r\nHost: h\r\n\r\n",
+        "GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\nHEAD /stats HTTP/1.1\r\nHost: localhost\r\n\r\nGET /nothing HTTP/1.1\r\nHost: localhost\r\n\r\n",
     );
     assert!(matches!(progress, HttpProgress::Continue));
     assert_eq!(answers.matches("HTTP/1.1 200 OK").count(), 2, "{answers}");
     assert_eq!(answers.matches("HTTP/1.1 404").count(), 1, "{answers}");
     assert!(!answers.contains("gatewayId"), "HEAD has no body: {answers}");
-    let (answer, progress) = ask(&mut conn, "GET /livez HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n");
+    let (answer, progress) = ask(
+        &mut conn,
+        "GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+    );
     assert!(answer.ends_with("\r\n\r\nOK\n"), "{answer}");
     assert!(matches!(progress, HttpProgress::Close));
 }
@@ -87,11 +90,11 @@ fn keep_alive_pipelining_and_head() {
 /// What is left of a body that nobody reads is no request, and the client is told that its connection ends.
 #[test]
 fn half_a_body_ends_the_connection() {
-    let page = format!("POST /admin/ HTTP/1.1\r\nHost: h\r\n{SHOWN}\r\nContent-Length: 10\r\n\r\nabc");
+    let page = format!("POST /admin/ HTTP/1.1\r\nHost: localhost\r\n{SHOWN}\r\nContent-Length: 10\r\n\r\nabc");
     for request in [
         &page,
-        "POST /livez HTTP/1.1\r\nHost: h\r\nContent-Length: 10\r\n\r\nabc",
-        "POST /livez HTTP/1.1\r\nHost: h\r\nContent-Length: 10\r\nExpect: 100-continue\r\n\r\n",
+        "POST /livez HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\nabc",
+        "POST /livez HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\nExpect: 100-continue\r\n\r\n",
     ] {
         let (mut conn, _) = administrable();
         let (answer, progress) = ask(&mut conn, request);
@@ -107,7 +110,7 @@ fn half_a_body_ends_the_connection() {
 fn a_request_in_single_bytes() {
     let (mut conn, _) = connection(true);
     let mut answer = String::new();
-    for byte in "GET /stats HTTP/1.1\r\nHost: h\r\n\r\n".chars() {
+    for byte in "GET /stats HTTP/1.1\r\nHost: localhost\r\n\r\n".chars() {
         answer.push_str(&ask(&mut conn, &byte.to_string()).0);
     }
     let json: serde_json::Value = serde_json::from_str(answer.split("\r\n\r\n").nth(1).unwrap()).unwrap();
@@ -121,19 +124,19 @@ fn a_request_in_single_bytes() {
 #[test]
 fn other_methods_get_405_with_allow() {
     let (mut conn, _) = connection(true);
-    let (answer, _) = ask(&mut conn, "DELETE /stats HTTP/1.1\r\nHost: h\r\n\r\n");
+    let (answer, _) = ask(&mut conn, "DELETE /stats HTTP/1.1\r\nHost: localhost\r\n\r\n");
     assert!(answer.starts_with("HTTP/1.1 405"), "{answer}");
     assert!(answer.contains("allow: GET, HEAD"), "{answer}");
     let (answer, _) = ask(
         &mut conn,
-        "POST /ws HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\nabc",
+        "POST /ws HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\n\r\nabc",
     );
     assert!(answer.starts_with("HTTP/1.1 405"), "{answer}");
 }
 
 #[test]
 fn the_page_only_in_development_mode() {
-    let request = "GET / HTTP/1.1\r\nHost: h\r\n\r\n";
+    let request = "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
     let (mut conn, _) = connection(true);
     assert!(ask(&mut conn, request).0.contains("text/html"));
     let (mut conn, _) = connection(false);
@@ -145,10 +148,10 @@ fn the_page_only_in_development_mode() {
 fn the_dashboard_always() {
     for development in [true, false] {
         let (mut conn, _) = connection(development);
-        let (answer, _) = ask(&mut conn, "GET /dashboard HTTP/1.1\r\nHost: h\r\n\r\n");
+        let (answer, _) = ask(&mut conn, "GET /dashboard HTTP/1.1\r\nHost: localhost\r\n\r\n");
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
         assert!(answer.ends_with("</html>\n"), "cut short");
-        let (head, _) = ask(&mut conn, "HEAD /dashboard HTTP/1.1\r\nHost: h\r\n\r\n");
+        let (head, _) = ask(&mut conn, "HEAD /dashboard HTTP/1.1\r\nHost: localhost\r\n\r\n");
         assert!(head.ends_with("\r\n\r\n"), "HEAD has no body: {head}");
         for header in [
             "content-type: text/html; charset=utf-8\r\n",
@@ -161,7 +164,7 @@ fn the_dashboard_always() {
                 "{header} not in\n{head}"
             );
         }
-        let (answer, _) = ask(&mut conn, "DELETE /dashboard HTTP/1.1\r\nHost: h\r\n\r\n");
+        let (answer, _) = ask(&mut conn, "DELETE /dashboard HTTP/1.1\r\nHost: localhost\r\n\r\n");
         assert!(answer.starts_with("HTTP/1.1 405"), "{answer}");
         assert!(answer.contains("allow: GET, HEAD\r\n"), "{answer}");
     }
@@ -171,7 +174,7 @@ fn the_dashboard_always() {
 #[test]
 fn the_admin_page_where_the_admin_api_is() {
     let looks = |conn: &mut HttpConn, fields: &str| {
-        let request = format!("GET /admin/ HTTP/1.1\r\nHost: h\r\n{fields}\r\n\r\n");
+        let request = format!("GET /admin/ HTTP/1.1\r\nHost: localhost\r\n{fields}\r\n\r\n");
         let (answer, _) = ask(conn, &request);
         assert!(!conn.is_waiting());
         answer
@@ -212,7 +215,7 @@ fn the_admin_page_where_the_admin_api_is() {
 #[test]
 fn readiness_follows_the_drain_and_health_checks_are_remembered() {
     let (mut conn, context) = connection(true);
-    let request = "GET /readyz HTTP/1.1\r\nHost: h\r\n\r\n";
+    let request = "GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n";
     assert!(ask(&mut conn, request).0.starts_with("HTTP/1.1 200"));
     assert!(context.view.last_health_check_ms().is_some());
     assert!(context.view.begin_draining());
@@ -227,9 +230,9 @@ fn readiness_follows_the_drain_and_health_checks_are_remembered() {
 #[test]
 fn an_administrator_waits_for_an_answer() {
     let (mut conn, _) = administrable();
-    let head = format!("POST /admin/x?y=%20 HTTP/1.1\r\nHost: h\r\n{SHOWN}\r\nContent-Length: 4\r\n\r\n");
+    let head = format!("POST /admin/x?y=%20 HTTP/1.1\r\nHost: localhost\r\n{SHOWN}\r\nContent-Length: 4\r\n\r\n");
     assert!(ask(&mut conn, &head).0.is_empty() && conn.take_request().is_none() && !conn.is_waiting());
-    let (answers, _) = ask(&mut conn, "bodyGET /livez HTTP/1.1\r\nHost: h\r\n\r\n");
+    let (answers, _) = ask(&mut conn, "bodyGET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n");
     assert!(answers.is_empty() && conn.is_waiting(), "{answers}");
     let request = conn.take_request().unwrap();
     assert_eq!(
@@ -251,19 +254,19 @@ fn an_administrator_waits_for_an_answer() {
     );
     assert!(!conn.is_waiting());
     assert!(
-        ask(&mut conn, "GET /admin HTTP/1.1\r\nHost: h\r\n\r\n")
+        ask(&mut conn, "GET /admin HTTP/1.1\r\nHost: localhost\r\n\r\n")
             .0
             .starts_with("HTTP/1.1 401")
     );
 }
 
-const UPGRADE: &str = "GET /ws?user=alice HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
+const UPGRADE: &str = "GET /ws?user=alice HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
 
 /// A proxy may send an upgrade over a connection that it kept alive.
 #[test]
 fn an_upgrade_after_a_request_keeps_the_bytes_behind_it() {
     let (mut conn, _) = connection(true);
-    ask(&mut conn, "GET /livez HTTP/1.1\r\nHost: h\r\n\r\n");
+    ask(&mut conn, "GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n");
     let mut out = Vec::new();
     conn.push(format!("{UPGRADE}frames").as_bytes());
     match conn.go_on(&mut out) {
@@ -288,7 +291,7 @@ fn a_handshake_that_may_not_come_in_gets_503_with_retry_after() {
 #[test]
 fn metrics_have_what_the_contract_names() {
     let (mut conn, _) = connection(true);
-    let (answer, _) = ask(&mut conn, "GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n");
+    let (answer, _) = ask(&mut conn, "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n");
     for name in [
         "shardgate_connections{",
         "shardgate_users{",
@@ -317,7 +320,7 @@ fn what_is_not_there_is_not_down() {
     let shows = |answer: &str, name: &str| answer.lines().any(|line| line.starts_with(&format!("{name} ")));
     let ask_metrics = |context: &Rc<HttpContext>| {
         let mut conn = HttpConn::new(Rc::clone(context), None);
-        ask(&mut conn, "GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n").0
+        ask(&mut conn, "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n").0
     };
     let (_, context) = connection(true);
     let alone = ask_metrics(&context);
@@ -341,7 +344,7 @@ fn metrics_are_documented() {
     // All that may be there.
     context.view.cluster.set_health(ClusterHealth::Unreachable, None);
     context.view.jwks.fetched.inc();
-    let (answer, _) = ask(&mut conn, "GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n");
+    let (answer, _) = ask(&mut conn, "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n");
     let shown: Vec<(&str, &str)> = answer
         .lines()
         .filter_map(|line| line.strip_prefix("# HELP ")?.split_once(' '))
@@ -408,7 +411,7 @@ fn wait_for_the_next_rendering(context: &HttpContext) {
     }
 }
 
-const METRICS: &str = "GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n";
+const METRICS: &str = "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
 /// Drives a connection until it has something to say, and no further; how often it had to be.
 fn drive_to_output(conn: &mut HttpConn) -> (Vec<u8>, usize) {
@@ -428,7 +431,7 @@ fn drive_to_output(conn: &mut HttpConn) -> (Vec<u8>, usize) {
 fn numbers_are_rendered_slice_by_slice() {
     for (shards, path) in [(64, "/metrics"), (256, "/stats")] {
         let (mut conn, _) = connection_to(true, shards);
-        conn.push(format!("GET {path} HTTP/1.1\r\nHost: h\r\n\r\n").as_bytes());
+        conn.push(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").as_bytes());
         let (first, turns) = drive_to_output(&mut conn);
         let mut answer = String::from_utf8(first).unwrap();
         while conn.is_blocked() {
@@ -549,7 +552,7 @@ fn who_reads_too_slowly_is_cut_off() {
 #[test]
 fn pages_link_to_those_that_there_are() {
     let links = |conn: &mut HttpConn, path: &str| {
-        let (answer, _) = ask(conn, &format!("GET {path} HTTP/1.1\r\nHost: h\r\n{SHOWN}\r\n\r\n"));
+        let (answer, _) = ask(conn, &format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n{SHOWN}\r\n\r\n"));
         let (head, html) = answer.split_once("\r\n\r\n").unwrap();
         assert!(head.contains(&format!("content-length: {}", html.len())), "{head}");
         let nav = html.split_once("<nav ").unwrap().1.split_once("</nav>").unwrap().0;

@@ -111,7 +111,7 @@ fn write_code(code: u16, text: &mut [u8; 4]) -> Option<&[u8]> {
 }
 
 /// Labels of `shardgate_handshakes_refused_total`.
-pub const REFUSED_LABELS: [&str; 18] = [
+pub const REFUSED_LABELS: [&str; 19] = [
     "method",
     "not_an_upgrade",
     "version",
@@ -119,6 +119,7 @@ pub const REFUSED_LABELS: [&str; 18] = [
     "user",
     "credential",
     "credential_timeout",
+    "host",
     "draining",
     "connection_limit",
     "admission_rate",
@@ -133,7 +134,7 @@ pub const REFUSED_LABELS: [&str; 18] = [
 ];
 
 /// Labels of `shardgate_token_verifications_total`: good, good and known from an identical token before, or why not.
-pub const VERIFIED_LABELS: [&str; 11] = [
+pub const VERIFIED_LABELS: [&str; 12] = [
     "ok",
     "cached",
     "malformed",
@@ -141,6 +142,7 @@ pub const VERIFIED_LABELS: [&str; 11] = [
     "unknown_key",
     "signature",
     "expired",
+    "no_expiry",
     "not_yet_valid",
     "issuer",
     "audience",

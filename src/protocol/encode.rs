@@ -115,8 +115,15 @@ fn optional_id(out: &mut Vec<u8>, id: Option<&str>) {
     }
 }
 
-/// Appends `welcome`.
-pub fn welcome(out: &mut Vec<u8>, conn: Uuid, user: &str, gateway: &str, heartbeat_ms: u64) {
+/// Appends `welcome`; `expires_at_ms`: when the connection ends if no new token comes, Unix milliseconds.
+pub fn welcome(
+    out: &mut Vec<u8>,
+    conn: Uuid,
+    user: &str,
+    gateway: &str,
+    heartbeat_ms: u64,
+    expires_at_ms: Option<u64>,
+) {
     text(out, |out| {
         out.extend_from_slice(br#"{"type":"welcome","connId":""#);
         uuid(out, conn);
@@ -126,6 +133,10 @@ pub fn welcome(out: &mut Vec<u8>, conn: Uuid, user: &str, gateway: &str, heartbe
         string(out, gateway);
         out.extend_from_slice(br#","heartbeatMs":"#);
         number(out, heartbeat_ms);
+        if let Some(expires_at_ms) = expires_at_ms {
+            out.extend_from_slice(br#","expiresAt":"#);
+            number(out, expires_at_ms);
+        }
         out.push(b'}');
     });
 }
@@ -386,7 +397,10 @@ mod tests {
     fn the_frames_of_the_contract() {
         let id = Uuid::from_u128(0x0192_0000_0000_7000_8000_0000_0000_0001);
         let mut out = Vec::new();
-        welcome(&mut out, id, "al\"ice", "gw-1", 25_000);
+        welcome(&mut out, id, "al\"ice", "gw-1", 25_000, Some(1_700_000_000_500));
+        assert!(open(&out).ends_with(r#","heartbeatMs":25000,"expiresAt":1700000000500}"#));
+        out.clear();
+        welcome(&mut out, id, "al\"ice", "gw-1", 25_000, None);
         assert_eq!(
             open(&out),
             r#"{"type":"welcome","connId":"01920000-0000-7000-8000-000000000001","userId":"al\"ice","gatewayId":"gw-1","heartbeatMs":25000}"#

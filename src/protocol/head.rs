@@ -9,11 +9,17 @@ use std::borrow::Cow;
 use async_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use crate::address::forwarded;
+use crate::address::local::is_local_host;
 use crate::auth::Token;
+use crate::ids::is_valid_user_id;
 use crate::jws::TOKEN_BYTES_MAX;
 
 /// The subprotocol that we speak, if a client asks for one.
 pub const SUBPROTOCOL: &str = "shardgate.v1";
+
+/// What stands before a token that is offered as a subprotocol. Scripts in browsers can say nothing else in a handshake, but for its
+/// address, which is logged everywhere. It is never selected: the client offers [`SUBPROTOCOL`] as well.
+pub const TOKEN_SUBPROTOCOL: &[u8] = b"shardgate.token.";
 
 /// More header fields than any client sends; hyper's own limit too.
 const HEADER_FIELDS_MAX: usize = 100;
@@ -57,6 +63,10 @@ pub struct Upgrade {
     pub forwarded_for: Option<IpAddr>,
     /// What shall show who the user is, outside development mode; taken out when it is looked at.
     pub token: Option<Token>,
+    /// A browser, which sees no status of a refused handshake: a credential is refused by a close code.
+    pub browser: bool,
+    /// The credential is none: the connection is closed at once. Only with `browser`; others are refused before.
+    pub refused: bool,
 }
 
 /// The WebSocket endpoints.
@@ -83,6 +93,8 @@ pub enum Refusal {
     User,
     /// 401
     Credential,
+    /// 421
+    Host,
 }
 
 /// What users show.
@@ -96,6 +108,8 @@ pub enum Credentials<'a> {
         cookie: &'a str,
         /// Not later than with the handshake.
         required: bool,
+        /// Browsers whose credential is refused hear it by a close code.
+        browser_close: bool,
     },
 }
 
@@ -109,9 +123,15 @@ impl Refusal {
             Refusal::Origin => (403, "this Origin is not allowed"),
             Refusal::User => (
                 400,
-                "user must be given once, 1 to 128 bytes of UTF-8 without control characters",
+                "user must be given once, 1 to 128 bytes of UTF-8 without control characters, and without format characters and \
+                 outer spaces unless auth.any_user_id is set",
             ),
             Refusal::Credential => (401, "a valid token is needed"),
+            Refusal::Host => (
+                421,
+                "in development mode the gateway answers to localhost and loopback addresses only, so that no page of somebody else's \
+                 reaches it by a name of theirs: use http://localhost, configure auth.key, or start it with --insecure",
+            ),
         }
     }
 
@@ -124,6 +144,7 @@ impl Refusal {
             Refusal::Origin => "origin",
             Refusal::User => "user",
             Refusal::Credential => "credential",
+            Refusal::Host => "host",
         }
     }
 }
@@ -137,6 +158,14 @@ pub trait Policy {
     /// Is what this address says about its clients believed?
     fn is_proxy(&self, _address: IpAddr) -> bool {
         false
+    }
+    /// Is a request refused whose host is another machine's name?
+    fn is_local_only(&self) -> bool {
+        false
+    }
+    /// May somebody have this id?
+    fn takes_user_id(&self, user: &str) -> bool {
+        is_valid_user_id(user)
     }
     /// What do users show?
     fn credentials(&self) -> Credentials<'_>;
@@ -194,6 +223,9 @@ pub fn read(bytes: &[u8], policy: &impl Policy) -> Progress {
 
 /// Decides what to do with a request whose head is whole.
 pub fn decide(request: &Request<'_>, policy: &impl Policy) -> Decision {
+    if policy.is_local_only() && !request.is_for_this_machine() {
+        return Decision::Refuse(Refusal::Host);
+    }
     let (path, query) = split_target(request.target);
     let endpoint = match path {
         "/ws" => Endpoint::Gateway,
@@ -261,7 +293,8 @@ fn check(request: &Request<'_>, endpoint: Endpoint, query: &str, policy: &impl P
         .one("sec-websocket-key")
         .filter(|key| is_valid_key(key))
         .ok_or(Refusal::NotAnUpgrade)?;
-    if request.values("origin").next().is_some() {
+    let has_origin = request.values("origin").next().is_some();
+    if has_origin {
         let origin = request.one("origin").and_then(|o| std::str::from_utf8(o).ok());
         // What the target names comes before the field.
         let authority = split_authority(request.target).map(|(authority, _)| authority);
@@ -270,17 +303,28 @@ fn check(request: &Request<'_>, endpoint: Endpoint, query: &str, policy: &impl P
             return Err(Refusal::Origin);
         }
     }
-    let (user, token) = match (endpoint, policy.credentials()) {
-        (Endpoint::Gateway, Credentials::Names) => (query_user(query)?, None),
-        (Endpoint::Gateway, Credentials::Tokens { cookie, required }) => {
-            let token = request.token(query, cookie)?;
-            if required && token.is_none() {
-                return Err(Refusal::Credential);
+    let (mut user, mut token, mut browser, mut refused) = (None, None, false, false);
+    match (endpoint, policy.credentials()) {
+        (Endpoint::Gateway, Credentials::Names) => user = query_user(query, policy)?,
+        (
+            Endpoint::Gateway,
+            Credentials::Tokens {
+                cookie,
+                required,
+                browser_close,
+            },
+        ) => {
+            browser = has_origin && browser_close;
+            match request.token(query, cookie) {
+                Ok(None) if required && !browser => return Err(Refusal::Credential),
+                Ok(None) => refused = required,
+                Ok(shown) => token = shown,
+                Err(_) if browser => refused = true,
+                Err(refusal) => return Err(refusal),
             }
-            (None, token)
         }
-        (Endpoint::Echo, _) => (None, None),
-    };
+        (Endpoint::Echo, _) => {}
+    }
     Ok(Upgrade {
         endpoint,
         accept: derive_accept_key(key),
@@ -288,17 +332,19 @@ fn check(request: &Request<'_>, endpoint: Endpoint, query: &str, policy: &impl P
         user,
         forwarded_for: forwarded::client(request.values("x-forwarded-for"), |address| policy.is_proxy(address)),
         token,
+        browser,
+        refused,
     })
 }
 
 /// The value of `user` in a query; refused when it is there and is not a user id, or is there twice.
-fn query_user(query: &str) -> Result<Option<String>, Refusal> {
+fn query_user(query: &str, policy: &impl Policy) -> Result<Option<String>, Refusal> {
     let mut users = form_urlencoded::parse(query.as_bytes()).filter(|(name, _)| name == "user");
     let Some((_, user)) = users.next() else {
         return Ok(None);
     };
     // Bytes that are not UTF-8 were replaced by U+FFFD.
-    if users.next().is_some() || user.contains('\u{fffd}') || !crate::ids::is_valid_user_id(&user) {
+    if users.next().is_some() || user.contains('\u{fffd}') || !policy.takes_user_id(&user) {
         return Err(Refusal::User);
     }
     Ok(Some(Cow::into_owned(user)))
@@ -343,8 +389,17 @@ impl<'a> Request<'a> {
         values.next().is_none().then_some(value)
     }
 
-    /// The first token that is shown: by `Authorization: Bearer`, by `?token=`, by cookie. What comes behind it does not
-    /// count, not even when the first is bad.
+    /// True if each host that it names is `localhost` or a loopback address. A request without any names none that somebody
+    /// else's DNS could have led here; browsers always name one.
+    pub fn is_for_this_machine(&self) -> bool {
+        let is_local = |host: &[u8]| std::str::from_utf8(host).is_ok_and(is_local_host);
+        let authority = self.target.split_once("://").filter(|_| !self.target.starts_with('/'));
+        let authority = authority.map(|(_, rest)| rest.split(['/', '?', '#']).next().unwrap_or_default());
+        self.values("host").all(is_local) && authority.is_none_or(is_local_host)
+    }
+
+    /// The first token that is shown: by `Authorization: Bearer`, by `?token=`, by cookie, as a subprotocol. What comes behind it
+    /// does not count, not even when the first is bad.
     ///
     /// # Errors
     /// The first place that shows one shows it twice, or shows nothing that could be one: nobody can tell who meant which.
@@ -369,7 +424,13 @@ impl<'a> Request<'a> {
         let pairs = self
             .values("cookie")
             .flat_map(|value| value.split(|byte| *byte == b';'));
-        once(pairs.filter_map(|pair| cookie_value(pair, cookie)))
+        if let Some(token) = once(pairs.filter_map(|pair| cookie_value(pair, cookie)))? {
+            return Ok(Some(token));
+        }
+        let offered = self
+            .values("sec-websocket-protocol")
+            .flat_map(|value| value.split(|byte| *byte == b','));
+        once(offered.filter_map(|protocol| protocol.trim_ascii().strip_prefix(TOKEN_SUBPROTOCOL)))
     }
 
     /// True if the client offers this subprotocol. Their names are compared as they are written (RFC 6455, 11.5).
@@ -443,6 +504,7 @@ mod tests {
             Credentials::Tokens {
                 cookie: "session",
                 required: self.required,
+                browser_close: true,
             }
         }
     }
@@ -469,6 +531,10 @@ mod tests {
         assert_eq!(token("token=Q", &[header, cookie].concat()), some("H"));
         assert_eq!(token("user=x&token=Q", cookie), some("Q"));
         assert_eq!(token("user=x", cookie), some("C"));
+        let offered = "Sec-WebSocket-Protocol: chat, shardgate.token.S.s-_, shardgate.v1\r\n";
+        assert_eq!(token("user=x", &[offered, cookie].concat()), some("C"));
+        assert_eq!(token("user=x", offered), some("S.s-_"));
+        assert_eq!(token("x", "Sec-WebSocket-Protocol: Shardgate.token.S\r\n"), Ok(None));
         assert_eq!(token("user=x", ""), Ok(None));
         for fields in [
             "authorization: bearer   H  \r\n",
@@ -496,6 +562,8 @@ mod tests {
             ("", "Cookie: session=\r\n"),
             ("", "Cookie: session=a; session=b\r\n"),
             ("", "Cookie: session=a\r\nCookie: session=a\r\n"),
+            ("", "Sec-WebSocket-Protocol: shardgate.token., shardgate.v1\r\n"),
+            ("", "Sec-WebSocket-Protocol: shardgate.token.a, shardgate.token.a\r\n"),
             ("", "Authorization: Bearer \u{fc}\r\nAuthorization: Bearer x\r\n"),
         ] {
             assert_eq!(token(query, fields), Err(Refusal::Credential), "{query} {fields}");
@@ -507,6 +575,75 @@ mod tests {
         );
         let echo = GOOD.replace("/ws", "/echo");
         assert!(matches!(required(&echo), Progress::Complete(_, Decision::Upgrade(_))));
+    }
+
+    /// A browser hears of it by a close code, and so is not refused here.
+    #[test]
+    fn browsers_are_let_in_to_be_refused() {
+        let head = |query: &str, fields: &str| {
+            GOOD.replace("user=alice", query)
+                .replace("Host: h\r\n", &format!("Host: h\r\n{fields}"))
+        };
+        let origin = "Origin: http://any\r\n";
+        let seen = |head: &str, required| match read(head.as_bytes(), &Closed { required }) {
+            Progress::Complete(_, Decision::Upgrade(upgrade)) => {
+                Ok((upgrade.browser, upgrade.refused, upgrade.token.map(|token| token.0)))
+            }
+            Progress::Complete(_, Decision::Refuse(refusal)) => Err(refusal),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(
+            seen(&head("token=Q", origin), false),
+            Ok((true, false, Some("Q".into())))
+        );
+        assert_eq!(seen(&head("", origin), false), Ok((true, false, None)));
+        assert_eq!(seen(&head("", origin), true), Ok((true, true, None)));
+        assert_eq!(seen(&head("token=a&token=b", origin), false), Ok((true, true, None)));
+        assert_eq!(seen(&head("token=a&token=b", ""), false), Err(Refusal::Credential));
+        assert_eq!(seen(&head("", ""), true), Err(Refusal::Credential));
+        assert_eq!(seen(&head("token=Q", ""), false), Ok((false, false, Some("Q".into()))));
+    }
+
+    struct Local;
+    impl Policy for Local {
+        fn allows_origin(&self, _: &str, _: Option<&str>) -> bool {
+            true
+        }
+        fn serves_echo(&self) -> bool {
+            true
+        }
+        fn is_local_only(&self) -> bool {
+            true
+        }
+        fn credentials(&self) -> Credentials<'_> {
+            Credentials::Names
+        }
+    }
+
+    /// Whatever is asked for, and however the name is said.
+    #[test]
+    fn in_development_mode_other_names_are_misdirected() {
+        let seen = |head: &str| match read(head.as_bytes(), &Local) {
+            Progress::Complete(_, decision) => decision,
+            other => panic!("{other:?}"),
+        };
+        let good = GOOD.replace("Host: h", "Host: localhost:8080");
+        assert!(matches!(seen(&good), Decision::Upgrade(_)));
+        assert_eq!(seen(&good.replace("/ws", "/stats")), Decision::Plain);
+        assert_eq!(seen("GET /livez HTTP/1.0\r\n\r\n"), Decision::Plain);
+        let at = |target: &str| good.replace("GET /ws", &format!("GET {target}"));
+        assert!(matches!(seen(&at("http://127.0.0.1/ws")), Decision::Upgrade(_)));
+        for head in [
+            GOOD.to_owned(),
+            GOOD.replace("/ws", "/stats"),
+            GOOD.replace("/ws", "/echo"),
+            GOOD.replace("Host: h", "Host: localhost\r\nHost: evil"),
+            GOOD.replace("Host: h", "Host: "),
+            at("http://evil/ws"),
+            at("http://localhost@evil/ws"),
+        ] {
+            assert_eq!(seen(&head), Decision::Refuse(Refusal::Host), "{head}");
+        }
     }
 
     const GOOD: &str = "GET /ws?user=alice HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: keep-alive, Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
@@ -530,6 +667,8 @@ mod tests {
             user: Some("alice".into()),
             forwarded_for: None,
             token: None,
+            browser: false,
+            refused: false,
         };
         assert_eq!(decision(GOOD), Decision::Upgrade(expected));
         let mut out = Vec::new();

@@ -296,8 +296,9 @@ mod tests {
         let mut core = Core::new(Arc::clone(&view), settings, homes, lanes, 1);
         begin_turn(&mut core, 0);
         core.handle_accepted(CONN, None);
-        let head =
-            format!("GET /admin/connections HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {TOKEN}\r\n{fields}\r\n");
+        let head = format!(
+            "GET /admin/connections HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n{fields}\r\n"
+        );
         core.handle_received(CONN, &mut head.into_bytes());
         end_turn(&mut core);
         let Some(Notice::Asked(CONN, None, request)) = core.poll_notice() else {

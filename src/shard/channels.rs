@@ -692,7 +692,7 @@ mod tests {
             .find(|name| homes().home(homes().hash(name)) == ShardId(0));
         core.handle_accepted(CONN, None);
         let head = format!(
-            "GET /ws?user={} HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+            "GET /ws?user={} HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
              Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n",
             user.unwrap()
         );

@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! handshake ──> Verifying ──┐                ┌──> Open, here or on the home shard
-//! first `auth` ─> Verifying ├─> queue ──> cache, verifier ──> refused: 401 or 3500
+//! first `auth` ─> Verifying ├─> queue ──> cache, verifier ──> refused: 401, 3500, or 3005
 //! `auth` again, while Open ─┘     ^          └──> key unknown: waits for a fetch
 //!                                 └───────────────────────────┘ once
 //! ```
@@ -70,6 +70,14 @@ impl Credentials {
         self.asked = false;
         let last = |shown| Shown { last: true, ..shown };
         self.queue.extend(self.unknown.drain(..).map(last));
+    }
+}
+
+/// A client comes back with a new token where the old one has expired, and not with any that is bad.
+fn close_reason(refusal: Refusal) -> CloseReason {
+    match refusal {
+        Refusal::Expired => CloseReason::TokenExpired,
+        _ => CloseReason::InvalidCredential,
     }
 }
 
@@ -171,7 +179,7 @@ impl Core {
         }
         let Identity { user, grant } = match result {
             Ok(identity) => identity,
-            Err(_) => return self.refuse_credential(slot),
+            Err(refusal) => return self.refuse_credential(slot, refusal),
         };
         let Stage::Verifying(verifying) = std::mem::replace(&mut self.conn(slot).stage, Stage::Authenticating) else {
             return;
@@ -181,8 +189,12 @@ impl Core {
 
     fn refresh(&mut self, slot: u32, result: Result<Identity, Refusal>) {
         self.conn(slot).refreshing = false;
-        let (Ok(identity), Some(user)) = (result, self.conn(slot).user) else {
-            return self.begin_close(slot, CloseReason::InvalidCredential);
+        let identity = match result {
+            Ok(identity) => identity,
+            Err(refusal) => return self.begin_close(slot, close_reason(refusal)),
+        };
+        let Some(user) = self.conn(slot).user else {
+            return;
         };
         if self.users.name(user) != identity.user {
             return self.begin_close(slot, CloseReason::NotPermitted);
@@ -210,6 +222,16 @@ impl Core {
         } else {
             self.begin_close(slot, CloseReason::InvalidCredential);
         }
+        let refusal = head::Refusal::Credential;
+        self.metrics().refused(refusal.label());
+        let (challenge, text) = match why {
+            Refusal::Expired => (
+                "WWW-Authenticate: Bearer error=\"expired\"\r\n",
+                "the token has expired",
+            ),
+            _ => ("WWW-Authenticate: Bearer\r\n", refusal.response().1),
+        };
+        self.refuse_upgrade(slot, "401 Unauthorized", challenge, text);
     }
 
     /// The token could not be looked at in time, or shall not be: the client may come again with it.

@@ -4,12 +4,12 @@ use std::borrow::Cow;
 
 use super::core::Core;
 use crate::auth::Token;
-use crate::ids::is_valid_user_id;
 use crate::metrics::{Drop, Ending, SentKind};
 use crate::protocol::close::CloseReason;
 use crate::protocol::encode;
 use crate::protocol::envelope::{self, ClientFrame, ErrorCode, FrameKind};
 use crate::protocol::frame::{Message, Opcode};
+use crate::protocol::head::Policy;
 use crate::session::rate::Verdict;
 use crate::session::{BAD_FRAMES_MAX, Leaving, Stage};
 
@@ -283,7 +283,7 @@ impl Core {
 
     /// `auth` in development mode: the user says its name.
     fn authenticate(&mut self, slot: u32, user: Option<&str>) -> Flow {
-        let Some(user) = user.filter(|user| is_valid_user_id(user)) else {
+        let Some(user) = user.filter(|user| self.settings.takes_user_id(user)) else {
             self.begin_close(slot, CloseReason::InvalidCredential);
             return Flow::Next;
         };

@@ -114,6 +114,9 @@ impl Core {
             // One address must not use up what all others may.
             return self.view.give_back(&self.settings);
         }
+        if upgrade.refused {
+            return self.close_browser(slot, &upgrade, CloseReason::InvalidCredential);
+        }
         match (upgrade.token.take(), upgrade.user.take()) {
             (Some(token), _) => self.begin_verifying(slot, token, Some(upgrade), rest),
             (None, Some(user)) => self.enter(slot, user, None, Some(upgrade), rest),
@@ -171,6 +174,15 @@ impl Core {
         }
         self.open(slot, &user, hash, grant);
         self.continue_with(slot, rest);
+    }
+
+    /// A browser sees no status of a refused handshake, only that there is no connection, and would come again for ever. So it
+    /// gets one, and its end with the reason.
+    pub(super) fn close_browser(&mut self, slot: u32, upgrade: &Upgrade, reason: CloseReason) {
+        self.count_as(slot, Tally::Stranger);
+        self.switch_protocols(slot, upgrade);
+        self.conn(slot).stage = Stage::Authenticating;
+        self.begin_close(slot, reason);
     }
 
     fn switch_protocols(&mut self, slot: u32, upgrade: &Upgrade) {
@@ -234,9 +246,12 @@ impl Core {
             return;
         };
         let id = self.conn(slot).id;
+        let expires_at_ms = self.conn(slot).grant.as_ref().map(|grant| grant.expires_at_ms);
+        let ends = expires_at_ms.filter(|at| *at != Grant::FOR_EVER);
         self.say(slot, SentKind::Welcome, |core, out| {
             let interval_ms = core.settings.heartbeat.interval.as_millis() as u64;
-            encode::welcome(out, id, core.users.name(user), &core.view.gateway_id, interval_ms);
+            let (user, gateway) = (core.users.name(user), &core.view.gateway_id);
+            encode::welcome(out, id, user, gateway, interval_ms, ends);
         });
     }
 

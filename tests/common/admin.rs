@@ -64,7 +64,8 @@ impl Admin {
         } else {
             format!("Content-Length: {}\r\n", body.len())
         };
-        let request = format!("{method} {path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n{fields}{length}\r\n{body}");
+        let request =
+            format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{fields}{length}\r\n{body}");
         match &self.place {
             Place::Tcp(addr) => {
                 let mut client = Client::connect(*addr);

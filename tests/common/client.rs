@@ -78,7 +78,7 @@ pub fn url_encode(text: &str) -> String {
 /// The request head of a handshake that is in order; `extra_fields` end in CRLF.
 pub fn upgrade_head(path: &str, extra_fields: &str) -> String {
     format!(
-        "GET {path} HTTP/1.1\r\nHost: gateway.example\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: {KEY}\r\nSec-WebSocket-Version: 13\r\n{extra_fields}\r\n"
+        "GET {path} HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: {KEY}\r\nSec-WebSocket-Version: 13\r\n{extra_fields}\r\n"
     )
 }
 

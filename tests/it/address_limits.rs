@@ -17,7 +17,13 @@ on_both_engines! {
 }
 
 /// One shard, as each counts for itself. 127.0.0.1, from which tests look at the gateway, is a proxy and so not limited.
-const ALL: [&str; 4] = ["--shards", "1", "--proxies", "127.0.0.1,127.0.0.4,10.0.0.0/8"];
+const ALL: [&str; 5] = [
+    "--shards",
+    "1",
+    "--insecure",
+    "--proxies",
+    "127.0.0.1,127.0.0.4,10.0.0.0/8",
+];
 
 fn start(engine: &str, args: &[&str]) -> Gateway {
     Gateway::start(&[&["--engine", engine], &ALL[..], args].concat())
@@ -80,7 +86,7 @@ fn open_handshakes(engine: &str) {
     open.pop().unwrap().reset();
     eventually("the one that went is not counted any more", || {
         let mut client = Client::connect_from(ONE, gateway.addr);
-        client.send_carelessly(b"GET /livez HTTP/1.1\r\nHost: h\r\n\r\n");
+        client.send_carelessly(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n");
         !client.is_at_end()
     });
 }
@@ -100,7 +106,7 @@ fn connects_per_second(engine: &str) {
     // And its time comes again.
     eventually("let in again", || {
         let mut client = Client::connect_from(ONE, gateway.addr);
-        client.send_carelessly(b"GET /livez HTTP/1.1\r\nHost: h\r\n\r\n");
+        client.send_carelessly(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n");
         !client.is_at_end()
     });
 }
@@ -118,7 +124,7 @@ fn a_handshake_is_open_until_the_user_is_known(engine: &str) {
     let mut half = Client::connect_from(ONE, gateway.addr);
     half.send_raw(b"GET /ws");
     closed_at_once(&gateway, ONE);
-    half.send_raw(b"x HTTP/1.1\r\nHost: h\r\n\r\n");
+    half.send_raw(b"x HTTP/1.1\r\nHost: localhost\r\n\r\n");
     assert_eq!(half.read_response().status, 404);
     // So is HTTP that is kept alive.
     closed_at_once(&gateway, ONE);
@@ -144,7 +150,7 @@ fn the_client_of_a_proxy_by_its_header(engine: &str) {
     // The proxy itself is not limited; what it asks for itself it may ask with a header or without.
     for _ in 0..5 {
         let mut probe = Client::connect_from(PROXY, gateway.addr);
-        probe.send_raw(b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0GET /livez HTTP/1.1\r\nHost: h\r\n\r\n");
+        probe.send_raw(b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n");
         assert_eq!(probe.read_response().status, 200);
         std::mem::forget(probe);
         std::mem::forget(waiting(&gateway, PROXY));
@@ -227,7 +233,7 @@ fn nobody_else_is_believed(engine: &str) {
     closed_at_once(&gateway, ONE);
     let mut other = Client::connect_from(OTHER, gateway.addr);
     other.send_raw(&header(ONE));
-    other.send_carelessly(b"GET /livez HTTP/1.1\r\nHost: h\r\n\r\n");
+    other.send_carelessly(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n");
     assert_eq!(other.read_response().status, 400);
     assert_eq!(refused(&gateway, "malformed"), 1.0);
 }
@@ -235,7 +241,7 @@ fn nobody_else_is_believed(engine: &str) {
 fn a_header_in_any_pieces(engine: &str) {
     let gateway = start(engine, &[]);
     let mut bytes = header([192, 0, 2, 1]);
-    bytes.extend_from_slice(b"GET /livez HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n");
+    bytes.extend_from_slice(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     for cut in 1..bytes.len() {
         let mut client = Client::connect_from(PROXY, gateway.addr);
         client.send_in_pieces(&bytes, &[cut]);
@@ -293,7 +299,7 @@ fn kept_alive_connections_of_a_proxy(engine: &str) {
     // The proxy uses one connection for several clients; whose the handshake is, the handshake says.
     for (client, expected) in [("192.0.2.1", 429), ("192.0.2.2", 101)] {
         let mut connection = Client::connect_from(PROXY, gateway.addr);
-        connection.send_raw(b"GET /livez HTTP/1.1\r\nHost: h\r\nX-Forwarded-For: 192.0.2.9\r\n\r\n");
+        connection.send_raw(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nX-Forwarded-For: 192.0.2.9\r\n\r\n");
         assert_eq!(connection.read_response().status, 200);
         connection.send_upgrade("/ws", &format!("X-Forwarded-For: {client}\r\n"));
         assert_eq!(connection.read_head().status, expected);
@@ -313,7 +319,7 @@ fn limits_apply_at_sighup(engine: &str) {
     let mut counted = Vec::new();
     eventually("the limit applies", || {
         let mut client = Client::connect_from(ONE, gateway.addr);
-        client.send_carelessly(b"GET /livez HTTP/1.1\r\nHost: h\r\n\r\n");
+        client.send_carelessly(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n");
         let refused = client.is_at_end();
         counted.push(client);
         refused
@@ -361,12 +367,12 @@ fn a_header_before_tls(engine: &str) {
         let mut probe = Client::connect_from(PROXY, it.gateway.addr);
         probe.send_raw(header);
         let mut probe = probe.over_tls(it.authority.client());
-        probe.send_raw(b"GET /livez HTTP/1.1\r\nHost: h\r\n\r\n");
+        probe.send_raw(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n");
         assert_eq!(probe.read_response().status, 200);
     }
     // Behind a header, plain text is no better than without.
     let mut plain = connect([192, 0, 2, 200]);
-    plain.send_raw(b"GET /livez HTTP/1.1\r\nHost: h\r\n\r\n");
+    plain.send_raw(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n");
     assert_eq!(plain.read_response().status, 400);
     assert_eq!(it.refused("plain_text"), 1.0);
     assert_eq!(it.refused("tls"), 0.0);
@@ -385,7 +391,7 @@ fn a_header_of_anybody_else_is_no_tls(engine: &str) {
     eventually("it is counted", || it.refused("tls") == 2.0);
     let mut inside = Client::connect_from(PROXY, it.gateway.addr).over_tls(it.authority.client());
     inside.send_raw(&header(ONE));
-    inside.send_carelessly(b"GET /livez HTTP/1.1\r\nHost: h\r\n\r\n");
+    inside.send_carelessly(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n");
     assert_eq!(inside.read_response().status, 400);
 }
 
@@ -408,11 +414,11 @@ fn proxies_apply_at_sighup(engine: &str) {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), "").unwrap();
     let config = file.path().to_str().unwrap();
-    let gateway = Gateway::start(&["--engine", engine, "--shards", "1", "--config", config]);
+    let gateway = Gateway::start(&["--engine", engine, "--shards", "1", "--insecure", "--config", config]);
     let probe = |gateway: &Gateway| {
         let mut client = Client::connect_from(PROXY, gateway.addr);
         client.send_raw(&header(ONE));
-        client.send_carelessly(b"GET /livez HTTP/1.1\r\nHost: h\r\n\r\n");
+        client.send_carelessly(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n");
         client.read_response().status
     };
     assert_eq!(probe(&gateway), 400);

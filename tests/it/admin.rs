@@ -332,7 +332,7 @@ fn walk_and_meet(admin: &Admin, stay: &[(common::Client, String)]) {
 
 fn requests_in_pieces_and_in_a_row(engine: &str) {
     let gateway = start(engine, &[]);
-    let head = format!("Host: h\r\nAuthorization: Bearer {TOKEN}\r\n");
+    let head = format!("Host: localhost\r\nAuthorization: Bearer {TOKEN}\r\n");
     // Byte by byte, with a body.
     let mut client = gateway.tcp();
     let post = format!("POST /admin/broadcast HTTP/1.1\r\n{head}Content-Length: 13\r\n\r\n{{\"content\":1}}");
@@ -342,7 +342,8 @@ fn requests_in_pieces_and_in_a_row(engine: &str) {
     let chunked = format!(
         "POST /admin/messages HTTP/1.1\r\n{head}Transfer-Encoding: chunked\r\n\r\n10\r\n{{\"content\":null,\r\nb\r\n\"to\":\"bob\"}}\r\n0\r\n\r\n"
     );
-    let one = format!("{chunked}GET /livez HTTP/1.1\r\nHost: h\r\n\r\nGET /admin/nothing HTTP/1.1\r\n{head}\r\n");
+    let one =
+        format!("{chunked}GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\nGET /admin/nothing HTTP/1.1\r\n{head}\r\n");
     client.send_raw(one.repeat(50).as_bytes());
     for _ in 0..50 {
         assert_eq!([(); 3].map(|()| client.read_response().status), [200, 200, 404]);
@@ -547,7 +548,7 @@ fn the_page_is_only_looked_at() {
     }
     // Nobody reads what is sent along, and the connection goes on after a refusal without.
     let mut client = gateway.tcp();
-    let look = format!("GET /admin/ HTTP/1.1\r\nHost: h\r\n{BROWSER}\r\n");
+    let look = format!("GET /admin/ HTTP/1.1\r\nHost: localhost\r\n{BROWSER}\r\n");
     client.send_raw(look.repeat(20).as_bytes());
     for _ in 0..20 {
         is_page(&client.read_response(), "/admin/", 401);

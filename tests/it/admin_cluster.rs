@@ -165,7 +165,7 @@ fn with_a_silent_redis_requests_end() {
     let mut waiting: Vec<Client> = (0..200).map(|_| gateway.tcp()).collect();
     redis.pause();
     for client in &mut waiting {
-        let fields = format!("Host: h\r\n{}", admin.authorization());
+        let fields = format!("Host: localhost\r\n{}", admin.authorization());
         client.send_raw(format!("GET /admin/users/alice HTTP/1.1\r\n{fields}\r\n").as_bytes());
     }
     let mut refused = 0;
@@ -182,7 +182,7 @@ fn with_a_silent_redis_requests_end() {
     for client in &mut waiting {
         client.send_raw(
             format!(
-                "GET /admin/connections HTTP/1.1\r\nHost: h\r\n{}\r\n",
+                "GET /admin/connections HTTP/1.1\r\nHost: localhost\r\n{}\r\n",
                 admin.authorization()
             )
             .as_bytes(),
@@ -217,7 +217,7 @@ fn a_drain_waits_for_answers() {
         eventually("it drains", || gateway.get("/readyz").status == 503);
         redis.pause();
         let mut waiting = Client::connect(door);
-        let fields = format!("Host: h\r\n{}\r\n", Admin::at(door).authorization());
+        let fields = format!("Host: localhost\r\n{}\r\n", Admin::at(door).authorization());
         // Together, so that the second one is being carried out when the first one is answered.
         let requests = format!("GET /livez HTTP/1.1\r\n{fields}GET /admin/users/bob HTTP/1.1\r\n{fields}");
         waiting.send_raw(requests.as_bytes());

@@ -75,7 +75,8 @@ fn on_an_address() {
     serves_everything(&gateway, &Admin::at(addr), &json!("127.0.0.1:"));
     // One connection, many requests, some in pieces.
     let mut client = common::Client::connect(addr);
-    let request = format!("GET /admin/connections HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {TOKEN}\r\n\r\n");
+    let request =
+        format!("GET /admin/connections HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n\r\n");
     client.send_raw(request.repeat(20).as_bytes());
     client.send_in_pieces(request.as_bytes(), &[1, 30, 31, 100]);
     for _ in 0..21 {

@@ -4,20 +4,21 @@
 
 use crate::common;
 
+use common::admin::TOKEN;
 use common::client::{assert_switched, text_bytes, upgrade_head};
-use common::{Gateway, eventually};
+use common::{Gateway, eventually, url_encode};
 use serde_json::json;
 
 on_both_engines! {
     auth_names_the_user, auth_again, auth_as_another_user, auth_without_a_user, no_auth_in_time,
     nothing_is_carried_out_before_auth, frames_right_behind_auth, auth_split_at_every_byte, a_hand_over_is_one_connection,
-    leaving_before_auth,
+    leaving_before_auth, other_names_are_misdirected, pages_of_this_machine_may_connect, ids_look_like_what_they_are,
 }
 
 fn auth_names_the_user(engine: &str) {
     let gateway = Gateway::start(&["--engine", engine, "--shards", "3"]);
     let longest = "x".repeat(128);
-    for user in ["alice", "ä€😀", "\"\\/", " ", "null", &longest] {
+    for user in ["alice", "ä€😀", "\"\\/", "a b", "null", &longest] {
         let mut client = gateway.upgrade("/ws");
         client.send_json(&json!({"type": "auth", "userId": user}));
         let welcome = client.recv_json();
@@ -28,6 +29,116 @@ fn auth_names_the_user(engine: &str) {
         assert!(welcome["connId"].is_string());
         client.send_json(&json!({"type": "message", "to": user, "content": 1}));
         assert_eq!(client.recv_json()["from"], user);
+    }
+}
+
+/// A name that somebody else's DNS pointed here: a page of theirs would be of the same origin.
+fn other_names_are_misdirected(engine: &str) {
+    let args = ["--engine", engine, "--echo", "--admin-token", TOKEN];
+    let gateway = Gateway::start(&args);
+    let port = gateway.addr.port();
+    let ask = |gateway: &Gateway, path: &str, host: &str| {
+        let fields = format!("Authorization: Bearer {TOKEN}\r\nOrigin: http://{host}\r\n");
+        let head = upgrade_head(path, &fields).replace("Host: localhost", &format!("Host: {host}"));
+        let mut client = gateway.tcp();
+        client.send_raw(head.as_bytes());
+        let answer = client.read_head();
+        (answer.status, answer)
+    };
+    let paths = [
+        "/ws?user=alice",
+        "/echo",
+        "/",
+        "/livez",
+        "/stats",
+        "/metrics",
+        "/dashboard",
+        "/admin/",
+        "/admin/connections",
+    ];
+    for path in paths {
+        for host in ["localhost", "127.0.0.1", "127.9.9.9", "[::1]", "LOCALHOST"] {
+            for host in [host.to_owned(), format!("{host}:{port}"), format!("{host}:1")] {
+                let (status, _) = ask(&gateway, path, &host);
+                assert!(matches!(status, 101 | 200), "{path} {host}: {status}");
+            }
+        }
+        for host in [
+            "evil.example",
+            &format!("evil.example:{port}"),
+            "localhost.evil.example",
+            "10.0.0.1",
+            "0.0.0.0",
+        ] {
+            let (status, answer) = ask(&gateway, path, host);
+            assert_eq!(status, 421, "{path} {host}: {answer:?}");
+        }
+    }
+    let answer = gateway.try_upgrade("/ws", "Host: evil.example\r\n");
+    assert_eq!(answer.status, 421);
+    assert!(
+        answer.body.contains("localhost") && answer.body.contains("--insecure"),
+        "{answer:?}"
+    );
+    assert!(gateway.metric("shardgate_handshakes_refused_total", &["reason=\"host\""]) >= 40.0);
+    let log = gateway.wait_for_log("evil.example");
+    assert!(log.contains("development mode"), "{log}");
+    assert_eq!(gateway.log().matches("was refused").count(), 1, "said once");
+    // Who means it has other names.
+    let meant = Gateway::start(&[&args[..], &["--insecure"]].concat());
+    assert_eq!(ask(&meant, "/ws?user=alice", "evil.example").0, 101);
+}
+
+/// A developer's own server has another port.
+fn pages_of_this_machine_may_connect(engine: &str) {
+    let gateway = Gateway::start(&["--engine", engine]);
+    let status = |gateway: &Gateway, origin: &str| gateway.try_upgrade("/ws", &format!("Origin: {origin}\r\n")).status;
+    for origin in [
+        "http://localhost:3000",
+        "https://localhost",
+        "http://127.0.0.1:5173",
+        "http://[::1]:1",
+    ] {
+        assert_eq!(status(&gateway, origin), 101, "{origin}");
+    }
+    for origin in [
+        "http://evil.example",
+        "http://evil.localhost:3000",
+        "http://10.0.0.1",
+        "null",
+    ] {
+        assert_eq!(status(&gateway, origin), 403, "{origin}");
+    }
+    let line = gateway.wait_for_log("evil.example");
+    assert!(line.contains("origins"), "{line}");
+    let listed = Gateway::start(&["--engine", engine, "--origins", "http://app.example"]);
+    assert_eq!(status(&listed, "http://localhost:3000"), 403, "a list takes its place");
+    assert_eq!(status(&listed, "http://app.example"), 101);
+}
+
+fn ids_look_like_what_they_are(engine: &str) {
+    let gateway = Gateway::start(&["--engine", engine]);
+    let any = Gateway::start(&["--engine", engine, "--auth-any-user-id"]);
+    for odd in [
+        " ",
+        "alice ",
+        " alice",
+        "al\u{200b}ice",
+        "\u{202e}ecila",
+        "\u{feff}alice",
+    ] {
+        let path = format!("/ws?user={}", url_encode(odd));
+        assert_eq!(gateway.try_upgrade(&path, "").status, 400, "{odd:?}");
+        let mut client = gateway.upgrade("/ws");
+        client.send_json(&json!({"type": "auth", "userId": odd}));
+        client.expect_close(3500);
+        let mut client = any.upgrade(&path);
+        assert_eq!(client.recv_json()["userId"], odd);
+        client.send_json(&json!({"type": "auth", "userId": odd}));
+        assert_eq!(client.recv_json()["userId"], odd);
+        // Nobody has such an id where nobody may.
+        let mut alice = gateway.connect("alice");
+        alice.send_message_expecting(odd, "1", "offline");
     }
 }
 

@@ -17,7 +17,8 @@ on_both_engines! {
     a_bad_token_is_refused_in_band, nobody_names_themselves, a_token_may_be_required_at_the_handshake,
     no_token_in_time, frames_right_behind_a_token, a_token_ends, a_token_is_refreshed, refreshing_as_another_user,
     refreshing_with_a_bad_token, claims_permit_channels, claims_lower_the_limit_of_connections, keys_change_by_sighup,
-    a_refused_handshake_leaves_nothing, a_rush_of_tokens,
+    a_refused_handshake_leaves_nothing, a_rush_of_tokens, a_subprotocol_may_carry_a_token, expired_is_not_bad,
+    browsers_hear_why, subscriptions_end_with_their_right, reviews_take_turns, users_to_write_to_and_to_see,
 }
 
 fn every_way_of_showing_a_token(engine: &str) {
@@ -95,8 +96,8 @@ fn bad_tokens() -> Vec<String> {
         sign(Algorithm::Rs256, &json!({"sub": "alice"}), None),
         claims(&json!({"sub": ""})),
         claims(&json!({"user": "alice"})),
-        claims(&json!({"sub": "alice", "exp": 1})),
         claims(&json!({"sub": "alice", "exp": null})),
+        claims(&json!({"sub": "alice\u{200b}"})),
         claims(&json!({"sub": "alice", "nbf": from_now(Duration::from_secs(60))})),
     ]
 }
@@ -114,7 +115,7 @@ fn a_bad_token_is_refused_at_the_handshake(engine: &str) {
     assert_eq!(gateway.stats()["connections"], 0);
     // A proxy may send a handshake over a connection that it kept.
     let mut client = gateway.tcp();
-    client.send_raw(b"GET /livez HTTP/1.1\r\nHost: h\r\n\r\n");
+    client.send_raw(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n");
     assert_eq!(client.read_response().status, 200);
     client.send_upgrade("/ws?token=bad", "");
     assert_eq!(client.read_response().status, 401);
@@ -246,13 +247,270 @@ fn a_token_is_refreshed(engine: &str) {
     let (mut client, welcome) = connect(&gateway, &expiring("alice", Duration::from_secs(1)));
     let (mut other, _) = connect(&gateway, &expiring("alice", Duration::from_secs(1)));
     client.send_json(&json!({"type": "auth", "token": expiring("alice", Duration::from_secs(60))}));
-    assert_eq!(client.recv_json(), welcome, "the same welcome, the same connId");
+    let again = client.recv_json();
+    assert_eq!(
+        (&again["type"], &again["connId"]),
+        (&welcome["type"], &welcome["connId"])
+    );
+    let [before, after] = [&welcome, &again].map(|welcome| welcome["expiresAt"].as_f64().unwrap() / 1000.0);
+    assert!(
+        after > before + 50.0 && after < from_now(Duration::from_secs(61)),
+        "{after}"
+    );
     other.expect_close(3005);
     client.expect_silence();
     // Shorter is possible, too.
     client.send_json(&json!({"type": "auth", "token": expiring("alice", Duration::from_millis(300))}));
-    assert_eq!(client.recv_json(), welcome);
+    assert_eq!(client.recv_json()["connId"], welcome["connId"]);
     client.expect_close(3005);
+}
+
+/// Scripts in browsers can say nothing else with a handshake, but for its address.
+fn a_subprotocol_may_carry_a_token(engine: &str) {
+    let gateway = gateway(engine, &["--shards", "3", "--auth-required-at-handshake"]);
+    for n in 0..6 {
+        let user = format!("user{n}");
+        let offered = format!(
+            "Sec-WebSocket-Protocol: shardgate.v1, shardgate.token.{}\r\n",
+            token(&user)
+        );
+        let mut client = gateway.tcp();
+        client.send_upgrade("/ws", &offered);
+        let answer = client.read_head();
+        assert_switched(&answer);
+        assert_eq!(
+            answer.field("sec-websocket-protocol"),
+            Some("shardgate.v1"),
+            "the token is not said back"
+        );
+        let welcome = client.recv_json();
+        assert_eq!((&welcome["userId"], welcome.get("expiresAt")), (&json!(user), None));
+    }
+    let bad = "Sec-WebSocket-Protocol: shardgate.v1, shardgate.token.bad\r\n";
+    assert_eq!(gateway.try_upgrade("/ws", bad).status, 401);
+    let cookie = format!("Cookie: shardgate_token={}\r\n", token("alice"));
+    assert_eq!(
+        gateway.try_upgrade("/ws", &[&cookie, bad].concat()).status,
+        101,
+        "the first that is shown counts"
+    );
+}
+
+/// Who has one that ended fetches another and comes back; who has a bad one has no reason to.
+fn expired_is_not_bad(engine: &str) {
+    let gateway = gateway(engine, &["--shards", "3", "--auth-issuer", "us"]);
+    let expired = |n: u32| claims(&json!({"sub": format!("user{n}"), "iss": "us", "exp": 1}));
+    for n in 0..6 {
+        let answer = gateway.try_upgrade(&format!("/ws?token={}", expired(n)), "");
+        let challenge = answer.field("www-authenticate");
+        assert_eq!((answer.status, challenge), (401, Some("Bearer error=\"expired\"")));
+        let mut client = gateway.upgrade("/ws");
+        client.send_json(&json!({"type": "auth", "token": expired(n)}));
+        client.expect_close(3005);
+        let (mut client, _) = connect(&gateway, &claims(&json!({"sub": format!("user{n}"), "iss": "us"})));
+        client.send_json(&json!({"type": "auth", "token": expired(n)}));
+        client.expect_close(3005);
+    }
+    // A new one of somebody else would be no better.
+    let foreign = claims(&json!({"sub": "alice", "iss": "them", "exp": 1}));
+    let answer = gateway.try_upgrade(&format!("/ws?token={foreign}"), "");
+    assert_eq!((answer.status, answer.field("www-authenticate")), (401, Some("Bearer")));
+    gateway.wait_until_empty();
+}
+
+/// A browser sees no status of a refused handshake: it would come again for ever.
+fn browsers_hear_why(engine: &str) {
+    let args = [
+        "--shards",
+        "3",
+        "--limits-connections",
+        "1",
+        "--origins",
+        "https://app.example",
+    ];
+    let gateway = gateway(engine, &args);
+    let page = "Origin: https://app.example\r\n";
+    let (kept, _) = connect(&gateway, &token("alice"));
+    assert_eq!(
+        gateway.try_upgrade(&format!("/ws?token={}", token("bob")), "").status,
+        503
+    );
+    let heard = |gateway: &Gateway, path: &str, fields: &str| {
+        let mut client = gateway.tcp();
+        client.send_upgrade(path, &[page, fields].concat());
+        assert_switched(&client.read_head());
+        client.recv_frame().close_code()
+    };
+    for n in 0..6 {
+        let expired = claims(&json!({"sub": format!("user{n}"), "exp": 1}));
+        assert_eq!(heard(&gateway, &format!("/ws?token={expired}"), ""), Some(3005));
+        assert_eq!(
+            heard(&gateway, "/ws", &format!("Cookie: shardgate_token={expired}\r\n")),
+            Some(3005)
+        );
+        assert_eq!(heard(&gateway, "/ws?token=bad", ""), Some(3500));
+        assert_eq!(heard(&gateway, "/ws?token=a&token=b", ""), Some(3500));
+    }
+    let answer = gateway.try_upgrade("/ws?token=bad", "Origin: https://evil.example\r\n");
+    assert_eq!(answer.status, 403);
+    assert_eq!(gateway.try_upgrade("/ws?token=bad", "").status, 401, "no browser");
+    assert_eq!(
+        gateway.metric("shardgate_connections_closed_total", &["code=\"3005\""]),
+        12.0
+    );
+    assert_eq!(
+        gateway.metric("shardgate_connections_closed_total", &["code=\"3500\""]),
+        12.0
+    );
+    gateway.wait_until_empty();
+    let required = self::gateway(
+        engine,
+        &["--auth-required-at-handshake", "--origins", "https://app.example"],
+    );
+    assert_eq!(heard(&required, "/ws", ""), Some(3500));
+    let off = self::gateway(
+        engine,
+        &["--auth-browser-close=false", "--origins", "https://app.example"],
+    );
+    assert_eq!(off.try_upgrade("/ws?token=bad", page).status, 401);
+}
+
+/// By a new token, or by a new configuration for those whose rights are configured.
+fn subscriptions_end_with_their_right(engine: &str) {
+    let gateway = gateway(
+        engine,
+        &[
+            "--shards",
+            "3",
+            "--channels-subscribe",
+            "news",
+            "--channels-publish",
+            "*",
+        ],
+    );
+    for n in 0..4 {
+        let user = format!("user{n}");
+        let with = |channels: &[&str]| claims(&json!({"sub": user, "sub_channels": channels}));
+        let (mut client, welcome) = connect(&gateway, &with(&["group:*", "dm:{user}"]));
+        let own = format!("dm:{user}");
+        for channel in ["group:7", "news", "group:8", &own, "group:9"] {
+            client.subscribe(channel);
+        }
+        let mut left = vec!["group:7", "news", "group:8", &own, "group:9"];
+        for (channels, ending) in [
+            // Other words for the same, less, more, nothing. What is configured stays.
+            (&["group:*", "dm:*"][..], &[][..]),
+            (&["group:8"], &[own.as_str(), "group:7", "group:9"]),
+            (&["*"], &[]),
+            (&[], &["group:8"]),
+        ] {
+            client.send_json(&json!({"type": "auth", "token": with(channels)}));
+            assert_eq!(client.recv_json(), welcome);
+            let mut ended: Vec<_> = ending.iter().map(|_| client.recv_json()).collect();
+            ended.sort_by_key(|frame| frame["channel"].to_string());
+            for (frame, channel) in ended.iter().zip(ending) {
+                assert_eq!(
+                    *frame,
+                    json!({"type": "unsubscribed", "channel": channel, "reason": "notPermitted"})
+                );
+            }
+            left.retain(|channel| !ending.contains(channel));
+            let (mut publisher, _) = connect(&gateway, &token("publisher"));
+            for channel in ["group:7", "news", "group:8", &own, "group:9"] {
+                publisher.publish(channel, "1");
+                if left.contains(&channel) {
+                    client.recv_publication(channel);
+                }
+            }
+        }
+        client.expect_silence();
+    }
+}
+
+/// However many there are: all end, and others are served meanwhile.
+fn reviews_take_turns(engine: &str) {
+    const CHANNELS: usize = 3_000;
+    let limits = [
+        "--limits-channels-per-connection",
+        "10000",
+        "--limits-messages-per-second",
+        "0",
+    ];
+    let gateway = gateway(engine, &[&["--shards", "1"], &limits[..]].concat());
+    let with = |channels: &[&str]| claims(&json!({"sub": "alice", "sub_channels": channels}));
+    let (mut client, _) = connect(&gateway, &with(&["*"]));
+    let texts = (0..CHANNELS).map(|n| json!({"type": "subscribe", "channel": format!("{n}")}).to_string());
+    client.send_raw(&common::channels::frames(texts));
+    for _ in 0..CHANNELS {
+        assert_eq!(client.recv_json()["type"], "subscribed");
+    }
+    client.send_json(&json!({"type": "auth", "token": with(&["1*"])}));
+    assert_eq!(client.recv_json()["type"], "welcome");
+    let stay = (0..CHANNELS).filter(|n| n.to_string().starts_with('1')).count();
+    for _ in 0..CHANNELS - stay {
+        let frame = client.recv_json();
+        assert_eq!(frame["reason"], "notPermitted", "{frame}");
+        assert!(!frame["channel"].as_str().unwrap().starts_with('1'), "{frame}");
+    }
+    client.expect_silence();
+    let subscriptions = || gateway.metric("shardgate_subscriptions", &[]);
+    eventually("the others stay", || subscriptions() == stay as f64);
+}
+
+fn users_to_write_to_and_to_see(engine: &str) {
+    let args = [
+        "--shards",
+        "3",
+        "--messages-send",
+        "support,{user}",
+        "--messages-presence",
+        "support",
+    ];
+    let gateway = gateway(engine, &args);
+    let (mut support, _) = connect(&gateway, &token("support"));
+    let say = |client: &mut common::Client, to: &str| {
+        client.send_json(&json!({"type": "message", "to": to, "content": 1, "id": "m"}));
+        loop {
+            let answer = client.recv_json();
+            if answer["type"] != "message" {
+                assert_eq!(answer["id"], "m");
+                return answer["code"]
+                    .as_str()
+                    .or(answer["status"].as_str())
+                    .unwrap()
+                    .to_owned();
+            }
+        }
+    };
+    let see = |client: &mut common::Client| {
+        client.send_json(&json!({"type": "presence", "users": ["support", "alice", "bob"], "id": "p"}));
+        client.recv_json()
+    };
+    let seen = |users: serde_json::Value| json!({"type": "presence", "id": "p", "users": users});
+    let (mut bob, _) = connect(&gateway, &claims(&json!({"sub": "bob", "write_to": ["a*"], "see": []})));
+    let (mut alice, _) = connect(&gateway, &token("alice"));
+    assert_eq!(say(&mut alice, "support"), "delivered");
+    assert_eq!(support.recv_json()["from"], "alice");
+    assert_eq!(say(&mut alice, "alice"), "delivered");
+    assert_eq!(say(&mut alice, "bob"), "notPermitted");
+    assert_eq!(see(&mut alice), seen(json!({"support": true})));
+    // The claims take the place of the lists.
+    assert_eq!(say(&mut bob, "support"), "notPermitted");
+    assert_eq!(say(&mut bob, "bob"), "notPermitted");
+    assert_eq!(say(&mut bob, "alice"), "delivered");
+    assert_eq!(alice.recv_json()["from"], "bob");
+    assert_eq!(see(&mut bob), seen(json!({})));
+    // And a new token those of the old one.
+    bob.send_json(&json!({"type": "auth", "token": claims(&json!({"sub": "bob", "see": ["*"]}))}));
+    assert_eq!(bob.recv_json()["type"], "welcome");
+    assert_eq!(
+        see(&mut bob),
+        seen(json!({"support": true, "alice": true, "bob": true}))
+    );
+    assert_eq!(say(&mut bob, "alice"), "notPermitted");
+    // Nothing of what was refused reached anybody.
+    support.expect_silence();
+    alice.expect_silence();
 }
 
 fn refreshing_as_another_user(engine: &str) {
@@ -302,7 +560,20 @@ fn claims_permit_channels(engine: &str) {
         client.send_json(&json!({"type": "auth", "token": claims(&json!({"sub": user, "pub_channels": ["x"]}))}));
         assert_eq!(client.recv_json()["type"], "welcome");
         client.send_json(&json!({"type": "publish", "channel": "room:1", "content": 1}));
-        client.expect_error("notPermitted");
+        let mut ended = Vec::new();
+        let error = loop {
+            let frame = client.recv_json();
+            match frame["type"].as_str() {
+                Some("unsubscribed") => ended.push(frame["channel"].clone()),
+                _ => break frame,
+            }
+        };
+        assert_eq!(error["code"], "notPermitted", "{error}");
+        while ended.len() < 2 {
+            ended.push(client.recv_json()["channel"].clone());
+        }
+        ended.sort_by_key(|channel| channel.to_string());
+        assert_eq!(ended, [json!(format!("dm:{user}")), json!("room:2")]);
     }
 }
 

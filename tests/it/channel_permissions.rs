@@ -215,6 +215,23 @@ fn sighup_changes_the_lists(engine: &str) {
 }
 
 #[test]
+fn users_have_patterns_of_their_own() {
+    let gateway = Gateway::start(&["--messages-send", "b*", "--messages-presence", "{user}"]);
+    let mut alice = gateway.connect("alice");
+    alice.send_text(r#"{"type":"message","to":"alice","content":1}"#);
+    alice.expect_error("notPermitted");
+    alice.send_text(r#"{"type":"presence","users":["bob","alice","bob"]}"#);
+    assert_eq!(alice.recv_json(), json!({"type": "presence", "users": {"alice": true}}));
+    alice.send_text(r#"{"type":"presence","users":["bob"]}"#);
+    assert_eq!(alice.recv_json(), json!({"type": "presence", "users": {}}));
+    let ended = run_to_exit(&["--messages-send", "{usr}"]);
+    assert_eq!(ended.code, Some(2));
+    for part in ["messages.send", "{usr}", "did you mean {user}?"] {
+        assert!(ended.stderr.contains(part), "{part}: {}", ended.stderr);
+    }
+}
+
+#[test]
 fn refused_patterns() {
     for (value, words) in [
         ("{", &["{", "{user}"][..]),

@@ -165,7 +165,7 @@ fn arrive(gateway: &Gateway, rng: &mut Rng) -> Client {
             let head = upgrade_head(&format!("/ws?user=user{user}"), "");
             client.send_carelessly(&head.as_bytes()[..rng.usize(..head.len())]);
         }
-        2 => client.send_carelessly(b"GET /stats HTTP/1.1\r\nHost: h\r\n\r\nGET /livez HTTP/1.1\r\n"),
+        2 => client.send_carelessly(b"GET /stats HTTP/1.1\r\nHost: localhost\r\n\r\nGET /livez HTTP/1.1\r\n"),
         3 => client.send_carelessly(upgrade_head("/echo", "").as_bytes()),
         4 | 5 => {
             let mut bytes = upgrade_head("/ws", "").into_bytes();

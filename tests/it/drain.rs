@@ -114,7 +114,7 @@ fn http_is_answered_to_the_end(engine: &str) {
         assert_eq!(gateway.stats()["draining"], true);
         assert!(gateway.stats()["connections"].as_u64().unwrap() > 0);
         assert_eq!(gateway.metric("shardgate_draining", &[]), 1.0);
-        kept_alive.send_raw(b"GET /livez HTTP/1.1\r\nHost: h\r\n\r\n");
+        kept_alive.send_raw(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n");
         assert_eq!(kept_alive.read_response().status, 200);
     }
     drop(crowd);
@@ -212,7 +212,7 @@ fn nobody_there_is_no_wait(engine: &str) {
     // Sockets that said nothing or speak HTTP hold nothing up.
     let _silent = gateway.tcp();
     let mut http = gateway.tcp();
-    http.send_raw(b"GET /livez HTTP/1.1\r\nHost: h\r\n\r\n");
+    http.send_raw(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n");
     assert_eq!(http.read_response().status, 200);
     gateway.signal(SIGTERM);
     assert_eq!(gateway.wait_for_exit(), 0);
@@ -328,7 +328,7 @@ fn an_administrator_who_does_not_read_cannot_hold_it_up(engine: &str) {
     let args = ["--engine", engine, "--drain-timeout", "1s", "--admin-token", TOKEN];
     let mut gateway = Gateway::start(&args);
     let mut client = Client::connect_with_receive_buffer(gateway.addr, 4096);
-    let fields = format!("Host: h\r\n{}\r\n", Admin::of(&gateway).authorization());
+    let fields = format!("Host: localhost\r\n{}\r\n", Admin::of(&gateway).authorization());
     // More than all buffers on the way hold, of which nothing is read.
     let requests = format!("GET /admin/openapi.json HTTP/1.1\r\n{fields}").repeat(1_000);
     client.send_raw(requests.as_bytes());
@@ -345,7 +345,7 @@ fn whoever_asks_for_it_is_answered(engine: &str) {
         let args = ["--engine", engine, "--drain-timeout", "10m", "--admin-token", TOKEN];
         let mut gateway = Gateway::start(&args);
         let mut client = gateway.tcp();
-        let fields = format!("Host: h\r\n{}{last}", Admin::of(&gateway).authorization());
+        let fields = format!("Host: localhost\r\n{}{last}", Admin::of(&gateway).authorization());
         client.send_raw(format!("POST /admin/drain HTTP/1.1\r\n{fields}\r\n").as_bytes());
         assert_eq!(client.read_response().status, 202);
         if last.is_empty() {

@@ -77,7 +77,7 @@ fn the_oldest_unfinished_handshake_goes(engine: &str) {
     let _bob = Peer::connect(&gateway, "bob");
     silent[10].expect_end();
     for client in &mut silent[11..] {
-        client.send_raw(b"GET /livez HTTP/1.1\r\nHost: h\r\n\r\n");
+        client.send_raw(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n");
         assert_eq!(client.read_response().status, 200);
     }
     let refused = gateway.metric("shardgate_handshakes_refused_total", &["reason=\"handshake_limit\""]);
@@ -181,7 +181,7 @@ fn out_of_descriptors_it_waits_and_does_not_spin(engine: &str) {
     // Who is in is served, and the silent keep nobody out.
     assert_eq!(alice.tell("alice", 1), "delivered");
     let mut client = Client::connect(gateway.addr);
-    client.send_raw(b"GET /livez HTTP/1.1\r\nHost: h\r\n\r\n");
+    client.send_raw(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n");
     assert_eq!(client.read_response().status, 200);
     assert!(gateway.metric("shardgate_handshakes_refused_total", &["reason=\"handshake_limit\""]) > 0.0);
     drop(crowd);

@@ -46,10 +46,10 @@ fn switches_protocols(engine: &str) {
     // Names in any case, other tokens beside ours, absolute form, spaces around values.
     for head in [
         format!(
-            "GET /ws HTTP/1.1\r\nHOST: h\r\nUPGRADE: WebSocket\r\nCONNECTION: keep-alive , uPGRADE\r\nSEC-WEBSOCKET-KEY: {KEY}\r\nSEC-WEBSOCKET-VERSION: 13\r\n\r\n"
+            "GET /ws HTTP/1.1\r\nHOST: localhost\r\nUPGRADE: WebSocket\r\nCONNECTION: keep-alive , uPGRADE\r\nSEC-WEBSOCKET-KEY: {KEY}\r\nSEC-WEBSOCKET-VERSION: 13\r\n\r\n"
         ),
         format!(
-            "GET http://h/ws?user=a HTTP/1.1\r\nHost: h\r\nUpgrade: h2c, websocket\r\nConnection: close\r\nConnection: upgrade\r\nSec-WebSocket-Key:  {KEY} \r\nSec-WebSocket-Version:13\r\nContent-Length: 0\r\n\r\n"
+            "GET http://localhost/ws?user=a HTTP/1.1\r\nHost: localhost\r\nUpgrade: h2c, websocket\r\nConnection: close\r\nConnection: upgrade\r\nSec-WebSocket-Key:  {KEY} \r\nSec-WebSocket-Version:13\r\nContent-Length: 0\r\n\r\n"
         ),
     ] {
         let mut client = gateway.tcp();
@@ -83,9 +83,9 @@ fn broken_upgrades_get_400(engine: &str) {
                 &format!("Sec-WebSocket-Key: {KEY}\r\nSec-WebSocket-Version"),
             ),
         ),
-        ("no Host", good.replace("Host: gateway.example\r\n", "")),
+        ("no Host", good.replace("Host: localhost\r\n", "")),
         ("a body", good.replace("Host:", "Content-Length: 5\r\nHost:")),
-        ("plain GET", "GET /ws HTTP/1.1\r\nHost: h\r\n\r\n".to_owned()),
+        ("plain GET", "GET /ws HTTP/1.1\r\nHost: localhost\r\n\r\n".to_owned()),
     ];
     for (what, head) in cases {
         let mut client = gateway.tcp();
@@ -141,12 +141,10 @@ fn user_ids(engine: &str) {
         "a/b?c&d=e#f%41",
         "ä€😀",
         "\"quoted\\\"",
-        "+",
+        "a+",
         "null",
         "0",
         "<b>",
-        " ",
-        "\u{a0}",
         &longest,
         &longest_wide,
     ] {
@@ -161,6 +159,9 @@ fn user_ids(engine: &str) {
         "a%00b",
         "a%0Ab",
         "%7F",
+        "+",
+        "a%C2%A0",
+        "a%E2%80%8Bb",
         "%C2%85",
         "%FF",
         "%C3",
@@ -176,7 +177,8 @@ fn user_ids(engine: &str) {
 }
 
 fn status_with_origin(gateway: &Gateway, host: &str, origin: &str) -> u16 {
-    let head = upgrade_head("/ws", &format!("Origin: {origin}\r\n")).replace("gateway.example", host);
+    let head =
+        upgrade_head("/ws", &format!("Origin: {origin}\r\n")).replace("Host: localhost", &format!("Host: {host}"));
     let mut client = gateway.tcp();
     client.send_raw(head.as_bytes());
     let answer = client.read_head();
@@ -187,7 +189,7 @@ fn status_with_origin(gateway: &Gateway, host: &str, origin: &str) -> u16 {
 }
 
 fn origins_are_same_origin_by_default(engine: &str) {
-    let gateway = Gateway::start(&["--engine", engine]);
+    let gateway = Gateway::start(&["--engine", engine, "--insecure"]);
     for (host, origin, status) in [
         ("chat.example:8080", "http://chat.example:8080", 101),
         ("chat.example:8080", "https://chat.example:8080", 101),
@@ -228,10 +230,10 @@ fn origins_are_same_origin_by_default(engine: &str) {
     assert_eq!(gateway.upgrade("/ws").stream.peer_addr().unwrap(), gateway.addr);
     // Several: nobody can tell which one the page is of.
     for two in [
-        "Origin: http://gateway.example\r\nOrigin: http://gateway.example\r\n",
-        "Origin: http://gateway.example\r\nOrigin: http://evil.example\r\n",
-        "Origin: http://gateway.example\r\norigin: null\r\n",
-        "Origin: http://gateway.example, http://evil.example\r\n",
+        "Origin: http://localhost\r\nOrigin: http://localhost\r\n",
+        "Origin: http://localhost\r\nOrigin: http://evil.example\r\n",
+        "Origin: http://localhost\r\norigin: null\r\n",
+        "Origin: http://localhost, http://evil.example\r\n",
     ] {
         assert_eq!(gateway.try_upgrade("/ws", two).status, 403, "one too many: {two}");
     }
@@ -240,7 +242,7 @@ fn origins_are_same_origin_by_default(engine: &str) {
 
 fn a_list_of_origins_replaces_the_rule(engine: &str) {
     let origins = "https://app.example.com,https://*.example.org,http://localhost:3000";
-    let gateway = Gateway::start(&["--engine", engine, "--origins", origins]);
+    let gateway = Gateway::start(&["--engine", engine, "--insecure", "--origins", origins]);
     for (origin, status) in [
         ("https://app.example.com", 101),
         ("https://app.example.com:443", 101),
@@ -276,7 +278,7 @@ fn a_list_of_origins_replaces_the_rule(engine: &str) {
 }
 
 fn a_star_allows_every_origin(engine: &str) {
-    let gateway = Gateway::start(&["--engine", engine, "--origins", "*"]);
+    let gateway = Gateway::start(&["--engine", engine, "--insecure", "--origins", "*"]);
     for origin in ["https://anything.example", "null", "http://gateway.example:1"] {
         assert_eq!(status_with_origin(&gateway, "gateway.example", origin), 101, "{origin}");
     }
@@ -331,7 +333,7 @@ fn an_upgrade_may_follow_requests_on_one_connection(engine: &str) {
     let gateway = Gateway::start(&["--engine", engine, "--shards", "3"]);
     for n in 0..8 {
         let user = format!("user{n}");
-        let plain = "GET /livez HTTP/1.1\r\nHost: h\r\n\r\n";
+        let plain = "GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n";
         // One after the other, and all in one packet with a frame behind them.
         let mut client = gateway.tcp();
         client.send_raw(plain.as_bytes());
@@ -407,7 +409,7 @@ fn drip(client: &mut Client, text: &str) -> bool {
 fn a_slow_second_head_is_closed_too(engine: &str) {
     let gateway = Gateway::start(&["--engine", engine, "--limits-handshake-timeout", "200ms"]);
     let mut client = gateway.tcp();
-    client.send_raw(b"GET /livez HTTP/1.1\r\nHost: h\r\n\r\n");
+    client.send_raw(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n");
     assert_eq!(client.read_response().status, 200);
     let closed = drip(
         &mut client,
@@ -427,7 +429,7 @@ fn a_silent_socket_is_closed(engine: &str) {
     }
     // A kept-alive connection without a further request does not stay for ever either.
     let mut client = gateway.tcp();
-    client.send_raw(b"GET /livez HTTP/1.1\r\nHost: h\r\n\r\n");
+    client.send_raw(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n");
     assert_eq!(client.read_response().status, 200);
     client.read_to_end();
     // A WebSocket does.
@@ -455,7 +457,7 @@ fn a_long_head_gets_431(engine: &str) {
     assert_eq!(client.read_response().status, 431);
     client.expect_end();
     let mut client = gateway.tcp();
-    client.send_raw(b"GET /livez HTTP/1.1\r\nHost: h\r\n\r\n");
+    client.send_raw(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n");
     assert_eq!(client.read_response().status, 200);
     client.send_raw(padded(40000).as_bytes());
     assert_eq!(client.read_response().status, 431);
@@ -468,7 +470,13 @@ fn a_long_head_gets_431(engine: &str) {
     client.send_raw(padded(513).as_bytes());
     assert_eq!(client.read_response().status, 431);
     let mut client = gateway.tcp();
-    client.send_raw(format!("GET /stats HTTP/1.1\r\nHost: h\r\nX: {}\r\n\r\n", "x".repeat(600)).as_bytes());
+    client.send_raw(
+        format!(
+            "GET /stats HTTP/1.1\r\nHost: localhost\r\nX: {}\r\n\r\n",
+            "x".repeat(600)
+        )
+        .as_bytes(),
+    );
     assert_eq!(client.read_response().status, 431, "not only of handshakes");
 }
 

@@ -65,12 +65,12 @@ fn head_has_no_body(engine: &str) {
     let gateway = Gateway::start(&["--engine", engine]);
     for path in PATHS {
         let mut client = gateway.tcp();
-        client.send_raw(format!("HEAD {path} HTTP/1.1\r\nHost: h\r\n\r\n").as_bytes());
+        client.send_raw(format!("HEAD {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").as_bytes());
         let answer = client.read_head();
         assert_eq!(answer.status, 200, "{path}");
         assert_ne!(answer.field("content-length"), Some("0"), "{path}");
         // What comes next is the next answer, not a body.
-        client.send_raw(b"GET /livez HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n");
+        client.send_raw(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
         assert_eq!(client.read_response().body.trim(), "OK", "{path}");
         client.expect_end();
     }
@@ -82,12 +82,12 @@ fn keep_alive(engine: &str) {
     let mut client = gateway.tcp();
     for n in 0..50 {
         let path = PATHS[n % PATHS.len()];
-        client.send_raw(format!("GET {path} HTTP/1.1\r\nHost: h\r\n\r\n").as_bytes());
+        client.send_raw(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").as_bytes());
         assert_eq!(client.read_response().status, 200);
-        client.send_raw(b"GET /nothing HTTP/1.1\r\nHost: h\r\n\r\n");
+        client.send_raw(b"GET /nothing HTTP/1.1\r\nHost: localhost\r\n\r\n");
         assert_eq!(client.read_response().status, 404);
     }
-    client.send_raw(b"GET /livez HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n");
+    client.send_raw(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     assert_eq!(client.read_response().status, 200);
     client.expect_end();
     // HTTP/1.0 ends after one answer, unless it asks for more.
@@ -108,9 +108,9 @@ fn pipelining(engine: &str) {
         let mut requests = String::new();
         for n in 0..count {
             requests += match n % 3 {
-                0 => "GET /livez HTTP/1.1\r\nHost: h\r\n\r\n",
-                1 => "GET /nothing HTTP/1.1\r\nHost: h\r\n\r\n",
-                _ => "POST /stats HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\n{}",
+                0 => "GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n",
+                1 => "GET /nothing HTTP/1.1\r\nHost: localhost\r\n\r\n",
+                _ => "POST /stats HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{}",
             };
         }
         let mut client = gateway.tcp();
@@ -121,7 +121,7 @@ fn pipelining(engine: &str) {
         }
     }
     // Split at odd places.
-    let requests = "GET /livez HTTP/1.1\r\nHost: h\r\n\r\n".repeat(5);
+    let requests = "GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(5);
     let cuts: Vec<usize> = (1..requests.len()).step_by(7).collect();
     let mut client = gateway.tcp();
     client.send_in_pieces(requests.as_bytes(), &cuts);
@@ -136,7 +136,7 @@ fn a_crowd_wants_pages(engine: &str) {
     const PAGES: usize = 60;
     let gateway = Gateway::start(&["--engine", engine, "--shards", "1"]);
     let (mut alice, _bob) = (gateway.connect("alice"), gateway.connect("bob"));
-    let requests = "GET /dashboard HTTP/1.1\r\nHost: h\r\n\r\n".repeat(PAGES);
+    let requests = "GET /dashboard HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(PAGES);
     let mut crowd: Vec<Client> = (0..CROWD).map(|_| gateway.tcp()).collect();
     for client in &mut crowd {
         client.send_raw(requests.as_bytes());
@@ -160,18 +160,18 @@ fn malformed_requests(engine: &str) {
     let many_fields = format!("GET /livez HTTP/1.1\r\n{}\r\n", "A: b\r\n".repeat(200));
     for request in [
         "GET /livez\r\n\r\n",
-        "GET  /livez HTTP/1.1\r\nHost: h\r\n\r\n",
-        "GET /livez HTTP/2.0\r\nHost: h\r\n\r\n",
-        "GET /li vez HTTP/1.1\r\nHost: h\r\n\r\n",
+        "GET  /livez HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        "GET /livez HTTP/2.0\r\nHost: localhost\r\n\r\n",
+        "GET /li vez HTTP/1.1\r\nHost: localhost\r\n\r\n",
         "GET /livez HTTP/1.1\r\nHo st: h\r\n\r\n",
         "GET /livez HTTP/1.1\r\nno colon\r\n\r\n",
         "GET /livez HTTP/1.1\r\nX: \u{1}\r\n\r\n",
-        "G\u{0}T /livez HTTP/1.1\r\nHost: h\r\n\r\n",
-        "GET /livez HTTP/1.1\r\nHost: h\r\nContent-Length: x\r\n\r\n",
-        "GET /livez HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+        "G\u{0}T /livez HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        "GET /livez HTTP/1.1\r\nHost: localhost\r\nContent-Length: x\r\n\r\n",
+        "GET /livez HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
         &many_fields,
     ] {
-        for before in ["", "GET /livez HTTP/1.1\r\nHost: h\r\n\r\n"] {
+        for before in ["", "GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"] {
             let mut client = gateway.tcp();
             client.send_raw(format!("{before}{request}").as_bytes());
             if !before.is_empty() {
@@ -194,12 +194,12 @@ fn requests_with_a_body(engine: &str) {
         "Content-Length: 0\r\n\r\n",
     ] {
         let mut client = gateway.tcp();
-        client.send_raw(format!("GET /livez HTTP/1.1\r\nHost: h\r\n{body}").as_bytes());
+        client.send_raw(format!("GET /livez HTTP/1.1\r\nHost: localhost\r\n{body}").as_bytes());
         assert_eq!(client.read_response().status, 200, "{body:?}");
     }
     // A large one is not kept.
     let mut client = gateway.tcp();
-    client.send_raw(b"POST /stats HTTP/1.1\r\nHost: h\r\nContent-Length: 100000000\r\n\r\n");
+    client.send_raw(b"POST /stats HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000000\r\n\r\n");
     client.send_raw(&[b'x'; 10_000]);
     assert_eq!(client.read_response().status, 405);
     for _ in 0..300 {
@@ -213,14 +213,14 @@ fn a_half_closed_client_gets_its_answer(engine: &str) {
     for path in PATHS {
         for fields in ["", "Connection: close\r\n"] {
             let mut client = gateway.tcp();
-            client.send_raw(format!("GET {path} HTTP/1.1\r\nHost: h\r\n{fields}\r\n").as_bytes());
+            client.send_raw(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n{fields}\r\n").as_bytes());
             client.half_close();
             assert_eq!(client.read_response().status, 200, "{path}");
             client.expect_end();
         }
     }
     let mut client = gateway.tcp();
-    client.send_raw("GET /livez HTTP/1.1\r\nHost: h\r\n\r\n".repeat(40).as_bytes());
+    client.send_raw("GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(40).as_bytes());
     client.half_close();
     for _ in 0..40 {
         assert_eq!(client.read_response().status, 200);
@@ -246,7 +246,7 @@ fn a_place_is_not_lost(engine: &str) {
     ]);
     for _ in 0..6 {
         let mut client = gateway.tcp();
-        let mut bytes = b"GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n".repeat(12);
+        let mut bytes = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(12);
         bytes.extend_from_slice(upgrade_head("/ws?user=alice", "").as_bytes());
         client.send_raw(&bytes);
         for _ in 0..12 {
@@ -514,7 +514,7 @@ fn many_requests_at_once(engine: &str) {
     let gateway = Gateway::start(&["--engine", engine]);
     let mut clients: Vec<_> = (0..100).map(|_| gateway.tcp()).collect();
     for client in &mut clients {
-        client.send_raw(b"GET /stats HTTP/1.1\r\nHost: h\r\n\r\n");
+        client.send_raw(b"GET /stats HTTP/1.1\r\nHost: localhost\r\n\r\n");
     }
     for client in &mut clients {
         let answer = client.read_response();

@@ -165,7 +165,7 @@ fn origins_change(engine: &str) {
     });
     it.reload("", READ);
     common::eventually("same origin again", || {
-        (0..12).all(|_| status("https://b.example") == 403 && status("http://gateway.example") == 101)
+        (0..12).all(|_| status("https://b.example") == 403 && status("http://localhost") == 101)
     });
 }
 

@@ -242,7 +242,7 @@ fn many_who_ask_for_numbers_and_do_not_read(engine: &str) {
             let mut client = Client::connect_with_receive_buffer(gateway.addr, 4096);
             client
                 .stream
-                .write_all(b"GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n")
+                .write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
                 .unwrap();
             client
         })
@@ -267,7 +267,7 @@ fn a_client_that_pipelines_http_and_does_not_read(engine: &str) {
         .stream
         .set_write_timeout(Some(std::time::Duration::from_millis(200)))
         .unwrap();
-    let requests = "GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n".repeat(100);
+    let requests = "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(100);
     // Until the gateway cuts it off, or takes no more of it.
     for _ in 0..400 {
         if client.stream.write_all(requests.as_bytes()).is_err() {

@@ -336,6 +336,7 @@ fn patterns_of_channels_are_lists_and_checked_when_read() {
 fn company(key: &Key) -> &'static [&'static str] {
     match key.name {
         "heartbeat.interval" => &["--heartbeat-timeout=2m"],
+        "proxies" => &["--insecure"],
         "shards" => &["--cpus=none"],
         "redis.start_timeout" | "redis.prefix" => &["--redis-url=redis://host"],
         "redis.ca" => &["--redis-url=rediss://host"],

@@ -7,7 +7,7 @@ mod text;
 
 use std::path::Path;
 
-use super::keys::Key;
+use super::keys::{Fallback, Key};
 use super::sources::Settings;
 use super::value::Kind;
 use super::*;
@@ -66,6 +66,7 @@ fn assert_says(text: &str, parts: &[&str]) {
 /// A value that a key takes and that is not its default.
 fn other_value(key: &Key) -> &'static str {
     match key.kind {
+        Kind::Bool if matches!(key.default, Fallback::Value("true")) => "false",
         Kind::Bool => "true",
         Kind::Integer { min: 512, .. } => "777",
         Kind::Integer { min: 4_096, .. } => "7777",

@@ -11,6 +11,7 @@ const APART: [&str; 13] = [
     "shards",
     "cpus",
     "insecure",
+    "proxies",
     "redis.url",
     "redis.ca",
     "redis.cert",

@@ -10,7 +10,7 @@ use super::books::{Books, Message, Query};
 use super::chance::Chance;
 use super::wire::{Said, Stream, Wire};
 
-const KEY: &str = "Host: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
+const KEY: &str = "Host: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
 
 /// How a client comes in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -121,7 +121,7 @@ impl Client {
             Plan::Query(user) => format!("GET /ws?user={} HTTP/1.1\r\n{KEY}", books.users[user]),
             Plan::Auth(_) | Plan::HastyAuth(_) | Plan::Nameless => format!("GET /ws HTTP/1.1\r\n{KEY}"),
             Plan::Echo => format!("GET /echo HTTP/1.1\r\n{KEY}"),
-            Plan::Http => "GET /nothing HTTP/1.1\r\nHost: h\r\n\r\n".to_owned(),
+            Plan::Http => "GET /nothing HTTP/1.1\r\nHost: localhost\r\n\r\n".to_owned(),
             Plan::Garbage => "\u{7}nonsense\r\n\r\n".to_owned(),
             Plan::Slow => "GET /ws HTTP/1.1\r\nHost:".to_owned(),
         };

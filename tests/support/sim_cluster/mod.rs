@@ -29,7 +29,7 @@ use sim::channels::ChannelBooks;
 use sim::wire::{Said, Wire};
 use store::{Effect, Redis};
 
-const KEY: &str = "Host: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
+const KEY: &str = "Host: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
 /// How long a gateway may try to join before its process gives up, and is started again.
 const START_MAX_NS: u64 = 15_000 * MS;
 
