@@ -13,13 +13,14 @@ pub mod routes;
 pub mod token;
 
 use core::net::SocketAddr;
+use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use serde::Serialize;
 use uuid::Uuid;
 
 use crate::ids::SocketKey;
-pub use routes::{Action, Cursor, ROUTES};
+pub use routes::{Action, Cursor, ROUTES, Receivers};
 
 /// The whole API, in OpenAPI 3.1.
 pub const DOCUMENT: &str = include_str!("openapi.json");
@@ -191,6 +192,24 @@ fn as_cursor<S: serde::Serializer>(cursor: &Option<Cursor>, serializer: S) -> Re
     }
 }
 
+/// A page of channels.
+#[derive(Debug, Serialize)]
+pub struct ChannelPage {
+    /// At most as many as were asked for, in byte order.
+    pub channels: Vec<ChannelInfo>,
+    /// Where to go on; `None`: that was the last page.
+    pub cursor: Option<Box<str>>,
+}
+
+/// One channel.
+#[derive(Debug, Serialize)]
+pub struct ChannelInfo {
+    /// Its name.
+    pub channel: Box<str>,
+    /// Connections of this gateway that subscribe to it.
+    pub subscribers: u64,
+}
+
 /// Where a user is.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -221,6 +240,9 @@ pub struct SentInfo {
     /// Of a message.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub status: Option<&'static str>,
+    /// Of a message to many.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub statuses: Option<BTreeMap<Box<str>, &'static str>>,
     /// Of a broadcast.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub recipients: Option<u64>,
@@ -270,6 +292,7 @@ mod tests {
         let sent = SentInfo {
             message_id: Uuid::nil(),
             status: None,
+            statuses: None,
             recipients: Some(3),
         };
         assert_eq!(

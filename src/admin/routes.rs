@@ -15,6 +15,8 @@ use crate::protocol::close::CloseReason;
 const PAGE: usize = 100;
 /// The most that it may say.
 const PAGE_MAX: usize = 1000;
+/// The most receivers of one message.
+const RECEIVERS_MAX: usize = 1000;
 
 const DOCUMENT: &str = "/admin/openapi.json";
 const CONNECTIONS: &str = "/admin/connections";
@@ -22,6 +24,7 @@ const CONNECTION: &str = "/admin/connections/{connId}";
 const USER: &str = "/admin/users/{userId}";
 const USER_CONNECTIONS: &str = "/admin/users/{userId}/connections";
 const USER_CHANNEL: &str = "/admin/users/{userId}/channels/{channel}";
+const CHANNELS: &str = "/admin/channels";
 const MESSAGES: &str = "/admin/messages";
 const PUBLISH: &str = "/admin/publish";
 const BROADCAST: &str = "/admin/broadcast";
@@ -36,6 +39,7 @@ pub const ROUTES: &[(&str, &[&str])] = &[
     (USER, &["GET"]),
     (USER_CONNECTIONS, &["DELETE"]),
     (USER_CHANNEL, &["DELETE"]),
+    (CHANNELS, &["GET"]),
     (MESSAGES, &["POST"]),
     (PUBLISH, &["POST"]),
     (BROADCAST, &["POST"]),
@@ -71,17 +75,30 @@ pub enum Action<'a> {
         /// The channel.
         channel: String,
     },
-    /// Sends a message as the system.
+    /// Shows a page of channels.
+    ListChannels {
+        /// What their names begin with.
+        prefix: String,
+        /// What their names come after.
+        after: String,
+        /// At most so many.
+        limit: usize,
+    },
+    /// Sends a message.
     Send {
-        /// The receiver.
-        to: String,
+        /// The receivers.
+        to: Receivers,
+        /// The user in whose name; empty: the system.
+        from: String,
         /// JSON as it was sent.
         content: &'a str,
     },
-    /// Publishes as the system.
+    /// Publishes.
     Publish {
         /// The channel.
         channel: String,
+        /// The user in whose name; empty: the system.
+        from: String,
         /// JSON as it was sent.
         content: &'a str,
     },
@@ -94,11 +111,24 @@ pub enum Action<'a> {
     Drain,
 }
 
+/// Who gets a message.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Receivers {
+    /// This one.
+    One(String),
+    /// Each of these once, at least one.
+    Many(Vec<String>),
+}
+
 impl Action<'_> {
     /// What it changes, for the log; `None` if nothing.
     pub fn change(&self) -> Option<String> {
         match self {
-            Action::Document | Action::ListConnections { .. } | Action::ShowConnection(_) | Action::ShowUser(_) => None,
+            Action::Document
+            | Action::ListConnections { .. }
+            | Action::ListChannels { .. }
+            | Action::ShowConnection(_)
+            | Action::ShowUser(_) => None,
             Action::CloseConnection(id, reason) => Some(format!("close connection {id} with {}", reason.code())),
             Action::CloseUser(user, reason) => {
                 Some(format!("close all connections of {user:?} with {}", reason.code()))
@@ -106,11 +136,21 @@ impl Action<'_> {
             Action::EndSubscription { user, channel } => {
                 Some(format!("end the subscriptions of {user:?} to {channel:?}"))
             }
-            Action::Send { to, .. } => Some(format!("send to {to:?}")),
-            Action::Publish { channel, .. } => Some(format!("publish on {channel:?}")),
+            Action::Send { to, from, .. } => Some(match to {
+                Receivers::One(to) => format!("send to {to:?}{}", as_whom(from)),
+                Receivers::Many(to) => format!("send to {} users{}", to.len(), as_whom(from)),
+            }),
+            Action::Publish { channel, from, .. } => Some(format!("publish on {channel:?}{}", as_whom(from))),
             Action::Broadcast { .. } => Some("broadcast".into()),
             Action::Drain => Some("drain".into()),
         }
+    }
+}
+
+fn as_whom(from: &str) -> String {
+    match from {
+        "" => String::new(),
+        from => format!(" as {from:?}"),
     }
 }
 
@@ -183,6 +223,7 @@ pub fn read(request: &Request) -> Result<Action<'_>, Answer> {
             user: read_user(named)?,
             channel: check_channel(read_segment(second)?)?,
         }),
+        (CHANNELS, _) => read_channels(&request.query),
         (MESSAGES, _) => read_message(&request.body),
         (PUBLISH, _) => read_publication(&request.body),
         (BROADCAST, _) => {
@@ -301,16 +342,33 @@ fn read_query<const N: usize>(query: &str, names: [&str; N]) -> Result<[Option<S
 
 fn read_list<'a>(query: &str) -> Result<Action<'a>, Answer> {
     let [user, cursor, limit] = read_query(query, ["user", "cursor", "limit"])?;
-    let limit = limit.map_or(Some(PAGE), |limit| {
-        limit.parse().ok().filter(|limit| (1..=PAGE_MAX).contains(limit))
-    });
     Ok(Action::ListConnections {
         user: user.map(check_user).transpose()?,
         cursor: cursor
             .map(|cursor| cursor.parse().map_err(|NotACursor| bad_cursor()))
             .transpose()?,
-        limit: limit.ok_or_else(|| bad(format!("limit is a whole number from 1 to {PAGE_MAX}")))?,
+        limit: read_limit(limit)?,
     })
+}
+
+fn read_channels<'a>(query: &str) -> Result<Action<'a>, Answer> {
+    let [prefix, cursor, limit] = read_query(query, ["prefix", "cursor", "limit"])?;
+    let after = cursor.unwrap_or_default();
+    if !after.is_empty() && !is_valid_channel(&after) {
+        return Err(bad_cursor());
+    }
+    Ok(Action::ListChannels {
+        prefix: prefix.unwrap_or_default(),
+        after,
+        limit: read_limit(limit)?,
+    })
+}
+
+fn read_limit(limit: Option<String>) -> Result<usize, Answer> {
+    let limit = limit.map_or(Some(PAGE), |limit| {
+        limit.parse().ok().filter(|limit| (1..=PAGE_MAX).contains(limit))
+    });
+    limit.ok_or_else(|| bad(format!("limit is a whole number from 1 to {PAGE_MAX}")))
 }
 
 /// Nothing goes on there.
@@ -321,11 +379,19 @@ pub fn bad_cursor() -> Answer {
 /// The keys that some body has. Unknown ones are ignored.
 #[derive(Deserialize)]
 struct Body<'a> {
-    to: Option<String>,
+    to: Option<OneOrMore>,
     channel: Option<String>,
+    from: Option<String>,
     /// `Some` also for a JSON `null`, which is a content like any other.
     #[serde(borrow, default, deserialize_with = "raw_even_if_null")]
     content: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum OneOrMore {
+    One(String),
+    More(Vec<String>),
 }
 
 fn raw_even_if_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
@@ -336,6 +402,14 @@ impl<'a> Body<'a> {
     fn content(&self) -> Result<&'a str, Answer> {
         let content = self.content.ok_or_else(|| bad("content is missing"))?;
         Ok(content.get())
+    }
+
+    /// In whose name; the system's, if in nobody's.
+    fn from(&mut self) -> Result<String, Answer> {
+        match self.from.take() {
+            Some(from) if !from.is_empty() => check_user(from),
+            _ => Ok(String::new()),
+        }
     }
 }
 
@@ -349,17 +423,30 @@ fn read_body(body: &[u8]) -> Result<Body<'_>, Answer> {
 }
 
 fn read_message(body: &[u8]) -> Result<Action<'_>, Answer> {
-    let body = read_body(body)?;
+    let mut body = read_body(body)?;
     let content = body.content()?;
-    let to = check_user(body.to.ok_or_else(|| bad("to is missing"))?)?;
-    Ok(Action::Send { to, content })
+    let to = match body.to.take().ok_or_else(|| bad("to is missing"))? {
+        OneOrMore::One(to) => Receivers::One(check_user(to)?),
+        OneOrMore::More(to) if to.is_empty() || to.len() > RECEIVERS_MAX => {
+            return Err(bad(format!("to is a user, or a list of 1 to {RECEIVERS_MAX} users")));
+        }
+        OneOrMore::More(to) => {
+            let mut once = to.into_iter().map(check_user).collect::<Result<Vec<_>, _>>()?;
+            once.sort_unstable();
+            once.dedup();
+            Receivers::Many(once)
+        }
+    };
+    let from = body.from()?;
+    Ok(Action::Send { to, from, content })
 }
 
 fn read_publication(body: &[u8]) -> Result<Action<'_>, Answer> {
-    let body = read_body(body)?;
+    let mut body = read_body(body)?;
     let content = body.content()?;
-    let channel = check_channel(body.channel.ok_or_else(|| bad("channel is missing"))?)?;
-    Ok(Action::Publish { channel, content })
+    let channel = check_channel(body.channel.take().ok_or_else(|| bad("channel is missing"))?)?;
+    let from = body.from()?;
+    Ok(Action::Publish { channel, from, content })
 }
 
 /// Undoes percent-encoding; `None` if it is malformed or hides what is not UTF-8.
@@ -462,8 +549,29 @@ mod tests {
                 "/admin/messages",
                 message,
                 Action::Send {
-                    to: "bob".into(),
+                    to: Receivers::One("bob".into()),
+                    from: String::new(),
                     content,
+                },
+            ),
+            (
+                "POST",
+                "/admin/messages",
+                r#"{"to":["bob","alice","bob"],"from":"carol","content":1}"#,
+                Action::Send {
+                    to: Receivers::Many(vec!["alice".into(), "bob".into()]),
+                    from: "carol".into(),
+                    content: "1",
+                },
+            ),
+            (
+                "GET",
+                "/admin/channels?prefix=room%3A&cursor=room%3A7&limit=5",
+                "",
+                Action::ListChannels {
+                    prefix: "room:".into(),
+                    after: "room:7".into(),
+                    limit: 5,
                 },
             ),
             (
@@ -472,6 +580,7 @@ mod tests {
                 publication,
                 Action::Publish {
                     channel: "room".into(),
+                    from: String::new(),
                     content: "null",
                 },
             ),
@@ -587,6 +696,7 @@ mod tests {
     #[test]
     fn bad_bodies() {
         let long = format!(r#"{{"to":"{}","content":1}}"#, "x".repeat(129));
+        let many = serde_json::json!({"to": vec!["x"; 1001], "content": 1}).to_string();
         for body in [
             "",
             "[]",
@@ -595,6 +705,11 @@ mod tests {
             r#"{"content":1}"#,
             r#"{"to":"","content":1}"#,
             r#"{"to":5,"content":1}"#,
+            r#"{"to":[],"content":1}"#,
+            r#"{"to":["bob",""],"content":1}"#,
+            r#"{"to":["bob",5],"content":1}"#,
+            r#"{"to":"bob","from":"a\n","content":1}"#,
+            &many,
             r#"{"to":"bob","content":01}"#,
             r#"{"to":"bob","content":1} x"#,
             r#"{"to":"bob","to":"bob","content":1}"#,

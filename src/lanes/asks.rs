@@ -52,6 +52,15 @@ pub enum Ask {
         /// The channel.
         channel: Arc<str>,
     },
+    /// Some channels with subscribers on the shard, from this place on. [`Reply::Channels`]
+    Channels {
+        /// What their names begin with.
+        prefix: Arc<str>,
+        /// What their names come after, in byte order.
+        after: Arc<str>,
+        /// The first place to look at.
+        from: u32,
+    },
     /// A frame for every connection. [`Reply::Count`] of those that took it, once all have been offered it.
     Broadcast(Bytes),
     /// A message for a user who lives on the shard. [`Reply::Status`], once it is known.
@@ -86,6 +95,13 @@ pub enum Reply {
         /// As many as one ask may find.
         connections: Vec<ConnectionInfo>,
         /// The next slot to look at; `None`: there are no more.
+        next: Option<u32>,
+    },
+    /// Channels that were found, with the number of subscribers on the shard.
+    Channels {
+        /// As many as one ask may find.
+        channels: Vec<(Box<str>, u64)>,
+        /// The next place to look at; `None`: there are no more.
         next: Option<u32>,
     },
     /// So many.

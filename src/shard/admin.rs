@@ -16,6 +16,8 @@ const REQUESTS_MAX: usize = 64;
 pub(super) const ANSWER_TIMEOUT_MS: u64 = 60_000;
 /// Slots that one ask may look at: some 100 µs where all are empty.
 const SLOTS_PER_ASK: u32 = 8_192;
+/// Channels that one ask may look at: some 50 µs where all are listed.
+const CHANNELS_PER_ASK: u32 = 1_024;
 /// Connections that one ask may list: some 50 KiB of answer, and a few ten microseconds.
 const LISTED_PER_ASK: usize = 256;
 
@@ -148,6 +150,13 @@ impl Core {
             Ask::EndSubscription { user, channel } => {
                 let ended = self.end_subscriptions(&user, &channel);
                 self.reply(ticket, Reply::Count(ended));
+            }
+            Ask::Channels { prefix, after, from } => {
+                let (page, next) = self.channels.page(from, CHANNELS_PER_ASK);
+                let wanted = page.filter(|(name, _)| name.starts_with(&*prefix) && **name > *after);
+                let channels = wanted.map(|(name, subscribers)| (name.into(), subscribers as u64));
+                let channels = channels.collect();
+                self.reply(ticket, Reply::Channels { channels, next });
             }
             Ask::Broadcast(frame) => self.queue_broadcast(frame, Some(ticket)),
             Ask::Message {

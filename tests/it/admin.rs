@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 on_both_engines! {
     connections_are_listed_shown_and_closed, users_are_found_and_closed, messages_publications_and_broadcasts,
-    subscriptions_are_ended, codes_are_chosen, a_drain_begins, pages_while_connections_come_and_go, requests_in_pieces_and_in_a_row,
+    subscriptions_are_ended, codes_are_chosen, channels_are_listed, users_are_spoken_for, a_drain_begins, pages_while_connections_come_and_go, requests_in_pieces_and_in_a_row,
 }
 
 fn start(engine: &str, more: &[&str]) -> Gateway {
@@ -227,6 +227,103 @@ fn subscriptions_are_ended(engine: &str) {
     bob.publish(channel, "3");
     alices[0].recv_publication(channel);
     gateway.wait_for_log(r#"end the subscriptions of "alice" to "room/1 ä""#);
+}
+
+/// Of all shards together, in byte order, each once.
+fn channels_are_listed(engine: &str) {
+    let gateway = start(
+        engine,
+        &[
+            "--limits-channels-per-connection",
+            "1000",
+            "--limits-messages-per-second",
+            "0",
+        ],
+    );
+    let admin = Admin::of(&gateway);
+    let page = |query: &str| {
+        let (status, page) = admin.get(&format!("/admin/channels?{query}"));
+        assert_eq!(status, 200, "{page}");
+        page
+    };
+    assert_eq!(page(""), json!({"channels": [], "cursor": null}));
+    // Users of every shard.
+    let mut clients: Vec<_> = (0..6).map(|n| gateway.connect(&format!("user{n}"))).collect();
+    let mut expected = BTreeMap::new();
+    for (n, client) in clients.iter_mut().enumerate() {
+        for channel in 0..60 {
+            if channel % (n + 1) == 0 {
+                let name = format!("room:{channel}/ä");
+                client.subscribe(&name);
+                *expected.entry(name).or_insert(0) += 1;
+            }
+        }
+        client.subscribe("other");
+    }
+    for limit in [1, 7, 59, 60, 1000] {
+        let (mut all, mut cursor) = (Vec::new(), String::new());
+        loop {
+            let page = page(&format!("prefix=room:&limit={limit}&cursor={cursor}"));
+            let channels = page["channels"].as_array().unwrap();
+            assert!(channels.len() <= limit);
+            for channel in channels {
+                all.push((
+                    channel["channel"].as_str().unwrap().to_owned(),
+                    channel["subscribers"].as_i64().unwrap(),
+                ));
+            }
+            match page["cursor"].as_str() {
+                Some(next) => cursor = url_encode(next),
+                None => break,
+            }
+        }
+        assert_eq!(
+            all,
+            expected.clone().into_iter().collect::<Vec<_>>(),
+            "pages of {limit}"
+        );
+    }
+    assert_eq!(
+        page("prefix=o")["channels"],
+        json!([{"channel": "other", "subscribers": 6}])
+    );
+    assert_eq!(admin.get("/admin/channels?cursor=%0a").0, 400);
+}
+
+fn users_are_spoken_for(engine: &str) {
+    let gateway = start(engine, &[]);
+    let admin = Admin::of(&gateway);
+    let mut clients: Vec<_> = (0..6).map(|n| gateway.connect(&format!("user{n}"))).collect();
+    let to: Vec<_> = (0..6)
+        .map(|n| format!("user{n}"))
+        .chain(["nobody".into(), "user1".into()])
+        .collect();
+    let body = json!({"to": to, "from": "carol", "content": [1]}).to_string();
+    let (status, sent) = admin.ask("POST", "/admin/messages", &body);
+    assert_eq!(
+        (status, sent["statuses"].as_object().unwrap().len(), sent.get("status")),
+        (200, 7, None)
+    );
+    for (n, client) in clients.iter_mut().enumerate() {
+        let user = format!("user{n}");
+        assert_eq!(sent["statuses"][&user], "delivered");
+        let message = client.recv_json();
+        assert_eq!((&message["from"], &message["to"]), (&json!("carol"), &json!(user)));
+        assert_eq!(message["id"], sent["messageId"]);
+        client.subscribe("room");
+    }
+    assert_eq!(sent["statuses"]["nobody"], "offline");
+    let body = json!({"channel": "room", "from": "carol", "content": 2}).to_string();
+    assert_eq!(admin.ask("POST", "/admin/publish", &body).0, 200);
+    let body = json!({"to": "user0", "from": "", "content": 3}).to_string();
+    assert_eq!(admin.ask("POST", "/admin/messages", &body).1["status"], "delivered");
+    for client in &mut clients {
+        assert_eq!(client.recv_publication("room")["from"], "carol");
+    }
+    assert_eq!(clients[0].recv_json()["from"], "");
+    for client in &mut clients {
+        client.expect_silence();
+    }
 }
 
 fn codes_are_chosen(engine: &str) {

@@ -56,11 +56,24 @@ fn check(document: &Value, schema: &Value, value: &Value) -> Result<(), String> 
             }
             "minimum" => value.as_i64().unwrap() >= number(),
             "maximum" => value.as_i64().unwrap() <= number(),
-            "minLength" => value.as_str().unwrap().chars().count() as i64 >= number(),
-            "maxLength" => value.as_str().unwrap().chars().count() as i64 <= number(),
-            "maxItems" => value.as_array().unwrap().len() as i64 <= number(),
+            "minLength" => value
+                .as_str()
+                .is_none_or(|text| text.chars().count() as i64 >= number()),
+            "maxLength" => value
+                .as_str()
+                .is_none_or(|text| text.chars().count() as i64 <= number()),
+            "oneOf" => {
+                says.as_array()
+                    .unwrap()
+                    .iter()
+                    .filter(|one| check(document, one, value).is_ok())
+                    .count()
+                    == 1
+            }
+            "minItems" => value.as_array().is_none_or(|items| items.len() as i64 >= number()),
+            "maxItems" => value.as_array().is_none_or(|items| items.len() as i64 <= number()),
             "items" => {
-                for item in value.as_array().unwrap() {
+                for item in value.as_array().into_iter().flatten() {
                     check(document, says, item)?;
                 }
                 true
@@ -187,6 +200,7 @@ fn answers_are_as_documented() {
     let one = format!("/admin/connections/{}", ids[0].as_str().unwrap());
     let (connections, connection) = ("/admin/connections", "/admin/connections/{connId}");
     let (user, of_user) = ("/admin/users/{userId}", "/admin/users/{userId}/connections");
+    let channels = "/admin/channels";
     let of_channel = "/admin/users/{userId}/channels/{channel}";
     for (route, method, target, expected) in [
         (connections, "GET", connections, 200),
@@ -202,6 +216,8 @@ fn answers_are_as_documented() {
         (of_user, "DELETE", "/admin/users/alice/connections?code=x", 400),
         (of_user, "DELETE", "/admin/users/alice/connections?code=3011", 200),
         (of_channel, "DELETE", "/admin/users/alice/channels/room", 200),
+        (channels, "GET", "/admin/channels?prefix=r&limit=1", 200),
+        (channels, "GET", "/admin/channels?limit=0", 400),
         (of_channel, "DELETE", "/admin/users/alice/channels/%0a", 400),
         ("/admin/openapi.json", "GET", "/admin/openapi.json", 200),
     ] {

@@ -362,6 +362,7 @@ fn browsers_hear_why(engine: &str) {
         gateway.metric("shardgate_connections_closed_total", &["code=\"3500\""]),
         12.0
     );
+    drop(kept);
     gateway.wait_until_empty();
     let required = self::gateway(
         engine,

@@ -19,7 +19,8 @@ use uuid::Uuid;
 use super::{Handle, Order};
 use crate::admin::routes::{self, bad_cursor, no_such_connection};
 use crate::admin::{
-    Action, Answer, ClosedInfo, ConnectionInfo, Cursor, GatewayInfo, Page, Refusal, Request, SentInfo, UserInfo,
+    Action, Answer, ChannelInfo, ChannelPage, ClosedInfo, ConnectionInfo, Cursor, GatewayInfo, Page, Receivers,
+    Refusal, Request, SentInfo, UserInfo,
 };
 use crate::cluster::inquiries::Whereabouts;
 use crate::ids::{IdSource, ShardId, SocketKey};
@@ -196,8 +197,11 @@ impl Desk {
             Action::ShowUser(user) => self.show_user(&user).await,
             Action::CloseUser(user, reason) => self.close_user(user.into(), reason).await,
             Action::EndSubscription { user, channel } => self.end_subscription(user.into(), channel.into()).await,
-            Action::Send { to, content } => self.send(to.into(), content).await,
-            Action::Publish { channel, content } => self.publish(channel.into(), content).await,
+            Action::ListChannels { prefix, after, limit } => {
+                self.list_channels(prefix.into(), after.into(), limit).await
+            }
+            Action::Send { to, from, content } => self.send(to, &from, content).await,
+            Action::Publish { channel, from, content } => self.publish(channel.into(), &from, content).await,
             Action::Broadcast { content } => self.broadcast(content).await,
             Action::Drain => {
                 self.handle.drain();
@@ -382,40 +386,102 @@ impl Desk {
         Ok(Answer::json(&ClosedInfo { closed }))
     }
 
-    async fn send(&self, to: Arc<str>, content: &str) -> Result<Answer, Answer> {
-        let now = self.view.clock.now();
-        let message_id = self.ids.borrow_mut().next(now.wall_ms);
-        let mut frame = Vec::new();
-        let message = encode::Message {
-            id: message_id,
-            from: "",
-            to: &to,
-            content,
-            ts_ms: now.wall_ms,
-        };
-        encode::message(&mut frame, &message);
-        let home = self.home(&to);
-        let ask = Ask::Message {
-            to,
-            frame: frame.into(),
-            message_id,
-            received_ns: now.mono_ns,
-        };
-        let status = self.ask_status(home, ask).await?;
-        Ok(Answer::json(&SentInfo {
-            message_id,
-            status: Some(status.as_str()),
-            recipients: None,
-        }))
+    /// This gateway's channels by name, from every shard.
+    async fn list_channels(&self, prefix: Arc<str>, after: Arc<str>, limit: usize) -> Result<Answer, Answer> {
+        let walks = self
+            .shards()
+            .map(|shard| self.channels_of(shard, &prefix, &after, limit + 1));
+        let mut all = BTreeMap::<Box<str>, u64>::new();
+        for (channel, subscribers) in try_join_all(walks).await?.into_iter().flatten() {
+            *all.entry(channel).or_default() += subscribers;
+        }
+        let there_are_more = all.len() > limit;
+        let channels: Vec<ChannelInfo> = all
+            .into_iter()
+            .take(limit)
+            .map(|(channel, subscribers)| ChannelInfo { channel, subscribers })
+            .collect();
+        let last = channels.last().filter(|_| there_are_more);
+        let cursor = last.map(|last| last.channel.clone());
+        Ok(Answer::json(&ChannelPage { channels, cursor }))
     }
 
-    async fn publish(&self, channel: Arc<str>, content: &str) -> Result<Answer, Answer> {
+    /// The first `most` channels of a shard.
+    async fn channels_of(
+        &self,
+        shard: ShardId,
+        prefix: &Arc<str>,
+        after: &Arc<str>,
+        most: usize,
+    ) -> Result<BTreeMap<Box<str>, u64>, Answer> {
+        let mut first = BTreeMap::new();
+        let mut next = Some(0);
+        while let Some(from) = next {
+            let ask = Ask::Channels {
+                prefix: Arc::clone(prefix),
+                after: Arc::clone(after),
+                from,
+            };
+            let Reply::Channels { channels, next: place } = self.ask(shard, ask).await? else {
+                return Err(wrong_word());
+            };
+            first.extend(channels);
+            while first.len() > most {
+                first.pop_last();
+            }
+            next = place;
+        }
+        Ok(first)
+    }
+
+    async fn send(&self, to: Receivers, from: &str, content: &str) -> Result<Answer, Answer> {
+        let now = self.view.clock.now();
+        let id = self.ids.borrow_mut().next(now.wall_ms);
+        let send_to = |to: Arc<str>| {
+            let mut frame = Vec::new();
+            let message = encode::Message {
+                id,
+                from,
+                to: &to,
+                content,
+                ts_ms: now.wall_ms,
+            };
+            encode::message(&mut frame, &message);
+            let home = self.home(&to);
+            let ask = Ask::Message {
+                to,
+                frame: frame.into(),
+                message_id: id,
+                received_ns: now.mono_ns,
+            };
+            self.ask_status(home, ask)
+        };
+        let mut info = SentInfo {
+            message_id: id,
+            status: None,
+            statuses: None,
+            recipients: None,
+        };
+        match to {
+            Receivers::One(to) => info.status = Some(send_to(to.into()).await?.as_str()),
+            Receivers::Many(all) => {
+                let sent = all.into_iter().map(|to| {
+                    let status = send_to(to.as_str().into());
+                    async { Ok::<_, Answer>((to.into_boxed_str(), status.await?.as_str())) }
+                });
+                info.statuses = Some(try_join_all(sent).await?.into_iter().collect());
+            }
+        }
+        Ok(Answer::json(&info))
+    }
+
+    async fn publish(&self, channel: Arc<str>, from: &str, content: &str) -> Result<Answer, Answer> {
         let now = self.view.clock.now();
         let message_id = self.ids.borrow_mut().next(now.wall_ms);
         let mut frame = Vec::new();
         let publication = encode::Publication {
             id: message_id,
-            from: "",
+            from,
             channel: &channel,
             content,
             ts_ms: now.wall_ms,
@@ -432,6 +498,7 @@ impl Desk {
             AckStatus::Published => Ok(Answer::json(&SentInfo {
                 message_id,
                 status: None,
+                statuses: None,
                 recipients: None,
             })),
             _ => {
@@ -459,6 +526,7 @@ impl Desk {
         Ok(Answer::json(&SentInfo {
             message_id,
             status: None,
+            statuses: None,
             recipients: Some(recipients),
         }))
     }

@@ -31,6 +31,8 @@ fn who_is_not_answered_in_time_hears_so() {
         ("GET", "/admin/connections", ""),
         ("GET", "/admin/users/bob", ""),
         ("POST", "/admin/messages", r#"{"to":"bob","content":1}"#),
+        ("POST", "/admin/messages", r#"{"to":["bob","carol"],"content":1}"#),
+        ("GET", "/admin/channels", ""),
         ("POST", "/admin/broadcast", r#"{"content":1}"#),
     ];
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -184,6 +184,16 @@ impl Channels {
         found.map(ChannelIndex)
     }
 
+    /// Some channels with the number of their subscribers, from a place on that begins with 0, and where to go on. A channel keeps
+    /// its place for as long as it has subscribers.
+    pub fn page(&self, from: u32, count: u32) -> (impl Iterator<Item = (&str, usize)>, Option<u32>) {
+        let end = self.channels.len().min(from.saturating_add(count) as usize);
+        let page = self.channels.get(from as usize..end).unwrap_or_default();
+        let there = page.iter().filter(|channel| !channel.subscribers.is_empty());
+        let next = (end < self.channels.len()).then_some(end as u32);
+        (there.map(|channel| (&*channel.name, channel.subscribers.len())), next)
+    }
+
     /// The name of a channel.
     pub fn name(&self, channel: ChannelIndex) -> &str {
         &self.channels[channel.0 as usize].name
