@@ -211,6 +211,13 @@ impl Core {
         if before != after {
             self.review(slot);
         }
+        // The welcome may have closed a slow consumer, and with the last connection its user has gone.
+        if self.conn(slot).user.is_some() {
+            let limit = self.connections_limit(self.connections[slot as usize].grant.as_ref());
+            if limit > 0 {
+                self.limit_devices(user, limit);
+            }
+        }
     }
 
     fn refuse_credential(&mut self, slot: u32) {

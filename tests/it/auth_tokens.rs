@@ -585,6 +585,17 @@ fn claims_lower_the_limit_of_connections(engine: &str) {
     let (mut second, _) = connect(&gateway, &one);
     first.expect_close(3504);
     second.expect_silence();
+    // A new token counts at once.
+    let (three, less) = (
+        claims(&json!({"sub": "carol"})),
+        claims(&json!({"sub": "carol", "connections": 1})),
+    );
+    let mut carols: Vec<_> = (0..3).map(|_| connect(&gateway, &three).0).collect();
+    carols[2].send_json(&json!({"type": "auth", "token": less}));
+    assert_eq!(carols[2].recv_json()["type"], "welcome");
+    carols[0].expect_close(3504);
+    carols[1].expect_close(3504);
+    carols[2].expect_silence();
     // It cannot be raised.
     let many = claims(&json!({"sub": "bob", "connections": 100}));
     let mut bobs: Vec<_> = (0..4).map(|_| connect(&gateway, &many).0).collect();
