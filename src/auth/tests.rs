@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::config::{AuthConfig, Config, CredentialSource};
-use crate::jws::{Algorithm, SigningKey};
+use crate::jws::{Algorithm, KeySet, SigningKey};
 
 const SECRET: &str = "a secret of the tests";
 /// Unix milliseconds.
@@ -93,6 +93,36 @@ fn only_the_configured_algorithms() {
     let other = SigningKey::new(Algorithm::Hs256, "another").unwrap();
     let forged = other.sign(r#"{"sub":"alice"}"#, None).unwrap();
     assert_eq!(verifier.verify(&forged, NOW), Err(Refusal::Signature));
+}
+
+/// What a token costs is what its turn is charged.
+#[test]
+fn tries_are_few_and_counted() {
+    let stranger = r#"{"kty":"EC","crv":"P-256","x":"f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU","y":"x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0"}"#;
+    let fetched = |count: usize| {
+        let json = format!("{{\"keys\":[{}]}}", vec![stranger; count].join(","));
+        Arc::new(KeySet::from_jwks(json.as_bytes(), &[Algorithm::Es256]).unwrap())
+    };
+    let config = AuthConfig {
+        source: CredentialSource::Jwks("https://id.example/".into()),
+        algorithms: vec![Algorithm::Es256],
+        ..config()
+    };
+    let key = SigningKey::new(Algorithm::Es256, include_str!("../../tests/keys/p256.pem")).unwrap();
+    for kid in [None, Some("made up")] {
+        let token = key.sign(r#"{"sub":"alice"}"#, kid).unwrap();
+        for (keys, tried) in [(1, 1), (4, 4), (9, 4)] {
+            let verifier = Verifier::new(&config, Some(&fetched(keys))).unwrap().unwrap();
+            let seen = verifier.verify_counting(&token, NOW);
+            assert_eq!(
+                seen,
+                (Err(Refusal::UnknownKey), tried),
+                "of {keys}: a new key may be there by now"
+            );
+        }
+    }
+    assert_eq!(verifier(&self::config()).verify_counting("nonsense", NOW).1, 0);
+    assert_eq!(verifier(&self::config()).verify_counting(&sign("{}"), NOW).1, 1);
 }
 
 #[test]

@@ -552,7 +552,10 @@ fn who_reads_too_slowly_is_cut_off() {
 #[test]
 fn pages_link_to_those_that_there_are() {
     let links = |conn: &mut HttpConn, path: &str| {
-        let (answer, _) = ask(conn, &format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n{SHOWN}\r\n\r\n"));
+        let (answer, _) = ask(
+            conn,
+            &format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n{SHOWN}\r\n\r\n"),
+        );
         let (head, html) = answer.split_once("\r\n\r\n").unwrap();
         assert!(head.contains(&format!("content-length: {}", html.len())), "{head}");
         let nav = html.split_once("<nav ").unwrap().1.split_once("</nav>").unwrap().0;
