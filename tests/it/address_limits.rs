@@ -175,20 +175,20 @@ fn the_client_of_a_proxy_by_a_line(engine: &str) {
     assert_eq!(refused(&gateway, "address_limit"), 2.0);
     for _ in 0..3 {
         let mut probe = connect("UNKNOWN");
-        probe.send_raw(b"GET /livez HTTP/1.1\r\nHost: h\r\n\r\n");
+        probe.send_raw(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n");
         assert_eq!(probe.read_response().status, 200);
         std::mem::forget(probe);
     }
     connect("TCP4 nobody 127.0.0.1 4711 80").expect_end();
     // Cut anywhere; what only begins like it is the client's, also cut where nobody can tell yet.
-    let bytes = b"PROXY TCP4 192.0.2.9 127.0.0.1 4711 80\r\nGET /livez HTTP/1.1\r\nHost: h\r\n\r\n";
+    let bytes = b"PROXY TCP4 192.0.2.9 127.0.0.1 4711 80\r\nGET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n";
     for cut in 1..bytes.len() {
         let mut client = Client::connect_from(PROXY, gateway.addr);
         client.send_in_pieces(bytes, &[cut]);
         assert_eq!(client.read_response().status, 200, "cut at {cut}");
         client.reset();
     }
-    let bytes = b"PROPFIND /livez HTTP/1.1\r\nHost: h\r\n\r\n";
+    let bytes = b"PROPFIND /livez HTTP/1.1\r\nHost: localhost\r\n\r\n";
     for cut in 1..8 {
         let mut client = Client::connect_from(PROXY, gateway.addr);
         client.send_in_pieces(bytes, &[cut]);

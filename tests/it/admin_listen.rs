@@ -211,7 +211,7 @@ fn silent_sockets_keep_nobody_out() {
     let addr: SocketAddr = place.parse().unwrap();
     let admin = Admin::at(addr);
     let ask = format!(
-        "GET /admin/connections HTTP/1.1\r\nHost: h\r\n{}\r\n",
+        "GET /admin/connections HTTP/1.1\r\nHost: localhost\r\n{}\r\n",
         admin.authorization()
     );
     let mut known = Client::connect(addr);
@@ -225,7 +225,7 @@ fn silent_sockets_keep_nobody_out() {
     silent[0].expect_end();
     let last = silent.last_mut().unwrap();
     for _ in 0..2 {
-        last.send_raw(b"GET /livez HTTP/1.1\r\nHost: h\r\n\r\n");
+        last.send_raw(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n");
         assert_eq!(last.read_response().status, 200);
     }
     known.send_raw(ask.as_bytes());
