@@ -7,7 +7,7 @@ use crate::config::checks::OF_TOKENS;
 use crate::config::keys::KEYS;
 
 /// Keys that need the company of others.
-const APART: [&str; 13] = [
+const APART: [&str; 14] = [
     "shards",
     "cpus",
     "insecure",
