@@ -87,23 +87,7 @@ pub(super) fn answer(context: &HttpContext, refused: Option<NotAdmitted>, reques
                 Outcome::Answer(unavailable(context, reason))
             }
         },
-        Decision::Refuse(refusal) => {
-            metrics.refused(refusal.label());
-            context.refused.set(Some(refusal.label()));
-            let (status, body) = refusal.response();
-            let mut answer = text(status, body);
-            match status {
-                401 => set(&mut answer, header::WWW_AUTHENTICATE, "Bearer"),
-                405 => set(&mut answer, header::ALLOW, "GET"),
-                426 => {
-                    set(&mut answer, header::SEC_WEBSOCKET_VERSION, "13");
-                    set(&mut answer, header::UPGRADE, "websocket");
-                    set(&mut answer, header::CONNECTION, "upgrade");
-                }
-                _ => {}
-            }
-            Outcome::Answer(answer)
-        }
+        Decision::Refuse(refusal) => Outcome::Answer(refuse(context, &head, refusal)),
         Decision::Plain => plain(context, &settings, request),
     }
 }
@@ -114,6 +98,7 @@ fn refuse(context: &HttpContext, head: &head::Request<'_>, refusal: Refusal) -> 
     static SAID: [AtomicBool; 2] = [AtomicBool::new(false), AtomicBool::new(false)];
     if let Door::Public(shard) = context.door {
         context.view.shards[shard].refused(refusal.label());
+        context.refused.set(Some(refusal.label()));
     }
     let said = |field| head.values(field).next().unwrap_or_default().escape_ascii().to_string();
     let (host, origin) = (said("host"), said("origin"));

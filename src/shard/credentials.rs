@@ -220,17 +220,20 @@ impl Core {
         }
     }
 
-    fn refuse_credential(&mut self, slot: u32) {
-        if self.owes_upgrade(slot) {
-            let refusal = head::Refusal::Credential;
-            self.count_refused(slot, refusal.label());
-            let challenge = "WWW-Authenticate: Bearer\r\n";
-            self.refuse_upgrade(slot, "401 Unauthorized", challenge, refusal.response().1);
-        } else {
-            self.begin_close(slot, CloseReason::InvalidCredential);
+    fn refuse_credential(&mut self, slot: u32, why: Refusal) {
+        let Stage::Verifying(verifying) = &mut self.conn(slot).stage else {
+            return;
+        };
+        let Some(upgrade) = &verifying.upgrade else {
+            return self.begin_close(slot, close_reason(why));
+        };
+        if upgrade.browser
+            && let Some(upgrade) = verifying.upgrade.take()
+        {
+            return self.close_browser(slot, &upgrade, close_reason(why));
         }
         let refusal = head::Refusal::Credential;
-        self.metrics().refused(refusal.label());
+        self.count_refused(slot, refusal.label());
         let (challenge, text) = match why {
             Refusal::Expired => (
                 "WWW-Authenticate: Bearer error=\"expired\"\r\n",
