@@ -181,6 +181,7 @@ fn the_client_of_a_proxy_by_a_line(engine: &str) {
     }
     connect("TCP4 nobody 127.0.0.1 4711 80").expect_end();
     // Cut anywhere; what only begins like it is the client's, also cut where nobody can tell yet.
+    let gateway = start(engine, &[]);
     let bytes = b"PROXY TCP4 192.0.2.9 127.0.0.1 4711 80\r\nGET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n";
     for cut in 1..bytes.len() {
         let mut client = Client::connect_from(PROXY, gateway.addr);

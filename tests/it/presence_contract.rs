@@ -67,7 +67,7 @@ impl System {
     #[track_caller]
     fn with_args(kind: Kind, args: &[&str]) -> System {
         // So long that nothing here comes true because time ran out.
-        let args = [&["--presence-ttl", "10m"], args].concat();
+        let args = [&["--presence-ttl", "10m", "--auth-timeout", "10m"], args].concat();
         let redis = match kind {
             Kind::Embedded => None,
             Kind::Redis | Kind::TwoGateways => Some(Redis::start()),
