@@ -347,6 +347,7 @@ mod tests {
             state: LeaseState::Synced,
             renewals: 7,
             partitions: 64,
+            keyed: false,
         };
         let (owner, incarnation, ttl_ms) = (LIFE, LIFE, 500);
         let users = vec![user.clone(), "ann".into()];

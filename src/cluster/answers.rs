@@ -232,11 +232,14 @@ impl Cluster {
         let read = if let Some(Answer::Directory(registered)) = answers.first() {
             self.directory_read = true;
             self.look_for_odd_one(registered);
+            self.look_for_odd_key(registered);
             let changes = self.directory.read(registered, self.membership.incarnation());
+            for incarnation in changes.gone_incarnations {
+                self.inbound.gone(incarnation);
+            }
             for berth in changes.gone {
                 let unsent = self.outbound.gone(berth);
                 self.metrics().dropped(ClusterDrop::MessageGatewayGone, unsent);
-                self.inbound.gone(berth);
                 self.partitions.gone(berth);
             }
             if changes.changed {
@@ -278,6 +281,23 @@ impl Cluster {
             );
         }
         self.odd_one = odd;
+    }
+
+    /// Gateways that have a key and gateways that have none refuse each other's packets.
+    fn look_for_odd_key(&mut self, registered: &[Registered]) {
+        let keyed = self.keyring.seals();
+        let odd = registered.iter().find_map(|line| {
+            let lease = line.lease.filter(|lease| lease.incarnation == line.incarnation)?;
+            (lease.keyed != keyed).then(|| Arc::clone(&line.id))
+        });
+        if let Some(id) = odd.as_ref().filter(|_| self.odd_key != odd) {
+            let (one, other) = if keyed { ("no", "has one") } else { ("a", "has none") };
+            log::error!(
+                "gateway {id} has {one} cluster.key and this one {other}: they refuse each other's packets, and messages between \
+                 them fail; give all gateways the same key"
+            );
+        }
+        self.odd_key = odd;
     }
 
     /// Where users are: to their home shards, which remember it, and to who asked.

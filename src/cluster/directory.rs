@@ -2,7 +2,7 @@
 //!
 //! Pure. A gateway gets a [`Berth`] when it is first heard of, which names it for shards and is never used again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::store::{Incarnation, LeaseState, Registered};
@@ -14,6 +14,9 @@ const DEAF_MS: u64 = 5_000;
 /// After Redis came back, gateways that were there before may take this long to come back, too; until then a user who is
 /// not found may be on one of them.
 const RETURN_MS: u64 = 5_000;
+
+/// Gateways that may be heard of without being in the directory: more than begin at once. Anybody who can publish can make some up.
+const HEARD_OF_MAX: usize = 1_024;
 
 /// One other gateway.
 #[derive(Debug)]
@@ -34,6 +37,8 @@ struct Gateway {
 pub struct Changes {
     /// Gateways that are gone, and were there before.
     pub gone: Vec<Berth>,
+    /// The same ones.
+    pub gone_incarnations: Vec<Incarnation>,
     /// A gateway's users count no more, or count for the first time: nothing learned before holds.
     pub changed: bool,
     /// Dead gateways whose presence is to be swept.
@@ -44,6 +49,9 @@ pub struct Changes {
 #[derive(Debug, Default)]
 pub struct Directory {
     gateways: BTreeMap<Berth, Gateway>,
+    index: BTreeMap<Incarnation, Berth>,
+    /// Gateways that no reading of the directory had yet.
+    heard_of: usize,
     berths: u32,
     /// Ids of gateways that were there before Redis went away and have not been seen since, and until when they may come.
     missing: Vec<Arc<str>>,
@@ -53,11 +61,18 @@ pub struct Directory {
 }
 
 impl Directory {
-    /// The gateway of this name; a new one is entered as heard of.
-    pub fn hear_of(&mut self, id: &str, incarnation: Incarnation) -> Berth {
+    /// The gateway of this name; a new one is entered as heard of. `None` if too many are, that nobody has seen in the directory.
+    pub fn hear_of(&mut self, id: &str, incarnation: Incarnation) -> Option<Berth> {
         if let Some(berth) = self.find(incarnation) {
-            return berth;
+            return Some(berth);
         }
+        if self.heard_of >= HEARD_OF_MAX {
+            return None;
+        }
+        Some(self.enter(id, incarnation))
+    }
+
+    fn enter(&mut self, id: &str, incarnation: Incarnation) -> Berth {
         let berth = Berth(self.berths);
         self.berths += 1;
         self.gateways.insert(
@@ -71,15 +86,14 @@ impl Directory {
                 lapsed: false,
             },
         );
+        self.index.insert(incarnation, berth);
+        self.heard_of += 1;
         berth
     }
 
     /// The gateway of this incarnation, if it was heard of.
     pub fn find(&self, incarnation: Incarnation) -> Option<Berth> {
-        let mut gateways = self.gateways.iter();
-        gateways
-            .find(|(_, gateway)| gateway.incarnation == incarnation)
-            .map(|(berth, _)| *berth)
+        self.index.get(&incarnation).copied()
     }
 
     /// True if this gateway was heard of, or seen to be dead: no new reading tells more.
@@ -155,7 +169,7 @@ impl Directory {
     /// Takes in what the directory says. `me` is left out.
     pub fn read(&mut self, registered: &[Registered], me: Incarnation) -> Changes {
         let mut changes = Changes::default();
-        let mut seen = Vec::new();
+        let mut seen = BTreeSet::new();
         let mut lapsed = Vec::new();
         for line in registered.iter().filter(|line| line.incarnation != me) {
             let lease = line.lease.filter(|lease| lease.incarnation == line.incarnation);
@@ -167,8 +181,9 @@ impl Directory {
                 lapsed.push(line.incarnation);
                 continue;
             };
-            let berth = self.hear_of(&line.id, line.incarnation);
-            seen.push(berth);
+            let known = self.find(line.incarnation);
+            let berth = known.unwrap_or_else(|| self.enter(&line.id, line.incarnation));
+            seen.insert(berth);
             self.missing.retain(|id| *id != line.id);
             if let Some(gateway) = self.gateways.get_mut(&berth) {
                 gateway.lapsed = false;
@@ -185,15 +200,19 @@ impl Directory {
         }
         self.lapsed = lapsed;
         let mut gone = Vec::new();
+        let index = &mut self.index;
         self.gateways.retain(|berth, gateway| {
             let stays = seen.contains(berth) || (gateway.state.is_none() && !gateway.lapsed);
             // Heard of, but in no reading: the next one decides.
             gateway.lapsed = true;
             if !stays {
                 gone.push(*berth);
+                index.remove(&gateway.incarnation);
+                changes.gone_incarnations.push(gateway.incarnation);
             }
             stays
         });
+        self.heard_of = self.gateways.len() - self.len();
         changes.changed |= !gone.is_empty();
         changes.gone = gone;
         changes
@@ -216,6 +235,7 @@ mod tests {
                 state,
                 renewals: 0,
                 partitions: 64,
+                keyed: false,
             }),
         }
     }
@@ -245,10 +265,25 @@ mod tests {
     #[test]
     fn one_that_was_heard_of_before_it_was_seen_stays_for_one_reading() {
         let mut directory = Directory::default();
-        let berth = directory.hear_of("b", Incarnation(2));
+        let berth = directory.hear_of("b", Incarnation(2)).unwrap();
         assert!(directory.read(&[], ME).gone.is_empty());
         assert_eq!(directory.read(&[], ME).gone, [berth]);
-        assert_ne!(directory.hear_of("b", Incarnation(2)), berth);
+        assert_ne!(directory.hear_of("b", Incarnation(2)), Some(berth));
+    }
+
+    #[test]
+    fn who_is_only_heard_of_is_bounded_and_who_has_a_lease_is_not() {
+        let mut directory = Directory::default();
+        let heard = (2..20_000).filter(|n| directory.hear_of("x", Incarnation(*n)).is_some());
+        assert_eq!(heard.count(), HEARD_OF_MAX);
+        let real: Vec<_> = (0..2_000)
+            .map(|n| line("r", 1_000_000 + n, Some(LeaseState::Synced)))
+            .collect();
+        directory.read(&real, ME);
+        assert_eq!(directory.len(), 2_000);
+        assert_eq!(directory.read(&real, ME).gone.len(), HEARD_OF_MAX);
+        assert!(directory.hear_of("x", Incarnation(5)).is_some());
+        assert_eq!(directory.index.len(), directory.gateways.len());
     }
 
     #[test]
@@ -270,7 +305,7 @@ mod tests {
     #[test]
     fn the_deaf_are_dead_after_a_while() {
         let mut directory = Directory::default();
-        let berth = directory.hear_of("b", Incarnation(2));
+        let berth = directory.hear_of("b", Incarnation(2)).unwrap();
         assert!(!directory.deaf(berth, 100));
         assert!(!directory.deaf(berth, 100 + DEAF_MS - 1));
         assert!(directory.deaf(berth, 100 + DEAF_MS));

@@ -5,11 +5,13 @@ use bytes::Bytes;
 use super::Cluster;
 use super::packet::{Confirm, Packet, PacketError, PacketItem};
 use super::partitions::Arrival;
+use super::seal::Untrusted;
 use super::store::Channel;
 use crate::ids::ShardId;
 use crate::lanes::{Instruction, Item, OutgoingPublication};
 use crate::metrics::ClusterDrop;
 use crate::protocol::close::CloseReason;
+use crate::protocol::server_frame::is_object_frame;
 use crate::router::Partition;
 use crate::router::locations::Berth;
 
@@ -25,6 +27,9 @@ struct Parts {
     broken: bool,
 }
 
+/// How often it is said that packets are not believed.
+const UNTRUSTED_EVERY_MS: u64 = 60_000;
+
 /// The name of a packet that nobody hears of.
 const NOBODYS: u32 = u32::MAX;
 
@@ -34,6 +39,10 @@ impl Cluster {
         if !self.is_ours(channel) {
             return;
         }
+        let payload = match self.keyring.open(channel, payload) {
+            Ok(payload) => payload,
+            Err(why) => return self.not_believed(why),
+        };
         let mut packet = match Packet::read(payload) {
             Ok(packet) => packet,
             Err(error) => return self.not_understood(error),
@@ -50,8 +59,8 @@ impl Cluster {
         let to_us = *channel != Channel::All && !own;
         let from = if to_us && packet.sequence != 0 {
             self.metrics().packets_received.inc();
-            let from = self.directory.hear_of(packet.origin.id, packet.origin.incarnation);
-            if !self.inbound.is_next(from, packet.sequence) {
+            let Some(from) = self.hear_of(&packet) else { return };
+            if !self.inbound.is_next(packet.origin.incarnation, packet.sequence) {
                 self.refuse(from, packet.sequence);
                 return;
             }
@@ -59,7 +68,13 @@ impl Cluster {
         } else {
             None
         };
-        if packet.sequence == 0
+        if *channel == Channel::All
+            && packet.sequence != 0
+            && !self.inbound.is_next_to_all(packet.origin.incarnation, packet.sequence)
+        {
+            return self.metrics().dropped(ClusterDrop::PacketLate, 1);
+        }
+        if from.is_none()
             && let Some(berth) = self.directory.find(packet.origin.incarnation)
         {
             // Whoever says "look" has just subscribed.
@@ -85,7 +100,7 @@ impl Cluster {
     /// What another gateway says in a partition: to the home of its channels.
     fn handle_publications(&mut self, partition: Partition, mut packet: Packet<'_>) {
         self.metrics().packets_received.inc();
-        let from = self.directory.hear_of(packet.origin.id, packet.origin.incarnation);
+        let Some(from) = self.hear_of(&packet) else { return };
         match self.partitions.arrive(from, partition, packet.sequence) {
             Arrival::After(missed) => self.metrics().dropped(ClusterDrop::PacketGap, missed.into()),
             Arrival::Late => return self.metrics().dropped(ClusterDrop::PacketLate, 1),
@@ -102,6 +117,10 @@ impl Cluster {
                 Err(error) => return self.not_understood(error),
             };
             self.metrics().publications_received.inc();
+            if !is_object_frame(frame, "publication") {
+                self.metrics().dropped(ClusterDrop::PublicationBadFrame, 1);
+                continue;
+            }
             if self.homes.partition(channel) != partition {
                 // Of a gateway that divides channels differently; this is not their home.
                 self.metrics().dropped(ClusterDrop::PacketMalformed, 1);
@@ -118,6 +137,37 @@ impl Cluster {
             if self.lanes.is_empty() || self.lanes.try_published(home, &publication).is_err() {
                 self.metrics().dropped(ClusterDrop::PublicationLaneFull, 1);
             }
+        }
+    }
+
+    /// The gateway that a packet is from. One that is only heard of should be in the directory; where too many are, the packet is
+    /// dropped.
+    fn hear_of(&mut self, packet: &Packet<'_>) -> Option<Berth> {
+        let from = self.directory.hear_of(packet.origin.id, packet.origin.incarnation);
+        if from.is_none() {
+            self.metrics().dropped(ClusterDrop::PacketUnknownGateway, 1);
+            self.directory_due_ms = 0;
+        }
+        from
+    }
+
+    /// Said at once, and then no more than once in a while: anybody who can publish can cause it.
+    fn not_believed(&mut self, why: Untrusted) {
+        let drop = match why {
+            Untrusted::Unsealed => ClusterDrop::PacketUnsealed,
+            Untrusted::NoKey => ClusterDrop::PacketNoKey,
+            Untrusted::WrongTag => ClusterDrop::PacketWrongTag,
+        };
+        self.metrics().dropped(drop, 1);
+        self.untrusted += 1;
+        let now_ms = self.now.mono_ms();
+        if now_ms >= self.untrusted_due_ms {
+            self.untrusted_due_ms = now_ms + UNTRUSTED_EVERY_MS;
+            log::warn!(
+                "a packet was refused, {why}: a gateway with another cluster.key or none, or somebody else who may publish in \
+                 Redis; {} so far",
+                self.untrusted
+            );
         }
     }
 
@@ -151,6 +201,9 @@ impl Cluster {
                 Some(_),
             ) => self.handle_message(to, frame, wants_confirm, parts),
             (PacketItem::Confirm(confirm), Some(from)) => self.outbound.handle_confirm(from, &confirm),
+            (PacketItem::Broadcast { frame }, _) if !is_object_frame(frame, "broadcast") => {
+                self.metrics().dropped(ClusterDrop::OrderBadFrame, 1);
+            }
             (PacketItem::Broadcast { frame }, _) => {
                 let frame = Bytes::copy_from_slice(frame);
                 self.instructions.push_back(Instruction::Broadcast(frame));
@@ -191,6 +244,11 @@ impl Cluster {
         };
         parts.place = next;
         parts.wants_confirm |= wants_confirm;
+        if !is_object_frame(frame, "message") {
+            self.metrics().dropped(ClusterDrop::MessageBadFrame, 1);
+            parts.failed.push(place);
+            return;
+        }
         let hash = self.homes.hash(to);
         let home = self.homes.home(hash);
         let told = wants_confirm.then_some(place);

@@ -3,14 +3,21 @@
 //! Pure; owned by the control thread. A packet that comes behind a later one of the same gateway is refused as a whole:
 //! so nothing is delivered twice or out of order, whatever happens on the way (two connections while a slot of a Redis
 //! Cluster moves), and its senders hear `failed`.
+//!
+//! That is also what keeps anybody from saying again what was heard: a sender's numbers are remembered beyond its end, for the
+//! last [`RETIRED_MAX`] gateways that are gone. Orders to all have numbers where packets are sealed, and are refused likewise.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::packet::Confirm;
+use super::store::Incarnation;
 use crate::router::locations::Berth;
 
 /// Packets that the shards have not finished: more than their lanes can hold.
 const OPEN_PACKETS_MAX: usize = 65_536;
+
+/// Gateways that are gone whose numbers are remembered.
+const RETIRED_MAX: usize = 1_024;
 
 #[derive(Debug)]
 struct Open {
@@ -25,20 +32,34 @@ struct Open {
 pub struct Inbound {
     open: Vec<Option<Open>>,
     free: Vec<u32>,
-    last: BTreeMap<Berth, u32>,
+    /// The last number of each gateway to us, and to all.
+    last: BTreeMap<Incarnation, u32>,
+    last_to_all: BTreeMap<Incarnation, u32>,
+    /// Gateways that are gone, the oldest first.
+    retired: BTreeSet<Incarnation>,
+}
+
+/// True if a number is ahead of all that came; it is remembered as the last.
+fn is_ahead(last: &mut BTreeMap<Incarnation, u32>, from: Incarnation, sequence: u32) -> bool {
+    let last = last.entry(from).or_insert(sequence.wrapping_sub(1));
+    // Half of the circle is ahead, half is behind.
+    let ahead = sequence.wrapping_sub(*last);
+    let next = (1..1 << 31).contains(&ahead);
+    if next {
+        *last = sequence;
+    }
+    next
 }
 
 impl Inbound {
     /// True if a packet is the latest of its gateway so far; it is remembered as that.
-    pub fn is_next(&mut self, from: Berth, sequence: u32) -> bool {
-        let last = self.last.entry(from).or_insert(sequence.wrapping_sub(1));
-        // Half of the circle is ahead, half is behind.
-        let ahead = sequence.wrapping_sub(*last);
-        let next = (1..1 << 31).contains(&ahead);
-        if next {
-            *last = sequence;
-        }
-        next
+    pub fn is_next(&mut self, from: Incarnation, sequence: u32) -> bool {
+        is_ahead(&mut self.last, from, sequence)
+    }
+
+    /// The same for a packet to all gateways.
+    pub fn is_next_to_all(&mut self, from: Incarnation, sequence: u32) -> bool {
+        is_ahead(&mut self.last_to_all, from, sequence)
     }
 
     /// We are heard on another channel from now on: the others begin to count anew there, and what is still said on the
@@ -47,9 +68,15 @@ impl Inbound {
         self.last.clear();
     }
 
-    /// A gateway is gone.
-    pub fn gone(&mut self, from: Berth) {
-        self.last.remove(&from);
+    /// A gateway is gone. Should it come back, its numbers go on.
+    pub fn gone(&mut self, from: Incarnation) {
+        self.retired.insert(from);
+        if self.retired.len() > RETIRED_MAX
+            && let Some(oldest) = self.retired.pop_first()
+        {
+            self.last.remove(&oldest);
+            self.last_to_all.remove(&oldest);
+        }
     }
 
     /// A packet whose messages go to `parts` shards, at least one. Its name for them; `None` if too many are open.
@@ -100,12 +127,22 @@ mod tests {
     #[test]
     fn what_comes_late_or_twice_is_refused() {
         let mut inbound = Inbound::default();
-        let (a, b) = (Berth(1), Berth(2));
+        let (a, b) = (Incarnation(1), Incarnation(2));
         assert!(inbound.is_next(a, 5) && inbound.is_next(a, 6) && !inbound.is_next(a, 6) && !inbound.is_next(a, 4));
         assert!(inbound.is_next(a, 9) && inbound.is_next(b, 1));
+        // Over the end of the circle, and to us and to all apart.
+        let c = Incarnation(3);
+        assert!(inbound.is_next(c, u32::MAX) && inbound.is_next(c, 1) && !inbound.is_next(c, u32::MAX));
+        assert!(inbound.is_next_to_all(b, 1) && !inbound.is_next_to_all(b, 1));
+        // What one who is gone has said is not said again.
         inbound.gone(a);
-        assert!(inbound.is_next(a, u32::MAX) && inbound.is_next(a, 1) && !inbound.is_next(a, u32::MAX));
+        assert!(!inbound.is_next(a, 9) && inbound.is_next(a, 10));
         assert!(!inbound.is_next(b, 1));
+        for n in 0..2 * RETIRED_MAX as u64 {
+            inbound.is_next(Incarnation(100 + n), 1);
+            inbound.gone(Incarnation(100 + n));
+        }
+        assert!(inbound.last.len() <= RETIRED_MAX + 3);
         inbound.begin_channel();
         assert!(inbound.is_next(b, 1));
     }

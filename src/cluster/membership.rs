@@ -109,6 +109,8 @@ pub struct Membership {
     renewals: u64,
     /// `channels.partitions`
     partitions: u16,
+    /// Packets are sealed.
+    keyed: bool,
     /// The state is not written yet.
     state_changed: bool,
     /// What the lease said when it was last written.
@@ -135,6 +137,7 @@ impl Membership {
             state: LeaseState::Synced,
             renewals: 0,
             partitions: 0,
+            keyed: false,
             state_changed: false,
             written: None,
             announce: false,
@@ -149,6 +152,12 @@ impl Membership {
     #[must_use]
     pub fn with_partitions(self, partitions: u16) -> Self {
         Membership { partitions, ..self }
+    }
+
+    /// Says in the lease whether packets are sealed.
+    #[must_use]
+    pub fn with_key(self, keyed: bool) -> Self {
+        Membership { keyed, ..self }
     }
 
     /// Our id.
@@ -273,6 +282,7 @@ impl Membership {
             state: self.state,
             renewals: self.renewals,
             partitions: self.partitions,
+            keyed: self.keyed,
         }
     }
 
@@ -451,7 +461,7 @@ fn next_incarnation(seed: &mut fastrand::Rng, now_wall_ms: u64) -> Incarnation {
 fn challenge(origin: Origin<'_>) -> Bytes {
     let mut packet = PacketBuilder::default();
     packet.challenge(origin);
-    packet.close(0)
+    packet.close(0).into()
 }
 
 #[cfg(test)]
@@ -470,6 +480,7 @@ mod tests {
             state: LeaseState::Synced,
             renewals,
             partitions: 64,
+            keyed: false,
         }))
     }
 

@@ -8,6 +8,7 @@
 //! | --- | --- |
 //! | [`store`] | the contract with the store |
 //! | [`packet`] | the framing between gateways |
+//! | [`seal`] | tags of packets, and who is not believed |
 //! | [`membership`] | the lease of this gateway |
 //! | [`directory`] | the other gateways |
 //! | [`presence`] | writing down who is here, and sweeping it |
@@ -33,6 +34,7 @@ pub mod packet;
 pub mod partitions;
 pub mod presence;
 pub mod probe;
+pub mod seal;
 pub mod store;
 mod turn;
 
@@ -51,6 +53,7 @@ use outbound::Outbound;
 use partitions::Partitions;
 use presence::{PresenceBook, Sweep};
 use probe::Probe;
+use seal::Keyring;
 use store::{Answer, Channel, Incarnation, LeaseState, Op, Request};
 
 /// A request that has not been answered for this long: whoever waits gets told so.
@@ -150,10 +153,20 @@ pub struct Cluster {
     deferred_asked: Vec<(Purpose, Vec<Answer>)>,
     directory_due_ms: u64,
     directory_asked: bool,
+    /// The directory is not read again before this time.
+    directory_rest_ms: u64,
     /// The directory was read since the start.
     directory_read: bool,
     /// Another gateway that divides channels into another number of partitions.
     odd_one: Option<(Arc<str>, u16)>,
+    keyring: Keyring,
+    /// Another gateway that has a key where we have none, or none where we have one.
+    odd_key: Option<Arc<str>>,
+    /// Packets that were not believed, and from when on that may be said again.
+    untrusted: u64,
+    untrusted_due_ms: u64,
+    /// The number of our last packet to all, where they are sealed.
+    orders_sequence: u32,
     probe: Probe,
     leaving: bool,
     left: bool,
@@ -219,14 +232,28 @@ impl Cluster {
             deferred_asked: Vec::new(),
             directory_due_ms: 0,
             directory_asked: false,
+            directory_rest_ms: 0,
             directory_read: false,
             odd_one: None,
+            keyring: Keyring::default(),
+            odd_key: None,
+            untrusted: 0,
+            untrusted_due_ms: 0,
+            orders_sequence: 0,
             probe: Probe::default(),
             leaving: false,
             left: false,
             finished: false,
             trouble: None,
         }
+    }
+
+    /// Seals packets with these keys from now on; to be called before anything is said.
+    #[must_use]
+    pub fn with_keyring(mut self, keyring: Keyring) -> Self {
+        self.membership = self.membership.with_key(keyring.seals());
+        self.keyring = keyring;
+        self
     }
 
     /// The shards are there: these lanes lead to them.
@@ -469,7 +496,10 @@ impl Cluster {
         let slow = first.filter(|_| standing == Standing::Member && self.view.cluster.health() != ClusterHealth::Slow);
         let membership = self.membership.poll_timeout().filter(|_| self.connected);
         let when = |yes: bool, due: Option<u64>| if yes { due } else { None };
-        let directory = when(entered && !self.directory_asked, Some(self.directory_due_ms));
+        let directory = when(
+            entered && !self.directory_asked,
+            Some(self.directory_due_ms.max(self.directory_rest_ms)),
+        );
         let probe = when(
             self.connected && standing == Standing::Member,
             Some(self.probe.poll_timeout()),

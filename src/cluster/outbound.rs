@@ -7,9 +7,8 @@
 //! A message is `routed` when the other gateway said that a connection took it; `offline` when it said that nobody did;
 //! `failed` when it could not be sent, or when nothing was heard in time.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use bytes::Bytes;
 use uuid::Uuid;
 
 use super::packet::{Confirm, Origin, PacketBuilder};
@@ -173,6 +172,11 @@ struct Destination {
 }
 
 impl Destination {
+    /// True if a packet may go now.
+    fn may_send(&self) -> bool {
+        self.under_way < PACKETS_UNDER_WAY && (!self.closed.is_empty() || !self.open.builder.is_empty())
+    }
+
     /// The packet that takes the next item; a full one is closed.
     fn room(&mut self) -> &mut Open {
         let open = &self.open.builder;
@@ -199,14 +203,16 @@ pub struct Outgoing {
     pub sequence: u32,
     /// Messages in it.
     pub messages: u16,
-    /// Its bytes.
-    pub payload: Bytes,
+    /// Its bytes, to be sealed.
+    pub payload: Vec<u8>,
 }
 
 /// Everything on its way to other gateways.
 #[derive(Debug, Default)]
 pub struct Outbound {
     destinations: BTreeMap<Berth, Destination>,
+    /// Those that a packet may go to now.
+    ready: BTreeSet<Berth>,
     /// The highest number of a packet to a gateway that is gone. Should one come back whom we had taken for dead, it
     /// still knows the numbers of before, and takes none twice: all who are new begin here.
     used: u32,
@@ -258,6 +264,9 @@ impl Outbound {
             }
             let grown = open.builder.len() - before;
             destination.waiting_bytes += grown;
+            if destination.may_send() {
+                self.ready.insert(*berth);
+            }
         }
         result
     }
@@ -276,13 +285,15 @@ impl Outbound {
         open.builder.confirm(origin, confirm);
         let grown = open.builder.len() - before;
         destination.waiting_bytes += grown;
+        if destination.may_send() {
+            self.ready.insert(berth);
+        }
     }
 
     /// The next packet that may go.
     pub fn poll_packet(&mut self, now_ms: u64) -> Option<Outgoing> {
-        let ready =
-            |d: &Destination| d.under_way < PACKETS_UNDER_WAY && (!d.closed.is_empty() || !d.open.builder.is_empty());
-        let (berth, destination) = self.destinations.iter_mut().find(|(_, d)| ready(d))?;
+        let berth = *self.ready.first()?;
+        let destination = self.destinations.get_mut(&berth)?;
         let open = destination
             .closed
             .pop_front()
@@ -292,6 +303,9 @@ impl Outbound {
         // 0 is for packets without a number.
         destination.sequence = destination.sequence.wrapping_add(1).max(1);
         let sequence = destination.sequence;
+        if !destination.may_send() {
+            self.ready.remove(&berth);
+        }
         if !open.wanting.is_empty() {
             destination.unconfirmed.push_back(Sent {
                 sequence,
@@ -300,7 +314,7 @@ impl Outbound {
             });
         }
         Some(Outgoing {
-            berth: *berth,
+            berth,
             sequence,
             messages: open.builder.messages(),
             payload: open.builder.close(sequence),
@@ -314,6 +328,9 @@ impl Outbound {
             return;
         };
         destination.under_way = destination.under_way.saturating_sub(1);
+        if destination.may_send() {
+            self.ready.insert(berth);
+        }
         if let Err(lost) = result {
             let fate = match lost {
                 Lost::Dead => Fate::Missed,
@@ -404,6 +421,7 @@ impl Outbound {
     }
 
     fn drop_destination(&mut self, berth: Berth, unsent_fate: Fate) -> u64 {
+        self.ready.remove(&berth);
         let Some(destination) = self.destinations.remove(&berth) else {
             return 0;
         };

@@ -3,7 +3,7 @@
 //! Pure. Numbers are little-endian.
 //!
 //! ```text
-//! packet:  version u8 | sequence u32 | incarnation u64 | id length u8 | id | item...
+//! packet:  version u8 (1, or 2: sealed) | sequence u32 | incarnation u64 | id length u8 | id | item...
 //! item:    kind u8 | body
 //!   1 message:     flags u8 (1: wants to be confirmed) | user length u8 | user | frame length u32 | frame
 //!   2 confirm:     sequence u32 | flags u8 (1: packet refused as a whole) | missed u16 | places u16... | failed u16 | places u16...
@@ -20,18 +20,19 @@
 //! packet of its own.
 //!
 //! A message's place is its number among the messages of its packet, from 0. Sequence numbers rise by one per packet from
-//! one gateway to another, and from one gateway in one partition; packets to all have 0.
-
-use bytes::Bytes;
-
+//! one gateway to another, and from one gateway in one partition; packets to all have 0, or, where they are sealed, numbers
+//! of their own. A sealed packet has a tag of 16 bytes behind its items, see [`super::seal`].
 use super::store::Incarnation;
 use crate::ids::{CHANNEL_BYTES_MAX, USER_ID_BYTES_MAX, is_valid_channel, is_valid_user_id};
 
 /// Version of the framing. A packet of another version is not understood, and counted.
 pub const VERSION: u8 = 1;
 
+/// The same framing, with a tag behind it.
+pub const SEALED: u8 = 2;
+
 /// No packet is taken for the store's own.
-const _: () = assert!(VERSION != super::store::PROBE);
+const _: () = assert!(VERSION != super::store::PROBE && SEALED != super::store::PROBE);
 
 const MESSAGE: u8 = 1;
 const CONFIRM: u8 = 2;
@@ -182,13 +183,13 @@ impl PacketBuilder {
         self.bytes.push(CHALLENGE);
     }
 
-    /// The packet.
-    pub fn close(self, sequence: u32) -> Bytes {
+    /// The packet, to be sealed.
+    pub fn close(self, sequence: u32) -> Vec<u8> {
         let mut bytes = self.bytes;
         if let Some(place) = bytes.get_mut(1..5) {
             place.copy_from_slice(&sequence.to_le_bytes());
         }
-        bytes.into()
+        bytes
     }
 }
 
@@ -322,7 +323,7 @@ impl<'a> Packet<'a> {
     pub fn read(bytes: &'a [u8]) -> Result<Self, PacketError> {
         let mut rest = Reader(bytes);
         match rest.byte()? {
-            VERSION => {}
+            VERSION | SEALED => {}
             other => return Err(PacketError::Version(other)),
         }
         let sequence = u32::from_le_bytes(rest.array()?);
@@ -390,7 +391,7 @@ mod tests {
         incarnation: Incarnation(0x0123_4567_89ab_cdef),
     };
 
-    fn sample() -> Bytes {
+    fn sample() -> Vec<u8> {
         let mut packet = PacketBuilder::default();
         assert!(packet.is_empty());
         assert_eq!(packet.message(ME, "bob", b"frame", true), 0);
@@ -474,7 +475,7 @@ mod tests {
 
     #[test]
     fn other_versions_are_named() {
-        assert_eq!(Packet::read(&[2, 0, 0]).unwrap_err(), PacketError::Version(2));
+        assert_eq!(Packet::read(&[3, 0, 0]).unwrap_err(), PacketError::Version(3));
         assert_eq!(Packet::read(&[]).unwrap_err(), PacketError::Malformed);
     }
 

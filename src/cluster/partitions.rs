@@ -10,8 +10,6 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use bytes::Bytes;
-
 use super::outbound::{TooMuchWaits, Verdict};
 use super::packet::{Origin, PacketBuilder};
 use crate::lanes::Wanted;
@@ -105,8 +103,8 @@ pub struct Outgoing {
     pub sequence: u32,
     /// Publications in it.
     pub publications: u16,
-    /// Its bytes.
-    pub payload: Bytes,
+    /// Its bytes, to be sealed.
+    pub payload: Vec<u8>,
 }
 
 /// How a packet stands to those before it.

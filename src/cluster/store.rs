@@ -67,7 +67,12 @@ pub struct Lease {
     pub renewals: u64,
     /// Into how many partitions it divides channels; 0: it does not say.
     pub partitions: u16,
+    /// It has a `cluster.key`: its packets are sealed, and it refuses others.
+    pub keyed: bool,
 }
+
+/// The word in a lease that says so.
+const KEYED: &str = "keyed";
 
 /// How far a gateway is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,7 +103,11 @@ impl fmt::Display for Lease {
             state.map_or("", |s| s.1),
             self.renewals,
             self.partitions
-        )
+        )?;
+        if self.keyed {
+            write!(f, " {KEYED}")?;
+        }
+        Ok(())
     }
 }
 
@@ -117,6 +126,7 @@ impl FromStr for Lease {
             state: state.ok_or(NotAnIncarnation)?.0,
             renewals: word()?.parse().map_err(|_| NotAnIncarnation)?,
             partitions: word().ok().and_then(|word| word.parse().ok()).unwrap_or(0),
+            keyed: words.any(|word| word == KEYED),
         })
     }
 }

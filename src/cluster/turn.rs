@@ -15,6 +15,8 @@ use crate::metrics::ClusterDrop;
 use crate::router::Partition;
 use crate::view::ClusterHealth;
 
+/// The directory is not read more often than this, however many packets give a reason to.
+const DIRECTORY_REST_MS: u64 = 20;
 /// How long a claim to sweep lasts.
 const SWEEP_CLAIM_MS: u64 = 60_000;
 
@@ -64,7 +66,13 @@ impl Cluster {
         if self.membership.state() == LeaseState::Syncing && self.book.is_written() {
             self.membership.set_state(LeaseState::Synced);
         }
-        if let Some(ops) = self.membership.poll_ops(now_ms) {
+        if let Some(mut ops) = self.membership.poll_ops(now_ms) {
+            for op in &mut ops {
+                // The question whether somebody lives who has our id.
+                if let Op::Publish { channel, payload } = op {
+                    *payload = self.keyring.seal(channel, payload.to_vec());
+                }
+            }
             self.request(Purpose::Membership, ops);
         }
         self.look |= self.membership.poll_announcement();
@@ -102,8 +110,9 @@ impl Cluster {
 
     fn ask_directory(&mut self, now_ms: u64) {
         let entered = self.membership.standing().has_lease();
-        if entered && !self.directory_asked && now_ms >= self.directory_due_ms {
+        if entered && !self.directory_asked && now_ms >= self.directory_due_ms.max(self.directory_rest_ms) {
             self.directory_asked = true;
+            self.directory_rest_ms = now_ms + DIRECTORY_REST_MS;
             self.deferred_asked.append(&mut self.deferred);
             self.directory_due_ms = now_ms + self.times.directory_ms;
             self.request(Purpose::Directory, vec![Op::ReadDirectory]);
@@ -184,7 +193,7 @@ impl Cluster {
                 messages: packet.messages,
             };
             let channel = Channel::Gateway(id, incarnation);
-            let payload = packet.payload;
+            let payload = self.keyring.seal(&channel, packet.payload);
             self.request(purpose, vec![Op::Publish { channel, payload }]);
         }
     }
@@ -198,11 +207,9 @@ impl Cluster {
                 sequence: packet.sequence,
                 publications: packet.publications,
             };
-            let op = Op::Publish {
-                channel: Channel::Partition(packet.partition.0),
-                payload: packet.payload,
-            };
-            self.request(purpose, vec![op]);
+            let channel = Channel::Partition(packet.partition.0);
+            let payload = self.keyring.seal(&channel, packet.payload);
+            self.request(purpose, vec![Op::Publish { channel, payload }]);
         }
     }
 
@@ -265,10 +272,13 @@ impl Cluster {
         }
         packets.push((packet, count));
         for (packet, orders) in packets.into_iter().filter(|(packet, _)| !packet.is_empty()) {
-            let op = Op::Publish {
-                channel: Channel::All,
-                payload: packet.close(0),
-            };
+            if self.keyring.seals() {
+                // 0 is for packets without a number.
+                self.orders_sequence = self.orders_sequence.wrapping_add(1).max(1);
+            }
+            let channel = Channel::All;
+            let payload = self.keyring.seal(&channel, packet.close(self.orders_sequence));
+            let op = Op::Publish { channel, payload };
             self.request(Purpose::Orders(orders), vec![op]);
         }
     }
@@ -282,10 +292,9 @@ impl Cluster {
         } else if let Some(nonce) = self.probe.poll(self.now) {
             let mut packet = PacketBuilder::default();
             packet.probe(self.membership.origin(), nonce);
-            let op = Op::Publish {
-                channel: self.membership.channel(),
-                payload: packet.close(0),
-            };
+            let channel = self.membership.channel();
+            let payload = self.keyring.seal(&channel, packet.close(0));
+            let op = Op::Publish { channel, payload };
             self.request(Purpose::Probe, vec![op]);
         }
     }

@@ -30,6 +30,9 @@ pub(super) const OF_TOKENS: [&str; 5] = [
 /// A secret that is shorter is found by trying all, from one token.
 const SECRET_BYTES_MIN: usize = 16;
 
+/// A shorter secret is guessed by whoever has heard one packet.
+const CLUSTER_KEY_BYTES_MIN: usize = 16;
+
 impl Settings {
     /// The checked configuration; `gateway_id` is what to use where none is set.
     pub(super) fn build(
@@ -60,6 +63,7 @@ impl Settings {
             },
             start_timeout: self.get("redis.start_timeout"),
             prefix: self.get("redis.prefix"),
+            keys: self.get("cluster.key"),
         });
         let tls = file("tls.cert").zip(file("tls.key")).map(|(cert, key)| TlsFiles {
             cert,
@@ -239,6 +243,14 @@ impl Settings {
                 "unix: means whoever comes by a Unix socket: listen on one, or leave it out",
             );
         }
+        if self.setting("cluster.key").value != Value::Unset && config.redis.is_none() {
+            return contradiction(
+                "cluster.key",
+                "redis.url",
+                "it is for gateways that share a Redis: set redis.url, or leave the key out",
+            );
+        }
+        self.check_cluster_key(config)?;
         self.check_admin(config)?;
         self.check_credentials(&config.auth)?;
         let is_open = config.auth.is_development() && !config.insecure;
@@ -256,6 +268,24 @@ impl Settings {
                 "who comes through a proxy comes from elsewhere, and without a key the gateway runs in development mode, where anyone \
                  may be any user: configure auth.key or auth.jwks_url, or say --insecure if that is meant",
             );
+        }
+        Ok(())
+    }
+
+    fn check_cluster_key(&self, config: &Config) -> Result<(), ConfigError> {
+        let keys = config.redis.iter().flat_map(|redis| &redis.keys);
+        if keys
+            .map(|key| key.expose().len())
+            .any(|len| len < CLUSTER_KEY_BYTES_MIN)
+        {
+            return Err(ConfigError::BadValue {
+                key: "cluster.key".into(),
+                place: self.setting("cluster.key").place.clone(),
+                value: super::value::MASK.into(),
+                allowed: format!(
+                    "at least {CLUSTER_KEY_BYTES_MIN} bytes each, such as what openssl rand -hex 32 prints"
+                ),
+            });
         }
         Ok(())
     }
@@ -450,6 +480,7 @@ pub(super) fn restart_keys(old: &Config, new: &Config) -> Vec<&'static str> {
             redis.is_some() != new.redis.is_some() || of_redis(&another_target),
         ),
         ("redis.ca", of_redis(&|old, new| old.target.ca != new.target.ca)),
+        ("cluster.key", of_redis(&|old, new| old.keys != new.keys)),
         (
             "redis.cert",
             of_redis(&|old, new| of_client(&old.target).0 != of_client(&new.target).0),
@@ -553,6 +584,13 @@ impl FromValue for Vec<String> {
             Value::List(items) => Some(items.clone()),
             _ => None,
         }
+    }
+}
+
+impl FromValue for Vec<Secret> {
+    fn from_value(value: &Value) -> Option<Self> {
+        let texts = Vec::<String>::from_value(value)?;
+        Some(texts.into_iter().map(Secret::from).collect())
     }
 }
 

@@ -301,6 +301,8 @@ pub(super) static KEYS: &[Key] = &[
         "How long to wait for Redis at start before giving up with exit 1"),
     row(CLUSTER, "redis.prefix", Kind::Text { max: 128 }, Value("shardgate:"), RESTART,
         "Prefix of every key and channel in Redis"),
+    row(CLUSTER, "cluster.key", Kind::Secrets, Unset("none: packets have no tags"), RESTART,
+        "Secret of all gateways that share a Redis: packets between them are refused without its tag; two while one is replaced, the first signs"),
     row(CLUSTER, "presence.ttl", TTL, Value("90s"), RESTART,
         "The longest that a user can still look online after their gateway died; below a second every hiccup looks like a death"),
 ];

@@ -389,6 +389,8 @@ pub struct RedisConfig {
     pub start_timeout: Duration,
     /// Prefix of every key and channel.
     pub prefix: String,
+    /// `cluster.key`: the first signs packets, each is believed; empty: none is asked for.
+    pub keys: Vec<Secret>,
 }
 
 /// Form of the log's lines.

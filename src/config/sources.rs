@@ -108,7 +108,10 @@ impl Settings {
                 allowed: key.kind.allowed(),
             });
         }
-        let value = if key.kind.may_be_secret() {
+        let value = if matches!(key.kind, Kind::Secrets) {
+            let texts = text.split(',').map(|text| text.trim().to_owned()).collect();
+            read_secrets(key, texts, &place)?
+        } else if key.kind.may_be_secret() {
             read_secret(key, text, &place)?
         } else {
             key.kind.parse_text(text).map_err(|allowed| ConfigError::BadValue {
@@ -170,6 +173,10 @@ impl Settings {
                             .map_or_else(|| show_toml(&key.kind, written), |text| key.kind.show(text)),
                         allowed,
                     })?,
+            };
+            let value = match value {
+                Value::List(texts) if matches!(key.kind, Kind::Secrets) => read_secrets(key, texts, &place)?,
+                value => value,
             };
             // An empty list says the default aloud.
             let place = if value == Value::Unset { Place::Default } else { place };
@@ -251,7 +258,7 @@ pub(super) fn read_args(args: Vec<OsString>) -> Result<Request, ConfigError> {
                         second: place(),
                     });
                 }
-                after_secret = key.kind.may_be_secret();
+                after_secret = key.kind.may_be_secret() || matches!(key.kind, Kind::Secrets);
                 invocation.flags.push((row, text));
             }
         }
@@ -379,20 +386,22 @@ fn unknown_toml_key(leaf: &Leaf<'_>, place: &Place, written: &str) -> ConfigErro
 fn show_unknown(name: &str, nearest: Option<&str>, value: &str) -> String {
     let secret = |name: &str, words: &[&str]| words.iter().any(|word| name.to_ascii_lowercase().contains(word));
     let of_a_secret = |nearest: &str| {
-        let mut keys = KEYS.iter().filter(|key| matches!(key.kind, Kind::Secret));
+        let mut keys = KEYS
+            .iter()
+            .filter(|key| matches!(key.kind, Kind::Secret | Kind::Secrets));
         keys.any(|key| key.name == nearest || key.flag() == nearest || key.variable() == nearest)
     };
     let masked = match nearest {
         _ if secret(name, &["token", "key", "secret", "pass", "cred"]) => true,
         Some(nearest) => of_a_secret(nearest),
-        None => secret(name, &["auth", "admin"]),
+        None => secret(name, &["auth", "admin", "cluster"]),
     };
     if masked { MASK.to_owned() } else { show(value) }
 }
 
 /// A TOML value that is not a string, as written in the file.
 fn show_toml(kind: &Kind, written: &str) -> String {
-    if matches!(kind, Kind::Secret) || written.contains("://") {
+    if matches!(kind, Kind::Secret | Kind::Secrets) || written.contains("://") {
         MASK.to_owned()
     } else {
         show(written)
@@ -430,6 +439,18 @@ fn flatten<'a>(prefix: &str, table: &'a DeTable<'a>, leaves: &mut Vec<Leaf<'a>>)
 }
 
 /// A value that may be read from a file, and that no message shows.
+fn read_secrets(key: &Key, texts: Vec<String>, place: &Place) -> Result<Value, ConfigError> {
+    let read = texts.iter().map(|text| secrets::resolve(text, key.name, place));
+    let items = read.collect::<Result<Vec<String>, _>>()?;
+    key.kind.parse_list(items).map_err(|allowed| ConfigError::BadValue {
+        key: key.name.to_owned(),
+        place: place.clone(),
+        value: MASK.to_owned(),
+        allowed,
+    })
+}
+
+/// One secret, or a URL with one in it.
 fn read_secret(key: &Key, text: &str, place: &Place) -> Result<Value, ConfigError> {
     let resolved = secrets::resolve(text, key.name, place)?;
     key.kind.parse_text(&resolved).map_err(|allowed| ConfigError::BadValue {

@@ -48,6 +48,8 @@ pub(super) enum Kind {
     Texts { max: usize },
     /// Text that is never shown, or `@file`.
     Secret,
+    /// One or two such texts, each once.
+    Secrets,
     /// Path of a file.
     File,
     /// URL with one of these schemes; a password in it is never shown.
@@ -99,7 +101,7 @@ impl Kind {
                 None => Err(self.allowed()),
             },
             Kind::Choice(words) => choose(words, text).map(Value::Text).ok_or_else(|| self.allowed()),
-            Kind::Choices(_) | Kind::Origins | Kind::Patterns | Kind::Networks | Kind::Texts { .. } => {
+            Kind::Choices(_) | Kind::Origins | Kind::Patterns | Kind::Networks | Kind::Texts { .. } | Kind::Secrets => {
                 self.parse_list(text.split(',').map(|item| item.trim().to_owned()).collect())
             }
             Kind::Cpus => parse_cpus(text)
@@ -151,7 +153,7 @@ impl Kind {
         }
     }
 
-    fn parse_list(&self, items: Vec<String>) -> Result<Value, Refusal> {
+    pub(super) fn parse_list(&self, items: Vec<String>) -> Result<Value, Refusal> {
         match self {
             Kind::Choices(words) => {
                 let chosen: Option<Vec<_>> = items.iter().map(|item| choose(words, item)).collect();
@@ -183,6 +185,15 @@ impl Kind {
                     true => Ok(Value::Unset),
                     false if good && once => Ok(Value::List(items)),
                     false => Err(self.allowed()),
+                }
+            }
+            Kind::Secrets => {
+                let good = items.iter().all(|item| !item.is_empty());
+                match items.as_slice() {
+                    [] => Ok(Value::Unset),
+                    [_] if good => Ok(Value::List(items)),
+                    [first, second] if good && first != second => Ok(Value::List(items)),
+                    _ => Err(self.allowed()),
                 }
             }
             _ => unreachable!("only kinds of lists get here"),
@@ -217,6 +228,7 @@ impl Kind {
                 format!("one or more texts of 1 to {max} bytes without control characters, each once")
             }
             Kind::Secret => "text, or @FILE to read it from a file".into(),
+            Kind::Secrets => "one or two different texts, each of them text, or @FILE to read it from a file".into(),
             Kind::File => "the path of a file".into(),
             Kind::RedisUrl => format!(
                 "a URL that begins with {}://, such as redis://user:password@host:6379/0, redis-cluster://host,host, \
@@ -239,7 +251,9 @@ impl Kind {
             Kind::Duration { .. } => "TIME",
             Kind::Listen => "ADDRESS",
             Kind::Choice(_) => "WORD",
-            Kind::Choices(_) | Kind::Origins | Kind::Patterns | Kind::Networks | Kind::Texts { .. } => "LIST",
+            Kind::Choices(_) | Kind::Origins | Kind::Patterns | Kind::Networks | Kind::Texts { .. } | Kind::Secrets => {
+                "LIST"
+            }
             Kind::Cpus => "CPUS",
             Kind::Text { .. } | Kind::Cookie | Kind::Secret => "TEXT",
             Kind::File => "FILE",
@@ -255,7 +269,7 @@ impl Kind {
     fn is_list(&self) -> bool {
         matches!(
             self,
-            Kind::Choices(_) | Kind::Origins | Kind::Patterns | Kind::Networks | Kind::Texts { .. }
+            Kind::Choices(_) | Kind::Origins | Kind::Patterns | Kind::Networks | Kind::Texts { .. } | Kind::Secrets
         )
     }
 
@@ -271,7 +285,7 @@ impl Kind {
     /// Text of such a value as errors and listings may show it: escaped, secrets masked.
     pub(super) fn show(&self, text: &str) -> String {
         match self {
-            Kind::Secret => MASK.to_owned(),
+            Kind::Secret | Kind::Secrets => MASK.to_owned(),
             // Without a scheme there is no telling where a password begins.
             Kind::Url(_) | Kind::RedisUrl if text.contains('@') && !text.contains("://") => MASK.to_owned(),
             _ => show(text),
@@ -280,7 +294,10 @@ impl Kind {
 
     /// True for lists whose empty array in TOML says that the key is not set.
     pub(super) fn may_be_empty(&self) -> bool {
-        matches!(self, Kind::Origins | Kind::Networks | Kind::Texts { .. })
+        matches!(
+            self,
+            Kind::Origins | Kind::Networks | Kind::Texts { .. } | Kind::Secrets
+        )
     }
 
     /// The value as TOML, secrets masked.
@@ -292,6 +309,7 @@ impl Kind {
             (_, Value::Integer(n)) => n.to_string(),
             (_, Value::Duration(time)) => quoted(&write_duration(*time)),
             (_, Value::Cpus(placement)) => quoted(&write_cpus(placement)),
+            (Kind::Secrets, Value::List(items)) => write_list(&vec![MASK.to_owned(); items.len()]),
             (_, Value::List(items)) => write_list(items),
             (Kind::Secret, Value::Text(_)) => quoted(MASK),
             (Kind::Url(_) | Kind::RedisUrl, Value::Text(text)) => quoted(&mask_url(text)),

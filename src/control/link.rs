@@ -14,6 +14,7 @@ use super::Exit;
 use super::jwks::{FetchedKeys, Fetcher};
 use super::run::{Control, ControlPlan, Turns, Woken};
 use crate::broker::pair::BrokerPair;
+use crate::cluster::seal::Keyring;
 use crate::cluster::store::StoreEvent;
 use crate::cluster::{Cluster, Identity, Subscription};
 use crate::config::{Config, CredentialSource, RedisConfig};
@@ -173,9 +174,10 @@ impl Link {
             ttl_ms: plan.config.presence_ttl.as_millis() as u64,
         };
         let now = plan.view.clock.now();
+        let keyring = Keyring::new(redis.keys.iter().map(|key| key.expose()), &redis.prefix);
         let counters = Arc::clone(&plan.view.cluster.metrics.broker);
         Link {
-            cluster: Cluster::new(&identity, plan.homes.clone(), Arc::clone(&plan.view), now),
+            cluster: Cluster::new(&identity, plan.homes.clone(), Arc::clone(&plan.view), now).with_keyring(keyring),
             broker: BrokerPair::start(redis.target.clone(), &redis.prefix, counters),
             event: None,
         }

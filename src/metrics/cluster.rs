@@ -82,11 +82,25 @@ pub enum ClusterDrop {
     PacketGap,
     /// A partition that was not heard in time; its subscribers were told that they are subscribed.
     SubscriptionUnheard,
+    /// A packet without a tag, while there is a `cluster.key`.
+    PacketUnsealed,
+    /// A packet with a tag, while there is no `cluster.key`.
+    PacketNoKey,
+    /// A packet with a tag of another key.
+    PacketWrongTag,
+    /// A packet of a gateway that is in no directory, of which there are too many.
+    PacketUnknownGateway,
+    /// A message of another gateway that is no frame; its sender heard `failed`.
+    MessageBadFrame,
+    /// A publication of another gateway that is no frame.
+    PublicationBadFrame,
+    /// A broadcast of another gateway that is no frame.
+    OrderBadFrame,
 }
 
 impl ClusterDrop {
     /// `kind` and `reason` in the order of the discriminants.
-    pub const LABELS: [(&'static str, &'static str); 17] = [
+    pub const LABELS: [(&'static str, &'static str); 24] = [
         ("message", "gateway_full"),
         ("message", "gateway_gone"),
         ("message", "redis_away"),
@@ -104,6 +118,13 @@ impl ClusterDrop {
         ("publication", "lane_full"),
         ("packet", "gap"),
         ("subscription", "unheard"),
+        ("packet", "unsealed"),
+        ("packet", "no_key"),
+        ("packet", "wrong_tag"),
+        ("packet", "unknown_gateway"),
+        ("message", "bad_frame"),
+        ("publication", "bad_frame"),
+        ("order", "bad_frame"),
     ];
 }
 

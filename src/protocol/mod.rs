@@ -8,3 +8,4 @@ pub mod encode;
 pub mod envelope;
 pub mod frame;
 pub mod head;
+pub mod server_frame;

@@ -265,6 +265,7 @@ pub(crate) async fn every_operation(store: &mut Store) {
         state: LeaseState::Synced,
         renewals,
         partitions: 64,
+        keyed: false,
     };
     let read = || Op::LeaseRead { id: gw.clone() };
     let take = |by, ttl_ms| Op::LeaseTake {

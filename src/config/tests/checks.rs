@@ -338,7 +338,7 @@ fn company(key: &Key) -> &'static [&'static str] {
         "heartbeat.interval" => &["--heartbeat-timeout=2m"],
         "proxies" => &["--insecure"],
         "shards" => &["--cpus=none"],
-        "redis.start_timeout" | "redis.prefix" => &["--redis-url=redis://host"],
+        "redis.start_timeout" | "redis.prefix" | "cluster.key" => &["--redis-url=redis://host"],
         "redis.ca" => &["--redis-url=rediss://host"],
         "redis.cert" => &["--redis-url=rediss://host", "--redis-key=/key.pem"],
         "redis.key" => &["--redis-url=rediss://host", "--redis-cert=/cert.pem"],

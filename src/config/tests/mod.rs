@@ -80,7 +80,7 @@ fn other_value(key: &Key) -> &'static str {
         Kind::Networks => "10.0.0.0/8",
         Kind::Cpus => "5",
         Kind::Listen => "unix:/other.sock",
-        Kind::Secret => "s3cret-s3cret-s3cret",
+        Kind::Secret | Kind::Secrets => "s3cret-s3cret-s3cret",
         Kind::File => "/other.pem",
         Kind::RedisUrl => "redis://user:s3cret@host/0",
         Kind::Url(_) => "https://user:s3cret@host/keys",

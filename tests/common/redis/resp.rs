@@ -79,12 +79,20 @@ impl Connection {
     }
 
     pub fn try_cmd(&mut self, args: &[&str]) -> std::io::Result<Reply> {
+        let args: Vec<&[u8]> = args.iter().map(|arg| arg.as_bytes()).collect();
+        self.send(&args)?;
+        self.read()
+    }
+
+    /// Sends a command of any bytes, without waiting; its answer comes from [`Connection::read`].
+    pub fn send(&mut self, args: &[&[u8]]) -> std::io::Result<()> {
         let mut bytes = format!("*{}\r\n", args.len()).into_bytes();
         for arg in args {
-            bytes.extend(format!("${}\r\n{arg}\r\n", arg.len()).bytes());
+            bytes.extend(format!("${}\r\n", arg.len()).bytes());
+            bytes.extend_from_slice(arg);
+            bytes.extend_from_slice(b"\r\n");
         }
-        self.stream.get_mut().write_all(&bytes)?;
-        self.read()
+        self.stream.get_mut().write_all(&bytes)
     }
 
     #[track_caller]
@@ -92,7 +100,8 @@ impl Connection {
         self.try_cmd(args).unwrap_or_else(|error| panic!("{args:?}: {error}"))
     }
 
-    fn read(&mut self) -> std::io::Result<Reply> {
+    /// The next answer, or what is said on a channel.
+    pub fn read(&mut self) -> std::io::Result<Reply> {
         let mut line = String::new();
         if self.stream.read_line(&mut line)? == 0 {
             return Err(std::io::ErrorKind::UnexpectedEof.into());
