@@ -90,6 +90,7 @@ pub(super) fn kind_of(step: &Step) -> usize {
         Op::Unregister { .. } => 12,
         Op::ReadDirectory => 13,
         Op::Claim { .. } => 14,
+        Op::KeepPresence { .. } => 15,
     }
 }
 
@@ -97,7 +98,10 @@ pub(super) fn kind_of(step: &Step) -> usize {
 pub(super) fn routing_key(names: &Names, step: &Step) -> String {
     let Step::Op(op) = step else { return names.directory() };
     match op {
-        Op::SetPresence { user, .. } | Op::ClearPresence { user, .. } | Op::Locate { user } => names.user(user),
+        Op::SetPresence { user, .. }
+        | Op::KeepPresence { user, .. }
+        | Op::ClearPresence { user, .. }
+        | Op::Locate { user } => names.user(user),
         Op::IndexAdd { owner, .. } | Op::IndexRemove { owner, .. } | Op::IndexScan { owner, .. } => names.index(*owner),
         Op::Publish { channel, .. } => names.channel(channel),
         Op::LeaseTake { .. }
@@ -130,6 +134,7 @@ pub(super) fn command(names: &Names, step: &Step, sharded: bool) -> Cmd {
     };
     let mut command = match op {
         Op::SetPresence { user, .. } => with("HSET", names.user(user)),
+        Op::KeepPresence { user, .. } => with("HSETNX", names.user(user)),
         Op::ClearPresence { user, .. } => with("HDEL", names.user(user)),
         Op::Locate { user } => with("HGETALL", names.user(user)),
         Op::IndexAdd { owner, .. } => with("SADD", names.index(*owner)),
@@ -145,7 +150,9 @@ pub(super) fn command(names: &Names, step: &Step, sharded: bool) -> Cmd {
         Op::Claim { task, .. } => with("SET", names.claim(task)),
     };
     match op {
-        Op::SetPresence { owner, connections, .. } => command.arg(owner.to_string()).arg(*connections),
+        Op::SetPresence { owner, connections, .. } | Op::KeepPresence { owner, connections, .. } => {
+            command.arg(owner.to_string()).arg(*connections)
+        }
         Op::ClearPresence { owner, .. } => command.arg(owner.to_string()),
         Op::IndexAdd { users, .. } | Op::IndexRemove { users, .. } => {
             users.iter().fold(&mut command, |command, user| command.arg(&**user))
@@ -253,6 +260,10 @@ fn read(step: &Step, reply: Value) -> Option<Outcome> {
         }
         Op::Publish { .. } => match reply {
             Value::Int(count) => Answer::Count(u64::try_from(count).ok()?),
+            _ => return None,
+        },
+        Op::KeepPresence { .. } => match reply {
+            Value::Int(new) => Answer::Taken(new == 1),
             _ => return None,
         },
         Op::LeaseTake { .. } | Op::Claim { .. } => match reply {
@@ -421,6 +432,14 @@ mod tests {
                     ttl_ms,
                 },
                 "SET p:{gateways}:sweep:00000000000000ab 00000000000000ab NX PX 500",
+            ),
+            (
+                Op::KeepPresence {
+                    user: "bob".into(),
+                    owner: LIFE,
+                    connections: 2,
+                },
+                "HSETNX p:user:bob 00000000000000ab 2",
             ),
         ]
     }

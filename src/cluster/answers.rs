@@ -9,10 +9,13 @@ use super::{CLEARED_MAX, Cluster, Purpose};
 use crate::cluster::outbound::Lost;
 use crate::cluster::presence::{Sweep, Swept};
 use crate::ids::ShardId;
-use crate::lanes::{Item, Location};
+use crate::lanes::{Item, Location, Span};
 use crate::metrics::ClusterDrop;
 use crate::router::locations::{Berth, Places};
 use crate::router::{Partition, UserHash};
+
+/// How often it is said that the store had lost something.
+const REPAIRED_EVERY_MS: u64 = 60_000;
 
 impl Cluster {
     /// Something came from the store.
@@ -92,6 +95,7 @@ impl Cluster {
     /// Writes everything again. Returns the users who may be written down under the incarnation before, if it was another.
     fn rebuild_presence(&mut self) -> BTreeSet<Arc<str>> {
         self.metrics().rebuilds.inc();
+        self.audit.restart(self.now.mono_ms());
         let incarnation = self.membership.incarnation();
         self.book.rebuild(incarnation, self.now.mono_ms())
     }
@@ -110,6 +114,10 @@ impl Cluster {
 
     fn forget(&mut self, user: &Arc<str>) {
         self.lookups.moved(user);
+        // Perhaps one of ours, whose entry somebody else took away.
+        if self.book.is_settled() && !self.book.was_written_lately(user) {
+            self.audit.doubt(user, self.now.mono_ms());
+        }
         if !self.lanes.is_empty() {
             let hash = self.homes.hash(user);
             self.lanes
@@ -141,6 +149,7 @@ impl Cluster {
             }
             Purpose::Directory => self.handle_directory(&answers),
             Purpose::Presence => self.book.handle_written(&answers, now_ms),
+            Purpose::Audit(users) => self.handle_kept(&users, &answers),
             Purpose::IndexScan(round) => match answers.into_iter().next() {
                 Some(Answer::Users { cursor, users }) => {
                     self.check_users(&users);
@@ -374,16 +383,64 @@ impl Cluster {
         }
     }
 
+    /// Users who are here, as a shard has just said: what is missing of them is written. This goes out before what shards said
+    /// later, so nobody who has left since is written for good.
+    pub(super) fn handle_reviewed(&mut self, round: u32, page: Option<Option<u32>>, users: Vec<(Arc<str>, u32)>) {
+        if let Some(next) = page {
+            let all = self.view.shards.iter().map(|shard| shard.users.get()).sum();
+            self.audit.handle_looked(next, users.len(), all, self.now.mono_ms());
+        }
+        let current = round == self.book.round() && self.may_audit();
+        if !current || users.is_empty() || !self.connected || !self.membership.standing().has_lease() {
+            return;
+        }
+        let owner = self.membership.incarnation();
+        let names: Vec<Arc<str>> = users.iter().map(|(user, _)| Arc::clone(user)).collect();
+        let index = Op::IndexAdd {
+            owner,
+            users: names.clone(),
+        };
+        let keep = |(user, connections)| Op::KeepPresence {
+            user,
+            owner,
+            connections,
+        };
+        let ops = std::iter::once(index).chain(users.into_iter().map(keep)).collect();
+        self.request(Purpose::Audit(names), ops);
+    }
+
+    fn handle_kept(&mut self, users: &[Arc<str>], answers: &[Answer]) {
+        // The first one is of the index.
+        let kept = users.iter().zip(answers.iter().skip(1));
+        let repaired = kept.filter(|(_, answer)| **answer == Answer::Taken(true)).count() as u64;
+        if repaired == 0 {
+            return;
+        }
+        self.metrics().presence_repaired.add(repaired);
+        let now_ms = self.now.mono_ms();
+        if now_ms >= self.repaired_due_ms {
+            self.repaired_due_ms = now_ms + REPAIRED_EVERY_MS;
+            log::warn!(
+                "Redis had lost that {repaired} users are here, and they are written again: somebody deletes keys, or Redis \
+                 evicts them (maxmemory-policy must be noeviction)"
+            );
+        }
+    }
+
     /// These users may be written down: their shards say who of them is not here.
     pub(super) fn check_users(&mut self, users: &[Arc<str>]) {
+        self.say_of_homes(users, |users| Item::CheckUsers { users });
+    }
+
+    /// Says something of these users to each one's home shard.
+    pub(super) fn say_of_homes(&mut self, users: &[Arc<str>], item: impl Fn(Vec<(UserHash, Span)>) -> Item) {
         let mut homes: BTreeMap<ShardId, Vec<(UserHash, &str)>> = BTreeMap::new();
         for user in users {
             let hash = self.homes.hash(user);
             homes.entry(self.homes.home(hash)).or_default().push((hash, user));
         }
         for (shard, users) in homes {
-            self.lanes
-                .say_of_users(shard, users.into_iter(), |users| Item::CheckUsers { users });
+            self.lanes.say_of_users(shard, users.into_iter(), &item);
         }
     }
 

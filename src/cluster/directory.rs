@@ -114,6 +114,11 @@ impl Directory {
         matches!(state, Some(LeaseState::Syncing | LeaseState::Synced)).then_some(berth)
     }
 
+    /// Gateways that something is known of.
+    pub fn known(&self) -> usize {
+        self.gateways.len()
+    }
+
     /// Gateways with a lease.
     pub fn len(&self) -> usize {
         self.gateways.values().filter(|gateway| gateway.state.is_some()).count()

@@ -11,6 +11,7 @@
 //! | [`seal`] | tags of packets, and who is not believed |
 //! | [`membership`] | the lease of this gateway |
 //! | [`directory`] | the other gateways |
+//! | [`audit`] | a slow walk over our users, which finds what the store has lost |
 //! | [`presence`] | writing down who is here, and sweeping it |
 //! | [`outbound`] | packets to others, and who wants to hear |
 //! | [`inbound`] | packets of others |
@@ -23,6 +24,7 @@
 //! | `hearing` | what is heard on channels |
 
 mod answers;
+pub mod audit;
 pub mod directory;
 mod hearing;
 pub mod inbound;
@@ -45,6 +47,7 @@ use crate::lanes::{Batch, Instruction, Item, Lanes, Location, Wanted};
 use crate::metrics::{ClusterDrop, ClusterMetrics};
 use crate::router::{HomeMap, Partition};
 use crate::view::{ClusterHealth, Now, View};
+use audit::Audit;
 use directory::Directory;
 use inbound::Inbound;
 use lookups::{Asker, Lookups};
@@ -67,6 +70,8 @@ enum Purpose {
     Membership,
     Directory,
     Presence,
+    /// What may be missing of these users.
+    Audit(Vec<Arc<str>>),
     /// Of this round of writing everything.
     IndexScan(u32),
     Locate(Vec<Arc<str>>),
@@ -113,6 +118,9 @@ pub struct Cluster {
     membership: Membership,
     directory: Directory,
     book: PresenceBook,
+    audit: Audit,
+    /// From when on it may be said again that something was missing.
+    repaired_due_ms: u64,
     sweep: Option<Sweep>,
     to_sweep: Vec<Incarnation>,
     /// A claim is under way: one at a time, as a claim that we do not use keeps others from it.
@@ -195,6 +203,8 @@ impl Cluster {
         view.cluster.set_health(ClusterHealth::Joining, None);
         Cluster {
             book: PresenceBook::new(membership.incarnation(), homes.shards()),
+            audit: Audit::new(homes.shards(), identity.ttl_ms),
+            repaired_due_ms: 0,
             first: membership.incarnation(),
             membership,
             directory: Directory::default(),
@@ -348,6 +358,12 @@ impl Cluster {
         }
     }
 
+    /// Other gateways that something is remembered of.
+    #[doc(hidden)]
+    pub fn known_gateways(&self) -> usize {
+        self.directory.known()
+    }
+
     fn metrics(&self) -> &ClusterMetrics {
         &self.view.cluster.metrics
     }
@@ -424,6 +440,10 @@ impl Cluster {
                 }
                 Item::PresenceLost => self.book.lost(self.now.mono_ms()),
                 Item::UsersListed { round, next } => self.book.handle_listed(round, from.0, next),
+                Item::UsersReviewed { round, page, users } => {
+                    let users = users.iter().map(|(user, count)| (batch.text(*user).into(), *count));
+                    self.handle_reviewed(round, page, users.collect());
+                }
                 Item::PartitionWanted { partition, wanted } => {
                     self.partitions.want(partition, wanted, self.now.mono_ms());
                 }
@@ -510,10 +530,13 @@ impl Cluster {
             false => self.book.poll_timeout(),
         };
         let book = when(entered && !self.lanes.is_empty(), book);
+        let audit = when(entered && self.may_audit(), self.audit.poll_timeout());
         let sweep = when(entered, self.sweep.as_ref().and_then(Sweep::poll_timeout));
         let confirm = self.outbound.poll_timeout();
         let partitions = self.partitions.poll_timeout();
-        let all = [slow, membership, directory, probe, book, sweep, confirm, partitions];
+        let all = [
+            slow, membership, directory, probe, book, audit, sweep, confirm, partitions,
+        ];
         all.into_iter().flatten().min()
     }
 }

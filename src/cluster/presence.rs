@@ -143,6 +143,21 @@ impl PresenceBook {
         matches!(self.rebuild, Rebuild::Done | Rebuild::Checking { .. })
     }
 
+    /// True if everything is written, and was compared.
+    pub fn is_settled(&self) -> bool {
+        self.rebuild == Rebuild::Done
+    }
+
+    /// Which writing of everything was the last.
+    pub fn round(&self) -> u32 {
+        self.round
+    }
+
+    /// True if this user was written within the last seconds.
+    pub fn was_written_lately(&self, user: &Arc<str>) -> bool {
+        self.recent.iter().any(|recent| recent.contains(user))
+    }
+
     /// Writes everything again under this incarnation. What waited is part of that. Returns the users who may be written
     /// down under the incarnation before, if it was another one, without being in its index.
     pub fn rebuild(&mut self, me: Incarnation, now_ms: u64) -> BTreeSet<Arc<str>> {

@@ -143,6 +143,15 @@ pub enum Op {
         /// At least 1.
         connections: u32,
     },
+    /// The same, if nothing is written of this user and gateway (HSETNX; `Taken`: true if nothing was).
+    KeepPresence {
+        /// The user.
+        user: Arc<str>,
+        /// The gateway.
+        owner: Incarnation,
+        /// At least 1.
+        connections: u32,
+    },
     /// A user has no connection on a gateway (HDEL; `Done`).
     ClearPresence {
         /// The user.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::audit::Look;
 use super::membership::Standing;
 use super::outbound::Lost;
 use super::packet::PacketBuilder;
@@ -143,6 +144,27 @@ impl Cluster {
         }
         if let Some(ops) = self.book.poll_ops(now_ms) {
             self.request(Purpose::Presence, ops);
+        }
+        self.look_for_lost(now_ms);
+    }
+
+    pub(super) fn may_audit(&self) -> bool {
+        !self.leaving && !self.lanes.is_empty() && self.book.is_settled()
+    }
+
+    /// Asks the shards for users of whom something may be missing in the store.
+    fn look_for_lost(&mut self, now_ms: u64) {
+        if !self.may_audit() {
+            return;
+        }
+        let round = self.book.round();
+        while let Some(look) = self.audit.poll_look(now_ms) {
+            match look {
+                Look::Places { shard, from, count } => {
+                    self.lanes.say(ShardId(shard), Item::ReviewPage { round, from, count });
+                }
+                Look::Names(users) => self.say_of_homes(&users, |users| Item::ReviewUsers { round, users }),
+            }
         }
     }
 

@@ -221,6 +221,16 @@ pub enum Item {
         /// Where to go on.
         next: Option<u32>,
     },
+    /// To the control thread: users who are here, and how many connections they have, as [`Item::ReviewPage`] or
+    /// [`Item::ReviewUsers`] asked for.
+    UsersReviewed {
+        /// As asked.
+        round: u32,
+        /// It was a page; where to go on, if there are more.
+        page: Option<Option<u32>>,
+        /// The users.
+        users: Vec<(Span, u32)>,
+    },
     /// To the control thread: this shard's part of a packet is through.
     PacketDone {
         /// Names the packet.
@@ -284,6 +294,22 @@ pub enum Item {
         from: u32,
         /// How many places to look at.
         count: u32,
+    },
+    /// From the control thread: say who is at these places, by [`Item::UsersReviewed`].
+    ReviewPage {
+        /// Comes back with the answer.
+        round: u32,
+        /// 0, or as the last answer said.
+        from: u32,
+        /// How many places to look at.
+        count: u32,
+    },
+    /// From the control thread: say who of these is here, by [`Item::UsersReviewed`].
+    ReviewUsers {
+        /// Comes back with the answer.
+        round: u32,
+        /// The users.
+        users: Vec<(UserHash, Span)>,
     },
     /// From the control thread: these users are written down as being here; tell those who are not.
     CheckUsers {

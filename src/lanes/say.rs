@@ -305,6 +305,19 @@ impl Lanes {
         self.say(to, item(users));
     }
 
+    /// Says who is here, and how many connections each has.
+    pub fn users_reviewed<'a>(
+        &mut self,
+        control: ShardId,
+        (round, page): (u32, Option<Option<u32>>),
+        users: impl Iterator<Item = (&'a str, usize)>,
+    ) {
+        let users = users
+            .map(|(user, connections)| (self.write(control, user.as_bytes()), connections as u32))
+            .collect();
+        self.say(control, Item::UsersReviewed { round, page, users });
+    }
+
     /// Gives a message of another gateway to a shard.
     ///
     /// # Errors

@@ -26,7 +26,7 @@ pub struct BrokerCounters {
 
 impl BrokerCounters {
     /// What [`BrokerCounters::operations`] counts.
-    pub const LABELS: [&'static str; 15] = [
+    pub const LABELS: [&'static str; 16] = [
         "set_presence",
         "clear_presence",
         "locate",
@@ -42,6 +42,7 @@ impl BrokerCounters {
         "unregister",
         "read_directory",
         "claim",
+        "keep_presence",
     ];
 }
 
@@ -157,6 +158,8 @@ pub struct ClusterMetrics {
     pub lookups: Counter,
     /// Times that presence was written again as a whole.
     pub rebuilds: Counter,
+    /// Users whose presence the store had lost, and who were written again.
+    pub presence_repaired: Counter,
     /// Dead gateways whose presence was swept by this one.
     pub sweeps: Counter,
     dropped: [Counter; ClusterDrop::LABELS.len()],
@@ -185,7 +188,7 @@ impl Exposition {
     /// Adds everything that the control thread counts.
     pub fn cluster(&mut self, cluster: &ClusterMetrics) {
         type Simple<'a> = (&'static str, &'static str, &'static str, &'a Counter);
-        let simple: [Simple<'_>; 13] = [
+        let simple: [Simple<'_>; 14] = [
             (
                 "shardgate_cluster_gateways",
                 "gauge",
@@ -257,6 +260,12 @@ impl Exposition {
                 "counter",
                 "Times that presence was written again as a whole.",
                 &cluster.rebuilds,
+            ),
+            (
+                "shardgate_cluster_presence_repaired_total",
+                "counter",
+                "Users whose presence Redis had lost, written again.",
+                &cluster.presence_repaired,
             ),
             (
                 "shardgate_cluster_sweeps_total",

@@ -335,6 +335,22 @@ impl Core {
                 self.answer(&wanted, status);
             }
             Item::ListUsers { round, from, count } => self.list_users(round, from, count),
+            Item::ReviewPage { round, from, count } => {
+                if let Some(remote) = &self.remote {
+                    let (users, next) = self.users.page(from, count);
+                    self.lanes.users_reviewed(remote.control, (round, Some(next)), users);
+                }
+            }
+            Item::ReviewUsers { round, users } => {
+                if let Some(remote) = &self.remote {
+                    let here = users.iter().filter_map(|(hash, user)| {
+                        let user = batch.text(*user);
+                        let index = self.users.find(*hash, user)?;
+                        Some((user, self.users.devices(index).len()))
+                    });
+                    self.lanes.users_reviewed(remote.control, (round, None), here);
+                }
+            }
             Item::CheckUsers { users } => {
                 for (hash, user) in users {
                     let user = batch.text(user);

@@ -227,6 +227,18 @@ pub(crate) async fn every_operation(store: &mut Store) {
     assert_eq!(answers[2], Answer::Places(vec![(b, 2)]));
     assert_eq!(answers[4], Answer::Places(vec![]));
 
+    // What is missing is written, and nothing else; only a change is told.
+    let keep = |connections| Op::KeepPresence {
+        user: user("ann"),
+        owner: a,
+        connections,
+    };
+    let answers = store.ask(vec![keep(2), keep(5), locate("ann"), clear(a)]).await;
+    assert_eq!(
+        answers[..3],
+        [Answer::Taken(true), Answer::Taken(false), Answer::Places(vec![(a, 2)])]
+    );
+
     // The index: more than one part.
     let users: Vec<Arc<str>> = (0..2_000).map(|n| user(&format!("user {n} ü"))).collect();
     let answers = store

@@ -106,6 +106,9 @@ pub struct Books {
     pub soundness: Vec<Soundness>,
     /// Spells in which gateways stood still, or Redis let everybody wait.
     pub frozen: Vec<(u64, u64)>,
+    /// Users whose key Redis lost, and until when that may be seen: other trouble may keep it from being found for a while. That it is
+    /// found is checked at the end.
+    pub lost: Vec<(usize, u64, u64)>,
     pub tally: Tally,
     pub checked_messages: usize,
     pub checked_queries: usize,
@@ -127,6 +130,11 @@ impl Books {
 
     pub fn end(&mut self, client: usize, now_ns: u64) {
         self.clients[client].ended_ns.get_or_insert(now_ns);
+    }
+
+    /// Redis lost the key of this user.
+    pub fn lose(&mut self, user: &str, from_ns: u64, until_ns: u64) {
+        self.lost.push((self.user(user), from_ns, until_ns));
     }
 
     fn user(&self, name: &str) -> usize {
@@ -199,7 +207,8 @@ impl Books {
     fn witness(&self, user: usize, from_ns: u64, to_ns: u64, through: usize) -> Option<usize> {
         let news_ns = from_ns.saturating_sub(NEWS_NS);
         let sound = |slot: usize| self.soundness[slot].throughout(from_ns, to_ns);
-        if !sound(through) {
+        let lost = |(lost, begin, end): &(usize, u64, u64)| *lost == user && *begin <= to_ns && *end >= from_ns;
+        if !sound(through) || self.lost.iter().any(lost) {
             return None;
         }
         (0..self.clients.len()).find(|index| {

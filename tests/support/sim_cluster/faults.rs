@@ -35,12 +35,14 @@ pub enum Fault {
     Stall,
     /// A shard stands still.
     StallShard,
+    /// Redis loses a user's key: somebody deletes it, or it is evicted.
+    LoseUser,
     /// All shards of a gateway stand still until faults end. Not among those that come by chance.
     StallShards,
 }
 
 impl Fault {
-    pub const ALL: [Fault; 15] = [
+    pub const ALL: [Fault; 16] = [
         Fault::RestartEmpty,
         Fault::RestartOld,
         Fault::Cut,
@@ -56,10 +58,11 @@ impl Fault {
         Fault::Drain,
         Fault::Stall,
         Fault::StallShard,
+        Fault::LoseUser,
     ];
 
     fn name(self) -> &'static str {
-        const NAMES: [&str; 16] = [
+        const NAMES: [&str; 17] = [
             "restart empty",
             "restart old",
             "cut",
@@ -75,6 +78,7 @@ impl Fault {
             "drain",
             "stall",
             "stall shard",
+            "lose user",
             "stall shards",
         ];
         NAMES[self as usize]
@@ -173,6 +177,18 @@ impl World {
                 self.redis.oom = true;
                 let spell_ns = self.spell_ns(10_000);
                 self.later(spell_ns, Later::Memory);
+                return;
+            }
+            Fault::LoseUser => {
+                let users: Vec<_> = self.redis.data.users.keys().cloned().collect();
+                if !users.is_empty() {
+                    let user = &users[self.chance.below(users.len())];
+                    let mut effects = Vec::new();
+                    self.redis.lose_user(user, &mut effects);
+                    self.redis.late.append(&mut effects);
+                    let until_ns = now_ns + 4 * self.setup.ttl_ms * MS + super::books::RECOVERY_NS;
+                    self.books.lose(user, now_ns, until_ns);
+                }
                 return;
             }
             Fault::Silent => {

@@ -152,6 +152,13 @@ impl Redis {
         );
     }
 
+    /// A user's key is deleted by somebody who has no business there, or evicted.
+    pub fn lose_user(&mut self, user: &Arc<str>, effects: &mut Vec<Effect>) {
+        if self.data.users.remove(user).is_some() {
+            self.changed(user, effects);
+        }
+    }
+
     pub fn carry_out(&mut self, conn: ConnId, step: Step, now_ms: u64, effects: &mut Vec<Effect>) -> Outcome {
         let op = match step {
             Step::Op(op) => op,
@@ -167,6 +174,7 @@ impl Redis {
         let takes_memory = matches!(
             op,
             Op::SetPresence { .. }
+                | Op::KeepPresence { .. }
                 | Op::IndexAdd { .. }
                 | Op::LeaseTake { .. }
                 | Op::LeaseWrite { .. }
@@ -189,6 +197,19 @@ impl Redis {
                     .insert(owner, connections);
                 self.changed(&user, effects);
                 Answer::Done
+            }
+            Op::KeepPresence {
+                user,
+                owner,
+                connections,
+            } => {
+                let owners = data.users.entry(Arc::clone(&user)).or_default();
+                let lost = !owners.contains_key(&owner);
+                if lost {
+                    owners.insert(owner, connections);
+                    self.changed(&user, effects);
+                }
+                Answer::Taken(lost)
             }
             Op::ClearPresence { user, owner } => {
                 if let Some(owners) = data.users.get_mut(&user)
