@@ -6,6 +6,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "support/hostile.rs"]
+#[allow(unreachable_pub, reason = "shared with the fuzzer")]
+mod hostile;
 #[path = "support/sim/mod.rs"]
 #[allow(
     dead_code,
@@ -180,4 +183,30 @@ fn all_is_well() {
 #[test]
 fn anything_may_fail() {
     seeds(4, |chance| run(chance, &Fault::ALL, 2, 20_000));
+}
+
+/// The hostile world is one in which something happens.
+#[test]
+fn hostile_stores_and_shards_are_awake() {
+    let runs = (0..40).map(|seed| hostile::run(&mut Chance::seeded(seed), 300));
+    let (mut answered, mut refused, mut frames) = (0, 0, 0);
+    for tally in runs {
+        answered += tally.answered;
+        refused += tally.refused;
+        frames += tally.frames;
+    }
+    assert!(
+        answered > 300 && refused > 100 && frames > 40,
+        "{answered} {refused} {frames}"
+    );
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig { cases: 150, ..Default::default() })]
+
+    /// The fuzz target `cluster`, with what chance makes up.
+    #[test]
+    fn whatever_store_and_shards_say(input in proptest::collection::vec(proptest::num::u8::ANY, 1..4_000)) {
+        hostile::run(&mut Chance::bytes(&input), 2_000);
+    }
 }

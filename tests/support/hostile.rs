@@ -1,0 +1,586 @@
+//! A cluster's rules alone, between shards that ask in any order and a store where anything may come: answers of any kind and number,
+//! packets of anybody, connections that come and go.
+//!
+//! What must hold whatever comes: nothing panics, nobody is answered twice, whoever asks is answered once the store is lost, no bytes
+//! reach a shard that are no frame, and what is remembered of others is bounded.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use shardgate::cluster::packet::{Confirm, Origin, PacketBuilder};
+use shardgate::cluster::seal::Keyring;
+use shardgate::cluster::store::{
+    Answer, Channel, Failure, FailureKind, Incarnation, Lease, LeaseState, Op, Registered, StoreEvent,
+};
+use shardgate::cluster::{Cluster, Identity, Subscription};
+use shardgate::engine::Waker;
+use shardgate::ids::ShardId;
+use shardgate::lanes::{self, Inbox, Instruction, Item, Lanes, Mailbox, Parcel};
+use shardgate::protocol::close::CloseReason;
+use shardgate::protocol::encode;
+use shardgate::protocol::server_frame::is_object_frame;
+use shardgate::router::{HomeMap, Partition};
+use shardgate::view::{Now, View};
+
+use super::sim::chance::Chance;
+
+const SHARDS: u16 = 2;
+const MS: u64 = 1_000_000;
+
+/// What happened, so that a test sees that something does.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Tally {
+    /// Questions that were answered.
+    pub answered: u64,
+    /// Questions that were refused.
+    pub refused: u64,
+    /// Messages and publications of others that reached a shard.
+    pub frames: u64,
+}
+
+/// One gateway's rules, and everything around them.
+struct Hostile<'a> {
+    chance: &'a mut Chance,
+    cluster: Cluster,
+    /// Knows what `cluster` knows, if the store has the key.
+    keyring: Keyring,
+    homes: HomeMap,
+    mailboxes: Vec<Mailbox>,
+    inboxes: Vec<Inbox>,
+    view: Arc<View>,
+    now_ns: u64,
+    /// Requests that are not answered, and how many answers each wants.
+    asked: Vec<(u64, Vec<Op>)>,
+    heard: Vec<Channel>,
+    sequence: u32,
+    ticket: u32,
+    /// Questions of shards that are not answered.
+    questions: BTreeMap<(u16, u32), ()>,
+    /// Things that shards have to say back, by shard.
+    owed: Vec<(u16, Item)>,
+    tally: Tally,
+}
+
+/// Runs until the choices are used up, or for so many steps; then the store goes and everybody must have heard.
+pub fn run(chance: &mut Chance, steps: usize) -> Tally {
+    let mut hostile = Hostile::new(chance);
+    for _ in 0..steps {
+        if hostile.chance.is_spent() {
+            break;
+        }
+        for _ in 0..=hostile.chance.below(4) {
+            hostile.step();
+        }
+        hostile.turn();
+    }
+    hostile.end()
+}
+
+impl<'a> Hostile<'a> {
+    fn new(chance: &'a mut Chance) -> Self {
+        let (inboxes, senders, depths) = lanes::inboxes(SHARDS);
+        let cpus = vec![None; usize::from(SHARDS)];
+        let view = Arc::new(View::new("gw".into(), true, "model", cpus, Arc::clone(&depths)));
+        let wakers = (0..=SHARDS).map(|_| Waker::inert().expect("a waker")).collect();
+        let mailboxes = lanes::mailboxes(senders, wakers);
+        let homes = HomeMap::new(SHARDS, [7; 16]);
+        let identity = Identity {
+            id: "gw".into(),
+            seed: 1,
+            ttl_ms: 9_000,
+        };
+        let keys: &[&str] = chance.pick(&[&[], &["the key of all gateways"]]);
+        let keyring = || Keyring::new(keys.iter().copied(), "p:");
+        let now = Now {
+            mono_ns: 0,
+            wall_ms: 1_700_000_000_000,
+        };
+        let mut cluster = Cluster::new(&identity, homes.clone(), Arc::clone(&view), now).with_keyring(keyring());
+        cluster.attach(Lanes::new(lanes::control_place(SHARDS), mailboxes.clone(), depths));
+        Hostile {
+            chance,
+            cluster,
+            keyring: keyring(),
+            homes,
+            mailboxes,
+            inboxes,
+            view,
+            now_ns: 0,
+            asked: Vec::new(),
+            heard: Vec::new(),
+            sequence: 0,
+            ticket: 0,
+            questions: BTreeMap::new(),
+            owed: Vec::new(),
+            tally: Tally::default(),
+        }
+    }
+
+    fn now(&self) -> Now {
+        Now {
+            mono_ns: self.now_ns,
+            wall_ms: 1_700_000_000_000 + self.now_ns / MS,
+        }
+    }
+
+    fn user(&mut self) -> String {
+        format!("user{}", self.chance.below(6))
+    }
+
+    fn incarnation(&mut self) -> Incarnation {
+        match self.chance.below(8) {
+            0 => self.cluster.incarnation(),
+            n => Incarnation(n as u64),
+        }
+    }
+
+    fn frame(&mut self, kind: &str) -> Vec<u8> {
+        let mut frame = Vec::new();
+        let id = uuid::Uuid::nil();
+        let ts_ms = 7;
+        match kind {
+            "message" => {
+                let (from, to, content) = ("a", "b", "1");
+                encode::message(
+                    &mut frame,
+                    &encode::Message {
+                        id,
+                        from,
+                        to,
+                        content,
+                        ts_ms,
+                    },
+                );
+            }
+            "publication" => {
+                let (from, channel, content) = ("a", "room", "1");
+                encode::publication(
+                    &mut frame,
+                    &encode::Publication {
+                        id,
+                        from,
+                        channel,
+                        content,
+                        ts_ms,
+                    },
+                );
+            }
+            _ => encode::broadcast(&mut frame, id, "1", ts_ms),
+        }
+        match self.chance.below(8) {
+            0 => frame.clear(),
+            1 => frame.truncate(self.chance.below(8)),
+            2 => {
+                let at = self.chance.below(frame.len());
+                frame[at] = self.chance.below(256) as u8;
+            }
+            _ => {}
+        }
+        frame
+    }
+
+    /// What somebody says on a channel: a packet of one to three items, as good as not broken on the way.
+    fn packet(&mut self, channel: &Channel) -> Bytes {
+        let id = self.chance.pick(&["gw", "b", "c", ""]);
+        let incarnation = self.incarnation();
+        let origin = Origin { id, incarnation };
+        let mut packet = PacketBuilder::default();
+        for _ in 0..=self.chance.below(3) {
+            match self.chance.below(9) {
+                0 | 1 => {
+                    let (user, frame) = (self.user(), self.frame("message"));
+                    packet.message(origin, &user, &frame, self.chance.percent(70));
+                }
+                2 => {
+                    let places = |chance: &mut Chance| (0..chance.below(4)).map(|_| chance.below(5) as u16).collect();
+                    let confirm = Confirm {
+                        sequence: self.chance.below(12) as u32,
+                        refused: self.chance.percent(10),
+                        missed: places(self.chance),
+                        failed: places(self.chance),
+                    };
+                    packet.confirm(origin, &confirm);
+                }
+                3 => {
+                    let frame = self.frame("broadcast");
+                    packet.broadcast(origin, &frame);
+                }
+                4 => {
+                    let user = self.user();
+                    packet.close_user(origin, &user, self.chance.below(5_000) as u16);
+                }
+                5 => packet.probe(origin, self.chance.below(5) as u64),
+                6 => packet.look(origin),
+                7 => packet.challenge(origin),
+                _ => {
+                    let frame = self.frame("publication");
+                    packet.publication(origin, &format!("room{}", self.chance.below(4)), &frame);
+                }
+            }
+        }
+        let sequence = match self.chance.below(5) {
+            0 => 0,
+            1 => self.chance.below(12) as u32,
+            _ => {
+                self.sequence += 1;
+                self.sequence
+            }
+        };
+        let packet = packet.close(sequence);
+        // Now and then by somebody without the key.
+        let sealed = if self.chance.percent(10) {
+            packet.into()
+        } else {
+            self.keyring.seal(channel, packet)
+        };
+        if self.chance.percent(85) {
+            return sealed;
+        }
+        let mut broken = sealed.to_vec();
+        match self.chance.below(3) {
+            0 => broken.truncate(self.chance.below(broken.len() + 1)),
+            1 => {
+                let at = self.chance.below(broken.len());
+                broken[at] = self.chance.below(256) as u8;
+            }
+            _ => {
+                broken = (0..self.chance.below(40))
+                    .map(|_| self.chance.below(256) as u8)
+                    .collect()
+            }
+        }
+        broken.into()
+    }
+
+    fn failure(&mut self) -> Answer {
+        let kind = self.chance.pick(&[FailureKind::Unavailable, FailureKind::Refused]);
+        let text = self.chance.pick(&["gone", "WRONGTYPE", "OOM"]).into();
+        Answer::Failed(Failure { kind, text })
+    }
+
+    fn lease(&mut self) -> Option<Lease> {
+        self.chance.percent(80).then(|| Lease {
+            incarnation: self.incarnation(),
+            state: self.chance.pick(&[
+                LeaseState::Synced,
+                LeaseState::Synced,
+                LeaseState::Syncing,
+                LeaseState::Leaving,
+            ]),
+            renewals: self.chance.below(5) as u64,
+            partitions: self.chance.pick(&[0, 64, 64, 8]),
+            keyed: self.chance.percent(20),
+        })
+    }
+
+    /// Any answer at all.
+    fn any_answer(&mut self) -> Answer {
+        match self.chance.below(8) {
+            0 => Answer::Done,
+            1 => Answer::Taken(self.chance.percent(50)),
+            2 => Answer::Count(self.chance.below(4) as u64),
+            3 => {
+                let places = 0..self.chance.below(4);
+                Answer::Places(
+                    places
+                        .map(|_| (self.incarnation(), self.chance.below(3) as u32))
+                        .collect(),
+                )
+            }
+            4 => Answer::Lease(self.lease()),
+            5 => {
+                let users = 0..self.chance.below(4);
+                Answer::Users {
+                    users: users.map(|_| self.user().into()).collect(),
+                    cursor: self.chance.below(3) as u64,
+                }
+            }
+            6 => {
+                let lines = 0..self.chance.below(4);
+                let line = |this: &mut Self| Registered {
+                    id: this.chance.pick(&["gw", "b", "c"]).into(),
+                    incarnation: this.incarnation(),
+                    lease: this.lease(),
+                };
+                Answer::Directory(lines.map(|_| line(self)).collect())
+            }
+            _ => self.failure(),
+        }
+    }
+
+    /// What a store that works would say, more or less.
+    fn fitting_answer(&mut self, op: &Op) -> Answer {
+        match op {
+            Op::LeaseTake { .. } | Op::Claim { .. } | Op::KeepPresence { .. } => Answer::Taken(self.chance.percent(90)),
+            Op::LeaseRead { .. } if self.chance.percent(80) => Answer::Lease(Some(Lease {
+                incarnation: self.cluster.incarnation(),
+                state: LeaseState::Synced,
+                renewals: 1,
+                partitions: 64,
+                keyed: self.keyring.seals(),
+            })),
+            Op::LeaseRead { .. } => Answer::Lease(None),
+            Op::Publish { .. } => Answer::Count(self.chance.pick(&[0, 1, 1, 1, 2, 2, 2, 2])),
+            Op::Locate { .. } => {
+                let places = 0..self.chance.below(3);
+                Answer::Places(places.map(|_| (self.incarnation(), 1)).collect())
+            }
+            Op::IndexScan { .. } => Answer::Users {
+                cursor: self.chance.pick(&[0, 0, 1]),
+                users: vec![self.user().into()],
+            },
+            Op::ReadDirectory => {
+                let live = |n: u64| {
+                    let incarnation = Incarnation(n);
+                    let lease = Lease {
+                        incarnation,
+                        state: LeaseState::Synced,
+                        renewals: 1,
+                        partitions: 64,
+                        keyed: false,
+                    };
+                    Registered {
+                        id: format!("gw{n}").into(),
+                        incarnation,
+                        lease: Some(lease),
+                    }
+                };
+                Answer::Directory((1..=self.chance.below(4) as u64).map(live).collect())
+            }
+            _ => Answer::Done,
+        }
+    }
+
+    fn step(&mut self) {
+        match self.chance.below(20) {
+            0..=8 if !self.asked.is_empty() => self.answer(),
+            9..=11 => self.hear(),
+            12..=16 => self.shard_says(),
+            17 => {
+                let user = self.user().into();
+                let event = match self.chance.below(12) {
+                    0 if self.chance.percent(30) => StoreEvent::Lost("gone".into()),
+                    1 => StoreEvent::ForgetAll,
+                    2 => StoreEvent::Refused("no".into()),
+                    3 if !self.heard.is_empty() && self.chance.percent(30) => {
+                        let at = self.chance.below(self.heard.len());
+                        StoreEvent::Unsubscribed(self.heard[at].clone())
+                    }
+                    4 => StoreEvent::Subscribed(Channel::Partition(self.chance.below(70) as u16)),
+                    _ => StoreEvent::Forget(vec![user]),
+                };
+                self.cluster.handle_event(event);
+            }
+            18 => match self.chance.below(60) {
+                0 => self.cluster.leave(),
+                1 => self.cluster.finish(),
+                2..=8 => {
+                    let user = self.user().into();
+                    let reason = CloseReason::Administrator;
+                    self.cluster.spread(&Instruction::CloseUser { user, reason });
+                }
+                9..=12 => {
+                    let user = self.user().into();
+                    self.cluster.inquire(1, user);
+                }
+                _ => self.now_ns += self.chance.pick(&[1, 5, 20, 50, 50, 100, 100, 1_000, 5_000]) * MS,
+            },
+            _ if !self.cluster.is_connected() => self.cluster.handle_event(StoreEvent::Connected),
+            _ => self.now_ns += MS,
+        }
+    }
+
+    /// The store answers something, mostly what is under way first.
+    fn answer(&mut self) {
+        let at = if self.chance.percent(80) {
+            0
+        } else {
+            self.chance.below(self.asked.len())
+        };
+        let (ticket, ops) = self.asked.remove(at);
+        for op in &ops {
+            // What it says on a channel that it hears comes back to it.
+            if let Op::Publish { channel, payload } = op
+                && self.heard.contains(channel)
+                && self.chance.percent(95)
+            {
+                let (channel, payload) = (channel.clone(), payload.clone());
+                self.cluster.handle_event(StoreEvent::Received(channel, payload));
+            }
+        }
+        let mut answers: Vec<Answer> = ops
+            .iter()
+            .map(|op| match self.chance.percent(90) {
+                true => self.fitting_answer(op),
+                false => self.any_answer(),
+            })
+            .collect();
+        if self.chance.percent(3) {
+            answers.truncate(self.chance.below(answers.len() + 1));
+        }
+        self.cluster.handle_event(StoreEvent::Answered {
+            ticket,
+            answers: answers.clone(),
+        });
+        if self.chance.percent(3) {
+            self.cluster.handle_event(StoreEvent::Answered { ticket, answers });
+        }
+    }
+
+    fn hear(&mut self) {
+        let channel = match self.chance.below(10) {
+            0 => Channel::Partition(self.chance.below(70) as u16),
+            1 => Channel::Gateway("gw".into(), self.incarnation()),
+            _ if self.heard.is_empty() => Channel::All,
+            _ => self.heard[self.chance.below(self.heard.len())].clone(),
+        };
+        let payload = self.packet(&channel);
+        self.cluster.handle_event(StoreEvent::Received(channel, payload));
+    }
+
+    fn shard_says(&mut self) {
+        let shard = self.chance.below(usize::from(SHARDS)) as u16;
+        let mut lanes = Lanes::new(ShardId(shard), self.mailboxes.clone(), Arc::clone(&self.view.depths));
+        let control = lanes::control_place(SHARDS);
+        let user = self.user();
+        let hash = self.homes.hash(&user);
+        match self.chance.below(8) {
+            0..=2 => {
+                self.ticket += 1;
+                let users: Vec<String> = (0..self.chance.below(8)).map(|n| format!("user{n}")).collect();
+                let places = (0u8..)
+                    .zip(&users)
+                    .map(|(place, user)| (place, self.homes.hash(user), &**user));
+                let asker = self.homes.hash(&format!("asker{}", self.chance.below(3)));
+                if lanes.try_presence_query(control, (self.ticket, asker), places).is_ok() {
+                    self.questions.insert((shard, self.ticket), ());
+                }
+            }
+            3 => {
+                let _ = lanes.try_locate(control, hash, &user);
+            }
+            4 => {
+                let _ = lanes.try_presence(control, &user, self.chance.below(3) as u32);
+            }
+            5 => lanes.say(control, Item::PresenceLost),
+            6 => lanes.say(
+                control,
+                Item::PartitionWanted {
+                    partition: Partition(self.chance.below(64) as u16),
+                    wanted: self.chance.percent(60),
+                },
+            ),
+            _ => {
+                let owed = self.owed.iter().position(|(by, _)| *by == shard);
+                if let Some(at) = owed {
+                    let (_, item) = self.owed.remove(at);
+                    lanes.say(control, item);
+                }
+            }
+        }
+        lanes.flush();
+    }
+
+    fn turn(&mut self) {
+        let now = self.now();
+        self.cluster.begin_turn(now);
+        let control = self.inboxes.last().expect("the control thread's");
+        while let Some(parcel) = control.try_next() {
+            let room = parcel.room();
+            if let Parcel::Batch(batch) = parcel {
+                self.cluster.handle_batch(batch);
+            }
+            if let Some(room) = room {
+                control.done(room);
+            }
+        }
+        self.cluster.end_turn();
+        while let Some(subscription) = self.cluster.poll_subscription() {
+            match subscription {
+                Subscription::Begin(channel) => {
+                    self.heard.push(channel.clone());
+                    // Mostly confirmed at once.
+                    if self.chance.percent(97) {
+                        self.cluster.handle_event(StoreEvent::Subscribed(channel));
+                    }
+                }
+                Subscription::End(channel) => self.heard.retain(|heard| *heard != channel),
+            }
+        }
+        while let Some(request) = self.cluster.poll_request() {
+            assert!(!request.ops.is_empty(), "an empty request");
+            self.asked.push((request.ticket, request.ops));
+        }
+        while let Some(instruction) = self.cluster.poll_instruction() {
+            if let Instruction::Broadcast(frame) = instruction {
+                assert!(is_object_frame(&frame, "broadcast"), "{frame:?}");
+            }
+        }
+        while self.cluster.poll_whereabouts().is_some() {}
+        for shard in 0..SHARDS {
+            self.shard_hears(shard);
+        }
+        assert!(self.cluster.known_gateways() <= 1_024 + 8, "gateways without end");
+    }
+
+    fn shard_hears(&mut self, shard: u16) {
+        while let Some(parcel) = self.inboxes[usize::from(shard)].try_next() {
+            let room = parcel.room();
+            if let Parcel::Batch(mut batch) = parcel {
+                for item in std::mem::take(&mut batch.items) {
+                    match &item {
+                        Item::PresenceAnswer { .. } => self.tally.answered += 1,
+                        Item::PresenceUnknown { .. } => self.tally.refused += 1,
+                        Item::FromGateway { .. } | Item::Published { .. } => self.tally.frames += 1,
+                        _ => {}
+                    }
+                    let owed = match item {
+                        Item::PresenceAnswer { ticket, .. } | Item::PresenceUnknown { ticket, .. } => {
+                            let asked = self.questions.remove(&(shard, ticket));
+                            assert!(asked.is_some(), "question {ticket} was answered twice");
+                            continue;
+                        }
+                        Item::FromGateway { frame, .. } => {
+                            let frame = batch.bytes(frame);
+                            assert!(is_object_frame(frame, "message"), "{frame:?}");
+                            continue;
+                        }
+                        Item::Published { frame, .. } => {
+                            assert!(is_object_frame(&frame, "publication"), "{frame:?}");
+                            continue;
+                        }
+                        Item::PacketEnd { packet } => Item::PacketDone {
+                            packet,
+                            missed: (0..self.chance.below(3)).map(|_| self.chance.below(3) as u16).collect(),
+                        },
+                        Item::ListUsers { round, .. } => Item::UsersListed { round, next: None },
+                        Item::ReviewPage { round, .. } => Item::UsersReviewed {
+                            round,
+                            page: Some(None),
+                            users: Vec::new(),
+                        },
+                        _ => continue,
+                    };
+                    self.owed.push((shard, owed));
+                }
+            }
+            if let Some(room) = room {
+                self.inboxes[usize::from(shard)].done(room);
+            }
+        }
+    }
+
+    /// The store goes: whoever waits hears that.
+    fn end(mut self) -> Tally {
+        self.turn();
+        self.cluster.handle_event(StoreEvent::Lost("gone".into()));
+        for _ in 0..3 {
+            self.turn();
+        }
+        assert!(self.questions.is_empty(), "never answered: {:?}", self.questions);
+        let residue = self.cluster.residue();
+        assert_eq!((residue.asking, residue.queries), (0, 0), "{residue:?}");
+        self.tally
+    }
+}
