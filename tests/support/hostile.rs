@@ -498,7 +498,8 @@ impl<'a> Hostile<'a> {
         self.cluster.end_turn();
         while let Some(subscription) = self.cluster.poll_subscription() {
             match subscription {
-                Subscription::Begin(channel) => {
+                Subscription::Begin(channel) | Subscription::Renew(channel) => {
+                    self.heard.retain(|heard| *heard != channel);
                     self.heard.push(channel.clone());
                     // Mostly confirmed at once.
                     if self.chance.percent(97) {
