@@ -282,9 +282,12 @@ fn administrators_have_a_token_worth_the_name_and_an_address_of_their_own() {
 
 #[test]
 fn proxies_on_a_unix_socket_need_one() {
-    let config = run(&["--listen=unix:/run/a.sock", "--proxies=unix:"], &[]);
+    let config = run(&["--listen=unix:/run/a.sock", "--proxies=unix:", "--insecure"], &[]);
     assert_eq!(config.proxies, ["unix:"]);
-    run(&["--listen=unix:/run/a.sock", "--proxies=unix:,10.0.0.0/8"], &[]);
+    run(
+        &["--listen=unix:/run/a.sock", "--proxies=unix:,10.0.0.0/8", "--insecure"],
+        &[],
+    );
     assert_says(
         &refused(&["--proxies=unix:"], &[]),
         &["proxies", "contradicts listen", "Unix socket"],
