@@ -72,7 +72,7 @@ pub fn lines_dropped() -> u64 {
 }
 
 /// Begins to write the log to stderr, by the level that `log` has at each moment. Lines of other crates appear from `warn` on only: they
-/// say what is nobody's business, such as a URL with the key in it.
+/// say what is nobody's business, such as a URL with the key in it. rustls says nothing.
 ///
 /// # Errors
 /// Stderr is closed, or there is no thread to be had.
@@ -92,6 +92,8 @@ pub fn start(format: LogFormat) -> io::Result<()> {
     env_logger::Builder::new()
         .filter_level(LevelFilter::Warn)
         .filter_module("shardgate", LevelFilter::Trace)
+        // It warns of each record that it did not expect, so strangers would write our log. The gateway counts those itself.
+        .filter_module("rustls", LevelFilter::Off)
         .target(Target::Pipe(Box::new(Lines(queue))))
         .format(move |out, record| match format {
             LogFormat::Text => write_text(out, record),
