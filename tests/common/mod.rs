@@ -16,6 +16,7 @@ pub mod namespace;
 pub mod peer;
 pub mod process;
 pub mod redis;
+pub mod storm;
 pub mod tokens;
 
 use std::time::{Duration, Instant};

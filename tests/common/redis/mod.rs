@@ -198,6 +198,10 @@ impl Redis {
         }
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("it runs").id()
+    }
+
     /// The port that speaks plain RESP, also on a server with TLS.
     pub fn port(&self) -> u16 {
         self.port.number
