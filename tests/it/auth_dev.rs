@@ -74,7 +74,9 @@ fn other_names_are_misdirected(engine: &str) {
             assert_eq!(status, 421, "{path} {host}: {answer:?}");
         }
     }
-    let answer = gateway.try_upgrade("/ws", "Host: evil.example\r\n");
+    let mut client = gateway.tcp();
+    client.send_raw(b"GET / HTTP/1.1\r\nHost: evil.example\r\n\r\n");
+    let answer = client.read_response();
     assert_eq!(answer.status, 421);
     assert!(
         answer.body.contains("localhost") && answer.body.contains("--insecure"),

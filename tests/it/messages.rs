@@ -311,7 +311,7 @@ fn user_ids_in_messages(engine: &str) {
         "\"quoted\\\"",
         "</script>",
         "a/b?c=d",
-        "\u{2028}",
+        "a\u{2028}b",
         &longest,
     ] {
         let mut bob = gateway.connect(user);
