@@ -368,26 +368,8 @@ impl Core {
 mod tests {
     use std::time::Duration;
 
+    use super::super::testing;
     use super::*;
-    use crate::config::Config;
-    use crate::ids::ShardId;
-    use crate::lanes::{self, Lanes};
-    use crate::router::HomeMap;
-    use crate::settings::Settings;
-    use crate::view::{Now, View};
-
-    fn core(header_bytes: usize) -> Core {
-        let (_, senders, depths) = lanes::inboxes(1);
-        let view = View::new("gw".into(), true, "model", vec![None], Arc::clone(&depths));
-        let wakers = vec![crate::engine::Waker::inert().unwrap()];
-        let lanes = Lanes::new(ShardId(0), lanes::mailboxes(senders, wakers), depths);
-        let mut config = Config::default();
-        config.limits.header_bytes = header_bytes;
-        let settings = Arc::new(Settings::new(&config, 100).unwrap());
-        let mut core = Core::new(Arc::new(view), settings, HomeMap::new(1, [7; 16]), lanes, 1);
-        core.begin_turn(Now { mono_ns: 0, wall_ms: 0 });
-        core
-    }
 
     /// What this thread has worked so far, whatever else the machine does.
     fn worked() -> Duration {
@@ -401,7 +383,7 @@ mod tests {
         let conn = SocketKey { slot: 0, generation: 1 };
         let fields = format!("X: {}\r\n", "x".repeat(6000)).repeat(90);
         let head = format!("GET /livez HTTP/1.1\r\nHost: localhost\r\n{fields}\r\n");
-        let mut core = core(1 << 20);
+        let mut core = testing::core(|config| config.limits.header_bytes = 1 << 20);
         core.handle_accepted(conn, None);
         let began = worked();
         for piece in head.as_bytes().chunks(64) {

@@ -21,6 +21,8 @@ mod requests;
 mod rights;
 pub mod run;
 mod strangers;
+#[cfg(test)]
+mod testing;
 mod timers;
 mod tls;
 pub mod wheel;
