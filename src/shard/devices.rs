@@ -89,8 +89,8 @@ impl Core {
         let mut slots = std::mem::take(&mut self.scratch_slots);
         slots.clear();
         slots.extend_from_slice(self.users.devices(user));
-        // The one that came is here.
-        slots.pop();
+        // Who was heard in this moment has answered, as the one that came.
+        slots.retain(|slot| self.connections[*slot as usize].last_seen_ms < now_ms);
         for &slot in &slots {
             self.say(slot, SentKind::Ping, |_, out| encode::frame(out, Opcode::Ping, b""));
         }
@@ -140,5 +140,31 @@ impl Core {
             let goes = silent.unwrap_or(self.users.devices(user)[0]);
             self.begin_close(goes, CloseReason::TooManyConnections);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing;
+
+    /// A new token that permits fewer connections comes over any of them, and not over the newest.
+    #[test]
+    fn all_that_are_silent_are_asked_whichever_brought_the_limit() {
+        let mut core = testing::core(|_| {});
+        let devices = [0, 1, 2].map(|slot| testing::connect(&mut core, slot, "?user=alice"));
+        testing::carry_out(&mut core);
+        testing::at(&mut core, 5_000);
+        // An empty pong.
+        core.handle_received(devices[0], &mut [0x8a, 0x80, 0, 0, 0, 0]);
+        let user = core.conn(0).user.unwrap();
+        core.limit_devices(user, 2);
+        assert_eq!(testing::carry_out(&mut core).0, devices[1..], "these are asked");
+        // The newest answers, so the one between goes.
+        testing::at(&mut core, 5_010);
+        core.handle_received(devices[2], &mut [0x8a, 0x80, 0, 0, 0, 0]);
+        testing::at(&mut core, 10_000);
+        core.decide_on_devices();
+        assert_eq!(core.users.devices(user), [0, 2]);
+        core.check_invariants();
     }
 }
