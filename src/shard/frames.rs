@@ -13,7 +13,8 @@ use crate::protocol::head::Policy;
 use crate::session::rate::Verdict;
 use crate::session::{BAD_FRAMES_MAX, Leaving, Stage};
 
-/// The longest message of a client whose user is not known: a token of the largest size, and what JSON puts around it.
+/// The longest message of a client whose user is not known: a token of the largest size, and what JSON puts around it. Also of
+/// one whose connection has ended: only its close frame matters then, and no place counts its memory.
 const STRANGER_BYTES_MAX: usize = 16 * 1024;
 
 /// How to go on after a frame.
@@ -73,7 +74,7 @@ impl Core {
     fn message_bytes_max(&self, slot: u32) -> usize {
         let configured = self.settings.limits.message_bytes;
         match self.connections[slot as usize].stage {
-            Stage::Authenticating => configured.min(STRANGER_BYTES_MAX),
+            Stage::Authenticating | Stage::Closing { .. } => configured.min(STRANGER_BYTES_MAX),
             _ => configured,
         }
     }
@@ -315,5 +316,30 @@ impl Core {
             upgrade: None,
             rest: Vec::new(),
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing;
+    use super::*;
+
+    /// Whoever was closed has given its place back, and must not have memory of one.
+    #[test]
+    fn behind_our_close_frame_no_long_message_is_taken() {
+        for query in ["", "?user=alice"] {
+            let mut core = testing::core(|config| config.limits.message_bytes = 1 << 20);
+            let key = testing::connect(&mut core, 0, query);
+            testing::carry_out(&mut core);
+            core.begin_close(0, CloseReason::NoCredential);
+            // A text of 512 KiB, of which half comes.
+            let header = [0x81, 0xff, 0, 0, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0];
+            core.handle_received(key, &mut [&header[..], &[b'x'; 256 * 1024]].concat());
+            assert_eq!(core.conn(0).decoder.heap_bytes(), 0, "{query}");
+            assert!(matches!(core.conn(0).stage, Stage::Lingering { finished: false }));
+            testing::carry_out(&mut core);
+            assert!(matches!(core.conn(0).stage, Stage::Lingering { finished: true }));
+            core.check_invariants();
+        }
     }
 }
