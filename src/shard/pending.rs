@@ -157,7 +157,11 @@ impl Core {
         // half-closed connection to the kernel each.
         let asked = !matches!(self.conn(slot).stage, Stage::Head(_));
         self.end(slot, Ending::Abrupt);
-        self.close_by(slot, if asked { Command::Close } else { Command::Reset });
+        if asked {
+            self.abandon(slot, false);
+        } else {
+            self.close_by(slot, Command::Reset);
+        }
         true
     }
 
@@ -178,5 +182,30 @@ impl Core {
                 self.rearm(key);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing;
+    use super::*;
+    use crate::protocol::close::CloseReason;
+
+    /// What an ended connection may not have read is counted, also where its socket goes before its time.
+    #[test]
+    fn what_the_oldest_had_not_read_is_asked_for() {
+        let mut core = testing::core(|config| config.limits.handshakes = Some(1));
+        let devices = [0, 1].map(|slot| testing::connect(&mut core, slot, "?user=alice"));
+        let alice = core.homes.hash("alice");
+        assert!(core.deliver(alice, "alice", b"a message"));
+        testing::carry_out(&mut core);
+        for key in devices {
+            core.begin_close(key.slot, CloseReason::Administrator);
+        }
+        core.trim_pending();
+        let (_, commands) = testing::carry_out(&mut core);
+        let abandoned = |command: &Command| matches!(command, Command::Abandon(key) if *key == devices[0]);
+        assert!(commands.iter().any(abandoned), "{commands:?}");
+        core.check_invariants();
     }
 }
