@@ -49,6 +49,7 @@ pub(super) fn answer(context: &HttpContext, refused: Option<NotAdmitted>, reques
     if !head::names_host(hosts, u8::from(request.version >= hyper::Version::HTTP_11)) {
         if let Door::Public(shard) = context.door {
             context.view.shards[shard].refused("malformed");
+            context.refused.set(Some("malformed"));
         }
         return Outcome::Answer(text(400, "HTTP/1.1 wants one Host field with a host in it"));
     }

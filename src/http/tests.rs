@@ -279,6 +279,15 @@ fn an_upgrade_after_a_request_keeps_the_bytes_behind_it() {
     }
 }
 
+/// Whoever knows where a request came from tells the log of it.
+#[test]
+fn a_request_without_a_host_is_told_as_refused() {
+    let (mut conn, context) = connection(true);
+    let (answer, _) = ask(&mut conn, "GET /livez HTTP/1.1\r\n\r\n");
+    assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
+    assert_eq!(context.refused.take(), Some("malformed"));
+}
+
 #[test]
 fn a_handshake_that_may_not_come_in_gets_503_with_retry_after() {
     let (mut conn, context) = connection(true);
