@@ -145,7 +145,7 @@ impl Core {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing;
+    use super::super::tests as testing;
 
     /// A new token that permits fewer connections comes over any of them, and not over the newest.
     #[test]

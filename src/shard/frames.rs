@@ -321,7 +321,7 @@ impl Core {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing;
+    use super::super::tests as testing;
     use super::*;
 
     /// Whoever was closed has given its place back, and must not have memory of one.

@@ -368,7 +368,7 @@ impl Core {
 mod tests {
     use std::time::Duration;
 
-    use super::super::testing;
+    use super::super::tests as testing;
     use super::*;
 
     /// What this thread has worked so far, whatever else the machine does.

@@ -22,7 +22,7 @@ mod rights;
 pub mod run;
 mod strangers;
 #[cfg(test)]
-mod testing;
+mod tests;
 mod timers;
 mod tls;
 pub mod wheel;

@@ -187,7 +187,7 @@ impl Core {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing;
+    use super::super::tests as testing;
     use super::*;
     use crate::protocol::close::CloseReason;
 
