@@ -68,7 +68,9 @@ impl Cluster {
         } else {
             None
         };
+        // Without a key anybody could make up gateways, and each of them would be remembered.
         if *channel == Channel::All
+            && self.keyring.seals()
             && packet.sequence != 0
             && !self.inbound.is_next_to_all(packet.origin.incarnation, packet.sequence)
         {
@@ -292,5 +294,56 @@ impl Cluster {
         for shard in parts.shards {
             self.lanes.say(shard, Item::PacketEnd { packet });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::packet::{Origin, PacketBuilder};
+    use super::super::seal::Keyring;
+    use super::super::store::{Incarnation, StoreEvent};
+    use super::super::{Cluster, Identity};
+    use super::*;
+    use crate::lanes;
+    use crate::router::HomeMap;
+    use crate::view::{Now, View};
+
+    /// One that heard a packet to all from each of so many gateways.
+    fn after_orders_of(gateways: u64, keys: &[&str]) -> Cluster {
+        let (_, _, depths) = lanes::inboxes(1);
+        let view = Arc::new(View::new("gw".into(), true, "model", vec![None], depths));
+        let identity = Identity {
+            id: "gw".into(),
+            seed: 1,
+            ttl_ms: 9_000,
+        };
+        let now = Now {
+            mono_ns: 0,
+            wall_ms: 1_700_000_000_000,
+        };
+        let keyring = || Keyring::new(keys.iter().copied(), "p:");
+        let mut cluster = Cluster::new(&identity, HomeMap::new(1, [7; 16]), view, now).with_keyring(keyring());
+        for n in 1..=gateways {
+            let mut packet = PacketBuilder::default();
+            let origin = Origin {
+                id: "other",
+                incarnation: Incarnation(n),
+            };
+            packet.close_user(origin, "bob", 3503);
+            let packet = keyring().seal(&Channel::All, packet.close(7));
+            cluster.handle_event(StoreEvent::Received(Channel::All, packet));
+        }
+        cluster
+    }
+
+    #[test]
+    fn without_a_key_numbers_of_orders_are_not_remembered() {
+        let cluster = after_orders_of(5_000, &[]);
+        assert_eq!(cluster.instructions.len(), 5_000);
+        assert_eq!(cluster.inbound.senders_to_all(), 0);
+        let cluster = after_orders_of(3, &["a secret of the whole cluster"]);
+        assert_eq!((cluster.instructions.len(), cluster.inbound.senders_to_all()), (3, 3));
     }
 }

@@ -62,6 +62,12 @@ impl Inbound {
         is_ahead(&mut self.last_to_all, from, sequence)
     }
 
+    /// Gateways whose last number to all is remembered.
+    #[cfg(test)]
+    pub fn senders_to_all(&self) -> usize {
+        self.last_to_all.len()
+    }
+
     /// We are heard on another channel from now on: the others begin to count anew there, and what is still said on the
     /// old one is not heard.
     pub fn begin_channel(&mut self) {
