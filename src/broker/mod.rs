@@ -100,6 +100,12 @@ impl Broker {
     /// Outside of a tokio `LocalSet`.
     #[must_use]
     pub fn start(target: RedisTarget, prefix: &str, counters: Arc<BrokerCounters>) -> Broker {
+        Broker::start_as(target, prefix, counters, true)
+    }
+
+    /// `watches_memory`: asks what servers throw away when their memory is full. Of several brokers on the same servers one
+    /// does, or each would overrule what the others found.
+    fn start_as(target: RedisTarget, prefix: &str, counters: Arc<BrokerCounters>, watches_memory: bool) -> Broker {
         let (inputs, inputs_receiver) = unbounded_channel();
         let (signals, signals_receiver) = unbounded_channel();
         let backlog = Arc::new(Backlog::new(counters.clone()));
@@ -111,6 +117,7 @@ impl Broker {
             signals,
             backlog: backlog.clone(),
             counters,
+            watches_memory,
         };
         let driver = Driver::new(Rc::new(context), inputs.clone());
         let driver = tokio::task::spawn_local(driver.run(inputs_receiver)).abort_handle();

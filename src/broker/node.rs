@@ -303,7 +303,7 @@ impl<'a> Flight<'a> {
                     }
                     None => leaving = true,
                 },
-                () = sleep_until(memory_due), if !leaving => {
+                () = sleep_until(memory_due), if self.context.watches_memory && !leaving => {
                     memory_due = Instant::now() + MEMORY_INTERVAL;
                     self.send(Freight::Memory).await;
                 }

@@ -80,7 +80,7 @@ impl BrokerPair {
     pub fn start(target: RedisTarget, prefix: &str, counters: Arc<BrokerCounters>) -> BrokerPair {
         BrokerPair {
             main: Broker::start(target.clone(), prefix, Arc::clone(&counters)),
-            lookups: Broker::start(target.clone(), prefix, Arc::clone(&counters)),
+            lookups: start_lookups(&target, prefix, &counters),
             standing: Standing {
                 main: false,
                 lookups: false,
@@ -147,11 +147,15 @@ impl BrokerPair {
 
     fn handle(&mut self, line: Line, event: StoreEvent) -> Option<StoreEvent> {
         if line == Line::Main && matches!(event, StoreEvent::Lost(_)) {
-            self.lookups = Broker::start(self.target.clone(), &self.prefix, Arc::clone(&self.counters));
+            self.lookups = start_lookups(&self.target, &self.prefix, &self.counters);
             self.standing.lookups = false;
         }
         self.standing.handle(line, event)
     }
+}
+
+fn start_lookups(target: &RedisTarget, prefix: &str, counters: &Arc<BrokerCounters>) -> Broker {
+    Broker::start_as(target.clone(), prefix, Arc::clone(counters), false)
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 use crate::common;
 
 use common::redis::Door;
-use common::{Fleet, Gateway, Peer, Redis, at_once_when, eventually};
+use common::{Cluster, Fleet, Gateway, Peer, Redis, at_once_when, eventually};
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
@@ -312,6 +312,23 @@ fn a_name_moves_to_the_promoted_replica() {
         assert!(said <= 20, "{said} lines:\n{}", gateway.log());
     }
     assert_eq!(fleet.directory(&second).len(), 2);
+}
+
+/// Look-ups have connections of their own to the same servers, which do not make them look better than they are.
+#[test]
+fn servers_of_a_cluster_that_throw_presence_away_are_counted_once() {
+    let cluster = Cluster::start();
+    for node in &cluster.nodes {
+        node.set_config("maxmemory", "200mb");
+        node.set_config("maxmemory-policy", "allkeys-lru");
+    }
+    let gateway = Fleet::new(cluster.url()).gateway("gw1");
+    let count = |words: &str| gateway.log().matches(words).count();
+    eventually("both kinds of connections are there", || count("connected to Redis") == 2);
+    eventually("all are counted", || {
+        gateway.metric("shardgate_redis_evicts_presence", &[]) == 3.0
+    });
+    assert_eq!((count("throws away any key"), count("keeps presence")), (3, 0));
 }
 
 /// Presence has no expiry, so a policy that throws away any key loses users who are connected.

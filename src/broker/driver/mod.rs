@@ -56,6 +56,8 @@ pub(super) struct Context {
     pub(super) signals: UnboundedSender<Signal>,
     pub(super) backlog: Arc<Backlog>,
     pub(super) counters: Arc<BrokerCounters>,
+    /// What servers throw away when their memory is full is this broker's business.
+    pub(super) watches_memory: bool,
 }
 
 /// What reaches the driver.

@@ -135,7 +135,6 @@ impl Driver {
         let at = server.map(|server| format!(" at {}", server.at)).unwrap_or_default();
         let policy = Arc::clone(&eviction.policy);
         node.eviction = Some(eviction);
-        // Other brokers of this gateway count there too, so one server is told of once.
         let before = self.context.counters.evicting.load(Relaxed);
         let now = self.count_evicting();
         if now > before {
@@ -149,6 +148,9 @@ impl Driver {
     }
 
     pub(super) fn count_evicting(&self) -> u64 {
+        if !self.context.watches_memory {
+            return 0;
+        }
         let evicts = |eviction: &Eviction| eviction.takes_presence;
         let nodes = self.nodes.values();
         let count = nodes.filter(|node| node.eviction.as_ref().is_some_and(evicts)).count() as u64;
