@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::lookups::Found;
-use super::store::{Answer, Channel, Incarnation, Op, Registered, StoreEvent};
+use super::store::{Answer, Channel, FailureKind, Incarnation, Op, Registered, StoreEvent};
 use super::{CLEARED_MAX, Cluster, Purpose};
 use crate::cluster::outbound::Lost;
 use crate::cluster::presence::{Sweep, Swept};
@@ -16,6 +16,8 @@ use crate::router::{Partition, UserHash};
 
 /// How often it is said that the store had lost something.
 const REPAIRED_EVERY_MS: u64 = 60_000;
+/// How often it is said that the store does not let us look after that: until somebody changes its rules.
+const UNKEPT_EVERY_MS: u64 = 600_000;
 
 impl Cluster {
     /// Something came from the store.
@@ -410,6 +412,20 @@ impl Cluster {
     }
 
     fn handle_kept(&mut self, users: &[Arc<str>], answers: &[Answer]) {
+        let refused = answers.iter().find_map(|answer| match answer {
+            Answer::Failed(failure) if failure.kind == FailureKind::Refused => Some(failure),
+            _ => None,
+        });
+        let now_ms = self.now.mono_ms();
+        if let Some(failure) = refused
+            && now_ms >= self.unkept_due_ms
+        {
+            self.unkept_due_ms = now_ms + UNKEPT_EVERY_MS;
+            log::warn!(
+                "what Redis loses of users who are here is not written again: {}",
+                failure.text
+            );
+        }
         // The first one is of the index.
         let kept = users.iter().zip(answers.iter().skip(1));
         let repaired = kept.filter(|(_, answer)| **answer == Answer::Taken(true)).count() as u64;
@@ -417,7 +433,6 @@ impl Cluster {
             return;
         }
         self.metrics().presence_repaired.add(repaired);
-        let now_ms = self.now.mono_ms();
         if now_ms >= self.repaired_due_ms {
             self.repaired_due_ms = now_ms + REPAIRED_EVERY_MS;
             log::warn!(

@@ -121,6 +121,8 @@ pub struct Cluster {
     audit: Audit,
     /// From when on it may be said again that something was missing.
     repaired_due_ms: u64,
+    /// The same of what may not be looked after.
+    unkept_due_ms: u64,
     sweep: Option<Sweep>,
     to_sweep: Vec<Incarnation>,
     /// A claim is under way: one at a time, as a claim that we do not use keeps others from it.
@@ -205,6 +207,7 @@ impl Cluster {
             book: PresenceBook::new(membership.incarnation(), homes.shards()),
             audit: Audit::new(homes.shards(), identity.ttl_ms),
             repaired_due_ms: 0,
+            unkept_due_ms: 0,
             first: membership.incarnation(),
             membership,
             directory: Directory::default(),

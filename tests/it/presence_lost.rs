@@ -13,6 +13,20 @@ const TTL: &str = "3s";
 /// Two walks, and time for machines that are busy with other things.
 const FOUND_MAX: Duration = Duration::from_secs(12);
 
+/// A user of Redis that was made for an earlier version.
+#[test]
+fn what_redis_does_not_permit_is_said() {
+    let redis = Redis::start();
+    redis
+        .cmd(&["ACL", "SETUSER", "gw", "on", ">pw", "~*", "&*", "+@all", "-hsetnx"])
+        .good();
+    let fleet = Fleet::new(redis.url_as("gw", "pw")).with_args(&["--presence-ttl", TTL]);
+    let gateway = fleet.gateway("gw1");
+    let _alice = Peer::connect(&gateway, "alice");
+    let line = gateway.wait_for_log("is not written again");
+    assert!(line.contains("hsetnx") && line.contains("ACL SETUSER"), "{line}");
+}
+
 #[test]
 fn a_deleted_user_is_written_again() {
     let redis = Redis::start();
