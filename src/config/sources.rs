@@ -244,6 +244,7 @@ pub(super) fn read_args(args: Vec<OsString>) -> Result<Request, ConfigError> {
                 let is_value = |next: &String| match key.kind {
                     Kind::Bool => key.kind.parse_text(next).is_ok(),
                     // A key in PEM begins with hyphens, and so may a secret. Only a flag that there is cannot be one.
+                    Kind::Secrets => !is_known_flag(next),
                     kind if kind.may_be_secret() => !is_known_flag(next),
                     _ => !next.starts_with("--"),
                 };

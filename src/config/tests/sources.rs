@@ -281,6 +281,8 @@ fn a_secret_may_begin_with_hyphens() {
         &[],
     );
     assert!(matches!(config.auth.source, CredentialSource::Key(key) if key.expose() == "--s3cret-s3cret-s3cret"));
+    let redis = ["--redis-url", "redis://host", "--cluster-key", "--s3cret-s3cret-s3cret"];
+    assert_eq!(run(&redis, &[]).redis.unwrap().keys[0].expose(), redis[3]);
     // A flag that there is was not meant as a secret.
     for args in [&["--auth-key", "--echo"][..], &["--auth-key", "--listen=127.0.0.1:0"]] {
         assert_says(&refused(args, &[]), &["has no value"]);
