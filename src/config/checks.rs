@@ -253,7 +253,7 @@ impl Settings {
         self.check_cluster_key(config)?;
         self.check_admin(config)?;
         self.check_credentials(&config.auth)?;
-        let is_open = config.auth.is_development() && !config.insecure;
+        let is_open = config.is_open();
         if is_open && !config.listen.is_local() {
             let place = self.setting("listen").place.clone();
             return Err(ConfigError::OpenDevelopmentMode {
@@ -412,7 +412,7 @@ pub(super) fn restart_keys(old: &Config, new: &Config) -> Vec<&'static str> {
         log_level: _,
         log_format,
         origins: _,
-        proxies: _,
+        proxies,
         limits: _,
         heartbeat: Heartbeat { interval, timeout },
         auth_timeout,
@@ -466,6 +466,7 @@ pub(super) fn restart_keys(old: &Config, new: &Config) -> Vec<&'static str> {
         ("control_cpu", *control_cpu != new.control_cpu),
         ("listen_backlog", *listen_backlog != new.listen_backlog),
         ("log.format", *log_format != new.log_format),
+        ("proxies", old.is_open() && *proxies != new.proxies),
         ("heartbeat.interval", *interval != new.heartbeat.interval),
         ("heartbeat.timeout", *timeout != new.heartbeat.timeout),
         ("auth.timeout", *auth_timeout != new.auth_timeout),

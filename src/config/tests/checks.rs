@@ -634,6 +634,16 @@ fn sighup_changes_keys_but_not_where_they_come_from() {
     assert_eq!(key.reloadable_changes(&open), (key.clone(), vec!["auth.key"]));
     assert_eq!(open.reloadable_changes(&key), (open.clone(), vec!["auth.key"]));
     assert_eq!(open.reloadable_changes(&url), (open.clone(), vec!["auth.jwks_url"]));
+    // Proxies come with the key, and like it after a restart: together with development mode they are refused.
+    let proxied = Config {
+        proxies: vec!["10.0.0.1".into()],
+        ..key.clone()
+    };
+    assert_eq!(
+        open.reloadable_changes(&proxied),
+        (open.clone(), vec!["proxies", "auth.key"])
+    );
+    assert_eq!(key.reloadable_changes(&proxied), (proxied.clone(), vec![]));
     assert_eq!(
         key.reloadable_changes(&url),
         (key.clone(), vec!["auth.key", "auth.jwks_url"])
