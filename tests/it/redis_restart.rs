@@ -324,7 +324,9 @@ fn servers_of_a_cluster_that_throw_presence_away_are_counted_once() {
     }
     let gateway = Fleet::new(cluster.url()).gateway("gw1");
     let count = |words: &str| gateway.log().matches(words).count();
-    eventually("both kinds of connections are there", || count("connected to Redis") == 2);
+    eventually("both kinds of connections are there", || {
+        count("connected to Redis") == 2
+    });
     eventually("all are counted", || {
         gateway.metric("shardgate_redis_evicts_presence", &[]) == 3.0
     });
