@@ -28,6 +28,8 @@ const SILENCE_MAX: Duration = Duration::from_secs(60);
 const LINGER_MAX: Duration = Duration::from_secs(5);
 /// Accepting is tried again this long after the process ran out of descriptors.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+/// That nobody can be accepted is said once in so long, however often it is tried.
+const TELL_EVERY: Duration = Duration::from_secs(60);
 
 /// Serves until the gateway ends.
 ///
@@ -74,7 +76,9 @@ async fn begin<S: AsyncRead + AsyncWrite + Unpin + 'static>(
     let (stream, peer) = match accepted {
         Ok(accepted) => accepted,
         Err(error) => {
-            log::warn!("admin.listen: cannot accept: {error}");
+            if guests.borrow_mut().is_to_be_told(Instant::now()) {
+                log::warn!("admin.listen: cannot accept: {error}");
+            }
             // Who is silent may be why there are no descriptors.
             guests.borrow_mut().close_oldest();
             return tokio::time::sleep(ACCEPT_RETRY).await;
@@ -101,6 +105,8 @@ struct Guests {
     /// Counts what guests do, so that it is known who was silent longest.
     clock: u64,
     all: Vec<Seat>,
+    /// When the log was told that nobody can be accepted.
+    told: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -118,6 +124,15 @@ struct Seat {
 impl Guests {
     fn seat(&mut self, number: u64) -> Option<&mut Seat> {
         self.all.iter_mut().find(|seat| seat.number == number)
+    }
+
+    /// True if the log has not been told for a while that nobody can be accepted; then it is now.
+    fn is_to_be_told(&mut self, now: Instant) -> bool {
+        let is_due = self.told.is_none_or(|told| now - told >= TELL_EVERY);
+        if is_due {
+            self.told = Some(now);
+        }
+        is_due
     }
 
     /// Closes the oldest silent ones while there are too many. Returns how many went.
@@ -248,4 +263,17 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
     })
     .await;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_without_descriptors_is_no_flood_of_the_log() {
+        let mut guests = Guests::default();
+        let began = Instant::now();
+        let tries = (0..1_200).filter(|n| guests.is_to_be_told(began + *n * ACCEPT_RETRY));
+        assert_eq!(tries.count(), 2, "in two minutes");
+    }
 }
