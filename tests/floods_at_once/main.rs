@@ -12,6 +12,7 @@ mod common;
 mod hostile;
 mod kinds;
 mod latency;
+mod machine;
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
@@ -23,13 +24,14 @@ use common::storm::Link;
 use common::{Authority, Fleet, Gateway, Redis, eventually};
 use hostile::Target;
 use kinds::{FLOODS, Flood};
+use machine::Machine;
 
 on_both_engines! { each_by_itself, each_by_itself_over_tls, all_at_once, all_at_once_over_tls }
 
 /// Good users talk in pairs, several messages at a time: pairs of this gateway, and of this one and another.
 const PAIRS: usize = 4;
 const FAR_PAIRS: usize = 2;
-const IN_A_ROW: usize = 5;
+const IN_A_ROW: u64 = 5;
 /// What is configured, and what follows from it.
 const SHARDS: usize = 2;
 const HANDSHAKES: usize = 2_000;
@@ -78,6 +80,7 @@ struct Site {
     flooded: Gateway,
     other: Gateway,
     links: [Link; 2],
+    machine: Machine,
     _redis: Redis,
     _authority: Option<Authority>,
 }
@@ -113,6 +116,7 @@ impl Site {
             links: [&flooded, &other].map(Link::of),
             flooded,
             other,
+            machine: Machine::watch(),
             _redis: redis,
             _authority: authority,
         }
@@ -124,6 +128,9 @@ impl Site {
 
     /// What came and went between the gateways did so as if there were no flood.
     fn assert_links_held(&self) {
+        if self.machine.stood_still()() {
+            return;
+        }
         for (link, gateway) in self.links.iter().zip(self.gateways()) {
             link.assert_held(gateway);
         }
@@ -159,6 +166,8 @@ impl Good {
             } else {
                 (&site.other, "routed")
             };
+            let excused = site.machine.stood_still();
+            let excused = move || status == "routed" && excused();
             let names = [format!("left{n}"), format!("right{n}")];
             let mut users = [site.flooded.connect(&names[0]), there.connect(&names[1])];
             let [left, right] = &mut users;
@@ -167,13 +176,18 @@ impl Good {
             let rounds = Arc::new(AtomicUsize::new(0));
             let (done, over) = (Arc::clone(&rounds), Arc::clone(&over));
             let thread = std::thread::spawn(move || {
+                let mut ways = names.map(|name| Way {
+                    to: name,
+                    status,
+                    last: None,
+                });
                 for round in 0.. {
                     if over.load(SeqCst) {
                         break;
                     }
                     let [left, right] = &mut users;
-                    talk(left, right, (&names[1], status), round);
-                    talk(right, left, (&names[0], status), round);
+                    talk([left, right], &mut ways[1], round, &excused);
+                    talk([right, left], &mut ways[0], round, &excused);
                     done.fetch_add(1, SeqCst);
                 }
                 users.into_iter().for_each(Client::close);
@@ -216,24 +230,45 @@ fn wait_to_see(client: &mut Client, user: &str) {
     });
 }
 
-/// Several messages one behind the other: each comes in its turn, and is acked once with this status. Acks of another gateway
-/// come in any order.
-fn talk(from: &mut Client, to: &mut Client, (name, status): (&str, &str), round: usize) {
+/// What goes from one user to another.
+struct Way {
+    to: String,
+    /// What acks say.
+    status: &'static str,
+    /// The last message that came.
+    last: Option<u64>,
+}
+
+/// Several messages one behind the other: each is acked once with the status that is due, and comes in its turn. Acks of another
+/// gateway come in any order. A message that could not be sent for a good excuse may be missing.
+fn talk([from, to]: [&mut Client; 2], way: &mut Way, round: u64, excused: &dyn Fn() -> bool) {
     let numbers = round * IN_A_ROW..(round + 1) * IN_A_ROW;
     for n in numbers.clone() {
         from.send_text(&format!(
-            r#"{{"type":"message","to":"{name}","content":{n},"id":"{n}"}}"#
+            r#"{{"type":"message","to":"{}","content":{n},"id":"{n}"}}"#,
+            way.to
         ));
     }
-    for n in numbers.clone() {
-        let message = to.recv_json();
-        assert_eq!(message["content"], n, "{message}");
-    }
-    let mut unacked: BTreeSet<String> = numbers.map(|n| n.to_string()).collect();
+    let mut unacked: BTreeSet<String> = numbers.clone().map(|n| n.to_string()).collect();
+    let mut lost = BTreeSet::new();
     while !unacked.is_empty() {
         let ack = from.recv_json();
-        assert_eq!(ack["status"], status, "{ack}");
-        assert!(ack["id"].as_str().is_some_and(|id| unacked.remove(id)), "{ack}");
+        let id = ack["id"].as_str().unwrap_or_default();
+        assert!(unacked.remove(id), "{ack}");
+        if ack["status"] != way.status {
+            assert!(excused(), "{ack}");
+            lost.insert(id.parse::<u64>().unwrap());
+        }
+    }
+    for n in numbers.filter(|n| !lost.contains(n)) {
+        while way.last != Some(n) {
+            let message = to.recv_json();
+            let came = message["content"].as_u64();
+            assert!(came > way.last && came <= Some(n), "{message} after {:?}", way.last);
+            // Only what was lost is passed over, and all of that only by those who have an excuse.
+            assert!(came == Some(n) || excused(), "{message} instead of {n}");
+            way.last = came;
+        }
     }
 }
 
@@ -294,7 +329,10 @@ fn under(site: &Site, floods: &[Flood], pending_bytes: usize) {
             site.flooded.connect("newcomer").close();
             for gateway in site.gateways() {
                 let answer = gateway.get("/readyz");
-                assert_eq!(answer.status, 200, "{what:?}: {answer:?}");
+                assert!(
+                    answer.status == 200 || site.machine.stood_still()(),
+                    "{what:?}: {answer:?}"
+                );
             }
             if running.iter().all(ScopedJoinHandle::is_finished) {
                 break;
@@ -337,7 +375,12 @@ fn let_loose<'scope>(
 ) -> Vec<ScopedJoinHandle<'scope, ()>> {
     let spawn = |flood: &Flood| {
         let (run, target) = (flood.run, target.clone());
-        scope.spawn(move || run(&target))
+        scope.spawn(move || {
+            // Floods come from elsewhere: here they must not take the CPU from Redis and from the kernel's own threads, which take
+            // packets from one socket of this machine to the other. Linux counts this for the thread and for those that it makes.
+            rustix::process::setpriority_process(None, 5).unwrap();
+            run(&target);
+        })
     };
     floods.iter().map(spawn).collect()
 }
