@@ -46,11 +46,15 @@ impl Pending {
         self.count
     }
 
-    fn line(&mut self, tally: Tally) -> &mut Line {
-        match tally {
+    /// It is the youngest.
+    fn push(&mut self, key: SocketKey, tally: Tally) {
+        let number = self.next;
+        self.next += 1;
+        let line = match tally {
             Tally::Ended => &mut self.ended,
             _ => &mut self.came,
-        }
+        };
+        line.push_back((number, key));
     }
 
     /// The one that is next by age in either line, taken out.
@@ -81,9 +85,7 @@ impl Core {
             (Tally::Nobody, Tally::Pending) | (Tally::Place | Tally::Stranger, Tally::Ended)
         );
         if enters {
-            let number = self.pending.next;
-            self.pending.next += 1;
-            self.pending.line(tally).push_back((number, key));
+            self.pending.push(key, tally);
             self.forget_stale();
         }
     }
@@ -125,7 +127,9 @@ impl Core {
         }
     }
 
-    /// Closes the oldest, if there is one. An administrator's request that is being carried out gets its answer first.
+    /// Closes the oldest, if there is one. Spared are an administrator's request that is being carried out, which gets its
+    /// answer first, and a connection whose last words leave at the end of this turn: without its close frame a client that
+    /// shall not come back would.
     fn close_oldest(&mut self) -> bool {
         let mut spared = Vec::new();
         let oldest = loop {
@@ -138,16 +142,14 @@ impl Core {
             if !conn.tally.is_pending() || (conn.tally == Tally::Ended) != ended {
                 continue;
             }
-            if matches!(&conn.stage, Stage::Http(http) if http.is_waiting()) {
-                spared.push(key);
+            if ended && conn.dirty || matches!(&conn.stage, Stage::Http(http) if http.is_waiting()) {
+                spared.push((key, conn.tally));
                 continue;
             }
             break Some(key.slot);
         };
-        for key in spared {
-            let number = self.pending.next;
-            self.pending.next += 1;
-            self.pending.came.push_back((number, key));
+        for (key, tally) in spared {
+            self.pending.push(key, tally);
         }
         let Some(slot) = oldest else {
             return false;
@@ -191,9 +193,10 @@ mod tests {
     use super::*;
     use crate::protocol::close::CloseReason;
 
-    /// What an ended connection may not have read is counted, also where its socket goes before its time.
+    /// Whoever is closed hears why, however many are closed at once; and what one may not have read is counted, also where its
+    /// socket goes before its time.
     #[test]
-    fn what_the_oldest_had_not_read_is_asked_for() {
+    fn ended_connections_go_when_their_last_words_have_left() {
         let mut core = testing::core(|config| config.limits.handshakes = Some(1));
         let devices = [0, 1].map(|slot| testing::connect(&mut core, slot, "?user=alice"));
         let alice = core.homes.hash("alice");
@@ -202,10 +205,16 @@ mod tests {
         for key in devices {
             core.begin_close(key.slot, CloseReason::Administrator);
         }
-        core.trim_pending();
+        core.serve_strangers();
+        let (told, commands) = testing::carry_out(&mut core);
+        assert_eq!(told, devices, "{commands:?}");
+        testing::at(&mut core, 1);
+        core.serve_strangers();
         let (_, commands) = testing::carry_out(&mut core);
-        let abandoned = |command: &Command| matches!(command, Command::Abandon(key) if *key == devices[0]);
-        assert!(commands.iter().any(abandoned), "{commands:?}");
+        assert!(
+            matches!(commands[..], [Command::Abandon(oldest)] if oldest == devices[0]),
+            "{commands:?}"
+        );
         core.check_invariants();
     }
 }
