@@ -1,7 +1,7 @@
 //! How many connections a user may have here, and which one goes when there are more.
 //!
 //! Owned by the shard. Whoever comes is let in, and the one that was silent longest goes. A phone that changed networks leaves
-//! half-open connections behind, which look like others until somebody asks them: so where one was silent for a while, all are
+//! half-open connections behind, which look like others until somebody asks them: so those that were silent for a while are
 //! pinged, and waited for, for a moment. Those that said nothing since go before those that did. When all have answered they are
 //! equally alive, and the oldest goes.
 //!
@@ -16,7 +16,7 @@ use crate::protocol::encode;
 use crate::protocol::frame::Opcode;
 use crate::router::users::UserIndex;
 
-/// Who was heard so recently is not asked.
+/// Who was heard so recently is there, and is not asked.
 const SILENT_MS: u64 = 1_000;
 /// How long a ping may take to be answered: a packet may have to be sent again, twice.
 const ANSWER_MS: u64 = 1_500;
@@ -35,7 +35,9 @@ pub(super) struct Asked {
 struct Question {
     /// How many connections the user may have.
     limit: usize,
-    asked_ms: u64,
+    /// Who was heard from then on is there.
+    heard_since_ms: u64,
+    due_ms: u64,
 }
 
 impl Asked {
@@ -70,27 +72,25 @@ impl Core {
         let now_ms = self.now.mono_ms();
         if let Some(question) = self.asked.users.get_mut(&user) {
             question.limit = limit;
-            let asked_ms = question.asked_ms;
-            return self.close_silent(user, 2 * limit, asked_ms);
+            let heard_since_ms = question.heard_since_ms;
+            return self.close_silent(user, 2 * limit, heard_since_ms);
         }
-        let last_seen = |slot: &u32| self.connections[*slot as usize].last_seen_ms;
-        let silent = |slot: &u32| now_ms.saturating_sub(last_seen(slot)) >= SILENT_MS;
-        if self.draining.is_some() || !self.users.devices(user).iter().any(silent) {
-            return self.close_silent(user, limit, now_ms);
-        }
-        self.asked.users.insert(
-            user,
-            Question {
-                limit,
-                asked_ms: now_ms,
-            },
-        );
-        self.asked.due.push_back((now_ms + ANSWER_MS, user));
         let mut slots = std::mem::take(&mut self.scratch_slots);
         slots.clear();
         slots.extend_from_slice(self.users.devices(user));
-        // Who was heard in this moment has answered, as the one that came.
-        slots.retain(|slot| self.connections[*slot as usize].last_seen_ms < now_ms);
+        let last_seen = |slot: &u32| self.connections[*slot as usize].last_seen_ms;
+        slots.retain(|slot| now_ms.saturating_sub(last_seen(slot)) >= SILENT_MS);
+        if self.draining.is_some() || slots.is_empty() {
+            self.scratch_slots = slots;
+            return self.close_silent(user, limit, now_ms);
+        }
+        let question = Question {
+            limit,
+            heard_since_ms: now_ms - SILENT_MS + 1,
+            due_ms: now_ms + ANSWER_MS,
+        };
+        self.asked.users.insert(user, question);
+        self.asked.due.push_back((question.due_ms, user));
         for &slot in &slots {
             self.say(slot, SentKind::Ping, |_, out| encode::frame(out, Opcode::Ping, b""));
         }
@@ -102,14 +102,14 @@ impl Core {
         let Some(user) = self.conn(slot).user else {
             return;
         };
-        let Some(Question { limit, asked_ms }) = self.asked.users.get(&user).copied() else {
+        let Some(question) = self.asked.users.get(&user).copied() else {
             return;
         };
         let devices = self.users.devices(user);
-        let has_answered = |slot: &u32| self.connections[*slot as usize].last_seen_ms >= asked_ms;
+        let has_answered = |slot: &u32| self.connections[*slot as usize].last_seen_ms >= question.heard_since_ms;
         if devices.len() <= WATCHED_MAX && devices.iter().all(has_answered) {
             self.asked.users.remove(&user);
-            self.close_silent(user, limit, asked_ms);
+            self.close_silent(user, question.limit, question.heard_since_ms);
         }
     }
 
@@ -120,23 +120,25 @@ impl Core {
             && due_ms <= now_ms
         {
             self.asked.due.pop_front();
-            let is_due = |question: &Question| question.asked_ms + ANSWER_MS <= now_ms;
+            let is_due = |question: &Question| question.due_ms <= now_ms;
             // It may be a later question about the same user.
             if let Some(question) = self.asked.users.get(&user).copied().filter(is_due) {
                 self.asked.users.remove(&user);
-                self.close_silent(user, question.limit, question.asked_ms);
+                self.close_silent(user, question.limit, question.heard_since_ms);
             }
         }
     }
 
-    /// Closes connections of a user until so many are left. First the ones that said nothing since `asked_ms`, the longest
-    /// silent before the others; then the oldest.
-    fn close_silent(&mut self, user: UserIndex, limit: usize, asked_ms: u64) {
+    /// Closes connections of a user until so many are left. First the ones that said nothing since `heard_since_ms`, the
+    /// longest silent before the others; then the oldest.
+    fn close_silent(&mut self, user: UserIndex, limit: usize, heard_since_ms: u64) {
         while self.users.devices(user).len() > limit.max(1) {
             let devices = self.users.devices(user).iter().copied();
             let last_seen = |slot: &u32| self.connections[*slot as usize].last_seen_ms;
             // The oldest of equal ones, as it comes first.
-            let silent = devices.filter(|slot| last_seen(slot) < asked_ms).min_by_key(last_seen);
+            let silent = devices
+                .filter(|slot| last_seen(slot) < heard_since_ms)
+                .min_by_key(last_seen);
             let goes = silent.unwrap_or(self.users.devices(user)[0]);
             self.begin_close(goes, CloseReason::TooManyConnections);
         }
