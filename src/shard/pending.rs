@@ -6,7 +6,8 @@
 //! however many others say nothing. Refusing the newest instead would let the silent keep everybody out.
 //!
 //! Invariant *tally*: each socket of the shard is counted by exactly one limit, which `Connection::tally` names. So a shard's
-//! sockets are at most its places and its share of `limits.handshakes`, whatever peers do.
+//! sockets are at most its places and its share of `limits.handshakes`, whatever peers do, and those that ended in this turn: they
+//! go with the next, when their close frames have left.
 
 use std::collections::VecDeque;
 
