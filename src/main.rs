@@ -56,7 +56,11 @@ fn refuse(error: &dyn Display) -> ExitCode {
 
 fn run(config: Config, args: &[OsString], env: &[(OsString, OsString)]) -> ExitCode {
     if let Err(error) = logging::start(config.log_format) {
-        print::complain("shardgate", &format_args!("cannot write the log: {error}"));
+        let remedy = limit_remedy(&error);
+        print::complain(
+            "shardgate",
+            &format_args!("cannot start the log's thread: {error}{remedy}"),
+        );
         return ExitCode::FAILURE;
     }
     // The level is the `log` crate's own, so that it can change while running.

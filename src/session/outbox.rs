@@ -41,8 +41,6 @@ pub struct Outbox {
     kept_bytes: usize,
     /// When bytes last moved, milliseconds of the gateway's clock.
     moved_ms: u64,
-    /// Since when more waits than the peer keeps up with; 0 while it keeps up.
-    behind_since_ms: u64,
 }
 
 impl Outbox {
@@ -64,16 +62,6 @@ impl Outbox {
     /// How long the send in flight has not moved, milliseconds.
     pub fn stuck_for_ms(&self, now_ms: u64) -> u64 {
         now_ms.saturating_sub(self.moved_ms)
-    }
-
-    /// Notes whether the peer keeps up, and tells for how long it has not, milliseconds.
-    pub fn note_behind(&mut self, behind: bool, now_ms: u64) -> u64 {
-        match (behind, self.behind_since_ms) {
-            (false, _) => self.behind_since_ms = 0,
-            (true, 0) => self.behind_since_ms = now_ms,
-            (true, _) => {}
-        }
-        now_ms.saturating_sub(self.behind_since_ms)
     }
 
     /// True when nothing waits and nothing is in flight.
@@ -219,7 +207,6 @@ impl Spares {
         outbox.bytes = 0;
         outbox.in_flight_bytes = 0;
         outbox.moved_ms = 0;
-        outbox.behind_since_ms = 0;
         outbox.in_flight_frames = 0;
         if self.outboxes.len() < SPARE_MAX {
             self.outboxes.push(outbox);

@@ -1,9 +1,9 @@
 //! What is done when more is published than subscribers can be given.
 //!
 //! Owned by the shard. A channel is held, and nothing more of it goes into outboxes, while most of its subscribers are
-//! behind, and for some seconds while a single one is about to be closed for it. What is published meanwhile waits in the
-//! channel, up to its bound; beyond that its publishers hear `failed`. So publishers are slowed before anybody who reads is
-//! closed with 3008, which is for a subscriber whose own socket does not move, or is slower than others for long.
+//! behind, and while a single one that reads is about to be closed for it. What is published meanwhile waits in the channel,
+//! up to its bound; beyond that its publishers hear `failed`. So publishers are slowed before anybody who reads is closed
+//! with 3008, which is for a subscriber whose own socket does not move.
 //!
 //! While a channel is held the turn asks the kernel how far a few of the sockets are (`poll_probe`), which shows sooner than
 //! the end of a send that somebody reads. Where none of them moves there is nothing to wait for, and nothing is held.
@@ -20,15 +20,16 @@ use crate::router::channels::ChannelIndex;
 const BEHIND_SHARE: usize = 4;
 /// A subscriber that is alone behind is waited for when its outbox would hold more than three of this many shares.
 const STRAGGLER_SHARE: usize = 4;
-/// ... as long as it has taken something in this time: whoever vanished holds up a busy channel for no longer.
-const STRAGGLER_STUCK_MS: u64 = 200;
-/// ... and was behind for no longer than this: whoever is slower than all others may not slow them down.
-const STRAGGLER_MS: u64 = 5_000;
+/// ... as long as it has taken something in this time, a payload of 64 KiB or [`PROGRESS_BYTES`] of one: whoever vanished
+/// holds up a busy channel for no longer, and whoever reads on purpose slowly does not slow it to less.
+const STRAGGLER_STUCK_MS: u64 = 500;
+/// What a peer has to acknowledge between two looks to count as one who reads.
+const PROGRESS_BYTES: usize = 16 * 1024;
 /// A socket that has taken nothing for so long does not move, whatever others do.
 const STUCK_MS: u64 = 5_000;
 /// Where none of the sockets that are looked at has taken anything for so long, nobody reads. What is published meanwhile
 /// has room in the channel, so that publishers need not hear `failed` for subscribers that have vanished.
-const NOBODY_MOVES_MS: u64 = 200;
+const NOBODY_MOVES_MS: u64 = 300;
 /// Subscribers that are looked at to tell a slow channel from a slow subscriber.
 const SAMPLE: usize = 16;
 /// How long a channel is held before its subscribers are looked at again.
@@ -129,8 +130,10 @@ impl Core {
         let Some(probe) = overload.probes.iter_mut().find(|probe| probe.key == key) else {
             return;
         };
-        let moves = unacknowledged < probe.unacknowledged;
-        probe.unacknowledged = unacknowledged;
+        let moves = unacknowledged + PROGRESS_BYTES <= probe.unacknowledged;
+        if moves || unacknowledged > probe.unacknowledged {
+            probe.unacknowledged = unacknowledged;
+        }
         if moves {
             overload.moved(now_ms);
             if let Some(outbox) = self.connection(key).and_then(|conn| conn.outbox.as_mut()) {
@@ -143,18 +146,14 @@ impl Core {
     pub(super) fn must_wait(&mut self, channel: ChannelIndex, slot: u32, bytes: usize) -> bool {
         let now_ms = self.now.mono_ms();
         let limit = self.settings.limits.outbox_bytes;
-        let Some(outbox) = self.conn(slot).outbox.as_mut() else {
+        let Some(outbox) = &self.conn(slot).outbox else {
             return false;
         };
         let waiting = outbox.bytes() + bytes;
-        let behind = outbox.in_flight() && waiting > limit / BEHIND_SHARE;
-        let behind_ms = outbox.note_behind(behind, now_ms);
-        if !behind {
+        if !outbox.in_flight() || waiting <= limit / BEHIND_SHARE {
             return false;
         }
-        let straggles = waiting > limit - limit / STRAGGLER_SHARE
-            && outbox.stuck_for_ms(now_ms) < STRAGGLER_STUCK_MS
-            && behind_ms < STRAGGLER_MS;
+        let straggles = waiting > limit - limit / STRAGGLER_SHARE && outbox.stuck_for_ms(now_ms) < STRAGGLER_STUCK_MS;
         if straggles {
             self.hold([slot].into_iter());
             return true;

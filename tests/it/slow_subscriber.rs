@@ -270,8 +270,9 @@ impl Drop for Done<'_> {
 /// More is published than can be delivered: publishers hear `failed`, and nobody who reads is closed for it. A subscriber
 /// that reads nothing is.
 fn publishers_are_told_before_readers_are_closed(engine: &str) {
-    const READERS: usize = 6;
-    const PUBLISHERS: usize = 3;
+    // Few, so that each of them has its turn on a small and busy machine: who does not run does not read.
+    const READERS: usize = 3;
+    const PUBLISHERS: usize = 2;
     for shards in ["1", "3"] {
         let gateway = start(engine, &["--shards", shards]);
         let mut readers = gateway.subscribers(READERS, "room");
