@@ -116,7 +116,7 @@ fn refuse(context: &HttpContext, head: &head::Request<'_>, refusal: Refusal) -> 
         };
         log::log!(
             level,
-            "a request for Host {host:.200} from Origin {origin:.200} was refused: {words}"
+            "a request was refused (Host {host:.200?}, Origin {origin:.200?}): {words}"
         );
     }
     let (status, body) = refusal.response();
