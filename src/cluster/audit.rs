@@ -2,7 +2,7 @@
 //!
 //! Pure; owned by the control thread. Presence is written when it changes. A key that the store loses in between (a deletion by
 //! hand, an eviction) would stay lost until the user's next change. So all users are written once more in turn, where they are
-//! missing: every one within `presence.ttl`, or at [`USERS_PER_SECOND`] where there are more than that allows. A user whose key was
+//! missing: every one within `presence.ttl`, or at `USERS_PER_SECOND` where there are more than that allows. A user whose key was
 //! changed by somebody else is looked at sooner, at the same pace.
 //!
 //! The cost is one command per user and `presence.ttl`, which changes nothing where nothing is missing.

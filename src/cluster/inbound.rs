@@ -5,7 +5,7 @@
 //! Cluster moves), and its senders hear `failed`.
 //!
 //! That is also what keeps anybody from saying again what was heard: a sender's numbers are remembered beyond its end, for the
-//! last [`RETIRED_MAX`] gateways that are gone. Orders to all have numbers where packets are sealed, and are refused likewise.
+//! last `RETIRED_MAX` gateways that are gone. Orders to all have numbers where packets are sealed, and are refused likewise.
 
 use std::collections::{BTreeMap, BTreeSet};
 
