@@ -12,19 +12,19 @@ use std::time::Duration;
 use async_tungstenite::tungstenite::protocol::{Role, WebSocketConfig, WebSocketContext};
 use criterion::measurement::{Measurement, ValueFormatter, WallTime};
 use criterion::{Criterion, Throughput};
-use shardgate::cluster::presence::PresenceBook;
+use shardgate::cluster::presence::PresenceWriter;
 use shardgate::cluster::store::{Answer, Incarnation};
 use shardgate::engine::Waker;
 use shardgate::ids::{IdSource, ShardId};
 use shardgate::jws::{Algorithm, Family, Key, Signed};
 use shardgate::lanes::{self, Item, Lanes, OutgoingMessage, Parcel};
-use shardgate::protocol::encode::{self, AckStatus};
-use shardgate::protocol::envelope;
-use shardgate::protocol::frame::Decoder;
-use shardgate::protocol::head::{self, Credentials, Policy};
 use shardgate::router::users::Users;
 use shardgate::router::{HomeMap, UserHash};
 use shardgate::session::outbox::{Outbox, Spares};
+use shardgate::wire::json::decode;
+use shardgate::wire::json::encode::{self, AckStatus};
+use shardgate::wire::ws::frame::Decoder;
+use shardgate::wire::ws::head::{self, Credentials, Policy};
 use uuid::Uuid;
 
 /// CPU time of this thread: what others do on a shared machine is not in it.
@@ -82,12 +82,12 @@ impl Table {
 /// A masked text frame.
 fn frame(payload: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
-    encode::header(&mut bytes, shardgate::protocol::frame::Opcode::Text, payload.len());
+    encode::header(&mut bytes, shardgate::wire::ws::frame::Opcode::Text, payload.len());
     bytes[1] |= 0x80;
     bytes.extend_from_slice(&[1, 2, 3, 4]);
     let start = bytes.len();
     bytes.extend_from_slice(payload);
-    shardgate::protocol::frame::unmask(&mut bytes[start..], [1, 2, 3, 4]);
+    shardgate::wire::ws::frame::unmask(&mut bytes[start..], [1, 2, 3, 4]);
     bytes
 }
 
@@ -197,7 +197,7 @@ fn envelopes(table: &mut Table) {
         ("nonsense", r#"{"type":"nonsense","a":1}"#),
     ] {
         table.row(&format!("envelope: {name}"), 1, || {
-            let _ = black_box(envelope::parse(black_box(text)));
+            let _ = black_box(decode::parse(black_box(text)));
         });
     }
 }
@@ -359,7 +359,7 @@ fn lanes(table: &mut Table) {
 fn presence(table: &mut Table) {
     const USERS: usize = 1_000;
     let names: Vec<String> = (0..USERS).map(|user| format!("user{user}")).collect();
-    let mut book = PresenceBook::new(Incarnation(1), 1);
+    let mut book = PresenceWriter::new(Incarnation(1), 1);
     let mut now_ms = 0;
     table.row("presence: a user comes, 1,000 at a time", USERS, || {
         // Past every pause between two writes.

@@ -8,7 +8,7 @@
 //! | [`auth`] | pure: who a token speaks for, and what it permits |
 //! | [`ids`] | names of shards, connections, users, messages |
 //! | [`payload`] | bytes on their way out |
-//! | [`protocol`] | pure: frames, envelopes, request heads, close codes |
+//! | [`wire`] | pure: frames, messages, request heads, close codes |
 //! | [`tls`] | TLS of one connection, and the certificates |
 //! | [`admin`] | pure: the admin API as data |
 //! | [`session`] | pure: one connection's life |
@@ -16,11 +16,11 @@
 //! | [`logging`] | the log, which nobody waits for |
 //! | [`metrics`] | names, and one table of counters per shard |
 //! | [`settings`] | what shards go by |
-//! | [`view`] | what every thread may read |
+//! | [`shared`] | what every thread may read |
 //! | [`engine`] | sockets only: io_uring and epoll behind one contract |
 //! | [`lanes`] | what threads say to each other |
 //! | [`cluster`] | pure: many gateways as one system |
-//! | [`broker`] | what a cluster asks of its store, carried out on Redis |
+//! | [`redis`] | what a cluster asks of its store, carried out on Redis |
 //! | [`http`] | plain HTTP on the public port |
 //! | [`shard`] | one shard: its state, and the turn |
 //! | [`control`] | the control thread: start, watch, drain, stop |
@@ -29,7 +29,6 @@
 pub mod address;
 pub mod admin;
 pub mod auth;
-pub mod broker;
 pub mod cluster;
 pub mod config;
 pub mod control;
@@ -41,11 +40,12 @@ pub mod lanes;
 pub mod logging;
 pub mod metrics;
 pub mod payload;
-pub mod protocol;
+pub mod redis;
 pub mod router;
 pub mod runtime;
 pub mod session;
 pub mod settings;
 pub mod shard;
+pub mod shared;
 pub mod tls;
-pub mod view;
+pub mod wire;

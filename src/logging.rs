@@ -57,7 +57,7 @@ struct Counts {
 }
 
 impl Queue {
-    fn hand_over(&self, line: &[u8]) {
+    fn hand_off(&self, line: &[u8]) {
         let more = |waiting: usize| Some(waiting + line.len()).filter(|bytes| *bytes <= WAITING_BYTES_MAX);
         let has_room = self.counts.waiting_bytes.fetch_update(Relaxed, Relaxed, more).is_ok();
         if !has_room || self.jobs.send(Job::Line(line.into())).is_err() {
@@ -120,7 +120,7 @@ pub fn say_last(cause: &str) {
             log::set_max_level(log::max_level().max(LevelFilter::Error));
             log::error!(target: "shardgate", "{cause}");
         }
-        Some((LogFormat::Text, queue)) => queue.hand_over(format!("shardgate: {cause}\n").as_bytes()),
+        Some((LogFormat::Text, queue)) => queue.hand_off(format!("shardgate: {cause}\n").as_bytes()),
         None => debug_assert!(false, "last words before the first"),
     }
 }
@@ -140,7 +140,7 @@ struct Lines(Queue);
 
 impl Write for Lines {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        self.0.hand_over(line);
+        self.0.hand_off(line);
         Ok(line.len())
     }
 
@@ -359,7 +359,7 @@ mod tests {
         let (queue, jobs, counts) = queue();
         let line = [b'x'; 1000];
         for _ in 0..2_000 {
-            queue.hand_over(&line);
+            queue.hand_off(&line);
         }
         let taken = jobs.len() as u64;
         assert_eq!(taken, WAITING_BYTES_MAX as u64 / 1000);

@@ -117,7 +117,7 @@ fn serve(config: Config, args: &[OsString], env: &[(OsString, OsString)]) -> Exi
             ));
         }
     };
-    let gateway = Gateway::start_telling(
+    let gateway = Gateway::start_with(
         &config,
         |handle| {
             let _ = told.send(handle);
@@ -138,7 +138,7 @@ fn serve(config: Config, args: &[OsString], env: &[(OsString, OsString)]) -> Exi
     if let Some(admin) = gateway.admin_listen() {
         log::info!("administration on {admin}");
     }
-    if gateway.view().development {
+    if gateway.shared().development {
         let scheme = if config.tls.is_some() { "https" } else { "http" };
         match listen {
             Listen::Unix(_) => log::warn!("development mode: every client is who it says it is"),

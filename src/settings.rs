@@ -13,8 +13,8 @@ use crate::config::patterns::{PatternError, Patterns};
 use crate::config::{Config, Heartbeat, Limits, Listen, Secret};
 use crate::ids::{is_plain_user_id, is_valid_user_id};
 use crate::jws::{BadKey, KeySet};
-use crate::protocol::head::{Credentials, Policy};
 use crate::tls::ServerConfig;
+use crate::wire::ws::head::{Credentials, Policy};
 
 /// `limits.handshakes` of a shard where nothing is configured: 10,000 connects per second that take 400 ms each.
 pub const HANDSHAKES_PER_SHARD: usize = 4096;

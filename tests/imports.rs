@@ -16,53 +16,50 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("config", &["address", "jws"]),
     ("logging", &["config"]),
     ("auth", &["config", "ids", "jws"]),
-    ("protocol", &["address", "auth", "ids", "jws"]),
+    ("wire", &["address", "auth", "ids", "jws"]),
     ("router", &["ids"]),
-    ("admin", &["ids", "protocol"]),
+    ("admin", &["ids", "wire"]),
     ("tls", &["config", "payload"]),
-    ("session", &["auth", "ids", "payload", "protocol", "router", "tls"]),
-    (
-        "settings",
-        &["address", "auth", "config", "ids", "jws", "protocol", "tls"],
-    ),
-    ("metrics", &["protocol"]),
+    ("session", &["auth", "ids", "payload", "wire", "router", "tls"]),
+    ("settings", &["address", "auth", "config", "ids", "jws", "wire", "tls"]),
+    ("metrics", &["wire"]),
     ("engine", &["ids", "payload"]),
     (
         "lanes",
         &[
-            "admin", "auth", "engine", "ids", "protocol", "router", "session", "settings", "tls",
+            "admin", "auth", "engine", "ids", "wire", "router", "session", "settings", "tls",
         ],
     ),
-    ("view", &["ids", "lanes", "metrics", "settings"]),
+    ("shared", &["ids", "lanes", "metrics", "settings"]),
     (
         "cluster",
-        &["engine", "ids", "lanes", "metrics", "protocol", "router", "view"],
+        &["engine", "ids", "lanes", "metrics", "wire", "router", "shared"],
     ),
-    ("broker", &["cluster", "config", "metrics"]),
+    ("redis", &["cluster", "config", "metrics"]),
     (
         "http",
-        &["admin", "ids", "logging", "metrics", "protocol", "settings", "view"],
+        &["admin", "ids", "logging", "metrics", "wire", "settings", "shared"],
     ),
     (
         "shard",
         &[
-            "address", "admin", "auth", "engine", "http", "ids", "lanes", "metrics", "payload", "protocol", "router",
-            "session", "settings", "tls", "view",
+            "address", "admin", "auth", "engine", "http", "ids", "lanes", "metrics", "payload", "wire", "router",
+            "session", "settings", "tls", "shared",
         ],
     ),
     ("runtime", &["config", "engine", "ids", "settings", "tls"]),
     (
         "control",
         &[
-            "admin", "broker", "cluster", "config", "engine", "http", "ids", "jws", "lanes", "metrics", "protocol",
-            "router", "runtime", "session", "settings", "shard", "tls", "view",
+            "admin", "redis", "cluster", "config", "engine", "http", "ids", "jws", "lanes", "metrics", "wire",
+            "router", "runtime", "session", "settings", "shard", "tls", "shared",
         ],
     ),
 ];
 
 /// Rooms where everything that happens follows from the arguments.
 const PURE: &[&str] = &[
-    "address", "ids", "payload", "jws", "auth", "protocol", "router", "session", "admin", "cluster",
+    "address", "ids", "payload", "jws", "auth", "wire", "router", "session", "admin", "cluster",
 ];
 
 /// Files of other rooms that are as pure.

@@ -16,8 +16,8 @@ use common::client::{TEXT, upgrade_head};
 use common::{Client, Peer, Redis, SLOW_DRAIN, eventually};
 use shardgate::config::{self, Outcome};
 use shardgate::control::{Exit, Gateway};
-use shardgate::protocol::close::CloseReason;
-use shardgate::protocol::encode;
+use shardgate::wire::json::encode;
+use shardgate::wire::ws::close::CloseReason;
 use uuid::Uuid;
 
 on_both_engines! {
@@ -126,7 +126,7 @@ fn messages_both_ways(engine: &str) {
     assert_eq!(alice.tell("bob", "both"), "delivered");
     here.wait_for("both");
     bob.wait_for("both");
-    assert_eq!([0, 1].map(|n| gateways[n].view().connections()), [2, 1]);
+    assert_eq!([0, 1].map(|n| gateways[n].shared().connections()), [2, 1]);
     bob.leave();
     here.leave();
     alice.wait_to_see("bob", false);
@@ -244,7 +244,7 @@ fn orders_while_redis_is_away(engine: &str) {
     let mut there: Vec<Client> = (0..6).map(|n| connect(&gateways[1], &format!("user{n}"))).collect();
     redis.kill();
     eventually("both have noticed", || {
-        gateways.iter().all(|g| !g.view().cluster.is_up())
+        gateways.iter().all(|g| !g.shared().cluster.is_up())
     });
     let before = [0, 1].map(|n| orders_dropped(&gateways[n]));
 
@@ -265,7 +265,7 @@ fn orders_while_redis_is_away(engine: &str) {
 
     // What was dropped does not come late.
     redis.restart();
-    eventually("both are back", || gateways.iter().all(|g| g.view().cluster.is_up()));
+    eventually("both are back", || gateways.iter().all(|g| g.shared().cluster.is_up()));
     wait_until_joined(&gateways);
     let (frame, text) = broadcast("\"everywhere\"");
     gateways[0].handle().broadcast(frame);
@@ -291,7 +291,7 @@ fn orders_while_redis_does_not_answer(engine: &str) {
     assert_eq!(here.recv_text(), first, "local clients do not wait for Redis");
     eventually("the order is given up", || orders_dropped(&gateways[0]) >= 1);
     redis.resume();
-    eventually("both are back", || gateways.iter().all(|g| g.view().cluster.is_up()));
+    eventually("both are back", || gateways.iter().all(|g| g.shared().cluster.is_up()));
     wait_until_joined(&gateways);
     let (frame, second) = broadcast("\"again\"");
     gateways[0].handle().broadcast(frame);
@@ -356,9 +356,9 @@ fn orders_while_redis_goes_and_comes(engine: &str) {
         let end = Over(over);
         for _ in 0..5 {
             redis.kill();
-            eventually("it is noticed", || gateways.iter().all(|g| !g.view().cluster.is_up()));
+            eventually("it is noticed", || gateways.iter().all(|g| !g.shared().cluster.is_up()));
             redis.restart();
-            eventually("both are back", || gateways.iter().all(|g| g.view().cluster.is_up()));
+            eventually("both are back", || gateways.iter().all(|g| g.shared().cluster.is_up()));
             wait_until_joined(&gateways);
         }
         drop(end);
@@ -403,7 +403,7 @@ fn orders_without_redis(engine: &str) {
         client.expect_silence();
     }
     here[0].send_message_expecting("user0", "1", "offline");
-    assert_eq!([0, 1].map(|n| gateways[n].view().connections()), [4, 6]);
+    assert_eq!([0, 1].map(|n| gateways[n].shared().connections()), [4, 6]);
     // There is nobody whom they did not reach.
     assert_eq!([0, 1].map(|n| orders_dropped(&gateways[n])), [0, 0]);
 }
@@ -421,7 +421,7 @@ fn one_drains_and_the_other_goes_on(engine: &str) {
     alice.wait_to_see("bob", true);
 
     first.handle().drain();
-    eventually("it drains", || first.view().is_draining());
+    eventually("it drains", || first.shared().is_draining());
     assert_eq!(bob.tell("alice", "from afar"), "routed");
     alice.wait_for("from afar");
     assert!(bob.presence(&["alice", "anna"]).unwrap().values().all(|there| *there));
@@ -447,7 +447,7 @@ fn one_drains_and_the_other_goes_on(engine: &str) {
     let dave = peer(&second, "dave");
     assert_eq!(bob.tell("dave", "welcome"), "delivered");
     dave.wait_for("welcome");
-    assert_eq!(second.view().connections(), 2);
+    assert_eq!(second.shared().connections(), 2);
     bob.leave();
     dave.leave();
     second.handle().drain();

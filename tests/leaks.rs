@@ -48,7 +48,7 @@ fn two_gateways_share_nothing(engine: &str) {
     alice.send_message_expecting("carol", "1", "delivered");
     assert_eq!(carol.recv_json()["content"], 1);
     bob.send_message_expecting("alice", "1", "offline");
-    assert_eq!((first.view().connections(), second.view().connections()), (2, 1));
+    assert_eq!((first.shared().connections(), second.shared().connections()), (2, 1));
     // One ends, the other goes on.
     drop(first);
     alice.read_to_end();

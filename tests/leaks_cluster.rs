@@ -16,9 +16,9 @@ use common::client::upgrade_head;
 use common::{Client, DEADLINE, Peer, Redis, eventually};
 use shardgate::config::{self, Config, Outcome};
 use shardgate::control::{Exit, Gateway};
-use shardgate::protocol::close::CloseReason;
-use shardgate::protocol::encode;
 use shardgate::runtime::StartError;
+use shardgate::wire::json::encode;
+use shardgate::wire::ws::close::CloseReason;
 
 /// glommio 0.9 never closes the eventfd of an executor that has ended (see `leaks`).
 const SHARDS: usize = 2;
@@ -70,7 +70,7 @@ fn live(engine: &str, redis: &mut Redis, round: usize) {
     let paused = match round % 4 {
         1 => {
             redis.kill();
-            eventually("it is noticed", || !one.view().cluster.is_up());
+            eventually("it is noticed", || !one.shared().cluster.is_up());
             false
         }
         // Under way, and nobody answers.
@@ -120,7 +120,7 @@ fn fail(engine: &str, redis: &Redis) {
         socket.listen(1).unwrap();
         other = Some(socket);
     };
-    let error = Gateway::start_telling(&late, told, || {});
+    let error = Gateway::start_with(&late, told, || {});
     let error = error.unwrap_err();
     assert!(matches!(error, StartError::AddressInUse { .. }), "{error}");
     assert!(
@@ -139,7 +139,7 @@ fn fail(engine: &str, redis: &Redis) {
                     true => told.send(handle).unwrap(),
                     false => handle.stop(),
                 };
-                Gateway::start_telling(&patient, told_at_once, || {})
+                Gateway::start_with(&patient, told_at_once, || {})
             });
             if late {
                 drop(door.accept().unwrap());

@@ -308,8 +308,8 @@ fn lanes_that_are_full_both_ways_come_free() {
     world.turn_only(1);
     flood(&mut world, clients[1], 1, users[0], 100);
     assert_eq!((world.acks("failed"), world.acks("delivered")), (100, 0));
-    assert_eq!(world.view.depths.get(ShardId(1), ShardId(0)), LANE_ITEMS_MAX);
-    assert_eq!(world.view.depths.get(ShardId(0), ShardId(1)), 0);
+    assert_eq!(world.shared.depths.get(ShardId(1), ShardId(0)), LANE_ITEMS_MAX);
+    assert_eq!(world.shared.depths.get(ShardId(0), ShardId(1)), 0);
     // Now the other way round, with the lane back still full of answers.
     flood(&mut world, clients[0], 0, users[1], 100);
     world.settle(0);

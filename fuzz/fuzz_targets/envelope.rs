@@ -10,8 +10,8 @@ use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::Value;
 use serde_json::value::RawValue;
 use shardgate::ids::is_valid_user_id;
-use shardgate::protocol::encode;
-use shardgate::protocol::envelope::{self, CLIENT_ID_BYTES_MAX, ClientFrame, ErrorCode, PRESENCE_USERS_MAX};
+use shardgate::wire::json::encode;
+use shardgate::wire::json::decode::{self, CLIENT_ID_BYTES_MAX, ClientFrame, ErrorCode, PRESENCE_USERS_MAX};
 
 /// An object as it stands: all keys, in order, twice if they are there twice.
 struct Entries<'a>(Vec<(String, &'a RawValue)>);
@@ -53,7 +53,7 @@ fuzz_target!(|input: &[u8]| {
         let raw = found.next()?.1;
         found.next().is_none().then_some(raw)
     };
-    match envelope::parse(input) {
+    match decode::parse(input) {
         Ok(frame) => {
             assert!(
                 serde_json::from_str::<IgnoredAny>(input).is_ok(),

@@ -4,7 +4,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use shardgate::ids::is_valid_user_id;
-use shardgate::protocol::head::{self, Credentials, Decision, Policy, Progress};
+use shardgate::wire::ws::head::{self, Credentials, Decision, Policy, Progress};
 
 struct Strict;
 

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::{Answer, Refusal, Request};
 use crate::ids::{is_valid_channel, is_valid_user_id};
-use crate::protocol::close::CloseReason;
+use crate::wire::ws::close::CloseReason;
 
 /// Connections on a page, if the request does not say.
 const PAGE: usize = 100;

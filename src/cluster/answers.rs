@@ -11,7 +11,7 @@ use crate::cluster::presence::{Sweep, Swept};
 use crate::ids::ShardId;
 use crate::lanes::{Item, Location, Span};
 use crate::metrics::ClusterDrop;
-use crate::router::locations::{Berth, Places};
+use crate::router::locations::{PeerId, Places};
 use crate::router::{Partition, UserHash};
 
 /// How often it is said that the store had lost something.
@@ -130,7 +130,7 @@ impl Cluster {
     fn forget_all(&mut self) {
         self.lookups.all_moved();
         for shard in self.all_shards() {
-            self.lanes.say(shard, Item::ForgetAll);
+            self.lanes.push(shard, Item::ForgetAll);
         }
     }
 
@@ -166,11 +166,11 @@ impl Cluster {
             Purpose::Locate(users) => self.handle_located(&users, &answers),
             Purpose::Inquiry(ticket) => self.handle_inquired(ticket, &answers),
             Purpose::Packet {
-                berth,
+                peer,
                 sequence,
                 messages,
             } => {
-                let result = self.judge_packet(berth, &answers);
+                let result = self.judge_packet(peer, &answers);
                 if result.is_err() {
                     let why = match answers.first() {
                         Some(Answer::Count(_)) => ClusterDrop::MessageGatewayGone,
@@ -178,7 +178,7 @@ impl Cluster {
                     };
                     self.metrics().dropped(why, messages.into());
                 }
-                self.outbound.handle_published(berth, sequence, result);
+                self.outbound.handle_published(peer, sequence, result);
             }
             Purpose::Publications {
                 partition,
@@ -248,10 +248,10 @@ impl Cluster {
             for incarnation in changes.gone_incarnations {
                 self.inbound.gone(incarnation);
             }
-            for berth in changes.gone {
-                let unsent = self.outbound.gone(berth);
+            for peer in changes.gone {
+                let unsent = self.outbound.gone(peer);
                 self.metrics().dropped(ClusterDrop::MessageGatewayGone, unsent);
-                self.partitions.gone(berth);
+                self.partitions.gone(peer);
             }
             if changes.changed {
                 self.forget_all();
@@ -347,8 +347,8 @@ impl Cluster {
     }
 
     fn live(&self, places: &[(Incarnation, u32)]) -> Places {
-        let berths = places.iter().filter_map(|(owner, _)| self.directory.counts(*owner));
-        berths.collect()
+        let peers = places.iter().filter_map(|(owner, _)| self.directory.counts(*owner));
+        peers.collect()
     }
 
     /// Clears what dead gateways have written of a user, and was in no index yet when they died.
@@ -369,16 +369,16 @@ impl Cluster {
         }
     }
 
-    fn judge_packet(&mut self, berth: Berth, answers: &[Answer]) -> Result<(), Lost> {
+    fn judge_packet(&mut self, peer: PeerId, answers: &[Answer]) -> Result<(), Lost> {
         match answers.first() {
-            Some(Answer::Count(0)) if self.directory.deaf(berth, self.now.mono_ms()) => Err(Lost::Dead),
+            Some(Answer::Count(0)) if self.directory.deaf(peer, self.now.mono_ms()) => Err(Lost::Dead),
             Some(Answer::Count(0)) => {
                 // It is subscribing anew, or dead: the directory knows sooner or later.
                 self.directory_due_ms = self.directory_due_ms.min(self.now.mono_ms() + 100);
                 Err(Lost::Unknown)
             }
             Some(Answer::Count(_)) => {
-                self.directory.heard(berth);
+                self.directory.heard(peer);
                 Ok(())
             }
             _ => Err(Lost::Unknown),
@@ -389,7 +389,7 @@ impl Cluster {
     /// later, so nobody who has left since is written for good.
     pub(super) fn handle_reviewed(&mut self, round: u32, page: Option<Option<u32>>, users: Vec<(Arc<str>, u32)>) {
         if let Some(next) = page {
-            let all = self.view.shards.iter().map(|shard| shard.users.get()).sum();
+            let all = self.shared.shards.iter().map(|shard| shard.users.get()).sum();
             self.audit.handle_looked(next, users.len(), all, self.now.mono_ms());
         }
         let current = round == self.book.round() && self.may_audit();

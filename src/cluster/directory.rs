@@ -1,12 +1,12 @@
 //! The gateways of the cluster: who lives, who is gone, and how sure that is.
 //!
-//! Pure. A gateway gets a [`Berth`] when it is first heard of, which names it for shards and is never used again.
+//! Pure. A gateway gets a [`PeerId`] when it is first heard of, which names it for shards and is never used again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::store::{Incarnation, LeaseState, Registered};
-use crate::router::locations::Berth;
+use crate::router::locations::PeerId;
 
 /// A gateway that nobody listens for is taken for dead after this time, although its lease still lasts: it has had the
 /// time to subscribe again. Until then messages for it have `failed`, afterwards their receivers are `offline`.
@@ -36,7 +36,7 @@ struct Gateway {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Changes {
     /// Gateways that are gone, and were there before.
-    pub gone: Vec<Berth>,
+    pub gone: Vec<PeerId>,
     /// The same ones.
     pub gone_incarnations: Vec<Incarnation>,
     /// A gateway's users count no more, or count for the first time: nothing learned before holds.
@@ -48,11 +48,11 @@ pub struct Changes {
 /// All other gateways. Owned by the control thread.
 #[derive(Debug, Default)]
 pub struct Directory {
-    gateways: BTreeMap<Berth, Gateway>,
-    index: BTreeMap<Incarnation, Berth>,
+    gateways: BTreeMap<PeerId, Gateway>,
+    index: BTreeMap<Incarnation, PeerId>,
     /// Gateways that no reading of the directory had yet.
     heard_of: usize,
-    berths: u32,
+    peers: u32,
     /// Ids of gateways that were there before Redis went away and have not been seen since, and until when they may come.
     missing: Vec<Arc<str>>,
     missing_until_ms: u64,
@@ -62,9 +62,9 @@ pub struct Directory {
 
 impl Directory {
     /// The gateway of this name; a new one is entered as heard of. `None` if too many are, that nobody has seen in the directory.
-    pub fn hear_of(&mut self, id: &str, incarnation: Incarnation) -> Option<Berth> {
-        if let Some(berth) = self.find(incarnation) {
-            return Some(berth);
+    pub fn hear_of(&mut self, id: &str, incarnation: Incarnation) -> Option<PeerId> {
+        if let Some(peer) = self.find(incarnation) {
+            return Some(peer);
         }
         if self.heard_of >= HEARD_OF_MAX {
             return None;
@@ -72,11 +72,11 @@ impl Directory {
         Some(self.enter(id, incarnation))
     }
 
-    fn enter(&mut self, id: &str, incarnation: Incarnation) -> Berth {
-        let berth = Berth(self.berths);
-        self.berths += 1;
+    fn enter(&mut self, id: &str, incarnation: Incarnation) -> PeerId {
+        let peer = PeerId(self.peers);
+        self.peers += 1;
         self.gateways.insert(
-            berth,
+            peer,
             Gateway {
                 id: id.into(),
                 incarnation,
@@ -86,13 +86,13 @@ impl Directory {
                 lapsed: false,
             },
         );
-        self.index.insert(incarnation, berth);
+        self.index.insert(incarnation, peer);
         self.heard_of += 1;
-        berth
+        peer
     }
 
     /// The gateway of this incarnation, if it was heard of.
-    pub fn find(&self, incarnation: Incarnation) -> Option<Berth> {
+    pub fn find(&self, incarnation: Incarnation) -> Option<PeerId> {
         self.index.get(&incarnation).copied()
     }
 
@@ -102,16 +102,16 @@ impl Directory {
     }
 
     /// The name of a gateway.
-    pub fn name(&self, berth: Berth) -> Option<(Arc<str>, Incarnation)> {
-        let gateway = self.gateways.get(&berth)?;
+    pub fn name(&self, peer: PeerId) -> Option<(Arc<str>, Incarnation)> {
+        let gateway = self.gateways.get(&peer)?;
         Some((Arc::clone(&gateway.id), gateway.incarnation))
     }
 
     /// The gateway, if its users count: it has a lease and does not drain.
-    pub fn counts(&self, incarnation: Incarnation) -> Option<Berth> {
-        let berth = self.find(incarnation)?;
-        let state = self.gateways.get(&berth)?.state;
-        matches!(state, Some(LeaseState::Syncing | LeaseState::Synced)).then_some(berth)
+    pub fn counts(&self, incarnation: Incarnation) -> Option<PeerId> {
+        let peer = self.find(incarnation)?;
+        let state = self.gateways.get(&peer)?.state;
+        matches!(state, Some(LeaseState::Syncing | LeaseState::Synced)).then_some(peer)
     }
 
     /// Gateways that something is known of.
@@ -130,15 +130,15 @@ impl Directory {
     }
 
     /// Somebody took what was said to this gateway.
-    pub fn heard(&mut self, berth: Berth) {
-        if let Some(gateway) = self.gateways.get_mut(&berth) {
+    pub fn heard(&mut self, peer: PeerId) {
+        if let Some(gateway) = self.gateways.get_mut(&peer) {
             gateway.deaf_since_ms = None;
         }
     }
 
     /// Nobody took what was said to this gateway. Returns true if that has gone on for so long that it must be dead.
-    pub fn deaf(&mut self, berth: Berth, now_ms: u64) -> bool {
-        let Some(gateway) = self.gateways.get_mut(&berth) else {
+    pub fn deaf(&mut self, peer: PeerId, now_ms: u64) -> bool {
+        let Some(gateway) = self.gateways.get_mut(&peer) else {
             return true;
         };
         let since = *gateway.deaf_since_ms.get_or_insert(now_ms);
@@ -187,10 +187,10 @@ impl Directory {
                 continue;
             };
             let known = self.find(line.incarnation);
-            let berth = known.unwrap_or_else(|| self.enter(&line.id, line.incarnation));
-            seen.insert(berth);
+            let peer = known.unwrap_or_else(|| self.enter(&line.id, line.incarnation));
+            seen.insert(peer);
             self.missing.retain(|id| *id != line.id);
-            if let Some(gateway) = self.gateways.get_mut(&berth) {
+            if let Some(gateway) = self.gateways.get_mut(&peer) {
                 gateway.lapsed = false;
                 // Whoever renews lives, and hears again by now.
                 if lease.renewals > gateway.renewals {
@@ -198,7 +198,7 @@ impl Directory {
                 }
                 gateway.renewals = lease.renewals;
                 let counted = matches!(gateway.state, Some(LeaseState::Syncing | LeaseState::Synced));
-                let counts = lease.state != LeaseState::Leaving;
+                let counts = lease.state != LeaseState::Migrating;
                 changes.changed |= counted != counts;
                 gateway.state = Some(lease.state);
             }
@@ -206,12 +206,12 @@ impl Directory {
         self.lapsed = lapsed;
         let mut gone = Vec::new();
         let index = &mut self.index;
-        self.gateways.retain(|berth, gateway| {
-            let stays = seen.contains(berth) || (gateway.state.is_none() && !gateway.lapsed);
+        self.gateways.retain(|peer, gateway| {
+            let stays = seen.contains(peer) || (gateway.state.is_none() && !gateway.lapsed);
             // Heard of, but in no reading: the next one decides.
             gateway.lapsed = true;
             if !stays {
-                gone.push(*berth);
+                gone.push(*peer);
                 index.remove(&gateway.incarnation);
                 changes.gone_incarnations.push(gateway.incarnation);
             }
@@ -255,7 +255,7 @@ mod tests {
         assert_eq!(directory.counts(ME), None);
         assert_eq!(directory.len(), 1);
 
-        let changes = directory.read(&[line("b", 2, Some(LeaseState::Leaving))], ME);
+        let changes = directory.read(&[line("b", 2, Some(LeaseState::Migrating))], ME);
         assert!(changes.changed && changes.gone.is_empty());
         assert_eq!(directory.counts(Incarnation(2)), None);
         assert_eq!(directory.find(Incarnation(2)), Some(b));
@@ -270,10 +270,10 @@ mod tests {
     #[test]
     fn one_that_was_heard_of_before_it_was_seen_stays_for_one_reading() {
         let mut directory = Directory::default();
-        let berth = directory.hear_of("b", Incarnation(2)).unwrap();
+        let peer = directory.hear_of("b", Incarnation(2)).unwrap();
         assert!(directory.read(&[], ME).gone.is_empty());
-        assert_eq!(directory.read(&[], ME).gone, [berth]);
-        assert_ne!(directory.hear_of("b", Incarnation(2)), Some(berth));
+        assert_eq!(directory.read(&[], ME).gone, [peer]);
+        assert_ne!(directory.hear_of("b", Incarnation(2)), Some(peer));
     }
 
     #[test]
@@ -310,11 +310,11 @@ mod tests {
     #[test]
     fn the_deaf_are_dead_after_a_while() {
         let mut directory = Directory::default();
-        let berth = directory.hear_of("b", Incarnation(2)).unwrap();
-        assert!(!directory.deaf(berth, 100));
-        assert!(!directory.deaf(berth, 100 + DEAF_MS - 1));
-        assert!(directory.deaf(berth, 100 + DEAF_MS));
-        directory.heard(berth);
-        assert!(!directory.deaf(berth, 100 + DEAF_MS));
+        let peer = directory.hear_of("b", Incarnation(2)).unwrap();
+        assert!(!directory.deaf(peer, 100));
+        assert!(!directory.deaf(peer, 100 + DEAF_MS - 1));
+        assert!(directory.deaf(peer, 100 + DEAF_MS));
+        directory.heard(peer);
+        assert!(!directory.deaf(peer, 100 + DEAF_MS));
     }
 }

@@ -10,10 +10,10 @@ use super::store::Channel;
 use crate::ids::ShardId;
 use crate::lanes::{Instruction, Item, OutgoingPublication};
 use crate::metrics::ClusterDrop;
-use crate::protocol::close::CloseReason;
-use crate::protocol::server_frame::is_object_frame;
 use crate::router::Partition;
-use crate::router::locations::Berth;
+use crate::router::locations::PeerId;
+use crate::wire::ws::close::CloseReason;
+use crate::wire::ws::server_frame::is_object_frame;
 
 /// The messages of one packet on their way to the shards.
 #[derive(Default)]
@@ -77,10 +77,10 @@ impl Cluster {
             return self.metrics().dropped(ClusterDrop::PacketLate, 1);
         }
         if from.is_none()
-            && let Some(berth) = self.directory.find(packet.origin.incarnation)
+            && let Some(peer) = self.directory.find(packet.origin.incarnation)
         {
             // Whoever says "look" has just subscribed.
-            self.directory.heard(berth);
+            self.directory.heard(peer);
         }
         let mut parts = Parts::default();
         loop {
@@ -144,7 +144,7 @@ impl Cluster {
 
     /// The gateway that a packet is from. One that is only heard of should be in the directory; where too many are, the packet is
     /// dropped.
-    fn hear_of(&mut self, packet: &Packet<'_>) -> Option<Berth> {
+    fn hear_of(&mut self, packet: &Packet<'_>) -> Option<PeerId> {
         let from = self.directory.hear_of(packet.origin.id, packet.origin.incarnation);
         if from.is_none() {
             self.metrics().dropped(ClusterDrop::PacketUnknownGateway, 1);
@@ -182,7 +182,7 @@ impl Cluster {
         self.metrics().dropped(drop, 1);
     }
 
-    fn refuse(&mut self, from: Berth, sequence: u32) {
+    fn refuse(&mut self, from: PeerId, sequence: u32) {
         self.metrics().dropped(ClusterDrop::PacketLate, 1);
         let confirm = Confirm {
             sequence,
@@ -192,7 +192,7 @@ impl Cluster {
         self.outbound.confirm(self.membership.origin(), from, &confirm);
     }
 
-    fn handle_packet_item(&mut self, from: Option<Berth>, item: PacketItem<'_>, parts: &mut Parts) {
+    fn handle_packet_item(&mut self, from: Option<PeerId>, item: PacketItem<'_>, parts: &mut Parts) {
         match (item, from) {
             (
                 PacketItem::Message {
@@ -268,7 +268,7 @@ impl Cluster {
     }
 
     /// All messages are with their shards: when those have answered, the other gateway is to hear what was missed.
-    fn finish_packet(&mut self, from: Berth, sequence: u32, parts: Parts) {
+    fn finish_packet(&mut self, from: PeerId, sequence: u32, parts: Parts) {
         if !parts.wants_confirm {
             return;
         }
@@ -292,7 +292,7 @@ impl Cluster {
         }
         let packet = open.unwrap_or(NOBODYS);
         for shard in parts.shards {
-            self.lanes.say(shard, Item::PacketEnd { packet });
+            self.lanes.push(shard, Item::PacketEnd { packet });
         }
     }
 }
@@ -308,12 +308,12 @@ mod tests {
     use super::*;
     use crate::lanes;
     use crate::router::HomeMap;
-    use crate::view::{Now, View};
+    use crate::shared::{Now, Shared};
 
     /// One that heard a packet to all from each of so many gateways.
     fn after_orders_of(gateways: u64, keys: &[&str]) -> Cluster {
         let (_, _, depths) = lanes::inboxes(1);
-        let view = Arc::new(View::new("gw".into(), true, "model", vec![None], depths));
+        let shared = Arc::new(Shared::new("gw".into(), true, "model", vec![None], depths));
         let identity = Identity {
             id: "gw".into(),
             seed: 1,
@@ -324,7 +324,7 @@ mod tests {
             wall_ms: 1_700_000_000_000,
         };
         let keyring = || Keyring::new(keys.iter().copied(), "p:");
-        let mut cluster = Cluster::new(&identity, HomeMap::new(1, [7; 16]), view, now).with_keyring(keyring());
+        let mut cluster = Cluster::new(&identity, HomeMap::new(1, [7; 16]), shared, now).with_keyring(keyring());
         for n in 1..=gateways {
             let mut packet = PacketBuilder::default();
             let origin = Origin {

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::packet::Confirm;
 use super::store::Incarnation;
-use crate::router::locations::Berth;
+use crate::router::locations::PeerId;
 
 /// Packets that the shards have not finished: more than their lanes can hold.
 const OPEN_PACKETS_MAX: usize = 65_536;
@@ -21,7 +21,7 @@ const RETIRED_MAX: usize = 1_024;
 
 #[derive(Debug)]
 struct Open {
-    from: Berth,
+    from: PeerId,
     /// Shards that have not answered.
     parts: u16,
     confirm: Confirm,
@@ -86,7 +86,7 @@ impl Inbound {
     }
 
     /// A packet whose messages go to `parts` shards, at least one. Its name for them; `None` if too many are open.
-    pub fn open(&mut self, from: Berth, parts: u16, confirm: Confirm) -> Option<u32> {
+    pub fn open(&mut self, from: PeerId, parts: u16, confirm: Confirm) -> Option<u32> {
         let open = Some(Open { from, parts, confirm });
         match self.free.pop() {
             Some(packet) => {
@@ -102,7 +102,7 @@ impl Inbound {
     }
 
     /// A shard is through with its part. With the last one: who is to hear, and what.
-    pub fn handle_done(&mut self, packet: u32, missed: &[u16]) -> Option<(Berth, Confirm)> {
+    pub fn handle_done(&mut self, packet: u32, missed: &[u16]) -> Option<(PeerId, Confirm)> {
         let slot = self.open.get_mut(packet as usize)?;
         let open = slot.as_mut()?;
         open.confirm.missed.extend_from_slice(missed);
@@ -161,10 +161,10 @@ mod tests {
             failed: vec![9],
             ..Confirm::default()
         };
-        let packet = inbound.open(Berth(1), 2, confirm).unwrap();
+        let packet = inbound.open(PeerId(1), 2, confirm).unwrap();
         assert_eq!(inbound.handle_done(packet, &[1]), None);
-        let (berth, confirm) = inbound.handle_done(packet, &[0, 2]).unwrap();
-        assert_eq!((berth, confirm.sequence), (Berth(1), 3));
+        let (peer, confirm) = inbound.handle_done(packet, &[0, 2]).unwrap();
+        assert_eq!((peer, confirm.sequence), (PeerId(1), 3));
         assert_eq!((confirm.missed, confirm.failed), (vec![1, 0, 2], vec![9]));
         assert_eq!(inbound.handle_done(packet, &[]), None);
         assert!(inbound.is_empty());

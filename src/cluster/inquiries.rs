@@ -33,8 +33,8 @@ impl Cluster {
         let found = match answers.first() {
             Some(Answer::Places(places)) => {
                 let there = places.iter().filter_map(|(owner, connections)| {
-                    let berth = self.directory.counts(*owner)?;
-                    Some((self.directory.name(berth)?.0, *connections))
+                    let peer = self.directory.counts(*owner)?;
+                    Some((self.directory.name(peer)?.0, *connections))
                 });
                 let there: Vec<_> = there.collect();
                 // A gateway where the user is may not have come back yet.

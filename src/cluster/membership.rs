@@ -243,7 +243,7 @@ impl Membership {
     /// Writes into the lease how far we are.
     pub fn set_state(&mut self, state: LeaseState) {
         // Who leaves does not come back.
-        if self.state != state && self.state != LeaseState::Leaving {
+        if self.state != state && self.state != LeaseState::Migrating {
             self.state = state;
             self.state_changed = true;
             self.due_ms = 0;
@@ -252,7 +252,7 @@ impl Membership {
 
     /// True if everybody can see that we leave.
     pub fn has_left(&self) -> bool {
-        self.written.is_some_and(|(_, state)| state == LeaseState::Leaving)
+        self.written.is_some_and(|(_, state)| state == LeaseState::Migrating)
     }
 
     /// True once for each change that the others should look at.
@@ -529,7 +529,7 @@ mod tests {
         assert_eq!(asked, ["read", "write"]);
         assert_eq!(membership.lease().renewals, ours.renewals + 1);
         // Changes of state are written at once; a challenge is answered by a renewal.
-        membership.set_state(LeaseState::Leaving);
+        membership.set_state(LeaseState::Migrating);
         let asked = drive(&mut membership, TIMES.renew_ms + 1, |op| match op {
             Op::LeaseRead { .. } => Answer::Lease(Some(ours)),
             _ => Answer::Done,

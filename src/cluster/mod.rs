@@ -15,7 +15,7 @@
 //! | [`presence`] | writing down who is here, and sweeping it |
 //! | [`outbound`] | packets to others, and who wants to hear |
 //! | [`inbound`] | packets of others |
-//! | [`partitions`] | publications: partitions that are heard, and spoken in |
+//! | [`partitions`] | publications: partitions that are heard, and interactive in |
 //! | [`lookups`] | where users are: what is asked of the store, in which order, how much of it at once |
 //! | [`inquiries`] | where a user is, for an administrator |
 //! | [`probe`] | whether we are heard |
@@ -46,7 +46,7 @@ use std::sync::Arc;
 use crate::lanes::{Batch, Instruction, Item, Lanes, Location, Wanted};
 use crate::metrics::{ClusterDrop, ClusterMetrics};
 use crate::router::{HomeMap, Partition};
-use crate::view::{ClusterHealth, Now, View};
+use crate::shared::{ClusterHealth, Now, Shared};
 use audit::Audit;
 use directory::Directory;
 use inbound::Inbound;
@@ -54,7 +54,7 @@ use lookups::{Asker, Lookups};
 use membership::{LeaseTimes, Membership, Standing};
 use outbound::Outbound;
 use partitions::Partitions;
-use presence::{PresenceBook, Sweep};
+use presence::{PresenceWriter, Sweep};
 use probe::Probe;
 use seal::Keyring;
 use store::{Answer, Channel, Incarnation, LeaseState, Op, Request};
@@ -78,7 +78,7 @@ enum Purpose {
     /// An administrator's.
     Inquiry(u32),
     Packet {
-        berth: crate::router::locations::Berth,
+        peer: crate::router::locations::PeerId,
         sequence: u32,
         messages: u16,
     },
@@ -117,7 +117,7 @@ pub enum Subscription {
 pub struct Cluster {
     membership: Membership,
     directory: Directory,
-    book: PresenceBook,
+    book: PresenceWriter,
     audit: Audit,
     /// From when on it may be said again that something was missing.
     repaired_due_ms: u64,
@@ -142,7 +142,7 @@ pub struct Cluster {
     instructions: VecDeque<Instruction>,
     homes: HomeMap,
     times: LeaseTimes,
-    view: Arc<View>,
+    shared: Arc<Shared>,
     lanes: Lanes,
     now: Now,
     connected: bool,
@@ -198,13 +198,13 @@ pub struct Identity {
 
 impl Cluster {
     /// A gateway that is not one of many yet. It has no shards before [`Cluster::attach`].
-    pub fn new(identity: &Identity, homes: HomeMap, view: Arc<View>, now: Now) -> Self {
+    pub fn new(identity: &Identity, homes: HomeMap, shared: Arc<Shared>, now: Now) -> Self {
         let times = LeaseTimes::new(identity.ttl_ms);
         let membership =
             Membership::new(&identity.id, times, identity.seed, now.wall_ms).with_partitions(homes.partitions());
-        view.cluster.set_health(ClusterHealth::Joining, None);
+        shared.cluster.set_health(ClusterHealth::Joining, None);
         Cluster {
-            book: PresenceBook::new(membership.incarnation(), homes.shards()),
+            book: PresenceWriter::new(membership.incarnation(), homes.shards()),
             audit: Audit::new(homes.shards(), identity.ttl_ms),
             repaired_due_ms: 0,
             unkept_due_ms: 0,
@@ -224,11 +224,11 @@ impl Cluster {
             lanes: Lanes::new(
                 crate::lanes::control_place(homes.shards()),
                 Vec::new(),
-                Arc::clone(&view.depths),
+                Arc::clone(&shared.depths),
             ),
             homes,
             times,
-            view,
+            shared,
             now,
             connected: false,
             was_member: false,
@@ -314,7 +314,7 @@ impl Cluster {
     /// wait for answers. A gateway that drains does this last: to the others it is one like any other until then.
     pub fn leave(&mut self) {
         self.leaving = true;
-        self.membership.set_state(LeaseState::Leaving);
+        self.membership.set_state(LeaseState::Migrating);
     }
 
     /// True once nothing of us is written down any more but the lease.
@@ -345,12 +345,12 @@ impl Cluster {
 
     /// What is held for others, for tests that expect nothing.
     #[doc(hidden)]
-    pub fn residue(&self) -> Residue {
-        Residue {
+    pub fn residue(&self) -> Outstanding {
+        Outstanding {
             acks: self.outbound.waiting() + self.partitions.waiting(),
             strangers: self
                 .outbound
-                .berths()
+                .peers()
                 .filter(|b| self.directory.name(*b).is_none())
                 .count(),
             inbound: self.inbound.len(),
@@ -368,11 +368,11 @@ impl Cluster {
     }
 
     fn metrics(&self) -> &ClusterMetrics {
-        &self.view.cluster.metrics
+        &self.shared.cluster.metrics
     }
 
     fn is_up(&self) -> bool {
-        self.view.cluster.is_up()
+        self.shared.cluster.is_up()
     }
 
     fn request(&mut self, purpose: Purpose, ops: Vec<Op>) {
@@ -432,7 +432,7 @@ impl Cluster {
                     };
                     let names = users.iter().map(|(place, _, user)| (*place, batch.text(*user)));
                     if !overloaded || self.lookups.ask(asker, names).is_err() {
-                        self.lanes.say(from, Item::PresenceUnknown { ticket, overloaded });
+                        self.lanes.push(from, Item::PresenceUnknown { ticket, overloaded });
                     }
                 }
                 // Without Redis, and when we leave, nothing is written; afterwards everything is written again.
@@ -460,8 +460,8 @@ impl Cluster {
                     self.publish(partition, (batch.text(channel), &frame), wanted);
                 }
                 Item::PacketDone { packet, missed } => {
-                    if let Some((berth, confirm)) = self.inbound.handle_done(packet, &missed) {
-                        self.outbound.confirm(self.membership.origin(), berth, &confirm);
+                    if let Some((peer, confirm)) = self.inbound.handle_done(packet, &missed) {
+                        self.outbound.confirm(self.membership.origin(), peer, &confirm);
                     }
                 }
                 other => debug_assert!(false, "not for the control thread: {other:?}"),
@@ -516,7 +516,8 @@ impl Cluster {
         let entered = self.connected && standing.has_lease();
         let first = self.sent.first_key_value().map(|(_, (_, sent_ms))| sent_ms + SLOW_MS);
         // Only a member is called slow; nobody else is to be woken for that.
-        let slow = first.filter(|_| standing == Standing::Member && self.view.cluster.health() != ClusterHealth::Slow);
+        let slow =
+            first.filter(|_| standing == Standing::Member && self.shared.cluster.health() != ClusterHealth::Slow);
         let membership = self.membership.poll_timeout().filter(|_| self.connected);
         let when = |yes: bool, due: Option<u64>| if yes { due } else { None };
         let directory = when(
@@ -548,7 +549,7 @@ impl Cluster {
 #[doc(hidden)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[allow(missing_docs, reason = "the names say it")]
-pub struct Residue {
+pub struct Outstanding {
     pub acks: usize,
     /// Gateways with something on its way that are in no directory.
     pub strangers: usize,

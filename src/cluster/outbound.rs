@@ -15,8 +15,8 @@ use super::packet::{Confirm, Origin, PacketBuilder};
 use crate::engine::SocketKey;
 use crate::ids::ShardId;
 use crate::lanes::Wanted;
-use crate::protocol::encode::AckStatus;
-use crate::router::locations::Berth;
+use crate::router::locations::PeerId;
+use crate::wire::json::encode::AckStatus;
 
 /// Packets to one gateway that Redis has not answered yet; two keep the pipe full.
 const PACKETS_UNDER_WAY: u8 = 2;
@@ -187,8 +187,8 @@ impl Destination {
     }
 }
 
-fn destination(all: &mut BTreeMap<Berth, Destination>, berth: Berth, used: u32) -> &mut Destination {
-    all.entry(berth).or_insert_with(|| Destination {
+fn destination(all: &mut BTreeMap<PeerId, Destination>, peer: PeerId, used: u32) -> &mut Destination {
+    all.entry(peer).or_insert_with(|| Destination {
         sequence: used,
         ..Destination::default()
     })
@@ -198,7 +198,7 @@ fn destination(all: &mut BTreeMap<Berth, Destination>, berth: Berth, used: u32) 
 #[derive(Debug)]
 pub struct Outgoing {
     /// Where to.
-    pub berth: Berth,
+    pub peer: PeerId,
     /// Its number.
     pub sequence: u32,
     /// Messages in it.
@@ -210,9 +210,9 @@ pub struct Outgoing {
 /// Everything on its way to other gateways.
 #[derive(Debug, Default)]
 pub struct Outbound {
-    destinations: BTreeMap<Berth, Destination>,
+    destinations: BTreeMap<PeerId, Destination>,
     /// Those that a packet may go to now.
-    ready: BTreeSet<Berth>,
+    ready: BTreeSet<PeerId>,
     /// The highest number of a packet to a gateway that is gone. Should one come back whom we had taken for dead, it
     /// still knows the numbers of before, and takes none twice: all who are new begin here.
     used: u32,
@@ -225,12 +225,12 @@ pub struct Outbound {
 pub struct TooMuchWaits;
 
 impl Outbound {
-    /// Adds a message for the gateways at `berths`, not empty. Returns how many of them could not take it, which counts as
+    /// Adds a message for the gateways at `peers`, not empty. Returns how many of them could not take it, which counts as
     /// failed there.
     pub fn message(
         &mut self,
         origin: Origin<'_>,
-        berths: &[Berth],
+        peers: &[PeerId],
         to: &str,
         frame: &[u8],
         wanted: Option<Wanted<'_>>,
@@ -241,14 +241,14 @@ impl Outbound {
                 conn: wanted.conn,
                 client_id: wanted.client_id.into(),
                 message_id: wanted.message_id,
-                waiting: berths.len() as u16,
+                waiting: peers.len() as u16,
                 failed: false,
                 said: false,
             })
         });
         let mut result = Ok(());
-        for berth in berths {
-            let destination = destination(&mut self.destinations, *berth, self.used);
+        for peer in peers {
+            let destination = destination(&mut self.destinations, *peer, self.used);
             if destination.waiting_bytes >= WAITING_BYTES_MAX {
                 result = Err(TooMuchWaits);
                 if let Some(ack) = ack {
@@ -265,7 +265,7 @@ impl Outbound {
             let grown = open.builder.len() - before;
             destination.waiting_bytes += grown;
             if destination.may_send() {
-                self.ready.insert(*berth);
+                self.ready.insert(*peer);
             }
         }
         result
@@ -277,23 +277,23 @@ impl Outbound {
             .extend(wanted.map(|wanted| Verdict::new(wanted, AckStatus::Failed)));
     }
 
-    /// Adds what became of a packet of the gateway at `berth`.
-    pub fn confirm(&mut self, origin: Origin<'_>, berth: Berth, confirm: &Confirm) {
-        let destination = destination(&mut self.destinations, berth, self.used);
+    /// Adds what became of a packet of the gateway at `peer`.
+    pub fn confirm(&mut self, origin: Origin<'_>, peer: PeerId, confirm: &Confirm) {
+        let destination = destination(&mut self.destinations, peer, self.used);
         let open = destination.room();
         let before = open.builder.len();
         open.builder.confirm(origin, confirm);
         let grown = open.builder.len() - before;
         destination.waiting_bytes += grown;
         if destination.may_send() {
-            self.ready.insert(berth);
+            self.ready.insert(peer);
         }
     }
 
     /// The next packet that may go.
     pub fn poll_packet(&mut self, now_ms: u64) -> Option<Outgoing> {
-        let berth = *self.ready.first()?;
-        let destination = self.destinations.get_mut(&berth)?;
+        let peer = *self.ready.first()?;
+        let destination = self.destinations.get_mut(&peer)?;
         let open = destination
             .closed
             .pop_front()
@@ -304,7 +304,7 @@ impl Outbound {
         destination.sequence = destination.sequence.wrapping_add(1).max(1);
         let sequence = destination.sequence;
         if !destination.may_send() {
-            self.ready.remove(&berth);
+            self.ready.remove(&peer);
         }
         if !open.wanting.is_empty() {
             destination.unconfirmed.push_back(Sent {
@@ -314,7 +314,7 @@ impl Outbound {
             });
         }
         Some(Outgoing {
-            berth,
+            peer,
             sequence,
             messages: open.builder.messages(),
             payload: open.builder.close(sequence),
@@ -323,32 +323,32 @@ impl Outbound {
 
     /// Redis took a packet, or did not: then nobody will confirm it. `offline`: the gateway is dead, so are its
     /// connections.
-    pub fn handle_published(&mut self, berth: Berth, sequence: u32, result: Result<(), Lost>) {
-        let Some(destination) = self.destinations.get_mut(&berth) else {
+    pub fn handle_published(&mut self, peer: PeerId, sequence: u32, result: Result<(), Lost>) {
+        let Some(destination) = self.destinations.get_mut(&peer) else {
             return;
         };
         destination.under_way = destination.under_way.saturating_sub(1);
         if destination.may_send() {
-            self.ready.insert(berth);
+            self.ready.insert(peer);
         }
         if let Err(lost) = result {
             let fate = match lost {
                 Lost::Dead => Fate::Missed,
                 Lost::Unknown => Fate::Failed,
             };
-            self.settle_packet(berth, sequence, |_| fate);
+            self.settle_packet(peer, sequence, |_| fate);
         }
     }
 
     /// The other gateway said what became of a packet.
-    pub fn handle_confirm(&mut self, berth: Berth, confirm: &Confirm) {
+    pub fn handle_confirm(&mut self, peer: PeerId, confirm: &Confirm) {
         let sorted = |places: &[u16]| {
             let mut places = places.to_vec();
             places.sort_unstable();
             places
         };
         let (missed, failed) = (sorted(&confirm.missed), sorted(&confirm.failed));
-        self.settle_packet(berth, confirm.sequence, |place| {
+        self.settle_packet(peer, confirm.sequence, |place| {
             if confirm.refused || failed.binary_search(&place).is_ok() {
                 Fate::Failed
             } else if missed.binary_search(&place).is_ok() {
@@ -359,8 +359,8 @@ impl Outbound {
         });
     }
 
-    fn settle_packet(&mut self, berth: Berth, sequence: u32, fate: impl Fn(u16) -> Fate) {
-        let Some(destination) = self.destinations.get_mut(&berth) else {
+    fn settle_packet(&mut self, peer: PeerId, sequence: u32, fate: impl Fn(u16) -> Fate) {
+        let Some(destination) = self.destinations.get_mut(&peer) else {
             return;
         };
         let unconfirmed = &mut destination.unconfirmed;
@@ -400,29 +400,29 @@ impl Outbound {
 
     /// A gateway is gone: what was not sent finds nobody, and what was may have arrived before. Returns the messages that
     /// were not sent.
-    pub fn gone(&mut self, berth: Berth) -> u64 {
-        self.drop_destination(berth, Fate::Missed)
+    pub fn gone(&mut self, peer: PeerId) -> u64 {
+        self.drop_destination(peer, Fate::Missed)
     }
 
     /// Redis is away: nothing that is under way will be confirmed. Returns the messages that were not even sent.
     pub fn redis_away(&mut self) -> u64 {
-        let berths: Vec<Berth> = self.destinations.keys().copied().collect();
-        berths
+        let peers: Vec<PeerId> = self.destinations.keys().copied().collect();
+        peers
             .into_iter()
-            .map(|berth| {
-                let sequence = self.destinations.get(&berth).map_or(0, |d| d.sequence);
-                let unsent = self.drop_destination(berth, Fate::Failed);
+            .map(|peer| {
+                let sequence = self.destinations.get(&peer).map_or(0, |d| d.sequence);
+                let unsent = self.drop_destination(peer, Fate::Failed);
                 // The other side takes no number twice.
-                let fresh = self.destinations.entry(berth).or_default();
+                let fresh = self.destinations.entry(peer).or_default();
                 fresh.sequence = sequence;
                 unsent
             })
             .sum()
     }
 
-    fn drop_destination(&mut self, berth: Berth, unsent_fate: Fate) -> u64 {
-        self.ready.remove(&berth);
-        let Some(destination) = self.destinations.remove(&berth) else {
+    fn drop_destination(&mut self, peer: PeerId, unsent_fate: Fate) -> u64 {
+        self.ready.remove(&peer);
+        let Some(destination) = self.destinations.remove(&peer) else {
             return 0;
         };
         if destination.sequence.wrapping_sub(self.used) < 1 << 31 {
@@ -448,7 +448,7 @@ impl Outbound {
     }
 
     /// Gateways that something is remembered of.
-    pub(super) fn berths(&self) -> impl Iterator<Item = Berth> {
+    pub(super) fn peers(&self) -> impl Iterator<Item = PeerId> {
         self.destinations.keys().copied()
     }
 
@@ -495,14 +495,14 @@ mod tests {
     #[test]
     fn packets_grow_while_redis_is_busy_and_keep_order() {
         let mut outbound = Outbound::default();
-        let b = [Berth(1)];
+        let b = [PeerId(1)];
         let mut sent = Vec::new();
         for n in 0..10u8 {
             outbound.message(ME, &b, "bob", &[n], None).unwrap();
             sent.extend(outbound.poll_packet(0));
         }
         assert_eq!(sent.iter().map(|p| p.messages).collect::<Vec<_>>(), [1, 1]);
-        outbound.handle_published(Berth(1), 1, Ok(()));
+        outbound.handle_published(PeerId(1), 1, Ok(()));
         let packet = outbound.poll_packet(0).unwrap();
         assert_eq!((packet.messages, packet.sequence), (8, 3));
         assert!(outbound.poll_packet(0).is_none());
@@ -516,7 +516,7 @@ mod tests {
     #[test]
     fn a_message_is_routed_when_any_gateway_took_it() {
         let mut outbound = Outbound::default();
-        let (b, c) = (Berth(1), Berth(2));
+        let (b, c) = (PeerId(1), PeerId(2));
         for id in ["1", "2", "3", "4"] {
             outbound.message(ME, &[b, c], "bob", b"x", wanted(id)).unwrap();
         }
@@ -554,7 +554,7 @@ mod tests {
     #[test]
     fn who_hears_nothing_hears_that() {
         let mut outbound = Outbound::default();
-        let b = Berth(1);
+        let b = PeerId(1);
         let send = |outbound: &mut Outbound, id: &str, now_ms| {
             outbound.message(ME, &[b], "bob", b"x", wanted(id)).unwrap();
             outbound.poll_packet(now_ms).map(|p| p.sequence)
@@ -591,10 +591,10 @@ mod tests {
     fn what_waits_is_bounded() {
         let mut outbound = Outbound::default();
         let frame = vec![0; 1 << 20];
-        let fits = (0..).take_while(|_| outbound.message(ME, &[Berth(1)], "bob", &frame, None).is_ok());
+        let fits = (0..).take_while(|_| outbound.message(ME, &[PeerId(1)], "bob", &frame, None).is_ok());
         assert!((15..=17).contains(&fits.count()));
         assert_eq!(
-            outbound.message(ME, &[Berth(1)], "bob", &frame, wanted("x")),
+            outbound.message(ME, &[PeerId(1)], "bob", &frame, wanted("x")),
             Err(TooMuchWaits)
         );
         assert_eq!(verdicts(&mut outbound), [("x".into(), AckStatus::Failed)]);

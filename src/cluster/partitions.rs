@@ -13,9 +13,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use super::outbound::{TooMuchWaits, Verdict};
 use super::packet::{Origin, PacketBuilder};
 use crate::lanes::Wanted;
-use crate::protocol::encode::AckStatus;
 use crate::router::Partition;
-use crate::router::locations::Berth;
+use crate::router::locations::PeerId;
+use crate::wire::json::encode::AckStatus;
 
 /// Packets of one partition that Redis has not answered yet; two keep the pipe full.
 const PACKETS_UNDER_WAY: u8 = 2;
@@ -76,7 +76,7 @@ struct Open {
     acks: Vec<Verdict>,
 }
 
-/// One partition as it is spoken in.
+/// One partition as it is interactive in.
 #[derive(Debug, Default)]
 struct Spoken {
     closed: VecDeque<Open>,
@@ -123,10 +123,10 @@ pub struct Partitions {
     /// Those of them that are not both wanted and heard: few, while all is well.
     unsettled: BTreeSet<Partition>,
     changes: VecDeque<Listen>,
-    spoken: BTreeMap<Partition, Spoken>,
+    interactive: BTreeMap<Partition, Spoken>,
     ready: VecDeque<Partition>,
     waiting_bytes: usize,
-    last: BTreeMap<(Partition, Berth), u32>,
+    last: BTreeMap<(Partition, PeerId), u32>,
     verdicts: Vec<Verdict>,
 }
 
@@ -268,17 +268,17 @@ impl Partitions {
             self.verdicts.extend(ack.map(Verdict::failed));
             return Err(TooMuchWaits);
         }
-        let spoken = self.spoken.entry(partition).or_default();
-        let open = &spoken.open.builder;
+        let interactive = self.interactive.entry(partition).or_default();
+        let open = &interactive.open.builder;
         if open.len() >= PACKET_BYTES_MAX || open.messages() == u16::MAX {
-            spoken.closed.push_back(std::mem::take(&mut spoken.open));
+            interactive.closed.push_back(std::mem::take(&mut interactive.open));
         }
-        let before = spoken.open.builder.len();
-        spoken.open.builder.publication(origin, channel, frame);
-        self.waiting_bytes += spoken.open.builder.len() - before;
-        spoken.open.acks.extend(ack);
-        if !spoken.queued && spoken.may_send() {
-            spoken.queued = true;
+        let before = interactive.open.builder.len();
+        interactive.open.builder.publication(origin, channel, frame);
+        self.waiting_bytes += interactive.open.builder.len() - before;
+        interactive.open.acks.extend(ack);
+        if !interactive.queued && interactive.may_send() {
+            interactive.queued = true;
             self.ready.push_back(partition);
         }
         Ok(())
@@ -293,18 +293,18 @@ impl Partitions {
     /// The next packet that may go; partitions take turns.
     pub fn poll_packet(&mut self) -> Option<Outgoing> {
         let partition = self.ready.pop_front()?;
-        let spoken = self.spoken.get_mut(&partition)?;
-        let open = spoken
+        let interactive = self.interactive.get_mut(&partition)?;
+        let open = interactive
             .closed
             .pop_front()
-            .unwrap_or_else(|| std::mem::take(&mut spoken.open));
+            .unwrap_or_else(|| std::mem::take(&mut interactive.open));
         self.waiting_bytes -= open.builder.len();
         // 0 is for packets without a number.
-        spoken.sequence = spoken.sequence.wrapping_add(1).max(1);
-        let sequence = spoken.sequence;
-        spoken.under_way.push_back((sequence, open.acks));
-        spoken.queued = spoken.may_send();
-        if spoken.queued {
+        interactive.sequence = interactive.sequence.wrapping_add(1).max(1);
+        let sequence = interactive.sequence;
+        interactive.under_way.push_back((sequence, open.acks));
+        interactive.queued = interactive.may_send();
+        if interactive.queued {
             self.ready.push_back(partition);
         }
         Some(Outgoing {
@@ -317,18 +317,18 @@ impl Partitions {
 
     /// Redis took a packet, or did not.
     pub fn handle_published(&mut self, partition: Partition, sequence: u32, taken: bool) {
-        let Some(spoken) = self.spoken.get_mut(&partition) else {
+        let Some(interactive) = self.interactive.get_mut(&partition) else {
             return;
         };
-        let Some(at) = spoken.under_way.iter().position(|(known, _)| *known == sequence) else {
+        let Some(at) = interactive.under_way.iter().position(|(known, _)| *known == sequence) else {
             return;
         };
-        if let Some((_, acks)) = spoken.under_way.remove(at) {
+        if let Some((_, acks)) = interactive.under_way.remove(at) {
             let fate = |ack: Verdict| if taken { ack } else { ack.failed() };
             self.verdicts.extend(acks.into_iter().map(fate));
         }
-        if !spoken.queued && spoken.may_send() {
-            spoken.queued = true;
+        if !interactive.queued && interactive.may_send() {
+            interactive.queued = true;
             self.ready.push_back(partition);
         }
     }
@@ -337,15 +337,18 @@ impl Partitions {
     /// Returns the publications that were not even sent.
     pub fn redis_away(&mut self) -> u64 {
         let mut unsent = 0;
-        for spoken in self.spoken.values_mut() {
-            let waiting = spoken.closed.drain(..).chain([std::mem::take(&mut spoken.open)]);
+        for interactive in self.interactive.values_mut() {
+            let waiting = interactive
+                .closed
+                .drain(..)
+                .chain([std::mem::take(&mut interactive.open)]);
             for open in waiting {
                 unsent += u64::from(open.builder.messages());
                 self.verdicts.extend(open.acks.into_iter().map(Verdict::failed));
             }
-            let under_way = spoken.under_way.drain(..).flat_map(|(_, acks)| acks);
+            let under_way = interactive.under_way.drain(..).flat_map(|(_, acks)| acks);
             self.verdicts.extend(under_way.map(Verdict::failed));
-            spoken.queued = false;
+            interactive.queued = false;
         }
         self.ready.clear();
         self.waiting_bytes = 0;
@@ -375,7 +378,7 @@ impl Partitions {
     }
 
     /// A packet of another gateway came.
-    pub fn arrive(&mut self, from: Berth, partition: Partition, sequence: u32) -> Arrival {
+    pub fn arrive(&mut self, from: PeerId, partition: Partition, sequence: u32) -> Arrival {
         let last = self.last.entry((partition, from)).or_insert(sequence.wrapping_sub(1));
         // Half of the circle is ahead, half is behind.
         let ahead = sequence.wrapping_sub(*last);
@@ -387,7 +390,7 @@ impl Partitions {
     }
 
     /// A gateway is gone.
-    pub fn gone(&mut self, from: Berth) {
+    pub fn gone(&mut self, from: PeerId) {
         self.last.retain(|(_, known), _| *known != from);
     }
 
@@ -398,12 +401,16 @@ impl Partitions {
 
     /// Publishers who have not heard yet.
     pub fn waiting(&self) -> usize {
-        let of = |spoken: &Spoken| {
-            let open = spoken.closed.iter().chain([&spoken.open]).map(|open| open.acks.len());
-            let under_way = spoken.under_way.iter().map(|(_, acks)| acks.len());
+        let of = |interactive: &Spoken| {
+            let open = interactive
+                .closed
+                .iter()
+                .chain([&interactive.open])
+                .map(|open| open.acks.len());
+            let under_way = interactive.under_way.iter().map(|(_, acks)| acks.len());
             open.chain(under_way).sum::<usize>()
         };
-        self.spoken.values().map(of).sum()
+        self.interactive.values().map(of).sum()
     }
 }
 
@@ -547,7 +554,7 @@ mod tests {
     #[test]
     fn gaps_are_counted_and_what_comes_late_is_not_carried_out() {
         let mut partitions = Partitions::default();
-        let (a, b) = (Berth(1), Berth(2));
+        let (a, b) = (PeerId(1), PeerId(2));
         assert_eq!(partitions.arrive(a, P, 5), Arrival::After(0));
         assert_eq!(partitions.arrive(a, P, 8), Arrival::After(2));
         for late in [8, 6, 5] {

@@ -1,6 +1,6 @@
 //! Writing down who is here: changes, the list by which they can be swept, and both again after trouble.
 //!
-//! Pure. Says what to write ([`PresenceBook::poll_ops`]) and which users to ask the shards for ([`PresenceBook::poll_step`]);
+//! Pure. Says what to write ([`PresenceWriter::poll_ops`]) and which users to ask the shards for ([`PresenceWriter::poll_step`]);
 //! owns what is not written yet. Cost is in the changes: an idle user causes nothing.
 //!
 //! Rules: a user has at most one write under way, and what comes meanwhile is merged, so the last word wins; after any
@@ -73,7 +73,7 @@ pub enum Step {
 
 /// What is not written yet. Owned by the control thread.
 #[derive(Debug)]
-pub struct PresenceBook {
+pub struct PresenceWriter {
     me: Incarnation,
     shards: u16,
     pending: BTreeMap<Arc<str>, u32>,
@@ -96,10 +96,10 @@ pub struct PresenceBook {
     refused: Option<Arc<str>>,
 }
 
-impl PresenceBook {
+impl PresenceWriter {
     /// Nothing to write for a gateway without users.
     pub fn new(me: Incarnation, shards: u16) -> Self {
-        PresenceBook {
+        PresenceWriter {
             me,
             shards,
             pending: BTreeMap::new(),
@@ -488,7 +488,7 @@ mod tests {
 
     #[test]
     fn changes_are_merged_and_the_last_word_wins() {
-        let mut book = PresenceBook::new(ME, 1);
+        let mut book = PresenceWriter::new(ME, 1);
         book.set("alice", 1);
         book.set("alice", 0);
         book.set("alice", 2);
@@ -527,7 +527,7 @@ mod tests {
 
     #[test]
     fn in_a_rush_a_connection_costs_little_more_than_a_command() {
-        let mut book = PresenceBook::new(ME, 1);
+        let mut book = PresenceWriter::new(ME, 1);
         let mut commands = 0;
         // 10,000 per second.
         for n in 0..1000 {
@@ -544,7 +544,7 @@ mod tests {
 
     #[test]
     fn after_trouble_everything_is_written_then_compared() {
-        let mut book = PresenceBook::new(ME, 2);
+        let mut book = PresenceWriter::new(ME, 2);
         book.set("alice", 1);
         book.poll_ops(0).unwrap();
         let failure = Failure {
@@ -598,7 +598,7 @@ mod tests {
 
     #[test]
     fn who_was_written_lately_is_looked_for_after_trouble() {
-        let mut book = PresenceBook::new(ME, 1);
+        let mut book = PresenceWriter::new(ME, 1);
         book.set("alice", 1);
         book.poll_ops(0).unwrap();
         // Nobody knows what was written; alice goes while Redis is away.

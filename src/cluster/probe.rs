@@ -3,7 +3,7 @@
 //! Pure; owned by the control thread. One probe is under way at a time. One that does not come back is lost, and stays so until
 //! one does: a new subscription alone proves nothing either.
 
-use crate::view::Now;
+use crate::shared::Now;
 
 /// Time between two probes.
 const EVERY_MS: u64 = 1_000;

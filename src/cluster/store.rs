@@ -82,14 +82,14 @@ pub enum LeaseState {
     /// All its users are written down.
     Synced,
     /// It drains: its users do not count any more.
-    Leaving,
+    Migrating,
 }
 
 impl LeaseState {
     const WORDS: [(LeaseState, &'static str); 3] = [
         (LeaseState::Syncing, "syncing"),
         (LeaseState::Synced, "synced"),
-        (LeaseState::Leaving, "leaving"),
+        (LeaseState::Migrating, "leaving"),
     ];
 }
 

@@ -14,7 +14,7 @@ use crate::ids::ShardId;
 use crate::lanes::{Instruction, Item, Location};
 use crate::metrics::ClusterDrop;
 use crate::router::Partition;
-use crate::view::ClusterHealth;
+use crate::shared::ClusterHealth;
 
 /// The directory is not read more often than this, however many packets give a reason to.
 const DIRECTORY_REST_MS: u64 = 20;
@@ -132,7 +132,7 @@ impl Cluster {
                     from,
                     count,
                 }) => {
-                    self.lanes.say(ShardId(shard), Item::ListUsers { round, from, count });
+                    self.lanes.push(ShardId(shard), Item::ListUsers { round, from, count });
                 }
                 Some(Step::Check(users)) => self.check_users(&users),
                 Some(Step::Scan { round, cursor }) => {
@@ -161,7 +161,7 @@ impl Cluster {
         while let Some(look) = self.audit.poll_look(now_ms) {
             match look {
                 Look::Places { shard, from, count } => {
-                    self.lanes.say(ShardId(shard), Item::ReviewPage { round, from, count });
+                    self.lanes.push(ShardId(shard), Item::ReviewPage { round, from, count });
                 }
                 Look::Names(users) => self.say_of_homes(&users, |users| Item::ReviewUsers { round, users }),
             }
@@ -191,26 +191,26 @@ impl Cluster {
                     overloaded: false,
                 },
             };
-            self.lanes.say(answer.shard, item);
+            self.lanes.push(answer.shard, item);
         }
     }
 
     fn send_packets(&mut self, now_ms: u64) {
         while let Some(packet) = self.outbound.poll_packet(now_ms) {
-            let Some((id, incarnation)) = self.directory.name(packet.berth) else {
+            let Some((id, incarnation)) = self.directory.name(packet.peer) else {
                 // It was taken out of the directory after the shard had asked, or had sent what is answered now.
                 self.metrics()
                     .dropped(ClusterDrop::MessageGatewayGone, packet.messages.into());
                 self.outbound
-                    .handle_published(packet.berth, packet.sequence, Err(Lost::Dead));
-                let unsent = self.outbound.gone(packet.berth);
+                    .handle_published(packet.peer, packet.sequence, Err(Lost::Dead));
+                let unsent = self.outbound.gone(packet.peer);
                 self.metrics().dropped(ClusterDrop::MessageGatewayGone, unsent);
                 continue;
             };
             self.metrics().packets_sent.inc();
             self.metrics().messages_sent.add(packet.messages.into());
             let purpose = Purpose::Packet {
-                berth: packet.berth,
+                peer: packet.peer,
                 sequence: packet.sequence,
                 messages: packet.messages,
             };
@@ -258,7 +258,7 @@ impl Cluster {
             };
             if !self.lanes.is_empty() {
                 let home = self.homes.partition_home(partition);
-                self.lanes.say(home, Item::PartitionHeard { partition, heard });
+                self.lanes.push(home, Item::PartitionHeard { partition, heard });
             }
         }
         if given_up > 0 {
@@ -361,7 +361,7 @@ impl Cluster {
     }
 
     fn judge_health(&mut self, now_ms: u64) {
-        let before = self.view.cluster.health();
+        let before = self.shared.cluster.health();
         let refused = self.book.refused().cloned();
         let slow = self
             .sent
@@ -393,12 +393,12 @@ impl Cluster {
             }
             _ => None,
         };
-        self.view.cluster.set_health(health, words.as_deref());
+        self.shared.cluster.set_health(health, words.as_deref());
         if before.is_up() && !health.is_up() {
             self.fail_everything();
         }
         if before != health {
-            match self.view.cluster.trouble() {
+            match self.shared.cluster.trouble() {
                 Some(trouble) => log::warn!("{trouble}"),
                 None => log::info!("one of {} gateways", self.directory.len() + 1),
             }

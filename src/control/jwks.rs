@@ -17,7 +17,7 @@ use crate::config::{Config, shown_url};
 use crate::engine::Waker;
 use crate::jws::KeySet;
 use crate::runtime::StartError;
-use crate::view::View;
+use crate::shared::Shared;
 
 /// How often keys are fetched when nothing else happens, less up to a tenth by chance, so that the gateways of a cluster do
 /// not ask together. A key that its owner withdrew is believed for as long.
@@ -114,7 +114,7 @@ impl FetchedKeys {
         woken: &Woken,
         ending: &AtomicBool,
         config: &Config,
-        view: &View,
+        shared: &Shared,
     ) -> Result<FetchedKeys, StartError> {
         let mut keys = FetchedKeys {
             fetcher,
@@ -129,7 +129,7 @@ impl FetchedKeys {
                 return Err(StartError::GivenUp);
             }
             match keys.fetcher.try_next() {
-                Some(fetched) => match keys.take(fetched, config, view) {
+                Some(fetched) => match keys.take(fetched, config, shared) {
                     Ok(_) => return Ok(keys),
                     Err(why) => cause = why,
                 },
@@ -146,8 +146,8 @@ impl FetchedKeys {
     }
 
     /// Goes by what was fetched; if that is no good, by what there was. Returns true if the keys have changed.
-    pub(super) fn handle_fetched(&mut self, fetched: Fetched, config: &Config, view: &View) -> bool {
-        match self.take(fetched, config, view) {
+    pub(super) fn handle_fetched(&mut self, fetched: Fetched, config: &Config, shared: &Shared) -> bool {
+        match self.take(fetched, config, shared) {
             Ok(changed) => {
                 if std::mem::take(&mut self.failing) {
                     log::info!("keys come from {} again", self.fetcher.url);
@@ -167,14 +167,14 @@ impl FetchedKeys {
         }
     }
 
-    fn take(&mut self, fetched: Fetched, config: &Config, view: &View) -> Result<bool, String> {
+    fn take(&mut self, fetched: Fetched, config: &Config, shared: &Shared) -> Result<bool, String> {
         let set = fetched
             .and_then(|json| KeySet::from_jwks(&json, &config.auth.algorithms).map_err(|error| error.to_string()));
-        let counters = &view.jwks;
+        let counters = &shared.jwks;
         match set {
             Ok(set) => {
                 counters.fetched.inc();
-                counters.fetched_ms.set(view.clock.now().mono_ms());
+                counters.fetched_ms.set(shared.clock.now().mono_ms());
                 let changed = set != *self.set;
                 if changed {
                     log::info!("keys from {}: {}", self.fetcher.url, set.names());

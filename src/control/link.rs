@@ -13,15 +13,15 @@ use tokio::task::LocalSet;
 use super::Exit;
 use super::jwks::{FetchedKeys, Fetcher};
 use super::run::{Control, ControlPlan, Turns, Woken};
-use crate::broker::pair::BrokerPair;
 use crate::cluster::seal::Keyring;
 use crate::cluster::store::StoreEvent;
 use crate::cluster::{Cluster, Identity, Subscription};
 use crate::config::{Config, CredentialSource, RedisConfig};
 use crate::jws::KeySet;
 use crate::lanes::{Lanes, Mailbox, control_place};
+use crate::redis::pair::BrokerPair;
 use crate::runtime::{StartError, cpus};
-use crate::view::{Clock, Now, View};
+use crate::shared::{Clock, Now, Shared};
 
 /// How long giving back the lease may take.
 const FINISH_MAX: Duration = Duration::from_millis(500);
@@ -115,7 +115,7 @@ async fn live(
     let mut keys = None;
     if let CredentialSource::Jwks(url) = &plan.config.auth.source {
         let first = match Fetcher::start(url, plan.waker.clone()) {
-            Ok(fetcher) => FetchedKeys::first(fetcher, &woken, &plan.ending, &plan.config, &plan.view).await,
+            Ok(fetcher) => FetchedKeys::first(fetcher, &woken, &plan.ending, &plan.config, &plan.shared).await,
             Err(cause) => {
                 let what = "cannot start the thread that fetches keys";
                 Err(StartError::System { what, cause })
@@ -135,17 +135,17 @@ async fn live(
         let end = tokio::select! {
             biased;
             () = woken.ending(&plan.ending) => Err(StartError::GivenUp),
-            end = joining.join(&plan.view.clock, &plan.config, redis.start_timeout) => end,
+            end = joining.join(&plan.shared.clock, &plan.config, redis.start_timeout) => end,
         };
         if let Err(error) = end {
-            joining.leave(&plan.view.clock).await;
+            joining.leave(&plan.shared.clock).await;
             let _ = joined.send(Err(error));
             return Exit::Broken;
         }
         link = Some(joining);
     }
     let _ = joined.send(Ok(keys.as_ref().map(|keys| Arc::clone(&keys.set))));
-    let clock = plan.view.clock;
+    let clock = plan.shared.clock;
     match control.await {
         Ok(control) => Turns::new(plan, woken, link, keys, control).live().await,
         Err(_) => {
@@ -173,11 +173,11 @@ impl Link {
             seed: plan.seed,
             ttl_ms: plan.config.presence_ttl.as_millis() as u64,
         };
-        let now = plan.view.clock.now();
+        let now = plan.shared.clock.now();
         let keyring = Keyring::new(redis.keys.iter().map(|key| key.expose()), &redis.prefix);
-        let counters = Arc::clone(&plan.view.cluster.metrics.broker);
+        let counters = Arc::clone(&plan.shared.cluster.metrics.broker);
         Link {
-            cluster: Cluster::new(&identity, plan.homes.clone(), Arc::clone(&plan.view), now).with_keyring(keyring),
+            cluster: Cluster::new(&identity, plan.homes.clone(), Arc::clone(&plan.shared), now).with_keyring(keyring),
             broker: BrokerPair::start(redis.target.clone(), &redis.prefix, counters),
             event: None,
         }
@@ -236,10 +236,10 @@ impl Link {
     }
 
     /// The shards are there.
-    pub(super) fn attach(&mut self, mailboxes: &[Mailbox], view: &View) {
-        let me = control_place(view.shards.len() as u16);
+    pub(super) fn attach(&mut self, mailboxes: &[Mailbox], shared: &Shared) {
+        let me = control_place(shared.shards.len() as u16);
         self.cluster
-            .attach(Lanes::new(me, mailboxes.to_vec(), Arc::clone(&view.depths)));
+            .attach(Lanes::new(me, mailboxes.to_vec(), Arc::clone(&shared.depths)));
     }
 
     pub(super) fn begin_turn(&mut self, now: Now) {

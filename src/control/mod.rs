@@ -37,15 +37,15 @@ use crate::config::{Config, ConfigError, EngineChoice, Listen};
 use crate::engine::Waker;
 use crate::ids::is_valid_user_id;
 use crate::lanes::{self, Instruction};
-use crate::protocol::close::CloseReason;
 use crate::router::HomeMap;
 use crate::runtime::admin::AdminSocket;
 use crate::runtime::preflight::{self, Host};
 use crate::runtime::{self, Needed, StartError, cpus, listener};
 use crate::settings::Settings;
 use crate::shard::run::Reporter;
+use crate::shared::Shared;
 use crate::tls::Certificates;
-use crate::view::View;
+use crate::wire::ws::close::CloseReason;
 use link::Joined;
 use run::{Control, ControlPlan};
 use shards::{Shards, ShardsPlan};
@@ -91,7 +91,7 @@ enum Order {
 pub struct Gateway {
     listen: Listen,
     admin: Option<Listen>,
-    view: Arc<View>,
+    shared: Arc<Shared>,
     handle: Handle,
     control: Option<JoinHandle<Exit>>,
 }
@@ -194,7 +194,7 @@ impl Start<'_> {
         let pinned = cpus::settle(&mut self.host.places, config);
         let host = self.host;
         let (mut inboxes, senders, depths) = lanes::inboxes(shards);
-        let view = Arc::new(View::new(
+        let shared = Arc::new(Shared::new(
             config.gateway_id.clone(),
             config.auth.is_development(),
             host.engine.name(),
@@ -223,7 +223,7 @@ impl Start<'_> {
             connections_possible: host.connections_possible,
             certificates,
             homes: homes.clone(),
-            view: Arc::clone(&view),
+            shared: Arc::clone(&shared),
             seed: getrandom::u64().map_err(no_random)?,
             inbox,
             orders: self.orders,
@@ -240,7 +240,7 @@ impl Start<'_> {
         let shards = Shards::start(
             ShardsPlan {
                 host: &host,
-                view: Arc::clone(&view),
+                shared: Arc::clone(&shared),
                 settings: Arc::clone(&settings),
                 homes,
                 clustered: config.redis.is_some(),
@@ -257,7 +257,7 @@ impl Start<'_> {
         Ok(Gateway {
             listen,
             admin,
-            view,
+            shared,
             handle,
             control: control.serve(Control::new(shards, (kept, pinned), admin_socket, settings)),
         })
@@ -270,7 +270,7 @@ impl Gateway {
     /// # Errors
     /// What keeps it from running; nothing is left behind then.
     pub fn start(config: &Config) -> Result<Gateway, StartError> {
-        Gateway::start_telling(config, |_| {}, || {})
+        Gateway::start_with(config, |_| {}, || {})
     }
 
     /// Like [`Gateway::start`]; `told` gets the handle before anything is waited for, so that a start can be given up:
@@ -279,7 +279,7 @@ impl Gateway {
     ///
     /// # Errors
     /// What keeps it from running, [`StartError::GivenUp`] among it; nothing is left behind then.
-    pub fn start_telling(
+    pub fn start_with(
         config: &Config,
         told: impl FnOnce(Handle),
         on_drain: impl Fn() + Send + Sync + 'static,
@@ -357,8 +357,8 @@ impl Gateway {
     }
 
     /// What it counts and says of itself.
-    pub fn view(&self) -> &View {
-        &self.view
+    pub fn shared(&self) -> &Shared {
+        &self.shared
     }
 
     /// For ordering it about while [`Gateway::wait`] blocks.

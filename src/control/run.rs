@@ -21,7 +21,7 @@ use super::watchdog::Watchdog;
 use super::{Exit, Handle, Order};
 use crate::config::{Config, DrainConfig};
 use crate::engine::Waker;
-use crate::http::{Door, HttpContext};
+use crate::http::{HttpContext, ListenerKind};
 use crate::lanes::{Inbox, Instruction, Parcel};
 use crate::router::HomeMap;
 use crate::runtime::admin::AdminSocket;
@@ -30,8 +30,8 @@ use crate::runtime::listener::Kept;
 use crate::session::drain::DrainPlan;
 use crate::settings::Settings;
 use crate::shard::run::Report;
+use crate::shared::{STALLED_AFTER, Shared};
 use crate::tls::Certificates;
-use crate::view::{STALLED_AFTER, View};
 
 /// What a drain takes at the most if `drain.timeout` is less: `shutdown` and the close frames need time to leave.
 const FAREWELL_MS: u64 = 1_000;
@@ -56,7 +56,7 @@ pub(super) struct ControlPlan {
     pub(super) connections_possible: usize,
     pub(super) certificates: Option<Certificates>,
     pub(super) homes: HomeMap,
-    pub(super) view: Arc<View>,
+    pub(super) shared: Arc<Shared>,
     pub(super) seed: u64,
     pub(super) inbox: Inbox,
     pub(super) orders: Receiver<Order>,
@@ -148,7 +148,7 @@ struct Drain {
 
 /// The state of the control thread while the gateway runs.
 pub(super) struct Turns {
-    view: Arc<View>,
+    shared: Arc<Shared>,
     connections_possible: usize,
     /// What the gateway goes by now; of what needs a restart, what it was started with.
     config: Config,
@@ -179,21 +179,21 @@ impl Turns {
     ) -> Self {
         let settings = Arc::clone(&control.settings);
         let http = Rc::new(HttpContext::new(
-            Arc::clone(&plan.view),
+            Arc::clone(&plan.shared),
             settings,
-            Door::Admin,
+            ListenerKind::Admin,
             !plan.seed,
         ));
         let mailboxes = control.shards.mailboxes();
-        let view = Arc::clone(&plan.view);
-        let desk = Desk::new(plan.handle, mailboxes, plan.homes, view, ANSWER_MAX, plan.seed);
+        let shared = Arc::clone(&plan.shared);
+        let desk = Desk::new(plan.handle, mailboxes, plan.homes, shared, ANSWER_MAX, plan.seed);
         if let Some(socket) = control.admin.take()
             && let Err(error) = listener::serve(socket, Rc::clone(&http), Rc::clone(&desk))
         {
             log::error!("admin.listen is not served: {error}");
         }
         if let Some(link) = &mut link {
-            link.attach(control.shards.mailboxes(), &plan.view);
+            link.attach(control.shards.mailboxes(), &plan.shared);
         }
         Turns {
             connections_possible: plan.connections_possible,
@@ -212,7 +212,7 @@ impl Turns {
             stalled: vec![false; control.shards.count()],
             watchdog: Watchdog::of_environment(),
             control,
-            view: plan.view,
+            shared: plan.shared,
         }
     }
 
@@ -220,8 +220,8 @@ impl Turns {
     pub(super) async fn live(mut self) -> Exit {
         let exit = loop {
             self.woken.waker.set_running();
-            let now = self.view.clock.now();
-            self.view.control_turn_ms.set(now.mono_ms());
+            let now = self.shared.clock.now();
+            self.shared.control_turn_ms.set(now.mono_ms());
             if let Some(link) = &mut self.link {
                 link.begin_turn(now);
             }
@@ -235,7 +235,7 @@ impl Turns {
             self.take_keys();
             let mut due_ms = now.mono_ms() + WATCH_EVERY_MS;
             if let Some(watchdog) = &mut self.watchdog {
-                due_ms = due_ms.min(watchdog.feed(&self.view, now.mono_ms()));
+                due_ms = due_ms.min(watchdog.feed(&self.shared, now.mono_ms()));
             }
             if let Some(link) = &mut self.link {
                 due_ms = link.end_turn().map_or(due_ms, |due| due.min(due_ms));
@@ -255,9 +255,9 @@ impl Turns {
             self.wait(due_ms).await;
         };
         // From here on nobody carries out anything.
-        self.view.close_desk();
+        self.shared.close_desk();
         if let Some(link) = self.link.take() {
-            link.leave(&self.view.clock).await;
+            link.leave(&self.shared.clock).await;
         }
         exit
     }
@@ -269,7 +269,7 @@ impl Turns {
         if has_keys || !(self.inbox.is_empty() && self.orders.is_empty() && self.reports.is_empty()) {
             return;
         }
-        let now_ns = self.view.clock.mono_ns();
+        let now_ns = self.shared.clock.mono_ns();
         let time = Duration::from_nanos((due_ms * 1_000_000).saturating_sub(now_ns));
         if time.is_zero() {
             return tokio::task::yield_now().await;
@@ -320,7 +320,7 @@ impl Turns {
         while let Ok(order) = self.orders.try_recv() {
             match order {
                 Order::Drain => {
-                    if self.view.begin_draining() {
+                    if self.shared.begin_draining() {
                         self.drain = Some(self.begin_drain());
                     }
                 }
@@ -390,8 +390,8 @@ impl Turns {
 
     fn begin_drain(&mut self) -> Drain {
         let DrainConfig { timeout, per_second } = self.config.drain;
-        let (now_ms, timeout_ms) = (self.view.clock.now().mono_ms(), timeout.as_millis() as u64);
-        let connections = self.view.connections();
+        let (now_ms, timeout_ms) = (self.shared.clock.now().mono_ms(), timeout.as_millis() as u64);
+        let connections = self.shared.connections();
         log::info!("draining {connections} connections for at most {timeout:?}");
         let plan = DrainPlan::new(connections, now_ms, timeout_ms, per_second);
         let told = plan.told_in_time(connections, now_ms);
@@ -438,7 +438,7 @@ impl Turns {
     fn clients_gone(&self, drain: &Drain, now_ms: u64) -> Result<Exit, u64> {
         // A connection between two shards has a place, though no shard knows it. Administrators who still wait for an answer, such as
         // the one who asked for this drain, get it.
-        let over = drain.shards_left == 0 && self.view.places() == 0 && self.view.try_close_desk();
+        let over = drain.shards_left == 0 && self.shared.places() == 0 && self.shared.try_close_desk();
         if !over && now_ms < drain.until_ms {
             let look_ms = if drain.shards_left == 0 {
                 now_ms + LAST_THINGS_EVERY_MS
@@ -450,13 +450,13 @@ impl Turns {
         if !over {
             log::warn!(
                 "drain: time is up, closing {} connections; {} requests of administrators are not answered",
-                self.view.connections(),
-                self.view.close_desk()
+                self.shared.connections(),
+                self.shared.close_desk()
             );
         }
         Ok(Exit::Drained {
             left: drain.left,
-            closed: drain.closed + self.view.connections(),
+            closed: drain.closed + self.shared.connections(),
         })
     }
 
@@ -469,7 +469,7 @@ impl Turns {
         let mut any = false;
         while let Some(fetched) = keys.fetcher.try_next() {
             any = true;
-            changed |= keys.handle_fetched(fetched, &self.config, &self.view);
+            changed |= keys.handle_fetched(fetched, &self.config, &self.shared);
         }
         if changed {
             self.settle();
@@ -548,7 +548,7 @@ impl Turns {
     /// Speaks when a shard stops turning, and when it turns again; wakes it, as a last resort against a lost wake.
     fn watch_shards(&mut self, now_ms: u64) {
         let limit = STALLED_AFTER.as_millis() as u64;
-        for (shard, age) in self.view.turn_ages(now_ms) {
+        for (shard, age) in self.shared.turn_ages(now_ms) {
             if age > limit {
                 if !self.stalled[shard] {
                     log::error!("shard {shard} has not turned for {age} ms");

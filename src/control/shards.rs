@@ -18,7 +18,7 @@ use crate::runtime::preflight::{EngineKind, Host, out_of_memlock};
 use crate::runtime::{StartError, cpus};
 use crate::settings::Settings;
 use crate::shard::run::{self, Plan, Report, Reporter};
-use crate::view::View;
+use crate::shared::Shared;
 
 /// The executor's preemption must never fire: with it, glommio 0.9 parks although its task can run
 /// (ARCHITECTURE.md, "Living with glommio").
@@ -30,7 +30,7 @@ const EXECUTOR_RING_DEPTH: usize = 32;
 /// What all shards have in common.
 pub(super) struct ShardsPlan<'a> {
     pub(super) host: &'a Host,
-    pub(super) view: Arc<View>,
+    pub(super) shared: Arc<Shared>,
     pub(super) settings: Arc<Settings>,
     pub(super) homes: HomeMap,
     /// There are other gateways: shards talk to the control thread about them.
@@ -83,7 +83,7 @@ impl Shards {
                 shard: ShardId(shard),
                 listener,
                 inbox,
-                view: Arc::clone(&plan.view),
+                shared: Arc::clone(&plan.shared),
                 settings: Arc::clone(&plan.settings),
                 homes: plan.homes.clone(),
                 seed: getrandom::u64().map_err(no_random)?,

@@ -6,7 +6,7 @@ use std::env;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 
-use crate::view::View;
+use crate::shared::Shared;
 
 /// The means to say that the gateway lives.
 pub(super) struct Watchdog {
@@ -43,10 +43,10 @@ impl Watchdog {
     }
 
     /// Says it if it is time to, and the gateway lives; when it will be time again.
-    pub(super) fn feed(&mut self, view: &View, now_ms: u64) -> u64 {
+    pub(super) fn feed(&mut self, shared: &Shared, now_ms: u64) -> u64 {
         if now_ms >= self.due_ms {
             self.due_ms = now_ms + self.every_ms;
-            if view.liveness().is_ok() {
+            if shared.liveness().is_ok() {
                 // Where systemd does not keep up it hears the next one.
                 let _ = self.socket.send(b"WATCHDOG=1");
             }
@@ -71,18 +71,18 @@ mod tests {
             systemd.recv(&mut word).ok().map(|len| word[..len].to_vec())
         };
         let (_, _, depths) = lanes::inboxes(1);
-        let view = View::new("gw".into(), true, "model", vec![None], depths);
+        let shared = Shared::new("gw".into(), true, "model", vec![None], depths);
         let mut watchdog = Watchdog::new(path.to_str().unwrap(), 3_000).unwrap();
-        assert_eq!(watchdog.feed(&view, 0), 1_500);
+        assert_eq!(watchdog.feed(&shared, 0), 1_500);
         assert_eq!(hears().as_deref(), Some(&b"WATCHDOG=1"[..]));
-        assert_eq!(watchdog.feed(&view, 1_499), 1_500);
+        assert_eq!(watchdog.feed(&shared, 1_499), 1_500);
         assert_eq!(hears(), None);
         // What the gateway's clock says is the same here: it has just begun.
-        assert_eq!(watchdog.feed(&view, 1_600), 3_100);
+        assert_eq!(watchdog.feed(&shared, 1_600), 3_100);
         assert!(hears().is_some());
         // A systemd that does not read holds nobody up.
         for at in 2..2_000 {
-            watchdog.feed(&view, at * 1_500 + 1_600);
+            watchdog.feed(&shared, at * 1_500 + 1_600);
         }
         assert!(hears().is_some());
     }

@@ -32,16 +32,16 @@ use hyper::{Request, Response};
 
 use crate::admin::{self, Refusal};
 use crate::metrics::HttpMetrics;
-use crate::protocol::head::Upgrade;
 use crate::settings::Settings;
-use crate::view::{NotAdmitted, View};
+use crate::shared::{NotAdmitted, Shared};
+use crate::wire::ws::head::Upgrade;
 use inquiry::Inquiry;
 use pipe::Pipe;
 use rendered::{Content, Workshop};
 
-/// Which door a request came in by.
+/// Which listener_kind a request came in by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Door {
+pub enum ListenerKind {
     /// The public listener of this shard.
     Public(usize),
     /// `admin.listen`, on the control thread.
@@ -52,11 +52,11 @@ pub enum Door {
 #[derive(Debug)]
 pub struct HttpContext {
     /// What all threads may read.
-    pub view: Arc<View>,
+    pub shared: Arc<Shared>,
     /// The settings now; replaced when they are read again.
     pub settings: RefCell<Arc<Settings>>,
     /// Who answers.
-    pub door: Door,
+    pub listener_kind: ListenerKind,
     /// Jitter for `Retry-After`.
     jitter: RefCell<fastrand::Rng>,
     metrics_workshop: Workshop,
@@ -67,11 +67,11 @@ pub struct HttpContext {
 
 impl HttpContext {
     /// The context of one thread.
-    pub fn new(view: Arc<View>, settings: Arc<Settings>, door: Door, seed: u64) -> Self {
+    pub fn new(shared: Arc<Shared>, settings: Arc<Settings>, listener_kind: ListenerKind, seed: u64) -> Self {
         HttpContext {
-            view,
+            shared,
             settings: RefCell::new(settings),
-            door,
+            listener_kind,
             jitter: RefCell::new(fastrand::Rng::with_seed(seed)),
             metrics_workshop: Workshop::default(),
             stats_workshop: Workshop::default(),
@@ -80,9 +80,9 @@ impl HttpContext {
     }
 
     fn metrics(&self) -> &HttpMetrics {
-        match self.door {
-            Door::Public(shard) => &self.view.shards[shard].http,
-            Door::Admin => &self.view.admin,
+        match self.listener_kind {
+            ListenerKind::Public(shard) => &self.shared.shards[shard].http,
+            ListenerKind::Admin => &self.shared.admin,
         }
     }
 }

@@ -15,14 +15,14 @@ use hyper::body::{Body, Bytes, Frame, SizeHint};
 
 use super::pipe::Pipe;
 use crate::metrics::{self, Exposition};
-use crate::view::{Reading, Rendering, Renderings, View};
+use crate::shared::{Reading, Rendering, Renderings, Shared};
 
 /// A document that is rendered for everybody.
 pub(super) struct Document {
     /// Where its renderings are.
-    pub(super) renderings: fn(&View) -> &Renderings,
+    pub(super) renderings: fn(&Shared) -> &Renderings,
     /// Renders it, and pauses after each slice.
-    pub(super) render: for<'a> fn(&'a View, &'a mut Exposition) -> Steps<'a>,
+    pub(super) render: for<'a> fn(&'a Shared, &'a mut Exposition) -> Steps<'a>,
 }
 
 /// Rendering, slice by slice.
@@ -59,16 +59,16 @@ impl std::fmt::Debug for Workshop {
 }
 
 impl Document {
-    /// The document as it was at most [`crate::view::RENDER_INTERVAL_MS`] before this call. All that wait for it on this
+    /// The document as it was at most [`crate::shared::RENDER_INTERVAL_MS`] before this call. All that wait for it on this
     /// thread render together, each a slice when it has its turn.
-    pub(super) async fn get(&'static self, view: &Arc<View>, workshop: &Workshop, pipe: &Pipe) -> Arc<Rendering> {
-        let asked_ms = view.clock.now().mono_ms();
+    pub(super) async fn get(&'static self, shared: &Arc<Shared>, workshop: &Workshop, pipe: &Pipe) -> Arc<Rendering> {
+        let asked_ms = shared.clock.now().mono_ms();
         let mut job = None;
         loop {
-            if let Some(rendering) = (self.renderings)(view).for_request(asked_ms) {
+            if let Some(rendering) = (self.renderings)(shared).for_request(asked_ms) {
                 return rendering;
             }
-            if job.get_or_insert_with(|| self.join(view, workshop)).go_on() {
+            if job.get_or_insert_with(|| self.join(shared, workshop)).go_on() {
                 job = None;
             } else {
                 pipe.pause().await;
@@ -77,29 +77,31 @@ impl Document {
     }
 
     /// What this thread renders already, or a rendering that begins.
-    fn join(&'static self, view: &Arc<View>, workshop: &Workshop) -> Rc<Job> {
+    fn join(&'static self, shared: &Arc<Shared>, workshop: &Workshop) -> Rc<Job> {
         let mut under_way = workshop.0.borrow_mut();
         if let Some(job) = under_way.upgrade().filter(|job| job.0.borrow().is_some()) {
             return job;
         }
-        let view = Arc::clone(view);
-        let job = Rc::new(Job(RefCell::new(Some(Box::pin(async move { self.work(&view).await })))));
+        let shared = Arc::clone(shared);
+        let job = Rc::new(Job(RefCell::new(Some(Box::pin(
+            async move { self.work(&shared).await },
+        )))));
         *under_way = Rc::downgrade(&job);
         job
     }
 
     /// Waits for the right to render, and renders.
-    async fn work(&self, view: &View) {
-        let renderings = (self.renderings)(view);
-        let asked_ms = view.clock.now().mono_ms();
+    async fn work(&self, shared: &Shared) {
+        let renderings = (self.renderings)(shared);
+        let asked_ms = shared.clock.now().mono_ms();
         while renderings.for_request(asked_ms).is_none() {
-            let Some(claim) = renderings.claim(view.clock.now()) else {
+            let Some(claim) = renderings.claim(shared.clock.now()) else {
                 // Another thread is at it.
                 metrics::pause().await;
                 continue;
             };
             let mut exposition = Exposition::default();
-            (self.render)(view, &mut exposition).await;
+            (self.render)(shared, &mut exposition).await;
             return claim.publish(exposition.into_pieces());
         }
     }

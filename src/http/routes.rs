@@ -10,12 +10,12 @@ use serde::Serialize;
 
 use super::pipe::Pipe;
 use super::rendered::{Content, Document, Workshop};
-use super::{Answer, Door, HttpContext, process};
+use super::{Answer, HttpContext, ListenerKind, process};
 use crate::admin;
 use crate::metrics::{Exposition, ShardMetrics};
-use crate::protocol::head::{self, Decision, Refusal, Upgrade};
 use crate::settings::Settings;
-use crate::view::{NotAdmitted, View};
+use crate::shared::{NotAdmitted, Shared};
+use crate::wire::ws::head::{self, Decision, Refusal, Upgrade};
 
 /// The try-it page: one file, nothing from elsewhere.
 const PAGE: &str = include_str!("page.html");
@@ -47,8 +47,8 @@ pub(super) fn answer(context: &HttpContext, refused: Option<NotAdmitted>, reques
     let settings = context.settings.borrow().clone();
     let hosts = request.headers.get_all(header::HOST).iter().map(HeaderValue::as_bytes);
     if !head::names_host(hosts, u8::from(request.version >= hyper::Version::HTTP_11)) {
-        if let Door::Public(shard) = context.door {
-            context.view.shards[shard].refused("malformed");
+        if let ListenerKind::Public(shard) = context.listener_kind {
+            context.shared.shards[shard].refused("malformed");
             context.refused.set(Some("malformed"));
         }
         return Outcome::Answer(text(400, "HTTP/1.1 wants one Host field with a host in it"));
@@ -65,9 +65,9 @@ pub(super) fn answer(context: &HttpContext, refused: Option<NotAdmitted>, reques
         minor_version: u8::from(request.version >= hyper::Version::HTTP_11),
         headers: &headers,
     };
-    let local_only = match context.door {
-        Door::Public(_) => settings.local_only,
-        Door::Admin => settings.admin_local_only,
+    let local_only = match context.listener_kind {
+        ListenerKind::Public(_) => settings.local_only,
+        ListenerKind::Admin => settings.admin_local_only,
     };
     if local_only && !head.is_for_this_machine() {
         return Outcome::Answer(refuse(context, &head, Refusal::Host));
@@ -75,12 +75,12 @@ pub(super) fn answer(context: &HttpContext, refused: Option<NotAdmitted>, reques
     if admin::is_admin_path(request.uri.path()) {
         return authorize(context, &settings, request);
     }
-    let Door::Public(shard) = context.door else {
+    let ListenerKind::Public(shard) = context.listener_kind else {
         return plain(context, &settings, request);
     };
-    let metrics = &context.view.shards[shard];
+    let metrics = &context.shared.shards[shard];
     match head::decide(&head, &*settings) {
-        Decision::Upgrade(upgrade) => match refused.map_or_else(|| context.view.admit(&settings), Err) {
+        Decision::Upgrade(upgrade) => match refused.map_or_else(|| context.shared.admit(&settings), Err) {
             Ok(()) => Outcome::Upgrade(upgrade),
             Err(reason) => {
                 metrics.refused(reason.label());
@@ -97,8 +97,8 @@ pub(super) fn answer(context: &HttpContext, refused: Option<NotAdmitted>, reques
 fn refuse(context: &HttpContext, head: &head::Request<'_>, refusal: Refusal) -> Answer {
     // One for each cause: what every request of a page meets is seen, and nobody fills the log.
     static SAID: [AtomicBool; 2] = [AtomicBool::new(false), AtomicBool::new(false)];
-    if let Door::Public(shard) = context.door {
-        context.view.shards[shard].refused(refusal.label());
+    if let ListenerKind::Public(shard) = context.listener_kind {
+        context.shared.shards[shard].refused(refusal.label());
         context.refused.set(Some(refusal.label()));
     }
     let said = |field| head.values(field).next().unwrap_or_default().escape_ascii().to_string();
@@ -137,7 +137,7 @@ fn refuse(context: &HttpContext, head: &head::Request<'_>, refusal: Refusal) -> 
 /// Lets nobody further who does not show the token: strangers cost the control thread nothing. Where there is no admin API,
 /// its paths are as unknown as any.
 fn authorize(context: &HttpContext, settings: &Settings, request: &Parts) -> Outcome {
-    let is_here = context.door == Door::Admin || !settings.admin_elsewhere;
+    let is_here = context.listener_kind == ListenerKind::Admin || !settings.admin_elsewhere;
     let Some(token) = settings.admin_token.as_ref().filter(|_| is_here) else {
         return Outcome::Answer(not_found());
     };
@@ -223,18 +223,18 @@ fn plain(context: &HttpContext, settings: &Settings, request: &Parts) -> Outcome
         Page(&'static str),
         Numbers(&'static Numbers),
     }
-    let is_admin = context.door == Door::Admin;
+    let is_admin = context.listener_kind == ListenerKind::Admin;
     let shows_numbers = is_admin || !settings.admin_elsewhere;
     let route = match request.uri.path() {
         "/health" | "/readyz" => Route::Answer(|context| {
             let settings = context.settings.borrow().clone();
-            verdict(context.view.readiness(&settings))
+            verdict(context.shared.readiness(&settings))
         }),
-        "/livez" => Route::Answer(|context| verdict(context.view.liveness())),
+        "/livez" => Route::Answer(|context| verdict(context.shared.liveness())),
         "/stats" if shows_numbers => Route::Numbers(&STATS),
         "/metrics" if shows_numbers => Route::Numbers(&METRICS),
         "/dashboard" if shows_numbers => Route::Page(DASHBOARD),
-        "/" if context.view.development && !is_admin => Route::Page(PAGE),
+        "/" if context.shared.development && !is_admin => Route::Page(PAGE),
         _ => return Outcome::Answer(not_found()),
     };
     if request.method != Method::GET && request.method != Method::HEAD {
@@ -259,8 +259,8 @@ pub(super) struct Numbers {
 static METRICS: Numbers = Numbers {
     content_type: "text/plain; version=0.0.4; charset=utf-8",
     document: Document {
-        renderings: |view| &view.metrics,
-        render: |view, out| Box::pin(metrics(view, out)),
+        renderings: |shared| &shared.metrics,
+        render: |shared, out| Box::pin(metrics(shared, out)),
     },
     workshop: |context| &context.metrics_workshop,
 };
@@ -268,8 +268,8 @@ static METRICS: Numbers = Numbers {
 static STATS: Numbers = Numbers {
     content_type: "application/json",
     document: Document {
-        renderings: |view| &view.stats,
-        render: |view, out| Box::pin(stats(view, out)),
+        renderings: |shared| &shared.stats,
+        render: |shared, out| Box::pin(stats(shared, out)),
     },
     workshop: |context| &context.stats_workshop,
 };
@@ -281,7 +281,7 @@ impl Numbers {
     /// Answers with the numbers as they are, or were a moment ago.
     pub(super) async fn render(&'static self, context: &HttpContext, pipe: &Pipe) -> Answer {
         let workshop = (self.workshop)(context);
-        let rendering = self.document.get(&context.view, workshop, pipe).await;
+        let rendering = self.document.get(&context.shared, workshop, pipe).await;
         let mut answer = with_content(200, self.content_type, Content::shared(&rendering));
         let fields = answer.headers_mut();
         fields.insert(RENDERED_AT, HeaderValue::from(rendering.began.wall_ms));
@@ -296,10 +296,10 @@ const LINKS_END: &str = "</nav>";
 /// below whatever path a proxy serves the gateway.
 fn links(context: &HttpContext, path: &str) -> String {
     let settings = context.settings.borrow();
-    let is_admin = context.door == Door::Admin;
+    let is_admin = context.listener_kind == ListenerKind::Admin;
     let shows_numbers = is_admin || !settings.admin_elsewhere;
     let pages = [
-        ("", "Try it", context.view.development && !is_admin),
+        ("", "Try it", context.shared.development && !is_admin),
         ("dashboard", "Dashboard", shows_numbers),
         (
             "admin/",
@@ -409,35 +409,35 @@ struct ShardStats {
     last_turn_ms_ago: u64,
 }
 
-async fn stats(view: &View, out: &mut Exposition) {
-    let now_ms = view.clock.now().mono_ms();
-    let sum = |of: fn(&ShardMetrics) -> u64| view.shards.iter().map(of).sum();
+async fn stats(shared: &Shared, out: &mut Exposition) {
+    let now_ms = shared.clock.now().mono_ms();
+    let sum = |of: fn(&ShardMetrics) -> u64| shared.shards.iter().map(of).sum();
     let stats = Stats {
-        gateway_id: &view.gateway_id,
+        gateway_id: &shared.gateway_id,
         version: env!("CARGO_PKG_VERSION"),
-        engine: view.engine,
-        connections: view.connections(),
-        users: view.users(),
+        engine: shared.engine,
+        connections: shared.connections(),
+        users: shared.users(),
         subscriptions: sum(|shard| shard.subscriptions.get()),
         uptime_seconds: now_ms / 1000,
         messages_in: sum(ShardMetrics::messages_in),
         messages_out: sum(ShardMetrics::messages_out),
-        last_health_check: view.last_health_check_ms(),
-        draining: view.is_draining(),
+        last_health_check: shared.last_health_check_ms(),
+        draining: shared.is_draining(),
     };
     // The list of shards is the last field, and is written one by one.
     let all = json(&stats);
     out.push(all.strip_suffix('}').unwrap_or(&all));
     out.push(",\"shards\":[");
-    for (shard, last_turn_ms_ago) in view.turn_ages(now_ms) {
+    for (shard, last_turn_ms_ago) in shared.turn_ages(now_ms) {
         out.pause_after_slice().await;
-        let metrics = &view.shards[shard];
+        let metrics = &shared.shards[shard];
         if shard > 0 {
             out.push(",");
         }
         out.push(&json(&ShardStats {
             shard,
-            cpu: view.cpus[shard],
+            cpu: shared.cpus[shard],
             connections: metrics.connections.get(),
             users: metrics.users.get(),
             channels: metrics.channels.get(),
@@ -456,20 +456,20 @@ fn json(value: &impl Serialize) -> String {
     serde_json::to_string(value).unwrap_or_else(|error| unreachable!("numbers and names are JSON: {error}"))
 }
 
-async fn metrics(view: &View, exposition: &mut Exposition) {
-    let now_ms = view.clock.now().mono_ms();
+async fn metrics(shared: &Shared, exposition: &mut Exposition) {
+    let now_ms = shared.clock.now().mono_ms();
     exposition.begin("shardgate_info", "gauge", "What runs; always 1.");
     exposition.sample(
         "shardgate_info",
         format_args!(
             "version=\"{}\",engine=\"{}\",gateway=\"{}\"",
             env!("CARGO_PKG_VERSION"),
-            view.engine,
-            escape_label(&view.gateway_id)
+            shared.engine,
+            escape_label(&shared.gateway_id)
         ),
         1,
     );
-    let draining = u8::from(view.is_draining());
+    let draining = u8::from(shared.is_draining());
     exposition.single(
         "shardgate_draining",
         "gauge",
@@ -493,7 +493,7 @@ async fn metrics(view: &View, exposition: &mut Exposition) {
         "gauge",
         "Since the last turn of a shard began; over 5: it is stuck.",
     );
-    for (shard, age) in view.turn_ages(now_ms) {
+    for (shard, age) in shared.turn_ages(now_ms) {
         exposition.pause_after_slice().await;
         exposition.sample(
             "shardgate_last_turn_age_seconds",
@@ -506,30 +506,30 @@ async fn metrics(view: &View, exposition: &mut Exposition) {
         "gauge",
         "Items under way from one shard to another.",
     );
-    for (from, to, depth) in view.lanes() {
+    for (from, to, depth) in shared.lanes() {
         exposition.pause_after_slice().await;
         exposition.sample(
             "shardgate_lane_depth",
-            format_args!("from=\"{}\",to=\"{}\"", view.place_name(from), view.place_name(to)),
+            format_args!("from=\"{}\",to=\"{}\"", shared.place_name(from), shared.place_name(to)),
             depth,
         );
     }
     // What is not there is absent: 0 would say that it is down, and an alert would believe it.
-    if !view.cluster.is_alone() {
+    if !shared.cluster.is_alone() {
         exposition.single(
             "shardgate_redis_up",
             "gauge",
             "1 while Redis answers; absent without Redis.",
-            u8::from(view.cluster.health().redis_answers()),
+            u8::from(shared.cluster.health().redis_answers()),
         );
         exposition.single(
             "shardgate_pubsub_probe_seconds",
             "gauge",
             "Round trip of the last pub/sub probe; absent without Redis.",
-            view.cluster.metrics.probe_ns.get() as f64 / 1e9,
+            shared.cluster.metrics.probe_ns.get() as f64 / 1e9,
         );
     }
-    let jwks = &view.jwks;
+    let jwks = &shared.jwks;
     if jwks.fetched.get() > 0 {
         exposition.single(
             "shardgate_jwks_age_seconds",
@@ -546,11 +546,11 @@ async fn metrics(view: &View, exposition: &mut Exposition) {
     );
     exposition.sample(name, "result=\"ok\"", jwks.fetched.get());
     exposition.sample(name, "result=\"failed\"", jwks.failed.get());
-    exposition.cluster(&view.cluster.metrics);
+    exposition.cluster(&shared.cluster.metrics);
     process::expose(exposition);
-    exposition.shards(&view.shards, &view.cluster.metrics).await;
-    exposition.administration(&view.shards, &view.admin).await;
-    exposition.crowd(&view.admin);
+    exposition.shards(&shared.shards, &shared.cluster.metrics).await;
+    exposition.administration(&shared.shards, &shared.admin).await;
+    exposition.crowd(&shared.admin);
 }
 
 /// Label values escape backslash, quote and line feed; a gateway id has no control characters.

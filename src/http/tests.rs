@@ -1,6 +1,6 @@
 use super::*;
 use crate::lanes;
-use crate::view::ClusterHealth;
+use crate::shared::ClusterHealth;
 
 fn connection(development: bool) -> (HttpConn, Rc<HttpContext>) {
     connection_to(development, 2)
@@ -14,9 +14,9 @@ fn connection_to(development: bool, shards: usize) -> (HttpConn, Rc<HttpContext>
         echo: true,
         ..Default::default()
     };
-    let view = Arc::new(View::new("gw".into(), development, "ring", cpus, depths));
+    let shared = Arc::new(Shared::new("gw".into(), development, "ring", cpus, depths));
     let settings = Arc::new(Settings::new(&config, 1000).unwrap());
-    let context = Rc::new(HttpContext::new(view, settings, Door::Public(0), 1));
+    let context = Rc::new(HttpContext::new(shared, settings, ListenerKind::Public(0), 1));
     (HttpConn::new(Rc::clone(&context), None), context)
 }
 
@@ -217,8 +217,8 @@ fn readiness_follows_the_drain_and_health_checks_are_remembered() {
     let (mut conn, context) = connection(true);
     let request = "GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n";
     assert!(ask(&mut conn, request).0.starts_with("HTTP/1.1 200"));
-    assert!(context.view.last_health_check_ms().is_some());
-    assert!(context.view.begin_draining());
+    assert!(context.shared.last_health_check_ms().is_some());
+    assert!(context.shared.begin_draining());
     let (answer, _) = ask(&mut conn, request);
     assert!(
         answer.starts_with("HTTP/1.1 503") && answer.ends_with("draining\n"),
@@ -291,7 +291,7 @@ fn a_request_without_a_host_is_told_as_refused() {
 #[test]
 fn a_handshake_that_may_not_come_in_gets_503_with_retry_after() {
     let (mut conn, context) = connection(true);
-    context.view.begin_draining();
+    context.shared.begin_draining();
     let (answer, _) = ask(&mut conn, UPGRADE);
     assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
     assert!(answer.contains("retry-after: "), "{answer}");
@@ -336,8 +336,8 @@ fn what_is_not_there_is_not_down() {
     for name in OF_REDIS.iter().chain(&["shardgate_jwks_age_seconds"]) {
         assert!(!shows(&alone, name), "{name}");
     }
-    context.view.cluster.set_health(ClusterHealth::Unreachable, None);
-    context.view.jwks.fetched.inc();
+    context.shared.cluster.set_health(ClusterHealth::Unreachable, None);
+    context.shared.jwks.fetched.inc();
     wait_for_the_next_rendering(&context);
     let away = ask_metrics(&context);
     assert!(away.lines().any(|line| line == "shardgate_redis_up 0"));
@@ -351,8 +351,8 @@ fn what_is_not_there_is_not_down() {
 fn metrics_are_documented() {
     let (mut conn, context) = connection(true);
     // All that may be there.
-    context.view.cluster.set_health(ClusterHealth::Unreachable, None);
-    context.view.jwks.fetched.inc();
+    context.shared.cluster.set_health(ClusterHealth::Unreachable, None);
+    context.shared.jwks.fetched.inc();
     let (answer, _) = ask(&mut conn, "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n");
     let shown: Vec<(&str, &str)> = answer
         .lines()
@@ -377,7 +377,7 @@ fn codes_and_reasons_are_explained() {
     use std::collections::BTreeSet;
 
     use crate::metrics::{CLOSE_LABELS, REFUSED_LABELS};
-    use crate::protocol::close::CloseReason;
+    use crate::wire::ws::close::CloseReason;
 
     let ours = CloseReason::ALL
         .iter()
@@ -414,8 +414,8 @@ fn end_of_input_ends_the_connection() {
 
 /// What is asked for after this is not what was rendered before it.
 fn wait_for_the_next_rendering(context: &HttpContext) {
-    let until = context.view.clock.now().mono_ms() + crate::view::RENDER_INTERVAL_MS;
-    while context.view.clock.now().mono_ms() < until {
+    let until = context.shared.clock.now().mono_ms() + crate::shared::RENDER_INTERVAL_MS;
+    while context.shared.clock.now().mono_ms() < until {
         std::thread::yield_now();
     }
 }
@@ -473,8 +473,8 @@ fn unread_answers_share_one_rendering() {
         let (out, _) = drive_to_output(conn);
         assert!(out.len() <= 32 * 1024);
     }
-    let now_ms = context.view.clock.now().mono_ms();
-    let rendering = context.view.metrics.for_request(now_ms);
+    let now_ms = context.shared.clock.now().mono_ms();
+    let rendering = context.shared.metrics.for_request(now_ms);
     if let Some(rendering) = rendering {
         assert!(rendering.bytes() > 500_000);
         // The list of renderings, and this test. Who has not read its answer keeps it from nothing.
@@ -496,10 +496,10 @@ fn numbers_are_rendered_at_most_every_interval() {
             .find_map(|line| line.strip_prefix("shardgate-rendered-at: "));
         field.unwrap().parse::<u64>().unwrap()
     };
-    let began_ms = context.view.clock.now().mono_ms();
+    let began_ms = context.shared.clock.now().mono_ms();
     let (first, _) = ask(&mut conn, METRICS);
     let (second, _) = ask(&mut conn, METRICS);
-    if context.view.clock.now().mono_ms() < began_ms + crate::view::RENDER_INTERVAL_MS {
+    if context.shared.clock.now().mono_ms() < began_ms + crate::shared::RENDER_INTERVAL_MS {
         assert_eq!(rendered_at(&first), rendered_at(&second));
     }
     wait_for_the_next_rendering(&context);
@@ -526,7 +526,7 @@ fn who_waits_is_served_when_who_began_is_gone() {
     wait_for_the_next_rendering(&context);
     gone.go_on(&mut Vec::new());
     drop(gone);
-    assert!(context.view.metrics.claim(context.view.clock.now()).is_some());
+    assert!(context.shared.metrics.claim(context.shared.clock.now()).is_some());
 }
 
 /// An answer whose rendering is kept no more ends before its end, and so does its connection.
@@ -535,17 +535,17 @@ fn who_reads_too_slowly_is_cut_off() {
     let (mut conn, context) = connection_to(true, 64);
     conn.push(METRICS.as_bytes());
     drive_to_output(&mut conn);
-    let now_ms = context.view.clock.now().mono_ms();
+    let now_ms = context.shared.clock.now().mono_ms();
     for n in 1..=8 {
         let wall_ms = 0;
-        let now = crate::view::Now {
+        let now = crate::shared::Now {
             mono_ns: (now_ms + n * 1000) * 1_000_000,
             wall_ms,
         };
-        let claim = context.view.metrics.claim(now).unwrap();
+        let claim = context.shared.metrics.claim(now).unwrap();
         claim.publish(vec![Bytes::from_static(b"newer\n")]);
         // Each of them is being read, too.
-        let rendering = context.view.metrics.for_request(now.mono_ms()).unwrap();
+        let rendering = context.shared.metrics.for_request(now.mono_ms()).unwrap();
         std::mem::forget(Arc::downgrade(&rendering));
     }
     let mut out = Vec::new();

@@ -9,8 +9,8 @@ use bytes::Bytes;
 use uuid::Uuid;
 
 use crate::admin::ConnectionInfo;
-use crate::protocol::close::CloseReason;
-use crate::protocol::encode::AckStatus;
+use crate::wire::json::encode::AckStatus;
+use crate::wire::ws::close::CloseReason;
 
 /// What a shard shall do or tell.
 #[derive(Debug, Clone)]

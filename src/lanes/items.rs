@@ -14,13 +14,13 @@ use super::Wanted;
 use crate::auth::Grant;
 use crate::engine::SocketKey;
 use crate::ids::ShardId;
-use crate::protocol::close::CloseReason;
-use crate::protocol::encode::AckStatus;
-use crate::protocol::head::Upgrade;
 use crate::router::locations::Places;
 use crate::router::{ChannelHash, Partition, UserHash};
 use crate::session::rate::RateLimiter;
 use crate::tls::Tls;
+use crate::wire::json::encode::AckStatus;
+use crate::wire::ws::close::CloseReason;
+use crate::wire::ws::head::Upgrade;
 
 /// A piece of a batch's bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,7 +89,7 @@ impl Batch {
 #[derive(Debug)]
 pub enum Item {
     /// A connection whose user lives on the receiving shard.
-    HandOver(Box<HandOver>),
+    Handoff(Box<Handoff>),
     /// A message for a user who lives on the receiving shard.
     Message(MessageItem),
     /// A frame for a connection of the receiving shard: the answer to something that it asked.
@@ -415,7 +415,7 @@ pub struct AckWanted {
 
 /// A socket on its way to the shard of its user.
 #[derive(Debug)]
-pub struct HandOver {
+pub struct Handoff {
     /// The socket; nothing is armed for it and nothing in flight. Taken when the engine takes it.
     pub socket: Option<OwnedFd>,
     /// The user.

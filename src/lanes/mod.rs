@@ -11,7 +11,7 @@
 
 mod asks;
 mod items;
-mod say;
+mod push;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
@@ -25,9 +25,9 @@ use crate::session::drain::DrainPlan;
 use crate::settings::Settings;
 pub use asks::{Ask, Reply};
 pub use items::{
-    AckWanted, Batch, ChannelName, HandOver, Instruction, Item, Location, MessageItem, PublishItem, RouteItem, Span,
+    AckWanted, Batch, ChannelName, Handoff, Instruction, Item, Location, MessageItem, PublishItem, RouteItem, Span,
 };
-pub use say::{OutgoingMessage, OutgoingPublication, Route, Wanted};
+pub use push::{OutgoingMessage, OutgoingPublication, Route, Wanted};
 
 /// Items that may be under way on one lane. At 200 bytes each, 3 MB for the slowest pair of shards.
 pub const LANE_ITEMS_MAX: u32 = 16_384;

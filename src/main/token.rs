@@ -32,7 +32,7 @@ Examples:
 
 /// What was asked for, besides the configuration.
 #[derive(Default)]
-struct Wish {
+struct TokenArgs {
     user: Option<String>,
     ttl: Option<String>,
     claims: Option<String>,
@@ -85,8 +85,8 @@ fn make(args: Vec<OsString>, env: Vec<(OsString, OsString)>) -> Result<String, S
 }
 
 /// Our own flags, and those of the configuration.
-fn split(args: Vec<OsString>) -> Result<(Wish, Vec<OsString>), String> {
-    let (mut wish, mut rest) = (Wish::default(), Vec::new());
+fn split(args: Vec<OsString>) -> Result<(TokenArgs, Vec<OsString>), String> {
+    let (mut wish, mut rest) = (TokenArgs::default(), Vec::new());
     let mut args = args.into_iter();
     while let Some(arg) = args.next() {
         let text = arg.to_str().unwrap_or_default();
@@ -111,7 +111,7 @@ fn split(args: Vec<OsString>) -> Result<(Wish, Vec<OsString>), String> {
     Ok((wish, rest))
 }
 
-fn claims(wish: &Wish, auth: &AuthConfig, now: Duration) -> Result<String, String> {
+fn claims(wish: &TokenArgs, auth: &AuthConfig, now: Duration) -> Result<String, String> {
     let user = wish
         .user
         .clone()
@@ -138,7 +138,7 @@ fn claims(wish: &Wish, auth: &AuthConfig, now: Duration) -> Result<String, Strin
     Ok(Value::Object(claims).to_string())
 }
 
-fn signing_key(wish: &Wish, auth: &AuthConfig, algorithm: Algorithm) -> Result<SigningKey, String> {
+fn signing_key(wish: &TokenArgs, auth: &AuthConfig, algorithm: Algorithm) -> Result<SigningKey, String> {
     match (&wish.private_key, &auth.source) {
         (Some(path), _) => {
             let text = std::fs::read_to_string(path).map_err(|error| format!("--private-key {path}: {error}"))?;

@@ -12,9 +12,9 @@ use std::task::Poll;
 
 use bytes::Bytes;
 
-use crate::protocol::close::CloseReason;
-use crate::protocol::encode::AckStatus;
-use crate::protocol::envelope::FrameKind;
+use crate::wire::json::decode::FrameKind;
+use crate::wire::json::encode::AckStatus;
+use crate::wire::ws::close::CloseReason;
 pub use cluster::{BrokerCounters, ClusterDrop, ClusterMetrics};
 
 /// A number with one writer.
@@ -75,7 +75,7 @@ pub const CLOSE_LABELS: [&str; 22] = [
 
 /// How a connection ended, for its counter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ending {
+pub enum CloseCause {
     /// We closed it.
     Ours(CloseReason),
     /// The peer closed it, with this code if any.
@@ -84,12 +84,12 @@ pub enum Ending {
     Abrupt,
 }
 
-impl Ending {
+impl CloseCause {
     fn label_index(self) -> usize {
         let code = match self {
-            Ending::Ours(reason) => reason.code(),
-            Ending::Peer(code) => code.unwrap_or(1005),
-            Ending::Abrupt => 1006,
+            CloseCause::Ours(reason) => reason.code(),
+            CloseCause::Peer(code) => code.unwrap_or(1005),
+            CloseCause::Abrupt => 1006,
         };
         let mut text = [0u8; 4];
         let known =
@@ -214,7 +214,7 @@ impl SentKind {
 
 /// What was dropped, and why.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Drop {
+pub enum DropReason {
     /// A message for a user who is not there; its sender heard `offline`.
     MessageOffline,
     /// A client's frame over its rate limit; it heard `rateLimited`.
@@ -253,7 +253,7 @@ pub enum Drop {
     FrameConnectionLost,
 }
 
-impl Drop {
+impl DropReason {
     /// `kind` and `reason` in the order of the discriminants.
     pub const LABELS: [(&'static str, &'static str); 18] = [
         ("message", "offline"),
@@ -338,7 +338,7 @@ pub struct ShardMetrics {
     /// Bytes handed to sockets.
     pub bytes_sent: Counter,
     acks: [Counter; AckStatus::LABELS.len()],
-    dropped: [Counter; Drop::LABELS.len()],
+    dropped: [Counter; DropReason::LABELS.len()],
     /// Time of a turn's work, waiting not counted.
     pub loop_turn: Histogram,
     delivery: [Histogram; Path::LABELS.len()],
@@ -368,7 +368,7 @@ pub struct ShardMetrics {
 
 impl ShardMetrics {
     /// Counts the end of a connection.
-    pub fn closed(&self, ending: Ending) {
+    pub fn closed(&self, ending: CloseCause) {
         self.closed[ending.label_index()].inc();
     }
 
@@ -411,12 +411,12 @@ impl ShardMetrics {
     }
 
     /// Counts something that was dropped.
-    pub fn dropped(&self, what: Drop) {
+    pub fn dropped(&self, what: DropReason) {
         self.dropped_many(what, 1);
     }
 
     /// Counts several of the kind.
-    pub fn dropped_many(&self, what: Drop, times: u64) {
+    pub fn dropped_many(&self, what: DropReason, times: u64) {
         self.dropped[what as usize].add(times);
     }
 
@@ -680,7 +680,7 @@ impl Exposition {
         self.begin(name, "counter", "What was refused or lost, by kind and reason.");
         for (shard, metrics) in shards.iter().enumerate() {
             self.pause_after_slice().await;
-            for ((kind, reason), counter) in Drop::LABELS.iter().zip(&metrics.dropped) {
+            for ((kind, reason), counter) in DropReason::LABELS.iter().zip(&metrics.dropped) {
                 let labels = format_args!("shard=\"{shard}\",kind=\"{kind}\",reason=\"{reason}\"");
                 self.sample(name, labels, counter.get());
             }
@@ -786,11 +786,11 @@ mod tests {
     fn every_reason_of_ours_has_its_own_label() {
         let other = CLOSE_LABELS.len() - 1;
         for reason in CloseReason::ALL {
-            assert_ne!(Ending::Ours(reason).label_index(), other, "{reason:?}");
+            assert_ne!(CloseCause::Ours(reason).label_index(), other, "{reason:?}");
         }
-        assert_eq!(CLOSE_LABELS[Ending::Peer(None).label_index()], "1005");
-        assert_eq!(CLOSE_LABELS[Ending::Peer(Some(4999)).label_index()], "other");
-        assert_eq!(CLOSE_LABELS[Ending::Abrupt.label_index()], "1006");
+        assert_eq!(CLOSE_LABELS[CloseCause::Peer(None).label_index()], "1005");
+        assert_eq!(CLOSE_LABELS[CloseCause::Peer(Some(4999)).label_index()], "other");
+        assert_eq!(CLOSE_LABELS[CloseCause::Abrupt.label_index()], "1006");
     }
 
     /// Whoever looks at a quantile looks at a bucket: it must not be much wider than what it stands for.

@@ -11,7 +11,7 @@ use super::UserHash;
 
 /// Names another gateway, as long as this process lives; never used again for another one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Berth(pub u32);
+pub struct PeerId(pub u32);
 
 /// Gateways. Nearly every user is on one.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -20,18 +20,18 @@ pub enum Places {
     #[default]
     Nowhere,
     /// One.
-    One(Berth),
+    One(PeerId),
     /// More.
-    Many(Box<[Berth]>),
+    Many(Box<[PeerId]>),
 }
 
 impl Places {
     /// The gateways.
-    pub fn as_slice(&self) -> &[Berth] {
+    pub fn as_slice(&self) -> &[PeerId] {
         match self {
             Places::Nowhere => &[],
-            Places::One(berth) => std::slice::from_ref(berth),
-            Places::Many(berths) => berths,
+            Places::One(peer) => std::slice::from_ref(peer),
+            Places::Many(peers) => peers,
         }
     }
 
@@ -41,13 +41,13 @@ impl Places {
     }
 }
 
-impl FromIterator<Berth> for Places {
-    fn from_iter<I: IntoIterator<Item = Berth>>(berths: I) -> Self {
-        let mut berths = berths.into_iter();
-        match (berths.next(), berths.next()) {
+impl FromIterator<PeerId> for Places {
+    fn from_iter<I: IntoIterator<Item = PeerId>>(peers: I) -> Self {
+        let mut peers = peers.into_iter();
+        match (peers.next(), peers.next()) {
             (None, _) => Places::Nowhere,
             (Some(only), None) => Places::One(only),
-            (Some(first), Some(second)) => Places::Many([first, second].into_iter().chain(berths).collect()),
+            (Some(first), Some(second)) => Places::Many([first, second].into_iter().chain(peers).collect()),
         }
     }
 }
@@ -142,15 +142,15 @@ mod tests {
         let (alice, bob) = (map.hash("alice"), map.hash("bob"));
         assert_eq!(locations.find(alice, "alice", 0), None);
         locations.learn(alice, "alice", Places::Nowhere, 10);
-        locations.learn(bob, "bob", [Berth(1), Berth(2), Berth(3)].into_iter().collect(), 10);
+        locations.learn(bob, "bob", [PeerId(1), PeerId(2), PeerId(3)].into_iter().collect(), 10);
         assert_eq!(locations.find(alice, "alice", 11), Some(&Places::Nowhere));
         assert_eq!(
             locations.find(bob, "bob", 11).unwrap().as_slice(),
-            [Berth(1), Berth(2), Berth(3)]
+            [PeerId(1), PeerId(2), PeerId(3)]
         );
-        locations.learn(alice, "alice", Places::One(Berth(7)), 20);
+        locations.learn(alice, "alice", Places::One(PeerId(7)), 20);
         assert_eq!(locations.len(), 2);
-        assert_eq!(locations.find(alice, "alice", 21), Some(&Places::One(Berth(7))));
+        assert_eq!(locations.find(alice, "alice", 21), Some(&Places::One(PeerId(7))));
         assert_eq!(locations.find(alice, "alice", 20 + REMEMBERED_MS), None);
         locations.forget(bob, "bob");
         assert_eq!(locations.find(bob, "bob", 21), None);
@@ -164,7 +164,7 @@ mod tests {
         let mut locations = Locations::default();
         let steps = if cfg!(miri) { 200 } else { 3 * REMEMBERED_MAX };
         let used = map.hash("used");
-        locations.learn(used, "used", Places::One(Berth(1)), 0);
+        locations.learn(used, "used", Places::One(PeerId(1)), 0);
         for n in 0..steps {
             let name = format!("user{n}");
             locations.learn(map.hash(&name), &name, Places::Nowhere, 0);

@@ -4,9 +4,9 @@
 //!
 //! ```text
 //! Head ──> Http ──> (Head's decision, or the end)
-//!   ├────> Leaving ──> the home shard ──> Open
+//!   ├────> Migrating ──> the home shard ──> Open
 //!   ├────> Echo
-//!   ├────> Verifying ──> Leaving or Open, or Lingering (401)
+//!   ├────> Verifying ──> Migrating or Open, or Lingering (401)
 //!   └────> Authenticating ──> Verifying ──> Open ──> Closing ──> Closed
 //!                                              └───> Lingering ──> Closed
 //! ```
@@ -20,11 +20,11 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use crate::auth::Grant;
-use crate::protocol::frame::Decoder;
-use crate::protocol::head::Upgrade;
 use crate::router::UserHash;
 use crate::router::users::UserIndex;
 use crate::tls::Tls;
+use crate::wire::ws::frame::Decoder;
+use crate::wire::ws::head::Upgrade;
 use outbox::Outbox;
 use rate::RateLimiter;
 
@@ -42,7 +42,7 @@ pub enum Stage<H> {
     /// Plain HTTP.
     Http(Box<H>),
     /// On its way to its home shard, as soon as its outbox is empty.
-    Leaving(Box<Leaving>),
+    Migrating(Box<Migrating>),
     /// `101` is sent; the user is not known yet.
     Authenticating,
     /// A token was shown and is looked at. Nothing is received meanwhile.
@@ -67,7 +67,7 @@ pub enum Stage<H> {
 
 /// What the home shard needs to know.
 #[derive(Debug)]
-pub struct Leaving {
+pub struct Migrating {
     /// The user.
     pub user: String,
     /// The user's hash.

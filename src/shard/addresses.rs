@@ -12,8 +12,8 @@ use std::collections::BTreeMap;
 use super::core::Core;
 use crate::address::limits::{AddressLimits, Entry, Table};
 use crate::address::proxy::{self, Header};
-use crate::protocol::head::{self, Upgrade};
 use crate::session::Stage;
+use crate::wire::ws::head::{self, Upgrade};
 
 /// The label of refusals.
 const ADDRESS_LIMIT: &str = "address_limit";

@@ -6,9 +6,9 @@ use super::core::{Core, Notice};
 use crate::admin::{Answer, ConnectionInfo, Refusal, Request};
 use crate::engine::SocketKey;
 use crate::lanes::{Ask, OutgoingPublication, Reply, Wanted};
-use crate::protocol::close::CloseReason;
-use crate::protocol::encode::{AckStatus, EndReason};
 use crate::session::Stage;
+use crate::wire::json::encode::{AckStatus, EndReason};
+use crate::wire::ws::close::CloseReason;
 
 /// Requests that may wait for the control thread: administrators are few, and it answers in milliseconds.
 const REQUESTS_MAX: usize = 64;
@@ -21,18 +21,18 @@ const CHANNELS_PER_ASK: u32 = 1_024;
 /// Connections that one ask may list: some 50 KiB of answer, and a few ten microseconds.
 const LISTED_PER_ASK: usize = 256;
 
-/// Administrators' requests of a shard. Each is counted in [`crate::view::View::expect_answer`] until its answer has left.
+/// Administrators' requests of a shard. Each is counted in [`crate::shared::Shared::expect_answer`] until its answer has left.
 #[derive(Debug, Default)]
 pub(super) struct Inquiries {
     /// Not answered by the control thread.
     waiting: usize,
     /// Connections whose answer has not left whole, once for each.
-    leaving: Vec<SocketKey>,
+    migrating: Vec<SocketKey>,
 }
 
 impl Inquiries {
     pub(super) fn len(&self) -> usize {
-        self.waiting + self.leaving.len()
+        self.waiting + self.migrating.len()
     }
 }
 
@@ -46,7 +46,7 @@ impl Core {
             let words = "too many requests are under way on this shard: try again";
             return Err(Answer::refuse(Refusal::Unavailable, words));
         }
-        if !self.view.expect_answer() {
+        if !self.shared.expect_answer() {
             return Err(Answer::ending());
         }
         self.inquiries.waiting += 1;
@@ -58,7 +58,7 @@ impl Core {
     /// The control thread has answered.
     pub(super) fn handle_answer(&mut self, conn: SocketKey, answer: Answer) {
         self.inquiries.waiting -= 1;
-        self.inquiries.leaving.push(conn);
+        self.inquiries.migrating.push(conn);
         // Whoever asked may be gone.
         if !self
             .connection(conn)
@@ -79,15 +79,15 @@ impl Core {
 
     /// Forgets the answers that have left, so that a drain does not wait for them any more.
     pub(super) fn settle_answers(&mut self) {
-        let mut leaving = std::mem::take(&mut self.inquiries.leaving);
-        leaving.retain(|conn| {
+        let mut migrating = std::mem::take(&mut self.inquiries.migrating);
+        migrating.retain(|conn| {
             let is_leaving = self.is_leaving(*conn);
             if !is_leaving {
-                self.view.answered();
+                self.shared.answered();
             }
             is_leaving
         });
-        self.inquiries.leaving = leaving;
+        self.inquiries.migrating = migrating;
     }
 
     fn is_leaving(&mut self, conn: SocketKey) -> bool {
@@ -287,22 +287,22 @@ mod tests {
     use crate::settings::Settings;
     use crate::shard::core::Command;
     use crate::shard::wheel::TICK_MS;
-    use crate::view::{Now, View};
+    use crate::shared::{Now, Shared};
 
     const TOKEN: &str = "a-token-for-tests-of-32-bytes-00";
     const CONN: SocketKey = SocketKey { slot: 0, generation: 1 };
 
     /// A shard on whose only connection an administrator has asked something, and the control thread has heard of it.
-    fn asked(fields: &str) -> (Core, Arc<View>) {
+    fn asked(fields: &str) -> (Core, Arc<Shared>) {
         let (_, senders, depths) = lanes::inboxes(1);
-        let view = Arc::new(View::new("gw".into(), true, "model", vec![None], Arc::clone(&depths)));
+        let shared = Arc::new(Shared::new("gw".into(), true, "model", vec![None], Arc::clone(&depths)));
         let mut config = Config::default();
         config.admin.token = Some(TOKEN.to_owned().into());
         let settings = Arc::new(Settings::new(&config, 100).unwrap());
         let mailboxes = lanes::mailboxes(senders, vec![Waker::inert().unwrap()]);
         let lanes = Lanes::new(ShardId(0), mailboxes, depths);
         let homes = HomeMap::new(1, [7; 16]);
-        let mut core = Core::new(Arc::clone(&view), settings, homes, lanes, 1);
+        let mut core = Core::new(Arc::clone(&shared), settings, homes, lanes, 1);
         begin_turn(&mut core, 0);
         core.handle_accepted(CONN, None);
         let head = format!(
@@ -314,7 +314,7 @@ mod tests {
             panic!("nobody asked");
         };
         assert_eq!(&*request.path, "/admin/connections");
-        (core, view)
+        (core, shared)
     }
 
     fn begin_turn(core: &mut Core, now_ms: u64) {
@@ -348,52 +348,52 @@ mod tests {
 
     #[test]
     fn an_answer_is_due_until_it_has_left() {
-        let (mut core, view) = asked("");
-        assert!(!view.try_close_desk());
+        let (mut core, shared) = asked("");
+        assert!(!shared.try_close_desk());
         core.handle_parcel(answer());
         let payload = send(&mut core);
         end_turn(&mut core);
-        assert!(!view.try_close_desk(), "still in flight");
+        assert!(!shared.try_close_desk(), "still in flight");
         assert!(payload.as_slice().starts_with(b"HTTP/1.1 504"));
         core.handle_sent(CONN, payload);
         end_turn(&mut core);
-        assert!(view.try_close_desk());
+        assert!(shared.try_close_desk());
     }
 
     /// Closing its socket at once might destroy what it has not read.
     #[test]
     fn a_last_answer_is_due_until_its_reader_has_gone() {
-        let (mut core, view) = asked("Connection: close\r\n");
+        let (mut core, shared) = asked("Connection: close\r\n");
         core.handle_parcel(answer());
         let payload = send(&mut core);
         core.handle_sent(CONN, payload);
         let commands = end_turn(&mut core);
         assert!(matches!(commands[..], [Command::Finish(CONN), ..]), "{commands:?}");
-        assert!(!view.try_close_desk());
+        assert!(!shared.try_close_desk());
         core.handle_ended(CONN, false);
         let commands = end_turn(&mut core);
         assert!(matches!(commands[..], [Command::Close(CONN)]), "{commands:?}");
-        assert!(view.try_close_desk());
+        assert!(shared.try_close_desk());
     }
 
     #[test]
     fn who_has_gone_is_owed_nothing() {
-        let (mut core, view) = asked("");
+        let (mut core, shared) = asked("");
         core.handle_ended(CONN, true);
         end_turn(&mut core);
         core.handle_closed(CONN);
         // What was asked for is carried out all the same.
-        assert!(!view.try_close_desk());
+        assert!(!shared.try_close_desk());
         core.handle_parcel(answer());
         end_turn(&mut core);
         assert_eq!(core.residue(), Default::default());
-        assert!(view.try_close_desk());
+        assert!(shared.try_close_desk());
     }
 
     /// The control thread gives up sooner and says so; should it say nothing at all, nobody waits for ever.
     #[test]
     fn without_an_answer_a_connection_ends() {
-        let (mut core, view) = asked("");
+        let (mut core, shared) = asked("");
         let (now_ms, commands) = loop {
             // The wheel wants to be looked at now and then without anything being due.
             let now_ms = core.next_timeout_ms().unwrap();
@@ -414,13 +414,13 @@ mod tests {
         assert_eq!(core.poll_dirty(), None);
         end_turn(&mut core);
         assert_eq!(core.residue(), Default::default());
-        assert!(view.try_close_desk());
+        assert!(shared.try_close_desk());
     }
 
     #[test]
     fn a_closed_desk_refuses_at_once() {
-        let (mut core, view) = asked("");
-        assert_eq!(view.close_desk(), 1);
+        let (mut core, shared) = asked("");
+        assert_eq!(shared.close_desk(), 1);
         let request = Request {
             method: "GET".into(),
             path: "/admin/connections".into(),

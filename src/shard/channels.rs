@@ -19,13 +19,13 @@ use super::core::Core;
 use crate::engine::SocketKey;
 use crate::ids::{CHANNEL_BYTES_MAX, ShardId};
 use crate::lanes::{Batch, ChannelName, Item, LaneFull, OutgoingPublication, PublishItem, Reply, Wanted};
-use crate::metrics::{Drop, SentKind};
-use crate::protocol::encode::{self, AckStatus};
-use crate::protocol::envelope::ErrorCode;
+use crate::metrics::{DropReason, SentKind};
 use crate::router::channels::ChannelIndex;
 use crate::router::interests::{Change, Join};
 use crate::router::{ChannelHash, Partition};
 use crate::session::Stage;
+use crate::wire::json::decode::ErrorCode;
+use crate::wire::json::encode::{self, AckStatus};
 
 /// Outboxes that one turn may fill with publications and broadcasts: at 4 to 5 µs each, nearly all the kernel's, this is
 /// how long a client waits that says something meanwhile. A turn in which somebody did fills few, each one after it some
@@ -150,24 +150,24 @@ impl Core {
     pub(super) fn subscribe(&mut self, slot: u32, client_id: Option<&str>, channel: &str) {
         if !self.may_subscribe(slot, channel) {
             let message = "this user may not subscribe to this channel";
-            return self.say_error(slot, client_id, ErrorCode::NotPermitted, message);
+            return self.send_error(slot, client_id, ErrorCode::NotPermitted, message);
         }
         let hash = self.homes.channel_hash(channel);
         let found = self.channels.find(hash, channel);
         if !found.is_some_and(|found| self.channels.is_subscribed(slot, found)) {
             if self.channels.count(slot) >= self.settings.limits.channels_per_connection {
                 let message = "too many channels: see limits.channels_per_connection";
-                return self.say_error(slot, client_id, ErrorCode::LimitExceeded, message);
+                return self.send_error(slot, client_id, ErrorCode::LimitExceeded, message);
             }
             if self.has_no_room_for_name(slot, channel) {
                 let message = "the names of the channels are too long together: see limits.channel_name_bytes";
-                return self.say_error(slot, client_id, ErrorCode::LimitExceeded, message);
+                return self.send_error(slot, client_id, ErrorCode::LimitExceeded, message);
             }
             let index = self.channels.subscribe(slot, hash, channel);
             if found.is_none() && self.join(index, (hash, channel)).is_err() {
                 self.channels.unsubscribe(slot, index);
-                self.metrics().dropped(Drop::SubscriptionLaneFull);
-                return self.say_error(slot, client_id, ErrorCode::Unavailable, super::deliver::OVERLOADED);
+                self.metrics().dropped(DropReason::SubscriptionLaneFull);
+                return self.send_error(slot, client_id, ErrorCode::Unavailable, super::deliver::OVERLOADED);
             }
         }
         let key = self.key(slot);
@@ -181,7 +181,7 @@ impl Core {
     }
 
     fn say_subscribed(&mut self, slot: u32, channel: &str, client_id: Option<&str>) -> bool {
-        self.say(slot, SentKind::Subscribed, |_, out| {
+        self.send(slot, SentKind::Subscribed, |_, out| {
             encode::subscribed(out, channel, client_id);
         })
     }
@@ -212,7 +212,7 @@ impl Core {
         let change = self.interests.join(partition, channel, join.shard, elsewhere);
         self.tell_wanted(partition, change);
         // With Redis away, what is published here is all there is.
-        if self.remote.is_none() || !self.view.cluster.is_up() || self.interests.is_heard(partition) {
+        if self.remote.is_none() || !self.shared.cluster.is_up() || self.interests.is_heard(partition) {
             return true;
         }
         self.interests.wait(partition, join);
@@ -222,7 +222,7 @@ impl Core {
     fn tell_wanted(&mut self, partition: Partition, change: Change) {
         if let (Change::Wanted(wanted), Some(remote)) = (change, &self.remote) {
             let item = Item::PartitionWanted { partition, wanted };
-            self.lanes.say(remote.control, item);
+            self.lanes.push(remote.control, item);
         }
     }
 
@@ -232,7 +232,7 @@ impl Core {
             if join.shard == self.me {
                 self.handle_joined(join.ticket);
             } else {
-                self.lanes.say(join.shard, Item::Joined { ticket: join.ticket });
+                self.lanes.push(join.shard, Item::Joined { ticket: join.ticket });
             }
         }
     }
@@ -265,7 +265,7 @@ impl Core {
         if self.conn(slot).user.is_none() {
             return;
         }
-        self.say(slot, SentKind::Unsubscribed, |_, out| {
+        self.send(slot, SentKind::Unsubscribed, |_, out| {
             encode::unsubscribed(out, channel, client_id);
         });
     }
@@ -347,7 +347,7 @@ impl Core {
         };
         if !self.may_publish(slot, channel) {
             let message = "this user may not publish to this channel";
-            return self.say_error(slot, client_id, ErrorCode::NotPermitted, message);
+            return self.send_error(slot, client_id, ErrorCode::NotPermitted, message);
         }
         self.metrics().publications.inc();
         let id = self.ids.next(self.now.wall_ms);
@@ -382,7 +382,7 @@ impl Core {
         } else if self.lanes.try_publish(home, &publication).is_ok() {
             None
         } else {
-            self.metrics().dropped(Drop::PublicationLaneFull);
+            self.metrics().dropped(DropReason::PublicationLaneFull);
             Some(AckStatus::Failed)
         };
         if let (Some(status), Some(wanted)) = (status, &wanted) {
@@ -399,22 +399,22 @@ impl Core {
     ) -> Option<AckStatus> {
         // Before anybody has it: whoever hears `failed` may say it again.
         if self.is_overloaded(publication.channel, publication.frame.len()) {
-            self.metrics().dropped(Drop::PublicationQueueFull);
+            self.metrics().dropped(DropReason::PublicationQueueFull);
             return Some(AckStatus::Failed);
         }
         let here = self.distribute_here(publication);
         let Some(remote) = &self.remote else {
             return Some(if here { AckStatus::Published } else { AckStatus::Failed });
         };
-        if !self.view.cluster.is_up() {
-            self.metrics().dropped(Drop::PublicationRedisAway);
+        if !self.shared.cluster.is_up() {
+            self.metrics().dropped(DropReason::PublicationRedisAway);
             return Some(AckStatus::Failed);
         }
         // Whoever has `failed` already waits for nothing.
         let wanted = publication.wanted.filter(|_| here);
         let outgoing = OutgoingPublication { wanted, ..*publication };
         if self.lanes.try_spread(remote.control, partition, &outgoing).is_err() {
-            self.metrics().dropped(Drop::PublicationLaneFull);
+            self.metrics().dropped(DropReason::PublicationLaneFull);
             return Some(AckStatus::Failed);
         }
         if here { None } else { Some(AckStatus::Failed) }
@@ -431,7 +431,7 @@ impl Core {
         let mut taken = self.queue_publication((hash, name), frame.clone(), received_ns);
         for &shard in self.interests.shards(hash, name) {
             if self.lanes.try_publication(shard, publication).is_err() {
-                self.metrics().dropped(Drop::PublicationLaneFull);
+                self.metrics().dropped(DropReason::PublicationLaneFull);
                 taken = false;
             }
         }
@@ -446,7 +446,7 @@ impl Core {
         };
         let queued = self.channels.publish(channel, frame, received_ns);
         if queued.is_err() {
-            self.metrics().dropped(Drop::PublicationQueueFull);
+            self.metrics().dropped(DropReason::PublicationQueueFull);
         }
         self.note_crowded(channel, (hash, name));
         queued.is_ok()
@@ -483,7 +483,7 @@ impl Core {
                     ticket,
                 };
                 if self.handle_join(self.homes.partition(channel.1), channel, join) {
-                    self.lanes.say(batch.from, Item::Joined { ticket });
+                    self.lanes.push(batch.from, Item::Joined { ticket });
                 }
             }
             Item::Crowded { channel, crowded } => {
@@ -521,7 +521,7 @@ impl Core {
     /// Puts a frame on its way to every connection. `ticket`: to be replied to with their number.
     pub(super) fn queue_broadcast(&mut self, frame: Bytes, ticket: Option<u32>) {
         if self.fan_out.broadcast_bytes > 0 && self.fan_out.broadcast_bytes + frame.len() > BROADCAST_BYTES_MAX {
-            self.metrics().dropped(Drop::BroadcastQueueFull);
+            self.metrics().dropped(DropReason::BroadcastQueueFull);
             if let Some(ticket) = ticket {
                 self.reply(ticket, Reply::Count(0));
             }
@@ -540,7 +540,7 @@ impl Core {
     /// Goes on with what is on its way to many, as far as one turn may.
     pub fn fan_out(&mut self) {
         self.go_on_reviewing();
-        self.fan_out.outboxes = if std::mem::take(&mut self.turn.spoken) {
+        self.fan_out.outboxes = if std::mem::take(&mut self.turn.interactive) {
             FANOUT_LEAST
         } else {
             (self.fan_out.outboxes + FANOUT_STEP).min(FANOUT_MOST)
@@ -655,10 +655,10 @@ mod tests {
     use crate::config::Config;
     use crate::engine::{Payload, Waker};
     use crate::lanes::{self, Lanes, Parcel};
-    use crate::protocol::close::CloseReason;
     use crate::router::HomeMap;
     use crate::settings::Settings;
-    use crate::view::{Now, View};
+    use crate::shared::{Now, Shared};
+    use crate::wire::ws::close::CloseReason;
 
     const CONN: SocketKey = SocketKey { slot: 0, generation: 1 };
 
@@ -675,7 +675,7 @@ mod tests {
     /// The first shard of two, with a user of its own whose `welcome` is in flight.
     fn welcomed() -> (Core, Payload) {
         let (_, senders, depths) = lanes::inboxes(2);
-        let view = Arc::new(View::new(
+        let shared = Arc::new(Shared::new(
             "gw".into(),
             true,
             "model",
@@ -684,7 +684,7 @@ mod tests {
         ));
         let wakers = vec![Waker::inert().unwrap(), Waker::inert().unwrap()];
         let lanes = Lanes::new(ShardId(0), lanes::mailboxes(senders, wakers), depths);
-        let mut core = Core::new(view, settings(1 << 20), homes(), lanes, 1);
+        let mut core = Core::new(shared, settings(1 << 20), homes(), lanes, 1);
         core.begin_turn(Now { mono_ns: 0, wall_ms: 0 });
         let names = (0..).map(|number| format!("user{number}"));
         let user = names

@@ -53,9 +53,9 @@ impl Core {
 
     /// What this shard still holds, for tests that expect nothing.
     #[doc(hidden)]
-    pub fn residue(&self) -> Residue {
+    pub fn residue(&self) -> Outstanding {
         let connections = self.connections.iter();
-        Residue {
+        Outstanding {
             connections: connections.filter(|conn| !matches!(conn.stage, Stage::Free)).count(),
             users: self.users.len(),
             outboxes: self.connections.iter().filter(|conn| conn.outbox.is_some()).count(),
@@ -79,7 +79,7 @@ impl Core {
 #[doc(hidden)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[allow(missing_docs, reason = "the names say it")]
-pub struct Residue {
+pub struct Outstanding {
     pub connections: usize,
     pub users: usize,
     pub outboxes: usize,

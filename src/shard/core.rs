@@ -15,12 +15,10 @@ use std::sync::Arc;
 
 use crate::admin::Request;
 use crate::engine::{Payload, SocketKey};
-use crate::http::{Door, HttpContext};
+use crate::http::{HttpContext, ListenerKind};
 use crate::ids::{IdSource, ShardId};
-use crate::lanes::{self, HandOver, Lanes, Parcel, Reply};
-use crate::metrics::{Ending, ShardMetrics};
-use crate::protocol::close::CloseReason;
-use crate::protocol::encode;
+use crate::lanes::{self, Handoff, Lanes, Parcel, Reply};
+use crate::metrics::{CloseCause, ShardMetrics};
 use crate::router::HomeMap;
 use crate::router::channels::Channels;
 use crate::router::interests::Interests;
@@ -33,9 +31,11 @@ use crate::shard::strangers::ACCEPT_US;
 use crate::shard::timers::Draining;
 use crate::shard::wheel::Wheel;
 use crate::shard::{Connection, Stage};
-use crate::view::{Now, View};
+use crate::shared::{Now, Shared};
+use crate::wire::json::encode;
+use crate::wire::ws::close::CloseReason;
 
-pub use super::checks::Residue;
+pub use super::checks::Outstanding;
 
 /// What the turn must do with the engine.
 #[derive(Debug)]
@@ -55,7 +55,7 @@ pub enum Command {
     /// Take the socket out of the engine and call [`Core::handle_detached`].
     Detach(SocketKey),
     /// Put the socket into the engine and call [`Core::handle_adopted`].
-    Adopt(Box<HandOver>),
+    Adopt(Box<Handoff>),
 }
 
 /// What the turn must tell the control thread.
@@ -75,14 +75,14 @@ pub(super) struct ThisTurn {
     pub(super) from_gateways: Vec<u64>,
     /// A client said something, since the last turn's fan-out, or is to hear something that another shard or gateway says:
     /// somebody waits for this turn.
-    pub(super) spoken: bool,
+    pub(super) interactive: bool,
 }
 
 /// The state of one shard.
 #[derive(Debug)]
 pub struct Core {
     pub(super) me: ShardId,
-    pub(super) view: Arc<View>,
+    pub(super) shared: Arc<Shared>,
     pub(super) settings: Arc<Settings>,
     pub(super) homes: HomeMap,
     pub(super) connections: Vec<Connection>,
@@ -124,17 +124,22 @@ pub struct Core {
 }
 
 impl Core {
-    /// The empty shard `lanes.me()` of the gateway that `view` describes.
-    pub fn new(view: Arc<View>, settings: Arc<Settings>, homes: HomeMap, lanes: Lanes, seed: u64) -> Self {
+    /// The empty shard `lanes.me()` of the gateway that `shared` describes.
+    pub fn new(shared: Arc<Shared>, settings: Arc<Settings>, homes: HomeMap, lanes: Lanes, seed: u64) -> Self {
         let me = lanes.me();
         // Who has a lane to the control thread has other gateways to talk to.
         let control = lanes::control_place(homes.shards());
         let remote = (lanes.len() > control.index()).then(|| Remote::new(control));
-        let door = Door::Public(me.index());
-        let http = Rc::new(HttpContext::new(Arc::clone(&view), Arc::clone(&settings), door, !seed));
+        let listener_kind = ListenerKind::Public(me.index());
+        let http = Rc::new(HttpContext::new(
+            Arc::clone(&shared),
+            Arc::clone(&settings),
+            listener_kind,
+            !seed,
+        ));
         Core {
             me,
-            view,
+            shared,
             settings,
             homes,
             connections: Vec::new(),
@@ -175,7 +180,7 @@ impl Core {
 
     /// This shard's counters.
     pub fn metrics(&self) -> &ShardMetrics {
-        &self.view.shards[self.me.index()]
+        &self.shared.shards[self.me.index()]
     }
 
     /// Begins a turn at this time.
@@ -306,13 +311,13 @@ impl Core {
             Stage::Authenticating | Stage::Open | Stage::Echo | Stage::Closing { .. } => {
                 self.frame_bytes(slot, bytes);
             }
-            Stage::Free | Stage::Leaving(_) | Stage::Verifying(_) | Stage::Lingering { .. } | Stage::Closed => {}
+            Stage::Free | Stage::Migrating(_) | Stage::Verifying(_) | Stage::Lingering { .. } | Stage::Closed => {}
         }
     }
 
     /// True if this turn has brought something, before [`Core::fan_out`], that somebody waits for.
-    pub fn has_spoken(&self) -> bool {
-        self.turn.spoken
+    pub fn is_interactive(&self) -> bool {
+        self.turn.interactive
     }
 
     /// True if there is more to do of what is spread over turns, so that nobody else waits for all of it.
@@ -360,7 +365,7 @@ impl Core {
             Stage::Closing { .. } | Stage::Lingering { .. } if !broken => return self.close_when_flushed(key.slot),
             _ => self.count_broken_handshake(key.slot),
         }
-        self.end(key.slot, Ending::Abrupt);
+        self.end(key.slot, CloseCause::Abrupt);
         self.abandon(key.slot, broken);
     }
 
@@ -441,7 +446,7 @@ impl Core {
             return;
         }
         match &mut conn.stage {
-            Stage::Leaving(_) => self.command(Command::Detach(key)),
+            Stage::Migrating(_) => self.command(Command::Detach(key)),
             Stage::Closing { peer_closed: true } | Stage::Lingering { finished: false }
                 if conn.tls.as_mut().is_some_and(|tls| tls.close()) =>
             {
@@ -494,11 +499,11 @@ impl Core {
 
     /// Takes the connection out of all tables and counts its end, once. Its place is free; the socket is counted by
     /// `limits.handshakes` until it is closed, or by nothing but its number in a drain, which closes thousands that shall all hear why.
-    pub(super) fn end(&mut self, slot: u32, ending: Ending) {
+    pub(super) fn end(&mut self, slot: u32, ending: CloseCause) {
         let conn = &mut self.connections[slot as usize];
         // A handshake whose 101 is still owed was never accepted, so it does not count as closed.
         let accepted = match &conn.stage {
-            Stage::Leaving(leaving) => leaving.upgrade.is_none(),
+            Stage::Migrating(migrating) => migrating.upgrade.is_none(),
             Stage::Verifying(verifying) => verifying.upgrade.is_none(),
             _ => true,
         };
@@ -521,9 +526,9 @@ impl Core {
             }
             let is_place = tally == Tally::Place;
             if is_place {
-                self.view.release();
+                self.shared.release();
             }
-            let drains = is_place && self.view.is_draining();
+            let drains = is_place && self.shared.is_draining();
             self.count_as(slot, if drains { Tally::Draining } else { Tally::Ended });
             if let Some(draining) = &mut self.draining {
                 draining.count(ending);
@@ -555,7 +560,7 @@ impl Core {
             }
             return;
         }
-        self.end(slot, Ending::Ours(reason));
+        self.end(slot, CloseCause::Ours(reason));
         self.conn(slot).stage = stage;
         let mut frame = std::mem::take(&mut self.scratch);
         frame.clear();
@@ -610,7 +615,7 @@ impl Core {
                 self.stopping = true;
                 for slot in 0..self.connections.len() as u32 {
                     if !matches!(self.conn(slot).stage, Stage::Free) {
-                        self.end(slot, Ending::Ours(CloseReason::Shutdown));
+                        self.end(slot, CloseCause::Ours(CloseReason::Shutdown));
                         self.close_now(slot);
                     }
                 }
@@ -676,7 +681,7 @@ impl Core {
         if let Some(outbox) = self.connections[key.slot as usize].outbox.as_mut() {
             outbox.note_moved(self.now.mono_ms());
         }
-        let metrics = &self.view.shards[self.me.index()];
+        let metrics = &self.shared.shards[self.me.index()];
         metrics.bytes_sent.add(payload.as_slice().len() as u64);
         Some(payload)
     }
@@ -694,7 +699,7 @@ impl Core {
         self.settle_answers();
         self.close_journal();
         self.count_deliveries(now_ns);
-        let metrics = &self.view.shards[self.me.index()];
+        let metrics = &self.shared.shards[self.me.index()];
         metrics.loop_turn.record(now_ns.saturating_sub(began_ns), 1);
         for received_ns in self.channels.gone_round() {
             metrics.fanout.record(now_ns.saturating_sub(received_ns), 1);
@@ -709,7 +714,7 @@ impl Core {
 
     /// Records how long deliveries took whose bytes are handed to the engine.
     pub fn count_deliveries(&mut self, now_ns: u64) {
-        let metrics = &self.view.shards[self.me.index()];
+        let metrics = &self.shared.shards[self.me.index()];
         if self.turn.local > 0 {
             let took = now_ns.saturating_sub(self.now.mono_ns);
             metrics.delivered(crate::metrics::Path::Local, took, self.turn.local);
@@ -730,8 +735,8 @@ impl Core {
 
     /// A socket that was handed over could not be taken into the engine.
     pub fn handle_lost(&mut self) {
-        self.metrics().closed(Ending::Abrupt);
-        self.view.release();
+        self.metrics().closed(CloseCause::Abrupt);
+        self.shared.release();
     }
 
     /// A socket left the engine for its home shard.
@@ -746,14 +751,14 @@ impl Core {
         self.count_as(key.slot, Tally::Nobody);
         let remote = self.remote_addr(key.slot);
         self.vacate(key.slot);
-        if let Stage::Leaving(leaving) = stage {
-            self.hand_over(HandOver {
+        if let Stage::Migrating(migrating) = stage {
+            self.hand_off(Handoff {
                 socket: Some(socket),
-                user: leaving.user,
-                grant: leaving.grant,
-                hash: leaving.hash,
-                upgrade: leaving.upgrade,
-                rest: leaving.rest,
+                user: migrating.user,
+                grant: migrating.grant,
+                hash: migrating.hash,
+                upgrade: migrating.upgrade,
+                rest: migrating.rest,
                 connected_at_ms,
                 remote,
                 messages_in,

@@ -19,11 +19,11 @@ use super::core::Core;
 use super::strangers::TOKEN_US;
 use crate::auth::{Cache, Grant, Identity, Refusal, Token};
 use crate::engine::SocketKey;
-use crate::protocol::close::CloseReason;
-use crate::protocol::envelope::ErrorCode;
-use crate::protocol::head::{self, Upgrade};
 use crate::session::{Stage, Verifying};
-use crate::view::NotAdmitted;
+use crate::shared::NotAdmitted;
+use crate::wire::json::decode::ErrorCode;
+use crate::wire::ws::close::CloseReason;
+use crate::wire::ws::head::{self, Upgrade};
 
 /// The most tokens that wait for a fetch of keys; at 8 KiB each they take 8 MiB. Who comes beyond is refused at once.
 const UNKNOWN_MAX: usize = 1024;
@@ -95,7 +95,7 @@ impl Core {
     pub(super) fn begin_refreshing(&mut self, slot: u32, client_id: Option<&str>, token: Token) {
         if self.conn(slot).refreshing {
             let message = "the last auth is still being looked at";
-            return self.say_error(slot, client_id, ErrorCode::RateLimited, message);
+            return self.send_error(slot, client_id, ErrorCode::RateLimited, message);
         }
         self.conn(slot).refreshing = true;
         let by = self.key(slot);
@@ -205,7 +205,7 @@ impl Core {
             // The old token's end is not a deadline any more, and the new one's is.
             self.look_at_once(slot);
         }
-        self.say_welcome(slot);
+        self.send_welcome(slot);
         let after = &self.connections[slot as usize].grant;
         let [before, after] = [&before, after].map(|grant| grant.as_ref().and_then(|grant| grant.rights.as_ref()));
         if before != after {

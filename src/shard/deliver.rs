@@ -6,12 +6,12 @@ use super::core::{Command, Core};
 use crate::engine::SocketKey;
 use crate::ids::ShardId;
 use crate::lanes::{Batch, Item, LaneFull, MessageItem, OutgoingMessage, Reply, Wanted};
-use crate::metrics::{Drop, SentKind};
-use crate::protocol::close::CloseReason;
-use crate::protocol::encode::{self, AckStatus};
-use crate::protocol::envelope::ErrorCode;
+use crate::metrics::{DropReason, SentKind};
 use crate::router::UserHash;
 use crate::session::{Stage, Tally};
+use crate::wire::json::decode::ErrorCode;
+use crate::wire::json::encode::{self, AckStatus};
+use crate::wire::ws::close::CloseReason;
 
 /// Frames up to this size are copied into every device's outbox; larger ones are shared.
 const SHARE_BYTES_MIN: usize = 1024;
@@ -169,7 +169,7 @@ impl Core {
     fn overflow(&mut self, slot: u32, frames: u32) {
         let waited = self.drop_waiting(slot);
         self.metrics()
-            .dropped_many(Drop::FrameSlowConsumer, u64::from(waited) + u64::from(frames));
+            .dropped_many(DropReason::FrameSlowConsumer, u64::from(waited) + u64::from(frames));
         self.begin_close(slot, CloseReason::SlowConsumer);
     }
 
@@ -194,12 +194,13 @@ impl Core {
     /// Counts frames that were queued for a connection that is lost.
     pub(super) fn count_lost(&mut self, frames: u32) {
         if frames > 0 {
-            self.metrics().dropped_many(Drop::FrameConnectionLost, frames.into());
+            self.metrics()
+                .dropped_many(DropReason::FrameConnectionLost, frames.into());
         }
     }
 
     /// Encodes a frame for one connection and queues it.
-    pub(super) fn say(&mut self, slot: u32, kind: SentKind, write: impl FnOnce(&Core, &mut Vec<u8>)) -> bool {
+    pub(super) fn send(&mut self, slot: u32, kind: SentKind, write: impl FnOnce(&Core, &mut Vec<u8>)) -> bool {
         let mut frame = std::mem::take(&mut self.scratch);
         frame.clear();
         write(self, &mut frame);
@@ -209,8 +210,8 @@ impl Core {
     }
 
     /// Queues an `error`.
-    pub(super) fn say_error(&mut self, slot: u32, id: Option<&str>, code: ErrorCode, message: &str) {
-        self.say(slot, SentKind::Error, |_, out| encode::error(out, id, code, message));
+    pub(super) fn send_error(&mut self, slot: u32, id: Option<&str>, code: ErrorCode, message: &str) {
+        self.send(slot, SentKind::Error, |_, out| encode::error(out, id, code, message));
     }
 
     /// Queues a `message` frame for every connection of a user who lives here. Returns true if one took it.
@@ -256,7 +257,7 @@ impl Core {
             Some(AckStatus::Offline)
         };
         if status == Some(AckStatus::Offline) {
-            self.metrics().dropped(Drop::MessageOffline);
+            self.metrics().dropped(DropReason::MessageOffline);
         }
         status
     }
@@ -277,11 +278,11 @@ impl Core {
         // The sender may be gone, or closed by its own message.
         if self.is_open(wanted.conn) {
             self.metrics().acked(status);
-            self.say(wanted.conn.slot, SentKind::Ack, |_, out| {
+            self.send(wanted.conn.slot, SentKind::Ack, |_, out| {
                 encode::ack(out, wanted.client_id, wanted.message_id, status);
             });
         } else {
-            self.metrics().dropped(Drop::ReplyGone);
+            self.metrics().dropped(DropReason::ReplyGone);
         }
     }
 
@@ -292,7 +293,7 @@ impl Core {
         };
         if !self.may_write_to(slot, to) {
             let message = "this user may not write to that one";
-            return self.say_error(slot, client_id, ErrorCode::NotPermitted, message);
+            return self.send_error(slot, client_id, ErrorCode::NotPermitted, message);
         }
         let message_id = self.ids.next(self.now.wall_ms);
         let mut frame = std::mem::take(&mut self.scratch);
@@ -328,7 +329,7 @@ impl Core {
             match self.lanes.try_message(home, &outgoing) {
                 Ok(()) => None,
                 Err(LaneFull) => {
-                    self.metrics().dropped(Drop::MessageLaneFull);
+                    self.metrics().dropped(DropReason::MessageLaneFull);
                     Some(AckStatus::Failed)
                 }
             }
@@ -371,7 +372,7 @@ impl Core {
             waiting: groups.clone().count() as u16,
         };
         if self.questions.is_full() {
-            self.refuse_presence(&question, Drop::PresenceLaneFull, OVERLOADED);
+            self.refuse_presence(&question, DropReason::PresenceLaneFull, OVERLOADED);
             return;
         }
         let ticket = self.questions.add(question);
@@ -394,7 +395,7 @@ impl Core {
         if asked.is_err()
             && let Some(question) = self.questions.take(ticket)
         {
-            self.refuse_presence(&question, Drop::PresenceLaneFull, OVERLOADED);
+            self.refuse_presence(&question, DropReason::PresenceLaneFull, OVERLOADED);
         }
     }
 
@@ -412,14 +413,14 @@ impl Core {
                 question.waiting = 1;
                 let homes = &self.homes;
                 let users = unknown.map(|(place, user)| (place, homes.hash(user), &**user));
-                if !self.view.cluster.is_up() {
-                    Some((Drop::PresenceRedisAway, REDIS_AWAY))
+                if !self.shared.cluster.is_up() {
+                    Some((DropReason::PresenceRedisAway, REDIS_AWAY))
                 } else if self
                     .lanes
                     .try_presence_query(remote.control, (ticket, asker), users)
                     .is_err()
                 {
-                    Some((Drop::PresenceLaneFull, OVERLOADED))
+                    Some((DropReason::PresenceLaneFull, OVERLOADED))
                 } else {
                     return;
                 }
@@ -443,12 +444,12 @@ impl Core {
         self.is_known_elsewhere(hash, user)
     }
 
-    fn refuse_presence(&mut self, question: &Question, why: Drop, message: &str) {
+    fn refuse_presence(&mut self, question: &Question, why: DropReason, message: &str) {
         self.metrics().dropped(why);
         if !self.is_open(question.asker) {
             return;
         }
-        self.say_error(
+        self.send_error(
             question.asker.slot,
             question.client_id.as_deref(),
             ErrorCode::Unavailable,
@@ -458,7 +459,7 @@ impl Core {
 
     fn answer_presence(&mut self, question: &Question) {
         if !self.is_open(question.asker) {
-            self.metrics().dropped(Drop::ReplyGone);
+            self.metrics().dropped(DropReason::ReplyGone);
             return;
         }
         let users = question
@@ -466,7 +467,7 @@ impl Core {
             .iter()
             .enumerate()
             .map(|(place, user)| (&**user, question.online >> place & 1 == 1));
-        self.say(question.asker.slot, SentKind::Presence, |_, out| {
+        self.send(question.asker.slot, SentKind::Presence, |_, out| {
             encode::presence(out, question.client_id.as_deref(), users);
         });
     }
@@ -482,17 +483,17 @@ impl Core {
         let items = std::mem::take(&mut batch.items);
         for item in items {
             match item {
-                Item::HandOver(hand_over) => self.command(Command::Adopt(hand_over)),
+                Item::Handoff(hand_off) => self.command(Command::Adopt(hand_off)),
                 Item::Message(message) => {
-                    self.turn.spoken = true;
+                    self.turn.interactive = true;
                     self.handle_message_item(from, &batch, &message);
                 }
                 Item::Reply { to, frame } => {
-                    self.turn.spoken = true;
+                    self.turn.interactive = true;
                     if self.is_open(to) {
                         self.append(to.slot, batch.bytes(frame), SentKind::Ack);
                     } else {
-                        self.metrics().dropped(Drop::ReplyGone);
+                        self.metrics().dropped(DropReason::ReplyGone);
                     }
                 }
                 Item::PresenceQuery { ticket, users, .. } => {
@@ -512,8 +513,8 @@ impl Core {
                 Item::PresenceUnknown { ticket, overloaded } => {
                     if let Some(question) = self.questions.take(ticket) {
                         let (why, message) = match overloaded {
-                            true => (Drop::PresenceLookupsFull, TOO_MUCH_ASKED),
-                            false => (Drop::PresenceRedisAway, REDIS_AWAY),
+                            true => (DropReason::PresenceLookupsFull, TOO_MUCH_ASKED),
+                            false => (DropReason::PresenceRedisAway, REDIS_AWAY),
                         };
                         self.refuse_presence(&question, why, message);
                     }

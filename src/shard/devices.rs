@@ -11,10 +11,10 @@ use std::collections::{BTreeMap, VecDeque};
 
 use super::core::Core;
 use crate::metrics::SentKind;
-use crate::protocol::close::CloseReason;
-use crate::protocol::encode;
-use crate::protocol::frame::Opcode;
 use crate::router::users::UserIndex;
+use crate::wire::json::encode;
+use crate::wire::ws::close::CloseReason;
+use crate::wire::ws::frame::Opcode;
 
 /// Who was heard so recently is there, and is not asked.
 const SILENT_MS: u64 = 1_000;
@@ -92,7 +92,7 @@ impl Core {
         self.asked.users.insert(user, question);
         self.asked.due.push_back((question.due_ms, user));
         for &slot in &slots {
-            self.say(slot, SentKind::Ping, |_, out| encode::frame(out, Opcode::Ping, b""));
+            self.send(slot, SentKind::Ping, |_, out| encode::frame(out, Opcode::Ping, b""));
         }
         self.scratch_slots = slots;
     }

@@ -4,14 +4,14 @@ use std::borrow::Cow;
 
 use super::core::Core;
 use crate::auth::Token;
-use crate::metrics::{Drop, Ending, SentKind};
-use crate::protocol::close::CloseReason;
-use crate::protocol::encode;
-use crate::protocol::envelope::{self, ClientFrame, ErrorCode, FrameKind};
-use crate::protocol::frame::{Message, Opcode};
-use crate::protocol::head::Policy;
+use crate::metrics::{CloseCause, DropReason, SentKind};
 use crate::session::rate::Verdict;
-use crate::session::{BAD_FRAMES_MAX, Leaving, Stage};
+use crate::session::{BAD_FRAMES_MAX, Migrating, Stage};
+use crate::wire::json::decode::{self, ClientFrame, ErrorCode, FrameKind};
+use crate::wire::json::encode;
+use crate::wire::ws::close::CloseReason;
+use crate::wire::ws::frame::{Message, Opcode};
+use crate::wire::ws::head::Policy;
 
 /// The longest message of a client whose user is not known: a token of the largest size, and what JSON puts around it. Also of
 /// one whose connection has ended: only its close frame matters then, and no place counts its memory.
@@ -24,7 +24,7 @@ enum Flow {
     /// Not at all: the rest of the input is not looked at.
     Stop,
     /// On another shard, which gets the rest of the input.
-    Leave(Box<Leaving>),
+    Leave(Box<Migrating>),
     /// When this token was looked at, with the rest of the input.
     Verify(Token),
 }
@@ -36,7 +36,7 @@ impl Core {
         // Taken out, because messages borrow from it while they change the connection.
         let mut decoder = std::mem::take(&mut self.conn(slot).decoder);
         let mut reader = decoder.read(bytes, limit);
-        let (mut leaving, mut shown) = (None, None);
+        let (mut migrating, mut shown) = (None, None);
         loop {
             match reader.next() {
                 Ok(None) => break,
@@ -44,7 +44,7 @@ impl Core {
                     Flow::Next => reader.set_limit(self.message_bytes_max(slot)),
                     Flow::Stop => break,
                     Flow::Leave(home) => {
-                        leaving = Some((home, reader.rest().to_vec()));
+                        migrating = Some((home, reader.rest().to_vec()));
                         break;
                     }
                     Flow::Verify(token) => {
@@ -58,8 +58,8 @@ impl Core {
                 }
             }
         }
-        if let Some((leaving, rest)) = leaving {
-            self.leave(slot, Box::new(Leaving { rest, ..*leaving }));
+        if let Some((migrating, rest)) = migrating {
+            self.leave(slot, Box::new(Migrating { rest, ..*migrating }));
         } else if let Some((token, rest)) = shown {
             self.begin_verifying(slot, token, None, rest);
         } else if !matches!(
@@ -94,14 +94,14 @@ impl Core {
         }
         match message {
             Message::Ping(payload) => {
-                self.say(slot, SentKind::Pong, |_, out| {
+                self.send(slot, SentKind::Pong, |_, out| {
                     encode::frame(out, Opcode::Pong, payload);
                 });
             }
             Message::Pong => self.device_answered(slot),
             Message::Fragment => {}
             Message::Close(code) => {
-                self.end(slot, Ending::Peer(code));
+                self.end(slot, CloseCause::Peer(code));
                 self.conn(slot).stage = Stage::Closing { peer_closed: true };
                 self.wheel
                     .set(slot, self.now.mono_ms() + super::timers::CLOSE_TIMEOUT_MS);
@@ -129,7 +129,7 @@ impl Core {
     fn echo(&mut self, slot: u32, verdict: Verdict, opcode: Opcode, payload: &[u8]) {
         match verdict {
             Verdict::Pass => {
-                self.say(slot, SentKind::Echo, |_, out| encode::frame(out, opcode, payload));
+                self.send(slot, SentKind::Echo, |_, out| encode::frame(out, opcode, payload));
             }
             // There is no `error` frame here.
             Verdict::Refuse | Verdict::Close => self.begin_close(slot, CloseReason::TooManyRequests),
@@ -173,12 +173,12 @@ impl Core {
     }
 
     fn refuse_too_many(&mut self, slot: u32, id: Option<&str>) {
-        self.metrics().dropped(Drop::FrameRateLimited);
-        self.say_error(slot, id, ErrorCode::RateLimited, "too many frames per second");
+        self.metrics().dropped(DropReason::FrameRateLimited);
+        self.send_error(slot, id, ErrorCode::RateLimited, "too many frames per second");
     }
 
     fn handle_text(&mut self, slot: u32, text: &str) -> Flow {
-        self.turn.spoken = true;
+        self.turn.interactive = true;
         let verdict = self.count_frame(slot);
         if matches!(self.conn(slot).stage, Stage::Echo) {
             self.echo(slot, verdict, Opcode::Text, text.as_bytes());
@@ -188,7 +188,7 @@ impl Core {
             Verdict::Pass => {}
             Verdict::Refuse => {
                 // The id is worth reading: the client must know which of its frames was refused.
-                let id = match envelope::parse(text) {
+                let id = match decode::parse(text) {
                     Ok(frame) => frame.id().map(str::to_owned),
                     Err(refusal) => refusal.id.map(Into::into),
                 };
@@ -200,7 +200,7 @@ impl Core {
                 return Flow::Next;
             }
         }
-        match envelope::parse(text) {
+        match decode::parse(text) {
             Ok(frame) => {
                 self.metrics().received(frame.kind());
                 match self.charge(slot, frame.extra_cost()) {
@@ -212,7 +212,7 @@ impl Core {
             }
             Err(refusal) => {
                 self.metrics().received(FrameKind::Invalid);
-                self.say_error(slot, refusal.id.as_deref(), refusal.code, &refusal.message);
+                self.send_error(slot, refusal.id.as_deref(), refusal.code, &refusal.message);
                 if matches!(refusal.code, ErrorCode::BadRequest | ErrorCode::UnknownType) {
                     let conn = self.conn(slot);
                     conn.bad_frames += 1;
@@ -233,7 +233,7 @@ impl Core {
             }
             ClientFrame::Auth { user, .. } => return self.authenticate(slot, user.as_deref()),
             ClientFrame::Heartbeat => {
-                self.say(slot, SentKind::Heartbeat, |core, out| {
+                self.send(slot, SentKind::Heartbeat, |core, out| {
                     encode::heartbeat(out, core.now.wall_ms);
                 });
             }
@@ -244,7 +244,7 @@ impl Core {
             | ClientFrame::Publish { id, .. }
                 if !open =>
             {
-                self.say_error(
+                self.send_error(
                     slot,
                     id.as_deref(),
                     ErrorCode::Unauthorized,
@@ -291,7 +291,7 @@ impl Core {
         if let Some(known) = self.conn(slot).user {
             if self.users.name(known) == user {
                 self.conn(slot).bad_frames = 0;
-                self.say_welcome(slot);
+                self.send_welcome(slot);
             } else {
                 self.begin_close(slot, CloseReason::NotPermitted);
             }
@@ -309,7 +309,7 @@ impl Core {
             self.open(slot, user, hash, None);
             return Flow::Next;
         }
-        Flow::Leave(Box::new(Leaving {
+        Flow::Leave(Box::new(Migrating {
             user: user.to_owned(),
             hash,
             grant: None,

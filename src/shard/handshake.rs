@@ -8,15 +8,15 @@ use super::strangers::HEAD_BYTES_PER_US;
 use crate::auth::Grant;
 use crate::engine::SocketKey;
 use crate::http::HttpConn;
-use crate::lanes::HandOver;
-use crate::metrics::{Drop, SentKind};
-use crate::protocol::close::CloseReason;
-use crate::protocol::encode;
-use crate::protocol::head::{self, Decision, Endpoint, Progress, Upgrade};
+use crate::lanes::Handoff;
+use crate::metrics::{DropReason, SentKind};
 use crate::router::UserHash;
-use crate::session::{Leaving, Stage, Tally};
+use crate::session::{Migrating, Stage, Tally};
+use crate::shared::NotAdmitted;
 use crate::tls::looks_like_tls;
-use crate::view::NotAdmitted;
+use crate::wire::json::encode;
+use crate::wire::ws::close::CloseReason;
+use crate::wire::ws::head::{self, Decision, Endpoint, Progress, Upgrade};
 
 impl Core {
     /// Bytes of a request head.
@@ -57,7 +57,7 @@ impl Core {
             Progress::Complete(len, _) if len > header_bytes => {
                 self.refuse_head(slot, "431 Request Header Fields Too Large", "head_too_large");
             }
-            Progress::Complete(len, Decision::Upgrade(upgrade)) => match self.view.admit(&self.settings) {
+            Progress::Complete(len, Decision::Upgrade(upgrade)) => match self.shared.admit(&self.settings) {
                 Ok(()) => {
                     let rest = head[len..].to_vec();
                     self.upgrade(slot, upgrade, rest);
@@ -112,7 +112,7 @@ impl Core {
     pub(super) fn upgrade(&mut self, slot: u32, mut upgrade: Upgrade, rest: Vec<u8>) {
         if !self.takes_handshake_from(slot, &upgrade) {
             // One address must not use up what all others may.
-            return self.view.give_back(&self.settings);
+            return self.shared.give_back(&self.settings);
         }
         if upgrade.refused {
             return self.close_browser(slot, &upgrade, CloseReason::InvalidCredential);
@@ -123,7 +123,7 @@ impl Core {
             (None, None) => {
                 // An echo has no user to become known: its place is due at once.
                 let tally = match upgrade.endpoint {
-                    Endpoint::Echo if !self.view.take_place(&self.settings) => return self.refuse_place(slot, true),
+                    Endpoint::Echo if !self.shared.take_place(&self.settings) => return self.refuse_place(slot, true),
                     Endpoint::Echo => Tally::Place,
                     Endpoint::Gateway => Tally::Stranger,
                 };
@@ -160,14 +160,14 @@ impl Core {
         }
         let hash = self.homes.hash(&user);
         if self.homes.home(hash) != self.me {
-            let leaving = Leaving {
+            let migrating = Migrating {
                 user,
                 hash,
                 grant,
                 upgrade,
                 rest,
             };
-            return self.leave(slot, Box::new(leaving));
+            return self.leave(slot, Box::new(migrating));
         }
         if let Some(upgrade) = upgrade {
             self.switch_protocols(slot, &upgrade);
@@ -199,7 +199,7 @@ impl Core {
 
     /// The user is known: the connection takes a place of `limits.connections`. False if all are taken.
     pub(super) fn take_place(&mut self, slot: u32) -> bool {
-        let taken = self.view.take_place(&self.settings);
+        let taken = self.shared.take_place(&self.settings);
         if taken {
             self.count_as(slot, Tally::Place);
         }
@@ -234,23 +234,23 @@ impl Core {
         let interval = self.settings.heartbeat.interval.as_millis() as u64;
         self.look_again(slot, self.now.mono_ms() + interval);
         self.tell_connected(slot);
-        self.say_welcome(slot);
+        self.send_welcome(slot);
         if limit > 0 {
             self.limit_devices(index, limit);
         }
         self.drain_newcomer(slot);
     }
 
-    pub(super) fn say_welcome(&mut self, slot: u32) {
+    pub(super) fn send_welcome(&mut self, slot: u32) {
         let Some(user) = self.conn(slot).user else {
             return;
         };
         let id = self.conn(slot).id;
         let expires_at_ms = self.conn(slot).grant.as_ref().map(|grant| grant.expires_at_ms);
         let ends = expires_at_ms.filter(|at| *at != Grant::FOR_EVER);
-        self.say(slot, SentKind::Welcome, |core, out| {
+        self.send(slot, SentKind::Welcome, |core, out| {
             let interval_ms = core.settings.heartbeat.interval.as_millis() as u64;
-            let (user, gateway) = (core.users.name(user), &core.view.gateway_id);
+            let (user, gateway) = (core.users.name(user), &core.shared.gateway_id);
             encode::welcome(out, id, user, gateway, interval_ms, ends);
         });
     }
@@ -265,29 +265,29 @@ impl Core {
     }
 
     /// The connection goes to its user's shard as soon as everything queued here is sent.
-    pub(super) fn leave(&mut self, slot: u32, leaving: Box<Leaving>) {
+    pub(super) fn leave(&mut self, slot: u32, migrating: Box<Migrating>) {
         self.settle_address(slot);
-        self.conn(slot).stage = Stage::Leaving(leaving);
+        self.conn(slot).stage = Stage::Migrating(migrating);
         self.wheel
             .set(slot, self.now.mono_ms() + super::timers::CLOSE_TIMEOUT_MS);
         self.flushed(slot);
     }
 
     /// The socket is out of the engine: off it goes. A full lane is told to the client.
-    pub(super) fn hand_over(&mut self, hand_over: HandOver) {
-        let home = self.homes.home(hand_over.hash);
-        let hand_over = Box::new(hand_over);
-        if let Err(hand_over) = self.lanes.try_hand_over(home, hand_over) {
-            self.metrics().dropped(Drop::HandOverLaneFull);
+    pub(super) fn hand_off(&mut self, hand_off: Handoff) {
+        let home = self.homes.home(hand_off.hash);
+        let hand_off = Box::new(hand_off);
+        if let Err(hand_off) = self.lanes.try_hand_over(home, hand_off) {
+            self.metrics().dropped(DropReason::HandOverLaneFull);
             self.metrics().refused(NotAdmitted::LaneFull.label());
             // Back into the engine, to be told.
-            self.command(Command::Adopt(hand_over));
+            self.command(Command::Adopt(hand_off));
         }
     }
 
     /// The engine took a socket that another shard handed over, or that could not be handed over.
-    pub fn handle_adopted(&mut self, key: SocketKey, hand_over: HandOver) {
-        let HandOver {
+    pub fn handle_adopted(&mut self, key: SocketKey, hand_off: Handoff) {
+        let Handoff {
             user,
             hash,
             grant,
@@ -299,11 +299,11 @@ impl Core {
             rate,
             tls,
             socket: _,
-        } = hand_over;
+        } = hand_off;
         let slot = key.slot;
         let refused = if self.homes.home(hash) != self.me {
             Some(NotAdmitted::LaneFull)
-        } else if self.view.is_draining() && upgrade.is_some() {
+        } else if self.shared.is_draining() && upgrade.is_some() {
             Some(NotAdmitted::Draining)
         } else {
             None
@@ -352,7 +352,7 @@ impl Core {
     pub(super) fn refuse_upgrade(&mut self, slot: u32, status_line: &str, extra: &str, text: &str) {
         // It never was a WebSocket connection: nothing of that kind ends.
         if self.conn(slot).tally == Tally::Place {
-            self.view.release();
+            self.shared.release();
             self.count_as(slot, Tally::Ended);
         }
         let mut response = Vec::new();

@@ -4,7 +4,7 @@
 //! `debug` off they cost one comparison. No line has anything of a token.
 
 use super::core::Core;
-use crate::metrics::Ending;
+use crate::metrics::CloseCause;
 use crate::tls::TlsError;
 
 /// Lines per second and shard about connections, and as many about refusals: those come in floods, and must not keep the others out.
@@ -61,16 +61,16 @@ impl Core {
     }
 
     /// A connection ends; it still has its user, if it had one.
-    pub(super) fn tell_ended(&mut self, slot: u32, ending: Ending) {
+    pub(super) fn tell_ended(&mut self, slot: u32, ending: CloseCause) {
         if !is_on() || !self.journal.connections.admits() {
             return;
         }
         let conn = &self.connections[slot as usize];
         let user = conn.user.map_or("", |user| self.users.name(user));
         let (code, reason) = match ending {
-            Ending::Ours(reason) => (reason.code(), reason.text()),
-            Ending::Peer(code) => (code.unwrap_or(1005), "closed by the client"),
-            Ending::Abrupt => (1006, "the connection was lost"),
+            CloseCause::Ours(reason) => (reason.code(), reason.text()),
+            CloseCause::Peer(code) => (code.unwrap_or(1005), "closed by the client"),
+            CloseCause::Abrupt => (1006, "the connection was lost"),
         };
         log::debug!(
             user, address:% = self.address_text(slot), connection:% = conn.id, code, reason;

@@ -14,7 +14,7 @@ use std::collections::VecDeque;
 use super::core::{Command, Core};
 use super::strangers::LISTEN_US;
 use crate::engine::SocketKey;
-use crate::metrics::Ending;
+use crate::metrics::CloseCause;
 use crate::session::{Stage, Tally};
 use crate::settings::HANDSHAKES_PER_SHARD;
 
@@ -159,7 +159,7 @@ impl Core {
         // Who has no answer to a request yet loses nothing by a reset, and may be one of very many who would leave a
         // half-closed connection to the kernel each.
         let asked = !matches!(self.conn(slot).stage, Stage::Head(_));
-        self.end(slot, Ending::Abrupt);
+        self.end(slot, CloseCause::Abrupt);
         if asked {
             self.abandon(slot, false);
         } else {
@@ -192,7 +192,7 @@ impl Core {
 mod tests {
     use super::super::tests as testing;
     use super::*;
-    use crate::protocol::close::CloseReason;
+    use crate::wire::ws::close::CloseReason;
 
     /// Whoever is closed hears why, however many are closed at once; and what one may not have read is counted, also where its
     /// socket goes before its time.

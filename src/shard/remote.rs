@@ -12,11 +12,11 @@ use super::core::Core;
 use crate::engine::SocketKey;
 use crate::ids::ShardId;
 use crate::lanes::{Batch, Instruction, Item, Location, Route, Wanted};
-use crate::metrics::Drop;
-use crate::protocol::encode::AckStatus;
+use crate::metrics::DropReason;
 use crate::router::UserHash;
 use crate::router::locations::{Locations, Places};
 use crate::router::users::UserIndex;
+use crate::wire::json::encode::AckStatus;
 use uuid::Uuid;
 
 /// Messages that one shard may hold for users whose places are being asked for, which takes a round trip to Redis.
@@ -167,8 +167,8 @@ impl Core {
         let delivered = here.then_some(AckStatus::Delivered);
         // Whoever has `delivered` waits for nothing.
         let wanted = if here { None } else { wanted };
-        if !self.view.cluster.is_up() {
-            self.metrics().dropped(Drop::MessageRedisAway);
+        if !self.shared.cluster.is_up() {
+            self.metrics().dropped(DropReason::MessageRedisAway);
             return delivered.or(Some(AckStatus::Failed));
         }
         let now_ms = self.now.mono_ms();
@@ -184,7 +184,7 @@ impl Core {
                     wanted,
                 };
                 if self.lanes.try_route(remote.control, &route).is_err() {
-                    self.metrics().dropped(Drop::MessageLaneFull);
+                    self.metrics().dropped(DropReason::MessageLaneFull);
                     return delivered.or(Some(AckStatus::Failed));
                 }
                 delivered
@@ -192,11 +192,11 @@ impl Core {
             None => {
                 let new = !remote.is_asked(hash, to);
                 if new && self.lanes.try_locate(remote.control, hash, to).is_err() {
-                    self.metrics().dropped(Drop::MessageLaneFull);
+                    self.metrics().dropped(DropReason::MessageLaneFull);
                     return delivered.or(Some(AckStatus::Failed));
                 }
                 if remote.hold(HeldFor { hash, name: to, here }, frame, wanted).is_err() {
-                    self.metrics().dropped(Drop::MessageHeldFull);
+                    self.metrics().dropped(DropReason::MessageHeldFull);
                     return delivered.or(Some(AckStatus::Failed));
                 }
                 delivered
@@ -210,7 +210,7 @@ impl Core {
             return Some(false);
         };
         // While Redis is away, nobody tells what has changed.
-        if !self.view.cluster.is_up() {
+        if !self.shared.cluster.is_up() {
             return None;
         }
         let places = remote.locations.find(hash, user, self.now.mono_ms())?;
@@ -242,19 +242,19 @@ impl Core {
                     match self.lanes.try_route(control, &route) {
                         Ok(()) => continue,
                         Err(_) => {
-                            self.metrics().dropped(Drop::MessageLaneFull);
+                            self.metrics().dropped(DropReason::MessageLaneFull);
                             AckStatus::Failed
                         }
                     }
                 }
                 Location::Known(_) | Location::Fleeting(_) => AckStatus::Offline,
                 Location::Unknown => {
-                    self.metrics().dropped(Drop::MessageRedisAway);
+                    self.metrics().dropped(DropReason::MessageRedisAway);
                     AckStatus::Failed
                 }
             };
             if status == AckStatus::Offline && !held.here {
-                self.metrics().dropped(Drop::MessageOffline);
+                self.metrics().dropped(DropReason::MessageOffline);
             }
             if let Some(wanted) = &wanted {
                 self.answer(wanted, status);
@@ -279,7 +279,7 @@ impl Core {
             && self.lanes.has_room(remote.control)
         {
             remote.presence_lost = false;
-            self.lanes.say(remote.control, Item::PresenceLost);
+            self.lanes.push(remote.control, Item::PresenceLost);
         }
     }
 
@@ -304,11 +304,11 @@ impl Core {
                 place,
                 received_ns,
             } => {
-                self.turn.spoken = true;
+                self.turn.interactive = true;
                 if self.deliver(hash, batch.text(to), batch.bytes(frame)) {
                     self.turn.from_gateways.push(received_ns);
                 } else {
-                    self.metrics().dropped(Drop::MessageMissed);
+                    self.metrics().dropped(DropReason::MessageMissed);
                     if let Some(remote) = &mut self.remote {
                         remote.missed.extend(place);
                     }
@@ -317,7 +317,7 @@ impl Core {
             Item::PacketEnd { packet } => {
                 if let Some(remote) = &mut self.remote {
                     let missed = std::mem::take(&mut remote.missed);
-                    self.lanes.say(remote.control, Item::PacketDone { packet, missed });
+                    self.lanes.push(remote.control, Item::PacketDone { packet, missed });
                 }
             }
             Item::Ack {
@@ -375,7 +375,7 @@ impl Core {
             let told = self.lanes.try_presence(remote.control, user, connections as u32);
             remote.presence_lost |= told.is_err();
         }
-        self.lanes.say(remote.control, Item::UsersListed { round, next });
+        self.lanes.push(remote.control, Item::UsersListed { round, next });
     }
 
     /// Carries out what concerns all shards.

@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use super::core::Core;
 use crate::auth::Rights;
 use crate::metrics::SentKind;
-use crate::protocol::encode::{self, EndReason};
+use crate::wire::json::encode::{self, EndReason};
 
 /// Subscriptions that one turn looks at: 10 µs with a few patterns of usual length.
 const REVIEWS_PER_TURN: usize = 64;
@@ -94,7 +94,7 @@ impl Core {
         }
         // A slow consumer was closed just now.
         if self.conn(slot).user.is_some() {
-            self.say(slot, SentKind::Unsubscribed, |_, out| {
+            self.send(slot, SentKind::Unsubscribed, |_, out| {
                 encode::subscription_ended(out, channel, reason);
             });
         }

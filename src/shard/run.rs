@@ -26,7 +26,7 @@ use crate::ids::ShardId;
 use crate::lanes::{Inbox, Lanes, Mailbox, Reply};
 use crate::router::HomeMap;
 use crate::settings::Settings;
-use crate::view::View;
+use crate::shared::Shared;
 
 /// The longest wait inside the engine before the shard parks in the executor. Waiting there halves the cost of low and
 /// middling load; a millisecond is what a foreign task of the executor may have to wait.
@@ -63,7 +63,7 @@ pub struct Plan {
     /// What comes to it.
     pub inbox: Inbox,
     /// What all threads may read.
-    pub view: Arc<View>,
+    pub shared: Arc<Shared>,
     /// What it goes by at first.
     pub settings: Arc<Settings>,
     /// The user-to-shard lookup.
@@ -124,15 +124,15 @@ pub async fn run<E: Engine>(plan: Plan) -> std::io::Result<()> {
         // Another shard could not start.
         return Ok(());
     };
-    let lanes = Lanes::new(plan.shard, mailboxes, Arc::clone(&plan.view.depths));
-    let core = Core::new(Arc::clone(&plan.view), plan.settings, plan.homes, lanes, plan.seed);
+    let lanes = Lanes::new(plan.shard, mailboxes, Arc::clone(&plan.shared.depths));
+    let core = Core::new(Arc::clone(&plan.shared), plan.settings, plan.homes, lanes, plan.seed);
     let park = FdReady::new(engine.park_fd())?;
     let shard = Shard {
         engine,
         core,
         inbox: plan.inbox,
         waker,
-        view: plan.view,
+        shared: plan.shared,
         reports: plan.reports,
         commands: Vec::new(),
         accept_retry_ms: None,
@@ -158,7 +158,7 @@ struct Shard<E> {
     core: Core,
     inbox: Inbox,
     waker: Waker,
-    view: Arc<View>,
+    shared: Arc<Shared>,
     reports: Reporter,
     commands: Vec<Command>,
     accept_retry_ms: Option<u64>,
@@ -176,22 +176,22 @@ impl<E: Engine> Shard<E> {
         let mut stopping_since_ns = None;
         loop {
             // Without a wait the call into the kernel is work: it carries out all sends of the turn before.
-            let began_ns = wait.is_none().then(|| self.view.clock.mono_ns());
+            let began_ns = wait.is_none().then(|| self.shared.clock.mono_ns());
             self.engine.turn(wait)?;
             self.waker.set_running();
-            let now = self.view.clock.now();
+            let now = self.shared.clock.now();
             let began_ns = began_ns.unwrap_or(now.mono_ns);
             self.core.begin_turn(now);
             let mut busy = self.take_events() | self.take_parcels();
             self.core.handle_timeouts();
-            let spoken = self.core.has_spoken();
+            let interactive = self.core.is_interactive();
             self.core.fan_out();
             // Answers leave before what takes a share of the turn for those for whom nobody waits.
-            if spoken && (self.core.has_strangers() || self.engine.has_bulk()) {
+            if interactive && (self.core.has_strangers() || self.engine.has_bulk()) {
                 self.carry_out();
                 self.core.flush_lanes();
                 self.engine.submit()?;
-                self.core.count_deliveries(self.view.clock.mono_ns());
+                self.core.count_deliveries(self.shared.clock.mono_ns());
             }
             self.core.serve_strangers();
             self.engine.hold_accepts(self.core.is_crowded());
@@ -222,7 +222,7 @@ impl<E: Engine> Shard<E> {
             let until_deadline = self.until_deadline(now.mono_ms());
             if idle_turns > 1 {
                 self.park(until_deadline).await;
-                yielded_ns = self.view.clock.mono_ns();
+                yielded_ns = self.shared.clock.mono_ns();
                 wait = None;
                 continue;
             }
@@ -253,7 +253,7 @@ impl<E: Engine> Shard<E> {
                     self.core.metrics().accept_paused.inc();
                     log::warn!("accepting paused: {error}; {}", remedy(&error));
                     self.core.handle_out_of_descriptors();
-                    self.accept_retry_ms = Some(self.view.clock.now().mono_ms() + ACCEPT_RETRY_MS);
+                    self.accept_retry_ms = Some(self.shared.clock.now().mono_ms() + ACCEPT_RETRY_MS);
                 }
             }
         }
@@ -265,14 +265,14 @@ impl<E: Engine> Shard<E> {
         if !self.engine.has_bulk() {
             return false;
         }
-        let until_ns = (began_ns + BULK_UNTIL_NS).max(self.view.clock.mono_ns() + BULK_AT_LEAST_NS);
+        let until_ns = (began_ns + BULK_UNTIL_NS).max(self.shared.clock.mono_ns() + BULK_AT_LEAST_NS);
         while let Some(event) = self.engine.next_bulk() {
             match event {
                 Event::Received { key, bytes } => self.core.handle_received(key, bytes),
                 Event::Ended { key, error } => self.core.handle_ended(key, error.is_some()),
                 other => debug_assert!(false, "{other:?} of a bulk sender"),
             }
-            if self.view.clock.mono_ns() > until_ns {
+            if self.shared.clock.mono_ns() > until_ns {
                 break;
             }
         }
@@ -341,13 +341,13 @@ impl<E: Engine> Shard<E> {
                     self.core.handle_detached(key, socket);
                 }
             }
-            Command::Adopt(hand_over) => {
+            Command::Adopt(hand_off) => {
                 if self.core.is_stopping() {
                     return self.core.handle_lost();
                 }
-                let mut hand_over = *hand_over;
-                match hand_over.socket.take().map(|socket| self.engine.adopt(socket)) {
-                    Some(Ok(key)) => self.core.handle_adopted(key, hand_over),
+                let mut hand_off = *hand_off;
+                match hand_off.socket.take().map(|socket| self.engine.adopt(socket)) {
+                    Some(Ok(key)) => self.core.handle_adopted(key, hand_off),
                     Some(Err(error)) => {
                         log::warn!("a connection was lost between shards: {error}");
                         self.core.handle_lost();
@@ -369,7 +369,7 @@ impl<E: Engine> Shard<E> {
     }
 
     fn finish_turn(&mut self, me: ShardId, began_ns: u64) {
-        let now_ns = self.view.clock.mono_ns();
+        let now_ns = self.shared.clock.mono_ns();
         self.core.end_turn(began_ns, now_ns);
         let stats = self.engine.stats();
         let metrics = self.core.metrics();

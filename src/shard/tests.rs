@@ -10,12 +10,12 @@ use crate::ids::ShardId;
 use crate::lanes::{self, Lanes};
 use crate::router::HomeMap;
 use crate::settings::Settings;
-use crate::view::{Now, View};
+use crate::shared::{Now, Shared};
 
 /// The only shard of a gateway in development mode, at the beginning of its first turn.
 pub(super) fn core(configure: impl FnOnce(&mut Config)) -> Core {
     let (_, senders, depths) = lanes::inboxes(1);
-    let view = View::new("gw".into(), true, "model", vec![None], Arc::clone(&depths));
+    let shared = Shared::new("gw".into(), true, "model", vec![None], Arc::clone(&depths));
     let lanes = Lanes::new(
         ShardId(0),
         lanes::mailboxes(senders, vec![Waker::inert().unwrap()]),
@@ -24,7 +24,7 @@ pub(super) fn core(configure: impl FnOnce(&mut Config)) -> Core {
     let mut config = Config::default();
     configure(&mut config);
     let settings = Arc::new(Settings::new(&config, 100).unwrap());
-    let mut core = Core::new(Arc::new(view), settings, HomeMap::new(1, [7; 16]), lanes, 1);
+    let mut core = Core::new(Arc::new(shared), settings, HomeMap::new(1, [7; 16]), lanes, 1);
     at(&mut core, 0);
     core
 }

@@ -1,13 +1,13 @@
 //! What happens when nothing happens: deadlines, heartbeats, the drain.
 
 use super::core::Core;
-use crate::metrics::{Ending, SentKind};
-use crate::protocol::close::CloseReason;
-use crate::protocol::encode;
-use crate::protocol::frame::Opcode;
+use crate::metrics::{CloseCause, SentKind};
 use crate::session::Stage;
 use crate::session::drain::DrainPlan;
-use crate::view::NotAdmitted;
+use crate::shared::NotAdmitted;
+use crate::wire::json::encode;
+use crate::wire::ws::close::CloseReason;
+use crate::wire::ws::frame::Opcode;
 
 /// How long a peer may take to read our last words and answer them.
 pub(super) const CLOSE_TIMEOUT_MS: u64 = 5_000;
@@ -35,10 +35,10 @@ impl Draining {
         end.into_iter().chain(self.tell_due_ms).min()
     }
 
-    pub(super) fn count(&mut self, ending: Ending) {
+    pub(super) fn count(&mut self, ending: CloseCause) {
         match ending {
-            Ending::Ours(_) => self.closed += 1,
-            Ending::Peer(_) | Ending::Abrupt => self.left += 1,
+            CloseCause::Ours(_) => self.closed += 1,
+            CloseCause::Peer(_) | CloseCause::Abrupt => self.left += 1,
         }
     }
 }
@@ -69,11 +69,11 @@ impl Core {
                 self.refuse_head(slot, "408 Request Timeout", "head_timeout");
             }
             // Everything was sent in this very turn, and the socket is about to be taken out of the engine.
-            Stage::Leaving(_) if all_sent => {
+            Stage::Migrating(_) if all_sent => {
                 self.wheel.set(slot, self.now.mono_ms() + CLOSE_TIMEOUT_MS);
             }
-            Stage::Http(_) | Stage::Leaving(_) | Stage::Closing { .. } | Stage::Lingering { .. } => {
-                self.end(slot, Ending::Abrupt);
+            Stage::Http(_) | Stage::Migrating(_) | Stage::Closing { .. } | Stage::Lingering { .. } => {
+                self.end(slot, CloseCause::Abrupt);
                 self.abandon(slot, false);
             }
             Stage::Authenticating => self.begin_close(slot, CloseReason::NoCredential),
@@ -99,7 +99,7 @@ impl Core {
             self.begin_close(slot, CloseReason::HeartbeatTimeout);
         } else if silent >= interval {
             self.look_again(slot, (now + interval).min(last_seen + timeout));
-            self.say(slot, SentKind::Ping, |_, out| encode::frame(out, Opcode::Ping, b""));
+            self.send(slot, SentKind::Ping, |_, out| encode::frame(out, Opcode::Ping, b""));
         } else {
             self.look_again(slot, last_seen + interval);
         }
@@ -167,7 +167,7 @@ impl Core {
             };
             let slot = draining.next + distance as u32;
             draining.next = slot;
-            match self.view.may_tell(self.now.mono_ns, draining.plan.tell_every_ns) {
+            match self.shared.may_tell(self.now.mono_ns, draining.plan.tell_every_ns) {
                 Ok(()) => {
                     draining.next += 1;
                     self.tell_to_go(slot);
@@ -218,7 +218,7 @@ impl Core {
         let due_ms = plan.close_at_ms(self.now.mono_ms(), reconnect_after_ms);
         self.wheel.set(slot, due_ms);
         if matches!(self.conn(slot).stage, Stage::Open) {
-            self.say(slot, SentKind::Shutdown, |_, out| {
+            self.send(slot, SentKind::Shutdown, |_, out| {
                 encode::shutdown(out, reconnect_after_ms);
             });
         }

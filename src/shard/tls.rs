@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use super::core::Core;
 use super::strangers::TLS_STEP_US;
 use crate::engine::{Payload, SocketKey};
-use crate::metrics::Ending;
+use crate::metrics::CloseCause;
 use crate::session::Stage;
 use crate::tls::{Tls, TlsError, looks_like_http};
 
@@ -100,7 +100,7 @@ impl Core {
         // What these stages would drop need not be understood either.
         if matches!(
             conn.stage,
-            Stage::Free | Stage::Leaving(_) | Stage::Lingering { .. } | Stage::Closed
+            Stage::Free | Stage::Migrating(_) | Stage::Lingering { .. } | Stage::Closed
         ) {
             return;
         }
@@ -144,13 +144,13 @@ impl Core {
         if matches!(self.conn(slot).stage, Stage::Closed) {
             return;
         }
-        self.end(slot, Ending::Abrupt);
+        self.end(slot, CloseCause::Abrupt);
         let lost = self.drop_waiting(slot);
         self.count_lost(lost);
         self.linger(slot);
     }
 
-    /// Somebody speaks plain HTTP where TLS is spoken.
+    /// Somebody speaks plain HTTP where TLS is interactive.
     fn refuse_plain_text(&mut self, slot: u32) {
         self.hint("a plain-text client connected to the TLS port: it must use wss:// or https://");
         self.conn(slot).tls = None;
@@ -196,7 +196,7 @@ impl Core {
             Ok(wire) => Some(Payload::Own(wire)),
             Err(error) => {
                 log::debug!("a TLS connection cannot go on: {error}");
-                self.end(key.slot, Ending::Abrupt);
+                self.end(key.slot, CloseCause::Abrupt);
                 self.close_now(key.slot);
                 None
             }

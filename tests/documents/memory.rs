@@ -6,7 +6,7 @@ use std::path::Path;
 use shardgate::config::{Config, Outcome, load};
 use shardgate::ids::{CHANNEL_BYTES_MAX, USER_ID_BYTES_MAX};
 use shardgate::lanes::LANE_BYTES_MAX;
-use shardgate::protocol::envelope::PRESENCE_USERS_MAX;
+use shardgate::wire::json::decode::PRESENCE_USERS_MAX;
 
 use crate::common::{Client, Gateway};
 use crate::read;
@@ -105,7 +105,7 @@ fn the_worst_case_follows_from_the_keys() {
         ("a lane between two threads", LANE_BYTES_MAX),
         (
             "what Redis has not taken, the gateway",
-            constant("src/broker/backlog.rs", "BYTES_MAX"),
+            constant("src/redis/backlog.rs", "BYTES_MAX"),
         ),
         (
             "what another gateway has not been sent, each",

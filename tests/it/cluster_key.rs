@@ -11,7 +11,7 @@ use common::redis::Reply;
 use common::{Fleet, Gateway, Peer, Redis, eventually};
 use shardgate::cluster::packet::{Confirm, Origin, PacketBuilder};
 use shardgate::cluster::store::Incarnation;
-use shardgate::protocol::encode;
+use shardgate::wire::json::encode;
 
 const KEY: &str = "the-first-key-of-this-cluster";
 const NEXT_KEY: &str = "the-second-key-of-this-cluster";

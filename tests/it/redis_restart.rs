@@ -5,7 +5,7 @@
 
 use crate::common;
 
-use common::redis::Door;
+use common::redis::ListenerKind;
 use common::{Cluster, Fleet, Gateway, Peer, Redis, at_once_when, eventually};
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
@@ -269,7 +269,7 @@ fn a_name_moves_to_the_promoted_replica() {
         });
     };
     follow(&second, &first);
-    let door = Door::to(&[&first]);
+    let door = ListenerKind::to(&[&first]);
     let fleet = Fleet::new(door.url());
     let [gw1, gw2] = fleet.start();
     let mut alice = Peer::connect(&gw1, "alice");

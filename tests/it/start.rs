@@ -744,9 +744,9 @@ impl Notified {
 /// Of the end whoever wishes it, and once, however often.
 #[test]
 fn systemd_is_told() {
-    type Wish = fn(&Gateway);
-    let by_signal: Wish = |gateway| gateway.signal(libc::SIGTERM);
-    let by_administrator: Wish = |gateway| {
+    type TokenArgs = fn(&Gateway);
+    let by_signal: TokenArgs = |gateway| gateway.signal(libc::SIGTERM);
+    let by_administrator: TokenArgs = |gateway| {
         assert_eq!(Admin::of(gateway).ask("POST", "/admin/drain", "").0, 202);
     };
     for wishes in [[by_signal, by_administrator], [by_administrator, by_signal]] {

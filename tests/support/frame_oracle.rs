@@ -18,8 +18,8 @@ use std::io::{self, Read, Write};
 use async_tungstenite::tungstenite::error::{CapacityError, Error};
 use async_tungstenite::tungstenite::protocol::{Role, WebSocketConfig, WebSocketContext};
 use async_tungstenite::tungstenite::{Message as TheirMessage, Utf8Bytes};
-use shardgate::protocol::close::CloseReason;
-use shardgate::protocol::frame::{CONTROL_BYTES_MAX, Decoder, Message};
+use shardgate::wire::ws::close::CloseReason;
+use shardgate::wire::ws::frame::{CONTROL_BYTES_MAX, Decoder, Message};
 
 /// One whole thing that was said; a pong's payload does not matter to us.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -17,11 +17,11 @@ use shardgate::cluster::{Cluster, Identity, Subscription};
 use shardgate::engine::Waker;
 use shardgate::ids::ShardId;
 use shardgate::lanes::{self, Inbox, Instruction, Item, Lanes, Mailbox, Parcel};
-use shardgate::protocol::close::CloseReason;
-use shardgate::protocol::encode;
-use shardgate::protocol::server_frame::is_object_frame;
 use shardgate::router::{HomeMap, Partition};
-use shardgate::view::{Now, View};
+use shardgate::shared::{Now, Shared};
+use shardgate::wire::json::encode;
+use shardgate::wire::ws::close::CloseReason;
+use shardgate::wire::ws::server_frame::is_object_frame;
 
 use super::sim::chance::Chance;
 
@@ -48,7 +48,7 @@ struct Hostile<'a> {
     homes: HomeMap,
     mailboxes: Vec<Mailbox>,
     inboxes: Vec<Inbox>,
-    view: Arc<View>,
+    shared: Arc<Shared>,
     now_ns: u64,
     /// Requests that are not answered, and how many answers each wants.
     asked: Vec<(u64, Vec<Op>)>,
@@ -81,7 +81,7 @@ impl<'a> Hostile<'a> {
     fn new(chance: &'a mut Chance) -> Self {
         let (inboxes, senders, depths) = lanes::inboxes(SHARDS);
         let cpus = vec![None; usize::from(SHARDS)];
-        let view = Arc::new(View::new("gw".into(), true, "model", cpus, Arc::clone(&depths)));
+        let shared = Arc::new(Shared::new("gw".into(), true, "model", cpus, Arc::clone(&depths)));
         let wakers = (0..=SHARDS).map(|_| Waker::inert().expect("a waker")).collect();
         let mailboxes = lanes::mailboxes(senders, wakers);
         let homes = HomeMap::new(SHARDS, [7; 16]);
@@ -96,7 +96,7 @@ impl<'a> Hostile<'a> {
             mono_ns: 0,
             wall_ms: 1_700_000_000_000,
         };
-        let mut cluster = Cluster::new(&identity, homes.clone(), Arc::clone(&view), now).with_keyring(keyring());
+        let mut cluster = Cluster::new(&identity, homes.clone(), Arc::clone(&shared), now).with_keyring(keyring());
         cluster.attach(Lanes::new(lanes::control_place(SHARDS), mailboxes.clone(), depths));
         Hostile {
             chance,
@@ -105,7 +105,7 @@ impl<'a> Hostile<'a> {
             homes,
             mailboxes,
             inboxes,
-            view,
+            shared,
             now_ns: 0,
             asked: Vec::new(),
             heard: Vec::new(),
@@ -266,7 +266,7 @@ impl<'a> Hostile<'a> {
                 LeaseState::Synced,
                 LeaseState::Synced,
                 LeaseState::Syncing,
-                LeaseState::Leaving,
+                LeaseState::Migrating,
             ]),
             renewals: self.chance.below(5) as u64,
             partitions: self.chance.pick(&[0, 64, 64, 8]),
@@ -441,7 +441,7 @@ impl<'a> Hostile<'a> {
 
     fn shard_says(&mut self) {
         let shard = self.chance.below(usize::from(SHARDS)) as u16;
-        let mut lanes = Lanes::new(ShardId(shard), self.mailboxes.clone(), Arc::clone(&self.view.depths));
+        let mut lanes = Lanes::new(ShardId(shard), self.mailboxes.clone(), Arc::clone(&self.shared.depths));
         let control = lanes::control_place(SHARDS);
         let user = self.user();
         let hash = self.homes.hash(&user);
@@ -463,8 +463,8 @@ impl<'a> Hostile<'a> {
             4 => {
                 let _ = lanes.try_presence(control, &user, self.chance.below(3) as u32);
             }
-            5 => lanes.say(control, Item::PresenceLost),
-            6 => lanes.say(
+            5 => lanes.push(control, Item::PresenceLost),
+            6 => lanes.push(
                 control,
                 Item::PartitionWanted {
                     partition: Partition(self.chance.below(64) as u16),
@@ -475,7 +475,7 @@ impl<'a> Hostile<'a> {
                 let owed = self.owed.iter().position(|(by, _)| *by == shard);
                 if let Some(at) = owed {
                     let (_, item) = self.owed.remove(at);
-                    lanes.say(control, item);
+                    lanes.push(control, item);
                 }
             }
         }

@@ -74,7 +74,7 @@ enum Seat {
     Wanted,
     In,
     /// Asked to leave, not answered.
-    Leaving,
+    Migrating,
 }
 
 #[derive(Debug, Default)]
@@ -272,7 +272,7 @@ impl Mixed {
                 What::Subscribe(channel)
             }
             (Action::Unsubscribe, Some(channel)) => {
-                self.users[user].channels.insert(channel, Seat::Leaving);
+                self.users[user].channels.insert(channel, Seat::Migrating);
                 self.channels[channel].begin_leaving(user);
                 What::Unsubscribe(channel)
             }
@@ -337,7 +337,7 @@ impl Mixed {
         for channel in user.channels.keys() {
             self.channels[*channel].end(index);
         }
-        user.channels.retain(|_, seat| *seat != Seat::Leaving);
+        user.channels.retain(|_, seat| *seat != Seat::Migrating);
         user.channels.values_mut().for_each(|seat| *seat = Seat::Wanted);
         for slot in 0..self.contacts {
             self.streams[index * self.contacts + slot].interrupt_sender();

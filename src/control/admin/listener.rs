@@ -86,7 +86,7 @@ async fn begin<S: AsyncRead + AsyncWrite + Unpin + 'static>(
     };
     let guest = Guest::enter(guests);
     for _ in 0..guests.borrow_mut().make_room() {
-        context.view.admin.crowded.inc();
+        context.shared.admin.crowded.inc();
     }
     let (context, desk) = (Rc::clone(context), Rc::clone(desk));
     tokio::task::spawn_local(async move {

@@ -25,10 +25,10 @@ use crate::admin::{
 use crate::cluster::inquiries::Whereabouts;
 use crate::ids::{IdSource, ShardId, SocketKey};
 use crate::lanes::{Ask, Instruction, Mailbox, Parcel, Reply};
-use crate::protocol::close::CloseReason;
-use crate::protocol::encode::{self, AckStatus};
 use crate::router::HomeMap;
-use crate::view::View;
+use crate::shared::Shared;
+use crate::wire::json::encode::{self, AckStatus};
+use crate::wire::ws::close::CloseReason;
 
 /// The longest that a request may take. A broadcast to a million connections takes a few seconds.
 pub(super) const ANSWER_MAX: Duration = Duration::from_secs(20);
@@ -56,7 +56,7 @@ struct Ticket<'a> {
 }
 
 /// Somebody's wish for an answer. A drain waits until this is dropped.
-struct Expected(Arc<View>);
+struct Expected(Arc<Shared>);
 
 impl Drop for Expected {
     fn drop(&mut self) {
@@ -78,7 +78,7 @@ pub(super) struct Desk {
     /// The shards'.
     mailboxes: Vec<Mailbox>,
     homes: HomeMap,
-    view: Arc<View>,
+    shared: Arc<Shared>,
     answer_max: Duration,
     ids: RefCell<IdSource>,
     waiting: RefCell<Waiting>,
@@ -90,16 +90,16 @@ impl Desk {
         handle: Handle,
         mailboxes: &[Mailbox],
         homes: HomeMap,
-        view: Arc<View>,
+        shared: Arc<Shared>,
         answer_max: Duration,
         seed: u64,
     ) -> Rc<Self> {
-        let mailboxes = mailboxes[..view.shards.len()].to_vec();
+        let mailboxes = mailboxes[..shared.shards.len()].to_vec();
         Rc::new(Desk {
             handle,
             mailboxes,
             homes,
-            view,
+            shared,
             answer_max,
             ids: RefCell::new(IdSource::new(seed)),
             waiting: RefCell::default(),
@@ -108,7 +108,7 @@ impl Desk {
 
     /// `None` once the gateway has ended: then [`Answer::ending`] is all there is to say.
     fn expect_answer(&self) -> Option<Expected> {
-        self.view.expect_answer().then(|| Expected(Arc::clone(&self.view)))
+        self.shared.expect_answer().then(|| Expected(Arc::clone(&self.shared)))
     }
 
     /// Carries out what came over a connection of a shard, and brings the answer there. The shard expects it.
@@ -333,11 +333,11 @@ impl Desk {
         let mut gateways = Vec::new();
         if here > 0 {
             gateways.push(GatewayInfo {
-                gateway_id: self.view.gateway_id.clone(),
+                gateway_id: self.shared.gateway_id.clone(),
                 connections: here,
             });
         }
-        if !self.view.cluster.is_alone() {
+        if !self.shared.cluster.is_alone() {
             let ticket = self.ticket();
             self.handle.order(Order::Locate(ticket.number, user.into()));
             let Word::Whereabouts(found) = self.word(ticket).await? else {
@@ -435,7 +435,7 @@ impl Desk {
     }
 
     async fn send(&self, to: Receivers, from: &str, content: &str) -> Result<Answer, Answer> {
-        let now = self.view.clock.now();
+        let now = self.shared.clock.now();
         let id = self.ids.borrow_mut().next(now.wall_ms);
         let send_to = |to: Arc<str>| {
             let mut frame = Vec::new();
@@ -476,7 +476,7 @@ impl Desk {
     }
 
     async fn publish(&self, channel: Arc<str>, from: &str, content: &str) -> Result<Answer, Answer> {
-        let now = self.view.clock.now();
+        let now = self.shared.clock.now();
         let message_id = self.ids.borrow_mut().next(now.wall_ms);
         let mut frame = Vec::new();
         let publication = encode::Publication {
@@ -509,7 +509,7 @@ impl Desk {
     }
 
     async fn broadcast(&self, content: &str) -> Result<Answer, Answer> {
-        let now = self.view.clock.now();
+        let now = self.shared.clock.now();
         let message_id = self.ids.borrow_mut().next(now.wall_ms);
         let mut frame = Vec::new();
         encode::broadcast(&mut frame, message_id, content, now.wall_ms);

@@ -22,11 +22,11 @@ fn who_is_not_answered_in_time_hears_so() {
     };
     let (_nobody_reads, senders, depths) = lanes::inboxes(2);
     let wakers = (0..2).map(|_| Waker::inert().unwrap()).collect();
-    let view = Arc::new(View::new("gw".into(), true, "model", vec![None; 2], depths));
+    let shared = Arc::new(Shared::new("gw".into(), true, "model", vec![None; 2], depths));
     let mailboxes = lanes::mailboxes(senders, wakers);
     let answer_max = Duration::from_millis(1);
     let homes = HomeMap::new(2, [7; 16]);
-    let desk = Desk::new(handle, &mailboxes, homes, Arc::clone(&view), answer_max, 1);
+    let desk = Desk::new(handle, &mailboxes, homes, Arc::clone(&shared), answer_max, 1);
     let requests = [
         ("GET", "/admin/connections", ""),
         ("GET", "/admin/users/bob", ""),
@@ -64,5 +64,5 @@ fn who_is_not_answered_in_time_hears_so() {
         let last = desk.waiting.borrow().last;
         desk.replied(last, Reply::Count(1));
     }
-    assert!(view.try_close_desk());
+    assert!(shared.try_close_desk());
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use super::*;
 
 /// Relays connections to servers that may change.
-pub struct Door {
+pub struct ListenerKind {
     port: u16,
     inside: Arc<Inside>,
 }
@@ -21,13 +21,13 @@ struct Inside {
     closed: AtomicBool,
 }
 
-impl Door {
+impl ListenerKind {
     #[track_caller]
-    pub fn to(servers: &[&Redis]) -> Door {
+    pub fn to(servers: &[&Redis]) -> ListenerKind {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let inside = Arc::new(Inside::default());
-        let door = Door {
+        let door = ListenerKind {
             port,
             inside: Arc::clone(&inside),
         };
@@ -66,7 +66,7 @@ impl Door {
     }
 }
 
-impl Drop for Door {
+impl Drop for ListenerKind {
     fn drop(&mut self) {
         self.inside.closed.store(true, SeqCst);
         // Wakes the thread that accepts.

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use super::authority::{Authority, Pair};
 use super::{DEADLINE, eventually};
 pub use cluster::Cluster;
-pub use door::Door;
+pub use door::ListenerKind;
 pub use resp::{Connection, Reply};
 pub use sentinels::Sentinels;
 

@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::channels::ChannelBooks;
 use super::client::Client;
 
-/// One message, from its sender's and its receivers' points of view.
+/// One message, from its sender's and its receivers' points of shared.
 #[derive(Debug)]
 pub struct Message {
     pub sender: usize,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use shardgate::shard::core::Residue;
+use shardgate::shard::core::Outstanding;
 
 use super::World;
 
@@ -24,7 +24,7 @@ impl World {
             client.check_token(&self.wires[client.wire]);
         }
         let users: BTreeSet<_> = live.iter().map(|index| self.clients[*index].user).collect();
-        assert_eq!(self.view.users(), users.len() as u64, "users");
+        assert_eq!(self.shared.users(), users.len() as u64, "users");
         let accepted = self.metric("shardgate_connections_accepted_total", "");
         let upgraded = self.wires.iter().filter(|wire| wire.said.status == Some(101)).count();
         // Where strangers are few, one may have to go before its `101` has left.
@@ -34,7 +34,7 @@ impl World {
             "accepted"
         );
         let closed = self.metric("shardgate_connections_closed_total", "");
-        assert_eq!(accepted - closed, self.view.connections(), "closed");
+        assert_eq!(accepted - closed, self.shared.connections(), "closed");
         // Somebody asks who is there.
         if let Some(asker) = live.first() {
             let client = &mut self.clients[*asker];
@@ -73,9 +73,9 @@ impl World {
 
     /// Nobody is there any more, and nothing reminds of them.
     pub fn check_empty(&self) {
-        assert_eq!((self.view.connections(), self.view.users()), (0, 0));
+        assert_eq!((self.shared.connections(), self.shared.users()), (0, 0));
         for shard in &self.shards {
-            assert_eq!(shard.core.residue(), Residue::default());
+            assert_eq!(shard.core.residue(), Outstanding::default());
             assert_eq!(shard.engine.sockets(), 0);
             assert!(shard.inbox.is_empty());
             assert_eq!(shard.core.metrics().sockets.get(), 0);
@@ -84,7 +84,7 @@ impl World {
         for gauge in ["shardgate_subscriptions", "shardgate_channels"] {
             assert_eq!(self.metric(gauge, ""), 0, "{gauge}");
         }
-        for (from, to, depth) in self.view.lanes() {
+        for (from, to, depth) in self.shared.lanes() {
             assert_eq!(depth, 0, "lane {from} to {to}");
         }
         let accepted = self.metric("shardgate_connections_accepted_total", "");

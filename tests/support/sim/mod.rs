@@ -22,13 +22,13 @@ use shardgate::engine::{SocketKey, Waker};
 use shardgate::ids::{IdSource, ShardId};
 use shardgate::lanes::{self, Inbox, Instruction, Item, LANE_ITEMS_MAX, LANE_ITEMS_RESERVED, Lanes, Mailbox, Parcel};
 use shardgate::metrics::Exposition;
-use shardgate::protocol::encode;
 use shardgate::router::HomeMap;
 use shardgate::session::drain::DrainPlan;
 use shardgate::settings::Settings;
 use shardgate::shard::core::{Command, Core};
 use shardgate::shard::wheel::TICK_MS;
-use shardgate::view::{Now, View};
+use shardgate::shared::{Now, Shared};
+use shardgate::wire::json::encode;
 
 use books::{Books, Broadcast};
 use chance::Chance;
@@ -73,7 +73,7 @@ pub struct World {
     pub now_ns: u64,
     wall_offset_ms: u64,
     pub step: u64,
-    pub view: Arc<View>,
+    pub shared: Arc<Shared>,
     pub settings: Arc<Settings>,
     homes: HomeMap,
     mailboxes: Vec<Mailbox>,
@@ -100,7 +100,7 @@ impl World {
         let count = setup.shards;
         let (inboxes, senders, depths) = lanes::inboxes(count);
         let cpus = vec![None; usize::from(count)];
-        let view = Arc::new(View::new("gw".into(), true, "model", cpus, Arc::clone(&depths)));
+        let shared = Arc::new(Shared::new("gw".into(), true, "model", cpus, Arc::clone(&depths)));
         let places = setup.config.limits.connections.unwrap_or(10_000);
         let settings = Arc::new(Settings::new(&setup.config, places).unwrap());
         let wakers = (0..count).map(|_| Waker::inert().unwrap()).collect();
@@ -115,7 +115,7 @@ impl World {
                 let lanes = Lanes::new(ShardId(shard as u16), mailboxes.clone(), Arc::clone(&depths));
                 let seed = u64::from(chance.word());
                 Shard {
-                    core: Core::new(Arc::clone(&view), Arc::clone(&settings), homes.clone(), lanes, seed),
+                    core: Core::new(Arc::clone(&shared), Arc::clone(&settings), homes.clone(), lanes, seed),
                     inbox,
                     engine: ModelEngine::default(),
                     commands: Vec::new(),
@@ -152,7 +152,7 @@ impl World {
             now_ns: 1_000_000_000,
             wall_offset_ms: 1_700_000_000_000,
             step: 0,
-            view,
+            shared,
             settings,
             homes,
             mailboxes,
@@ -328,14 +328,14 @@ impl World {
                                     core.handle_detached(key, socket);
                                 }
                             }
-                            Command::Adopt(mut hand_over) => {
-                                if let Some(socket) = hand_over.socket.take() {
+                            Command::Adopt(mut hand_off) => {
+                                if let Some(socket) = hand_off.socket.take() {
                                     let key = engine.adopt(socket, tokens);
                                     if let Some(wire) = engine.wire_of(key) {
                                         wires[wire].last_seen_ms = now_ms;
                                         wires[wire].watched_from_ms = now_ms;
                                     }
-                                    core.handle_adopted(key, *hand_over);
+                                    core.handle_adopted(key, *hand_off);
                                 }
                             }
                         }
@@ -596,7 +596,7 @@ impl World {
 
     /// Fills a lane with what means nothing, until its receiver turns.
     fn clog(&mut self, from: usize, to: usize, items: u32) {
-        let depths = Arc::clone(&self.view.depths);
+        let depths = Arc::clone(&self.shared.depths);
         let mut lanes = Lanes::new(ShardId(from as u16), self.mailboxes.clone(), depths);
         for _ in 0..items {
             // Nobody has so many questions.
@@ -605,7 +605,7 @@ impl World {
                 online: 0,
                 known: 0,
             };
-            lanes.say(ShardId(to as u16), answer);
+            lanes.push(ShardId(to as u16), answer);
         }
         lanes.flush();
     }
@@ -668,9 +668,9 @@ impl World {
         let until_ms = self.now_ms() + within_ms;
         self.drain_until_ms = Some(until_ms);
         self.books.draining = true;
-        assert!(self.view.begin_draining());
+        assert!(self.shared.begin_draining());
         let per_second = self.chance.pick(&[0, 1, 5]);
-        let plan = DrainPlan::new(self.view.connections(), self.now_ms(), within_ms, per_second);
+        let plan = DrainPlan::new(self.shared.connections(), self.now_ms(), within_ms, per_second);
         for mailbox in &self.mailboxes {
             mailbox.post(Parcel::Drain(plan));
         }
@@ -721,7 +721,7 @@ impl World {
     pub fn metric(&self, name: &str, labels: &str) -> u64 {
         let mut exposition = Exposition::default();
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        runtime.block_on(exposition.shards(&self.view.shards, &self.view.cluster.metrics));
+        runtime.block_on(exposition.shards(&self.shared.shards, &self.shared.cluster.metrics));
         let text = exposition.into_text();
         text.lines()
             .filter(|line| line.starts_with(name) && line[name.len()..].starts_with('{') && line.contains(labels))

@@ -14,7 +14,7 @@ use shardgate::router::HomeMap;
 use shardgate::session::drain::DrainPlan;
 use shardgate::settings::Settings;
 use shardgate::shard::core::{Command, Core};
-use shardgate::view::{Now, View};
+use shardgate::shared::{Now, Shared};
 
 use super::link::{Link, MS};
 use super::sim::chance::Chance;
@@ -34,7 +34,7 @@ pub enum Phase {
     Serving,
     /// Until this time at the latest.
     Draining(u64),
-    Leaving(u64),
+    Migrating(u64),
     Finishing(u64),
     Gone,
 }
@@ -55,7 +55,7 @@ pub struct Gateway {
     pub phase: Phase,
     pub cluster: Cluster,
     pub link: Link,
-    pub view: Arc<View>,
+    pub shared: Arc<Shared>,
     pub shards: Vec<Shard>,
     pub control_inbox: Inbox,
     mailboxes: Vec<Mailbox>,
@@ -79,7 +79,7 @@ impl Gateway {
     ) -> Self {
         let (inboxes, senders, depths) = lanes::inboxes(shards);
         let cpus = vec![None; usize::from(shards)];
-        let view = Arc::new(View::new(id.into(), true, "model", cpus, Arc::clone(&depths)));
+        let shared = Arc::new(Shared::new(id.into(), true, "model", cpus, Arc::clone(&depths)));
         let wakers = (0..=shards).map(|_| Waker::inert().unwrap()).collect();
         let mailboxes = lanes::mailboxes(senders, wakers);
         let homes = HomeMap::new(shards, [chance.below(256) as u8; 16]);
@@ -94,15 +94,15 @@ impl Gateway {
             seed: u64::from(chance.word()),
             ttl_ms,
         };
-        let cluster = Cluster::new(&identity, homes.clone(), Arc::clone(&view), now);
+        let cluster = Cluster::new(&identity, homes.clone(), Arc::clone(&shared), now);
         let mut inboxes: Vec<Inbox> = inboxes;
         let control_inbox = inboxes.pop().unwrap();
         let shards = inboxes.into_iter().enumerate().map(|(shard, inbox)| {
             let lanes = Lanes::new(ShardId(shard as u16), mailboxes.clone(), Arc::clone(&depths));
             let seed = u64::from(chance.word());
-            let (view, settings) = (Arc::clone(&view), Arc::clone(settings));
+            let (shared, settings) = (Arc::clone(&shared), Arc::clone(settings));
             Shard {
-                core: Core::new(view, settings, homes.clone(), lanes, seed),
+                core: Core::new(shared, settings, homes.clone(), lanes, seed),
                 inbox,
                 engine: ModelEngine::default(),
                 commands: Vec::new(),
@@ -115,7 +115,7 @@ impl Gateway {
             cluster,
             shards: shards.collect(),
             link: Link::new(chance),
-            view,
+            shared,
             control_inbox,
             mailboxes,
             tokens: BTreeMap::new(),
@@ -162,7 +162,7 @@ impl Gateway {
             now_ns
         };
         let phase = match self.phase {
-            Phase::Draining(at) | Phase::Leaving(at) | Phase::Finishing(at) => at,
+            Phase::Draining(at) | Phase::Migrating(at) | Phase::Finishing(at) => at,
             _ => u64::MAX,
         };
         shards
@@ -181,7 +181,7 @@ impl Gateway {
         let due = self.due_ms.is_none_or(|due_ms| due_ms * MS <= now_ns);
         let phase_due = match self.phase {
             Phase::Draining(_) => true,
-            Phase::Leaving(at) | Phase::Finishing(at) => now_ns >= at,
+            Phase::Migrating(at) | Phase::Finishing(at) => now_ns >= at,
             _ => false,
         };
         if !due && !phase_due && self.link.due_ns() > now_ns && self.control_inbox.is_empty() {
@@ -235,7 +235,7 @@ impl Gateway {
             self.due_ms,
             now_ns / MS,
             self.phase,
-            self.view.cluster.health(),
+            self.shared.cluster.health(),
         );
         self.follow_phase(now_ns);
         busy
@@ -245,7 +245,7 @@ impl Gateway {
         match self.phase {
             Phase::Joining if self.cluster.is_member() => {
                 let me = lanes::control_place(self.shards.len() as u16);
-                let lanes = Lanes::new(me, self.mailboxes.clone(), Arc::clone(&self.view.depths));
+                let lanes = Lanes::new(me, self.mailboxes.clone(), Arc::clone(&self.shared.depths));
                 self.cluster.attach(lanes);
                 self.phase = Phase::Serving;
                 self.due_ms = None;
@@ -255,13 +255,13 @@ impl Gateway {
                     let count = shard.core.drain_count();
                     count.is_some_and(|count| count.open == 0) && !shard.core.has_unfinished_sockets()
                 });
-                if now_ns >= at || (quiet && self.view.places() == 0) {
+                if now_ns >= at || (quiet && self.shared.places() == 0) {
                     self.cluster.leave();
                     self.due_ms = None;
-                    self.phase = Phase::Leaving(now_ns + LEAVE_MAX_NS);
+                    self.phase = Phase::Migrating(now_ns + LEAVE_MAX_NS);
                 }
             }
-            Phase::Leaving(at) if self.cluster.has_left() || !self.cluster.is_member() || now_ns >= at => {
+            Phase::Migrating(at) if self.cluster.has_left() || !self.cluster.is_member() || now_ns >= at => {
                 self.cluster.finish();
                 self.due_ms = None;
                 self.phase = Phase::Finishing(now_ns + FINISH_MAX_NS);
@@ -274,10 +274,10 @@ impl Gateway {
     }
 
     pub fn begin_drain(&mut self, now_ns: u64, within_ms: u64, per_second: u32) {
-        assert!(self.view.begin_draining());
+        assert!(self.shared.begin_draining());
         self.due_ms = None;
         let now_ms = now_ns / MS;
-        let plan = DrainPlan::new(self.view.connections(), now_ms, within_ms, per_second);
+        let plan = DrainPlan::new(self.shared.connections(), now_ms, within_ms, per_second);
         for mailbox in &self.mailboxes[..self.shards.len()] {
             mailbox.post(Parcel::Drain(plan));
         }
@@ -291,7 +291,7 @@ impl Gateway {
         now_ns: u64,
         wires: &mut [Wire],
         chance: &mut Chance,
-        spoken: &mut Vec<Spoken>,
+        interactive: &mut Vec<Spoken>,
     ) -> bool {
         let now = self.now(now_ns);
         let tokens = &mut self.tokens;
@@ -351,10 +351,10 @@ impl Gateway {
                                 core.handle_detached(key, socket);
                             }
                         }
-                        Command::Adopt(mut hand_over) => {
-                            if let Some(socket) = hand_over.socket.take() {
+                        Command::Adopt(mut hand_off) => {
+                            if let Some(socket) = hand_off.socket.take() {
                                 let key = engine.adopt(socket, tokens);
-                                core.handle_adopted(key, *hand_over);
+                                core.handle_adopted(key, *hand_off);
                             }
                         }
                     }
@@ -365,7 +365,7 @@ impl Gateway {
                 while let Some(payload) = core.poll_payload(key) {
                     if let Some(index) = engine.wire_of(key) {
                         let said = wires[index].said.push(payload.as_slice());
-                        spoken.extend(said.into_iter().map(|said| (index, said)));
+                        interactive.extend(said.into_iter().map(|said| (index, said)));
                     }
                     match engine.send(key, payload, wires, chance) {
                         None => break,

@@ -1,4 +1,4 @@
-//! One gateway's connections to Redis, as `shardgate::broker` keeps them: order, delays, time limits, trouble.
+//! One gateway's connections to Redis, as `shardgate::redis` keeps them: order, delays, time limits, trouble.
 //!
 //! Two connections: commands, with invalidations coming back on it, and subscriptions. What travels on one of them stays
 //! in order; an invalidation may overtake answers that were given before it, but never comes behind one given after it.

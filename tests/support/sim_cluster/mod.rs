@@ -73,7 +73,7 @@ pub struct World {
     pub agenda_count: u64,
     pub faults: Vec<faults::Fault>,
     pub faults_seen: BTreeMap<&'static str, u64>,
-    spoken: Vec<Spoken>,
+    interactive: Vec<Spoken>,
     effects: Vec<Effect>,
     /// Gateways were killed, at these times.
     pub deaths: Vec<u64>,
@@ -124,7 +124,7 @@ impl World {
             agenda_count: 0,
             faults: Vec::new(),
             faults_seen: BTreeMap::new(),
-            spoken: Vec::new(),
+            interactive: Vec::new(),
             effects: Vec::new(),
             deaths: Vec::new(),
             slow_sweeps: 0,
@@ -268,13 +268,13 @@ impl World {
         let mut busy = gateway.turn_control(&mut self.redis, now_ns, &mut self.chance);
         for shard in 0..gateway.shards.len() {
             if self.chance.percent(90) {
-                busy |= gateway.turn_shard(shard, now_ns, &mut self.wires, &mut self.chance, &mut self.spoken);
+                busy |= gateway.turn_shard(shard, now_ns, &mut self.wires, &mut self.chance, &mut self.interactive);
             } else {
                 // It is late, so time must not jump.
                 busy = true;
             }
         }
-        for (wire, said) in std::mem::take(&mut self.spoken) {
+        for (wire, said) in std::mem::take(&mut self.interactive) {
             match said {
                 // Wires and clients have the same numbers.
                 Said::Text(text) => self.books.hear(wire, &text, now_ns),
@@ -504,7 +504,9 @@ impl World {
             assert!(
                 serves,
                 "{:?}",
-                slot.gateway.as_ref().map(|g| (&g.id, g.phase, g.view.cluster.health()))
+                slot.gateway
+                    .as_ref()
+                    .map(|g| (&g.id, g.phase, g.shared.cluster.health()))
             );
         }
         self.check();
@@ -645,7 +647,7 @@ impl World {
                 assert_eq!(shard.core.residue(), Default::default(), "{}", gateway.id);
                 assert_eq!(shard.engine.sockets(), 0);
             }
-            for (from, to, depth) in gateway.view.lanes() {
+            for (from, to, depth) in gateway.shared.lanes() {
                 assert_eq!(depth, 0, "{}: lane {from} to {to}", gateway.id);
             }
         }

@@ -1,6 +1,6 @@
 //! What every thread of a gateway may read: who it is, its clock, its counters, whether it drains.
 //!
-//! One [`View`] per gateway, shared by `Arc`. Nothing in it is a table or a queue: counters with one writer each,
+//! One [`Shared`] per gateway, shared by `Arc`. Nothing in it is a table or a queue: counters with one writer each,
 //! one flag, the one word of the admission rate, and numbers as text that was rendered for all.
 
 mod cluster;
@@ -24,7 +24,7 @@ pub const STALLED_AFTER: Duration = Duration::from_secs(5);
 /// clients may be due in one.
 const TELL_SLACK_NS: u64 = 20_000_000;
 
-/// In [`View::answers_due`]: the desk is closed.
+/// In [`Shared::answers_due`]: the desk is closed.
 const DESK_CLOSED: u64 = 1 << 63;
 
 /// The gateway's clock: monotonic time since the start, and wall time.
@@ -132,7 +132,7 @@ pub struct JwksView {
 
 /// What every thread may read.
 #[derive(Debug)]
-pub struct View {
+pub struct Shared {
     /// Unique name of the gateway.
     pub gateway_id: String,
     /// No credential source is configured: users name themselves.
@@ -172,8 +172,8 @@ pub struct View {
     answers_due: AtomicU64,
 }
 
-impl View {
-    /// A view of a gateway that starts now.
+impl Shared {
+    /// The state of a gateway that starts now.
     pub fn new(
         gateway_id: String,
         development: bool,
@@ -181,7 +181,7 @@ impl View {
         cpus: Vec<Option<usize>>,
         depths: Arc<Depths>,
     ) -> Self {
-        View {
+        Shared {
             gateway_id,
             development,
             engine,
@@ -228,7 +228,7 @@ impl View {
             .map(drop)
     }
 
-    /// From now on an administrator waits for an answer: a drain does, too, until [`View::answered`]. Returns false once the desk is
+    /// From now on an administrator waits for an answer: a drain does, too, until [`Shared::answered`]. Returns false once the desk is
     /// closed, as nobody would answer.
     pub fn expect_answer(&self) -> bool {
         let more = |due| (due & DESK_CLOSED == 0).then_some(due + 1);
@@ -276,7 +276,7 @@ impl View {
     }
 
     /// May one more handshake go on now? If so it counts against the admission rate. Its place is another matter: see
-    /// [`View::take_place`].
+    /// [`Shared::take_place`].
     ///
     /// # Errors
     /// The reason to refuse it.
@@ -311,7 +311,7 @@ impl View {
         }
     }
 
-    /// Takes a place of `limits.connections`, to be given back with [`View::release`]. False if all are taken.
+    /// Takes a place of `limits.connections`, to be given back with [`Shared::release`]. False if all are taken.
     pub fn take_place(&self, settings: &Settings) -> bool {
         let limit = settings.connections_max as u64;
         let more = |taken| (taken < limit).then_some(taken + 1);

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use bytes::Bytes;
 
-use super::items::{AckWanted, ChannelName, HandOver, Item, MessageItem, PublishItem, RouteItem, Span};
+use super::items::{AckWanted, ChannelName, Handoff, Item, MessageItem, PublishItem, RouteItem, Span};
 use super::{LANE_BYTES_MAX, LANE_ITEMS_MAX, LANE_ITEMS_RESERVED, LaneFull, Lanes};
 use crate::engine::SocketKey;
 use crate::ids::ShardId;
@@ -65,11 +65,11 @@ impl Lanes {
     ///
     /// # Errors
     /// The lane is full; the socket comes back with its owner's box.
-    pub fn try_hand_over(&mut self, to: ShardId, hand_over: Box<HandOver>) -> Result<(), Box<HandOver>> {
+    pub fn try_hand_over(&mut self, to: ShardId, hand_off: Box<Handoff>) -> Result<(), Box<Handoff>> {
         if self.check(to, LANE_ITEMS_MAX + LANE_ITEMS_RESERVED).is_err() {
-            return Err(hand_over);
+            return Err(hand_off);
         }
-        self.pending[to.index()].items.push(Item::HandOver(hand_over));
+        self.pending[to.index()].items.push(Item::Handoff(hand_off));
         Ok(())
     }
 
@@ -114,7 +114,7 @@ impl Lanes {
             ack: publication.wanted.map(|wanted| self.write_wanted(to, &wanted)),
             received_ns: publication.received_ns,
         });
-        self.say(to, item);
+        self.push(to, item);
         Ok(())
     }
 
@@ -151,7 +151,7 @@ impl Lanes {
         self.check_bytes(to)?;
         let channel = self.write_channel(to, publication.channel);
         let frame = self.share(to, publication.frame);
-        self.say(to, item(channel, frame, publication.received_ns));
+        self.push(to, item(channel, frame, publication.received_ns));
         Ok(())
     }
 
@@ -173,7 +173,7 @@ impl Lanes {
             frame: self.share(to, publication.frame),
             ack: wanted.map(|wanted| (wanted.shard, self.write_wanted(to, &wanted))),
         };
-        self.say(to, item);
+        self.push(to, item);
         Ok(())
     }
 
@@ -184,20 +184,20 @@ impl Lanes {
     pub fn try_join(&mut self, to: ShardId, channel: (ChannelHash, &str), ticket: u64) -> Result<(), LaneFull> {
         self.check(to, LANE_ITEMS_MAX + LANE_ITEMS_RESERVED)?;
         let channel = self.write_channel(to, channel);
-        self.say(to, Item::Join { channel, ticket });
+        self.push(to, Item::Join { channel, ticket });
         Ok(())
     }
 
     /// Tells a channel's home that this shard's last subscriber has left: at most once per join.
     pub fn leave(&mut self, to: ShardId, channel: (ChannelHash, &str)) {
         let channel = self.write_channel(to, channel);
-        self.say(to, Item::Leave { channel });
+        self.push(to, Item::Leave { channel });
     }
 
     /// Tells a channel's home whether too much is on its way to the channel's subscribers here.
     pub fn crowded(&mut self, to: ShardId, channel: (ChannelHash, &str), crowded: bool) {
         let channel = self.write_channel(to, channel);
-        self.say(to, Item::Crowded { channel, crowded });
+        self.push(to, Item::Crowded { channel, crowded });
     }
 
     /// Asks which users are online.
@@ -282,17 +282,17 @@ impl Lanes {
     }
 
     /// Says something that answers a request, or is as rare, and so is never refused.
-    pub fn say(&mut self, to: ShardId, item: Item) {
+    pub fn push(&mut self, to: ShardId, item: Item) {
         self.pending[to.index()].items.push(item);
     }
 
-    /// As [`Lanes::say`], for an item that names a user.
+    /// As [`Lanes::push`], for an item that names a user.
     pub fn say_of_user(&mut self, to: ShardId, user: &str, item: impl FnOnce(Span) -> Item) {
         let user = self.write(to, user.as_bytes());
-        self.say(to, item(user));
+        self.push(to, item(user));
     }
 
-    /// As [`Lanes::say`], for an item that names several users.
+    /// As [`Lanes::push`], for an item that names several users.
     pub fn say_of_users<'a>(
         &mut self,
         to: ShardId,
@@ -302,7 +302,7 @@ impl Lanes {
         let users = users
             .map(|(hash, user)| (hash, self.write(to, user.as_bytes())))
             .collect();
-        self.say(to, item(users));
+        self.push(to, item(users));
     }
 
     /// Says who is here, and how many connections each has.
@@ -315,7 +315,7 @@ impl Lanes {
         let users = users
             .map(|(user, connections)| (self.write(control, user.as_bytes()), connections as u32))
             .collect();
-        self.say(control, Item::UsersReviewed { round, page, users });
+        self.push(control, Item::UsersReviewed { round, page, users });
     }
 
     /// Gives a message of another gateway to a shard.
@@ -338,7 +338,7 @@ impl Lanes {
             place,
             received_ns,
         };
-        self.say(to, item);
+        self.push(to, item);
         Ok(())
     }
 }

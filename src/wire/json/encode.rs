@@ -7,9 +7,9 @@ use std::io::Write as _;
 
 use uuid::Uuid;
 
-use super::close::CloseReason;
-use super::envelope::ErrorCode;
-use super::frame::Opcode;
+use super::decode::ErrorCode;
+use crate::wire::ws::close::CloseReason;
+use crate::wire::ws::frame::Opcode;
 
 /// Appends the header of an unfragmented, unmasked frame.
 pub fn header(out: &mut Vec<u8>, opcode: Opcode, payload_bytes: usize) {

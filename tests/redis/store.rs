@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use shardgate::broker::{Broker, BrokerCounters};
 use shardgate::cluster::store::{
     Answer, Channel, FailureKind, Incarnation, Lease, LeaseState, Op, Registered, Request, StoreEvent, Task,
 };
 use shardgate::config::RedisTarget;
+use shardgate::redis::{Broker, BrokerCounters};
 use tokio::time::{Instant, timeout};
 
 /// Whatever is waited for here happens within this time, on a loaded machine too.

@@ -34,7 +34,7 @@ use super::driver::{Context, Input};
 use super::facts::Eviction;
 use super::gather::Item;
 use super::keys::Names;
-use super::topology::View;
+use super::topology::ClusterSlots;
 use super::whereabouts::Server;
 use crate::cluster::store::StoreEvent;
 
@@ -60,7 +60,7 @@ pub(super) enum News {
     /// Items without reply: nobody knows whether they were carried out.
     Failed(Vec<Item>, Cause),
     /// How it sees the cluster.
-    View(View),
+    ClusterSlots(ClusterSlots),
     /// What it throws away when its memory is full.
     Eviction(Eviction),
 }
@@ -426,9 +426,9 @@ impl<'a> Flight<'a> {
             Freight::Look => {
                 if let [info, slots] = &replies[..]
                     && let Endpoint::Tcp(address) = &self.at
-                    && let Some(view) = View::read(info, slots, address)
+                    && let Some(shared) = ClusterSlots::read(info, slots, address)
                 {
-                    tell(News::View(view));
+                    tell(News::ClusterSlots(shared));
                 }
                 return lost;
             }

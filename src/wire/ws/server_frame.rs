@@ -43,8 +43,8 @@ mod tests {
     use proptest::prelude::*;
     use uuid::Uuid;
 
-    use super::super::encode;
     use super::*;
+    use crate::wire::json::encode;
 
     fn message(content: &str) -> Vec<u8> {
         let mut frame = Vec::new();

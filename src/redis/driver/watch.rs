@@ -2,7 +2,7 @@
 //! while all is well.
 //!
 //! Sentinels, names and proxies are asked again every few seconds: they may lead elsewhere while the old server still
-//! answers. A cluster is looked at instead, see [`super::view`].
+//! answers. A cluster is looked at instead, see [`super::slots`].
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;

@@ -7,7 +7,7 @@ use shardgate::cluster::store::{Answer, Channel, StoreEvent};
 use shardgate::config::RedisTarget;
 use tokio::time::{Instant, sleep};
 
-use crate::common::redis::Door;
+use crate::common::redis::ListenerKind;
 use crate::common::{Redis, Sentinels, eventually};
 use crate::store::*;
 
@@ -65,7 +65,7 @@ async fn comes_together_on(store: &mut Store, server: &Redis) {
 fn a_name_moves_to_the_promoted_replica_and_the_old_master_becomes_its_replica() {
     let (first, second) = (Redis::start(), Redis::start());
     replica_of(&second, &first);
-    let door = Door::to(&[&first]);
+    let door = ListenerKind::to(&[&first]);
     on_control_thread(async {
         let mut store = listening(&door.url()).await;
         second.cmd(&["REPLICAOF", "NO", "ONE"]).good();
@@ -83,7 +83,7 @@ fn a_name_moves_to_the_promoted_replica_and_the_old_master_becomes_its_replica()
 #[test]
 fn commands_follow_subscriptions() {
     let (first, second) = (Redis::start(), Redis::start());
-    let door = Door::to(&[&first]);
+    let door = ListenerKind::to(&[&first]);
     on_control_thread(async {
         let mut store = listening(&door.url()).await;
         door.lead_to(&[&second]);
@@ -95,7 +95,7 @@ fn commands_follow_subscriptions() {
 #[test]
 fn a_proxy_that_gives_its_servers_out_in_turn_does_not_keep_the_two_apart() {
     let servers = [Redis::start(), Redis::start()];
-    let door = Door::to(&[&servers[0], &servers[1]]);
+    let door = ListenerKind::to(&[&servers[0], &servers[1]]);
     on_control_thread(async {
         let mut store = Store::connected(&door.url()).await;
         store.broker.subscribe(Channel::All);
@@ -113,7 +113,7 @@ fn a_proxy_that_gives_its_servers_out_in_turn_does_not_keep_the_two_apart() {
 #[test]
 fn a_name_moves_while_the_old_master_goes_on() {
     let (first, second) = (Redis::start(), Redis::start());
-    let door = Door::to(&[&first]);
+    let door = ListenerKind::to(&[&first]);
     on_control_thread(async {
         let mut store = listening(&door.url()).await;
         door.lead_to(&[&second]);
@@ -147,7 +147,7 @@ fn sentinels_name_another_master_while_the_old_one_goes_on() {
 #[test]
 fn doubts_make_both_connections_anew() {
     let redis = Redis::start();
-    let door = Door::to(&[&redis]);
+    let door = ListenerKind::to(&[&redis]);
     on_control_thread(async {
         let mut store = listening(&door.url()).await;
         let before = door.opened();

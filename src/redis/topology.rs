@@ -31,7 +31,7 @@ fn crc16(bytes: &[u8]) -> u16 {
 
 /// A cluster as one of its servers sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct View {
+pub(super) struct ClusterSlots {
     /// The server says that the cluster works.
     pub(super) works: bool,
     /// Rises with each change, so that a server which was cut off is known by it.
@@ -42,16 +42,16 @@ pub(super) struct View {
     pub(super) replicas: Vec<RedisAddress>,
 }
 
-impl View {
+impl ClusterSlots {
     /// Reads `CLUSTER INFO` and `CLUSTER SLOTS`, as answered by the server at `asked`.
-    pub(super) fn read(info: &Value, slots: &Value, asked: &RedisAddress) -> Option<View> {
+    pub(super) fn read(info: &Value, slots: &Value, asked: &RedisAddress) -> Option<ClusterSlots> {
         let works = match info {
             Value::BulkString(text) => text.windows(16).any(|line| line == b"cluster_state:ok"),
             Value::VerbatimString { text, .. } => text.contains("cluster_state:ok"),
             _ => return None,
         };
         let Value::Array(lines) = slots else { return None };
-        let mut view = View {
+        let mut shared = ClusterSlots {
             works,
             epoch: facts::epoch(info).unwrap_or_default(),
             ranges: Vec::with_capacity(lines.len()),
@@ -66,11 +66,12 @@ impl View {
             if first > last || last >= SLOTS {
                 return None;
             }
-            view.ranges.push((first, last, server(master, asked)?));
-            view.replicas
+            shared.ranges.push((first, last, server(master, asked)?));
+            shared
+                .replicas
                 .extend(replicas.iter().filter_map(|replica| server(replica, asked)));
         }
-        Some(view)
+        Some(shared)
     }
 
     /// The first slot that nobody serves.
@@ -158,19 +159,24 @@ mod tests {
         };
         let info = Value::BulkString(b"cluster_enabled:1\r\ncluster_state:ok\r\n".to_vec());
         let asked = at("seed", 7);
-        let view = View::read(&info, &slots(16_383), &asked).unwrap();
-        assert_eq!(view.ranges, [(100, 16_383, at("seed", 2)), (0, 99, at("a", 1))]);
+        let shared = ClusterSlots::read(&info, &slots(16_383), &asked).unwrap();
+        assert_eq!(shared.ranges, [(100, 16_383, at("seed", 2)), (0, 99, at("a", 1))]);
         assert_eq!(
-            (view.works, view.first_gap(), &view.replicas[..]),
+            (shared.works, shared.first_gap(), &shared.replicas[..]),
             (true, None, &[at("r", 3)][..])
         );
-        assert_eq!(View::read(&info, &slots(200), &asked).unwrap().first_gap(), Some(201));
-        assert_eq!(View::read(&info, &slots(16_384), &asked), None);
         assert_eq!(
-            View::read(&info, &Value::Array(vec![]), &asked).unwrap().first_gap(),
+            ClusterSlots::read(&info, &slots(200), &asked).unwrap().first_gap(),
+            Some(201)
+        );
+        assert_eq!(ClusterSlots::read(&info, &slots(16_384), &asked), None);
+        assert_eq!(
+            ClusterSlots::read(&info, &Value::Array(vec![]), &asked)
+                .unwrap()
+                .first_gap(),
             Some(0)
         );
-        assert_eq!(View::read(&info, &Value::Okay, &asked), None);
+        assert_eq!(ClusterSlots::read(&info, &Value::Okay, &asked), None);
     }
 
     #[test]

@@ -135,16 +135,20 @@ mod tests {
 
     #[test]
     fn health_is_what_was_said() {
-        let view = ClusterView::default();
-        assert!(view.is_alone() && !view.is_up());
+        let shared = ClusterView::default();
+        assert!(shared.is_alone() && !shared.is_up());
         for (value, health) in ClusterHealth::ALL.into_iter().enumerate() {
             assert_eq!(health as usize, value);
-            view.set_health(health, Some("so it says"));
-            assert_eq!(view.health(), health);
-            assert_eq!(view.trouble().is_some(), health.trouble().is_some());
+            shared.set_health(health, Some("so it says"));
+            assert_eq!(shared.health(), health);
+            assert_eq!(shared.trouble().is_some(), health.trouble().is_some());
         }
-        assert!(view.trouble().is_some_and(|trouble| trouble.ends_with(": so it says")));
-        view.set_health(ClusterHealth::Unreachable, None);
-        assert_eq!(view.trouble().as_deref(), ClusterHealth::Unreachable.trouble());
+        assert!(
+            shared
+                .trouble()
+                .is_some_and(|trouble| trouble.ends_with(": so it says"))
+        );
+        shared.set_health(ClusterHealth::Unreachable, None);
+        assert_eq!(shared.trouble().as_deref(), ClusterHealth::Unreachable.trouble());
     }
 }

@@ -4,7 +4,7 @@
 //! requests are handed on in the order in which they were made. One server, or a master behind sentinels, is one node
 //! that serves slot 0, where everything is then.
 
-mod view;
+mod slots;
 mod watch;
 
 use std::collections::BTreeMap;
@@ -33,7 +33,7 @@ use super::keys::Names;
 use super::node::{self, Down, News, NodeId, Order};
 use super::pubsub::{self, Want};
 use super::remedies;
-use super::topology::{SLOTS, View, slot_of};
+use super::topology::{ClusterSlots, SLOTS, slot_of};
 use super::whereabouts::{Server, Whereabouts};
 use crate::cluster::store::{Answer, FailureKind, Request, StoreEvent};
 use crate::config::{RedisAddress, RedisServers};
@@ -81,8 +81,8 @@ pub(super) enum Input {
     Watched(NodeId, Server, Result<Option<Server>, Cause>),
     /// From a node's subscriptions: this channel is elsewhere, at the address in the server's words.
     Misplaced(NodeId, String, String),
-    /// A view of the cluster over a connection of its own, as no node could be asked.
-    View(Result<View, Cause>),
+    /// A picture of the cluster over a connection of its own, as no node could be asked.
+    ClusterSlots(Result<ClusterSlots, Cause>),
 }
 
 /// How a node is.
@@ -141,7 +141,7 @@ pub(super) struct Driver {
     /// Who was asked last.
     looked_from: NodeId,
     looking_around: bool,
-    /// Of the view that counts, and when it came.
+    /// Of the picture that counts, and when it came.
     epoch: (u64, Instant),
     watch: Watch,
     /// Between attempts to find anybody at all.
@@ -271,12 +271,12 @@ impl Driver {
                     self.learn(slot, owner);
                 }
             }
-            Input::View(view) => {
+            Input::ClusterSlots(shared) => {
                 self.looking_around = false;
-                match view {
-                    Ok(view) => {
+                match shared {
+                    Ok(shared) => {
                         self.backoff = Backoff::default();
-                        self.apply(view);
+                        self.apply(shared);
                     }
                     Err(cause) => {
                         self.whole = Whole::Broken(cause);
@@ -320,7 +320,7 @@ impl Driver {
                     self.fail(item, &cause);
                 }
             }
-            News::View(view) => self.apply(view),
+            News::ClusterSlots(shared) => self.apply(shared),
             News::Eviction(eviction) => self.handle_eviction(id, eviction),
         }
     }

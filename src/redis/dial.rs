@@ -17,7 +17,7 @@ use redis::{
 use tokio::time::timeout;
 
 use super::facts::{self, Facts};
-use super::topology::View;
+use super::topology::ClusterSlots;
 use super::whereabouts::Server;
 use super::{commands, remedies};
 use crate::config::{RedisAddress, RedisServers, RedisTarget};
@@ -172,11 +172,11 @@ impl Dialer {
     }
 
     /// Asks these servers, one after the other, for their view of the cluster; the first that has one is it.
-    pub(super) async fn look(&self, candidates: Vec<RedisAddress>) -> Result<View, Cause> {
+    pub(super) async fn look(&self, candidates: Vec<RedisAddress>) -> Result<ClusterSlots, Cause> {
         let mut cause: Cause = "no server of the cluster is known".into();
         for address in candidates {
             match timeout(LOOK_ANSWER_MAX, self.look_from(&address)).await {
-                Ok(Ok(view)) => return Ok(view),
+                Ok(Ok(shared)) => return Ok(shared),
                 Ok(Err(why)) => cause = why,
                 Err(_) => cause = format!("Redis at {address} did not answer").into(),
             }
@@ -184,7 +184,7 @@ impl Dialer {
         Err(cause)
     }
 
-    async fn look_from(&self, address: &RedisAddress) -> Result<View, Cause> {
+    async fn look_from(&self, address: &RedisAddress) -> Result<ClusterSlots, Cause> {
         let at = address.clone().into();
         let mut connection = self.open(&at, |_| {}, Login::Full).await?;
         let mut pipeline = Pipeline::new();
@@ -197,7 +197,7 @@ impl Dialer {
             return Err(format!("Redis at {address} refused: {}", commands::explained(error)).into());
         }
         match &replies[..] {
-            [info, slots] => View::read(info, slots, address),
+            [info, slots] => ClusterSlots::read(info, slots, address),
             _ => None,
         }
         .ok_or_else(|| format!("Redis at {address} does not say who is in the cluster").into())

@@ -1,4 +1,4 @@
-//! The driver's view of a cluster: who serves which slot, when to ask, whom to ask.
+//! The driver's picture of a cluster: who serves which slot, when to ask, whom to ask.
 
 use std::time::Duration;
 
@@ -7,14 +7,14 @@ use tokio::time::Instant;
 use super::super::Signal;
 use super::super::dial::{Endpoint, Place};
 use super::super::node::{NodeId, Order};
-use super::super::topology::{SLOTS, View, named_address};
+use super::super::topology::{ClusterSlots, SLOTS, named_address};
 use super::{Driver, Input, Standing, State, Whole};
 use crate::cluster::store::StoreEvent;
 use crate::config::{RedisAddress, RedisServers};
 
 /// How often a cluster that works is looked at: two commands each time.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
-/// So long a view of a later epoch counts against those of earlier ones. After that, those who were of it are gone.
+/// So long a picture of a later epoch counts against those of earlier ones. After that, those who were of it are gone.
 const STALE_MAX: Duration = Duration::from_secs(30);
 /// How often at most, when something is wrong.
 const LOOK_SPACING: Duration = Duration::from_millis(200);
@@ -66,7 +66,7 @@ impl Driver {
         self.next_look = self.next_look.min(soon);
     }
 
-    /// Asks for a view of the cluster: a node that is up, in turn, as one of them may be behind; else any server.
+    /// Asks for a picture of the cluster: a node that is up, in turn, as one of them may be behind; else any server.
     pub(super) fn look(&mut self) {
         self.last_look = Instant::now();
         self.next_look = self.last_look
@@ -89,36 +89,36 @@ impl Driver {
         }
         let (context, inputs, candidates) = (self.context.clone(), self.inputs.clone(), self.candidates.clone());
         self.tasks.spawn_local(async move {
-            let _ = inputs.send(Input::View(context.dialer.look(candidates).await));
+            let _ = inputs.send(Input::ClusterSlots(context.dialer.look(candidates).await));
         });
     }
 
-    /// Takes over a server's view of the cluster.
-    pub(super) fn apply(&mut self, view: View) {
+    /// Takes over a server's picture of the cluster.
+    pub(super) fn apply(&mut self, shared: ClusterSlots) {
         let (epoch, came) = self.epoch;
-        if view.epoch < epoch && came.elapsed() < STALE_MAX {
-            // Of a server that was cut off, forgotten or reset; its view is of the past. The next one is asked in its turn.
+        if shared.epoch < epoch && came.elapsed() < STALE_MAX {
+            // Of a server that was cut off, forgotten or reset; its picture is of the past. The next one is asked in its turn.
             if self.state != State::Connected {
                 self.look_soon();
             }
             return;
         }
-        self.epoch = (view.epoch, Instant::now());
-        self.whole = match view.first_gap() {
+        self.epoch = (shared.epoch, Instant::now());
+        self.whole = match shared.first_gap() {
             Some(slot) => Whole::Broken(format!("no server of the cluster has slot {slot}").into()),
-            None if !view.works => Whole::Broken("the cluster is down, says CLUSTER INFO".into()),
+            None if !shared.works => Whole::Broken("the cluster is down, says CLUSTER INFO".into()),
             None => Whole::Works,
         };
         let mut owners = vec![None; usize::from(SLOTS)];
         let mut serving = Vec::new();
-        for (first, last, address) in &view.ranges {
+        for (first, last, address) in &shared.ranges {
             let id = self.node_at(address);
             owners[usize::from(*first)..=usize::from(*last)].fill(Some(id));
             if !serving.contains(&id) {
                 serving.push(id);
             }
         }
-        // A view without anybody is of a server that was cast out: better an old one than that.
+        // A picture without anybody is of a server that was cast out: better an old one than that.
         if !serving.is_empty() {
             let before = std::mem::replace(&mut self.owners, owners);
             let moved = before
@@ -132,11 +132,11 @@ impl Driver {
             if moved || self.nodes.len() < known {
                 self.forget_all();
             }
-            let heard_of = view
+            let heard_of = shared
                 .ranges
                 .into_iter()
                 .map(|(_, _, address)| address)
-                .chain(view.replicas);
+                .chain(shared.replicas);
             let RedisServers::Cluster(seeds) = self.context.dialer.servers() else {
                 return;
             };

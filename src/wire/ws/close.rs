@@ -5,7 +5,7 @@
 pub enum CloseReason {
     /// RFC 6455 was broken.
     Protocol,
-    /// A binary frame where only text is spoken.
+    /// A binary frame where only text is interactive.
     Unsupported,
     /// A text frame that is not UTF-8.
     InvalidUtf8,
