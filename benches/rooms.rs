@@ -1,7 +1,7 @@
 //! What the pure rooms cost: CPU time of this thread per operation, one thread, no sockets. `cargo bench --bench rooms`;
 //! an argument picks benches by a part of their names, and what a run before this one saw is compared with.
 //!
-//! The rows of tungstenite are why `protocol::frame` is ours (ARCHITECTURE.md).
+//! The rows of tungstenite are why `wire::ws::frame` is ours (`docs/decisions/0002-own-frame-reader.md`).
 
 #![allow(clippy::unwrap_used, reason = "a bench fails by panicking")]
 

@@ -21,7 +21,7 @@ use crate::shard::run::{self, Plan, Report, Reporter};
 use crate::shared::Shared;
 
 /// The executor's preemption must never fire: with it, glommio 0.9 parks although its task can run
-/// (ARCHITECTURE.md, "Living with glommio").
+/// (`docs/decisions/0001-glommio.md`).
 const NO_PREEMPTION: Duration = Duration::from_secs(3600);
 /// Registered memory and depth of the executor's own rings, which carry nothing but parking.
 const EXECUTOR_IO_MEMORY: usize = 64 * 1024;

@@ -385,7 +385,7 @@ fn codes_and_reasons_are_explained() {
         .filter(|(code, _)| code.starts_with('3'));
     let ours: BTreeSet<(String, &str)> = ours.collect();
     let mut documented = BTreeSet::new();
-    for line in include_str!("../../README.md").lines() {
+    for line in include_str!("../../docs/protocol.md").lines() {
         let cells: Vec<&str> = line.split('|').map(str::trim).collect();
         for pair in cells.windows(2) {
             if pair[0].len() == 4 && pair[0].starts_with('3') && pair[0].parse::<u16>().is_ok() {

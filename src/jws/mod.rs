@@ -5,7 +5,7 @@
 //!
 //! Signatures are made and verified, and PEM is read, by the crate `jsonwebtoken` on AWS-LC, which TLS uses, too. Ours is what it
 //! leaves open: bounds before any work, names that are there twice, `typ`, `crit`, which curve a key is of, which key of a set.
-//! Its `decode` is not used: that reads the system's clock and looks at neither `typ` nor `crit` (ARCHITECTURE.md has all reasons).
+//! Its `decode` is not used: that reads the system's clock and looks at neither `typ` nor `crit` (`docs/decisions/0003-jsonwebtoken.md` has all reasons).
 //!
 //! | file | duty |
 //! | --- | --- |

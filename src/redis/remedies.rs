@@ -58,7 +58,9 @@ fn remedy(code: &str, words: &str) -> Option<&'static str> {
     let remedy = match code {
         "NOAUTH" => "write the password into redis.url, as in redis://user:password@host",
         "WRONGPASS" => "correct user and password in redis.url; in them / is written %2F, @ %40 and : %3A",
-        "NOPERM" => "allow that to this user: \"Securing Redis\" in the README has the ACL SETUSER that gateways need",
+        "NOPERM" => {
+            "allow that to this user: \"Securing Redis\" in docs/cluster.md has the ACL SETUSER that gateways need"
+        }
         "DENIED" => {
             "give Redis a password (requirepass, or an ACL user) and write it into redis.url, or bind it to \
                      an address that only gateways reach and set protected-mode no"

@@ -236,7 +236,7 @@ impl<H> Connection<H> {
 mod tests {
     use super::*;
 
-    /// The memory of an idle connection is counted in ARCHITECTURE.md.
+    /// `docs/decisions/0005-a-connection-is-data.md` counts the memory of an idle connection.
     #[test]
     fn a_connection_is_small() {
         assert!(size_of::<Connection<()>>() <= 136, "{}", size_of::<Connection<()>>());

@@ -5,7 +5,7 @@
 //! turn's one system call, or by one of their own before strangers and bulk senders have theirs.
 //!
 //! The task never relies on the executor's preemption: it looks at its inbox every turn and yields by its own clock
-//! (see ARCHITECTURE.md, "Living with glommio").
+//! (see `docs/decisions/0001-glommio.md`).
 
 use std::future::poll_fn;
 use std::net::SocketAddr;

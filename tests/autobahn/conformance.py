@@ -102,9 +102,10 @@ def document(results):
         [
             "# Conformance to RFC 6455",
             "",
-            f"shardgate {version} against the fuzzing client of Autobahn|Testsuite {suite}, through `/echo`, once per socket engine.",
-            "Written by `tests/autobahn/run`, which fails on anything but OK, INFORMATIONAL (the standard leaves the choice) and, in 6.4, NON-STRICT.",
-            "Not run: 12 and 13 (compression, which the gateway does not offer); the suite's chapter 8 is empty.",
+            f"shardgate {version} against the fuzzing client of Autobahn|Testsuite {suite}, through `/echo`, once per",
+            "socket engine. `tests/autobahn/run` writes this page. It fails on anything but OK, INFORMATIONAL",
+            "(the standard leaves the choice) and, in 6.4, NON-STRICT. Not run: 12 and 13 (compression, which the",
+            "gateway does not offer); the suite's chapter 8 is empty.",
             "",
             *table(results),
             "",

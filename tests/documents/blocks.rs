@@ -79,8 +79,9 @@ fn wrong(block: &Block) -> Option<String> {
             return Some(format!("{name}=: only not-run= and exits= mean something"));
         }
     }
-    if block.document == Path::new("ARCHITECTURE.md") || block.document == Path::new("CHANGELOG.md") {
-        return Some("what is typed stands in README.md or docs/".to_owned());
+    let for_reading = [Path::new("ARCHITECTURE.md"), Path::new("CHANGELOG.md")];
+    if for_reading.contains(&block.document.as_path()) || block.document.starts_with("docs/decisions") {
+        return Some("commands to type belong into README.md or docs/".to_owned());
     }
     let commands = commands(block);
     if let Some(typed) = commands.iter().find(|typed| !session::is_shell(&typed.command)) {
@@ -246,7 +247,7 @@ fn configurations_and_json_are_what_they_say() {
     }
 }
 
-/// `cargo run`, which the README begins with, has to know which program is meant.
+/// `cargo run` has to know which program is meant.
 #[test]
 fn cargo_run_is_the_gateway() {
     let metadata = crate::cargo_metadata(&["--no-deps"]);

@@ -53,5 +53,5 @@ fn a_link_that_leads_nowhere_is_seen() {
     assert!(broken(readme, "docs/nothing.md").is_some());
     assert!(broken(readme, "docs/tuning.md#no-such-heading").is_some());
     assert!(broken(readme, "#no-such-heading").is_some());
-    assert!(broken(Path::new("docs/tuning.md"), "../README.md#benchmarks").is_none());
+    assert!(broken(Path::new("docs/tuning.md"), "../README.md#figures").is_none());
 }

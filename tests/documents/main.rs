@@ -1,5 +1,6 @@
 //! Documents are true: every command that they tell people to type runs, or says why a test cannot run it; configurations
-//! are accepted; links lead somewhere; examples do what they promise; figures follow from the keys.
+//! are accepted; links lead somewhere; lines of prose are narrow; examples do
+//! what they promise; figures follow from the keys.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -16,6 +17,7 @@ mod notices;
 mod provider;
 mod proxies;
 mod session;
+mod width;
 
 use std::path::{Path, PathBuf};
 

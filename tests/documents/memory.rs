@@ -119,8 +119,10 @@ fn the_worst_case_follows_from_the_keys() {
     let tls = expected[3].1;
     let all = 10_000 * (expected[0].1 + names + tls) + 8192 * (expected[2].1 + tls);
     let sentence = format!("{:.1} GiB", all as f64 / (1 << 30) as f64);
+    let text = read(Path::new("SECURITY.md"));
+    let text: Vec<&str> = text.split_whitespace().collect();
     assert!(
-        read(Path::new("SECURITY.md")).contains(&sentence),
+        text.join(" ").contains(&sentence),
         "SECURITY.md does not say {sentence}"
     );
 }

@@ -217,7 +217,7 @@ fn a_wrong_password() {
     assert!(!gw1.log().contains("right@"), "{}", gw1.log());
 }
 
-/// What the README tells operators to allow is enough.
+/// The commands that docs/cluster.md tells operators to allow are enough.
 #[test]
 fn a_user_who_may_do_only_what_is_needed() {
     let redis = Redis::start();

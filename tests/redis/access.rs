@@ -1,4 +1,4 @@
-//! The user that the README tells operators to make, and users who may do less.
+//! The user that docs/cluster.md tells operators to make, and users who may do less.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering::Relaxed;

@@ -379,12 +379,12 @@ impl Drop for Redis {
     }
 }
 
-/// The user that the README tells operators to make, with this prefix and password instead of those of the README: the
+/// The user that `docs/cluster.md` tells operators to make, with this prefix and password instead of those shown there: the
 /// command for a server alone, that for a node of a cluster, which comes after, and that for a sentinel.
 #[track_caller]
 pub fn documented_user(prefix: &str, password: &str) -> [Vec<String>; 3] {
-    let readme = include_str!("../../../README.md");
-    let section = readme.split_once("**Securing Redis.**").expect("a section").1;
+    let document = include_str!("../../../docs/cluster.md");
+    let section = document.split_once("\n## Securing Redis\n").expect("a section").1;
     let line = |line: &str| {
         let words = line.strip_prefix("ACL ")?.split(' ');
         let words = words.map(|word| word.replace("shardgate:", prefix).replace("PASSWORD", password));
