@@ -1,66 +1,50 @@
-//! Imports point down: each room knows only the rooms below it, and the pure ones know no executor, socket, clock or
-//! random source. The map in ARCHITECTURE.md is this table; change both, or neither.
+//! The map of rooms in `ARCHITECTURE.md` is true: it names every module of `lib.rs`, imports point up in it, and each row
+//! lists exactly the rooms that the code imports. Pure rooms name no executor, socket, clock or random source.
+//!
+//! To change an import, change the row. A failure prints the row as the code has it.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Every room with the rooms that it may import, lowest first: a room may only name rooms above its own line.
-const ROOMS: &[(&str, &[&str])] = &[
-    ("address", &[]),
-    ("ids", &[]),
-    ("payload", &[]),
-    ("jws", &[]),
-    ("config", &["address", "jws"]),
-    ("logging", &["config"]),
-    ("auth", &["config", "ids", "jws"]),
-    ("wire", &["address", "auth", "ids", "jws"]),
-    ("router", &["ids"]),
-    ("admin", &["ids", "wire"]),
-    ("tls", &["config", "payload"]),
-    ("session", &["auth", "ids", "payload", "wire", "router", "tls"]),
-    ("settings", &["address", "auth", "config", "ids", "jws", "wire", "tls"]),
-    ("metrics", &["wire"]),
-    ("engine", &["ids", "payload"]),
-    (
-        "lanes",
-        &[
-            "admin", "auth", "engine", "ids", "wire", "router", "session", "settings", "tls",
-        ],
-    ),
-    ("shared", &["ids", "lanes", "metrics", "settings"]),
-    (
-        "cluster",
-        &["engine", "ids", "lanes", "metrics", "wire", "router", "shared"],
-    ),
-    ("redis", &["cluster", "config", "metrics"]),
-    (
-        "http",
-        &["admin", "ids", "logging", "metrics", "wire", "settings", "shared"],
-    ),
-    (
-        "shard",
-        &[
-            "address", "admin", "auth", "engine", "http", "ids", "lanes", "metrics", "payload", "wire", "router",
-            "session", "settings", "tls", "shared",
-        ],
-    ),
-    ("runtime", &["config", "engine", "ids", "settings", "tls"]),
-    (
-        "control",
-        &[
-            "admin", "redis", "cluster", "config", "engine", "http", "ids", "jws", "lanes", "metrics", "wire",
-            "router", "runtime", "session", "settings", "shard", "tls", "shared",
-        ],
-    ),
-];
+/// One row of the map.
+#[derive(Debug, PartialEq, Eq)]
+struct Room {
+    name: String,
+    pure: bool,
+    imports: Vec<String>,
+}
 
-/// Rooms where everything that happens follows from the arguments.
-const PURE: &[&str] = &[
-    "address", "ids", "payload", "jws", "auth", "wire", "router", "session", "admin", "cluster",
-];
+/// The rows of the table that follows the heading `## Map`: `` | `room` | duty | yes or nothing | rooms, by commas | ``.
+fn parse(text: &str) -> Vec<Room> {
+    let section = text.split_once("\n## Map\n").expect("the heading ## Map").1;
+    let section = section.split("\n## ").next().unwrap();
+    let mut rooms = Vec::new();
+    for line in section.lines().filter(|line| line.starts_with("| `")) {
+        let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
+        let [name, _duty, pure, imports] = cells[..] else {
+            panic!("a row of the map has four cells: {line}");
+        };
+        assert!(["", "yes"].contains(&pure), "pure is yes or empty: {line}");
+        rooms.push(Room {
+            name: name.trim_matches('`').to_owned(),
+            pure: pure == "yes",
+            imports: imports
+                .split(',')
+                .map(str::trim)
+                .filter(|import| !import.is_empty())
+                .map(str::to_owned)
+                .collect(),
+        });
+    }
+    rooms
+}
+
+fn map() -> Vec<Room> {
+    parse(&fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("ARCHITECTURE.md")).unwrap())
+}
 
 /// Files of other rooms that are as pure.
 const PURE_FILES: &[&str] = &[
@@ -145,64 +129,128 @@ fn tree() -> Vec<(String, String, String)> {
             let room = name.split('/').next().unwrap().trim_end_matches(".rs").to_owned();
             (name, room, code(path))
         })
-        .filter(|(_, room, _)| room != "lib" && room != "main")
+        .filter(|(_, room, _)| room != "lib")
         .collect()
 }
 
-/// Rooms that code names as `crate::room`.
-fn named_rooms(code: &str) -> Vec<&str> {
-    code.match_indices("crate::")
+/// Rooms that code names as `crate::room`, in the program as `shardgate::room`.
+fn named_rooms<'a>(room: &str, code: &'a str) -> Vec<&'a str> {
+    let root = if room == "main" { "shardgate::" } else { "crate::" };
+    code.match_indices(root)
         .filter(|(at, _)| !code[..*at].ends_with('$'))
         .map(|(at, word)| {
             let rest = &code[at + word.len()..];
+            assert!(!rest.starts_with('{'), "{room}: one room for each use: {root}{{…");
             let end = rest
                 .find(|c: char| !c.is_alphanumeric() && c != '_')
                 .unwrap_or(rest.len());
             &rest[..end]
         })
+        .filter(|named| *named != room)
         .collect()
 }
 
-#[test]
-fn the_table_has_every_room_and_points_down() {
-    let mut below: Vec<&str> = Vec::new();
-    for (room, imports) in ROOMS {
-        for import in *imports {
-            assert!(
-                below.contains(import),
-                "{room} may not import {import}, which is not below it"
-            );
+/// What is wrong with the map, where code imports this: the rooms of each room.
+fn wrong(map: &[Room], used: &BTreeMap<String, BTreeSet<String>>) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let mut above: Vec<&str> = Vec::new();
+    for room in map {
+        for import in &room.imports {
+            if !above.contains(&import.as_str()) {
+                wrong.push(format!(
+                    "`{}` imports `{import}`, which is not above its row",
+                    room.name
+                ));
+            }
         }
-        below.push(room);
+        above.push(&room.name);
+        let Some(used) = used.get(&room.name) else {
+            wrong.push(format!("`{}` is no room of src/", room.name));
+            continue;
+        };
+        let used: Vec<&str> = used.iter().map(String::as_str).collect();
+        if used != room.imports {
+            wrong.push(format!("the imports of `{}` are: {}", room.name, used.join(", ")));
+        }
     }
-    for (file, room, _) in tree() {
-        assert!(below.contains(&room.as_str()), "src/{file} is in no room of the table");
+    for room in used.keys() {
+        match above.iter().filter(|known| *known == room).count() {
+            0 => wrong.push(format!("`{room}` has no row")),
+            1 => {}
+            _ => wrong.push(format!("`{room}` has several rows")),
+        }
     }
+    wrong
 }
 
 #[test]
-fn every_import_is_in_the_table() {
-    let allowed: BTreeMap<&str, &[&str]> = ROOMS.iter().copied().collect();
-    let mut wrong = Vec::new();
-    for (file, room, code) in tree() {
-        for named in named_rooms(&code) {
-            if named != room && !allowed.get(room.as_str()).is_some_and(|rooms| rooms.contains(&named)) {
-                wrong.push(format!("src/{file} names crate::{named}"));
-            }
-        }
+fn the_map_is_what_the_code_imports() {
+    let mut used: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for (_, room, code) in tree() {
+        let named = named_rooms(&room, &code).into_iter().map(str::to_owned);
+        used.entry(room.clone()).or_default().extend(named);
     }
+    let wrong = wrong(&map(), &used);
     assert!(
         wrong.is_empty(),
-        "imports that point the wrong way:\n{}",
+        "the table of ## Map in ARCHITECTURE.md:\n{}",
         wrong.join("\n")
     );
 }
 
 #[test]
+fn the_map_has_every_module_of_the_library() {
+    let lib = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs")).unwrap();
+    let modules = lib
+        .lines()
+        .filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(';'));
+    let modules: BTreeSet<&str> = modules.chain(["main"]).collect();
+    let map = map();
+    let rooms: BTreeSet<&str> = map.iter().map(|room| room.name.as_str()).collect();
+    assert_eq!(rooms, modules, "rows of the map, and modules of src/lib.rs and main");
+}
+
+#[test]
+fn a_false_map_is_seen() {
+    let text = "# A\n\n## Map\n\n| room | duty | pure | imports |\n| --- | --- | --- | --- |\n\
+                | `a` | x | yes | |\n| `b` | x | | a |\n\n## B\n\n| `c` | x | | |\n";
+    let map = parse(text);
+    let room = |name: &str, pure, imports: &[&str]| Room {
+        name: name.to_owned(),
+        pure,
+        imports: imports.iter().map(|import| (*import).to_owned()).collect(),
+    };
+    assert_eq!(map, [room("a", true, &[]), room("b", false, &["a"])]);
+    let used = |rooms: &[(&str, &[&str])]| -> Vec<String> {
+        let rooms = rooms.iter().map(|(name, imports)| {
+            let imports = imports.iter().map(|import| (*import).to_owned()).collect();
+            ((*name).to_owned(), imports)
+        });
+        wrong(&map, &rooms.collect())
+    };
+    assert_eq!(used(&[("a", &[]), ("b", &["a"])]), [""; 0]);
+    assert_eq!(used(&[("a", &["b"]), ("b", &["a"])]), ["the imports of `a` are: b"]);
+    assert_eq!(used(&[("a", &[]), ("b", &[])]), ["the imports of `b` are: "]);
+    assert_eq!(used(&[("a", &[]), ("b", &["a"]), ("c", &[])]), ["`c` has no row"]);
+    assert_eq!(used(&[("b", &["a"])]), ["`a` is no room of src/"]);
+    let upside_down = [room("b", false, &["a"]), room("a", true, &[])];
+    let found = wrong(
+        &upside_down,
+        &[("a", [].into()), ("b", ["a".to_owned()].into())]
+            .map(|(name, imports)| (name.to_owned(), imports))
+            .into(),
+    );
+    assert_eq!(found, ["`b` imports `a`, which is not above its row"]);
+    assert_eq!(named_rooms("b", "use crate::a::X; crate::b::y(); $crate::c!()"), ["a"]);
+    assert_eq!(named_rooms("main", "use shardgate::a;"), ["a"]);
+}
+
+#[test]
 fn pure_code_names_nothing_impure() {
     let mut wrong = Vec::new();
+    let map = map();
     for (file, room, code) in tree() {
-        let pure = PURE.contains(&room.as_str()) || PURE_FILES.contains(&file.as_str());
+        let pure = map.iter().any(|known| known.name == room && known.pure) || PURE_FILES.contains(&file.as_str());
         for word in IMPURE {
             if pure && code.contains(word) {
                 wrong.push(format!("src/{file} is pure and names {word}"));
