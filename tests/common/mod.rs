@@ -12,6 +12,7 @@ pub mod channels;
 pub mod client;
 pub mod fleet;
 pub mod gateway;
+pub mod load;
 pub mod namespace;
 pub mod peer;
 pub mod process;

@@ -109,12 +109,18 @@ fn missing(command: &str) -> Option<String> {
             return Some(format!("there is no {word}"));
         }
         let next = words.get(index + 1);
-        for (flag, folder) in [("--test", "tests"), ("--bench", "benches")] {
+        for (flag, folders) in [
+            ("--test", &["tests", "benches/load/tests"][..]),
+            ("--bench", &["benches"]),
+        ] {
             let Some(name) = next.filter(|_| word == flag) else {
                 continue;
             };
-            let there = [format!("{folder}/{name}.rs"), format!("{folder}/{name}/main.rs")];
-            if !there.iter().any(|path| repository().join(path).exists()) {
+            let there = |folder: &&str| {
+                let paths = [format!("{folder}/{name}.rs"), format!("{folder}/{name}/main.rs")];
+                paths.iter().any(|path| repository().join(path).exists())
+            };
+            if !folders.iter().any(there) {
                 return Some(format!("there is no {flag} {name}"));
             }
         }
@@ -251,5 +257,22 @@ fn configurations_and_json_are_what_they_say() {
 #[test]
 fn cargo_run_is_the_gateway() {
     let metadata = crate::cargo_metadata(&["--no-deps"]);
-    assert_eq!(metadata["packages"][0]["default_run"], "shardgate");
+    let packages = metadata["packages"].as_array().unwrap();
+    let meant: Vec<&str> = packages
+        .iter()
+        .filter_map(|package| package["default_run"].as_str())
+        .collect();
+    assert_eq!(meant, ["shardgate"]);
+}
+
+/// `cargo build` and `cargo test` without flags are for every package of the workspace.
+#[test]
+fn every_member_is_a_default_member() {
+    let metadata = crate::cargo_metadata(&["--no-deps"]);
+    let sorted = |key: &str| {
+        let ids = metadata[key].as_array().unwrap().iter().map(|id| id.as_str().unwrap());
+        ids.collect::<std::collections::BTreeSet<_>>()
+    };
+    assert_eq!(sorted("workspace_members").len(), 2);
+    assert_eq!(sorted("workspace_members"), sorted("workspace_default_members"));
 }

@@ -170,7 +170,7 @@ impl Session {
             .current_dir(&tree)
             .env("PATH", path)
             .env("TREE", &tree)
-            .env("LOAD_PROGRAM", env!("CARGO_BIN_EXE_shardgate-load"))
+            .env("LOAD_PROGRAM", crate::common::load::program())
             .envs(environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -14,8 +14,6 @@ use common::gateway::{command, run_command};
 use common::{Gateway, Redis};
 use serde_json::{Value, json};
 
-const LOAD: &str = env!("CARGO_BIN_EXE_shardgate-load");
-
 struct Ran {
     code: Option<i32>,
     report: Value,
@@ -36,7 +34,7 @@ struct Running {
 
 impl Running {
     fn start(words: &str) -> Self {
-        let mut command = command(LOAD);
+        let mut command = command(common::load::program());
         command.args(words.split_whitespace()).args(["--json", "-"]);
         let mut child = command.spawn().unwrap();
         let stderr = BufReader::new(child.stderr.take().unwrap());
@@ -422,7 +420,7 @@ fn reports_are_pages_and_stand_beside_each_other() {
     let (it, dir) = (gateway(&[]), tempfile::tempdir().unwrap());
     let file = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
     for name in ["one", "two"] {
-        let mut command = command(LOAD);
+        let mut command = command(common::load::program());
         command.args([
             "direct",
             "--users",
@@ -459,7 +457,7 @@ fn reports_are_pages_and_stand_beside_each_other() {
         !page.contains("<script") && !page.contains("Nothing measured"),
         "{page}"
     );
-    let mut both = command(LOAD);
+    let mut both = command(common::load::program());
     both.args([
         "report",
         &file("one.json"),
@@ -471,7 +469,7 @@ fn reports_are_pages_and_stand_beside_each_other() {
     assert_eq!(ended.code, Some(0), "{ended:?}");
     let page = std::fs::read_to_string(file("both.html")).unwrap();
     assert!(page.contains("<th>one</th><th>two</th>"), "{page}");
-    let mut bad = command(LOAD);
+    let mut bad = command(common::load::program());
     bad.args(["report", &file("one.html"), "--html", &file("bad.html")]);
     let ended = run_command(bad);
     assert_eq!(ended.code, Some(2));

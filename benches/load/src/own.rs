@@ -8,8 +8,7 @@ use std::fmt::Write;
 use serde::Serialize;
 
 use crate::args::Options;
-use crate::cost::{round, shown};
-use crate::report::Quantiles;
+use crate::figures::{Quantiles, round, shown};
 use crate::tally::Tally;
 
 /// A thread that is busy for more than this share of the time may have been the limit.

@@ -10,9 +10,10 @@ use serde::Serialize;
 
 use crate::args::{Auth, Options};
 use crate::coordinator::Outcome;
-use crate::cost::{Redis, Server, list, round, shown};
+use crate::cost::{Redis, Server};
+use crate::figures::{Quantiles, list, round, shown};
+use crate::kind::Kind;
 use crate::own::Generator;
-use crate::scenario::Kind;
 use crate::series::Row;
 use crate::spread::Spread;
 use crate::tally::Comebacks;
@@ -82,15 +83,6 @@ pub(crate) struct Report {
 struct Point {
     quantile: f64,
     micros: f64,
-}
-
-#[derive(Clone, Copy, Debug, Serialize)]
-pub(crate) struct Quantiles {
-    p50: Option<f64>,
-    p90: Option<f64>,
-    pub(crate) p99: Option<f64>,
-    p999: Option<f64>,
-    max: Option<f64>,
 }
 
 /// What only `fanout` has; its messages are deliveries.
@@ -221,20 +213,6 @@ impl Config {
             backoff_seconds: options.storm.backoff.as_secs_f64(),
             backoff_max_seconds: options.storm.backoff_max.as_secs_f64(),
             scenario_file: options.scenario_file(),
-        }
-    }
-}
-
-impl Quantiles {
-    pub(crate) fn new(spread: &Spread) -> Self {
-        let micros = |ns: u64| (!spread.is_empty()).then(|| round(ns as f64 / 1e3, 1));
-        let at = |quantile| micros(spread.quantile_ns(quantile));
-        Self {
-            p50: at(0.5),
-            p90: at(0.9),
-            p99: at(0.99),
-            p999: at(0.999),
-            max: micros(spread.max_ns()),
         }
     }
 }
@@ -505,16 +483,5 @@ impl Fanout {
             )?;
         }
         Ok(())
-    }
-}
-
-impl std::fmt::Display for Quantiles {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match (self.p50, self.p90, self.p99, self.p999, self.max) {
-            (Some(p50), Some(p90), Some(p99), Some(p999), Some(max)) => {
-                write!(f, "p50 {p50} p90 {p90} p99 {p99} p99.9 {p999} max {max} us")
-            }
-            _ => f.write_str("nothing measured"),
-        }
     }
 }

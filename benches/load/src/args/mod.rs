@@ -11,12 +11,14 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, ValueEnum};
 
+use crate::chat::Chat;
+use crate::dialect::Dialect;
+use crate::duration::parse as time;
+use crate::kind::Kind;
 use crate::message::USERS_MAX;
 use crate::redis;
-use crate::scenario::{Chat, Kind};
 use crate::target::Targets;
 use crate::tokens::Tokens;
-pub(crate) use values::time;
 use values::{CpuList, count_to, cpu_list, payload_bytes, per_second, user_prefix};
 
 /// A source address carries so many connections: the ephemeral ports are 28,232 by default, and some are taken.
@@ -409,7 +411,26 @@ fn check(options: &mut Options) -> Result<(), String> {
     if let Some(key) = &options.connect.token_key {
         options.tokens = Some(Tokens::make(key, &options.connect.user_prefix, options.connections())?);
     }
-    options.targets.dialect().check(options)
+    check_dialect(options)
+}
+
+/// Refuses what only servers of the contract have.
+fn check_dialect(options: &Options) -> Result<(), String> {
+    let dialect = options.targets.dialect();
+    if dialect == Dialect::Shardgate {
+        return Ok(());
+    }
+    if options.load.ack || options.tokens.is_some() {
+        return Err("--ack and --token-key: only servers of the contract have acks and tokens".to_owned());
+    }
+    if !matches!(options.kind, Kind::Idle | Kind::Direct | Kind::Fanout) {
+        let name = options.kind.name();
+        return Err(format!("{name}: only servers of the contract are asked to do that"));
+    }
+    if dialect == Dialect::Nchan && options.channels > 1 {
+        return Err("--channels: with nchan+ws:// a connection has one, in its URL".to_owned());
+    }
+    Ok(())
 }
 
 /// Whether every flag means something to the scenario.

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::board::{Phase, Totals};
-use crate::cost::round;
+use crate::figures::round;
 use crate::procfs;
 use crate::spread::Spread;
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
 
-use crate::args;
+use crate::duration;
 
 /// What there is without `--scenario`.
 const DEFAULT: &str = include_str!("../../scenarios/chat.toml");
@@ -135,7 +135,7 @@ impl Chat {
 
 fn time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     let text = String::deserialize(deserializer)?;
-    args::time(&text).map_err(|why| serde::de::Error::custom(format!("{text:?} {why}")))
+    duration::parse(&text).map_err(|why| serde::de::Error::custom(format!("{text:?} {why}")))
 }
 
 #[cfg(test)]

@@ -7,8 +7,9 @@ use std::thread::JoinHandle;
 use crate::args::Options;
 use crate::board::{Board, Meter, Note};
 use crate::driver::{Driver, Post};
+use crate::kind::Kind;
 use crate::ledger::Ledger;
-use crate::scenario::{Direct, Fanout, Idle, Kind, Mixed, Storm};
+use crate::scenario::{Direct, Fanout, Idle, Mixed, Storm};
 use crate::sys::{self, Clock};
 use crate::tally::Tally;
 

@@ -8,8 +8,7 @@ use std::fmt::Write;
 use serde::Serialize;
 
 use crate::args::{Cut, Options};
-use crate::cost::{list, round, shown};
-use crate::report::Quantiles;
+use crate::figures::{Quantiles, list, round, shown};
 use crate::spread::Spread;
 use crate::tally::{self, Comebacks, Tally};
 

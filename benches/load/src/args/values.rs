@@ -1,7 +1,5 @@
 //! What may stand behind a flag: text to a value, or what would be right. Pure.
 
-use std::time::Duration;
-
 use crate::message::PAYLOAD_BYTES_MIN;
 
 /// CPUs by number.
@@ -37,26 +35,6 @@ pub(super) fn user_prefix(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-/// Reads `10s`, `500ms`, `2m`, or bare seconds.
-pub(crate) fn time(text: &str) -> Result<Duration, String> {
-    let (number, unit) = match text.find(|c: char| c.is_ascii_alphabetic()) {
-        Some(at) => text.split_at(at),
-        None => (text, "s"),
-    };
-    let factor = match unit {
-        "ms" => Some(0.001),
-        "s" => Some(1.0),
-        "m" => Some(60.0),
-        "h" => Some(3600.0),
-        _ => None,
-    };
-    factor
-        .zip(number.parse::<f64>().ok())
-        .and_then(|(factor, number)| Duration::try_from_secs_f64(number * factor).ok())
-        .filter(|d| d.as_secs() < 30 * 86_400)
-        .ok_or_else(|| "must be a time like 10s, 500ms, 2m, or seconds".to_owned())
-}
-
 pub(super) fn cpu_list(text: &str) -> Result<CpuList, String> {
     let range = |part: &str| {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
@@ -67,23 +45,4 @@ pub(super) fn cpu_list(text: &str) -> Result<CpuList, String> {
     ranges
         .map(|ranges| CpuList(ranges.into_iter().flatten().collect()))
         .ok_or_else(|| "must be like 1 or 0-3,6".to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_are_read() {
-        for (text, ms) in [
-            ("10s", 10_000),
-            ("500ms", 500),
-            ("2m", 120_000),
-            ("3", 3_000),
-            ("0.5", 500),
-        ] {
-            assert_eq!(time(text), Ok(Duration::from_millis(ms)), "{text}");
-        }
-        assert!(["", "s", "-1", "1y", "1e30"].iter().all(|text| time(text).is_err()));
-    }
 }

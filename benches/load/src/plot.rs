@@ -5,7 +5,7 @@
 
 use std::fmt::Write;
 
-use crate::page::escape;
+use crate::html::escape;
 
 const WIDTH: f64 = 640.0;
 const HEIGHT: f64 = 280.0;

@@ -10,6 +10,7 @@
 //! | `reconnect` | when a client comes back (pure) |
 //! | `conn` | one connection's life (pure) |
 //! | `dialect` | servers with protocols of their own (pure) |
+//! | `kind`, `chat` | which scenarios there are; what the users of `mixed` do (pure) |
 //! | `scenario` | what the connections do |
 //! | `tls` | client side of TLS |
 //! | `net` | the sockets of one thread |
@@ -20,12 +21,15 @@
 //! | `children` | the other processes |
 //! | `coordinator` | phases, sampling |
 //! | `progress`, `series` | the run second by second: for the eye, for the report |
-//! | `target` | the gateways, and who connects to which |
+//! | `target`, `resolve` | the gateways, and who connects to which; names to addresses |
 //! | `procfs`, `sys` | what is asked of the kernel |
 //! | `redis`, `admin` | what is asked of Redis, and of a gateway's admin API |
 //! | `spread`, `tally` | what is counted |
 //! | `cost`, `own`, `turmoil`, `report` | what is made of it |
+//! | `figures`, `duration`, `html` | numbers, times and text as people write or read them (pure) |
 //! | `page`, `plot` | the report as HTML |
+//!
+//! Imports between files have no circle; `tests/imports.rs` of the gateway checks it.
 //!
 //! One connection of the report is one user. Threads share nothing but a few counters and, in a fanout, the ledger.
 
@@ -33,12 +37,17 @@ mod admin;
 mod args;
 mod audience;
 mod board;
+mod chat;
 mod children;
 mod conn;
 mod coordinator;
 mod cost;
 mod dialect;
 mod driver;
+mod duration;
+mod figures;
+mod html;
+mod kind;
 mod ledger;
 mod message;
 mod net;
@@ -50,6 +59,7 @@ mod progress;
 mod reconnect;
 mod redis;
 mod report;
+mod resolve;
 mod scenario;
 mod sequence;
 mod series;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use shardgate::jws::{Algorithm, SigningKey};
 
-use super::message::user_name;
+use crate::message::user_name;
 
 /// The users' tokens, by their numbers; shared by the threads.
 #[derive(Clone, Debug)]

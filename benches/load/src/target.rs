@@ -4,9 +4,10 @@
 //! evenly, and users with neighbouring numbers, as the two of a `direct` pair are, are never on the same target when
 //! there are several. Pure but for the resolver.
 
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::SocketAddr;
 
 use crate::dialect::Dialect;
+use crate::resolve::resolve;
 
 /// One gateway.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -119,23 +120,6 @@ fn parse_url(url: &str) -> Result<Target, String> {
         tls,
         dialect,
     })
-}
-
-/// The first address of `host`, which may have a port.
-///
-/// # Errors
-/// It is none, or has none.
-pub(crate) fn resolve(host: &str, default_port: u16) -> Result<SocketAddr, String> {
-    let with_port = if host.rsplit(']').next().is_some_and(|tail| tail.contains(':')) {
-        host.to_owned()
-    } else {
-        format!("{host}:{default_port}")
-    };
-    with_port
-        .to_socket_addrs()
-        .map_err(|error| format!("cannot resolve {host}: {error}"))?
-        .next()
-        .ok_or_else(|| format!("{host} has no address"))
 }
 
 #[cfg(test)]

@@ -33,9 +33,9 @@ use crate::ledger::Ledger;
 use crate::message::{Numbers, Template, channel_name};
 use crate::net::{End, Net};
 use crate::scenario::acks::{ACK, Acks};
+use crate::scenario::behaviour::{SENDS_PER_TURN_MAX, Scenario};
 use crate::scenario::plan::Plan;
 use crate::scenario::schedule::Schedule;
-use crate::scenario::{SENDS_PER_TURN_MAX, Scenario};
 use crate::sequence::{Arrival, Sequence};
 use crate::sys::Clock;
 use crate::tally::Tally;
@@ -131,7 +131,11 @@ impl Fanout {
             crew,
             prefix: options.connect.user_prefix.clone(),
             dialect: options.targets.dialect(),
-            template: options.targets.dialect().publish(options),
+            template: options.targets.dialect().publish(
+                &options.connect.user_prefix,
+                options.load.payload_bytes,
+                options.load.ack,
+            ),
             clock,
             ack: options.load.ack,
             in_flight: options.in_flight(),

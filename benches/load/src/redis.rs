@@ -10,7 +10,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-use crate::target::resolve;
+use crate::resolve::resolve;
 
 const PORT: u16 = 6379;
 /// A server that takes longer for one answer is overloaded beyond measuring.

@@ -16,8 +16,8 @@ use crate::board::{Board, Phase};
 use crate::message::{Numbers, Template};
 use crate::net::{End, Net};
 use crate::scenario::acks::{ACK, Acks};
+use crate::scenario::behaviour::{SENDS_PER_TURN_MAX, Scenario};
 use crate::scenario::schedule::Schedule;
-use crate::scenario::{SENDS_PER_TURN_MAX, Scenario};
 use crate::sequence::{Arrival, Sequence};
 use crate::sys::Clock;
 use crate::tally::Tally;
@@ -65,7 +65,11 @@ impl Direct {
         let schedule = |rate| Schedule::new(rate, worker, options.workers());
         Self {
             users: (0..connections).map(|_| User::default()).collect(),
-            template: options.targets.dialect().message(options),
+            template: options.targets.dialect().message(
+                &options.connect.user_prefix,
+                options.load.payload_bytes,
+                options.load.ack,
+            ),
             message: options.targets.dialect().message_prefix(),
             clock,
             ack: options.load.ack,

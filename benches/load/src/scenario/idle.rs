@@ -1,7 +1,7 @@
 //! `idle`: connections that do nothing. The driver makes and holds them, answers pings and counts who leaves.
 
 use crate::net::Net;
-use crate::scenario::Scenario;
+use crate::scenario::behaviour::Scenario;
 
 /// Has no state: whatever the server says is counted by kind.
 #[derive(Debug, Default)]

@@ -198,7 +198,9 @@ impl Net {
         self.watch(index, false);
         let target = self.target(index);
         let (mut path, host) = (target.path.clone(), target.host.clone());
-        if let Some(query) = target.dialect.query(&self.options, self.user(index)) {
+        let (prefix, users) = (&self.options.connect.user_prefix, self.options.load.users);
+        let own_query = target.dialect.query(self.options.kind, prefix, users, self.user(index));
+        if let Some(query) = own_query {
             path = format!("{path}?{query}");
         } else if self.options.connect.auth == Auth::Query {
             path.push(if path.contains('?') { '&' } else { '?' });

@@ -4,12 +4,13 @@
 //! each of them with the same divisor, so that they add up. CPU time is in microseconds or seconds, as the name says.
 
 use std::collections::BTreeMap;
-use std::fmt::{Display, Write};
+use std::fmt::Write;
 
 use serde::Serialize;
 
 use crate::args::Options;
 use crate::coordinator::{Moment, Moments, Outcome};
+use crate::figures::{list, round, shown};
 use crate::procfs::Sample;
 use crate::redis::Spent;
 
@@ -303,24 +304,4 @@ impl Redis {
         }
         Ok(())
     }
-}
-
-/// A figure for people.
-pub(crate) fn shown(value: Option<f64>) -> String {
-    value.map_or("-".to_owned(), |v| format!("{v:.2}"))
-}
-
-/// Counts for people.
-pub(crate) fn list<K: Display>(counts: &BTreeMap<K, u64>) -> String {
-    counts
-        .iter()
-        .map(|(key, n)| format!("{key}: {n}"))
-        .collect::<Vec<_>>()
-        .join(", ")
-}
-
-/// `value` with so many decimals.
-pub(crate) fn round(value: f64, digits: i32) -> f64 {
-    let scale = 10f64.powi(digits);
-    (value * scale).round() / scale
 }

@@ -13,10 +13,9 @@
 //! None of the three says what became of a message, so there are no acks. The content is the contract's, inside a JSON
 //! object, so that loss, order and damage are seen as everywhere. Pure.
 
-use crate::args::Options;
 use crate::conn::{Event, Failure, State};
+use crate::kind::Kind;
 use crate::message::{Template, channel_name, user_name};
-use crate::scenario::Kind;
 use crate::wire;
 
 const BINARY: u8 = 2;
@@ -58,42 +57,17 @@ impl Dialect {
         })
     }
 
-    /// Refuses what only the contract has.
-    ///
-    /// # Errors
-    /// What it is, as one line.
-    pub(crate) fn check(self, options: &Options) -> Result<(), String> {
-        if self == Self::Shardgate {
-            return Ok(());
-        }
-        if options.load.ack || options.tokens.is_some() {
-            return Err("--ack and --token-key: only servers of the contract have acks and tokens".to_owned());
-        }
-        if !matches!(options.kind, Kind::Idle | Kind::Direct | Kind::Fanout) {
-            let name = options.kind.name();
-            return Err(format!("{name}: only servers of the contract are asked to do that"));
-        }
-        if self == Self::Nchan && options.channels > 1 {
-            return Err("--channels: with nchan+ws:// a connection has one, in its URL".to_owned());
-        }
-        Ok(())
-    }
-
-    /// The query with which `user` connects, where it is not the contract's.
-    pub(crate) fn query(self, options: &Options, user: u32) -> Option<String> {
-        let prefix = &options.connect.user_prefix;
+    /// The query with which `user` connects, where it is not the contract's. Publishers of a fanout are numbered from
+    /// `users` on.
+    pub(crate) fn query(self, kind: Kind, prefix: &str, users: usize, user: u32) -> Option<String> {
         let name = user_name(prefix, user);
         match self {
             Self::Shardgate => None,
             Self::SocketIo => Some(format!("EIO=4&transport=websocket&user={name}")),
             Self::Nats => Some(String::new()),
-            Self::Nchan if options.kind == Kind::Fanout => {
+            Self::Nchan if kind == Kind::Fanout => {
                 let channel = channel_name(prefix, 0);
-                let hears = if (user as usize) < options.load.users {
-                    &channel
-                } else {
-                    &name
-                };
+                let hears = if (user as usize) < users { &channel } else { &name };
                 Some(format!("hears={hears}&tells={channel}"))
             }
             Self::Nchan => Some(format!("hears={name}&tells={}", user_name(prefix, user ^ 1))),
@@ -192,34 +166,22 @@ impl Dialect {
         }
     }
 
-    /// The frames to users.
-    pub(crate) fn message(self, options: &Options) -> Template {
-        let name = user_name(&options.connect.user_prefix, 0);
-        self.template(options, &name, ["message", "to"]).unwrap_or_else(|| {
-            Template::message(
-                &options.connect.user_prefix,
-                options.load.payload_bytes,
-                options.load.ack,
-            )
-        })
+    /// The frames to users, with an id each if `with_id`.
+    pub(crate) fn message(self, prefix: &str, payload_bytes: usize, with_id: bool) -> Template {
+        let name = user_name(prefix, 0);
+        self.template(&name, payload_bytes, ["message", "to"])
+            .unwrap_or_else(|| Template::message(prefix, payload_bytes, with_id))
     }
 
-    /// The frames to channels.
-    pub(crate) fn publish(self, options: &Options) -> Template {
-        let name = channel_name(&options.connect.user_prefix, 0);
-        self.template(options, &name, ["publish", "channel"])
-            .unwrap_or_else(|| {
-                Template::publish(
-                    &options.connect.user_prefix,
-                    options.load.payload_bytes,
-                    options.load.ack,
-                )
-            })
+    /// The frames to channels, with an id each if `with_id`.
+    pub(crate) fn publish(self, prefix: &str, payload_bytes: usize, with_id: bool) -> Template {
+        let name = channel_name(prefix, 0);
+        self.template(&name, payload_bytes, ["publish", "channel"])
+            .unwrap_or_else(|| Template::publish(prefix, payload_bytes, with_id))
     }
 
     /// A frame to `name`; `None` for the contract's. The name's last digits are the first to come after `before`.
-    fn template(self, options: &Options, name: &str, [event, key]: [&str; 2]) -> Option<Template> {
-        let bytes = options.load.payload_bytes;
+    fn template(self, name: &str, bytes: usize, [event, key]: [&str; 2]) -> Option<Template> {
         let (before, after, tail) = match self {
             Self::Shardgate => return None,
             Self::SocketIo => (

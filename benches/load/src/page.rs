@@ -8,6 +8,7 @@ use std::fmt::Write;
 
 use serde_json::Value;
 
+use crate::html::escape;
 use crate::plot::{COLOURS, Line, Plot, Scale, number};
 use crate::verdict;
 
@@ -18,22 +19,6 @@ const STYLE: &str = include_str!("page.css");
 pub(crate) struct Run {
     name: String,
     json: Value,
-}
-
-/// `text` where HTML stands.
-pub(crate) fn escape(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '"' => out.push_str("&quot;"),
-            '\'' => out.push_str("&#39;"),
-            c => out.push(c),
-        }
-    }
-    out
 }
 
 /// Rows of the table of figures: what it is, where it is in the JSON, and its unit.

@@ -1,67 +1,11 @@
-//! What a generator can do: each scenario is one implementation of [`Scenario`].
-//!
-//! A new one is a file here, a variant of [`Kind`] and an arm where the coordinator starts the threads.
-
-mod acks;
-mod chat;
-mod direct;
-mod fanout;
-mod idle;
-mod mixed;
-mod plan;
-mod schedule;
-mod storm;
-
-pub(crate) use chat::Chat;
-pub(crate) use direct::Direct;
-pub(crate) use fanout::Fanout;
-pub(crate) use idle::Idle;
-pub(crate) use mixed::Mixed;
-pub(crate) use storm::Storm;
-
-use clap::ValueEnum;
+//! What every scenario is to the driver of a thread.
 
 use crate::board::{Board, Phase};
 use crate::net::{End, Net};
 use crate::tally::Tally;
 
 /// Messages sent in one turn before the sockets are read again.
-const SENDS_PER_TURN_MAX: u32 = 128;
-
-/// The scenarios that exist.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Kind {
-    /// Connect and hold N authenticated connections
-    Idle,
-    /// Users are paired and send messages to each other
-    Direct,
-    /// Users subscribe to channels, to which others publish
-    Fanout,
-    /// Everyone is cut off at once and comes back
-    Storm,
-    /// A day of chat: people come, talk in pairs and in rooms, and go
-    Mixed,
-}
-
-impl Kind {
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Idle => "idle",
-            Self::Direct => "direct",
-            Self::Fanout => "fanout",
-            Self::Storm => "storm",
-            Self::Mixed => "mixed",
-        }
-    }
-
-    /// Users come in groups of so many, and a group stays on one thread.
-    pub(crate) fn unit(self) -> usize {
-        match self {
-            Self::Idle | Self::Fanout => 1,
-            Self::Direct | Self::Storm | Self::Mixed => 2,
-        }
-    }
-}
+pub(super) const SENDS_PER_TURN_MAX: u32 = 128;
 
 /// One thread's part of a scenario. It sees frames and time, and sends through [`Net`]; it owns no socket.
 pub(crate) trait Scenario {
