@@ -17,7 +17,7 @@ use shardgate::cluster::store::{Answer, Incarnation};
 use shardgate::engine::Waker;
 use shardgate::ids::{IdSource, ShardId};
 use shardgate::jws::{Algorithm, Family, Key, Signed};
-use shardgate::lanes::{self, Item, Lanes, OutgoingMessage, Parcel};
+use shardgate::lanes::{self, Lanes, MessageToShard, OutgoingMessage, ToShard};
 use shardgate::router::users::Users;
 use shardgate::router::{HomeMap, UserHash};
 use shardgate::session::outbox::{Outbox, Spares};
@@ -314,10 +314,11 @@ fn tables(table: &mut Table) {
 
 /// Messages from one shard to another, as many as a turn brings: in, over, and read by the receiver.
 fn lanes(table: &mut Table) {
-    let (inboxes, senders, depths) = lanes::inboxes(2);
-    let wakers = senders.iter().map(|_| Waker::inert().unwrap()).collect();
-    let mut lanes = Lanes::new(ShardId(0), lanes::mailboxes(senders, wakers), depths);
-    let (to, inbox) = (ShardId(1), &inboxes[1]);
+    let inboxes = lanes::inboxes(2);
+    let wakers = (0..2).map(|_| Waker::inert().unwrap()).collect();
+    let mailboxes = lanes::mailboxes(inboxes.senders, wakers, None);
+    let mut lanes = Lanes::new(ShardId(0), mailboxes, inboxes.depths);
+    let (to, inbox) = (ShardId(1), &inboxes.shards[1]);
     let frame = [b'x'; 200];
     for count in [1, 16, 256] {
         table.row(
@@ -329,20 +330,17 @@ fn lanes(table: &mut Table) {
                         hash: UserHash(7),
                         to: "user12345",
                         frame: black_box(&frame),
-                        wanted: None,
+                        ack_to: None,
                         received_ns: 1,
                     };
                     lanes.try_message(to, &message).unwrap();
                 }
                 lanes.flush();
-                let parcel = inbox.try_next().unwrap();
-                let room = parcel.room().unwrap();
-                let Parcel::Batch(batch) = &parcel else {
-                    panic!("a message is in a batch")
-                };
+                let batch = inbox.try_next().unwrap();
+                let room = batch.room().unwrap();
                 let mut messages = 0;
                 for item in &batch.items {
-                    let Item::Message(message) = item else {
+                    let ToShard::Message(MessageToShard::Message(message)) = item else {
                         panic!("nothing else was said")
                     };
                     assert_eq!(black_box(batch.bytes(message.frame)).len(), frame.len());

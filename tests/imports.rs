@@ -54,6 +54,7 @@ const PURE_FILES: &[&str] = &[
     "shard/credentials.rs",
     "shard/deliver.rs",
     "shard/devices.rs",
+    "shard/dispatch.rs",
     "shard/frames.rs",
     "shard/handshake.rs",
     "shard/overload.rs",

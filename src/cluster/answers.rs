@@ -9,7 +9,7 @@ use super::{CLEARED_MAX, Cluster, Purpose};
 use crate::cluster::outbound::Lost;
 use crate::cluster::presence::{Sweep, Swept};
 use crate::ids::ShardId;
-use crate::lanes::{Item, Location, Span};
+use crate::lanes::{Location, MessageToShard, RosterToShard, Span};
 use crate::metrics::ClusterDrop;
 use crate::router::locations::{PeerId, Places};
 use crate::router::{Partition, UserHash};
@@ -122,15 +122,14 @@ impl Cluster {
         }
         if !self.lanes.is_empty() {
             let hash = self.homes.hash(user);
-            self.lanes
-                .say_of_user(self.homes.home(hash), user, |user| Item::Forget { hash, user });
+            self.lanes.forget(self.homes.home(hash), (hash, user));
         }
     }
 
     fn forget_all(&mut self) {
         self.lookups.all_moved();
         for shard in self.all_shards() {
-            self.lanes.push(shard, Item::ForgetAll);
+            self.lanes.push(shard, MessageToShard::ForgetAll);
         }
     }
 
@@ -444,18 +443,18 @@ impl Cluster {
 
     /// These users may be written down: their shards say who of them is not here.
     pub(super) fn check_users(&mut self, users: &[Arc<str>]) {
-        self.say_of_homes(users, |users| Item::CheckUsers { users });
+        self.send_to_homes(users, |users| RosterToShard::Check { users });
     }
 
-    /// Says something of these users to each one's home shard.
-    pub(super) fn say_of_homes(&mut self, users: &[Arc<str>], item: impl Fn(Vec<(UserHash, Span)>) -> Item) {
+    /// Sends each home shard of these users something about those who live there.
+    pub(super) fn send_to_homes(&mut self, users: &[Arc<str>], item: impl Fn(Vec<(UserHash, Span)>) -> RosterToShard) {
         let mut homes: BTreeMap<ShardId, Vec<(UserHash, &str)>> = BTreeMap::new();
         for user in users {
             let hash = self.homes.hash(user);
             homes.entry(self.homes.home(hash)).or_default().push((hash, user));
         }
         for (shard, users) in homes {
-            self.lanes.say_of_users(shard, users.into_iter(), &item);
+            self.lanes.push_users(shard, users.into_iter(), &item);
         }
     }
 

@@ -8,7 +8,7 @@ use super::partitions::Arrival;
 use super::seal::Untrusted;
 use super::store::Channel;
 use crate::ids::ShardId;
-use crate::lanes::{Instruction, Item, OutgoingPublication};
+use crate::lanes::{Incoming, MessageToShard, OutgoingPublication, ShardCommand};
 use crate::metrics::ClusterDrop;
 use crate::router::Partition;
 use crate::router::locations::PeerId;
@@ -18,7 +18,8 @@ use crate::wire::ws::server_frame::is_object_frame;
 /// The messages of one packet on their way to the shards.
 #[derive(Default)]
 struct Parts {
-    place: u16,
+    /// The index of the next message.
+    next: u16,
     /// Shards that have a message whose sender wants to hear.
     shards: Vec<ShardId>,
     wants_confirm: bool,
@@ -133,7 +134,7 @@ impl Cluster {
             let publication = OutgoingPublication {
                 channel: (self.homes.channel_hash(channel), channel),
                 frame: &frame,
-                wanted: None,
+                ack_to: None,
                 received_ns: self.now.mono_ns,
             };
             if self.lanes.is_empty() || self.lanes.try_published(home, &publication).is_err() {
@@ -208,17 +209,16 @@ impl Cluster {
             }
             (PacketItem::Broadcast { frame }, _) => {
                 let frame = Bytes::copy_from_slice(frame);
-                self.instructions.push_back(Instruction::Broadcast(frame));
+                self.commands.push_back(ShardCommand::Broadcast(frame));
             }
             (PacketItem::CloseUser { user, code }, _) => {
                 let reason = CloseReason::by_order(code).unwrap_or(CloseReason::Administrator);
                 let user = user.into();
-                self.instructions.push_back(Instruction::CloseUser { user, reason });
+                self.commands.push_back(ShardCommand::CloseUser { user, reason });
             }
             (PacketItem::EndSubscription { user, channel }, _) => {
                 let (user, channel) = (user.into(), channel.into());
-                self.instructions
-                    .push_back(Instruction::EndSubscription { user, channel });
+                self.commands.push_back(ShardCommand::EndSubscription { user, channel });
             }
             (PacketItem::Probe { nonce }, None) => {
                 if let Some(took_ns) = self.probe.handle_back(nonce, self.now) {
@@ -239,29 +239,31 @@ impl Cluster {
 
     fn handle_message(&mut self, to: &str, frame: &[u8], wants_confirm: bool, parts: &mut Parts) {
         self.metrics().messages_received.inc();
-        let place = parts.place;
-        let Some(next) = place.checked_add(1) else {
+        let index = parts.next;
+        let Some(next) = index.checked_add(1) else {
             parts.broken = true;
             return;
         };
-        parts.place = next;
+        parts.next = next;
         parts.wants_confirm |= wants_confirm;
         if !is_object_frame(frame, "message") {
             self.metrics().dropped(ClusterDrop::MessageBadFrame, 1);
-            parts.failed.push(place);
+            parts.failed.push(index);
             return;
         }
         let hash = self.homes.hash(to);
         let home = self.homes.home(hash);
-        let told = wants_confirm.then_some(place);
-        let taken = !self.lanes.is_empty()
-            && self
-                .lanes
-                .try_from_gateway(home, (hash, to), frame, told, self.now.mono_ns)
-                .is_ok();
+        let message = Incoming {
+            hash,
+            to,
+            frame,
+            index: wants_confirm.then_some(index),
+            received_ns: self.now.mono_ns,
+        };
+        let taken = !self.lanes.is_empty() && self.lanes.try_from_gateway(home, &message).is_ok();
         if !taken {
             self.metrics().dropped(ClusterDrop::MessageLaneFull, 1);
-            parts.failed.push(place);
+            parts.failed.push(index);
         } else if wants_confirm && !parts.shards.contains(&home) {
             parts.shards.push(home);
         }
@@ -292,7 +294,7 @@ impl Cluster {
         }
         let packet = open.unwrap_or(NOBODYS);
         for shard in parts.shards {
-            self.lanes.push(shard, Item::PacketEnd { packet });
+            self.lanes.push(shard, MessageToShard::PacketEnd { packet });
         }
     }
 }
@@ -312,7 +314,7 @@ mod tests {
 
     /// One that heard a packet to all from each of so many gateways.
     fn after_orders_of(gateways: u64, keys: &[&str]) -> Cluster {
-        let (_, _, depths) = lanes::inboxes(1);
+        let depths = lanes::inboxes(1).depths;
         let shared = Arc::new(Shared::new("gw".into(), true, "model", vec![None], depths));
         let identity = Identity {
             id: "gw".into(),
@@ -341,9 +343,9 @@ mod tests {
     #[test]
     fn without_a_key_numbers_of_orders_are_not_remembered() {
         let cluster = after_orders_of(5_000, &[]);
-        assert_eq!(cluster.instructions.len(), 5_000);
+        assert_eq!(cluster.commands.len(), 5_000);
         assert_eq!(cluster.inbound.senders_to_all(), 0);
         let cluster = after_orders_of(3, &["a secret of the whole cluster"]);
-        assert_eq!((cluster.instructions.len(), cluster.inbound.senders_to_all()), (3, 3));
+        assert_eq!((cluster.commands.len(), cluster.inbound.senders_to_all()), (3, 3));
     }
 }

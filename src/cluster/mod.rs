@@ -43,7 +43,10 @@ mod turn;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use crate::lanes::{Batch, Instruction, Item, Lanes, Location, Wanted};
+use crate::lanes::{
+    AckTo, Batch, ChannelToControl, Lanes, Location, Mailboxes, MessageToControl, PresenceQuery, PresenceToControl,
+    PresenceToShard, ShardCommand, ToControl,
+};
 use crate::metrics::{ClusterDrop, ClusterMetrics};
 use crate::router::{HomeMap, Partition};
 use crate::shared::{ClusterHealth, Now, Shared};
@@ -135,11 +138,11 @@ pub struct Cluster {
     inbound: Inbound,
     partitions: Partitions,
     /// For all gateways.
-    orders: Vec<Instruction>,
+    orders: Vec<ShardCommand>,
     /// The others should look at the directory.
     look: bool,
     /// For all shards, from other gateways.
-    instructions: VecDeque<Instruction>,
+    commands: VecDeque<ShardCommand>,
     homes: HomeMap,
     times: LeaseTimes,
     shared: Arc<Shared>,
@@ -220,10 +223,10 @@ impl Cluster {
             partitions: Partitions::default(),
             orders: Vec::new(),
             look: false,
-            instructions: VecDeque::new(),
+            commands: VecDeque::new(),
             lanes: Lanes::new(
-                crate::lanes::control_place(homes.shards()),
-                Vec::new(),
+                crate::lanes::control_id(homes.shards()),
+                Mailboxes::default(),
                 Arc::clone(&shared.depths),
             ),
             homes,
@@ -356,7 +359,7 @@ impl Cluster {
             inbound: self.inbound.len(),
             asking: self.lookups.names(),
             queries: self.lookups.questions() + self.deferred.len() + self.inquiries.len() + self.whereabouts.len(),
-            instructions: self.instructions.len(),
+            commands: self.commands.len(),
             presence: self.book.pending(),
         }
     }
@@ -390,111 +393,120 @@ impl Cluster {
     }
 
     /// What shards say.
-    pub fn handle_batch(&mut self, mut batch: Batch) {
-        let from = batch.from;
+    pub fn handle_batch(&mut self, mut batch: Batch<ToControl>) {
         for item in std::mem::take(&mut batch.items) {
             match item {
-                Item::Route(route) => {
-                    let wanted = route.ack.as_ref().map(|(shard, ack)| batch.wanted(*shard, ack));
-                    // The shard did not know yet.
-                    if !self.is_up() {
-                        self.metrics().dropped(ClusterDrop::MessageRedisAway, 1);
-                        self.outbound.fail(wanted);
-                        continue;
-                    }
-                    let sent = self.outbound.message(
-                        self.membership.origin(),
-                        route.places.as_slice(),
-                        batch.text(route.to),
-                        batch.bytes(route.frame),
-                        wanted,
-                    );
-                    if sent.is_err() {
-                        self.metrics().dropped(ClusterDrop::MessageGatewayFull, 1);
-                    }
-                }
-                Item::Locate { hash, user } => {
-                    let name = batch.text(user);
-                    if !self.is_up() {
-                        let location = Location::Unknown;
-                        self.lanes
-                            .say_of_user(from, name, |user| Item::Located { hash, user, location });
-                    } else {
-                        self.lookups.locate(name);
-                    }
-                }
-                Item::PresenceQuery { ticket, asker, users } => {
-                    let overloaded = self.is_up();
-                    let asker = Asker {
-                        shard: from,
-                        ticket,
-                        user: asker.0,
-                    };
-                    let names = users.iter().map(|(place, _, user)| (*place, batch.text(*user)));
-                    if !overloaded || self.lookups.ask(asker, names).is_err() {
-                        self.lanes.push(from, Item::PresenceUnknown { ticket, overloaded });
-                    }
-                }
-                // Without Redis, and when we leave, nothing is written; afterwards everything is written again.
-                Item::Presence { user, connections } => {
-                    if self.connected && !self.leaving {
-                        self.book.set(batch.text(user), connections);
-                    }
-                }
-                Item::PresenceLost => self.book.lost(self.now.mono_ms()),
-                Item::UsersListed { round, next } => self.book.handle_listed(round, from.0, next),
-                Item::UsersReviewed { round, page, users } => {
-                    let users = users.iter().map(|(user, count)| (batch.text(*user).into(), *count));
-                    self.handle_reviewed(round, page, users.collect());
-                }
-                Item::PartitionWanted { partition, wanted } => {
-                    self.partitions.want(partition, wanted, self.now.mono_ms());
-                }
-                Item::Spread {
-                    partition,
-                    channel,
-                    frame,
-                    ack,
-                } => {
-                    let wanted = ack.as_ref().map(|(shard, ack)| batch.wanted(*shard, ack));
-                    self.publish(partition, (batch.text(channel), &frame), wanted);
-                }
-                Item::PacketDone { packet, missed } => {
-                    if let Some((peer, confirm)) = self.inbound.handle_done(packet, &missed) {
-                        self.outbound.confirm(self.membership.origin(), peer, &confirm);
-                    }
-                }
-                other => debug_assert!(false, "not for the control thread: {other:?}"),
+                ToControl::Message(mail) => self.handle_message_mail(&batch, mail),
+                ToControl::Presence(mail) => self.handle_presence_mail(&batch, mail),
+                ToControl::Channel(mail) => self.handle_channel_mail(&batch, mail),
             }
         }
     }
 
-    fn publish(&mut self, partition: Partition, publication: (&str, &[u8]), wanted: Option<Wanted<'_>>) {
+    fn handle_message_mail(&mut self, batch: &Batch<ToControl>, mail: MessageToControl) {
+        match mail {
+            MessageToControl::Route(route) => {
+                let ack_to = route.ack_to.as_ref().map(|(shard, ack)| batch.ack_to(*shard, ack));
+                // The shard did not know yet.
+                if !self.is_up() {
+                    self.metrics().dropped(ClusterDrop::MessageRedisAway, 1);
+                    return self.outbound.fail(ack_to);
+                }
+                let sent = self.outbound.message(
+                    self.membership.origin(),
+                    route.places.as_slice(),
+                    batch.text(route.to),
+                    batch.bytes(route.frame),
+                    ack_to,
+                );
+                if sent.is_err() {
+                    self.metrics().dropped(ClusterDrop::MessageGatewayFull, 1);
+                }
+            }
+            MessageToControl::Locate { hash, user } => {
+                let user = batch.text(user);
+                if !self.is_up() {
+                    self.lanes.located(batch.from, (hash, user), Location::Unknown);
+                } else {
+                    self.lookups.locate(user);
+                }
+            }
+            MessageToControl::PacketDone { packet, missed } => {
+                if let Some((peer, confirm)) = self.inbound.handle_done(packet, &missed) {
+                    self.outbound.confirm(self.membership.origin(), peer, &confirm);
+                }
+            }
+        }
+    }
+
+    fn handle_presence_mail(&mut self, batch: &Batch<ToControl>, mail: PresenceToControl) {
+        match mail {
+            PresenceToControl::Query(PresenceQuery { ticket, asker, users }) => {
+                let overloaded = self.is_up();
+                let asker = Asker {
+                    shard: batch.from,
+                    ticket,
+                    user: asker.0,
+                };
+                let names = users.iter().map(|(index, _, user)| (*index, batch.text(*user)));
+                if !overloaded || self.lookups.ask(asker, names).is_err() {
+                    self.lanes
+                        .push(batch.from, PresenceToShard::Unknown { ticket, overloaded });
+                }
+            }
+            // Without Redis, and when we leave, nothing is written; afterwards everything is written again.
+            PresenceToControl::Changed { user, connections } => {
+                if self.connected && !self.leaving {
+                    self.book.set(batch.text(user), connections);
+                }
+            }
+            PresenceToControl::Lost => self.book.lost(self.now.mono_ms()),
+            PresenceToControl::Listed { round, next } => self.book.handle_listed(round, batch.from.0, next),
+            PresenceToControl::Reviewed { round, page, users } => {
+                let users = users.iter().map(|(user, count)| (batch.text(*user).into(), *count));
+                self.handle_reviewed(round, page, users.collect());
+            }
+        }
+    }
+
+    fn handle_channel_mail(&mut self, batch: &Batch<ToControl>, mail: ChannelToControl) {
+        match mail {
+            ChannelToControl::PartitionWanted { partition, wanted } => {
+                self.partitions.want(partition, wanted, self.now.mono_ms());
+            }
+            ChannelToControl::Forward(item) => {
+                let ack_to = item.ack_to.as_ref().map(|(shard, ack)| batch.ack_to(*shard, ack));
+                self.publish(item.partition, (batch.text(item.channel), &item.frame), ack_to);
+            }
+        }
+    }
+
+    fn publish(&mut self, partition: Partition, publication: (&str, &[u8]), ack_to: Option<AckTo<'_>>) {
         // The shard did not know yet.
         if !self.is_up() {
             self.metrics().dropped(ClusterDrop::PublicationRedisAway, 1);
-            return self.partitions.fail(wanted);
+            return self.partitions.fail(ack_to);
         }
         let origin = self.membership.origin();
-        if self.partitions.publish(origin, partition, publication, wanted).is_err() {
+        if self.partitions.publish(origin, partition, publication, ack_to).is_err() {
             self.metrics().dropped(ClusterDrop::PublicationRedisSlow, 1);
         }
     }
 
     /// Tells the other gateways what this one's shards were told. Returns false if they cannot be told now.
-    pub fn spread(&mut self, instruction: &Instruction) -> bool {
+    pub fn forward(&mut self, command: &ShardCommand) -> bool {
         // Health is judged at the end of a turn, and Redis may have gone in this one.
         if !self.is_up() || !self.is_member() {
             self.metrics().dropped(ClusterDrop::OrderRedisAway, 1);
             return false;
         }
-        self.orders.push(instruction.clone());
+        self.orders.push(command.clone());
         true
     }
 
     /// The next thing that another gateway wants all shards to do.
-    pub fn poll_instruction(&mut self) -> Option<Instruction> {
-        self.instructions.pop_front()
+    pub fn poll_command(&mut self) -> Option<ShardCommand> {
+        self.commands.pop_front()
     }
 
     /// The next request to the store.
@@ -556,6 +568,6 @@ pub struct Outstanding {
     pub inbound: usize,
     pub asking: usize,
     pub queries: usize,
-    pub instructions: usize,
+    pub commands: usize,
     pub presence: usize,
 }

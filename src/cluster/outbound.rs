@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::packet::{Confirm, Origin, PacketBuilder};
 use crate::engine::SocketKey;
 use crate::ids::ShardId;
-use crate::lanes::Wanted;
+use crate::lanes::AckTo;
 use crate::router::locations::PeerId;
 use crate::wire::json::encode::AckStatus;
 
@@ -70,12 +70,12 @@ pub struct Verdict {
 
 impl Verdict {
     /// What somebody who wants to hear will hear.
-    pub fn new(wanted: Wanted<'_>, status: AckStatus) -> Self {
+    pub fn new(ack_to: AckTo<'_>, status: AckStatus) -> Self {
         Verdict {
-            shard: wanted.shard,
-            conn: wanted.conn,
-            client_id: wanted.client_id.into(),
-            message_id: wanted.message_id,
+            shard: ack_to.shard,
+            conn: ack_to.conn,
+            client_id: ack_to.client_id.into(),
+            message_id: ack_to.message_id,
             status,
         }
     }
@@ -233,14 +233,14 @@ impl Outbound {
         peers: &[PeerId],
         to: &str,
         frame: &[u8],
-        wanted: Option<Wanted<'_>>,
+        ack_to: Option<AckTo<'_>>,
     ) -> Result<(), TooMuchWaits> {
-        let ack = wanted.map(|wanted| {
+        let ack = ack_to.map(|ack_to| {
             self.acks.add(Ack {
-                shard: wanted.shard,
-                conn: wanted.conn,
-                client_id: wanted.client_id.into(),
-                message_id: wanted.message_id,
+                shard: ack_to.shard,
+                conn: ack_to.conn,
+                client_id: ack_to.client_id.into(),
+                message_id: ack_to.message_id,
                 waiting: peers.len() as u16,
                 failed: false,
                 said: false,
@@ -272,9 +272,9 @@ impl Outbound {
     }
 
     /// A message that could not even be put into a packet.
-    pub fn fail(&mut self, wanted: Option<Wanted<'_>>) {
+    pub fn fail(&mut self, ack_to: Option<AckTo<'_>>) {
         self.verdicts
-            .extend(wanted.map(|wanted| Verdict::new(wanted, AckStatus::Failed)));
+            .extend(ack_to.map(|ack_to| Verdict::new(ack_to, AckStatus::Failed)));
     }
 
     /// Adds what became of a packet of the gateway at `peer`.
@@ -478,8 +478,8 @@ mod tests {
         incarnation: Incarnation(1),
     };
 
-    fn wanted(client_id: &str) -> Option<Wanted<'_>> {
-        Some(Wanted {
+    fn ack_to(client_id: &str) -> Option<AckTo<'_>> {
+        Some(AckTo {
             shard: ShardId(0),
             conn: SocketKey { slot: 1, generation: 2 },
             client_id,
@@ -518,7 +518,7 @@ mod tests {
         let mut outbound = Outbound::default();
         let (b, c) = (PeerId(1), PeerId(2));
         for id in ["1", "2", "3", "4"] {
-            outbound.message(ME, &[b, c], "bob", b"x", wanted(id)).unwrap();
+            outbound.message(ME, &[b, c], "bob", b"x", ack_to(id)).unwrap();
         }
         while outbound.poll_packet(0).is_some() {}
         outbound.handle_published(b, 1, Ok(()));
@@ -556,7 +556,7 @@ mod tests {
         let mut outbound = Outbound::default();
         let b = PeerId(1);
         let send = |outbound: &mut Outbound, id: &str, now_ms| {
-            outbound.message(ME, &[b], "bob", b"x", wanted(id)).unwrap();
+            outbound.message(ME, &[b], "bob", b"x", ack_to(id)).unwrap();
             outbound.poll_packet(now_ms).map(|p| p.sequence)
         };
         let first = send(&mut outbound, "dead", 0).unwrap();
@@ -566,7 +566,7 @@ mod tests {
         send(&mut outbound, "late", 10).unwrap();
         assert_eq!(outbound.poll_timeout(), Some(10 + CONFIRM_MS));
         assert_eq!(outbound.handle_timeouts(10 + CONFIRM_MS), 1);
-        outbound.message(ME, &[b], "bob", b"x", wanted("unsent")).unwrap();
+        outbound.message(ME, &[b], "bob", b"x", ack_to("unsent")).unwrap();
         assert_eq!(outbound.redis_away(), 1);
         assert_eq!(
             verdicts(&mut outbound),
@@ -581,7 +581,7 @@ mod tests {
         assert_eq!(outbound.gone(b), 0);
         // It may have arrived before.
         assert_eq!(verdicts(&mut outbound), [("next".into(), AckStatus::Failed)]);
-        outbound.message(ME, &[b], "bob", b"x", wanted("unsent")).unwrap();
+        outbound.message(ME, &[b], "bob", b"x", ack_to("unsent")).unwrap();
         assert_eq!(outbound.gone(b), 1);
         assert_eq!(verdicts(&mut outbound), [("unsent".into(), AckStatus::Offline)]);
         assert_eq!(outbound.waiting(), 0);
@@ -594,7 +594,7 @@ mod tests {
         let fits = (0..).take_while(|_| outbound.message(ME, &[PeerId(1)], "bob", &frame, None).is_ok());
         assert!((15..=17).contains(&fits.count()));
         assert_eq!(
-            outbound.message(ME, &[PeerId(1)], "bob", &frame, wanted("x")),
+            outbound.message(ME, &[PeerId(1)], "bob", &frame, ack_to("x")),
             Err(TooMuchWaits)
         );
         assert_eq!(verdicts(&mut outbound), [("x".into(), AckStatus::Failed)]);

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::outbound::{TooMuchWaits, Verdict};
 use super::packet::{Origin, PacketBuilder};
-use crate::lanes::Wanted;
+use crate::lanes::AckTo;
 use crate::router::Partition;
 use crate::router::locations::PeerId;
 use crate::wire::json::encode::AckStatus;
@@ -261,9 +261,9 @@ impl Partitions {
         origin: Origin<'_>,
         partition: Partition,
         (channel, frame): (&str, &[u8]),
-        wanted: Option<Wanted<'_>>,
+        ack_to: Option<AckTo<'_>>,
     ) -> Result<(), TooMuchWaits> {
-        let ack = wanted.map(|wanted| Verdict::new(wanted, AckStatus::Published));
+        let ack = ack_to.map(|ack_to| Verdict::new(ack_to, AckStatus::Published));
         if self.waiting_bytes >= WAITING_BYTES_MAX {
             self.verdicts.extend(ack.map(Verdict::failed));
             return Err(TooMuchWaits);
@@ -285,9 +285,9 @@ impl Partitions {
     }
 
     /// A publication that could not even be put into a packet.
-    pub fn fail(&mut self, wanted: Option<Wanted<'_>>) {
+    pub fn fail(&mut self, ack_to: Option<AckTo<'_>>) {
         self.verdicts
-            .extend(wanted.map(|wanted| Verdict::new(wanted, AckStatus::Failed)));
+            .extend(ack_to.map(|ack_to| Verdict::new(ack_to, AckStatus::Failed)));
     }
 
     /// The next packet that may go; partitions take turns.
@@ -429,8 +429,8 @@ mod tests {
     };
     const P: Partition = Partition(7);
 
-    fn wanted(client_id: &str) -> Option<Wanted<'_>> {
-        Some(Wanted {
+    fn ack_to(client_id: &str) -> Option<AckTo<'_>> {
+        Some(AckTo {
             shard: ShardId(0),
             conn: SocketKey { slot: 0, generation: 0 },
             client_id,
@@ -454,7 +454,7 @@ mod tests {
         let mut partitions = Partitions::default();
         for n in 0..5 {
             let id = n.to_string();
-            partitions.publish(ME, P, ("room", b"frame"), wanted(&id)).unwrap();
+            partitions.publish(ME, P, ("room", b"frame"), ack_to(&id)).unwrap();
             if n < 2 {
                 let packet = partitions.poll_packet().unwrap();
                 assert_eq!((packet.sequence, packet.publications), (n + 1, 1));
@@ -477,7 +477,7 @@ mod tests {
             frame: b"frame",
         };
         assert_eq!(read.next_item().unwrap(), Some(item));
-        partitions.publish(ME, P, ("room", b"frame"), wanted("unsent")).unwrap();
+        partitions.publish(ME, P, ("room", b"frame"), ack_to("unsent")).unwrap();
         assert_eq!((partitions.waiting(), partitions.redis_away()), (4, 1));
         assert!(
             verdicts(&mut partitions)
@@ -495,7 +495,7 @@ mod tests {
         let mut partitions = Partitions::default();
         let frame = vec![0; WAITING_BYTES_MAX];
         partitions.publish(ME, P, ("room", &frame), None).unwrap();
-        let full = partitions.publish(ME, Partition(8), ("room", b"frame"), wanted("x"));
+        let full = partitions.publish(ME, Partition(8), ("room", b"frame"), ack_to("x"));
         assert_eq!(full, Err(TooMuchWaits));
         assert_eq!(verdicts(&mut partitions), [("x".into(), AckStatus::Failed)]);
         assert!(partitions.poll_packet().is_some());

@@ -11,7 +11,7 @@ use super::presence::{Step, Sweep};
 use super::store::{Channel, LeaseState, Op, Task};
 use super::{Cluster, Purpose, SLOW_MS, Subscription};
 use crate::ids::ShardId;
-use crate::lanes::{Instruction, Item, Location};
+use crate::lanes::{AckTo, ChannelToShard, Location, PresenceToShard, RosterToShard, ShardCommand};
 use crate::metrics::ClusterDrop;
 use crate::router::Partition;
 use crate::shared::ClusterHealth;
@@ -132,7 +132,8 @@ impl Cluster {
                     from,
                     count,
                 }) => {
-                    self.lanes.push(ShardId(shard), Item::ListUsers { round, from, count });
+                    self.lanes
+                        .push(ShardId(shard), RosterToShard::List { round, from, count });
                 }
                 Some(Step::Check(users)) => self.check_users(&users),
                 Some(Step::Scan { round, cursor }) => {
@@ -161,9 +162,12 @@ impl Cluster {
         while let Some(look) = self.audit.poll_look(now_ms) {
             match look {
                 Look::Places { shard, from, count } => {
-                    self.lanes.push(ShardId(shard), Item::ReviewPage { round, from, count });
+                    self.lanes
+                        .push(ShardId(shard), RosterToShard::ReviewPage { round, from, count });
                 }
-                Look::Names(users) => self.say_of_homes(&users, |users| Item::ReviewUsers { round, users }),
+                Look::Names(users) => {
+                    self.send_to_homes(&users, |users| RosterToShard::ReviewUsers { round, users });
+                }
             }
         }
     }
@@ -181,12 +185,12 @@ impl Cluster {
         while let Some(answer) = self.lookups.poll_answer() {
             let ticket = answer.ticket;
             let item = match answer.online {
-                Some(online) => Item::PresenceAnswer {
+                Some(online) => PresenceToShard::Answer {
                     ticket,
                     online,
                     known: u128::MAX,
                 },
-                None => Item::PresenceUnknown {
+                None => PresenceToShard::Unknown {
                     ticket,
                     overloaded: false,
                 },
@@ -239,7 +243,7 @@ impl Cluster {
     fn follow_partitions(&mut self) {
         let mut given_up = 0;
         while let Some(change) = self.partitions.poll_listen() {
-            let (partition, heard) = match change {
+            let (partition, subscribed) = match change {
                 Listen::Begin(Partition(number)) => {
                     self.subscriptions
                         .push_back(Subscription::Begin(Channel::Partition(number)));
@@ -250,7 +254,7 @@ impl Cluster {
                         .push_back(Subscription::End(Channel::Partition(number)));
                     continue;
                 }
-                Listen::Tell(partition, heard) => (partition, heard),
+                Listen::Tell(partition, subscribed) => (partition, subscribed),
                 Listen::GiveUp(partition) => {
                     given_up += 1;
                     (partition, true)
@@ -258,7 +262,8 @@ impl Cluster {
             };
             if !self.lanes.is_empty() {
                 let home = self.homes.partition_home(partition);
-                self.lanes.push(home, Item::PartitionHeard { partition, heard });
+                self.lanes
+                    .push(home, ChannelToShard::PartitionSubscribed { partition, subscribed });
             }
         }
         if given_up > 0 {
@@ -280,9 +285,9 @@ impl Cluster {
         let (mut packets, mut count) = (Vec::new(), 0);
         for order in &orders {
             match order {
-                Instruction::Broadcast(frame) => packet.broadcast(origin, frame),
-                Instruction::CloseUser { user, reason } => packet.close_user(origin, user, reason.code()),
-                Instruction::EndSubscription { user, channel } => {
+                ShardCommand::Broadcast(frame) => packet.broadcast(origin, frame),
+                ShardCommand::CloseUser { user, reason } => packet.close_user(origin, user, reason.code()),
+                ShardCommand::EndSubscription { user, channel } => {
                     // What came before it goes before it.
                     packets.push((std::mem::take(&mut packet), std::mem::take(&mut count)));
                     packet.end_subscription(origin, user, channel);
@@ -450,24 +455,18 @@ impl Cluster {
 
     pub(super) fn tell_location(&mut self, user: &str, location: Location) {
         let hash = self.homes.hash(user);
-        self.lanes
-            .say_of_user(self.homes.home(hash), user, |user| Item::Located {
-                hash,
-                user,
-                location,
-            });
+        self.lanes.located(self.homes.home(hash), (hash, user), location);
     }
 
     fn tell_verdicts(&mut self) {
         for verdict in self.outbound.poll_verdicts().chain(self.partitions.poll_verdicts()) {
-            let (conn, message_id, status) = (verdict.conn, verdict.message_id, verdict.status);
-            self.lanes
-                .say_of_user(verdict.shard, &verdict.client_id, |client_id| Item::Ack {
-                    conn,
-                    client_id,
-                    message_id,
-                    status,
-                });
+            let ack_to = AckTo {
+                shard: verdict.shard,
+                conn: verdict.conn,
+                client_id: &verdict.client_id,
+                message_id: verdict.message_id,
+            };
+            self.lanes.ack(&ack_to, verdict.status);
         }
     }
 

@@ -18,7 +18,7 @@ use crate::cluster::store::StoreEvent;
 use crate::cluster::{Cluster, Identity, Subscription};
 use crate::config::{Config, CredentialSource, RedisConfig};
 use crate::jws::KeySet;
-use crate::lanes::{Lanes, Mailbox, control_place};
+use crate::lanes::{Lanes, Mailboxes, control_id};
 use crate::redis::pair::BrokerPair;
 use crate::runtime::{StartError, cpus};
 use crate::shared::{Clock, Now, Shared};
@@ -236,10 +236,10 @@ impl Link {
     }
 
     /// The shards are there.
-    pub(super) fn attach(&mut self, mailboxes: &[Mailbox], shared: &Shared) {
-        let me = control_place(shared.shards.len() as u16);
+    pub(super) fn attach(&mut self, mailboxes: &Mailboxes, shared: &Shared) {
+        let me = control_id(shared.shards.len() as u16);
         self.cluster
-            .attach(Lanes::new(me, mailboxes.to_vec(), Arc::clone(&shared.depths)));
+            .attach(Lanes::new(me, mailboxes.clone(), Arc::clone(&shared.depths)));
     }
 
     pub(super) fn begin_turn(&mut self, now: Now) {

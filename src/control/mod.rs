@@ -36,7 +36,7 @@ use crate::admin::{Answer, Request};
 use crate::config::{Config, ConfigError, EngineChoice, Listen};
 use crate::engine::Waker;
 use crate::ids::is_valid_user_id;
-use crate::lanes::{self, Instruction};
+use crate::lanes::{self, Inboxes, ShardCommand};
 use crate::router::HomeMap;
 use crate::runtime::admin::AdminSocket;
 use crate::runtime::preflight::{self, Host};
@@ -77,9 +77,9 @@ enum Order {
     Stop,
     Reload(Box<Config>),
     /// For this gateway and all others.
-    Everywhere(Instruction),
+    Everywhere(ShardCommand),
     /// For the others only. Hears whether they can be told.
-    Spread(Instruction, oneshot::Sender<bool>),
+    Forward(ShardCommand, oneshot::Sender<bool>),
     /// On which other gateways is this user? Answered at the administrator's desk, by ticket.
     Locate(u32, Arc<str>),
     /// Of the program that this gateway is a part of.
@@ -152,7 +152,7 @@ impl Handle {
 
     /// Sends a whole frame to every connection of every gateway.
     pub fn broadcast(&self, frame: Bytes) {
-        self.order(Order::Everywhere(Instruction::Broadcast(frame)));
+        self.order(Order::Everywhere(ShardCommand::Broadcast(frame)));
     }
 
     /// Closes all connections of a user on every gateway. Nothing happens for what is no user id: nobody has it.
@@ -162,7 +162,7 @@ impl Handle {
             return;
         }
         let user = user.into();
-        self.order(Order::Everywhere(Instruction::CloseUser { user, reason }));
+        self.order(Order::Everywhere(ShardCommand::CloseUser { user, reason }));
     }
 }
 
@@ -193,7 +193,12 @@ impl Start<'_> {
         // A gateway that has just ended at this address has let its CPUs go by now.
         let pinned = cpus::settle(&mut self.host.places, config);
         let host = self.host;
-        let (mut inboxes, senders, depths) = lanes::inboxes(shards);
+        let Inboxes {
+            shards: inboxes,
+            control: inbox,
+            senders,
+            depths,
+        } = lanes::inboxes(shards);
         let shared = Arc::new(Shared::new(
             config.gateway_id.clone(),
             config.auth.is_development(),
@@ -214,9 +219,6 @@ impl Start<'_> {
 
         let (reports_sender, reports) = unbounded();
         told(handle.clone());
-        let Some(inbox) = inboxes.pop() else {
-            unreachable!("there is an inbox more than there are shards");
-        };
         let plan = ControlPlan {
             config: config.clone(),
             handle: handle.clone(),

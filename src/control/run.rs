@@ -22,7 +22,7 @@ use super::{Exit, Handle, Order};
 use crate::config::{Config, DrainConfig};
 use crate::engine::Waker;
 use crate::http::{HttpContext, ListenerKind};
-use crate::lanes::{Inbox, Instruction, Parcel};
+use crate::lanes::{Inbox, LifecycleToShard, ShardCommand, ToControl};
 use crate::router::HomeMap;
 use crate::runtime::admin::AdminSocket;
 use crate::runtime::cpus::PinnedHere;
@@ -58,7 +58,7 @@ pub(super) struct ControlPlan {
     pub(super) homes: HomeMap,
     pub(super) shared: Arc<Shared>,
     pub(super) seed: u64,
-    pub(super) inbox: Inbox,
+    pub(super) inbox: Inbox<ToControl>,
     pub(super) orders: Receiver<Order>,
     /// It shall end.
     pub(super) ending: Arc<AtomicBool>,
@@ -154,7 +154,7 @@ pub(super) struct Turns {
     config: Config,
     certificates: Option<Certificates>,
     certificates_due_ms: u64,
-    inbox: Inbox,
+    inbox: Inbox<ToControl>,
     orders: Receiver<Order>,
     reports: Receiver<Report>,
     woken: Woken,
@@ -186,7 +186,14 @@ impl Turns {
         ));
         let mailboxes = control.shards.mailboxes();
         let shared = Arc::clone(&plan.shared);
-        let desk = Desk::new(plan.handle, mailboxes, plan.homes, shared, ANSWER_MAX, plan.seed);
+        let desk = Desk::new(
+            plan.handle,
+            mailboxes.clone(),
+            plan.homes,
+            shared,
+            ANSWER_MAX,
+            plan.seed,
+        );
         if let Some(socket) = control.admin.take()
             && let Err(error) = listener::serve(socket, Rc::clone(&http), Rc::clone(&desk))
         {
@@ -225,13 +232,13 @@ impl Turns {
             if let Some(link) = &mut self.link {
                 link.begin_turn(now);
             }
-            let busy = self.take_parcels() | self.take_events();
+            let busy = self.take_mail() | self.take_events();
             if let Some(exit) = self.take_orders().or_else(|| self.take_reports()) {
                 break exit;
             }
             self.watch_shards(now.mono_ms());
             self.watch_certificates(now.mono_ms());
-            self.follow_instructions();
+            self.carry_out_commands();
             self.take_keys();
             let mut due_ms = now.mono_ms() + WATCH_EVERY_MS;
             if let Some(watchdog) = &mut self.watchdog {
@@ -287,14 +294,14 @@ impl Turns {
         }
     }
 
-    fn take_parcels(&mut self) -> bool {
+    fn take_mail(&mut self) -> bool {
         let mut items = 0;
         while items < INBOX_ITEMS_PER_TURN
-            && let Some(parcel) = self.inbox.try_next()
+            && let Some(batch) = self.inbox.try_next()
         {
-            let room = parcel.room();
-            if let (Parcel::Batch(batch), Some(link)) = (parcel, &mut self.link) {
-                items += batch.items.len();
+            let room = batch.room();
+            items += batch.items.len();
+            if let Some(link) = &mut self.link {
                 link.cluster.handle_batch(batch);
             }
             if let Some(room) = room {
@@ -325,16 +332,16 @@ impl Turns {
                     }
                 }
                 Order::Reload(config) => self.reload(*config),
-                Order::Everywhere(instruction) => {
+                Order::Everywhere(command) => {
                     if let Some(link) = &mut self.link {
-                        link.cluster.spread(&instruction);
+                        link.cluster.forward(&command);
                     }
-                    self.instruct(instruction);
+                    self.command_shards(&command);
                 }
-                Order::Spread(instruction, told) => {
+                Order::Forward(command, told) => {
                     // Alone, there is nobody to be told.
                     let link = self.link.as_mut();
-                    let _ = told.send(link.is_none_or(|link| link.cluster.spread(&instruction)));
+                    let _ = told.send(link.is_none_or(|link| link.cluster.forward(&command)));
                 }
                 Order::Administer(request, answered) => self.desk.take_own(request, answered),
                 Order::Locate(ticket, user) => match &mut self.link {
@@ -376,16 +383,14 @@ impl Turns {
     }
 
     /// What other gateways want all shards to do.
-    fn follow_instructions(&mut self) {
-        while let Some(instruction) = self.link.as_mut().and_then(|link| link.cluster.poll_instruction()) {
-            self.instruct(instruction);
+    fn carry_out_commands(&mut self) {
+        while let Some(command) = self.link.as_mut().and_then(|link| link.cluster.poll_command()) {
+            self.command_shards(&command);
         }
     }
 
-    fn instruct(&self, instruction: Instruction) {
-        self.control
-            .shards
-            .post_all(|| Parcel::Instruction(instruction.clone()));
+    fn command_shards(&self, command: &ShardCommand) {
+        self.control.shards.mailboxes().post_all(|| command.clone());
     }
 
     fn begin_drain(&mut self) -> Drain {
@@ -401,7 +406,10 @@ impl Turns {
                  {timeout:?}: the others are closed at its end"
             );
         }
-        self.control.shards.post_all(|| Parcel::Drain(plan));
+        self.control
+            .shards
+            .mailboxes()
+            .post_all(|| LifecycleToShard::Drain(plan));
         Drain {
             // However short it is, what clients are told must get out.
             until_ms: now_ms + timeout_ms.max(FAREWELL_MS),
@@ -475,7 +483,10 @@ impl Turns {
             self.settle();
         }
         if any {
-            self.control.shards.post_all(|| Parcel::KeysFetched);
+            self.control
+                .shards
+                .mailboxes()
+                .post_all(|| LifecycleToShard::KeysFetched);
         }
     }
 
@@ -503,7 +514,10 @@ impl Turns {
             Err(error) => return log::error!("configuration not changed: {error}"),
         };
         self.http.settings.replace(Arc::clone(&settings));
-        self.control.shards.post_all(|| Parcel::Settings(Arc::clone(&settings)));
+        self.control
+            .shards
+            .mailboxes()
+            .post_all(|| LifecycleToShard::Settings(Arc::clone(&settings)));
     }
 
     /// Reads the files of TLS, if there are any. What is no good changes nothing: a new certificate and its key are two
@@ -553,7 +567,7 @@ impl Turns {
                 if !self.stalled[shard] {
                     log::error!("shard {shard} has not turned for {age} ms");
                 }
-                self.control.shards.mailboxes()[shard].wake();
+                self.control.shards.mailboxes().shards[shard].wake();
             } else if self.stalled[shard] {
                 log::warn!("shard {shard} turns again");
             }

@@ -6,13 +6,13 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, bounded};
 use glommio::{ExecutorJoinHandle, GlommioError, LocalExecutorBuilder};
 
 use super::no_random;
 use crate::engine::{EpollEngine, RingEngine, Waker};
 use crate::ids::ShardId;
-use crate::lanes::{self, Inbox, Mailbox, Parcel};
+use crate::lanes::{self, Inbox, LifecycleToShard, Mailboxes, Senders, ToShard};
 use crate::router::HomeMap;
 use crate::runtime::preflight::{EngineKind, Host, out_of_memlock};
 use crate::runtime::{StartError, cpus};
@@ -42,7 +42,7 @@ pub(super) struct ShardsPlan<'a> {
 pub(super) struct Shards {
     threads: Vec<ExecutorJoinHandle<()>>,
     /// Empty until every shard has its waker; a shard that waits for them then ends by itself.
-    mailboxes: Vec<Mailbox>,
+    mailboxes: Mailboxes,
 }
 
 impl Shards {
@@ -52,8 +52,8 @@ impl Shards {
     /// What the first shard that did not start says; out of memlock is told as that.
     pub(super) fn start(
         plan: ShardsPlan<'_>,
-        inboxes: Vec<Inbox>,
-        senders: Vec<Sender<Parcel>>,
+        inboxes: Vec<Inbox<ToShard>>,
+        senders: Senders,
         sockets: Vec<OwnedFd>,
         reporter: &Reporter,
         reports: &Receiver<Report>,
@@ -70,14 +70,14 @@ impl Shards {
     fn start_all(
         &mut self,
         plan: ShardsPlan<'_>,
-        inboxes: Vec<Inbox>,
-        senders: Vec<Sender<Parcel>>,
+        inboxes: Vec<Inbox<ToShard>>,
+        senders: Senders,
         sockets: Vec<OwnedFd>,
         reporter: &Reporter,
         reports: &Receiver<Report>,
     ) -> Result<(), StartError> {
         let shards = inboxes.len() as u16;
-        let (mailboxes_sender, mailboxes_receiver) = bounded::<Vec<Mailbox>>(shards.into());
+        let (mailboxes_sender, mailboxes_receiver) = bounded::<Mailboxes>(shards.into());
         for (((shard, inbox), listener), cpu) in (0..shards).zip(inboxes).zip(sockets).zip(&plan.host.places.cpus) {
             let shard_plan = Plan {
                 shard: ShardId(shard),
@@ -95,11 +95,9 @@ impl Shards {
             self.threads.push(thread);
         }
         drop(mailboxes_receiver);
-        let mut wakers = collect_wakers(reports, shards)?;
-        if plan.clustered {
-            wakers.push(reporter.waker.clone());
-        }
-        let mailboxes = lanes::mailboxes(senders, wakers);
+        let wakers = collect_wakers(reports, shards)?;
+        let control = plan.clustered.then(|| reporter.waker.clone());
+        let mailboxes = lanes::mailboxes(senders, wakers, control);
         for _ in 0..shards {
             let _ = mailboxes_sender.send(mailboxes.clone());
         }
@@ -119,9 +117,7 @@ impl Shards {
         let StartError::Shard { shard, cause } = error else {
             return error;
         };
-        if !self.mailboxes.is_empty() {
-            self.post_all(|| Parcel::Stop);
-        }
+        self.mailboxes.post_all(|| LifecycleToShard::Stop);
         let mut causes = BTreeMap::from([(shard, cause)]);
         for (at, thread) in self.threads.drain(..).enumerate() {
             if let Err(GlommioError::IoError(cause)) = thread.join() {
@@ -145,25 +141,16 @@ impl Shards {
         self.threads.len()
     }
 
-    /// The way to the inboxes: the shards', and the control thread's where there is a cluster.
-    pub(super) fn mailboxes(&self) -> &[Mailbox] {
+    /// The way to the inboxes.
+    pub(super) fn mailboxes(&self) -> &Mailboxes {
         &self.mailboxes
-    }
-
-    /// Puts a parcel into every shard's inbox.
-    pub(super) fn post_all(&self, parcel: impl Fn() -> Parcel) {
-        for mailbox in &self.mailboxes[..self.count()] {
-            mailbox.post(parcel());
-        }
     }
 }
 
 impl Drop for Shards {
     fn drop(&mut self) {
-        // Without mailboxes the shards end by themselves.
-        if !self.mailboxes.is_empty() {
-            self.post_all(|| Parcel::Stop);
-        }
+        // Shards without mailboxes end by themselves.
+        self.mailboxes.post_all(|| LifecycleToShard::Stop);
         for thread in self.threads.drain(..) {
             if let Err(error) = thread.join() {
                 log::error!("a shard could not be joined: {error}");

@@ -70,7 +70,7 @@ mod tests {
             let mut word = [0; 32];
             systemd.recv(&mut word).ok().map(|len| word[..len].to_vec())
         };
-        let (_, _, depths) = lanes::inboxes(1);
+        let depths = lanes::inboxes(1).depths;
         let shared = Shared::new("gw".into(), true, "model", vec![None], depths);
         let mut watchdog = Watchdog::new(path.to_str().unwrap(), 3_000).unwrap();
         assert_eq!(watchdog.feed(&shared, 0), 1_500);

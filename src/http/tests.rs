@@ -7,7 +7,7 @@ fn connection(development: bool) -> (HttpConn, Rc<HttpContext>) {
 }
 
 fn connection_to(development: bool, shards: usize) -> (HttpConn, Rc<HttpContext>) {
-    let (_, _, depths) = lanes::inboxes(u16::try_from(shards).unwrap());
+    let depths = lanes::inboxes(u16::try_from(shards).unwrap()).depths;
     let mut cpus = vec![None; shards];
     cpus[0] = Some(0);
     let config = crate::config::Config {

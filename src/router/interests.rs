@@ -2,7 +2,7 @@
 //! gateway must hear.
 //!
 //! Pure; owned by one shard. A shard joins a channel with its first subscriber and leaves it with the last one, each
-//! once, in order. A join is confirmed as soon as the partition is heard, so that whoever has `subscribed` misses nothing.
+//! once, in order. A join is confirmed as soon as the gateway is subscribed to the partition, so that whoever has `subscribed` misses nothing.
 //!
 //! Cost: nothing per channel that only this shard's own connections subscribe to; about 80 bytes and the name otherwise.
 
@@ -47,7 +47,7 @@ impl Interest {
 struct PartitionState {
     /// Joins of shards, this one's too, that have not left.
     joined: u32,
-    heard: bool,
+    subscribed: bool,
     waiting: Vec<Join>,
 }
 
@@ -121,33 +121,33 @@ impl Interests {
         if state.joined > 0 {
             return Change::None;
         }
-        state.heard = false;
-        // Whoever waited has left too, and nobody will say that the partition is heard.
+        state.subscribed = false;
+        // Whoever waited has left too, and nobody will say that the partition is subscribed to.
         state.waiting.clear();
         Change::Wanted(false)
     }
 
-    /// True if what other gateways publish in this partition is heard here.
-    pub fn is_heard(&self, partition: Partition) -> bool {
+    /// True if the gateway is subscribed to what others publish in this partition.
+    pub fn is_subscribed(&self, partition: Partition) -> bool {
         let state = self.partitions.get(usize::from(partition.0));
-        state.is_some_and(|state| state.heard)
+        state.is_some_and(|state| state.subscribed)
     }
 
-    /// A join that is to be confirmed when the partition is heard.
+    /// A join that is to be confirmed when the gateway is subscribed to the partition.
     pub fn wait(&mut self, partition: Partition, join: Join) {
         self.partition(partition).waiting.push(join);
     }
 
-    /// The partition is heard, or nobody shall wait for that any longer. Gives the joins to confirm.
-    pub fn heard(&mut self, partition: Partition) -> Vec<Join> {
+    /// The gateway is subscribed to the partition, or nobody shall wait for that any longer. Gives the joins to confirm.
+    pub fn subscribed(&mut self, partition: Partition) -> Vec<Join> {
         let state = self.partition(partition);
-        state.heard = state.joined > 0;
+        state.subscribed = state.joined > 0;
         std::mem::take(&mut state.waiting)
     }
 
-    /// The partition is not heard any more, though it is wanted: joins wait from now on.
+    /// The subscription to the partition is lost, though it is wanted: joins wait from now on.
     pub fn lost(&mut self, partition: Partition) {
-        self.partition(partition).heard = false;
+        self.partition(partition).subscribed = false;
     }
 
     /// A shard has too much on its way to the subscribers of a channel, or has not any more.
@@ -200,20 +200,20 @@ mod tests {
             ticket: 5,
         };
         assert_eq!(interests.join(partition, b, other, true), Change::None);
-        assert!(!interests.is_heard(partition));
+        assert!(!interests.is_subscribed(partition));
         interests.wait(partition, join);
         assert_eq!(interests.shards(b.0, b.1), [other]);
         assert_eq!(interests.shards(a.0, a.1), []);
         interests.note_crowded(b.0, other, true);
         assert!(interests.is_crowded(b.0) && !interests.is_crowded(a.0));
-        assert_eq!(interests.heard(partition), [join]);
-        assert!(interests.is_heard(partition) && interests.waiting() == 0);
+        assert_eq!(interests.subscribed(partition), [join]);
+        assert!(interests.is_subscribed(partition) && interests.waiting() == 0);
         assert_eq!(interests.leave(partition, a, me, false), Change::None);
         assert_eq!(interests.leave(partition, b, other, true), Change::Wanted(false));
         assert!(!interests.is_crowded(b.0), "it has nobody to give it to");
-        assert!(!interests.is_heard(partition) && interests.is_empty());
-        assert_eq!(interests.heard(partition), []);
-        assert!(!interests.is_heard(partition), "nobody wants it any more");
+        assert!(!interests.is_subscribed(partition) && interests.is_empty());
+        assert_eq!(interests.subscribed(partition), []);
+        assert!(!interests.is_subscribed(partition), "nobody wants it any more");
     }
 
     #[test]
@@ -227,6 +227,6 @@ mod tests {
         assert_eq!(interests.waiting(), 0);
         interests.join(partition, a, shard, true);
         interests.wait(partition, join(2));
-        assert_eq!(interests.heard(partition), [join(2)]);
+        assert_eq!(interests.subscribed(partition), [join(2)]);
     }
 }

@@ -5,7 +5,7 @@
 use super::core::{Core, Notice};
 use crate::admin::{Answer, ConnectionInfo, Refusal, Request};
 use crate::engine::SocketKey;
-use crate::lanes::{Ask, OutgoingPublication, Reply, Wanted};
+use crate::lanes::{AckTo, OutgoingPublication, ShardCommand, ShardQuery, ShardReply};
 use crate::session::Stage;
 use crate::wire::json::encode::{AckStatus, EndReason};
 use crate::wire::ws::close::CloseReason;
@@ -14,12 +14,12 @@ use crate::wire::ws::close::CloseReason;
 const REQUESTS_MAX: usize = 64;
 /// How long a connection may wait for an answer. The control thread gives up sooner, and says so.
 pub(super) const ANSWER_TIMEOUT_MS: u64 = 60_000;
-/// Slots that one ask may look at: some 100 µs where all are empty.
-const SLOTS_PER_ASK: u32 = 8_192;
-/// Channels that one ask may look at: some 50 µs where all are listed.
-const CHANNELS_PER_ASK: u32 = 1_024;
-/// Connections that one ask may list: some 50 KiB of answer, and a few ten microseconds.
-const LISTED_PER_ASK: usize = 256;
+/// Slots that one query may look at: some 100 µs where all are empty.
+const SLOTS_PER_QUERY: u32 = 8_192;
+/// Channels that one query may look at: some 50 µs where all are listed.
+const CHANNELS_PER_QUERY: u32 = 1_024;
+/// Connections that one query may list: some 50 KiB of answer, and a few ten microseconds.
+const LISTED_PER_QUERY: usize = 256;
 
 /// Administrators' requests of a shard. Each is counted in [`crate::shared::Shared::expect_answer`] until its answer has left.
 #[derive(Debug, Default)]
@@ -103,18 +103,18 @@ impl Core {
         }
     }
 
-    /// Does or tells what the control thread asks for.
-    pub(super) fn handle_ask(&mut self, ticket: u32, ask: Ask) {
-        match ask {
-            Ask::List {
+    /// Answers a query of the control thread.
+    pub(super) fn handle_query(&mut self, ticket: u32, query: ShardQuery) {
+        match query {
+            ShardQuery::List {
                 user: None,
                 from,
                 limit,
             } => {
-                let reply = self.list(from, limit.min(LISTED_PER_ASK), |_| true);
+                let reply = self.list(from, limit.min(LISTED_PER_QUERY), |_| true);
                 self.reply(ticket, reply);
             }
-            Ask::List {
+            ShardQuery::List {
                 user: Some(user),
                 from,
                 limit,
@@ -122,85 +122,95 @@ impl Core {
                 let mut slots = self.devices(&user);
                 slots.retain(|slot| *slot >= from);
                 slots.sort_unstable();
-                let limit = limit.min(LISTED_PER_ASK);
+                let limit = limit.min(LISTED_PER_QUERY);
                 let connections = slots.iter().take(limit).filter_map(|slot| self.describe(*slot));
-                let reply = Reply::Page {
+                let reply = ShardReply::Page {
                     connections: connections.collect(),
                     next: slots.get(limit).copied(),
                 };
                 self.reply(ticket, reply);
             }
-            Ask::Find { id, from, close } => {
+            ShardQuery::Find { id, from, close } => {
                 let reply = self.list(from, 1, |conn| conn.id == id);
-                if let (Some(reason), Reply::Page { connections, .. }) = (close, &reply) {
+                if let (Some(reason), ShardReply::Page { connections, .. }) = (close, &reply) {
                     for found in connections {
                         self.close_by_order(found.key.slot, reason);
                     }
                 }
                 self.reply(ticket, reply);
             }
-            Ask::Count { user } => {
+            ShardQuery::Count { user } => {
                 let devices = self.devices(&user).len();
-                self.reply(ticket, Reply::Count(devices as u64));
+                self.reply(ticket, ShardReply::Count(devices as u64));
             }
-            Ask::CloseUser { user, reason } => {
-                let closed = self.close_user(&user, reason);
-                self.reply(ticket, Reply::Count(closed));
-            }
-            Ask::EndSubscription { user, channel } => {
-                let ended = self.end_subscriptions(&user, &channel);
-                self.reply(ticket, Reply::Count(ended));
-            }
-            Ask::Channels { prefix, after, from } => {
-                let (page, next) = self.channels.page(from, CHANNELS_PER_ASK);
+            ShardQuery::Channels { prefix, after, from } => {
+                let (page, next) = self.channels.page(from, CHANNELS_PER_QUERY);
                 let wanted = page.filter(|(name, _)| name.starts_with(&*prefix) && **name > *after);
                 let channels = wanted.map(|(name, subscribers)| (name.into(), subscribers as u64));
                 let channels = channels.collect();
-                self.reply(ticket, Reply::Channels { channels, next });
+                self.reply(ticket, ShardReply::Channels { channels, next });
             }
-            Ask::Broadcast(frame) => self.queue_broadcast(frame, Some(ticket)),
-            Ask::Message {
+            ShardQuery::Command(command) => self.carry_out_command(command, Some(ticket)),
+            ShardQuery::Message {
                 to,
                 frame,
                 message_id,
                 received_ns,
             } => {
-                let wanted = self.wanted_by_system(ticket, message_id);
-                let status = self.dispatch(self.homes.hash(&to), &to, &frame, Some(wanted));
+                let ack_to = self.ack_to_system(ticket, message_id);
+                let status = self.dispatch(self.homes.hash(&to), &to, &frame, Some(ack_to));
                 if status == Some(AckStatus::Delivered) {
                     self.turn.from_lanes.push(received_ns);
                 }
                 if let Some(status) = status {
-                    self.answer(&wanted, status);
+                    self.answer(&ack_to, status);
                 }
             }
-            Ask::Publish {
+            ShardQuery::Publish {
                 channel,
                 frame,
                 message_id,
                 received_ns,
             } => {
-                let wanted = self.wanted_by_system(ticket, message_id);
+                let ack_to = self.ack_to_system(ticket, message_id);
                 let publication = OutgoingPublication {
                     channel: (self.homes.channel_hash(&channel), &channel),
                     frame: &frame,
-                    wanted: Some(wanted),
+                    ack_to: Some(ack_to),
                     received_ns,
                 };
                 if let Some(status) = self.distribute(self.homes.partition(&channel), &publication) {
-                    self.answer(&wanted, status);
+                    self.answer(&ack_to, status);
                 }
             }
         }
     }
 
-    /// Says what came of an ask.
-    pub(super) fn reply(&mut self, ticket: u32, reply: Reply) {
+    /// Carries out what all shards shall do, or this one.
+    pub(super) fn handle_command(&mut self, command: ShardCommand) {
+        self.carry_out_command(command, None);
+    }
+
+    /// `ticket`: to be replied to with the number of connections or subscriptions that it concerned.
+    fn carry_out_command(&mut self, command: ShardCommand, ticket: Option<u32>) {
+        let count = match command {
+            // It goes on from turn to turn, and replies then.
+            ShardCommand::Broadcast(frame) => return self.queue_broadcast(frame, ticket),
+            ShardCommand::CloseUser { user, reason } => self.close_user(&user, reason),
+            ShardCommand::EndSubscription { user, channel } => self.end_subscriptions(&user, &channel),
+        };
+        if let Some(ticket) = ticket {
+            self.reply(ticket, ShardReply::Count(count));
+        }
+    }
+
+    /// Says what came of a query.
+    pub(super) fn reply(&mut self, ticket: u32, reply: ShardReply) {
         self.notices.push_back(Notice::Replied(ticket, reply));
     }
 
     /// Closes all connections of a user who lives here. Returns how many there were.
-    pub(super) fn close_user(&mut self, user: &str, reason: CloseReason) -> u64 {
+    fn close_user(&mut self, user: &str, reason: CloseReason) -> u64 {
         let slots = self.devices(user);
         for slot in &slots {
             self.close_by_order(*slot, reason);
@@ -209,7 +219,7 @@ impl Core {
     }
 
     /// Ends the subscriptions to a channel of a user who lives here, as an administrator wished. Returns how many there were.
-    pub(super) fn end_subscriptions(&mut self, user: &str, channel: &str) -> u64 {
+    fn end_subscriptions(&mut self, user: &str, channel: &str) -> u64 {
         let slots = self.devices(user);
         let ended = slots
             .into_iter()
@@ -222,8 +232,8 @@ impl Core {
         self.begin_close(slot, reason);
     }
 
-    fn wanted_by_system(&self, ticket: u32, message_id: uuid::Uuid) -> Wanted<'static> {
-        Wanted {
+    fn ack_to_system(&self, ticket: u32, message_id: uuid::Uuid) -> AckTo<'static> {
+        AckTo {
             shard: self.me,
             conn: SocketKey::of_system(ticket),
             client_id: "",
@@ -237,9 +247,9 @@ impl Core {
     }
 
     /// Connections of users that `is_wanted`, from this slot on.
-    fn list(&self, from: u32, limit: usize, is_wanted: impl Fn(&super::Connection) -> bool) -> Reply {
+    fn list(&self, from: u32, limit: usize, is_wanted: impl Fn(&super::Connection) -> bool) -> ShardReply {
         let slots = self.connections.len() as u32;
-        let until = slots.min(from.saturating_add(SLOTS_PER_ASK));
+        let until = slots.min(from.saturating_add(SLOTS_PER_QUERY));
         let mut connections = Vec::new();
         let mut next = from;
         while next < until && connections.len() < limit {
@@ -248,7 +258,7 @@ impl Core {
             }
             next += 1;
         }
-        Reply::Page {
+        ShardReply::Page {
             connections,
             next: (next < slots).then_some(next),
         }
@@ -282,7 +292,7 @@ mod tests {
     use crate::config::Config;
     use crate::engine::Waker;
     use crate::ids::ShardId;
-    use crate::lanes::{self, Lanes, Parcel};
+    use crate::lanes::{self, Lanes};
     use crate::router::HomeMap;
     use crate::settings::Settings;
     use crate::shard::core::Command;
@@ -294,12 +304,13 @@ mod tests {
 
     /// A shard on whose only connection an administrator has asked something, and the control thread has heard of it.
     fn asked(fields: &str) -> (Core, Arc<Shared>) {
-        let (_, senders, depths) = lanes::inboxes(1);
+        let inboxes = lanes::inboxes(1);
+        let depths = inboxes.depths;
         let shared = Arc::new(Shared::new("gw".into(), true, "model", vec![None], Arc::clone(&depths)));
         let mut config = Config::default();
         config.admin.token = Some(TOKEN.to_owned().into());
         let settings = Arc::new(Settings::new(&config, 100).unwrap());
-        let mailboxes = lanes::mailboxes(senders, vec![Waker::inert().unwrap()]);
+        let mailboxes = lanes::mailboxes(inboxes.senders, vec![Waker::inert().unwrap()], None);
         let lanes = Lanes::new(ShardId(0), mailboxes, depths);
         let homes = HomeMap::new(1, [7; 16]);
         let mut core = Core::new(Arc::clone(&shared), settings, homes, lanes, 1);
@@ -337,8 +348,8 @@ mod tests {
         commands
     }
 
-    fn answer() -> Parcel {
-        Parcel::Answer(CONN, Box::new(Answer::refuse(Refusal::Timeout, "later")))
+    fn answer(core: &mut Core) {
+        core.handle_answer(CONN, Answer::refuse(Refusal::Timeout, "later"));
     }
 
     fn send(core: &mut Core) -> crate::engine::Payload {
@@ -350,7 +361,7 @@ mod tests {
     fn an_answer_is_due_until_it_has_left() {
         let (mut core, shared) = asked("");
         assert!(!shared.try_close_desk());
-        core.handle_parcel(answer());
+        answer(&mut core);
         let payload = send(&mut core);
         end_turn(&mut core);
         assert!(!shared.try_close_desk(), "still in flight");
@@ -364,7 +375,7 @@ mod tests {
     #[test]
     fn a_last_answer_is_due_until_its_reader_has_gone() {
         let (mut core, shared) = asked("Connection: close\r\n");
-        core.handle_parcel(answer());
+        answer(&mut core);
         let payload = send(&mut core);
         core.handle_sent(CONN, payload);
         let commands = end_turn(&mut core);
@@ -384,7 +395,7 @@ mod tests {
         core.handle_closed(CONN);
         // What was asked for is carried out all the same.
         assert!(!shared.try_close_desk());
-        core.handle_parcel(answer());
+        answer(&mut core);
         end_turn(&mut core);
         assert_eq!(core.residue(), Default::default());
         assert!(shared.try_close_desk());
@@ -410,7 +421,7 @@ mod tests {
         );
         core.handle_closed(CONN);
         // An answer that comes too late finds nobody.
-        core.handle_parcel(answer());
+        answer(&mut core);
         assert_eq!(core.poll_dirty(), None);
         end_turn(&mut core);
         assert_eq!(core.residue(), Default::default());

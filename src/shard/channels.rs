@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! publisher's shard ── Publish ──> home shard ──┬─ Publication ──> shards with subscribers
-//!                                               └─ Spread ──> control thread ──> other gateways
+//!                                               └─ Forward ──> control thread ──> other gateways
 //! ```
 //!
 //! A shard joins a channel at its home with its first subscriber, and nobody hears `subscribed` before the home has
@@ -18,7 +18,10 @@ use bytes::Bytes;
 use super::core::Core;
 use crate::engine::SocketKey;
 use crate::ids::{CHANNEL_BYTES_MAX, ShardId};
-use crate::lanes::{Batch, ChannelName, Item, LaneFull, OutgoingPublication, PublishItem, Reply, Wanted};
+use crate::lanes::{
+    AckTo, Batch, ChannelToControl, ChannelToShard, LaneFull, OutgoingPublication, PublicationItem, PublishItem,
+    ShardReply, ToShard,
+};
 use crate::metrics::{DropReason, SentKind};
 use crate::router::channels::ChannelIndex;
 use crate::router::interests::{Change, Join};
@@ -212,7 +215,7 @@ impl Core {
         let change = self.interests.join(partition, channel, join.shard, elsewhere);
         self.tell_wanted(partition, change);
         // With Redis away, what is published here is all there is.
-        if self.remote.is_none() || !self.shared.cluster.is_up() || self.interests.is_heard(partition) {
+        if self.remote.is_none() || !self.shared.cluster.is_up() || self.interests.is_subscribed(partition) {
             return true;
         }
         self.interests.wait(partition, join);
@@ -220,25 +223,28 @@ impl Core {
     }
 
     fn tell_wanted(&mut self, partition: Partition, change: Change) {
-        if let (Change::Wanted(wanted), Some(remote)) = (change, &self.remote) {
-            let item = Item::PartitionWanted { partition, wanted };
-            self.lanes.push(remote.control, item);
+        if let Change::Wanted(wanted) = change
+            && self.remote.is_some()
+        {
+            self.lanes
+                .push_control(ChannelToControl::PartitionWanted { partition, wanted });
         }
     }
 
-    /// A partition is heard, or nobody shall wait for that any longer.
-    fn handle_heard(&mut self, partition: Partition) {
-        for join in self.interests.heard(partition) {
+    /// The gateway is subscribed to a partition, or nobody shall wait for that any longer.
+    pub(super) fn handle_partition_subscribed(&mut self, partition: Partition) {
+        for join in self.interests.subscribed(partition) {
             if join.shard == self.me {
                 self.handle_joined(join.ticket);
             } else {
-                self.lanes.push(join.shard, Item::Joined { ticket: join.ticket });
+                self.lanes
+                    .push(join.shard, ChannelToShard::Joined { ticket: join.ticket });
             }
         }
     }
 
     /// What is published on a channel comes from now on.
-    fn handle_joined(&mut self, ticket: u64) {
+    pub(super) fn handle_joined(&mut self, ticket: u64) {
         let Some(joining) = self
             .joins
             .tickets
@@ -363,7 +369,7 @@ impl Core {
         encode::publication(&mut frame, &publication);
         let bytes = Bytes::copy_from_slice(&frame);
         self.scratch = frame;
-        let wanted = client_id.map(|client_id| Wanted {
+        let ack_to = client_id.map(|client_id| AckTo {
             shard: self.me,
             conn: self.key(slot),
             client_id,
@@ -372,7 +378,7 @@ impl Core {
         let publication = OutgoingPublication {
             channel: (self.homes.channel_hash(channel), channel),
             frame: &bytes,
-            wanted,
+            ack_to,
             received_ns: self.now.mono_ns,
         };
         let partition = self.homes.partition(channel);
@@ -385,13 +391,13 @@ impl Core {
             self.metrics().dropped(DropReason::PublicationLaneFull);
             Some(AckStatus::Failed)
         };
-        if let (Some(status), Some(wanted)) = (status, &wanted) {
-            self.answer(wanted, status);
+        if let (Some(status), Some(ack_to)) = (status, &ack_to) {
+            self.answer(ack_to, status);
         }
     }
 
     /// A publication of this gateway, at its channel's home: to the subscribers here and on other shards, and to the other
-    /// gateways. Returns what became of it; `None` if that is not known yet, and will be said to who wants it.
+    /// gateways. Returns what became of it; `None` if that is not known yet, and the publisher will be told.
     pub(super) fn distribute(
         &mut self,
         partition: Partition,
@@ -403,17 +409,17 @@ impl Core {
             return Some(AckStatus::Failed);
         }
         let here = self.distribute_here(publication);
-        let Some(remote) = &self.remote else {
+        if self.remote.is_none() {
             return Some(if here { AckStatus::Published } else { AckStatus::Failed });
-        };
+        }
         if !self.shared.cluster.is_up() {
             self.metrics().dropped(DropReason::PublicationRedisAway);
             return Some(AckStatus::Failed);
         }
         // Whoever has `failed` already waits for nothing.
-        let wanted = publication.wanted.filter(|_| here);
-        let outgoing = OutgoingPublication { wanted, ..*publication };
-        if self.lanes.try_spread(remote.control, partition, &outgoing).is_err() {
+        let ack_to = publication.ack_to.filter(|_| here);
+        let outgoing = OutgoingPublication { ack_to, ..*publication };
+        if self.lanes.try_forward(partition, &outgoing).is_err() {
             self.metrics().dropped(DropReason::PublicationLaneFull);
             return Some(AckStatus::Failed);
         }
@@ -439,7 +445,12 @@ impl Core {
     }
 
     /// Puts a frame on its way to the subscribers of this shard. Returns false if too much is on its way already.
-    fn queue_publication(&mut self, (hash, name): (ChannelHash, &str), frame: Bytes, received_ns: u64) -> bool {
+    pub(super) fn queue_publication(
+        &mut self,
+        (hash, name): (ChannelHash, &str),
+        frame: Bytes,
+        received_ns: u64,
+    ) -> bool {
         let found = self.channels.find(hash, name);
         let Some(channel) = found.filter(|channel| !self.joins.is_joining(*channel)) else {
             return true;
@@ -452,69 +463,42 @@ impl Core {
         queued.is_ok()
     }
 
-    /// Carries out what other shards and the control thread say of channels.
-    pub(super) fn handle_channel_item(&mut self, batch: &Batch, item: Item) {
-        let named = |channel: ChannelName| (channel.hash, batch.text(channel.name));
-        match item {
-            Item::Publish(publish) => self.handle_publish_item(batch, &publish),
-            Item::Publication {
-                channel,
-                frame,
-                received_ns,
-            } => {
-                self.queue_publication(named(channel), frame, received_ns);
-            }
-            Item::Published {
-                channel,
-                frame,
-                received_ns,
-            } => {
-                self.distribute_here(&OutgoingPublication {
-                    channel: named(channel),
-                    frame: &frame,
-                    wanted: None,
-                    received_ns,
-                });
-            }
-            Item::Join { channel, ticket } => {
-                let channel = named(channel);
-                let join = Join {
-                    shard: batch.from,
-                    ticket,
-                };
-                if self.handle_join(self.homes.partition(channel.1), channel, join) {
-                    self.lanes.push(batch.from, Item::Joined { ticket });
-                }
-            }
-            Item::Crowded { channel, crowded } => {
-                self.interests.note_crowded(channel.hash, batch.from, crowded);
-            }
-            Item::Leave { channel } => {
-                let channel = named(channel);
-                self.handle_leave(self.homes.partition(channel.1), channel, batch.from);
-            }
-            Item::Joined { ticket } => self.handle_joined(ticket),
-            Item::PartitionHeard { partition, heard: true } => self.handle_heard(partition),
-            Item::PartitionHeard {
-                partition,
-                heard: false,
-            } => self.interests.lost(partition),
-            other => debug_assert!(false, "not for a shard: {other:?}"),
+    /// A shard has its first subscriber of a channel whose home is here.
+    pub(super) fn handle_join_item(&mut self, from: ShardId, channel: (ChannelHash, &str), ticket: u64) {
+        let join = Join { shard: from, ticket };
+        if self.handle_join(self.homes.partition(channel.1), channel, join) {
+            self.lanes.push(from, ChannelToShard::Joined { ticket });
         }
     }
 
-    fn handle_publish_item(&mut self, batch: &Batch, publish: &PublishItem) {
-        let name = batch.text(publish.channel.name);
-        let wanted = publish.ack.as_ref().map(|ack| batch.wanted(batch.from, ack));
+    /// A shard has no subscriber any more of a channel whose home is here.
+    pub(super) fn handle_leave_item(&mut self, from: ShardId, channel: (ChannelHash, &str)) {
+        self.handle_leave(self.homes.partition(channel.1), channel, from);
+    }
+
+    /// A publication of another gateway on a channel whose home is here.
+    pub(super) fn handle_published_item(&mut self, batch: &Batch<ToShard>, item: &PublicationItem) {
+        self.distribute_here(&OutgoingPublication {
+            channel: item.channel.read(batch),
+            frame: &item.frame,
+            ack_to: None,
+            received_ns: item.received_ns,
+        });
+    }
+
+    /// A publication of another shard on a channel whose home is here.
+    pub(super) fn handle_publish_item(&mut self, batch: &Batch<ToShard>, publish: &PublishItem) {
+        let (hash, name) = publish.channel.read(batch);
+        let ack_to = publish.ack_to.as_ref().map(|ack_to| batch.ack_to(batch.from, ack_to));
         let publication = OutgoingPublication {
-            channel: (publish.channel.hash, name),
+            channel: (hash, name),
             frame: &publish.frame,
-            wanted,
+            ack_to,
             received_ns: publish.received_ns,
         };
         let status = self.distribute(self.homes.partition(name), &publication);
-        if let (Some(status), Some(wanted)) = (status, &wanted) {
-            self.answer(wanted, status);
+        if let (Some(status), Some(ack_to)) = (status, &ack_to) {
+            self.answer(ack_to, status);
         }
     }
 
@@ -523,7 +507,7 @@ impl Core {
         if self.fan_out.broadcast_bytes > 0 && self.fan_out.broadcast_bytes + frame.len() > BROADCAST_BYTES_MAX {
             self.metrics().dropped(DropReason::BroadcastQueueFull);
             if let Some(ticket) = ticket {
-                self.reply(ticket, Reply::Count(0));
+                self.reply(ticket, ShardReply::Count(0));
             }
             return;
         }
@@ -640,7 +624,7 @@ impl Core {
             } else {
                 self.fan_out.broadcast_bytes -= broadcast.frame.len();
                 if let Some(ticket) = broadcast.ticket {
-                    self.reply(ticket, Reply::Count(broadcast.taken));
+                    self.reply(ticket, ShardReply::Count(broadcast.taken));
                 }
             }
         }
@@ -654,7 +638,7 @@ mod tests {
     use super::*;
     use crate::config::Config;
     use crate::engine::{Payload, Waker};
-    use crate::lanes::{self, Lanes, Parcel};
+    use crate::lanes::{self, Lanes};
     use crate::router::HomeMap;
     use crate::settings::Settings;
     use crate::shared::{Now, Shared};
@@ -674,7 +658,8 @@ mod tests {
 
     /// The first shard of two, with a user of its own whose `welcome` is in flight.
     fn welcomed() -> (Core, Payload) {
-        let (_, senders, depths) = lanes::inboxes(2);
+        let inboxes = lanes::inboxes(2);
+        let depths = inboxes.depths;
         let shared = Arc::new(Shared::new(
             "gw".into(),
             true,
@@ -683,7 +668,7 @@ mod tests {
             Arc::clone(&depths),
         ));
         let wakers = vec![Waker::inert().unwrap(), Waker::inert().unwrap()];
-        let lanes = Lanes::new(ShardId(0), lanes::mailboxes(senders, wakers), depths);
+        let lanes = Lanes::new(ShardId(0), lanes::mailboxes(inboxes.senders, wakers, None), depths);
         let mut core = Core::new(shared, settings(1 << 20), homes(), lanes, 1);
         core.begin_turn(Now { mono_ns: 0, wall_ms: 0 });
         let names = (0..).map(|number| format!("user{number}"));
@@ -724,7 +709,7 @@ mod tests {
         // For nothing at all, and for the close frame and the second answer but not for the first.
         for room in [0, 90] {
             let (mut core, welcome) = welcomed();
-            core.handle_parcel(Parcel::Settings(settings(welcome.as_slice().len() + room)));
+            core.settings = settings(welcome.as_slice().len() + room);
             for id in [&*long, "2"] {
                 let text = format!(r#"{{"type":"subscribe","channel":"{channel}","id":"{id}"}}"#);
                 core.handle_received(CONN, &mut frame(&text));

@@ -17,7 +17,7 @@ use crate::admin::Request;
 use crate::engine::{Payload, SocketKey};
 use crate::http::{HttpContext, ListenerKind};
 use crate::ids::{IdSource, ShardId};
-use crate::lanes::{self, Handoff, Lanes, Parcel, Reply};
+use crate::lanes::{Handoff, Lanes, ShardReply};
 use crate::metrics::{CloseCause, ShardMetrics};
 use crate::router::HomeMap;
 use crate::router::channels::Channels;
@@ -61,10 +61,10 @@ pub enum Command {
 /// What the turn must tell the control thread.
 #[derive(Debug)]
 pub enum Notice {
-    /// An administrator asks, over this connection, from there: to be answered with [`Parcel::Answer`].
+    /// An administrator asks, over this connection, from there: to be answered with [`crate::lanes::AdminToShard::Answer`].
     Asked(SocketKey, Option<SocketAddr>, Request),
-    /// The reply to [`Parcel::Ask`] of this ticket.
-    Replied(u32, Reply),
+    /// The reply to [`crate::lanes::AdminToShard::Query`] of this ticket.
+    Replied(u32, ShardReply),
 }
 
 /// What this turn was about, for its end.
@@ -128,8 +128,7 @@ impl Core {
     pub fn new(shared: Arc<Shared>, settings: Arc<Settings>, homes: HomeMap, lanes: Lanes, seed: u64) -> Self {
         let me = lanes.me();
         // Who has a lane to the control thread has other gateways to talk to.
-        let control = lanes::control_place(homes.shards());
-        let remote = (lanes.len() > control.index()).then(|| Remote::new(control));
+        let remote = lanes.lead_to_control().then(Remote::default);
         let listener_kind = ListenerKind::Public(me.index());
         let http = Rc::new(HttpContext::new(
             Arc::clone(&shared),
@@ -574,52 +573,13 @@ impl Core {
         self.rearm(key);
     }
 
-    /// Carries out a parcel. Returns its number of items.
-    pub fn handle_parcel(&mut self, parcel: Parcel) -> usize {
-        match parcel {
-            Parcel::Batch(batch) => {
-                let items = batch.items.len();
-                self.handle_batch(batch);
-                items
-            }
-            Parcel::Settings(settings) => {
-                self.http.settings.replace(Arc::clone(&settings));
-                let before = std::mem::replace(&mut self.settings, settings);
-                if before.subscribe != self.settings.subscribe {
-                    self.review_all();
-                }
-                self.credentials.forget();
-                1
-            }
-            Parcel::KeysFetched => {
-                self.handle_keys_fetched();
-                1
-            }
-            Parcel::Drain(plan) => {
-                self.begin_drain(plan);
-                1
-            }
-            Parcel::Instruction(instruction) => {
-                self.handle_instruction(&instruction);
-                1
-            }
-            Parcel::Ask(ticket, ask) => {
-                self.handle_ask(ticket, *ask);
-                1
-            }
-            Parcel::Answer(conn, answer) => {
-                self.handle_answer(conn, *answer);
-                1
-            }
-            Parcel::Stop => {
-                self.stopping = true;
-                for slot in 0..self.connections.len() as u32 {
-                    if !matches!(self.conn(slot).stage, Stage::Free) {
-                        self.end(slot, CloseCause::Ours(CloseReason::Shutdown));
-                        self.close_now(slot);
-                    }
-                }
-                1
+    /// Closes everything at once; the shard ends when the sockets have gone.
+    pub(super) fn stop(&mut self) {
+        self.stopping = true;
+        for slot in 0..self.connections.len() as u32 {
+            if !matches!(self.conn(slot).stage, Stage::Free) {
+                self.end(slot, CloseCause::Ours(CloseReason::Shutdown));
+                self.close_now(slot);
             }
         }
     }
@@ -728,7 +688,7 @@ impl Core {
         }
     }
 
-    /// True once [`Parcel::Stop`] came.
+    /// True once [`crate::lanes::LifecycleToShard::Stop`] came.
     pub fn is_stopping(&self) -> bool {
         self.stopping
     }

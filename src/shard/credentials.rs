@@ -118,7 +118,7 @@ impl Core {
         }
     }
 
-    /// True once for each time that keys shall be fetched; [`crate::lanes::Parcel::KeysFetched`] is the answer, whatever came
+    /// True once for each time that keys shall be fetched; [`crate::lanes::LifecycleToShard::KeysFetched`] is the answer, whatever came
     /// of it.
     pub fn poll_keys_wanted(&mut self) -> bool {
         std::mem::take(&mut self.credentials.wants_keys)

@@ -2,10 +2,10 @@
 
 use bytes::Bytes;
 
-use super::core::{Command, Core};
+use super::core::Core;
 use crate::engine::SocketKey;
 use crate::ids::ShardId;
-use crate::lanes::{Batch, Item, LaneFull, MessageItem, OutgoingMessage, Reply, Wanted};
+use crate::lanes::{AckTo, Batch, LaneFull, MessageItem, OutgoingMessage, PresenceQuery, ShardReply, ToShard};
 use crate::metrics::{DropReason, SentKind};
 use crate::router::UserHash;
 use crate::session::{Stage, Tally};
@@ -240,17 +240,17 @@ impl Core {
     }
 
     /// A message for a user of this shard: to the connections here, and to those on other gateways. Returns what became
-    /// of it; `None` if that is not known yet, and will be said to who wants it.
+    /// of it; `None` if that is not known yet, and the sender will be told.
     pub(super) fn dispatch(
         &mut self,
         hash: UserHash,
         to: &str,
         frame: &[u8],
-        wanted: Option<Wanted<'_>>,
+        ack_to: Option<AckTo<'_>>,
     ) -> Option<AckStatus> {
         let here = self.deliver(hash, to, frame);
         let status = if self.remote.is_some() {
-            self.send_elsewhere(hash, to, frame, here, wanted)
+            self.send_elsewhere(hash, to, frame, here, ack_to)
         } else if here {
             Some(AckStatus::Delivered)
         } else {
@@ -263,23 +263,23 @@ impl Core {
     }
 
     /// Tells a sender what became of its message.
-    pub(super) fn answer(&mut self, wanted: &Wanted<'_>, status: AckStatus) {
-        if let Some(ticket) = wanted.conn.system_ticket() {
-            debug_assert_eq!(wanted.shard, self.me, "the system sends where the receiver lives");
-            return self.reply(ticket, Reply::Status(status));
+    pub(super) fn answer(&mut self, ack_to: &AckTo<'_>, status: AckStatus) {
+        if let Some(ticket) = ack_to.conn.system_ticket() {
+            debug_assert_eq!(ack_to.shard, self.me, "the system sends where the receiver lives");
+            return self.reply(ticket, ShardReply::Status(status));
         }
-        if wanted.shard != self.me {
+        if ack_to.shard != self.me {
             self.metrics().acked(status);
-            self.lanes.reply(wanted.shard, wanted.conn, |out| {
-                encode::ack(out, wanted.client_id, wanted.message_id, status);
+            self.lanes.reply(ack_to.shard, ack_to.conn, |out| {
+                encode::ack(out, ack_to.client_id, ack_to.message_id, status);
             });
             return;
         }
         // The sender may be gone, or closed by its own message.
-        if self.is_open(wanted.conn) {
+        if self.is_open(ack_to.conn) {
             self.metrics().acked(status);
-            self.send(wanted.conn.slot, SentKind::Ack, |_, out| {
-                encode::ack(out, wanted.client_id, wanted.message_id, status);
+            self.send(ack_to.conn.slot, SentKind::Ack, |_, out| {
+                encode::ack(out, ack_to.client_id, ack_to.message_id, status);
             });
         } else {
             self.metrics().dropped(DropReason::ReplyGone);
@@ -308,14 +308,14 @@ impl Core {
         encode::message(&mut frame, &message);
         let hash = self.homes.hash(to);
         let home = self.homes.home(hash);
-        let wanted = client_id.map(|client_id| Wanted {
+        let ack_to = client_id.map(|client_id| AckTo {
             shard: self.me,
             conn: self.key(slot),
             client_id,
             message_id,
         });
         let status = if home == self.me {
-            let status = self.dispatch(hash, to, &frame, wanted);
+            let status = self.dispatch(hash, to, &frame, ack_to);
             self.turn.local += u64::from(status == Some(AckStatus::Delivered));
             status
         } else {
@@ -323,7 +323,7 @@ impl Core {
                 hash,
                 to,
                 frame: &frame,
-                wanted,
+                ack_to,
                 received_ns: self.now.mono_ns,
             };
             match self.lanes.try_message(home, &outgoing) {
@@ -335,8 +335,8 @@ impl Core {
             }
         };
         self.scratch = frame;
-        if let (Some(status), Some(wanted)) = (status, &wanted) {
-            self.answer(wanted, status);
+        if let (Some(status), Some(ack_to)) = (status, &ack_to) {
+            self.answer(ack_to, status);
         }
     }
 
@@ -409,17 +409,13 @@ impl Core {
             .zip(&question.users)
             .filter(|(place, _)| known >> place & 1 == 0);
         let refused = match &self.remote {
-            Some(remote) if unknown.clone().next().is_some() => {
+            Some(_) if unknown.clone().next().is_some() => {
                 question.waiting = 1;
                 let homes = &self.homes;
                 let users = unknown.map(|(place, user)| (place, homes.hash(user), &**user));
                 if !self.shared.cluster.is_up() {
                     Some((DropReason::PresenceRedisAway, REDIS_AWAY))
-                } else if self
-                    .lanes
-                    .try_presence_query(remote.control, (ticket, asker), users)
-                    .is_err()
-                {
+                } else if self.lanes.try_cluster_query((ticket, asker), users).is_err() {
                     Some((DropReason::PresenceLaneFull, OVERLOADED))
                 } else {
                     return;
@@ -477,69 +473,53 @@ impl Core {
             .is_some_and(|conn| matches!(conn.stage, Stage::Open))
     }
 
-    /// Carries out what another shard said.
-    pub(super) fn handle_batch(&mut self, mut batch: Batch) {
-        let from = batch.from;
-        let items = std::mem::take(&mut batch.items);
-        for item in items {
-            match item {
-                Item::Handoff(hand_off) => self.command(Command::Adopt(hand_off)),
-                Item::Message(message) => {
-                    self.turn.interactive = true;
-                    self.handle_message_item(from, &batch, &message);
-                }
-                Item::Reply { to, frame } => {
-                    self.turn.interactive = true;
-                    if self.is_open(to) {
-                        self.append(to.slot, batch.bytes(frame), SentKind::Ack);
-                    } else {
-                        self.metrics().dropped(DropReason::ReplyGone);
-                    }
-                }
-                Item::PresenceQuery { ticket, users, .. } => {
-                    let (mut online, mut known) = (0u128, 0u128);
-                    for (place, hash, user) in users {
-                        let found = self.is_known_online(hash, batch.text(user));
-                        online |= u128::from(found == Some(true)) << place;
-                        known |= u128::from(found.is_some()) << place;
-                    }
-                    self.lanes.presence_answer(from, ticket, online, known);
-                }
-                Item::PresenceAnswer { ticket, online, known } => {
-                    if self.questions.answer(ticket, online, known) {
-                        self.finish_presence(ticket);
-                    }
-                }
-                Item::PresenceUnknown { ticket, overloaded } => {
-                    if let Some(question) = self.questions.take(ticket) {
-                        let (why, message) = match overloaded {
-                            true => (DropReason::PresenceLookupsFull, TOO_MUCH_ASKED),
-                            false => (DropReason::PresenceRedisAway, REDIS_AWAY),
-                        };
-                        self.refuse_presence(&question, why, message);
-                    }
-                }
-                channels @ (Item::Publish(_)
-                | Item::Publication { .. }
-                | Item::Published { .. }
-                | Item::Join { .. }
-                | Item::Crowded { .. }
-                | Item::Leave { .. }
-                | Item::Joined { .. }
-                | Item::PartitionHeard { .. }) => self.handle_channel_item(&batch, channels),
-                other => self.handle_control_item(&batch, other),
-            }
+    /// Another shard has answered for a connection of this one.
+    pub(super) fn handle_reply_frame(&mut self, to: SocketKey, frame: &[u8]) {
+        if self.is_open(to) {
+            self.append(to.slot, frame, SentKind::Ack);
+        } else {
+            self.metrics().dropped(DropReason::ReplyGone);
         }
     }
 
-    fn handle_message_item(&mut self, from: ShardId, batch: &Batch, message: &MessageItem) {
-        let wanted = message.ack.as_ref().map(|ack| batch.wanted(from, ack));
-        let status = self.dispatch(message.hash, batch.text(message.to), batch.bytes(message.frame), wanted);
+    /// Another shard asks which users are online.
+    pub(super) fn handle_presence_query(&mut self, batch: &Batch<ToShard>, query: &PresenceQuery) {
+        let (mut online, mut known) = (0u128, 0u128);
+        for (index, hash, user) in &query.users {
+            let found = self.is_known_online(*hash, batch.text(*user));
+            online |= u128::from(found == Some(true)) << index;
+            known |= u128::from(found.is_some()) << index;
+        }
+        self.lanes.presence_answer(batch.from, query.ticket, online, known);
+    }
+
+    /// A shard, or the control thread, has answered a question.
+    pub(super) fn handle_presence_answer(&mut self, ticket: u32, online: u128, known: u128) {
+        if self.questions.answer(ticket, online, known) {
+            self.finish_presence(ticket);
+        }
+    }
+
+    /// The cluster cannot be asked.
+    pub(super) fn handle_presence_unknown(&mut self, ticket: u32, overloaded: bool) {
+        if let Some(question) = self.questions.take(ticket) {
+            let (why, message) = match overloaded {
+                true => (DropReason::PresenceLookupsFull, TOO_MUCH_ASKED),
+                false => (DropReason::PresenceRedisAway, REDIS_AWAY),
+            };
+            self.refuse_presence(&question, why, message);
+        }
+    }
+
+    /// A message for a user of this shard from another one.
+    pub(super) fn handle_message_item(&mut self, batch: &Batch<ToShard>, message: &MessageItem) {
+        let ack_to = message.ack_to.as_ref().map(|ack_to| batch.ack_to(batch.from, ack_to));
+        let status = self.dispatch(message.hash, batch.text(message.to), batch.bytes(message.frame), ack_to);
         if status == Some(AckStatus::Delivered) {
             self.turn.from_lanes.push(message.received_ns);
         }
-        if let (Some(status), Some(wanted)) = (status, &wanted) {
-            self.answer(wanted, status);
+        if let (Some(status), Some(ack_to)) = (status, &ack_to) {
+            self.answer(ack_to, status);
         }
     }
 }

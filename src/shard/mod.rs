@@ -11,6 +11,7 @@ pub mod core;
 mod credentials;
 mod deliver;
 mod devices;
+mod dispatch;
 mod frames;
 mod handshake;
 mod journal;

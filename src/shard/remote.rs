@@ -11,7 +11,7 @@ use hashbrown::HashTable;
 use super::core::Core;
 use crate::engine::SocketKey;
 use crate::ids::ShardId;
-use crate::lanes::{Batch, Instruction, Item, Location, Route, Wanted};
+use crate::lanes::{AckTo, Location, MessageToControl, PresenceToControl, Route};
 use crate::metrics::DropReason;
 use crate::router::UserHash;
 use crate::router::locations::{Locations, Places};
@@ -25,17 +25,15 @@ const HELD_MAX: usize = 16_384;
 const HELD_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// What a shard knows of other gateways.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Remote {
-    /// The control thread's place among the lanes.
-    pub(super) control: ShardId,
     locations: Locations,
     asked: HashTable<Asked>,
     held: usize,
     held_bytes: usize,
     /// A change of presence did not fit into the lane.
     presence_lost: bool,
-    /// Places in the packet being handled of messages that nobody took.
+    /// Indexes in the packet being handled of messages that nobody took.
     missed: Vec<u16>,
 }
 
@@ -59,20 +57,21 @@ struct Held {
     frame: Box<[u8]>,
     /// A connection here has it.
     here: bool,
-    wanted: Option<HeldWanted>,
+    ack_to: Option<HeldAckTo>,
 }
 
+/// An [`AckTo`] that is kept.
 #[derive(Debug)]
-struct HeldWanted {
+struct HeldAckTo {
     shard: ShardId,
     conn: SocketKey,
     client_id: Box<str>,
     message_id: Uuid,
 }
 
-impl HeldWanted {
-    fn as_wanted(&self) -> Wanted<'_> {
-        Wanted {
+impl HeldAckTo {
+    fn as_ack_to(&self) -> AckTo<'_> {
+        AckTo {
             shard: self.shard,
             conn: self.conn,
             client_id: &self.client_id,
@@ -82,35 +81,23 @@ impl HeldWanted {
 }
 
 impl Remote {
-    pub(super) fn new(control: ShardId) -> Self {
-        Remote {
-            control,
-            locations: Locations::default(),
-            asked: HashTable::new(),
-            held: 0,
-            held_bytes: 0,
-            presence_lost: false,
-            missed: Vec::new(),
-        }
-    }
-
     /// Users whose places are being asked for.
     pub(super) fn asked(&self) -> usize {
         self.asked.len()
     }
 
-    fn hold(&mut self, asked: HeldFor<'_>, frame: &[u8], wanted: Option<Wanted<'_>>) -> Result<(), HeldFull> {
+    fn hold(&mut self, asked: HeldFor<'_>, frame: &[u8], ack_to: Option<AckTo<'_>>) -> Result<(), HeldFull> {
         if self.held >= HELD_MAX || self.held_bytes + frame.len() > HELD_BYTES_MAX {
             return Err(HeldFull);
         }
         let held = Held {
             frame: frame.into(),
             here: asked.here,
-            wanted: wanted.map(|wanted| HeldWanted {
-                shard: wanted.shard,
-                conn: wanted.conn,
-                client_id: wanted.client_id.into(),
-                message_id: wanted.message_id,
+            ack_to: ack_to.map(|ack_to| HeldAckTo {
+                shard: ack_to.shard,
+                conn: ack_to.conn,
+                client_id: ack_to.client_id.into(),
+                message_id: ack_to.message_id,
             }),
         };
         self.held += 1;
@@ -162,11 +149,11 @@ impl Core {
         to: &str,
         frame: &[u8],
         here: bool,
-        wanted: Option<Wanted<'_>>,
+        ack_to: Option<AckTo<'_>>,
     ) -> Option<AckStatus> {
         let delivered = here.then_some(AckStatus::Delivered);
         // Whoever has `delivered` waits for nothing.
-        let wanted = if here { None } else { wanted };
+        let ack_to = if here { None } else { ack_to };
         if !self.shared.cluster.is_up() {
             self.metrics().dropped(DropReason::MessageRedisAway);
             return delivered.or(Some(AckStatus::Failed));
@@ -181,9 +168,9 @@ impl Core {
                     to,
                     frame,
                     places,
-                    wanted,
+                    ack_to,
                 };
-                if self.lanes.try_route(remote.control, &route).is_err() {
+                if self.lanes.try_route(&route).is_err() {
                     self.metrics().dropped(DropReason::MessageLaneFull);
                     return delivered.or(Some(AckStatus::Failed));
                 }
@@ -191,11 +178,11 @@ impl Core {
             }
             None => {
                 let new = !remote.is_asked(hash, to);
-                if new && self.lanes.try_locate(remote.control, hash, to).is_err() {
+                if new && self.lanes.try_locate(hash, to).is_err() {
                     self.metrics().dropped(DropReason::MessageLaneFull);
                     return delivered.or(Some(AckStatus::Failed));
                 }
-                if remote.hold(HeldFor { hash, name: to, here }, frame, wanted).is_err() {
+                if remote.hold(HeldFor { hash, name: to, here }, frame, ack_to).is_err() {
                     self.metrics().dropped(DropReason::MessageHeldFull);
                     return delivered.or(Some(AckStatus::Failed));
                 }
@@ -218,18 +205,17 @@ impl Core {
     }
 
     /// The places of a user are known, or cannot be: what was held goes on, in order.
-    fn handle_located(&mut self, hash: UserHash, to: &str, location: &Location) {
+    pub(super) fn handle_located(&mut self, hash: UserHash, to: &str, location: &Location) {
         let now_ms = self.now.mono_ms();
         let Some(remote) = self.remote.as_mut() else {
             return;
         };
         let asked = remote.take_asked(hash, to);
-        let control = remote.control;
         if let Location::Known(places) = location {
             remote.locations.learn(hash, to, places.clone(), now_ms);
         }
         for held in asked.into_iter().flat_map(|asked| asked.held) {
-            let wanted = held.wanted.as_ref().map(HeldWanted::as_wanted);
+            let ack_to = held.ack_to.as_ref().map(HeldAckTo::as_ack_to);
             let status = match location {
                 Location::Known(places) | Location::Fleeting(places) if !places.is_empty() => {
                     let route = Route {
@@ -237,9 +223,9 @@ impl Core {
                         to,
                         frame: &held.frame,
                         places,
-                        wanted,
+                        ack_to,
                     };
-                    match self.lanes.try_route(control, &route) {
+                    match self.lanes.try_route(&route) {
                         Ok(()) => continue,
                         Err(_) => {
                             self.metrics().dropped(DropReason::MessageLaneFull);
@@ -256,8 +242,8 @@ impl Core {
             if status == AckStatus::Offline && !held.here {
                 self.metrics().dropped(DropReason::MessageOffline);
             }
-            if let Some(wanted) = &wanted {
-                self.answer(wanted, status);
+            if let Some(ack_to) = &ack_to {
+                self.answer(ack_to, status);
             }
         }
     }
@@ -265,9 +251,7 @@ impl Core {
     /// The connections of a user changed: other gateways shall know.
     pub(super) fn tell_presence(&mut self, user: UserIndex, connections: usize) {
         if let Some(remote) = &mut self.remote {
-            let told = self
-                .lanes
-                .try_presence(remote.control, self.users.name(user), connections as u32);
+            let told = self.lanes.try_presence(self.users.name(user), connections as u32);
             remote.presence_lost |= told.is_err();
         }
     }
@@ -276,118 +260,90 @@ impl Core {
     pub(super) fn tell_presence_lost(&mut self) {
         if let Some(remote) = &mut self.remote
             && remote.presence_lost
-            && self.lanes.has_room(remote.control)
+            && self.lanes.control_has_room()
         {
             remote.presence_lost = false;
-            self.lanes.push(remote.control, Item::PresenceLost);
+            self.lanes.push_control(PresenceToControl::Lost);
         }
     }
 
-    /// Carries out what only the control thread says.
-    pub(super) fn handle_control_item(&mut self, batch: &Batch, item: Item) {
-        match item {
-            Item::Located { hash, user, location } => self.handle_located(hash, batch.text(user), &location),
-            Item::Forget { hash, user } => {
-                if let Some(remote) = &mut self.remote {
-                    remote.locations.forget(hash, batch.text(user));
-                }
+    /// A message of another gateway for a user of this shard. `index`: in its packet, if the sender wants to hear.
+    pub(super) fn handle_from_gateway(
+        &mut self,
+        (hash, to): (UserHash, &str),
+        frame: &[u8],
+        index: Option<u16>,
+        received_ns: u64,
+    ) {
+        if self.deliver(hash, to, frame) {
+            self.turn.from_gateways.push(received_ns);
+        } else {
+            self.metrics().dropped(DropReason::MessageMissed);
+            if let Some(remote) = &mut self.remote {
+                remote.missed.extend(index);
             }
-            Item::ForgetAll => {
-                if let Some(remote) = &mut self.remote {
-                    remote.locations.clear();
-                }
-            }
-            Item::FromGateway {
-                hash,
-                to,
-                frame,
-                place,
-                received_ns,
-            } => {
-                self.turn.interactive = true;
-                if self.deliver(hash, batch.text(to), batch.bytes(frame)) {
-                    self.turn.from_gateways.push(received_ns);
-                } else {
-                    self.metrics().dropped(DropReason::MessageMissed);
-                    if let Some(remote) = &mut self.remote {
-                        remote.missed.extend(place);
-                    }
-                }
-            }
-            Item::PacketEnd { packet } => {
-                if let Some(remote) = &mut self.remote {
-                    let missed = std::mem::take(&mut remote.missed);
-                    self.lanes.push(remote.control, Item::PacketDone { packet, missed });
-                }
-            }
-            Item::Ack {
-                conn,
-                client_id,
-                message_id,
-                status,
-            } => {
-                let wanted = Wanted {
-                    shard: self.me,
-                    conn,
-                    client_id: batch.text(client_id),
-                    message_id,
-                };
-                self.answer(&wanted, status);
-            }
-            Item::ListUsers { round, from, count } => self.list_users(round, from, count),
-            Item::ReviewPage { round, from, count } => {
-                if let Some(remote) = &self.remote {
-                    let (users, next) = self.users.page(from, count);
-                    self.lanes.users_reviewed(remote.control, (round, Some(next)), users);
-                }
-            }
-            Item::ReviewUsers { round, users } => {
-                if let Some(remote) = &self.remote {
-                    let here = users.iter().filter_map(|(hash, user)| {
-                        let user = batch.text(*user);
-                        let index = self.users.find(*hash, user)?;
-                        Some((user, self.users.devices(index).len()))
-                    });
-                    self.lanes.users_reviewed(remote.control, (round, None), here);
-                }
-            }
-            Item::CheckUsers { users } => {
-                for (hash, user) in users {
-                    let user = batch.text(user);
-                    if self.users.find(hash, user).is_none()
-                        && let Some(remote) = &mut self.remote
-                    {
-                        let told = self.lanes.try_presence(remote.control, user, 0);
-                        remote.presence_lost |= told.is_err();
-                    }
-                }
-            }
-            other => debug_assert!(false, "not for a shard: {other:?}"),
         }
     }
 
-    fn list_users(&mut self, round: u32, from: u32, count: u32) {
+    /// This shard has all its messages of a packet.
+    pub(super) fn handle_packet_end(&mut self, packet: u32) {
+        if let Some(remote) = &mut self.remote {
+            let missed = std::mem::take(&mut remote.missed);
+            self.lanes.push_control(MessageToControl::PacketDone { packet, missed });
+        }
+    }
+
+    /// A user may have moved.
+    pub(super) fn forget_location(&mut self, hash: UserHash, user: &str) {
+        if let Some(remote) = &mut self.remote {
+            remote.locations.forget(hash, user);
+        }
+    }
+
+    /// Any user may have moved.
+    pub(super) fn forget_locations(&mut self) {
+        if let Some(remote) = &mut self.remote {
+            remote.locations.clear();
+        }
+    }
+
+    /// Tells the control thread the users in these slots.
+    pub(super) fn review_page(&mut self, round: u32, from: u32, count: u32) {
+        let (users, next) = self.users.page(from, count);
+        self.lanes.users_reviewed((round, Some(next)), users);
+    }
+
+    /// Tells the control thread which of these users are here.
+    pub(super) fn review_users<'a>(&mut self, round: u32, users: impl Iterator<Item = (UserHash, &'a str)>) {
+        let here = users.filter_map(|(hash, user)| {
+            let index = self.users.find(hash, user)?;
+            Some((user, self.users.devices(index).len()))
+        });
+        self.lanes.users_reviewed((round, None), here);
+    }
+
+    /// Tells the control thread which of these users are not here.
+    pub(super) fn check_users<'a>(&mut self, users: impl Iterator<Item = (UserHash, &'a str)>) {
+        for (hash, user) in users {
+            if self.users.find(hash, user).is_none()
+                && let Some(remote) = &mut self.remote
+            {
+                let told = self.lanes.try_presence(user, 0);
+                remote.presence_lost |= told.is_err();
+            }
+        }
+    }
+
+    /// Tells the control thread some users.
+    pub(super) fn list_users(&mut self, round: u32, from: u32, count: u32) {
         let Some(remote) = &mut self.remote else {
             return;
         };
         let (users, next) = self.users.page(from, count);
         for (user, connections) in users {
-            let told = self.lanes.try_presence(remote.control, user, connections as u32);
+            let told = self.lanes.try_presence(user, connections as u32);
             remote.presence_lost |= told.is_err();
         }
-        self.lanes.push(remote.control, Item::UsersListed { round, next });
-    }
-
-    /// Carries out what concerns all shards.
-    pub(super) fn handle_instruction(&mut self, instruction: &Instruction) {
-        match instruction {
-            Instruction::Broadcast(frame) => self.queue_broadcast(frame.clone(), None),
-            Instruction::CloseUser { user, reason } => {
-                self.close_user(user, *reason);
-            }
-            Instruction::EndSubscription { user, channel } => {
-                self.end_subscriptions(user, channel);
-            }
-        }
+        self.lanes.push_control(PresenceToControl::Listed { round, next });
     }
 }

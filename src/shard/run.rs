@@ -23,7 +23,7 @@ use crate::admin::Request;
 use crate::engine::park::{FdReady, RingYield};
 use crate::engine::{Engine, Event, SendStatus, SocketKey, Waker};
 use crate::ids::ShardId;
-use crate::lanes::{Inbox, Lanes, Mailbox, Reply};
+use crate::lanes::{Inbox, Lanes, Mailboxes, ShardReply, ToShard};
 use crate::router::HomeMap;
 use crate::settings::Settings;
 use crate::shared::Shared;
@@ -61,7 +61,7 @@ pub struct Plan {
     /// Its listener, bound and listening.
     pub listener: OwnedFd,
     /// What comes to it.
-    pub inbox: Inbox,
+    pub inbox: Inbox<ToShard>,
     /// What all threads may read.
     pub shared: Arc<Shared>,
     /// What it goes by at first.
@@ -73,7 +73,7 @@ pub struct Plan {
     /// Where to the control thread it reports.
     pub reports: Reporter,
     /// All mailboxes, once every shard has its waker.
-    pub mailboxes: Receiver<Vec<Mailbox>>,
+    pub mailboxes: Receiver<Mailboxes>,
 }
 
 /// The way to the control thread.
@@ -102,8 +102,8 @@ pub enum Report {
     Accepting(ShardId),
     /// An administrator asks, over a connection of this shard, from this address.
     Asked(ShardId, SocketKey, Option<SocketAddr>, Request),
-    /// What came of an ask, by its ticket.
-    Replied(u32, Reply),
+    /// What came of a query, by its ticket.
+    Replied(u32, ShardReply),
     /// Somebody shows a token that is signed with a key that is not known.
     KeysWanted,
     /// The drain is over here.
@@ -156,7 +156,7 @@ fn remedy(error: &std::io::Error) -> &'static str {
 struct Shard<E> {
     engine: E,
     core: Core,
-    inbox: Inbox,
+    inbox: Inbox<ToShard>,
     waker: Waker,
     shared: Arc<Shared>,
     reports: Reporter,
@@ -182,7 +182,7 @@ impl<E: Engine> Shard<E> {
             let now = self.shared.clock.now();
             let began_ns = began_ns.unwrap_or(now.mono_ns);
             self.core.begin_turn(now);
-            let mut busy = self.take_events() | self.take_parcels();
+            let mut busy = self.take_events() | self.take_mail();
             self.core.handle_timeouts();
             let interactive = self.core.is_interactive();
             self.core.fan_out();
@@ -280,14 +280,14 @@ impl<E: Engine> Shard<E> {
     }
 
     /// Lets the core act on what came from other threads, as much as one turn may take.
-    fn take_parcels(&mut self) -> bool {
+    fn take_mail(&mut self) -> bool {
         let mut items = 0;
         while items < INBOX_ITEMS_PER_TURN {
-            let Some(parcel) = self.inbox.try_next() else {
+            let Some(batch) = self.inbox.try_next() else {
                 break;
             };
-            let room = parcel.room();
-            items += self.core.handle_parcel(parcel);
+            let room = batch.room();
+            items += self.core.handle_batch(batch);
             if let Some(room) = room {
                 self.inbox.done(room);
             }

@@ -14,12 +14,12 @@ use crate::shared::{Now, Shared};
 
 /// The only shard of a gateway in development mode, at the beginning of its first turn.
 pub(super) fn core(configure: impl FnOnce(&mut Config)) -> Core {
-    let (_, senders, depths) = lanes::inboxes(1);
-    let shared = Shared::new("gw".into(), true, "model", vec![None], Arc::clone(&depths));
+    let inboxes = lanes::inboxes(1);
+    let shared = Shared::new("gw".into(), true, "model", vec![None], Arc::clone(&inboxes.depths));
     let lanes = Lanes::new(
         ShardId(0),
-        lanes::mailboxes(senders, vec![Waker::inert().unwrap()]),
-        depths,
+        lanes::mailboxes(inboxes.senders, vec![Waker::inert().unwrap()], None),
+        inboxes.depths,
     );
     let mut config = Config::default();
     configure(&mut config);

@@ -16,7 +16,10 @@ use shardgate::cluster::store::{
 use shardgate::cluster::{Cluster, Identity, Subscription};
 use shardgate::engine::Waker;
 use shardgate::ids::ShardId;
-use shardgate::lanes::{self, Inbox, Instruction, Item, Lanes, Mailbox, Parcel};
+use shardgate::lanes::{
+    self, ChannelToControl, ChannelToShard, Inbox, Lanes, Mailboxes, MessageToControl, MessageToShard,
+    PresenceToControl, PresenceToShard, RosterToShard, ShardCommand, ToControl, ToShard,
+};
 use shardgate::router::{HomeMap, Partition};
 use shardgate::shared::{Now, Shared};
 use shardgate::wire::json::encode;
@@ -46,8 +49,9 @@ struct Hostile<'a> {
     /// Knows what `cluster` knows, if the store has the key.
     keyring: Keyring,
     homes: HomeMap,
-    mailboxes: Vec<Mailbox>,
-    inboxes: Vec<Inbox>,
+    mailboxes: Mailboxes,
+    inboxes: Vec<Inbox<ToShard>>,
+    control_inbox: Inbox<ToControl>,
     shared: Arc<Shared>,
     now_ns: u64,
     /// Requests that are not answered, and how many answers each wants.
@@ -58,7 +62,7 @@ struct Hostile<'a> {
     /// Questions of shards that are not answered.
     questions: BTreeMap<(u16, u32), ()>,
     /// Things that shards have to say back, by shard.
-    owed: Vec<(u16, Item)>,
+    owed: Vec<(u16, ToControl)>,
     tally: Tally,
 }
 
@@ -79,11 +83,17 @@ pub fn run(chance: &mut Chance, steps: usize) -> Tally {
 
 impl<'a> Hostile<'a> {
     fn new(chance: &'a mut Chance) -> Self {
-        let (inboxes, senders, depths) = lanes::inboxes(SHARDS);
+        let lanes::Inboxes {
+            shards: inboxes,
+            control: control_inbox,
+            senders,
+            depths,
+        } = lanes::inboxes(SHARDS);
         let cpus = vec![None; usize::from(SHARDS)];
         let shared = Arc::new(Shared::new("gw".into(), true, "model", cpus, Arc::clone(&depths)));
-        let wakers = (0..=SHARDS).map(|_| Waker::inert().expect("a waker")).collect();
-        let mailboxes = lanes::mailboxes(senders, wakers);
+        let waker = || Waker::inert().expect("a waker");
+        let wakers = (0..SHARDS).map(|_| waker()).collect();
+        let mailboxes = lanes::mailboxes(senders, wakers, Some(waker()));
         let homes = HomeMap::new(SHARDS, [7; 16]);
         let identity = Identity {
             id: "gw".into(),
@@ -97,7 +107,7 @@ impl<'a> Hostile<'a> {
             wall_ms: 1_700_000_000_000,
         };
         let mut cluster = Cluster::new(&identity, homes.clone(), Arc::clone(&shared), now).with_keyring(keyring());
-        cluster.attach(Lanes::new(lanes::control_place(SHARDS), mailboxes.clone(), depths));
+        cluster.attach(Lanes::new(lanes::control_id(SHARDS), mailboxes.clone(), depths));
         Hostile {
             chance,
             cluster,
@@ -105,6 +115,7 @@ impl<'a> Hostile<'a> {
             homes,
             mailboxes,
             inboxes,
+            control_inbox,
             shared,
             now_ns: 0,
             asked: Vec::new(),
@@ -378,7 +389,7 @@ impl<'a> Hostile<'a> {
                 2..=8 => {
                     let user = self.user().into();
                     let reason = CloseReason::Administrator;
-                    self.cluster.spread(&Instruction::CloseUser { user, reason });
+                    self.cluster.forward(&ShardCommand::CloseUser { user, reason });
                 }
                 9..=12 => {
                     let user = self.user().into();
@@ -442,40 +453,36 @@ impl<'a> Hostile<'a> {
     fn shard_says(&mut self) {
         let shard = self.chance.below(usize::from(SHARDS)) as u16;
         let mut lanes = Lanes::new(ShardId(shard), self.mailboxes.clone(), Arc::clone(&self.shared.depths));
-        let control = lanes::control_place(SHARDS);
         let user = self.user();
         let hash = self.homes.hash(&user);
         match self.chance.below(8) {
             0..=2 => {
                 self.ticket += 1;
                 let users: Vec<String> = (0..self.chance.below(8)).map(|n| format!("user{n}")).collect();
-                let places = (0u8..)
+                let indexed = (0u8..)
                     .zip(&users)
-                    .map(|(place, user)| (place, self.homes.hash(user), &**user));
+                    .map(|(index, user)| (index, self.homes.hash(user), &**user));
                 let asker = self.homes.hash(&format!("asker{}", self.chance.below(3)));
-                if lanes.try_presence_query(control, (self.ticket, asker), places).is_ok() {
+                if lanes.try_cluster_query((self.ticket, asker), indexed).is_ok() {
                     self.questions.insert((shard, self.ticket), ());
                 }
             }
             3 => {
-                let _ = lanes.try_locate(control, hash, &user);
+                let _ = lanes.try_locate(hash, &user);
             }
             4 => {
-                let _ = lanes.try_presence(control, &user, self.chance.below(3) as u32);
+                let _ = lanes.try_presence(&user, self.chance.below(3) as u32);
             }
-            5 => lanes.push(control, Item::PresenceLost),
-            6 => lanes.push(
-                control,
-                Item::PartitionWanted {
-                    partition: Partition(self.chance.below(64) as u16),
-                    wanted: self.chance.percent(60),
-                },
-            ),
+            5 => lanes.push_control(PresenceToControl::Lost),
+            6 => lanes.push_control(ChannelToControl::PartitionWanted {
+                partition: Partition(self.chance.below(64) as u16),
+                wanted: self.chance.percent(60),
+            }),
             _ => {
                 let owed = self.owed.iter().position(|(by, _)| *by == shard);
                 if let Some(at) = owed {
                     let (_, item) = self.owed.remove(at);
-                    lanes.push(control, item);
+                    lanes.push_control(item);
                 }
             }
         }
@@ -485,14 +492,11 @@ impl<'a> Hostile<'a> {
     fn turn(&mut self) {
         let now = self.now();
         self.cluster.begin_turn(now);
-        let control = self.inboxes.last().expect("the control thread's");
-        while let Some(parcel) = control.try_next() {
-            let room = parcel.room();
-            if let Parcel::Batch(batch) = parcel {
-                self.cluster.handle_batch(batch);
-            }
+        while let Some(batch) = self.control_inbox.try_next() {
+            let room = batch.room();
+            self.cluster.handle_batch(batch);
             if let Some(room) = room {
-                control.done(room);
+                self.control_inbox.done(room);
             }
         }
         self.cluster.end_turn();
@@ -513,8 +517,8 @@ impl<'a> Hostile<'a> {
             assert!(!request.ops.is_empty(), "an empty request");
             self.asked.push((request.ticket, request.ops));
         }
-        while let Some(instruction) = self.cluster.poll_instruction() {
-            if let Instruction::Broadcast(frame) = instruction {
+        while let Some(command) = self.cluster.poll_command() {
+            if let ShardCommand::Broadcast(frame) = command {
                 assert!(is_object_frame(&frame, "broadcast"), "{frame:?}");
             }
         }
@@ -526,45 +530,54 @@ impl<'a> Hostile<'a> {
     }
 
     fn shard_hears(&mut self, shard: u16) {
-        while let Some(parcel) = self.inboxes[usize::from(shard)].try_next() {
-            let room = parcel.room();
-            if let Parcel::Batch(mut batch) = parcel {
-                for item in std::mem::take(&mut batch.items) {
-                    match &item {
-                        Item::PresenceAnswer { .. } => self.tally.answered += 1,
-                        Item::PresenceUnknown { .. } => self.tally.refused += 1,
-                        Item::FromGateway { .. } | Item::Published { .. } => self.tally.frames += 1,
-                        _ => {}
+        while let Some(mut batch) = self.inboxes[usize::from(shard)].try_next() {
+            let room = batch.room();
+            for item in std::mem::take(&mut batch.items) {
+                let owed: ToControl = match item {
+                    ToShard::Presence(mail) => {
+                        let ticket = match mail {
+                            PresenceToShard::Answer { ticket, .. } => {
+                                self.tally.answered += 1;
+                                ticket
+                            }
+                            PresenceToShard::Unknown { ticket, .. } => {
+                                self.tally.refused += 1;
+                                ticket
+                            }
+                            PresenceToShard::Query(query) => panic!("the control thread asks: {query:?}"),
+                        };
+                        let asked = self.questions.remove(&(shard, ticket));
+                        assert!(asked.is_some(), "question {ticket} was answered twice");
+                        continue;
                     }
-                    let owed = match item {
-                        Item::PresenceAnswer { ticket, .. } | Item::PresenceUnknown { ticket, .. } => {
-                            let asked = self.questions.remove(&(shard, ticket));
-                            assert!(asked.is_some(), "question {ticket} was answered twice");
-                            continue;
-                        }
-                        Item::FromGateway { frame, .. } => {
-                            let frame = batch.bytes(frame);
-                            assert!(is_object_frame(frame, "message"), "{frame:?}");
-                            continue;
-                        }
-                        Item::Published { frame, .. } => {
-                            assert!(is_object_frame(&frame, "publication"), "{frame:?}");
-                            continue;
-                        }
-                        Item::PacketEnd { packet } => Item::PacketDone {
-                            packet,
-                            missed: (0..self.chance.below(3)).map(|_| self.chance.below(3) as u16).collect(),
-                        },
-                        Item::ListUsers { round, .. } => Item::UsersListed { round, next: None },
-                        Item::ReviewPage { round, .. } => Item::UsersReviewed {
-                            round,
-                            page: Some(None),
-                            users: Vec::new(),
-                        },
-                        _ => continue,
-                    };
-                    self.owed.push((shard, owed));
-                }
+                    ToShard::Message(MessageToShard::FromGateway { frame, .. }) => {
+                        self.tally.frames += 1;
+                        let frame = batch.bytes(frame);
+                        assert!(is_object_frame(frame, "message"), "{frame:?}");
+                        continue;
+                    }
+                    ToShard::Channel(ChannelToShard::Published(item)) => {
+                        self.tally.frames += 1;
+                        assert!(is_object_frame(&item.frame, "publication"), "{:?}", item.frame);
+                        continue;
+                    }
+                    ToShard::Message(MessageToShard::PacketEnd { packet }) => MessageToControl::PacketDone {
+                        packet,
+                        missed: (0..self.chance.below(3)).map(|_| self.chance.below(3) as u16).collect(),
+                    }
+                    .into(),
+                    ToShard::Roster(RosterToShard::List { round, .. }) => {
+                        PresenceToControl::Listed { round, next: None }.into()
+                    }
+                    ToShard::Roster(RosterToShard::ReviewPage { round, .. }) => PresenceToControl::Reviewed {
+                        round,
+                        page: Some(None),
+                        users: Vec::new(),
+                    }
+                    .into(),
+                    _ => continue,
+                };
+                self.owed.push((shard, owed));
             }
             if let Some(room) = room {
                 self.inboxes[usize::from(shard)].done(room);

@@ -24,7 +24,7 @@ use crate::admin::{
 };
 use crate::cluster::inquiries::Whereabouts;
 use crate::ids::{IdSource, ShardId, SocketKey};
-use crate::lanes::{Ask, Instruction, Mailbox, Parcel, Reply};
+use crate::lanes::{AdminToShard, Mailboxes, ShardCommand, ShardQuery, ShardReply};
 use crate::router::HomeMap;
 use crate::shared::Shared;
 use crate::wire::json::encode::{self, AckStatus};
@@ -37,7 +37,7 @@ const NOT_TOLD: &str = "but the other gateways could not be told: Redis is away"
 /// What somebody waits for.
 #[derive(Debug)]
 enum Word {
-    Reply(Reply),
+    Reply(ShardReply),
     Whereabouts(Whereabouts),
 }
 
@@ -75,8 +75,7 @@ impl Drop for Ticket<'_> {
 pub(super) struct Desk {
     /// To the turn, of this same thread, which has the cluster.
     handle: Handle,
-    /// The shards'.
-    mailboxes: Vec<Mailbox>,
+    mailboxes: Mailboxes,
     homes: HomeMap,
     shared: Arc<Shared>,
     answer_max: Duration,
@@ -88,13 +87,12 @@ impl Desk {
     /// `answer_max`: usually [`ANSWER_MAX`].
     pub(super) fn new(
         handle: Handle,
-        mailboxes: &[Mailbox],
+        mailboxes: Mailboxes,
         homes: HomeMap,
         shared: Arc<Shared>,
         answer_max: Duration,
         seed: u64,
     ) -> Rc<Self> {
-        let mailboxes = mailboxes[..shared.shards.len()].to_vec();
         Rc::new(Desk {
             handle,
             mailboxes,
@@ -116,7 +114,7 @@ impl Desk {
         let desk = Rc::clone(self);
         tokio::task::spawn_local(async move {
             let answer = desk.serve(&request, from).await;
-            desk.mailboxes[shard.index()].post(Parcel::Answer(conn, Box::new(answer)));
+            desk.mailboxes.post(shard, AdminToShard::Answer(conn, Box::new(answer)));
         });
     }
 
@@ -132,7 +130,7 @@ impl Desk {
     }
 
     /// A shard has replied.
-    pub(super) fn replied(&self, ticket: u32, reply: Reply) {
+    pub(super) fn replied(&self, ticket: u32, reply: ShardReply) {
         self.resolve(ticket, Word::Reply(reply));
     }
 
@@ -215,38 +213,39 @@ impl Desk {
         word.map_err(|_| Answer::ending())
     }
 
-    async fn ask(&self, shard: ShardId, ask: Ask) -> Result<Reply, Answer> {
+    async fn ask(&self, shard: ShardId, query: ShardQuery) -> Result<ShardReply, Answer> {
         let ticket = self.ticket();
-        self.mailboxes[shard.index()].post(Parcel::Ask(ticket.number, Box::new(ask)));
+        self.mailboxes
+            .post(shard, AdminToShard::Query(ticket.number, Box::new(query)));
         match self.word(ticket).await? {
             Word::Reply(reply) => Ok(reply),
             Word::Whereabouts(_) => Err(wrong_word()),
         }
     }
 
-    async fn ask_page(&self, shard: ShardId, ask: Ask) -> Result<(Vec<ConnectionInfo>, Option<u32>), Answer> {
-        match self.ask(shard, ask).await? {
-            Reply::Page { connections, next } => Ok((connections, next)),
+    async fn ask_page(&self, shard: ShardId, query: ShardQuery) -> Result<(Vec<ConnectionInfo>, Option<u32>), Answer> {
+        match self.ask(shard, query).await? {
+            ShardReply::Page { connections, next } => Ok((connections, next)),
             _ => Err(wrong_word()),
         }
     }
 
-    async fn ask_count(&self, shard: ShardId, ask: Ask) -> Result<u64, Answer> {
-        match self.ask(shard, ask).await? {
-            Reply::Count(count) => Ok(count),
+    async fn ask_count(&self, shard: ShardId, query: ShardQuery) -> Result<u64, Answer> {
+        match self.ask(shard, query).await? {
+            ShardReply::Count(count) => Ok(count),
             _ => Err(wrong_word()),
         }
     }
 
-    async fn ask_status(&self, shard: ShardId, ask: Ask) -> Result<AckStatus, Answer> {
-        match self.ask(shard, ask).await? {
-            Reply::Status(status) => Ok(status),
+    async fn ask_status(&self, shard: ShardId, query: ShardQuery) -> Result<AckStatus, Answer> {
+        match self.ask(shard, query).await? {
+            ShardReply::Status(status) => Ok(status),
             _ => Err(wrong_word()),
         }
     }
 
     fn shards(&self) -> impl Iterator<Item = ShardId> {
-        (0..self.mailboxes.len() as u16).map(ShardId)
+        (0..self.mailboxes.shards.len() as u16).map(ShardId)
     }
 
     fn home(&self, user: &str) -> ShardId {
@@ -254,16 +253,16 @@ impl Desk {
     }
 
     /// Tells the other gateways. Returns false if they cannot be told now.
-    async fn spread(&self, instruction: Instruction) -> bool {
+    async fn forward(&self, command: ShardCommand) -> bool {
         let (sender, told) = oneshot::channel();
-        self.handle.order(Order::Spread(instruction, sender));
+        self.handle.order(Order::Forward(command, sender));
         told.await.unwrap_or(false)
     }
 
     async fn list(&self, user: Option<Arc<str>>, cursor: Option<Cursor>, limit: usize) -> Result<Answer, Answer> {
         let shards = match &user {
             Some(user) => self.home(user).0..=self.home(user).0,
-            None => 0..=self.mailboxes.len() as u16 - 1,
+            None => 0..=self.mailboxes.shards.len() as u16 - 1,
         };
         let first = Cursor {
             shard: *shards.start(),
@@ -277,12 +276,12 @@ impl Desk {
         while let Some(at) = next
             && connections.len() < limit
         {
-            let ask = Ask::List {
+            let query = ShardQuery::List {
                 user: user.clone(),
                 from: at.slot,
                 limit: limit - connections.len(),
             };
-            let (found, slot) = self.ask_page(ShardId(at.shard), ask).await?;
+            let (found, slot) = self.ask_page(ShardId(at.shard), query).await?;
             connections.extend(found);
             next = match slot {
                 Some(slot) => Some(Cursor { slot, ..at }),
@@ -318,7 +317,7 @@ impl Desk {
     ) -> Result<Option<ConnectionInfo>, Answer> {
         let mut next = Some(0);
         while let Some(from) = next {
-            let (found, after) = self.ask_page(shard, Ask::Find { id, from, close }).await?;
+            let (found, after) = self.ask_page(shard, ShardQuery::Find { id, from, close }).await?;
             if let Some(found) = found.into_iter().next() {
                 return Ok(Some(found));
             }
@@ -328,7 +327,7 @@ impl Desk {
     }
 
     async fn show_user(&self, user: &str) -> Result<Answer, Answer> {
-        let count = Ask::Count { user: user.into() };
+        let count = ShardQuery::Count { user: user.into() };
         let here = self.ask_count(self.home(user), count).await?;
         let mut gateways = Vec::new();
         if here > 0 {
@@ -357,13 +356,10 @@ impl Desk {
     }
 
     async fn end_subscription(&self, user: Arc<str>, channel: Arc<str>) -> Result<Answer, Answer> {
-        let told = self.spread(Instruction::EndSubscription {
-            user: Arc::clone(&user),
-            channel: Arc::clone(&channel),
-        });
-        let told = told.await;
         let home = self.home(&user);
-        let closed = self.ask_count(home, Ask::EndSubscription { user, channel }).await?;
+        let command = ShardCommand::EndSubscription { user, channel };
+        let told = self.forward(command.clone()).await;
+        let closed = self.ask_count(home, ShardQuery::Command(command)).await?;
         if !told {
             let words = format!("{closed} subscriptions of this gateway were ended, {NOT_TOLD}");
             return Err(Answer::refuse(Refusal::Unavailable, &words));
@@ -372,13 +368,10 @@ impl Desk {
     }
 
     async fn close_user(&self, user: Arc<str>, reason: CloseReason) -> Result<Answer, Answer> {
-        let told = self.spread(Instruction::CloseUser {
-            user: Arc::clone(&user),
-            reason,
-        });
-        let told = told.await;
         let home = self.home(&user);
-        let closed = self.ask_count(home, Ask::CloseUser { user, reason }).await?;
+        let command = ShardCommand::CloseUser { user, reason };
+        let told = self.forward(command.clone()).await;
+        let closed = self.ask_count(home, ShardQuery::Command(command)).await?;
         if !told {
             let words = format!("{closed} connections of this gateway were closed, {NOT_TOLD}");
             return Err(Answer::refuse(Refusal::Unavailable, &words));
@@ -417,19 +410,23 @@ impl Desk {
         let mut first = BTreeMap::new();
         let mut next = Some(0);
         while let Some(from) = next {
-            let ask = Ask::Channels {
+            let query = ShardQuery::Channels {
                 prefix: Arc::clone(prefix),
                 after: Arc::clone(after),
                 from,
             };
-            let Reply::Channels { channels, next: place } = self.ask(shard, ask).await? else {
+            let ShardReply::Channels {
+                channels,
+                next: after_these,
+            } = self.ask(shard, query).await?
+            else {
                 return Err(wrong_word());
             };
             first.extend(channels);
             while first.len() > most {
                 first.pop_last();
             }
-            next = place;
+            next = after_these;
         }
         Ok(first)
     }
@@ -448,13 +445,13 @@ impl Desk {
             };
             encode::message(&mut frame, &message);
             let home = self.home(&to);
-            let ask = Ask::Message {
+            let query = ShardQuery::Message {
                 to,
                 frame: frame.into(),
                 message_id: id,
                 received_ns: now.mono_ns,
             };
-            self.ask_status(home, ask)
+            self.ask_status(home, query)
         };
         let mut info = SentInfo {
             message_id: id,
@@ -488,13 +485,13 @@ impl Desk {
         };
         encode::publication(&mut frame, &publication);
         let home = self.homes.partition_home(self.homes.partition(&channel));
-        let ask = Ask::Publish {
+        let query = ShardQuery::Publish {
             channel,
             frame: frame.into(),
             message_id,
             received_ns: now.mono_ns,
         };
-        match self.ask_status(home, ask).await? {
+        match self.ask_status(home, query).await? {
             AckStatus::Published => Ok(Answer::json(&SentInfo {
                 message_id,
                 status: None,
@@ -513,12 +510,12 @@ impl Desk {
         let message_id = self.ids.borrow_mut().next(now.wall_ms);
         let mut frame = Vec::new();
         encode::broadcast(&mut frame, message_id, content, now.wall_ms);
-        let frame = bytes::Bytes::from(frame);
-        let told = self.spread(Instruction::Broadcast(frame.clone())).await;
-        let asks = self
+        let command = ShardCommand::Broadcast(frame.into());
+        let told = self.forward(command.clone()).await;
+        let queries = self
             .shards()
-            .map(|shard| self.ask_count(shard, Ask::Broadcast(frame.clone())));
-        let recipients = try_join_all(asks).await?.into_iter().sum();
+            .map(|shard| self.ask_count(shard, ShardQuery::Command(command.clone())));
+        let recipients = try_join_all(queries).await?.into_iter().sum();
         if !told {
             let words = format!("{recipients} connections of this gateway got it, {NOT_TOLD}");
             return Err(Answer::refuse(Refusal::Unavailable, &words));
@@ -532,7 +529,7 @@ impl Desk {
     }
 }
 
-/// A fault of ours: each ask has its kind of reply.
+/// A fault of ours: each query has its kind of reply.
 fn wrong_word() -> Answer {
     debug_assert!(false, "a reply of another kind");
     Answer::refuse(Refusal::Internal, "a reply of another kind")

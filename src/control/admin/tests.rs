@@ -20,13 +20,13 @@ fn who_is_not_answered_in_time_hears_so() {
         on_drain: OnDrain(Arc::new(|| {})),
         waker: Waker::inert().unwrap(),
     };
-    let (_nobody_reads, senders, depths) = lanes::inboxes(2);
+    let inboxes = lanes::inboxes(2);
     let wakers = (0..2).map(|_| Waker::inert().unwrap()).collect();
-    let shared = Arc::new(Shared::new("gw".into(), true, "model", vec![None; 2], depths));
-    let mailboxes = lanes::mailboxes(senders, wakers);
+    let shared = Arc::new(Shared::new("gw".into(), true, "model", vec![None; 2], inboxes.depths));
+    let mailboxes = lanes::mailboxes(inboxes.senders, wakers, None);
     let answer_max = Duration::from_millis(1);
     let homes = HomeMap::new(2, [7; 16]);
-    let desk = Desk::new(handle, &mailboxes, homes, Arc::clone(&shared), answer_max, 1);
+    let desk = Desk::new(handle, mailboxes, homes, Arc::clone(&shared), answer_max, 1);
     let requests = [
         ("GET", "/admin/connections", ""),
         ("GET", "/admin/users/bob", ""),
@@ -62,7 +62,7 @@ fn who_is_not_answered_in_time_hears_so() {
         assert!(desk.waiting.borrow().tickets.is_empty(), "{path}");
         // What comes too late finds nobody.
         let last = desk.waiting.borrow().last;
-        desk.replied(last, Reply::Count(1));
+        desk.replied(last, ShardReply::Count(1));
     }
     assert!(shared.try_close_desk());
 }

@@ -20,7 +20,10 @@ use std::sync::Arc;
 use shardgate::config::Config;
 use shardgate::engine::{SocketKey, Waker};
 use shardgate::ids::{IdSource, ShardId};
-use shardgate::lanes::{self, Inbox, Instruction, Item, LANE_ITEMS_MAX, LANE_ITEMS_RESERVED, Lanes, Mailbox, Parcel};
+use shardgate::lanes::{
+    self, Inbox, LANE_ITEMS_MAX, LANE_ITEMS_RESERVED, Lanes, LifecycleToShard, Mailboxes, PresenceToShard,
+    ShardCommand, ToShard,
+};
 use shardgate::metrics::Exposition;
 use shardgate::router::HomeMap;
 use shardgate::session::drain::DrainPlan;
@@ -54,7 +57,7 @@ const PATIENCE: u32 = 16;
 
 pub struct Shard {
     pub core: Core,
-    inbox: Inbox,
+    inbox: Inbox<ToShard>,
     engine: ModelEngine,
     commands: Vec<Command>,
     last_turn_ms: u64,
@@ -76,7 +79,7 @@ pub struct World {
     pub shared: Arc<Shared>,
     pub settings: Arc<Settings>,
     homes: HomeMap,
-    mailboxes: Vec<Mailbox>,
+    mailboxes: Mailboxes,
     pub shards: Vec<Shard>,
     wires: Vec<Wire>,
     tokens: Tokens,
@@ -98,18 +101,19 @@ fn receive(core: &mut Core, engine: &ModelEngine, wires: &mut [Wire], now_ms: u6
 impl World {
     pub fn new(setup: Setup, mut chance: Chance) -> Self {
         let count = setup.shards;
-        let (inboxes, senders, depths) = lanes::inboxes(count);
+        // A gateway of its own has no need of a control thread.
+        let inboxes = lanes::inboxes(count);
+        let depths = inboxes.depths;
         let cpus = vec![None; usize::from(count)];
         let shared = Arc::new(Shared::new("gw".into(), true, "model", cpus, Arc::clone(&depths)));
         let places = setup.config.limits.connections.unwrap_or(10_000);
         let settings = Arc::new(Settings::new(&setup.config, places).unwrap());
         let wakers = (0..count).map(|_| Waker::inert().unwrap()).collect();
-        let mailboxes = lanes::mailboxes(senders, wakers);
+        let mailboxes = lanes::mailboxes(inboxes.senders, wakers, None);
         let homes = HomeMap::new(count, [7; 16]);
         let shards = inboxes
+            .shards
             .into_iter()
-            // The last one is the control thread's, of which a gateway of its own has no need.
-            .take(usize::from(count))
             .enumerate()
             .map(|(shard, inbox)| {
                 let lanes = Lanes::new(ShardId(shard as u16), mailboxes.clone(), Arc::clone(&depths));
@@ -277,10 +281,10 @@ impl World {
         let budget = if eager { 4096 } else { 1 + chance.below(64) };
         let mut items = 0;
         while items < budget
-            && let Some(parcel) = inbox.try_next()
+            && let Some(batch) = inbox.try_next()
         {
-            let room = parcel.room();
-            items += core.handle_parcel(parcel);
+            let room = batch.room();
+            items += core.handle_batch(batch);
             if let Some(room) = room {
                 inbox.done(room);
             }
@@ -584,10 +588,8 @@ impl World {
         let mut frame = Vec::new();
         let id = IdSource::new(number as u64).next(self.now_ms());
         encode::broadcast(&mut frame, id, &number.to_string(), self.now_ms());
-        let instruction = Instruction::Broadcast(frame.into());
-        for mailbox in &self.mailboxes[..self.shards.len()] {
-            mailbox.post(Parcel::Instruction(instruction.clone()));
-        }
+        let command = ShardCommand::Broadcast(frame.into());
+        self.mailboxes.post_all(|| command.clone());
         self.books.broadcasts.push(Broadcast {
             witnesses: self.live(),
             received_by: Vec::new(),
@@ -600,7 +602,7 @@ impl World {
         let mut lanes = Lanes::new(ShardId(from as u16), self.mailboxes.clone(), depths);
         for _ in 0..items {
             // Nobody has so many questions.
-            let answer = Item::PresenceAnswer {
+            let answer = PresenceToShard::Answer {
                 ticket: u32::MAX,
                 online: 0,
                 known: 0,
@@ -671,9 +673,7 @@ impl World {
         assert!(self.shared.begin_draining());
         let per_second = self.chance.pick(&[0, 1, 5]);
         let plan = DrainPlan::new(self.shared.connections(), self.now_ms(), within_ms, per_second);
-        for mailbox in &self.mailboxes {
-            mailbox.post(Parcel::Drain(plan));
-        }
+        self.mailboxes.post_all(|| LifecycleToShard::Drain(plan));
         for shard in 0..self.shards.len() {
             while self.shards[shard].core.drain_count().is_none() {
                 self.turn(shard, true);

@@ -9,7 +9,7 @@ use shardgate::cluster::store::Incarnation;
 use shardgate::cluster::{Cluster, Identity, Subscription};
 use shardgate::engine::Waker;
 use shardgate::ids::ShardId;
-use shardgate::lanes::{self, Inbox, Lanes, Mailbox, Parcel};
+use shardgate::lanes::{self, Inbox, Inboxes, Lanes, LifecycleToShard, Mailboxes, ToControl, ToShard};
 use shardgate::router::HomeMap;
 use shardgate::session::drain::DrainPlan;
 use shardgate::settings::Settings;
@@ -41,7 +41,7 @@ pub enum Phase {
 
 pub struct Shard {
     pub core: Core,
-    pub inbox: Inbox,
+    pub inbox: Inbox<ToShard>,
     pub engine: ModelEngine,
     commands: Vec<Command>,
     pub stalled_until_ns: u64,
@@ -57,8 +57,8 @@ pub struct Gateway {
     pub link: Link,
     pub shared: Arc<Shared>,
     pub shards: Vec<Shard>,
-    pub control_inbox: Inbox,
-    mailboxes: Vec<Mailbox>,
+    pub control_inbox: Inbox<ToControl>,
+    mailboxes: Mailboxes,
     pub tokens: Tokens,
     /// Its control thread, or all of it, stands still.
     pub frozen_until_ns: u64,
@@ -77,11 +77,16 @@ impl Gateway {
         now_ns: u64,
         chance: &mut Chance,
     ) -> Self {
-        let (inboxes, senders, depths) = lanes::inboxes(shards);
+        let Inboxes {
+            shards: inboxes,
+            control: control_inbox,
+            senders,
+            depths,
+        } = lanes::inboxes(shards);
         let cpus = vec![None; usize::from(shards)];
         let shared = Arc::new(Shared::new(id.into(), true, "model", cpus, Arc::clone(&depths)));
-        let wakers = (0..=shards).map(|_| Waker::inert().unwrap()).collect();
-        let mailboxes = lanes::mailboxes(senders, wakers);
+        let wakers = (0..shards).map(|_| Waker::inert().unwrap()).collect();
+        let mailboxes = lanes::mailboxes(senders, wakers, Some(Waker::inert().unwrap()));
         let homes = HomeMap::new(shards, [chance.below(256) as u8; 16]);
         // Hosts' clocks do not agree.
         let wall_offset_ms = 1_700_000_000_000 + chance.below(3_000) as u64;
@@ -95,8 +100,6 @@ impl Gateway {
             ttl_ms,
         };
         let cluster = Cluster::new(&identity, homes.clone(), Arc::clone(&shared), now);
-        let mut inboxes: Vec<Inbox> = inboxes;
-        let control_inbox = inboxes.pop().unwrap();
         let shards = inboxes.into_iter().enumerate().map(|(shard, inbox)| {
             let lanes = Lanes::new(ShardId(shard as u16), mailboxes.clone(), Arc::clone(&depths));
             let seed = u64::from(chance.word());
@@ -189,12 +192,10 @@ impl Gateway {
         }
         self.cluster.begin_turn(self.now(now_ns));
         let mut busy = false;
-        while let Some(parcel) = self.control_inbox.try_next() {
+        while let Some(batch) = self.control_inbox.try_next() {
             busy = true;
-            let room = parcel.room();
-            if let Parcel::Batch(batch) = parcel {
-                self.cluster.handle_batch(batch);
-            }
+            let room = batch.room();
+            self.cluster.handle_batch(batch);
             if let Some(room) = room {
                 self.control_inbox.done(room);
             }
@@ -204,10 +205,8 @@ impl Gateway {
             busy = true;
             self.cluster.handle_event(event);
         }
-        while let Some(instruction) = self.cluster.poll_instruction() {
-            for mailbox in &self.mailboxes[..self.shards.len()] {
-                mailbox.post(Parcel::Instruction(instruction.clone()));
-            }
+        while let Some(command) = self.cluster.poll_command() {
+            self.mailboxes.post_all(|| command.clone());
         }
         self.cluster.end_turn();
         while let Some(subscription) = self.cluster.poll_subscription() {
@@ -244,7 +243,7 @@ impl Gateway {
     fn follow_phase(&mut self, now_ns: u64) {
         match self.phase {
             Phase::Joining if self.cluster.is_member() => {
-                let me = lanes::control_place(self.shards.len() as u16);
+                let me = lanes::control_id(self.shards.len() as u16);
                 let lanes = Lanes::new(me, self.mailboxes.clone(), Arc::clone(&self.shared.depths));
                 self.cluster.attach(lanes);
                 self.phase = Phase::Serving;
@@ -278,9 +277,7 @@ impl Gateway {
         self.due_ms = None;
         let now_ms = now_ns / MS;
         let plan = DrainPlan::new(self.shared.connections(), now_ms, within_ms, per_second);
-        for mailbox in &self.mailboxes[..self.shards.len()] {
-            mailbox.post(Parcel::Drain(plan));
-        }
+        self.mailboxes.post_all(|| LifecycleToShard::Drain(plan));
         self.phase = Phase::Draining((now_ms + within_ms + 1_000) * MS);
     }
 
@@ -323,10 +320,10 @@ impl Gateway {
         let budget = 1 + chance.below(64);
         let mut items = 0;
         while items < budget
-            && let Some(parcel) = inbox.try_next()
+            && let Some(batch) = inbox.try_next()
         {
-            let room = parcel.room();
-            items += core.handle_parcel(parcel);
+            let room = batch.room();
+            items += core.handle_batch(batch);
             if let Some(room) = room {
                 inbox.done(room);
             }

@@ -1,0 +1,86 @@
+//! The two kinds of mail: [`ToShard`] and [`ToControl`].
+//!
+//! Each is a sum of what the services say. A receiver matches it without a catch-all arm, so a new variant does not
+//! compile before its receiver knows it.
+
+use super::admin::{AdminToShard, ShardCommand};
+use super::channels::{ChannelToControl, ChannelToShard};
+use super::handoff::Handoff;
+use super::lifecycle::LifecycleToShard;
+use super::messages::{MessageToControl, MessageToShard, ReplyToShard};
+use super::presence::{PresenceToControl, PresenceToShard, RosterToShard};
+
+/// Mail for a shard, from another shard or from the control thread.
+#[derive(Debug)]
+pub enum ToShard {
+    /// A connection whose user lives on the shard.
+    Handoff(Box<Handoff>),
+    /// Direct messages, and the locations of their receivers.
+    Message(MessageToShard),
+    /// What became of a request of one of the shard's connections.
+    Reply(ReplyToShard),
+    /// Presence queries of clients.
+    Presence(PresenceToShard),
+    /// The control thread's walks over the shard's users.
+    Roster(RosterToShard),
+    /// Publications and subscriptions.
+    Channel(ChannelToShard),
+    /// Requests of administrators.
+    Admin(AdminToShard),
+    /// A command to all shards, or to the one that is concerned.
+    Command(ShardCommand),
+    /// Settings, keys, the drain, the end.
+    Lifecycle(LifecycleToShard),
+}
+
+/// Mail for the control thread, from a shard.
+#[derive(Debug)]
+pub enum ToControl {
+    /// Direct messages for other gateways, and the locations of their receivers.
+    Message(MessageToControl),
+    /// Changes of presence, and queries.
+    Presence(PresenceToControl),
+    /// Publications for other gateways, and partitions.
+    Channel(ChannelToControl),
+}
+
+macro_rules! from_services {
+    ($mail:ident: $($variant:ident($service:ty)),* $(,)?) => {
+        $(
+            impl From<$service> for $mail {
+                fn from(item: $service) -> Self {
+                    $mail::$variant(item)
+                }
+            }
+        )*
+    };
+}
+
+from_services!(ToShard:
+    Handoff(Box<Handoff>),
+    Message(MessageToShard),
+    Reply(ReplyToShard),
+    Presence(PresenceToShard),
+    Roster(RosterToShard),
+    Channel(ChannelToShard),
+    Admin(AdminToShard),
+    Command(ShardCommand),
+    Lifecycle(LifecycleToShard),
+);
+from_services!(ToControl:
+    Message(MessageToControl),
+    Presence(PresenceToControl),
+    Channel(ChannelToControl),
+);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A lane may hold [`super::super::LANE_ITEMS_MAX`] of them. Larger mail goes into a box.
+    #[test]
+    fn mail_is_small() {
+        assert!(size_of::<ToShard>() <= 112, "{}", size_of::<ToShard>());
+        assert!(size_of::<ToControl>() <= 96, "{}", size_of::<ToControl>());
+    }
+}

@@ -1,0 +1,133 @@
+//! Mail of other threads, to the service that carries it out.
+//!
+//! Owned by the shard. Every match is exhaustive: a new kind of mail does not compile before it has its service.
+
+use std::sync::Arc;
+
+use super::core::{Command, Core};
+use crate::lanes::{
+    AdminToShard, Batch, ChannelToShard, LifecycleToShard, MessageToShard, PresenceToShard, ReplyToShard,
+    RosterToShard, ToShard,
+};
+
+impl Core {
+    /// Carries out what another thread sent. Returns the number of items.
+    pub fn handle_batch(&mut self, mut batch: Batch<ToShard>) -> usize {
+        let items = std::mem::take(&mut batch.items);
+        let count = items.len();
+        for item in items {
+            match item {
+                ToShard::Handoff(hand_off) => self.command(Command::Adopt(hand_off)),
+                ToShard::Message(mail) => self.handle_message_mail(&batch, mail),
+                ToShard::Reply(mail) => self.handle_reply_mail(&batch, mail),
+                ToShard::Presence(mail) => self.handle_presence_mail(&batch, mail),
+                ToShard::Roster(mail) => self.handle_roster_mail(&batch, mail),
+                ToShard::Channel(mail) => self.handle_channel_mail(&batch, mail),
+                ToShard::Admin(AdminToShard::Query(ticket, query)) => self.handle_query(ticket, *query),
+                ToShard::Admin(AdminToShard::Answer(conn, answer)) => self.handle_answer(conn, *answer),
+                ToShard::Command(command) => self.handle_command(command),
+                ToShard::Lifecycle(mail) => self.handle_lifecycle_mail(mail),
+            }
+        }
+        count
+    }
+
+    fn handle_message_mail(&mut self, batch: &Batch<ToShard>, mail: MessageToShard) {
+        match mail {
+            MessageToShard::Message(message) => {
+                self.turn.interactive = true;
+                self.handle_message_item(batch, &message);
+            }
+            MessageToShard::FromGateway {
+                hash,
+                to,
+                frame,
+                index,
+                received_ns,
+            } => {
+                self.turn.interactive = true;
+                self.handle_from_gateway((hash, batch.text(to)), batch.bytes(frame), index, received_ns);
+            }
+            MessageToShard::PacketEnd { packet } => self.handle_packet_end(packet),
+            MessageToShard::Located { hash, user, location } => {
+                self.handle_located(hash, batch.text(user), &location);
+            }
+            MessageToShard::Forget { hash, user } => self.forget_location(hash, batch.text(user)),
+            MessageToShard::ForgetAll => self.forget_locations(),
+        }
+    }
+
+    fn handle_reply_mail(&mut self, batch: &Batch<ToShard>, mail: ReplyToShard) {
+        match mail {
+            ReplyToShard::Frame { to, frame } => {
+                self.turn.interactive = true;
+                self.handle_reply_frame(to, batch.bytes(frame));
+            }
+            ReplyToShard::Ack { ack_to, status } => self.answer(&batch.ack_to(self.me, &ack_to), status),
+        }
+    }
+
+    fn handle_presence_mail(&mut self, batch: &Batch<ToShard>, mail: PresenceToShard) {
+        match mail {
+            PresenceToShard::Query(query) => self.handle_presence_query(batch, &query),
+            PresenceToShard::Answer { ticket, online, known } => self.handle_presence_answer(ticket, online, known),
+            PresenceToShard::Unknown { ticket, overloaded } => self.handle_presence_unknown(ticket, overloaded),
+        }
+    }
+
+    fn handle_roster_mail(&mut self, batch: &Batch<ToShard>, mail: RosterToShard) {
+        match mail {
+            RosterToShard::List { round, from, count } => self.list_users(round, from, count),
+            RosterToShard::ReviewPage { round, from, count } => self.review_page(round, from, count),
+            RosterToShard::ReviewUsers { round, users } => {
+                let users = users.iter().map(|(hash, user)| (*hash, batch.text(*user)));
+                self.review_users(round, users);
+            }
+            RosterToShard::Check { users } => {
+                let users = users.iter().map(|(hash, user)| (*hash, batch.text(*user)));
+                self.check_users(users);
+            }
+        }
+    }
+
+    fn handle_channel_mail(&mut self, batch: &Batch<ToShard>, mail: ChannelToShard) {
+        match mail {
+            ChannelToShard::Publish(publish) => self.handle_publish_item(batch, &publish),
+            ChannelToShard::Publication(item) => {
+                self.queue_publication(item.channel.read(batch), item.frame, item.received_ns);
+            }
+            ChannelToShard::Published(item) => self.handle_published_item(batch, &item),
+            ChannelToShard::Join { channel, ticket } => {
+                self.handle_join_item(batch.from, channel.read(batch), ticket);
+            }
+            ChannelToShard::Leave { channel } => self.handle_leave_item(batch.from, channel.read(batch)),
+            ChannelToShard::Crowded { channel, crowded } => {
+                self.interests.note_crowded(channel.hash, batch.from, crowded);
+            }
+            ChannelToShard::Joined { ticket } => self.handle_joined(ticket),
+            ChannelToShard::PartitionSubscribed { partition, subscribed } => {
+                if subscribed {
+                    self.handle_partition_subscribed(partition);
+                } else {
+                    self.interests.lost(partition);
+                }
+            }
+        }
+    }
+
+    fn handle_lifecycle_mail(&mut self, mail: LifecycleToShard) {
+        match mail {
+            LifecycleToShard::Settings(settings) => {
+                self.http.settings.replace(Arc::clone(&settings));
+                let before = std::mem::replace(&mut self.settings, settings);
+                if before.subscribe != self.settings.subscribe {
+                    self.review_all();
+                }
+                self.credentials.forget();
+            }
+            LifecycleToShard::KeysFetched => self.handle_keys_fetched(),
+            LifecycleToShard::Drain(plan) => self.begin_drain(plan),
+            LifecycleToShard::Stop => self.stop(),
+        }
+    }
+}
