@@ -100,7 +100,7 @@ fn wrong(block: &Block) -> Option<String> {
 }
 
 /// A file of ours or a test that the command names and that is not there.
-fn missing(command: &str) -> Option<String> {
+pub(crate) fn missing(command: &str) -> Option<String> {
     let words: Vec<&str> = command.split_whitespace().collect();
     for (index, word) in words.iter().enumerate() {
         let word = word.strip_prefix("./").unwrap_or(word);

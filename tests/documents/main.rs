@@ -16,6 +16,7 @@ mod memory;
 mod notices;
 mod provider;
 mod proxies;
+mod recipes;
 mod session;
 mod width;
 

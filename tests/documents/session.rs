@@ -20,14 +20,16 @@ case $1 in
     build) exit 0 ;;
     run)
         shift
+        program=shardgate
         while [ $# -gt 0 ]; do
             case $1 in
                 --release) shift ;;
+                --bin) program=$2; shift 2 ;;
                 --) shift; break ;;
                 *) echo "cargo run $*: not known to this test" >&2; exit 1 ;;
             esac
         done
-        exec "$TREE/target/release/shardgate" "$@" ;;
+        exec "$TREE/target/release/$program" "$@" ;;
     *) echo "cargo $*: not known to this test" >&2; exit 1 ;;
 esac
 "#;
@@ -332,7 +334,7 @@ fn is_server(command: &str) -> bool {
     let first = words.next().unwrap_or_default();
     let rest: Vec<&str> = words.collect();
     let program = match first.rsplit('/').next().unwrap() {
-        "cargo" => rest.first() == Some(&"run"),
+        "cargo" => rest.first() == Some(&"run") && !rest.contains(&"shardgate-load"),
         name => name == "shardgate",
     };
     let ends = ["token", "--check-config", "--help", "--version"];
@@ -389,6 +391,7 @@ fn commands_are_told_apart() {
         "shardgate token --user a",
         "shardgate --check-config",
         "shardgate-load idle",
+        "cargo run --release --bin shardgate-load -- idle",
         "cargo build",
     ] {
         assert!(!is_server(other), "{other}");
