@@ -276,7 +276,7 @@ pub(super) static KEYS: &[Key] = &[
     row(ADMIN, "admin.token", Kind::Secret, Unset("none: no /admin"), LIVE,
         "Bearer token of /admin, at least 16 bytes of visible ASCII, or @FILE"),
     row(ADMIN, "admin.listen", Kind::Listen, Unset("none: the public listener"), RESTART,
-        "Serve /admin, /metrics, /stats, /dashboard and /debug only here"),
+        "Serve /admin, /metrics, /stats and /dashboard only here"),
 
     row(TLS, "tls.cert", Kind::File, Unset("none: plain text"), LIVE,
         "Certificate chain in PEM, the gateway's own first; with tls.key the public listener speaks TLS"),
