@@ -7,9 +7,11 @@
 //!   ├────> Migrating ──> the home shard ──> Open
 //!   ├────> Echo
 //!   ├────> Verifying ──> Migrating or Open, or Lingering (401)
-//!   └────> Authenticating ──> Verifying ──> Open ──> Closing ──> Closed
-//!                                              └───> Lingering ──> Closed
+//!   └────> Authenticating ──> Verifying ──> Open ──> Doomed ──> Closing ──> Closed
+//!                                                        └────> Lingering ──> Closed
 //! ```
+//!
+//! [`Stage::may_become`] is this picture as code.
 
 pub mod drain;
 pub mod outbox;
@@ -23,6 +25,7 @@ use crate::auth::Grant;
 use crate::router::UserHash;
 use crate::router::users::UserIndex;
 use crate::tls::Tls;
+use crate::wire::ws::close::CloseReason;
 use crate::wire::ws::frame::Decoder;
 use crate::wire::ws::head::Upgrade;
 use outbox::Outbox;
@@ -51,6 +54,9 @@ pub enum Stage<H> {
     Open,
     /// Gives back what it gets.
     Echo,
+    /// Marked to end when the event that is under way is through. It is in all its tables until then, and nothing more is
+    /// sent to it.
+    Doomed(End),
     /// Our close frame is queued; reading for the peer's.
     Closing {
         /// The peer's close frame was seen: nothing is left to read.
@@ -63,6 +69,17 @@ pub enum Stage<H> {
     },
     /// The engine was told to close it.
     Closed,
+}
+
+/// How a connection that is marked to end goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// Our close frame is sent, and the peer's is waited for.
+    Close(CloseReason),
+    /// Our close frame is sent, then FIN: what the peer sends has no meaning any more.
+    Fail(CloseReason),
+    /// The socket is closed without a word: nothing can be sent on it.
+    Lost,
 }
 
 /// What the home shard needs to know.
@@ -87,6 +104,37 @@ pub struct Verifying {
     pub upgrade: Option<Upgrade>,
     /// Bytes that came behind the head or the `auth` frame.
     pub rest: Vec<u8>,
+}
+
+impl<H> Stage<H> {
+    /// True if a connection may go from this stage to that one. Every held socket may be closed.
+    pub fn may_become(&self, next: &Self) -> bool {
+        use Stage as S;
+        match (self, next) {
+            (S::Free, S::Head(_) | S::Authenticating) => true,
+            (S::Closed, S::Free) => true,
+            (S::Free | S::Closed, _) | (_, S::Free) => false,
+            (_, S::Closed) => true,
+            (S::Head(_), S::Head(_) | S::Http(_)) => true,
+            // The head was read, by us or by hyper, or a token was found good, or the handshake is refused.
+            (
+                S::Head(_) | S::Http(_) | S::Authenticating,
+                S::Authenticating | S::Echo | S::Verifying(_) | S::Migrating(_) | S::Open | S::Lingering { .. },
+            ) => true,
+            (S::Verifying(_), S::Authenticating | S::Open | S::Migrating(_) | S::Lingering { .. }) => true,
+            // Without its `101` it is no connection that could be told anything.
+            (S::Verifying(verifying), S::Doomed(_)) => verifying.upgrade.is_none(),
+            (S::Authenticating | S::Open | S::Echo, S::Doomed(_) | S::Closing { peer_closed: true }) => true,
+            // TLS broke.
+            (S::Open | S::Echo | S::Migrating(_), S::Lingering { .. }) => true,
+            (S::Doomed(_), S::Closing { .. } | S::Lingering { .. }) => true,
+            (S::Closing { .. }, S::Closing { peer_closed: true } | S::Lingering { .. }) => true,
+            // The peer's end came while the last bytes were leaving.
+            (S::Http(_) | S::Lingering { .. }, S::Closing { peer_closed: true }) => true,
+            (S::Lingering { .. }, S::Lingering { .. }) => true,
+            _ => false,
+        }
+    }
 }
 
 /// By which limit a socket is counted. Each socket is counted by exactly one, for as long as it is held.
@@ -235,6 +283,60 @@ impl<H> Connection<H> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn stages() -> Vec<(&'static str, Stage<()>)> {
+        let leaving = Migrating {
+            user: String::new(),
+            hash: UserHash(0),
+            grant: None,
+            upgrade: None,
+            rest: Vec::new(),
+        };
+        let verifying = Verifying {
+            upgrade: None,
+            rest: Vec::new(),
+        };
+        vec![
+            ("free", Stage::Free),
+            ("head", Stage::Head(Vec::new())),
+            ("http", Stage::Http(Box::new(()))),
+            ("migrating", Stage::Migrating(Box::new(leaving))),
+            ("authenticating", Stage::Authenticating),
+            ("verifying", Stage::Verifying(Box::new(verifying))),
+            ("open", Stage::Open),
+            ("echo", Stage::Echo),
+            ("doomed", Stage::Doomed(End::Lost)),
+            ("closing", Stage::Closing { peer_closed: false }),
+            ("closed by peer", Stage::Closing { peer_closed: true }),
+            ("lingering", Stage::Lingering { finished: false }),
+            ("closed", Stage::Closed),
+        ]
+    }
+
+    /// No socket is let go without having been closed, none comes back, and nobody who is marked is sent anything but its end.
+    #[test]
+    fn stages_go_forward() {
+        let all = stages();
+        let ways = |from: &str| -> Vec<&str> {
+            let (_, from) = all.iter().find(|(name, _)| *name == from).unwrap();
+            all.iter()
+                .filter(|(_, to)| from.may_become(to))
+                .map(|(name, _)| *name)
+                .collect()
+        };
+        assert_eq!(ways("free"), ["head", "authenticating"]);
+        assert_eq!(ways("open"), ["doomed", "closed by peer", "lingering", "closed"]);
+        assert_eq!(ways("doomed"), ["closing", "closed by peer", "lingering", "closed"]);
+        assert_eq!(ways("closing"), ["closed by peer", "lingering", "closed"]);
+        assert_eq!(ways("lingering"), ["closed by peer", "lingering", "closed"]);
+        assert_eq!(ways("closed"), ["free"]);
+        for (name, _) in &all[1..12] {
+            assert!(
+                ways(name).contains(&"closed") && !ways(name).contains(&"free"),
+                "{name}"
+            );
+        }
+    }
 
     /// `docs/decisions/0005-a-connection-is-data.md` counts the memory of an idle connection.
     #[test]

@@ -177,16 +177,14 @@ impl Core {
         let index = self.channels.find(hash, channel);
         match index.and_then(|index| self.joins.joining.get_mut(&index)) {
             Some(joining) => joining.waiting.push((key, client_id.map(Into::into))),
-            None => {
-                self.say_subscribed(slot, channel, client_id);
-            }
+            None => self.send_subscribed(slot, channel, client_id),
         }
     }
 
-    fn say_subscribed(&mut self, slot: u32, channel: &str, client_id: Option<&str>) -> bool {
+    fn send_subscribed(&mut self, slot: u32, channel: &str, client_id: Option<&str>) {
         self.send(slot, SentKind::Subscribed, |_, out| {
             encode::subscribed(out, channel, client_id);
-        })
+        });
     }
 
     /// The first subscriber of a channel here: its home shall know.
@@ -259,7 +257,7 @@ impl Core {
         let name = self.channels.name(channel).to_owned();
         for (key, client_id) in joining.waiting {
             if self.is_open(key) {
-                self.say_subscribed(key.slot, &name, client_id.as_deref());
+                self.send_subscribed(key.slot, &name, client_id.as_deref());
             }
         }
     }
@@ -267,10 +265,6 @@ impl Core {
     /// An `unsubscribe` frame.
     pub(super) fn unsubscribe(&mut self, slot: u32, client_id: Option<&str>, channel: &str) {
         self.take_out(slot, channel);
-        // A slow consumer was closed just now, and left all its channels.
-        if self.conn(slot).user.is_none() {
-            return;
-        }
         self.send(slot, SentKind::Unsubscribed, |_, out| {
             encode::unsubscribed(out, channel, client_id);
         });
@@ -282,17 +276,14 @@ impl Core {
         let Some(index) = found.filter(|index| self.channels.is_subscribed(slot, *index)) else {
             return false;
         };
-        self.settle(slot, index, channel);
-        // A slow consumer was closed just now, and left all its channels.
-        if self.conn(slot).user.is_some() {
-            let gone = self.channels.unsubscribe(slot, index);
-            self.leave_channel(index, gone);
-        }
+        self.send_owed(slot, index, channel);
+        let gone = self.channels.unsubscribe(slot, index);
+        self.leave_channel(index, gone);
         true
     }
 
     /// Before a subscriber goes: it hears what it was to hear until now.
-    fn settle(&mut self, slot: u32, index: ChannelIndex, channel: &str) {
+    fn send_owed(&mut self, slot: u32, index: ChannelIndex, channel: &str) {
         let key = self.key(slot);
         if let Some(joining) = self.joins.joining.get_mut(&index) {
             let (owed, waiting) = std::mem::take(&mut joining.waiting)
@@ -301,10 +292,7 @@ impl Core {
             joining.waiting = waiting;
             let owed: Vec<(SocketKey, Option<Box<str>>)> = owed;
             for (_, client_id) in owed {
-                if !self.say_subscribed(slot, channel, client_id.as_deref()) {
-                    // Too slow even for that: its close frame is the last it hears.
-                    return;
-                }
+                self.send_subscribed(slot, channel, client_id.as_deref());
             }
         }
         // Whoever goes is not closed for what it does not want any more.
@@ -571,6 +559,7 @@ impl Core {
             }
         }
         self.tell_no_longer_crowded();
+        self.settle();
     }
 
     /// True if [`Core::fan_out`] has more to do.

@@ -23,8 +23,8 @@ use crate::router::HomeMap;
 use crate::router::channels::Channels;
 use crate::router::interests::Interests;
 use crate::router::users::Users;
-use crate::session::Tally;
 use crate::session::outbox::Spares;
+use crate::session::{End, Tally};
 use crate::settings::Settings;
 use crate::shard::remote::Remote;
 use crate::shard::strangers::ACCEPT_US;
@@ -112,6 +112,8 @@ pub struct Core {
     expired: Vec<u32>,
     /// In the order in which they got something: what answers a client goes before what fans out.
     dirty: VecDeque<u32>,
+    /// Connections that are marked to end.
+    doomed: Vec<u32>,
     pub(super) commands: Vec<Command>,
     pub(super) tls: super::tls::Handshakes,
     pub(super) strangers: super::strangers::Strangers,
@@ -165,6 +167,7 @@ impl Core {
             scratch_slots: Vec::new(),
             expired: Vec::new(),
             dirty: VecDeque::new(),
+            doomed: Vec::new(),
             commands: Vec::new(),
             tls: Default::default(),
             strangers: Default::default(),
@@ -287,6 +290,7 @@ impl Core {
             return self.rearm(key);
         };
         self.client_bytes(key, bytes);
+        self.settle();
     }
 
     /// Bytes of the client's own.
@@ -310,7 +314,12 @@ impl Core {
             Stage::Authenticating | Stage::Open | Stage::Echo | Stage::Closing { .. } => {
                 self.frame_bytes(slot, bytes);
             }
-            Stage::Free | Stage::Migrating(_) | Stage::Verifying(_) | Stage::Lingering { .. } | Stage::Closed => {}
+            Stage::Free
+            | Stage::Migrating(_)
+            | Stage::Verifying(_)
+            | Stage::Doomed(_)
+            | Stage::Lingering { .. }
+            | Stage::Closed => {}
         }
     }
 
@@ -472,8 +481,19 @@ impl Core {
 
     /// The peer will say no more: the socket goes when everything queued has left.
     pub(super) fn close_when_flushed(&mut self, slot: u32) {
-        self.conn(slot).stage = Stage::Closing { peer_closed: true };
+        self.go(slot, Stage::Closing { peer_closed: true });
         self.flushed(slot);
+    }
+
+    /// The only function that writes the stage of a held connection.
+    pub(super) fn go(&mut self, slot: u32, stage: Stage) -> Stage {
+        let conn = self.conn(slot);
+        debug_assert!(
+            conn.stage.may_become(&stage),
+            "no way from {:?} to {stage:?}",
+            conn.stage
+        );
+        std::mem::replace(&mut conn.stage, stage)
     }
 
     /// Closes the socket without further words.
@@ -488,8 +508,8 @@ impl Core {
         if matches!(conn.stage, Stage::Closed | Stage::Free) {
             return;
         }
-        conn.stage = Stage::Closed;
         conn.decoder = Default::default();
+        self.go(slot, Stage::Closed);
         self.wheel.cancel(slot);
         debug_assert!(!self.conn(slot).tally.is_connection(), "closed without having ended");
         self.count_as(slot, Tally::Nobody);
@@ -535,32 +555,69 @@ impl Core {
         }
     }
 
-    /// Begins a close from our side: the close frame is the last thing that is queued. Presence goes at once.
+    /// Marks a connection to be closed from our side: the close frame is the last thing that it gets.
     pub(super) fn begin_close(&mut self, slot: u32, reason: CloseReason) {
-        self.close_with(slot, reason, Stage::Closing { peer_closed: false });
+        self.doom(slot, End::Close(reason));
     }
 
     /// Closes a connection whose input has no meaning any more.
     pub(super) fn fail(&mut self, slot: u32, reason: CloseReason) {
-        self.close_with(slot, reason, Stage::Lingering { finished: false });
+        if matches!(self.conn(slot).stage, Stage::Closing { .. }) {
+            // The peer talks nonsense behind our close frame.
+            self.go(slot, Stage::Lingering { finished: false });
+            self.flushed(slot);
+        }
+        self.doom(slot, End::Fail(reason));
     }
 
-    fn close_with(&mut self, slot: u32, reason: CloseReason, stage: Stage) {
+    /// Marks a connection to end when the event that is under way is through; see [`Core::settle`]. One that is marked, or has
+    /// ended, is left as it is.
+    pub(super) fn doom(&mut self, slot: u32, end: End) {
         let is_open = match &self.conn(slot).stage {
             Stage::Authenticating | Stage::Open | Stage::Echo => true,
             Stage::Verifying(verifying) => verifying.upgrade.is_none(),
             _ => false,
         };
-        if !is_open {
-            if matches!(stage, Stage::Lingering { .. }) && matches!(self.conn(slot).stage, Stage::Closing { .. }) {
-                // The peer talks nonsense behind our close frame.
-                self.conn(slot).stage = stage;
-                self.flushed(slot);
-            }
-            return;
+        if is_open {
+            self.go(slot, Stage::Doomed(end));
+            self.doomed.push(slot);
         }
+    }
+
+    /// Nothing can be sent on this socket any more.
+    pub(super) fn lose(&mut self, slot: u32) {
+        self.doom(slot, End::Lost);
+        if !matches!(self.conn(slot).stage, Stage::Doomed(_)) {
+            self.end(slot, CloseCause::Abrupt);
+            self.close_now(slot);
+        }
+    }
+
+    /// Takes those that are marked out of all tables, each once, and tells them. Called when an event is through, so that
+    /// nobody who goes through a table meets a connection that has left it meanwhile.
+    pub(super) fn settle(&mut self) {
+        for at in 0.. {
+            let Some(&slot) = self.doomed.get(at) else {
+                break;
+            };
+            if let Stage::Doomed(end) = self.conn(slot).stage {
+                self.carry_out_end(slot, end);
+            }
+        }
+        self.doomed.clear();
+    }
+
+    fn carry_out_end(&mut self, slot: u32, end: End) {
+        let (reason, stage) = match end {
+            End::Close(reason) => (reason, Stage::Closing { peer_closed: false }),
+            End::Fail(reason) => (reason, Stage::Lingering { finished: false }),
+            End::Lost => {
+                self.end(slot, CloseCause::Abrupt);
+                return self.close_now(slot);
+            }
+        };
         self.end(slot, CloseCause::Ours(reason));
-        self.conn(slot).stage = stage;
+        self.go(slot, stage);
         let mut frame = std::mem::take(&mut self.scratch);
         frame.clear();
         encode::close(&mut frame, reason);
@@ -594,6 +651,7 @@ impl Core {
         self.expired = expired;
         self.go_on_draining();
         self.decide_on_devices();
+        self.settle();
     }
 
     /// When [`Core::handle_timeouts`] is due, milliseconds of the gateway's clock.
@@ -620,6 +678,8 @@ impl Core {
 
     /// The next connection with something to send.
     pub fn poll_dirty(&mut self) -> Option<SocketKey> {
+        // Sealing may have failed.
+        self.settle();
         loop {
             let slot = self.dirty.pop_front()?;
             let conn = &mut self.connections[slot as usize];
@@ -704,9 +764,9 @@ impl Core {
         let Some(conn) = self.connection(key) else {
             return;
         };
-        let stage = std::mem::replace(&mut conn.stage, Stage::Closed);
         let (messages_in, rate, tls) = (conn.messages_in, conn.rate, conn.tls.take());
         let connected_at_ms = conn.connected_at_ms;
+        let stage = self.go(key.slot, Stage::Closed);
         // It does not end here: its place and its life go on with the home shard.
         self.count_as(key.slot, Tally::Nobody);
         let remote = self.remote_addr(key.slot);

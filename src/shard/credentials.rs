@@ -85,7 +85,7 @@ impl Core {
     /// A connection whose user is not known yet shows a token, with the handshake that is owed its `101` or after it.
     pub(super) fn begin_verifying(&mut self, slot: u32, token: Token, upgrade: Option<Upgrade>, rest: Vec<u8>) {
         let by = self.key(slot);
-        self.conn(slot).stage = Stage::Verifying(Box::new(Verifying { upgrade, rest }));
+        self.go(slot, Stage::Verifying(Box::new(Verifying { upgrade, rest })));
         let timeout = self.settings.auth_timeout.as_millis() as u64;
         self.wheel.set(slot, self.now.mono_ms() + timeout);
         self.show(by, token);
@@ -181,7 +181,7 @@ impl Core {
             Ok(identity) => identity,
             Err(refusal) => return self.refuse_credential(slot, refusal),
         };
-        let Stage::Verifying(verifying) = std::mem::replace(&mut self.conn(slot).stage, Stage::Authenticating) else {
+        let Stage::Verifying(verifying) = self.go(slot, Stage::Authenticating) else {
             return;
         };
         self.enter(slot, user, Some(grant), verifying.upgrade, verifying.rest);
@@ -211,12 +211,9 @@ impl Core {
         if before != after {
             self.review(slot);
         }
-        // The welcome may have closed a slow consumer, and with the last connection its user has gone.
-        if self.conn(slot).user.is_some() {
-            let limit = self.connections_limit(self.connections[slot as usize].grant.as_ref());
-            if limit > 0 {
-                self.limit_devices(user, limit);
-            }
+        let limit = self.connections_limit(self.connections[slot as usize].grant.as_ref());
+        if limit > 0 {
+            self.limit_devices(user, limit);
         }
     }
 

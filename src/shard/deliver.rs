@@ -109,10 +109,14 @@ impl Questions {
 }
 
 impl Core {
-    /// Queues a frame for one connection. A consumer that cannot take it is closed with 3008 and gets `false`.
+    /// Queues a frame for one connection. Returns false for a consumer that cannot take it, which is marked to be closed with
+    /// 3008, and for one that is marked already.
     pub(super) fn append(&mut self, slot: u32, frame: &[u8], kind: SentKind) -> bool {
         let mut limit = self.settings.limits.outbox_bytes;
         let conn = self.conn(slot);
+        if let Stage::Doomed(_) = conn.stage {
+            return false;
+        }
         let missed = u32::from(kind.is_missed());
         if conn.tally == Tally::Stranger {
             limit = limit.min(STRANGER_OUTBOX_BYTES_MAX);
@@ -149,6 +153,9 @@ impl Core {
     pub(super) fn append_shared_frames(&mut self, slot: u32, frame: &Bytes, frames: u32, kind: SentKind) -> bool {
         let limit = self.settings.limits.outbox_bytes;
         let conn = &mut self.connections[slot as usize];
+        if let Stage::Doomed(_) = conn.stage {
+            return false;
+        }
         if conn.has_no_room(frame.len(), limit) {
             self.overflow(slot, frames);
             return false;
@@ -235,7 +242,6 @@ impl Core {
             }
             self.scratch_slots = slots;
         }
-        // A user whose only consumer was just closed for being slow is offline now, and that is counted as such.
         taken
     }
 
@@ -275,7 +281,7 @@ impl Core {
             });
             return;
         }
-        // The sender may be gone, or closed by its own message.
+        // The sender may be gone.
         if self.is_open(ack_to.conn) {
             self.metrics().acked(status);
             self.send(ack_to.conn.slot, SentKind::Ack, |_, out| {

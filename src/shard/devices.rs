@@ -9,6 +9,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use super::Stage;
 use super::core::Core;
 use crate::metrics::SentKind;
 use crate::router::users::UserIndex;
@@ -66,7 +67,8 @@ impl Asked {
 impl Core {
     /// The user has just got one connection more, and may have `limit`.
     pub(super) fn limit_devices(&mut self, user: UserIndex, limit: usize) {
-        if self.users.devices(user).len() <= limit {
+        let is_open = |slot: &&u32| matches!(self.connections[**slot as usize].stage, Stage::Open);
+        if self.users.devices(user).iter().filter(is_open).count() <= limit {
             return;
         }
         let now_ms = self.now.mono_ms();
@@ -132,16 +134,20 @@ impl Core {
     /// Closes connections of a user until so many are left. First the ones that said nothing since `heard_since_ms`, the
     /// longest silent before the others; then the oldest.
     fn close_silent(&mut self, user: UserIndex, limit: usize, heard_since_ms: u64) {
-        while self.users.devices(user).len() > limit.max(1) {
-            let devices = self.users.devices(user).iter().copied();
-            let last_seen = |slot: &u32| self.connections[*slot as usize].last_seen_ms;
+        let mut slots = std::mem::take(&mut self.scratch_slots);
+        slots.clear();
+        let is_open = |slot: &u32| matches!(self.connections[*slot as usize].stage, Stage::Open);
+        slots.extend(self.users.devices(user).iter().copied().filter(is_open));
+        while slots.len() > limit.max(1) {
+            let last_seen = |at: &usize| self.connections[slots[*at] as usize].last_seen_ms;
             // The oldest of equal ones, as it comes first.
-            let silent = devices
-                .filter(|slot| last_seen(slot) < heard_since_ms)
+            let silent = (0..slots.len())
+                .filter(|at| last_seen(at) < heard_since_ms)
                 .min_by_key(last_seen);
-            let goes = silent.unwrap_or(self.users.devices(user)[0]);
+            let goes = slots.remove(silent.unwrap_or(0));
             self.begin_close(goes, CloseReason::TooManyConnections);
         }
+        self.scratch_slots = slots;
     }
 }
 
@@ -160,12 +166,14 @@ mod tests {
         core.handle_received(devices[0], &mut [0x8a, 0x80, 0, 0, 0, 0]);
         let user = core.conn(0).user.unwrap();
         core.limit_devices(user, 2);
+        core.settle();
         assert_eq!(testing::carry_out(&mut core).0, devices[1..], "these are asked");
         // The newest answers, so the one between goes.
         testing::at(&mut core, 5_010);
         core.handle_received(devices[2], &mut [0x8a, 0x80, 0, 0, 0, 0]);
         testing::at(&mut core, 10_000);
         core.decide_on_devices();
+        core.settle();
         assert_eq!(core.users.devices(user), [0, 2]);
         core.check_invariants();
     }

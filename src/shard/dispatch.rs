@@ -29,6 +29,7 @@ impl Core {
                 ToShard::Lifecycle(mail) => self.handle_lifecycle_mail(mail),
             }
         }
+        self.settle();
         count
     }
 

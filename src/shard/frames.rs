@@ -41,7 +41,10 @@ impl Core {
             match reader.next() {
                 Ok(None) => break,
                 Ok(Some(message)) => match self.handle_message(slot, message) {
-                    Flow::Next => reader.set_limit(self.message_bytes_max(slot)),
+                    Flow::Next => {
+                        self.settle();
+                        reader.set_limit(self.message_bytes_max(slot));
+                    }
                     Flow::Stop => break,
                     Flow::Leave(home) => {
                         migrating = Some((home, reader.rest().to_vec()));
@@ -54,6 +57,7 @@ impl Core {
                 },
                 Err(error) => {
                     self.fail(slot, error.close_reason());
+                    self.settle();
                     break;
                 }
             }
@@ -83,8 +87,7 @@ impl Core {
         if let Stage::Closing { .. } = self.conn(slot).stage {
             // Our close frame is on its way: only the peer's matters.
             if let Message::Close(_) = message {
-                self.conn(slot).stage = Stage::Closing { peer_closed: true };
-                self.flushed(slot);
+                self.close_when_flushed(slot);
                 return Flow::Stop;
             }
             return Flow::Next;
@@ -102,7 +105,7 @@ impl Core {
             Message::Fragment => {}
             Message::Close(code) => {
                 self.end(slot, CloseCause::Peer(code));
-                self.conn(slot).stage = Stage::Closing { peer_closed: true };
+                self.go(slot, Stage::Closing { peer_closed: true });
                 self.wheel
                     .set(slot, self.now.mono_ms() + super::timers::CLOSE_TIMEOUT_MS);
                 let mut frame = std::mem::take(&mut self.scratch);
@@ -332,6 +335,7 @@ mod tests {
             let key = testing::connect(&mut core, 0, query);
             testing::carry_out(&mut core);
             core.begin_close(0, CloseReason::NoCredential);
+            core.settle();
             // A text of 512 KiB, of which half comes.
             let header = [0x81, 0xff, 0, 0, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0];
             core.handle_received(key, &mut [&header[..], &[b'x'; 256 * 1024]].concat());

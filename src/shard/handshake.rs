@@ -51,7 +51,7 @@ impl Core {
         match progress {
             Progress::Partial if head.len() <= header_bytes => {
                 let head = if seen == 0 { head.to_vec() } else { whole };
-                self.conn(slot).stage = Stage::Head(head);
+                self.go(slot, Stage::Head(head));
             }
             Progress::Partial => self.refuse_head(slot, "431 Request Header Fields Too Large", "head_too_large"),
             Progress::Complete(len, _) if len > header_bytes => {
@@ -89,20 +89,20 @@ impl Core {
         head::final_response(&mut response, status_line, "", text);
         self.append_unlimited(slot, &response);
         self.scratch = response;
-        self.conn(slot).stage = Stage::Lingering { finished: false };
+        self.go(slot, Stage::Lingering { finished: false });
         self.wheel
             .set(slot, self.now.mono_ms() + super::timers::CLOSE_TIMEOUT_MS);
     }
 
     fn become_http(&mut self, slot: u32, head: &[u8], refused: Option<NotAdmitted>) {
         let http = HttpConn::new(Rc::clone(&self.http), refused);
-        self.conn(slot).stage = Stage::Http(Box::new(http));
+        self.go(slot, Stage::Http(Box::new(http)));
         self.http_bytes(slot, head);
     }
 
     /// Everything queued is sent, then FIN.
     pub(super) fn linger(&mut self, slot: u32) {
-        self.conn(slot).stage = Stage::Lingering { finished: false };
+        self.go(slot, Stage::Lingering { finished: false });
         self.wheel
             .set(slot, self.now.mono_ms() + super::timers::CLOSE_TIMEOUT_MS);
         self.flushed(slot);
@@ -131,12 +131,12 @@ impl Core {
                 self.switch_protocols(slot, &upgrade);
                 let timeout = match upgrade.endpoint {
                     Endpoint::Gateway => {
-                        self.conn(slot).stage = Stage::Authenticating;
+                        self.go(slot, Stage::Authenticating);
                         self.settings.auth_timeout
                     }
                     Endpoint::Echo => {
                         self.settle_address(slot);
-                        self.conn(slot).stage = Stage::Echo;
+                        self.go(slot, Stage::Echo);
                         self.settings.heartbeat.interval
                     }
                 };
@@ -181,7 +181,7 @@ impl Core {
     pub(super) fn close_browser(&mut self, slot: u32, upgrade: &Upgrade, reason: CloseReason) {
         self.count_as(slot, Tally::Stranger);
         self.switch_protocols(slot, upgrade);
-        self.conn(slot).stage = Stage::Authenticating;
+        self.go(slot, Stage::Authenticating);
         self.begin_close(slot, reason);
     }
 
@@ -226,10 +226,10 @@ impl Core {
         let conn = self.conn(slot);
         conn.grant = grant;
         conn.user = Some(index);
-        conn.stage = Stage::Open;
         conn.bad_frames = 0;
         // It has shown who it is, however long that was looked at.
         conn.last_seen_ms = now_ms;
+        self.go(slot, Stage::Open);
         self.metrics().users.set(self.users.len() as u64);
         let interval = self.settings.heartbeat.interval.as_millis() as u64;
         self.look_again(slot, self.now.mono_ms() + interval);
@@ -257,6 +257,7 @@ impl Core {
 
     /// Frames that came behind the head belong to the WebSocket stream.
     fn continue_with(&mut self, slot: u32, mut rest: Vec<u8>) {
+        self.settle();
         if !rest.is_empty() {
             self.frame_bytes(slot, &mut rest);
         }
@@ -267,7 +268,7 @@ impl Core {
     /// The connection goes to its user's shard as soon as everything queued here is sent.
     pub(super) fn leave(&mut self, slot: u32, migrating: Box<Migrating>) {
         self.settle_address(slot);
-        self.conn(slot).stage = Stage::Migrating(migrating);
+        self.go(slot, Stage::Migrating(migrating));
         self.wheel
             .set(slot, self.now.mono_ms() + super::timers::CLOSE_TIMEOUT_MS);
         self.flushed(slot);
@@ -334,6 +335,7 @@ impl Core {
                 self.continue_with(slot, rest);
             }
         }
+        self.settle();
     }
 
     /// The field that says when to come again: some second from the first to the last, or all would come at once.

@@ -205,6 +205,7 @@ mod tests {
         testing::carry_out(&mut core);
         for key in devices {
             core.begin_close(key.slot, CloseReason::Administrator);
+            core.settle();
         }
         core.serve_strangers();
         let (told, commands) = testing::carry_out(&mut core);

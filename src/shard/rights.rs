@@ -92,12 +92,9 @@ impl Core {
         if !self.take_out(slot, channel) {
             return false;
         }
-        // A slow consumer was closed just now.
-        if self.conn(slot).user.is_some() {
-            self.send(slot, SentKind::Unsubscribed, |_, out| {
-                encode::subscription_ended(out, channel, reason);
-            });
-        }
+        self.send(slot, SentKind::Unsubscribed, |_, out| {
+            encode::subscription_ended(out, channel, reason);
+        });
         true
     }
 

@@ -74,6 +74,7 @@ impl Core {
         self.strangers.left_us = self.strangers.left_us.max(LEAST_US);
         for n in 0..QUEUES.len() {
             QUEUES[(first + n) % QUEUES.len()](self);
+            self.settle();
         }
     }
 

@@ -83,7 +83,7 @@ impl Core {
             Stage::Open | Stage::Echo if was_told => self.begin_close(slot, CloseReason::Shutdown),
             Stage::Open if is_expired => self.begin_close(slot, CloseReason::TokenExpired),
             Stage::Open | Stage::Echo => self.handle_silence(slot),
-            Stage::Free | Stage::Closed => {}
+            Stage::Free | Stage::Doomed(_) | Stage::Closed => {}
         }
     }
 

@@ -196,8 +196,7 @@ impl Core {
             Ok(wire) => Some(Payload::Own(wire)),
             Err(error) => {
                 log::debug!("a TLS connection cannot go on: {error}");
-                self.end(key.slot, CloseCause::Abrupt);
-                self.close_now(key.slot);
+                self.lose(key.slot);
                 None
             }
         }
