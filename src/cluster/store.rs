@@ -1,7 +1,7 @@
 //! What a cluster asks of its store, and what it hears from it: the contract between [`crate::cluster`], which decides,
-//! and whoever carries it out: Redis in the gateway, a model in simulations.
+//! and a [`Store`], which carries it out: Redis in the gateway, a model in simulations.
 //!
-//! Pure data. A request is a list of operations that are sent together; its answers come together, in the same order.
+//! Pure data, but for the trait. A request is a list of operations that are sent together; its answers come together, in the same order.
 //! Requests reach each server in the order in which they were made, so two packets for one gateway never overtake
 //! each other. No operation is tried twice behind the asker's back, except that a server which says "not mine" is
 //! replaced by the right one for operations that may be repeated (everything but `Publish`).
@@ -347,4 +347,26 @@ pub enum StoreEvent {
     Forget(Vec<Arc<str>>),
     /// Anybody's may have.
     ForgetAll,
+}
+
+/// A store as the control thread's turn sees it. Owned by the control thread; nothing here waits.
+pub trait Store {
+    /// Sends a request. It is answered once by [`StoreEvent::Answered`]: with [`FailureKind::Unavailable`] where no server
+    /// can be asked.
+    fn submit(&mut self, request: Request);
+
+    /// Subscribes to a channel, until [`Store::unsubscribe`], over lost connections.
+    fn subscribe(&mut self, channel: Channel);
+
+    /// Ends a subscription. No event follows.
+    fn unsubscribe(&mut self, channel: &Channel);
+
+    /// The channel is subscribed, but its packets do not come: the connections of its server are made anew.
+    fn renew(&mut self, channel: &Channel);
+
+    /// Makes all connections anew. Requests under way are not answered any more, and earlier events do not come.
+    fn restart(&mut self);
+
+    /// The next event, if there is one already.
+    fn try_next_event(&mut self) -> Option<StoreEvent>;
 }

@@ -5,26 +5,22 @@
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tokio::task::LocalSet;
 
-use super::Exit;
 use super::jwks::{FetchedKeys, Fetcher};
-use super::run::{Control, ControlPlan, Turns, Woken};
+use super::run::{Control, ControlPlan, Turns, Woken, leave, turn_alone};
+use super::turn::{ControlTurn, Exit, JoinError};
 use crate::cluster::seal::Keyring;
-use crate::cluster::store::StoreEvent;
-use crate::cluster::{Cluster, Identity, Subscription};
+use crate::cluster::{Cluster, Identity};
 use crate::config::{Config, CredentialSource, RedisConfig};
 use crate::jws::KeySet;
-use crate::lanes::{Lanes, Mailboxes, control_id};
-use crate::redis::pair::BrokerPair;
+use crate::lanes::{Inbox, ToControl};
+use crate::redis::Broker;
+use crate::redis::pair::Pair;
 use crate::runtime::{StartError, cpus};
-use crate::shared::{Clock, Now, Shared};
-
-/// How long giving back the lease may take.
-const FINISH_MAX: Duration = Duration::from_millis(500);
+use crate::shared::Clock;
 
 /// A control thread that has joined its cluster, if there is one, and waits for its shards. Should it not get them, it
 /// leaves the cluster, and dropping this waits until it has.
@@ -36,7 +32,7 @@ pub(super) struct Joined {
 
 impl Joined {
     /// Starts the control thread and waits until it has joined.
-    pub(super) fn spawn(plan: ControlPlan) -> Result<Joined, StartError> {
+    pub(super) fn spawn(plan: ControlPlan, inbox: Inbox<ToControl>) -> Result<Joined, StartError> {
         let system = |what: &'static str| move |cause: std::io::Error| StartError::System { what, cause };
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -52,7 +48,7 @@ impl Joined {
                     log::warn!("the control thread is not pinned: {error}");
                 }
                 let local = LocalSet::new();
-                local.block_on(&runtime, live(plan, joined_sender, control_receiver))
+                local.block_on(&runtime, live(plan, inbox, joined_sender, control_receiver))
             })
             .map_err(system("cannot start the control thread"))?;
         match joined.blocking_recv() {
@@ -100,6 +96,7 @@ impl Drop for Joined {
 
 async fn live(
     plan: ControlPlan,
+    inbox: Inbox<ToControl>,
     joined: oneshot::Sender<Result<Option<Arc<KeySet>>, StartError>>,
     control: oneshot::Receiver<Control>,
 ) -> Exit {
@@ -129,162 +126,83 @@ async fn live(
             }
         }
     }
-    let mut link = None;
-    if let Some(redis) = &plan.config.redis {
-        let mut joining = Link::new(&plan, redis);
-        let end = tokio::select! {
-            biased;
-            () = woken.ending(&plan.ending) => Err(StartError::GivenUp),
-            end = joining.join(&plan.shared.clock, &plan.config, redis.start_timeout) => end,
-        };
-        if let Err(error) = end {
-            joining.leave(&plan.shared.clock).await;
-            let _ = joined.send(Err(error));
-            return Exit::Broken;
-        }
-        link = Some(joining);
+    let clock = plan.shared.clock;
+    let cluster = plan.config.redis.as_ref().map(|redis| cluster(&plan, redis));
+    let mut turn = ControlTurn::new(Arc::clone(&plan.shared), inbox, cluster, clock.now());
+    let end = tokio::select! {
+        biased;
+        () = woken.ending(&plan.ending) => Err(StartError::GivenUp),
+        end = join(&mut turn, &clock, &plan.config) => end,
+    };
+    if let Err(error) = end {
+        turn.finish(Exit::Broken);
+        leave(&mut turn, &clock).await;
+        let _ = joined.send(Err(error));
+        return Exit::Broken;
     }
     let _ = joined.send(Ok(keys.as_ref().map(|keys| Arc::clone(&keys.set))));
-    let clock = plan.shared.clock;
     match control.await {
-        Ok(control) => Turns::new(plan, woken, link, keys, control).live().await,
+        Ok(control) => Turns::new(plan, woken, turn, keys, control).live().await,
         Err(_) => {
             // The shards could not start.
-            if let Some(link) = link {
-                link.leave(&clock).await;
-            }
+            turn.finish(Exit::Broken);
+            leave(&mut turn, &clock).await;
             Exit::Broken
         }
     }
 }
 
 /// The cluster's rules and their store.
-pub(super) struct Link {
-    pub(super) cluster: Cluster,
-    broker: BrokerPair,
-    /// Came while we waited.
-    event: Option<StoreEvent>,
+fn cluster(plan: &ControlPlan, redis: &RedisConfig) -> (Cluster, Pair<Broker>) {
+    let identity = Identity {
+        id: plan.config.gateway_id.clone(),
+        seed: plan.seed,
+        ttl_ms: plan.config.presence_ttl.as_millis() as u64,
+    };
+    let now = plan.shared.clock.now();
+    let keyring = Keyring::new(redis.keys.iter().map(|key| key.expose()), &redis.prefix);
+    let cluster = Cluster::new(&identity, plan.homes.clone(), Arc::clone(&plan.shared), now).with_keyring(keyring);
+    let counters = Arc::clone(&plan.shared.cluster.metrics.broker);
+    let broker = Broker::start(redis.target.clone(), &redis.prefix, counters);
+    (cluster, Pair::of_broker(broker))
 }
 
-impl Link {
-    fn new(plan: &ControlPlan, redis: &RedisConfig) -> Self {
-        let identity = Identity {
-            id: plan.config.gateway_id.clone(),
-            seed: plan.seed,
-            ttl_ms: plan.config.presence_ttl.as_millis() as u64,
-        };
-        let now = plan.shared.clock.now();
-        let keyring = Keyring::new(redis.keys.iter().map(|key| key.expose()), &redis.prefix);
-        let counters = Arc::clone(&plan.shared.cluster.metrics.broker);
-        Link {
-            cluster: Cluster::new(&identity, plan.homes.clone(), Arc::clone(&plan.shared), now).with_keyring(keyring),
-            broker: BrokerPair::start(redis.target.clone(), &redis.prefix, counters),
-            event: None,
+/// Until this gateway is one of its cluster, if there is one.
+async fn join(turn: &mut ControlTurn<Pair<Broker>>, clock: &Clock, config: &Config) -> Result<(), StartError> {
+    let Some(redis) = &config.redis else {
+        return Ok(());
+    };
+    let until_ms = clock.now().mono_ms() + redis.start_timeout.as_millis() as u64;
+    loop {
+        match turn.has_joined(until_ms) {
+            Ok(true) => return Ok(()),
+            Ok(false) => turn_alone(turn, clock, until_ms).await,
+            Err(error) => return Err(explain(error, config, redis)),
         }
     }
+}
 
-    /// Until this gateway is one of the cluster.
-    async fn join(&mut self, clock: &Clock, config: &Config, timeout: Duration) -> Result<(), StartError> {
-        let until_ms = clock.now().mono_ms() + timeout.as_millis() as u64;
-        while !self.cluster.is_member() || !self.cluster.knows_others() {
-            if self.cluster.is_id_taken() {
-                let id = config.gateway_id.clone();
-                return Err(StartError::IdTaken { id });
+fn explain(error: JoinError, config: &Config, redis: &RedisConfig) -> StartError {
+    match error {
+        JoinError::IdTaken => StartError::IdTaken {
+            id: config.gateway_id.clone(),
+        },
+        JoinError::Partitions { other, theirs } => StartError::Partitions {
+            other: other.to_string(),
+            theirs,
+            ours: config.channels.partitions,
+        },
+        JoinError::TimeIsUp { connected, cause } => {
+            let what = if connected {
+                "does not confirm lease or subscription"
+            } else {
+                "does not answer"
+            };
+            let silent = || format!("Redis at {} {what}", redis.target.servers);
+            StartError::NoRedis {
+                cause: cause.unwrap_or_else(silent),
+                waited: redis.start_timeout,
             }
-            let now_ms = clock.now().mono_ms();
-            if now_ms >= until_ms {
-                if self.cluster.is_id_held() {
-                    let id = config.gateway_id.clone();
-                    return Err(StartError::IdTaken { id });
-                }
-                let servers = config.redis.as_ref().map(|redis| redis.target.servers.to_string());
-                let what = if self.cluster.is_connected() {
-                    "does not confirm lease or subscription"
-                } else {
-                    "does not answer"
-                };
-                let silent = || format!("Redis at {} {what}", servers.unwrap_or_default());
-                return Err(StartError::NoRedis {
-                    cause: self.cluster.trouble().map_or_else(silent, str::to_string),
-                    waited: timeout,
-                });
-            }
-            self.turn(clock, until_ms).await;
-        }
-        match self.cluster.odd_one() {
-            Some((other, theirs)) => Err(StartError::Partitions {
-                other: other.to_string(),
-                theirs: *theirs,
-                ours: config.channels.partitions,
-            }),
-            None => Ok(()),
-        }
-    }
-
-    /// One turn without shards: asks, waits until `until_ms` at the longest, takes what came.
-    async fn turn(&mut self, clock: &Clock, until_ms: u64) {
-        self.begin_turn(clock.now());
-        let due_ms = self.end_turn().map_or(until_ms, |due| due.min(until_ms));
-        let time = Duration::from_millis(due_ms.saturating_sub(clock.now().mono_ms()));
-        // The store's connections want their turn, however short the time.
-        tokio::task::yield_now().await;
-        let _ = tokio::time::timeout(time, self.wait_event()).await;
-        self.begin_turn(clock.now());
-        while let Some(event) = self.next_event() {
-            self.cluster.handle_event(event);
-        }
-    }
-
-    /// The shards are there.
-    pub(super) fn attach(&mut self, mailboxes: &Mailboxes, shared: &Shared) {
-        let me = control_id(shared.shards.len() as u16);
-        self.cluster
-            .attach(Lanes::new(me, mailboxes.clone(), Arc::clone(&shared.depths)));
-    }
-
-    pub(super) fn begin_turn(&mut self, now: Now) {
-        self.cluster.begin_turn(now);
-    }
-
-    /// Carries out what the turn brought. Returns when the next one is due, if nothing happens.
-    pub(super) fn end_turn(&mut self) -> Option<u64> {
-        self.cluster.end_turn();
-        while let Some(subscription) = self.cluster.poll_subscription() {
-            match subscription {
-                Subscription::Begin(channel) => self.broker.subscribe(channel),
-                Subscription::End(channel) => self.broker.unsubscribe(&channel),
-                Subscription::Renew(channel) => self.broker.renew(&channel),
-            }
-        }
-        while let Some(request) = self.cluster.poll_request() {
-            self.broker.submit(request);
-        }
-        self.cluster.poll_timeout()
-    }
-
-    pub(super) fn next_event(&mut self) -> Option<StoreEvent> {
-        self.event.take().or_else(|| self.broker.try_next_event())
-    }
-
-    /// Until the store says something. Cancel-safe.
-    pub(super) async fn wait_event(&mut self) {
-        if self.event.is_none() {
-            self.event = Some(self.broker.next_event().await);
-        }
-    }
-
-    /// Nobody is here any more: says so, and tells whether nothing of this gateway is written down any more, or cannot be cleared.
-    pub(super) fn has_left(&mut self) -> bool {
-        self.cluster.leave();
-        self.cluster.has_left() || !self.cluster.is_member()
-    }
-
-    /// Gives back the lease, as far as Redis lets us in time.
-    pub(super) async fn leave(mut self, clock: &Clock) {
-        self.cluster.finish();
-        let until_ms = clock.now().mono_ms() + FINISH_MAX.as_millis() as u64;
-        while !self.cluster.is_idle() && self.cluster.is_member() && clock.now().mono_ms() < until_ms {
-            self.turn(clock, until_ms).await;
         }
     }
 }

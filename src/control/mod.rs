@@ -8,7 +8,8 @@
 //! | --- | --- |
 //! | `mod` | [`Gateway`] and [`Handle`]: what the rest of the program sees; the start |
 //! | `shards` | the shards' threads |
-//! | `run` | the control thread's turn |
+//! | [`turn`] | pure: the control thread's turn; joining, draining, leaving |
+//! | `run` | the control thread: turns, and waits |
 //! | `admin` | administrators' requests |
 //! | `jwks` | keys from a URL |
 //! | `link` | the cluster, its store, and how they are joined and left |
@@ -19,6 +20,7 @@ mod jwks;
 mod link;
 mod run;
 mod shards;
+pub mod turn;
 mod watchdog;
 
 use std::fs::File;
@@ -49,26 +51,11 @@ use crate::wire::ws::close::CloseReason;
 use link::Joined;
 use run::{Control, ControlPlan};
 use shards::{Shards, ShardsPlan};
+pub use turn::Exit;
 
 /// How long the rings of a start that failed may be on their way out, and how often it is looked whether they have gone.
 const RINGS_GO: Duration = Duration::from_secs(1);
 const TRY_AGAIN: Duration = Duration::from_millis(50);
-
-/// How a gateway ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Exit {
-    /// After a drain, everybody gone or told.
-    Drained {
-        /// Clients that went by themselves.
-        left: u64,
-        /// Clients that were closed.
-        closed: u64,
-    },
-    /// At once, as asked.
-    Stopped,
-    /// A shard broke; the log says how.
-    Broken,
-}
 
 /// What may be asked of a running gateway.
 #[derive(Debug)]
@@ -227,7 +214,6 @@ impl Start<'_> {
             homes: homes.clone(),
             shared: Arc::clone(&shared),
             seed: getrandom::u64().map_err(no_random)?,
-            inbox,
             orders: self.orders,
             ending: Arc::clone(&handle.ending),
             reports: reports.clone(),
@@ -235,7 +221,7 @@ impl Start<'_> {
             descriptor: self.descriptor,
         };
         // It joins the cluster, then waits for the shards.
-        let control = Joined::spawn(plan)?;
+        let control = Joined::spawn(plan, inbox)?;
         let settings = Arc::new(Settings::with_keys(config, host.connections_max, control.keys())?.with_tls(tls));
 
         let (sockets, kept) = listeners.listen(config.listen_backlog)?;

@@ -1,7 +1,7 @@
-//! The control thread's turn.
+//! The control thread while the gateway runs: turns, and waits for what makes the next one due.
 //!
-//! Owns the thread, inside a tokio runtime of one thread. One turn: what shards say, what the store says, orders,
-//! reports, then time; then requests go to the store and batches to the shards. It waits for any of these.
+//! Owns the thread, inside a tokio runtime of one thread. The turn itself is [`turn`](super::turn)'s; orders, reports,
+//! keys and certificates are taken here, between its two halves.
 
 use std::fs::File;
 use std::io::Read;
@@ -15,38 +15,30 @@ use tokio::io::unix::AsyncFd;
 
 use super::admin::{ANSWER_MAX, Desk, listener};
 use super::jwks::FetchedKeys;
-use super::link::Link;
 use super::shards::Shards;
+use super::turn::{ControlTurn, Exit, Stage};
 use super::watchdog::Watchdog;
-use super::{Exit, Handle, Order};
-use crate::config::{Config, DrainConfig};
+use super::{Handle, Order};
+use crate::cluster::Cluster;
+use crate::config::Config;
 use crate::engine::Waker;
 use crate::http::{HttpContext, ListenerKind};
-use crate::lanes::{Inbox, LifecycleToShard, ShardCommand, ToControl};
+use crate::lanes::LifecycleToShard;
+use crate::redis::Broker;
+use crate::redis::pair::Pair;
 use crate::router::HomeMap;
 use crate::runtime::admin::AdminSocket;
 use crate::runtime::cpus::PinnedHere;
 use crate::runtime::listener::Kept;
-use crate::session::drain::DrainPlan;
 use crate::settings::Settings;
 use crate::shard::run::Report;
-use crate::shared::{STALLED_AFTER, Shared};
+use crate::shared::{Clock, STALLED_AFTER, Shared};
 use crate::tls::Certificates;
 
-/// What a drain takes at the most if `drain.timeout` is less: `shutdown` and the close frames need time to leave.
-const FAREWELL_MS: u64 = 1_000;
-/// How long the clearing of presence may take when the clients have gone.
-const LEAVE_MAX_MS: u64 = 2_000;
 /// How often the control thread looks at the shards when nothing else happens.
 const WATCH_EVERY_MS: u64 = 500;
 /// How often it looks at the files of TLS: who renews a certificate does not wait for it, and three looks cost nothing.
 const CERTIFICATES_EVERY_MS: u64 = 2_000;
-/// How often the control thread looks whether the last connection between two shards has arrived, and the last answer has left.
-const LAST_THINGS_EVERY_MS: u64 = 20;
-/// Lane items taken in one turn, so that packets leave while more comes.
-const INBOX_ITEMS_PER_TURN: usize = 4_096;
-/// Events of the store taken in one turn.
-const EVENTS_PER_TURN: usize = 256;
 
 /// What the control thread starts with.
 pub(super) struct ControlPlan {
@@ -58,7 +50,6 @@ pub(super) struct ControlPlan {
     pub(super) homes: HomeMap,
     pub(super) shared: Arc<Shared>,
     pub(super) seed: u64,
-    pub(super) inbox: Inbox<ToControl>,
     pub(super) orders: Receiver<Order>,
     /// It shall end.
     pub(super) ending: Arc<AtomicBool>,
@@ -111,6 +102,11 @@ impl Woken {
         })
     }
 
+    /// Waking has no effect until [`Woken::set_waiting`].
+    pub(super) fn set_running(&self) {
+        self.waker.set_running();
+    }
+
     /// Whoever wakes us after this has to mean it.
     pub(super) fn set_waiting(&self) {
         self.waker.set_waiting();
@@ -136,16 +132,6 @@ impl Woken {
     }
 }
 
-/// A drain under way.
-struct Drain {
-    until_ms: u64,
-    shards_left: usize,
-    left: u64,
-    closed: u64,
-    /// The clients have gone, and now the gateway leaves its cluster: until when at most, and how it ends then.
-    leaving: Option<(u64, Exit)>,
-}
-
 /// The state of the control thread while the gateway runs.
 pub(super) struct Turns {
     shared: Arc<Shared>,
@@ -154,17 +140,15 @@ pub(super) struct Turns {
     config: Config,
     certificates: Option<Certificates>,
     certificates_due_ms: u64,
-    inbox: Inbox<ToControl>,
+    turn: ControlTurn<Pair<Broker>>,
     orders: Receiver<Order>,
     reports: Receiver<Report>,
     woken: Woken,
-    link: Option<Link>,
     keys: Option<FetchedKeys>,
     control: Control,
     desk: Rc<Desk>,
     /// Of `admin.listen`.
     http: Rc<HttpContext>,
-    drain: Option<Drain>,
     stalled: Vec<bool>,
     watchdog: Option<Watchdog>,
 }
@@ -173,7 +157,7 @@ impl Turns {
     pub(super) fn new(
         plan: ControlPlan,
         woken: Woken,
-        mut link: Option<Link>,
+        mut turn: ControlTurn<Pair<Broker>>,
         keys: Option<FetchedKeys>,
         mut control: Control,
     ) -> Self {
@@ -199,23 +183,19 @@ impl Turns {
         {
             log::error!("admin.listen is not served: {error}");
         }
-        if let Some(link) = &mut link {
-            link.attach(control.shards.mailboxes(), &plan.shared);
-        }
+        turn.attach(control.shards.mailboxes());
         Turns {
             connections_possible: plan.connections_possible,
             config: plan.config,
             certificates: plan.certificates,
             certificates_due_ms: 0,
-            inbox: plan.inbox,
+            turn,
             orders: plan.orders,
             reports: plan.reports,
             woken,
-            link,
             desk,
             http,
             keys,
-            drain: None,
             stalled: vec![false; control.shards.count()],
             watchdog: Watchdog::of_environment(),
             control,
@@ -223,36 +203,24 @@ impl Turns {
         }
     }
 
-    /// Until the gateway shall end; then it leaves the cluster. The shards are stopped and joined when `self` goes.
+    /// Until the gateway has ended and left its cluster. The shards are stopped and joined when `self` goes.
     pub(super) async fn live(mut self) -> Exit {
-        let exit = loop {
-            self.woken.waker.set_running();
+        while !self.turn.is_over() {
+            self.woken.set_running();
             let now = self.shared.clock.now();
-            self.shared.control_turn_ms.set(now.mono_ms());
-            if let Some(link) = &mut self.link {
-                link.begin_turn(now);
-            }
-            let busy = self.take_mail() | self.take_events();
-            if let Some(exit) = self.take_orders().or_else(|| self.take_reports()) {
-                break exit;
-            }
+            let busy = self.turn.begin(now);
+            self.take_orders();
+            self.take_reports();
             self.watch_shards(now.mono_ms());
             self.watch_certificates(now.mono_ms());
-            self.carry_out_commands();
             self.take_keys();
             let mut due_ms = now.mono_ms() + WATCH_EVERY_MS;
             if let Some(watchdog) = &mut self.watchdog {
                 due_ms = due_ms.min(watchdog.feed(&self.shared, now.mono_ms()));
             }
-            if let Some(link) = &mut self.link {
-                due_ms = link.end_turn().map_or(due_ms, |due| due.min(due_ms));
-                while let Some((ticket, found)) = link.cluster.poll_whereabouts() {
-                    self.desk.located(ticket, found);
-                }
-            }
-            match self.drain_over(now.mono_ms()) {
-                Ok(exit) => break exit,
-                Err(look_ms) => due_ms = due_ms.min(look_ms),
+            due_ms = self.turn.end().map_or(due_ms, |due| due.min(due_ms));
+            while let Some((ticket, found)) = self.turn.cluster_mut().and_then(Cluster::poll_whereabouts) {
+                self.desk.located(ticket, found);
             }
             if busy {
                 // The store's connections want their turn, too.
@@ -260,20 +228,19 @@ impl Turns {
                 continue;
             }
             self.wait(due_ms).await;
-        };
-        // From here on nobody carries out anything.
-        self.shared.close_desk();
-        if let Some(link) = self.link.take() {
-            link.leave(&self.shared.clock).await;
         }
-        exit
+        leave(&mut self.turn, &self.shared.clock).await;
+        self.turn.exit()
     }
 
     async fn wait(&mut self, due_ms: u64) {
-        self.woken.waker.set_waiting();
+        if self.turn.is_over() {
+            return;
+        }
+        self.woken.set_waiting();
         // Whoever sends after this look sees that we wait.
         let has_keys = self.keys.as_ref().is_some_and(|keys| keys.fetcher.has_news());
-        if has_keys || !(self.inbox.is_empty() && self.orders.is_empty() && self.reports.is_empty()) {
+        if has_keys || !(self.turn.is_inbox_empty() && self.orders.is_empty() && self.reports.is_empty()) {
             return;
         }
         let now_ns = self.shared.clock.mono_ns();
@@ -282,8 +249,8 @@ impl Turns {
             return tokio::task::yield_now().await;
         }
         let something = async {
-            match &mut self.link {
-                Some(link) => link.wait_event().await,
+            match self.turn.store_mut() {
+                Some(store) => store.ready().await,
                 None => std::future::pending().await,
             }
         };
@@ -294,82 +261,37 @@ impl Turns {
         }
     }
 
-    fn take_mail(&mut self) -> bool {
-        let mut items = 0;
-        while items < INBOX_ITEMS_PER_TURN
-            && let Some(batch) = self.inbox.try_next()
-        {
-            let room = batch.room();
-            items += batch.items.len();
-            if let Some(link) = &mut self.link {
-                link.cluster.handle_batch(batch);
-            }
-            if let Some(room) = room {
-                self.inbox.done(room);
-            }
-        }
-        items > 0
-    }
-
-    fn take_events(&mut self) -> bool {
-        let mut events = 0;
-        while events < EVENTS_PER_TURN
-            && let Some(event) = self.link.as_mut().and_then(Link::next_event)
-            && let Some(link) = &mut self.link
-        {
-            events += 1;
-            link.cluster.handle_event(event);
-        }
-        events > 0
-    }
-
-    fn take_orders(&mut self) -> Option<Exit> {
+    fn take_orders(&mut self) {
         while let Ok(order) = self.orders.try_recv() {
             match order {
-                Order::Drain => {
-                    if self.shared.begin_draining() {
-                        self.drain = Some(self.begin_drain());
-                    }
-                }
+                Order::Drain => self.turn.begin_drain(&self.config.drain),
                 Order::Reload(config) => self.reload(*config),
-                Order::Everywhere(command) => {
-                    if let Some(link) = &mut self.link {
-                        link.cluster.forward(&command);
-                    }
-                    self.command_shards(&command);
-                }
+                Order::Everywhere(command) => self.turn.command_everywhere(&command),
                 Order::Forward(command, told) => {
                     // Alone, there is nobody to be told.
-                    let link = self.link.as_mut();
-                    let _ = told.send(link.is_none_or(|link| link.cluster.forward(&command)));
+                    let cluster = self.turn.cluster_mut();
+                    let _ = told.send(cluster.is_none_or(|cluster| cluster.forward(&command)));
                 }
                 Order::Administer(request, answered) => self.desk.take_own(request, answered),
-                Order::Locate(ticket, user) => match &mut self.link {
-                    Some(link) => link.cluster.inquire(ticket, user),
+                Order::Locate(ticket, user) => match self.turn.cluster_mut() {
+                    Some(cluster) => cluster.inquire(ticket, user),
                     None => self.desk.located(ticket, Some(Vec::new())),
                 },
-                Order::Stop => return Some(Exit::Stopped),
+                Order::Stop => self.turn.finish(Exit::Stopped),
             }
         }
-        None
     }
 
-    fn take_reports(&mut self) -> Option<Exit> {
+    fn take_reports(&mut self) {
         while let Ok(report) = self.reports.try_recv() {
             match report {
                 Report::Asked(shard, conn, from, request) => self.desk.take(shard, conn, from, request),
                 Report::Replied(ticket, reply) => self.desk.replied(ticket, reply),
-                Report::Drained(_, count) => {
-                    if let Some(drain) = &mut self.drain {
-                        drain.shards_left -= 1;
-                        drain.left += count.left;
-                        drain.closed += count.closed;
-                    }
-                }
+                Report::Drained(_, count) => self.turn.handle_drained(count.left, count.closed),
                 Report::Ended(shard, result) => {
                     let cause = result.map_or_else(|cause| cause.to_string(), |()| "without being asked".into());
                     log::error!("shard {shard} has ended: {cause}; stopping the gateway");
-                    return Some(Exit::Broken);
+                    self.turn.finish(Exit::Broken);
                 }
                 Report::KeysWanted => {
                     if let Some(keys) = &self.keys {
@@ -379,93 +301,6 @@ impl Turns {
                 Report::Engine(..) | Report::Accepting(_) => {}
             }
         }
-        None
-    }
-
-    /// What other gateways want all shards to do.
-    fn carry_out_commands(&mut self) {
-        while let Some(command) = self.link.as_mut().and_then(|link| link.cluster.poll_command()) {
-            self.command_shards(&command);
-        }
-    }
-
-    fn command_shards(&self, command: &ShardCommand) {
-        self.control.shards.mailboxes().post_all(|| command.clone());
-    }
-
-    fn begin_drain(&mut self) -> Drain {
-        let DrainConfig { timeout, per_second } = self.config.drain;
-        let (now_ms, timeout_ms) = (self.shared.clock.now().mono_ms(), timeout.as_millis() as u64);
-        let connections = self.shared.connections();
-        log::info!("draining {connections} connections for at most {timeout:?}");
-        let plan = DrainPlan::new(connections, now_ms, timeout_ms, per_second);
-        let told = plan.told_in_time(connections, now_ms);
-        if told < connections {
-            log::warn!(
-                "drain.per_second = {per_second} leaves time to tell {told} of {connections} clients within drain.timeout = \
-                 {timeout:?}: the others are closed at its end"
-            );
-        }
-        self.control
-            .shards
-            .mailboxes()
-            .post_all(|| LifecycleToShard::Drain(plan));
-        Drain {
-            // However short it is, what clients are told must get out.
-            until_ms: now_ms + timeout_ms.max(FAREWELL_MS),
-            shards_left: self.control.shards.count(),
-            left: 0,
-            closed: 0,
-            leaving: None,
-        }
-    }
-
-    /// The end of a drain, or when to look again. A gateway stays one of its cluster until its last client has gone: so every user is
-    /// present and reachable until then.
-    fn drain_over(&mut self, now_ms: u64) -> Result<Exit, u64> {
-        let Some(drain) = &self.drain else {
-            return Err(u64::MAX);
-        };
-        let (until_ms, exit, look_ms) = match drain.leaving {
-            Some((until_ms, exit)) => (until_ms, exit, until_ms),
-            // The next turn asks for what leaving takes.
-            None => (now_ms + LEAVE_MAX_MS, self.clients_gone(drain, now_ms)?, now_ms),
-        };
-        if let Some(drain) = &mut self.drain {
-            drain.leaving = Some((until_ms, exit));
-        }
-        let has_left = self.link.as_mut().is_none_or(Link::has_left);
-        if has_left || now_ms >= until_ms {
-            Ok(exit)
-        } else {
-            Err(look_ms)
-        }
-    }
-
-    /// How the drain ends, once its clients are gone or time is up; or when to look again.
-    fn clients_gone(&self, drain: &Drain, now_ms: u64) -> Result<Exit, u64> {
-        // A connection between two shards has a place, though no shard knows it. Administrators who still wait for an answer, such as
-        // the one who asked for this drain, get it.
-        let over = drain.shards_left == 0 && self.shared.places() == 0 && self.shared.try_close_desk();
-        if !over && now_ms < drain.until_ms {
-            let look_ms = if drain.shards_left == 0 {
-                now_ms + LAST_THINGS_EVERY_MS
-            } else {
-                drain.until_ms
-            };
-            return Err(look_ms.min(drain.until_ms));
-        }
-        if !over {
-            log::warn!(
-                "drain: time is up, closing {} connections; {} requests of administrators are not answered",
-                self.shared.connections(),
-                self.shared.close_desk()
-            );
-        }
-        Ok(Exit::Drained {
-            left: drain.left,
-            closed: drain.closed + self.shared.connections(),
-        })
     }
 
     /// Takes what the fetcher brought; the shards hear of it in any case, because somebody may wait for it.
@@ -483,10 +318,7 @@ impl Turns {
             self.settle();
         }
         if any {
-            self.control
-                .shards
-                .mailboxes()
-                .post_all(|| LifecycleToShard::KeysFetched);
+            self.turn.post_all(|| LifecycleToShard::KeysFetched);
         }
     }
 
@@ -514,10 +346,7 @@ impl Turns {
             Err(error) => return log::error!("configuration not changed: {error}"),
         };
         self.http.settings.replace(Arc::clone(&settings));
-        self.control
-            .shards
-            .mailboxes()
-            .post_all(|| LifecycleToShard::Settings(Arc::clone(&settings)));
+        self.turn.post_all(|| LifecycleToShard::Settings(Arc::clone(&settings)));
     }
 
     /// Reads the files of TLS, if there are any. What is no good changes nothing: a new certificate and its key are two
@@ -573,5 +402,29 @@ impl Turns {
             }
             self.stalled[shard] = age > limit;
         }
+    }
+}
+
+/// Turns once, without orders and reports: while there are no shards yet, or nobody carries out anything any more. Waits
+/// until `until_ms` at the longest.
+pub(super) async fn turn_alone(turn: &mut ControlTurn<Pair<Broker>>, clock: &Clock, until_ms: u64) {
+    let busy = turn.begin(clock.now());
+    let due_ms = turn.end().map_or(until_ms, |due| due.min(until_ms));
+    // The store's connections want their turn, however short the time.
+    tokio::task::yield_now().await;
+    if busy || turn.stage() == Stage::Gone {
+        return;
+    }
+    let time = Duration::from_millis(due_ms.saturating_sub(clock.now().mono_ms()));
+    if let Some(store) = turn.store_mut() {
+        let _ = tokio::time::timeout(time, store.ready()).await;
+    }
+}
+
+/// Gives back the lease, as far as Redis lets us in time.
+pub(super) async fn leave(turn: &mut ControlTurn<Pair<Broker>>, clock: &Clock) {
+    while turn.stage() != Stage::Gone {
+        let until_ms = clock.now().mono_ms() + WATCH_EVERY_MS;
+        turn_alone(turn, clock, until_ms).await;
     }
 }

@@ -23,7 +23,7 @@ use super::{commands, remedies};
 use crate::config::{RedisAddress, RedisServers, RedisTarget};
 
 /// How long a server may take for anything: to let us in, or to answer one pipeline. A server that takes longer is
-/// treated as gone, so that the asker hears within [2.5 s](super::Broker::submit).
+/// treated as gone, so that the asker hears within 2.5 s.
 pub(super) const ANSWER_MAX: Duration = Duration::from_secs(2);
 /// How long one of several servers of a cluster may take to say who is in it.
 const LOOK_ANSWER_MAX: Duration = Duration::from_secs(1);

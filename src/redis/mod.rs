@@ -5,7 +5,7 @@
 //!
 //! | file | duty |
 //! | --- | --- |
-//! | [`pair`] | two brokers: one for look-ups, one for everything else |
+//! | [`pair`] | pure: two stores as one, look-ups on a connection of their own |
 //! | `driver` | the one task that knows all servers |
 //! | `node` | one server: its command connection, order, time limits |
 //! | `pubsub` | one server: its connection for subscriptions |
@@ -25,7 +25,7 @@
 //!
 //! Invariants:
 //! - *answered once*: every request is answered exactly once and within 2.5 s, see `gather` and `node`.
-//! - *order*: what goes to one server goes in the order of [`Broker::submit`], see `node`.
+//! - *order*: what goes to one server goes in the order of [`Store::submit`], see `node`.
 //! - *no invalidation is lost*: each becomes an event; one that overtook the answer to a read before it stands in front
 //!   of it, and the asker sees by that that the answer is old.
 //! - *no secret*: credentials are in no event, log line or `Debug`.
@@ -63,7 +63,7 @@ use driver::{Context, Driver, Input};
 use keys::Names;
 use node::NodeId;
 
-use crate::cluster::store::{Channel, Request, StoreEvent};
+use crate::cluster::store::{Channel, Request, Store, StoreEvent};
 use crate::config::{RedisServers, RedisTarget};
 
 /// What tasks say, in order; channels by name.
@@ -79,9 +79,50 @@ enum Signal {
     Packet { channel: String, payload: Bytes },
 }
 
+/// What a broker is started with.
+#[derive(Debug, Clone)]
+struct Origin {
+    target: RedisTarget,
+    prefix: Arc<str>,
+    counters: Arc<BrokerCounters>,
+    /// Asks what servers throw away when their memory is full. Of several brokers on the same servers one does, or each
+    /// would overrule what the others found.
+    watches_memory: bool,
+}
+
+impl Origin {
+    fn start(&self) -> Broker {
+        let (inputs, inputs_receiver) = unbounded_channel();
+        let (signals, signals_receiver) = unbounded_channel();
+        let backlog = Arc::new(Backlog::new(Arc::clone(&self.counters)));
+        let names = Names::new(&self.prefix, self.target.db);
+        let context = Context {
+            names: names.clone(),
+            sharded: matches!(self.target.servers, RedisServers::Cluster(_)),
+            dialer: Dialer::new(self.target.clone()),
+            signals,
+            backlog: Arc::clone(&backlog),
+            counters: Arc::clone(&self.counters),
+            watches_memory: self.watches_memory,
+        };
+        let driver = Driver::new(Rc::new(context), inputs.clone());
+        let driver = tokio::task::spawn_local(driver.run(inputs_receiver)).abort_handle();
+        Broker {
+            origin: self.clone(),
+            names,
+            inputs,
+            signals: signals_receiver,
+            channels: HashMap::new(),
+            backlog,
+            driver,
+        }
+    }
+}
+
 /// A store in Redis. Its tasks end when it is dropped.
 #[derive(Debug)]
 pub struct Broker {
+    origin: Origin,
     names: Names,
     inputs: UnboundedSender<Input>,
     signals: UnboundedReceiver<Signal>,
@@ -100,62 +141,22 @@ impl Broker {
     /// Outside of a tokio `LocalSet`.
     #[must_use]
     pub fn start(target: RedisTarget, prefix: &str, counters: Arc<BrokerCounters>) -> Broker {
-        Broker::start_as(target, prefix, counters, true)
-    }
-
-    /// `watches_memory`: asks what servers throw away when their memory is full. Of several brokers on the same servers one
-    /// does, or each would overrule what the others found.
-    fn start_as(target: RedisTarget, prefix: &str, counters: Arc<BrokerCounters>, watches_memory: bool) -> Broker {
-        let (inputs, inputs_receiver) = unbounded_channel();
-        let (signals, signals_receiver) = unbounded_channel();
-        let backlog = Arc::new(Backlog::new(counters.clone()));
-        let names = Names::new(prefix, target.db);
-        let context = Context {
-            names: names.clone(),
-            sharded: matches!(target.servers, RedisServers::Cluster(_)),
-            dialer: Dialer::new(target),
-            signals,
-            backlog: backlog.clone(),
+        let origin = Origin {
+            target,
+            prefix: prefix.into(),
             counters,
-            watches_memory,
+            watches_memory: true,
         };
-        let driver = Driver::new(Rc::new(context), inputs.clone());
-        let driver = tokio::task::spawn_local(driver.run(inputs_receiver)).abort_handle();
-        Broker {
-            names,
-            inputs,
-            signals: signals_receiver,
-            channels: HashMap::new(),
-            backlog,
-            driver,
-        }
+        origin.start()
     }
 
-    /// Sends a request. It is answered once by [`StoreEvent::Answered`], within 2.5 s; at once, with
-    /// [`Unavailable`](crate::cluster::store::FailureKind::Unavailable), where no server can be asked.
-    pub fn submit(&mut self, request: Request) {
-        // The driver ends with us and not before.
-        let _ = self.inputs.send(Input::Request(request));
-    }
-
-    /// Subscribes to a channel, until [`Broker::unsubscribe`]: over lost connections, failovers and moving slots.
-    pub fn subscribe(&mut self, channel: Channel) {
-        let name = self.names.channel(&channel);
-        self.channels.entry(name.clone()).or_insert((channel, None));
-        let _ = self.inputs.send(Input::Subscribe(name));
-    }
-
-    /// Ends a subscription. No event follows.
-    pub fn unsubscribe(&mut self, channel: &Channel) {
-        let name = self.names.channel(channel);
-        if self.channels.remove(&name).is_some() {
-            let _ = self.inputs.send(Input::Unsubscribe(name));
-        }
-    }
-
-    /// What is said on that channel does not come although it is heard: both connections of its server are made anew, paced.
-    pub fn renew(&mut self, channel: &Channel) {
-        let _ = self.inputs.send(Input::Renew(self.names.channel(channel)));
+    /// Another broker for the same servers, which leaves their memory to the first one.
+    fn start_second(&self) -> Broker {
+        let origin = Origin {
+            watches_memory: false,
+            ..self.origin.clone()
+        };
+        origin.start()
     }
 
     /// The next event. Cancel-safe.
@@ -171,16 +172,6 @@ impl Broker {
                 None => std::future::pending().await,
             }
         }
-    }
-
-    /// The next event, if there is one already.
-    pub fn try_next_event(&mut self) -> Option<StoreEvent> {
-        while let Ok(signal) = self.signals.try_recv() {
-            if let Some(event) = self.translate(signal) {
-                return Some(event);
-            }
-        }
-        None
     }
 
     /// Channels by name to channels; nothing for those that nobody wants (any more).
@@ -206,6 +197,49 @@ impl Broker {
                 Some(StoreEvent::Received(channel.clone(), payload))
             }
         }
+    }
+}
+
+/// Requests are answered within 2.5 s, and subscriptions outlive failovers and moving slots.
+impl Store for Broker {
+    fn submit(&mut self, request: Request) {
+        // The driver ends with us and not before.
+        let _ = self.inputs.send(Input::Request(request));
+    }
+
+    fn subscribe(&mut self, channel: Channel) {
+        let name = self.names.channel(&channel);
+        self.channels.entry(name.clone()).or_insert((channel, None));
+        let _ = self.inputs.send(Input::Subscribe(name));
+    }
+
+    fn unsubscribe(&mut self, channel: &Channel) {
+        let name = self.names.channel(channel);
+        if self.channels.remove(&name).is_some() {
+            let _ = self.inputs.send(Input::Unsubscribe(name));
+        }
+    }
+
+    /// Both connections of the channel's server are made anew, paced.
+    fn renew(&mut self, channel: &Channel) {
+        let _ = self.inputs.send(Input::Renew(self.names.channel(channel)));
+    }
+
+    fn restart(&mut self) {
+        let channels = std::mem::take(&mut self.channels);
+        *self = self.origin.start();
+        for (channel, _) in channels.into_values() {
+            self.subscribe(channel);
+        }
+    }
+
+    fn try_next_event(&mut self) -> Option<StoreEvent> {
+        while let Ok(signal) = self.signals.try_recv() {
+            if let Some(event) = self.translate(signal) {
+                return Some(event);
+            }
+        }
+        None
     }
 }
 

@@ -1,16 +1,14 @@
-//! Two brokers on one Redis: look-ups have connections of their own, so that no question of clients delays leases, probes,
-//! packets or presence.
+//! Two stores on one server as one: look-ups have connections of their own, so that no question of clients delays leases,
+//! probes, packets or presence.
 //!
-//! Belongs to the control thread. To whoever asks they are one store: connected when both are, lost when either is. When the
-//! connection for everything else goes, look-ups begin anew: what they were told by might be another server by now.
+//! Pure, and generic over the store, so that the simulation runs the same code. Owned by the control thread. The pair is
+//! connected when both stores are, and lost when either is. When the main store is lost, look-ups begin anew: what they
+//! were told came from a server that may be another one by now.
 
-use std::sync::Arc;
+use super::Broker;
+use crate::cluster::store::{Channel, Op, Request, Store, StoreEvent};
 
-use super::{Broker, BrokerCounters};
-use crate::cluster::store::{Channel, Op, Request, StoreEvent};
-use crate::config::RedisTarget;
-
-/// What was last told of the store as a whole.
+/// What was last told of the pair as a whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Told {
     Nothing,
@@ -24,7 +22,7 @@ enum Line {
     Lookups,
 }
 
-/// Which lines can be asked, and what was told of that. Pure.
+/// Which stores can be asked, and what was told of that.
 #[derive(Debug)]
 struct Standing {
     main: bool,
@@ -33,7 +31,7 @@ struct Standing {
 }
 
 impl Standing {
-    /// What an event of one line means for the store as a whole.
+    /// What an event of one store means for the pair.
     fn handle(&mut self, line: Line, event: StoreEvent) -> Option<StoreEvent> {
         let up = match line {
             Line::Main => &mut self.main,
@@ -60,41 +58,54 @@ impl Standing {
     }
 }
 
-/// A store in Redis, over two brokers. Their tasks end when it is dropped.
+/// A store made of two: one for look-ups, one for everything else.
 #[derive(Debug)]
-pub struct BrokerPair {
-    main: Broker,
-    lookups: Broker,
+pub struct Pair<S> {
+    main: S,
+    lookups: S,
     standing: Standing,
-    target: RedisTarget,
-    prefix: String,
-    counters: Arc<BrokerCounters>,
+    /// It came while the control thread waited.
+    next: Option<StoreEvent>,
 }
 
-impl BrokerPair {
-    /// As [`Broker::start`].
-    ///
-    /// # Panics
-    /// Outside of a tokio `LocalSet`.
+impl<S: Store> Pair<S> {
+    /// Both are new.
     #[must_use]
-    pub fn start(target: RedisTarget, prefix: &str, counters: Arc<BrokerCounters>) -> BrokerPair {
-        BrokerPair {
-            main: Broker::start(target.clone(), prefix, Arc::clone(&counters)),
-            lookups: start_lookups(&target, prefix, &counters),
+    pub fn new(main: S, lookups: S) -> Self {
+        Pair {
+            main,
+            lookups,
             standing: Standing {
                 main: false,
                 lookups: false,
                 told: Told::Nothing,
             },
-            target,
-            prefix: prefix.to_owned(),
-            counters,
+            next: None,
         }
     }
 
-    /// As [`Broker::submit`]. A request is of look-ups alone, or has none. Look-ups that are under way when the store is lost may
-    /// stay without an answer.
-    pub fn submit(&mut self, request: Request) {
+    /// The main store, and that of look-ups.
+    pub fn lines(&self) -> [&S; 2] {
+        [&self.main, &self.lookups]
+    }
+
+    /// The main store, and that of look-ups.
+    pub fn lines_mut(&mut self) -> [&mut S; 2] {
+        [&mut self.main, &mut self.lookups]
+    }
+
+    fn handle(&mut self, line: Line, event: StoreEvent) -> Option<StoreEvent> {
+        if line == Line::Main && matches!(event, StoreEvent::Lost(_)) {
+            self.lookups.restart();
+            self.standing.lookups = false;
+        }
+        self.standing.handle(line, event)
+    }
+}
+
+impl<S: Store> Store for Pair<S> {
+    /// A request is of look-ups alone, or has none.
+    fn submit(&mut self, request: Request) {
         let looks_up = |op: &Op| matches!(op, Op::Locate { .. });
         if request.ops.iter().all(looks_up) {
             self.lookups.submit(request);
@@ -104,58 +115,65 @@ impl BrokerPair {
         }
     }
 
-    /// As [`Broker::subscribe`].
-    pub fn subscribe(&mut self, channel: Channel) {
+    fn subscribe(&mut self, channel: Channel) {
         self.main.subscribe(channel);
     }
 
-    /// As [`Broker::unsubscribe`].
-    pub fn unsubscribe(&mut self, channel: &Channel) {
+    fn unsubscribe(&mut self, channel: &Channel) {
         self.main.unsubscribe(channel);
     }
 
-    /// As [`Broker::renew`].
-    pub fn renew(&mut self, channel: &Channel) {
+    fn renew(&mut self, channel: &Channel) {
         self.main.renew(channel);
     }
 
-    /// The next event. Cancel-safe.
-    pub async fn next_event(&mut self) -> StoreEvent {
-        loop {
-            let (line, event) = tokio::select! {
-                biased;
-                event = self.main.next_event() => (Line::Main, event),
-                event = self.lookups.next_event() => (Line::Lookups, event),
-            };
-            if let Some(event) = self.handle(line, event) {
-                return event;
-            }
-        }
+    fn restart(&mut self) {
+        let [main, lookups] = self.lines_mut();
+        main.restart();
+        lookups.restart();
+        self.standing.main = false;
+        self.standing.lookups = false;
+        self.next = None;
     }
 
-    /// The next event, if there is one already.
-    pub fn try_next_event(&mut self) -> Option<StoreEvent> {
+    fn try_next_event(&mut self) -> Option<StoreEvent> {
+        if let Some(event) = self.next.take() {
+            return Some(event);
+        }
         loop {
-            let main = self.main.try_next_event().map(|event| (Line::Main, event));
-            let lookups = |lookups: &mut Broker| lookups.try_next_event().map(|event| (Line::Lookups, event));
-            let (line, event) = main.or_else(|| lookups(&mut self.lookups))?;
+            let (line, event) = match self.main.try_next_event() {
+                Some(event) => (Line::Main, event),
+                None => (Line::Lookups, self.lookups.try_next_event()?),
+            };
             if let Some(event) = self.handle(line, event) {
                 return Some(event);
             }
         }
     }
-
-    fn handle(&mut self, line: Line, event: StoreEvent) -> Option<StoreEvent> {
-        if line == Line::Main && matches!(event, StoreEvent::Lost(_)) {
-            self.lookups = start_lookups(&self.target, &self.prefix, &self.counters);
-            self.standing.lookups = false;
-        }
-        self.standing.handle(line, event)
-    }
 }
 
-fn start_lookups(target: &RedisTarget, prefix: &str, counters: &Arc<BrokerCounters>) -> Broker {
-    Broker::start_as(target.clone(), prefix, Arc::clone(counters), false)
+impl Pair<Broker> {
+    /// The pair on the servers of this broker.
+    ///
+    /// # Panics
+    /// Outside of a tokio `LocalSet`.
+    #[must_use]
+    pub fn of_broker(main: Broker) -> Self {
+        let lookups = main.start_second();
+        Pair::new(main, lookups)
+    }
+
+    /// Until [`Store::try_next_event`] has one. Cancel-safe.
+    pub async fn ready(&mut self) {
+        while self.next.is_none() {
+            let (line, event) = tokio::select! {
+                biased;
+                event = self.main.next_event() => (Line::Main, event),
+                event = self.lookups.next_event() => (Line::Lookups, event),
+            };
+            self.next = self.handle(line, event);
+        }
+    }
 }
 
 #[cfg(test)]

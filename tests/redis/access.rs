@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering::Relaxed;
 
-use shardgate::cluster::store::{Answer, Channel, StoreEvent};
+use shardgate::cluster::store::{Answer, Channel, Store as _, StoreEvent};
 
 use crate::common::redis::{Setup, allowed, documented_user};
 use crate::common::{Cluster, Redis, Sentinels};

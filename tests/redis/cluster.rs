@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use shardgate::cluster::store::{Answer, Channel, FailureKind, Op, StoreEvent};
+use shardgate::cluster::store::{Answer, Channel, FailureKind, Op, Store as _, StoreEvent};
 use tokio::time::Instant;
 
 use crate::common::Cluster;

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use shardgate::cluster::store::{Answer, Channel, StoreEvent};
+use shardgate::cluster::store::{Answer, Channel, Store as _, StoreEvent};
 use shardgate::config::RedisTarget;
 use tokio::time::{Instant, sleep};
 

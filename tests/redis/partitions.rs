@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
-use shardgate::cluster::store::{Answer, Channel, StoreEvent};
+use shardgate::cluster::store::{Answer, Channel, Store as _, StoreEvent};
 use tokio::time::{Instant, sleep};
 
 use crate::common::{Cluster, Redis};

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use shardgate::cluster::store::{Answer, Channel};
+use shardgate::cluster::store::{Answer, Channel, Store as _};
 use tokio::time::Instant;
 
 use crate::common::Sentinels;

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use shardgate::cluster::store::{Answer, Channel, FailureKind, Op, StoreEvent};
+use shardgate::cluster::store::{Answer, Channel, FailureKind, Op, Store as _, StoreEvent};
 use tokio::time::{Instant, timeout};
 
 use crate::common::Redis;

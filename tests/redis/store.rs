@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use shardgate::cluster::store::{
-    Answer, Channel, FailureKind, Incarnation, Lease, LeaseState, Op, Registered, Request, StoreEvent, Task,
+    Answer, Channel, FailureKind, Incarnation, Lease, LeaseState, Op, Registered, Request, Store as _, StoreEvent, Task,
 };
 use shardgate::config::RedisTarget;
 use shardgate::redis::{Broker, BrokerCounters};

@@ -63,7 +63,7 @@ impl World {
             let wanted: BTreeSet<u16> = here
                 .map(|(_, channel)| homes.partition(&self.books.channels.names[channel]).0)
                 .collect();
-            let heard: BTreeSet<u16> = gateway.link.ear().map_or_else(BTreeSet::new, |ear| {
+            let heard: BTreeSet<u16> = gateway.link_ref().ear().map_or_else(BTreeSet::new, |ear| {
                 let heard = self.redis.heard(ear).filter_map(|channel| match channel {
                     Channel::Partition(number) => Some(*number),
                     _ => None,

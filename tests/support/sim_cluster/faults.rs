@@ -11,6 +11,8 @@ pub enum Fault {
     RestartOld,
     /// One gateway's connection for commands, or both, break and stay away.
     Cut,
+    /// One gateway's connection for look-ups breaks and stays away.
+    CutLookups,
     /// One gateway's connection for subscriptions breaks and stays away.
     Deaf,
     /// The same, and nobody notices for a while.
@@ -42,10 +44,11 @@ pub enum Fault {
 }
 
 impl Fault {
-    pub const ALL: [Fault; 16] = [
+    pub const ALL: [Fault; 17] = [
         Fault::RestartEmpty,
         Fault::RestartOld,
         Fault::Cut,
+        Fault::CutLookups,
         Fault::Deaf,
         Fault::HalfDead,
         Fault::Lossy,
@@ -62,10 +65,11 @@ impl Fault {
     ];
 
     fn name(self) -> &'static str {
-        const NAMES: [&str; 17] = [
+        const NAMES: [&str; 18] = [
             "restart empty",
             "restart old",
             "cut",
+            "cut look-ups",
             "deaf",
             "half dead",
             "lossy",
@@ -105,7 +109,7 @@ impl World {
             match entry.remove() {
                 Later::Fast(slot) => {
                     if let Some(gateway) = &mut self.slots[slot].gateway {
-                        gateway.link.slow_ns = 0;
+                        gateway.link().slow_down(0);
                     }
                 }
                 Later::Memory => self.redis.oom = false,
@@ -125,10 +129,7 @@ impl World {
             slot.start_ns = slot.start_ns.min(now_ns + 4_000 * MS);
             let Some(gateway) = &mut slot.gateway else { continue };
             gateway.frozen_until_ns = gateway.frozen_until_ns.min(now_ns);
-            gateway.link.slow_ns = 0;
-            gateway.link.cut_until_ns = 0;
-            gateway.link.deaf_until_ns = 0;
-            gateway.link.lossy_until_ns = 0;
+            gateway.link().end_faults();
             for shard in &mut gateway.shards {
                 shard.stalled_until_ns = shard.stalled_until_ns.min(now_ns);
             }
@@ -216,22 +217,15 @@ impl World {
         };
         let (redis, chance) = (&mut self.redis, &mut self.chance);
         match fault {
-            Fault::Cut => {
-                gateway.link.cut_until_ns = now_ns + spell_ns;
-                gateway.link.lose_commands(redis, now_ns, chance);
-                if chance.percent(70) {
-                    gateway.link.lose_ears(redis, now_ns, chance);
-                }
-            }
-            Fault::Deaf => {
-                gateway.link.deaf_until_ns = now_ns + spell_ns;
-                gateway.link.lose_ears(redis, now_ns, chance);
-            }
-            Fault::HalfDead => gateway.link.lose_hearing(now_ns),
-            Fault::Astray => gateway.link.lose_partitions(redis, now_ns, chance),
-            Fault::Lossy => gateway.link.lossy_until_ns = now_ns + spell_ns,
+            Fault::Cut => gateway.link().cut(redis, now_ns, now_ns + spell_ns, chance),
+            Fault::CutLookups => gateway.link().cut_lookups(redis, now_ns, now_ns + spell_ns, chance),
+            Fault::Deaf => gateway.link().cut_ears(redis, now_ns, now_ns + spell_ns, chance),
+            Fault::HalfDead => gateway.link().lose_hearing(now_ns),
+            Fault::Astray => gateway.link().lose_partitions(redis, now_ns, chance),
+            Fault::Lossy => gateway.link().lose_packets(now_ns + spell_ns),
             Fault::Slow => {
-                gateway.link.slow_ns = (50 + chance.below(1_300) as u64) * MS;
+                let slow_ns = (50 + chance.below(1_300) as u64) * MS;
+                gateway.link().slow_down(slow_ns);
                 self.books.frozen.push((now_ns, now_ns + spell_ns + 2_000 * MS));
                 self.later(spell_ns, Later::Fast(slot));
             }
@@ -239,7 +233,7 @@ impl World {
                 if gateway.is_serving() {
                     let within_ms = 500 + chance.below(4_000) as u64;
                     let per_second = chance.pick(&[0, 1, 5]);
-                    gateway.begin_drain(now_ns, within_ms, per_second);
+                    gateway.begin_drain(within_ms, per_second);
                 }
             }
             Fault::Stall => {
@@ -265,10 +259,7 @@ impl World {
     fn break_everything(&mut self) {
         for slot in &mut self.slots {
             if let Some(gateway) = &mut slot.gateway {
-                gateway
-                    .link
-                    .lose_commands(&mut self.redis, self.now_ns, &mut self.chance);
-                gateway.link.lose_ears(&mut self.redis, self.now_ns, &mut self.chance);
+                gateway.link().lose_all(&mut self.redis, self.now_ns, &mut self.chance);
             }
         }
     }

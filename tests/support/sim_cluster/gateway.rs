@@ -1,17 +1,19 @@
-//! One gateway: real cores, real lanes, the real rules of the cluster; the engine and the way to Redis are models.
+//! One gateway: real cores, real lanes, the real turn of the control thread; the engine and the way to Redis are models.
 //!
-//! Turns shards as `shard::run` does and the control thread as `control::run` and `control::link` do.
+//! Turns shards as `shard::run` does.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use shardgate::cluster::store::Incarnation;
-use shardgate::cluster::{Cluster, Identity, Subscription};
+use shardgate::cluster::{Cluster, Identity};
+use shardgate::config::DrainConfig;
+use shardgate::control::turn::{ControlTurn, Exit, Stage};
 use shardgate::engine::Waker;
 use shardgate::ids::ShardId;
-use shardgate::lanes::{self, Inbox, Inboxes, Lanes, LifecycleToShard, Mailboxes, ToControl, ToShard};
+use shardgate::lanes::{self, Inbox, Inboxes, Lanes, Mailboxes, ToShard};
 use shardgate::router::HomeMap;
-use shardgate::session::drain::DrainPlan;
 use shardgate::settings::Settings;
 use shardgate::shard::core::{Command, Core};
 use shardgate::shared::{Now, Shared};
@@ -22,28 +24,18 @@ use super::sim::engine::{Happened, ModelEngine, Tokens};
 use super::sim::wire::{Said, Wire};
 use super::store::Redis;
 
-/// As `control::link` has them.
-const LEAVE_MAX_NS: u64 = 2_000 * MS;
-const FINISH_MAX_NS: u64 = 500 * MS;
 /// A control thread that wants another turn at once, this many times over, burns a core.
 const SPINS_MAX: u32 = 50;
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Phase {
-    Joining,
-    Serving,
-    /// Until this time at the latest.
-    Draining(u64),
-    Migrating(u64),
-    Finishing(u64),
-    Gone,
-}
+/// How long a gateway may try to join before its process gives up, and is started again.
+const START_MAX_MS: u64 = 15_000;
 
 pub struct Shard {
     pub core: Core,
     pub inbox: Inbox<ToShard>,
     pub engine: ModelEngine,
     commands: Vec<Command>,
+    /// The control thread has heard that no client is here any more.
+    reported_drained: bool,
     pub stalled_until_ns: u64,
 }
 
@@ -52,20 +44,20 @@ pub type Spoken = (usize, Said);
 
 pub struct Gateway {
     pub id: String,
-    pub phase: Phase,
-    pub cluster: Cluster,
-    pub link: Link,
+    turn: ControlTurn<Link>,
     pub shared: Arc<Shared>,
     pub shards: Vec<Shard>,
-    pub control_inbox: Inbox<ToControl>,
     mailboxes: Mailboxes,
     pub tokens: Tokens,
     /// Its control thread, or all of it, stands still.
     pub frozen_until_ns: u64,
     wall_offset_ms: u64,
     due_ms: Option<u64>,
+    /// Clients that left, and that were closed, of shards that have none any more, as the control thread will hear.
+    drained: Vec<(u64, u64)>,
+    drain_ordered: Option<DrainConfig>,
     spins: u32,
-    pub joining_since_ns: u64,
+    join_until_ms: u64,
 }
 
 impl Gateway {
@@ -109,38 +101,56 @@ impl Gateway {
                 inbox,
                 engine: ModelEngine::default(),
                 commands: Vec::new(),
+                reported_drained: false,
                 stalled_until_ns: 0,
             }
         });
+        let shards = shards.collect();
+        let cluster = Some((cluster, Link::new(chance)));
         Gateway {
             id: id.into(),
-            phase: Phase::Joining,
-            cluster,
-            shards: shards.collect(),
-            link: Link::new(chance),
+            turn: ControlTurn::new(Arc::clone(&shared), control_inbox, cluster, now),
+            shards,
             shared,
-            control_inbox,
             mailboxes,
             tokens: BTreeMap::new(),
             frozen_until_ns: 0,
             wall_offset_ms,
             due_ms: None,
+            drained: Vec::new(),
+            drain_ordered: None,
             spins: 0,
-            joining_since_ns: now_ns,
+            join_until_ms: now_ns / MS + START_MAX_MS,
         }
     }
 
+    pub fn stage(&self) -> Stage {
+        self.turn.stage()
+    }
+
     pub fn is_serving(&self) -> bool {
-        matches!(self.phase, Phase::Serving)
+        self.stage() == Stage::Serving
     }
 
     /// Clients may be connected.
     pub fn is_open(&self) -> bool {
-        matches!(self.phase, Phase::Serving | Phase::Draining(_))
+        matches!(self.stage(), Stage::Serving | Stage::Draining { .. })
+    }
+
+    pub fn cluster(&self) -> &Cluster {
+        self.turn.cluster().expect("one of several")
+    }
+
+    pub fn link(&mut self) -> &mut Link {
+        self.turn.store_mut().expect("one of several")
+    }
+
+    pub fn link_ref(&self) -> &Link {
+        self.turn.store().expect("one of several")
     }
 
     pub fn incarnation(&self) -> Incarnation {
-        self.cluster.incarnation()
+        self.cluster().incarnation()
     }
 
     fn now(&self, now_ns: u64) -> Now {
@@ -151,7 +161,7 @@ impl Gateway {
     }
 
     pub fn next_due_ns(&self, now_ns: u64) -> u64 {
-        let control = self.due_ms.map_or(u64::MAX, |ms| ms * MS).min(self.link.due_ns());
+        let control = self.due_ms.map_or(u64::MAX, |ms| ms * MS).min(self.link_ref().due_ns());
         let control = control.max(self.frozen_until_ns);
         let shards = self.shards.iter().map(|shard| {
             let due = shard.core.next_timeout_ms().map_or(u64::MAX, |ms| ms * MS);
@@ -159,72 +169,47 @@ impl Gateway {
             let work = if idle { u64::MAX } else { now_ns };
             due.min(work).max(shard.stalled_until_ns)
         });
-        let inbox = if self.control_inbox.is_empty() {
-            u64::MAX
-        } else {
-            now_ns
-        };
-        let phase = match self.phase {
-            Phase::Draining(at) | Phase::Migrating(at) | Phase::Finishing(at) => at,
-            _ => u64::MAX,
-        };
+        let inbox = if self.has_mail() { now_ns } else { u64::MAX };
         shards
             .min()
             .unwrap_or(u64::MAX)
             .min(control)
-            .min(phase)
             .min(inbox.max(self.frozen_until_ns))
+    }
+
+    /// Other threads have something to say to the control thread.
+    fn has_mail(&self) -> bool {
+        !self.turn.is_inbox_empty() || !self.drained.is_empty() || self.drain_ordered.is_some()
     }
 
     /// One turn of the control thread, if there is anything to do.
     pub fn turn_control(&mut self, redis: &mut Redis, now_ns: u64, chance: &mut Chance) -> bool {
-        if now_ns < self.frozen_until_ns || self.phase == Phase::Gone {
+        if now_ns < self.frozen_until_ns || self.stage() == Stage::Gone {
             return false;
         }
         let due = self.due_ms.is_none_or(|due_ms| due_ms * MS <= now_ns);
-        let phase_due = match self.phase {
-            Phase::Draining(_) => true,
-            Phase::Migrating(at) | Phase::Finishing(at) => now_ns >= at,
-            _ => false,
-        };
-        if !due && !phase_due && self.link.due_ns() > now_ns && self.control_inbox.is_empty() {
+        if !due && self.link_ref().due_ns() > now_ns && !self.has_mail() {
             return false;
         }
-        self.cluster.begin_turn(self.now(now_ns));
-        let mut busy = false;
-        while let Some(batch) = self.control_inbox.try_next() {
-            busy = true;
-            let room = batch.room();
-            self.cluster.handle_batch(batch);
-            if let Some(room) = room {
-                self.control_inbox.done(room);
+        self.link().work(redis, now_ns, chance);
+        let mut busy = self.turn.begin(self.now(now_ns)) | !self.drained.is_empty();
+        for (left, closed) in std::mem::take(&mut self.drained) {
+            self.turn.handle_drained(left, closed);
+        }
+        let before = self.stage();
+        if let Some(drain) = self.drain_ordered.take() {
+            self.turn.begin_drain(&drain);
+        }
+        if before == Stage::Joining {
+            match self.turn.has_joined(self.join_until_ms) {
+                Ok(true) => self.turn.attach(&self.mailboxes),
+                Ok(false) => {}
+                Err(_) => self.turn.finish(Exit::Broken),
             }
         }
-        self.link.work(redis, now_ns, chance);
-        while let Some(event) = self.link.next_event() {
-            busy = true;
-            self.cluster.handle_event(event);
-        }
-        while let Some(command) = self.cluster.poll_command() {
-            self.mailboxes.post_all(|| command.clone());
-        }
-        self.cluster.end_turn();
-        while let Some(subscription) = self.cluster.poll_subscription() {
-            busy = true;
-            match subscription {
-                Subscription::Begin(channel) => self.link.subscribe(channel, now_ns, chance),
-                Subscription::End(channel) => self.link.unsubscribe(&channel, now_ns, chance),
-                Subscription::Renew(_) => {
-                    self.link.lose_ears(redis, now_ns, chance);
-                    self.link.lose_commands(redis, now_ns, chance);
-                }
-            }
-        }
-        while let Some(request) = self.cluster.poll_request() {
-            busy = true;
-            self.link.submit(request, now_ns, chance);
-        }
-        self.due_ms = self.cluster.poll_timeout();
+        self.due_ms = self.turn.end();
+        busy |= self.stage() != before || self.link_ref().has_calls();
+        self.link().work(redis, now_ns, chance);
         let at_once = !busy && self.due_ms.is_some_and(|due_ms| due_ms * MS <= now_ns);
         self.spins = if at_once { self.spins + 1 } else { 0 };
         assert!(
@@ -233,52 +218,18 @@ impl Gateway {
             self.id,
             self.due_ms,
             now_ns / MS,
-            self.phase,
+            self.stage(),
             self.shared.cluster.health(),
         );
-        self.follow_phase(now_ns);
         busy
     }
 
-    fn follow_phase(&mut self, now_ns: u64) {
-        match self.phase {
-            Phase::Joining if self.cluster.is_member() => {
-                let me = lanes::control_id(self.shards.len() as u16);
-                let lanes = Lanes::new(me, self.mailboxes.clone(), Arc::clone(&self.shared.depths));
-                self.cluster.attach(lanes);
-                self.phase = Phase::Serving;
-                self.due_ms = None;
-            }
-            Phase::Draining(at) => {
-                let quiet = self.shards.iter().all(|shard| {
-                    let count = shard.core.drain_count();
-                    count.is_some_and(|count| count.open == 0) && !shard.core.has_unfinished_sockets()
-                });
-                if now_ns >= at || (quiet && self.shared.places() == 0) {
-                    self.cluster.leave();
-                    self.due_ms = None;
-                    self.phase = Phase::Migrating(now_ns + LEAVE_MAX_NS);
-                }
-            }
-            Phase::Migrating(at) if self.cluster.has_left() || !self.cluster.is_member() || now_ns >= at => {
-                self.cluster.finish();
-                self.due_ms = None;
-                self.phase = Phase::Finishing(now_ns + FINISH_MAX_NS);
-            }
-            Phase::Finishing(at) if self.cluster.is_idle() || !self.cluster.is_member() || now_ns >= at => {
-                self.phase = Phase::Gone;
-            }
-            _ => {}
-        }
-    }
-
-    pub fn begin_drain(&mut self, now_ns: u64, within_ms: u64, per_second: u32) {
-        assert!(self.shared.begin_draining());
-        self.due_ms = None;
-        let now_ms = now_ns / MS;
-        let plan = DrainPlan::new(self.shared.connections(), now_ms, within_ms, per_second);
-        self.mailboxes.post_all(|| LifecycleToShard::Drain(plan));
-        self.phase = Phase::Draining((now_ms + within_ms + 1_000) * MS);
+    /// Orders a drain.
+    pub fn begin_drain(&mut self, within_ms: u64, per_second: u32) {
+        self.drain_ordered = Some(DrainConfig {
+            timeout: Duration::from_millis(within_ms),
+            per_second,
+        });
     }
 
     /// One turn of one shard, if there is anything to do.
@@ -297,6 +248,7 @@ impl Gateway {
             inbox,
             engine,
             commands,
+            reported_drained,
             stalled_until_ns,
         } = &mut self.shards[shard];
         if now_ns < *stalled_until_ns {
@@ -378,6 +330,14 @@ impl Gateway {
         core.flush_lanes();
         core.end_turn(now_ns, now_ns);
         core.check_invariants();
+        if !*reported_drained
+            && let Some(count) = core.drain_count()
+            && count.open == 0
+            && !core.has_unfinished_sockets()
+        {
+            *reported_drained = true;
+            self.drained.push((count.left, count.closed));
+        }
         true
     }
 }

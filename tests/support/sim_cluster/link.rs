@@ -1,13 +1,17 @@
 //! One gateway's connections to Redis, as `shardgate::redis` keeps them: order, delays, time limits, trouble.
 //!
-//! Two connections: commands, with invalidations coming back on it, and subscriptions. What travels on one of them stays
-//! in order; an invalidation may overtake answers that were given before it, but never comes behind one given after it.
+//! A [`Line`] is a model of `redis::Broker`: a connection for commands, with invalidations coming back on it, and one for
+//! subscriptions. What travels on one of them stays in order; an invalidation may overtake answers that were given before
+//! it, but never comes behind one given after it. A [`Link`] is production's pair of two lines: look-ups have their own.
+//!
+//! The control thread's turn only leaves calls with a line. [`Link::work`] carries them out, as the driver's task does.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use shardgate::cluster::store::{Answer, Channel, FailureKind, Request, StoreEvent};
+use shardgate::cluster::store::{Answer, Channel, FailureKind, Request, Store, StoreEvent};
+use shardgate::redis::pair::Pair;
 
 use super::sim::chance::Chance;
 use super::store::{ConnId, Effect, Outcome, Redis, Step, failed};
@@ -111,9 +115,21 @@ fn name(channel: &Channel) -> Channel2 {
     }
 }
 
-/// Both connections of one gateway, and what they have to say.
+/// What the control thread wants of a line.
+#[derive(Debug)]
+enum Call {
+    Submit(Request),
+    Subscribe(Channel),
+    Unsubscribe(Channel),
+    Renew,
+}
+
+/// Both connections of one broker, and what they have to say.
 #[derive(Debug, Default)]
-pub struct Link {
+pub struct Line {
+    calls: VecDeque<Call>,
+    /// Its connections are to be closed, without a word.
+    restarts: bool,
     commands: Commands,
     ears: Ears,
     pending: BTreeMap<u64, Pending>,
@@ -123,25 +139,56 @@ pub struct Link {
     told_down: bool,
     was_up: bool,
     /// Nobody gets through to Redis before this time.
-    pub cut_until_ns: u64,
+    cut_until_ns: u64,
     /// The same for subscriptions alone.
-    pub deaf_until_ns: u64,
+    deaf_until_ns: u64,
     /// Packets are dropped on the way until then, and nothing else happens.
-    pub lossy_until_ns: u64,
+    lossy_until_ns: u64,
     /// Everything takes this much longer.
-    pub slow_ns: u64,
+    slow_ns: u64,
     /// The usual time of one way.
-    pub delay_ns: u64,
-    pub packets_lost: u64,
+    delay_ns: u64,
+    packets_lost: u64,
     /// Partitions that the server took away, and that have not come back.
     astray: BTreeSet<Channel2>,
 }
 
-impl Link {
-    pub fn new(chance: &mut Chance) -> Link {
-        Link {
+impl Store for Line {
+    fn submit(&mut self, request: Request) {
+        self.calls.push_back(Call::Submit(request));
+    }
+
+    fn subscribe(&mut self, channel: Channel) {
+        self.calls.push_back(Call::Subscribe(channel));
+    }
+
+    fn unsubscribe(&mut self, channel: &Channel) {
+        self.calls.push_back(Call::Unsubscribe(channel.clone()));
+    }
+
+    fn renew(&mut self, _: &Channel) {
+        self.calls.push_back(Call::Renew);
+    }
+
+    fn restart(&mut self) {
+        assert!(self.channels.is_empty(), "look-ups subscribe to nothing");
+        self.restarts = true;
+        self.calls.clear();
+        self.pending.clear();
+        self.events.clear();
+        self.told_down = false;
+    }
+
+    fn try_next_event(&mut self) -> Option<StoreEvent> {
+        self.events.pop_front()
+    }
+}
+
+impl Line {
+    fn new(chance: &mut Chance) -> Line {
+        Line {
             delay_ns: 1 + chance.pick(&[MS / 20, MS / 2, 3 * MS]),
-            ..Link::default()
+            ..Line::default()
         }
     }
 
@@ -151,25 +198,18 @@ impl Link {
         usual + rare + self.slow_ns
     }
 
-    pub fn ear(&self) -> Option<ConnId> {
-        self.ears.conn
-    }
-
-    /// All is well on both connections.
-    pub fn is_sound(&self, now_ns: u64) -> bool {
+    /// All is well on the connections.
+    fn is_sound(&self, now_ns: u64) -> bool {
+        let wants = !self.channels.is_empty();
         self.commands.conn.is_some()
-            && self.ears.conn.is_some()
+            && (self.ears.conn.is_some() || !wants)
             && self.ears.dead_since_ns.is_none()
             && self.slow_ns == 0
             && now_ns >= self.lossy_until_ns
             && self.astray.is_empty()
     }
 
-    pub fn next_event(&mut self) -> Option<StoreEvent> {
-        self.events.pop_front()
-    }
-
-    pub fn due_ns(&self) -> u64 {
+    fn due_ns(&self) -> u64 {
         let (commands, ears) = (&self.commands, &self.ears);
         let retry = |conn: &Option<ConnId>, at: u64| conn.is_none().then_some(at);
         let wants = !ears.wanted.is_empty();
@@ -184,12 +224,31 @@ impl Link {
             retry(&ears.conn, ears.retry_ns).filter(|_| wants),
             ears.dead_since_ns.map(|since| since + SILENCE_NS),
             first,
-            (!self.events.is_empty()).then_some(0),
+            (!self.events.is_empty() || !self.calls.is_empty() || self.restarts).then_some(0),
         ];
         dues.into_iter().flatten().min().unwrap_or(u64::MAX)
     }
 
-    pub fn submit(&mut self, request: Request, now_ns: u64, chance: &mut Chance) {
+    /// Carries out what the control thread wants.
+    fn follow_calls(&mut self, redis: &mut Redis, now_ns: u64, chance: &mut Chance) {
+        if std::mem::take(&mut self.restarts) {
+            self.close_commands(redis, now_ns, chance);
+            self.commands.retry_ns = now_ns;
+        }
+        while let Some(call) = self.calls.pop_front() {
+            match call {
+                Call::Submit(request) => self.send(request, now_ns, chance),
+                Call::Subscribe(channel) => self.begin_channel(channel, now_ns, chance),
+                Call::Unsubscribe(channel) => self.end_channel(&channel, now_ns, chance),
+                Call::Renew => {
+                    self.lose_ears(redis, now_ns, chance);
+                    self.lose_commands(redis, now_ns, chance);
+                }
+            }
+        }
+    }
+
+    fn send(&mut self, request: Request, now_ns: u64, chance: &mut Chance) {
         assert!(!request.ops.is_empty(), "an empty request");
         let Request { ticket, ops } = request;
         if self.commands.conn.is_none() {
@@ -214,13 +273,13 @@ impl Link {
         }
     }
 
-    pub fn subscribe(&mut self, channel: Channel, now_ns: u64, chance: &mut Chance) {
+    fn begin_channel(&mut self, channel: Channel, now_ns: u64, chance: &mut Chance) {
         self.channels.entry(name(&channel)).or_insert((channel.clone(), false));
         self.ears.wanted.entry(name(&channel)).or_insert(Wanted::Idle);
         self.ask_for_idle(now_ns, chance);
     }
 
-    pub fn unsubscribe(&mut self, channel: &Channel, now_ns: u64, chance: &mut Chance) {
+    fn end_channel(&mut self, channel: &Channel, now_ns: u64, chance: &mut Chance) {
         self.astray.remove(&name(channel));
         if self.channels.remove(&name(channel)).is_some() && self.ears.wanted.remove(&name(channel)).is_some() {
             let due_ns = now_ns + self.delay(chance);
@@ -244,7 +303,7 @@ impl Link {
     }
 
     /// What reached the server by now is carried out.
-    pub fn serve(&mut self, redis: &mut Redis, now_ns: u64, chance: &mut Chance, effects: &mut Vec<Effect>) -> bool {
+    fn serve(&mut self, redis: &mut Redis, now_ns: u64, chance: &mut Chance, effects: &mut Vec<Effect>) -> bool {
         if now_ns < redis.frozen_until_ns {
             return false;
         }
@@ -294,7 +353,7 @@ impl Link {
     }
 
     /// Something for one of our connections from the server.
-    pub fn take_effect(&mut self, effect: &Effect, now_ns: u64, chance: &mut Chance) -> bool {
+    fn take_effect(&mut self, effect: &Effect, now_ns: u64, chance: &mut Chance) -> bool {
         let due_ns = now_ns + self.delay(chance);
         match effect {
             Effect::Invalidate(conn, user) if self.commands.conn == Some(*conn) => {
@@ -311,7 +370,7 @@ impl Link {
     }
 
     /// What reached the gateway by now becomes events; connections that are away are tried again.
-    pub fn work(&mut self, redis: &mut Redis, now_ns: u64, chance: &mut Chance) {
+    fn work(&mut self, redis: &mut Redis, now_ns: u64, chance: &mut Chance) {
         while let Some(user) = self.commands.pushes.pop(now_ns) {
             self.events.push_back(StoreEvent::Forget(vec![user]));
         }
@@ -362,9 +421,22 @@ impl Link {
     }
 
     /// The connection for commands breaks: some of what is under way is still carried out, nothing is answered.
-    pub fn lose_commands(&mut self, redis: &mut Redis, now_ns: u64, chance: &mut Chance) {
-        let Some(conn) = self.commands.conn.take() else {
+    fn lose_commands(&mut self, redis: &mut Redis, now_ns: u64, chance: &mut Chance) {
+        if !self.close_commands(redis, now_ns, chance) {
             return;
+        }
+        for (ticket, pending) in std::mem::take(&mut self.pending) {
+            let lost = |answer: Option<Answer>| answer.unwrap_or_else(|| failed(FailureKind::Unavailable, "lost"));
+            let answers = pending.answers.into_iter().map(lost).collect();
+            self.events.push_back(StoreEvent::Answered { ticket, answers });
+        }
+        self.tell_down();
+    }
+
+    /// The same, and nobody is told. Returns false if there was no connection.
+    fn close_commands(&mut self, redis: &mut Redis, now_ns: u64, chance: &mut Chance) -> bool {
+        let Some(conn) = self.commands.conn.take() else {
+            return false;
         };
         let mut effects = Vec::new();
         let mut asked = std::mem::take(&mut self.commands).asked.queue;
@@ -374,17 +446,12 @@ impl Link {
         }
         redis.disconnect(conn);
         self.commands.retry_ns = now_ns + self.backoff(chance);
-        for (ticket, pending) in std::mem::take(&mut self.pending) {
-            let lost = |answer: Option<Answer>| answer.unwrap_or_else(|| failed(FailureKind::Unavailable, "lost"));
-            let answers = pending.answers.into_iter().map(lost).collect();
-            self.events.push_back(StoreEvent::Answered { ticket, answers });
-        }
-        self.tell_down();
         redis.late.append(&mut effects);
+        true
     }
 
     /// The connection for subscriptions breaks, and that is noticed.
-    pub fn lose_ears(&mut self, redis: &mut Redis, now_ns: u64, chance: &mut Chance) {
+    fn lose_ears(&mut self, redis: &mut Redis, now_ns: u64, chance: &mut Chance) {
         let Some(conn) = self.ears.conn.take() else {
             return;
         };
@@ -404,14 +471,14 @@ impl Link {
     }
 
     /// Nothing comes through any more, which nobody notices for a while: the server goes on counting us.
-    pub fn lose_hearing(&mut self, now_ns: u64) {
+    fn lose_hearing(&mut self, now_ns: u64) {
         if self.ears.conn.is_some() && self.ears.dead_since_ns.is_none() {
             self.ears.dead_since_ns = Some(now_ns);
         }
     }
 
     /// The server ends our subscriptions of partitions, as one does whose slots move.
-    pub fn lose_partitions(&mut self, redis: &mut Redis, now_ns: u64, chance: &mut Chance) {
+    fn lose_partitions(&mut self, redis: &mut Redis, now_ns: u64, chance: &mut Chance) {
         let Some(conn) = self.ears.conn else {
             return;
         };
@@ -487,11 +554,164 @@ impl Link {
             }
         }
     }
+}
+
+/// One gateway's connections to Redis: production's pair over two lines.
+#[derive(Debug)]
+pub struct Link(Pair<Line>);
+
+impl Store for Link {
+    fn submit(&mut self, request: Request) {
+        self.0.submit(request);
+    }
+
+    fn subscribe(&mut self, channel: Channel) {
+        self.0.subscribe(channel);
+    }
+
+    fn unsubscribe(&mut self, channel: &Channel) {
+        self.0.unsubscribe(channel);
+    }
+
+    fn renew(&mut self, channel: &Channel) {
+        self.0.renew(channel);
+    }
+
+    fn restart(&mut self) {
+        self.0.restart();
+    }
+
+    fn try_next_event(&mut self) -> Option<StoreEvent> {
+        self.0.try_next_event()
+    }
+}
+
+impl Link {
+    pub fn new(chance: &mut Chance) -> Link {
+        Link(Pair::new(Line::new(chance), Line::new(chance)))
+    }
+
+    fn main(&self) -> &Line {
+        self.0.lines()[0]
+    }
+
+    fn main_mut(&mut self) -> &mut Line {
+        let [main, _] = self.0.lines_mut();
+        main
+    }
+
+    /// The connection for subscriptions.
+    pub fn ear(&self) -> Option<ConnId> {
+        self.main().ears.conn
+    }
+
+    /// All is well on all connections.
+    pub fn is_sound(&self, now_ns: u64) -> bool {
+        self.0.lines().iter().all(|line| line.is_sound(now_ns))
+    }
+
+    /// The control thread wants something.
+    pub fn has_calls(&self) -> bool {
+        self.0.lines().iter().any(|line| !line.calls.is_empty())
+    }
+
+    pub fn due_ns(&self) -> u64 {
+        let [main, lookups] = self.0.lines();
+        main.due_ns().min(lookups.due_ns())
+    }
+
+    /// What reached the server by now is carried out.
+    pub fn serve(&mut self, redis: &mut Redis, now_ns: u64, chance: &mut Chance, effects: &mut Vec<Effect>) -> bool {
+        let [main, lookups] = self.0.lines_mut();
+        main.serve(redis, now_ns, chance, effects) | lookups.serve(redis, now_ns, chance, effects)
+    }
+
+    /// Something for one of our connections from the server.
+    pub fn take_effect(&mut self, effect: &Effect, now_ns: u64, chance: &mut Chance) -> bool {
+        let [main, lookups] = self.0.lines_mut();
+        main.take_effect(effect, now_ns, chance) || lookups.take_effect(effect, now_ns, chance)
+    }
+
+    /// What the control thread wanted is done; what reached the gateway by now becomes events.
+    pub fn work(&mut self, redis: &mut Redis, now_ns: u64, chance: &mut Chance) {
+        for line in self.0.lines_mut() {
+            line.follow_calls(redis, now_ns, chance);
+            line.work(redis, now_ns, chance);
+        }
+    }
+
+    /// Commands, or subscriptions too, break and stay away until then.
+    pub fn cut(&mut self, redis: &mut Redis, now_ns: u64, until_ns: u64, chance: &mut Chance) {
+        for line in self.0.lines_mut() {
+            line.cut_until_ns = until_ns;
+        }
+        self.lose_commands(redis, now_ns, chance);
+        if chance.percent(70) {
+            self.main_mut().lose_ears(redis, now_ns, chance);
+        }
+    }
+
+    /// The connection for look-ups breaks and stays away until then.
+    pub fn cut_lookups(&mut self, redis: &mut Redis, now_ns: u64, until_ns: u64, chance: &mut Chance) {
+        let [_, lookups] = self.0.lines_mut();
+        lookups.cut_until_ns = until_ns;
+        lookups.lose_commands(redis, now_ns, chance);
+    }
+
+    /// The connection for subscriptions breaks and stays away until then.
+    pub fn cut_ears(&mut self, redis: &mut Redis, now_ns: u64, until_ns: u64, chance: &mut Chance) {
+        self.main_mut().deaf_until_ns = until_ns;
+        self.main_mut().lose_ears(redis, now_ns, chance);
+    }
+
+    /// All connections break.
+    pub fn lose_all(&mut self, redis: &mut Redis, now_ns: u64, chance: &mut Chance) {
+        self.lose_commands(redis, now_ns, chance);
+        self.main_mut().lose_ears(redis, now_ns, chance);
+    }
+
+    fn lose_commands(&mut self, redis: &mut Redis, now_ns: u64, chance: &mut Chance) {
+        for line in self.0.lines_mut() {
+            line.lose_commands(redis, now_ns, chance);
+        }
+    }
+
+    /// Nothing comes through to subscriptions any more, which nobody notices for a while.
+    pub fn lose_hearing(&mut self, now_ns: u64) {
+        self.main_mut().lose_hearing(now_ns);
+    }
+
+    /// The server ends our subscriptions of partitions, as one does whose slots move.
+    pub fn lose_partitions(&mut self, redis: &mut Redis, now_ns: u64, chance: &mut Chance) {
+        self.main_mut().lose_partitions(redis, now_ns, chance);
+    }
+
+    /// Packets are dropped on the way until then, and nothing else happens.
+    pub fn lose_packets(&mut self, until_ns: u64) {
+        self.main_mut().lossy_until_ns = until_ns;
+    }
+
+    /// Everything takes this much longer.
+    pub fn slow_down(&mut self, by_ns: u64) {
+        for line in self.0.lines_mut() {
+            line.slow_ns = by_ns;
+        }
+    }
+
+    /// Whatever keeps the connections from working ends.
+    pub fn end_faults(&mut self) {
+        for line in self.0.lines_mut() {
+            line.slow_ns = 0;
+            line.cut_until_ns = 0;
+            line.deaf_until_ns = 0;
+            line.lossy_until_ns = 0;
+        }
+    }
 
     /// The process is gone, and its sockets with it.
     pub fn kill(&mut self, redis: &mut Redis, now_ns: u64, chance: &mut Chance) {
         self.lose_commands(redis, now_ns, chance);
-        if let Some(conn) = self.ears.conn.take() {
+        if let Some(conn) = self.main_mut().ears.conn.take() {
             redis.disconnect(conn);
         }
     }

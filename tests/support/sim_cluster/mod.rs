@@ -19,10 +19,11 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use shardgate::config::Config;
+use shardgate::control::turn::Stage;
 use shardgate::settings::Settings;
 
 use books::{Books, Soundness};
-use gateway::{Gateway, Phase, Spoken};
+use gateway::{Gateway, Spoken};
 use link::MS;
 use sim::chance::Chance;
 use sim::channels::ChannelBooks;
@@ -30,8 +31,6 @@ use sim::wire::{Said, Wire};
 use store::{Effect, Redis};
 
 const KEY: &str = "Host: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
-/// How long a gateway may try to join before its process gives up, and is started again.
-const START_MAX_NS: u64 = 15_000 * MS;
 
 /// What a run is about.
 #[derive(Debug, Clone)]
@@ -234,7 +233,7 @@ impl World {
         for slot in &mut self.slots {
             if let Some(gateway) = &mut slot.gateway {
                 busy |= gateway
-                    .link
+                    .link()
                     .serve(&mut self.redis, self.now_ns, &mut self.chance, &mut effects);
             }
             effects.append(&mut self.redis.late);
@@ -242,7 +241,7 @@ impl World {
         for effect in effects.drain(..) {
             for slot in &mut self.slots {
                 if let Some(gateway) = &mut slot.gateway
-                    && gateway.link.take_effect(&effect, self.now_ns, &mut self.chance)
+                    && gateway.link().take_effect(&effect, self.now_ns, &mut self.chance)
                 {
                     break;
                 }
@@ -286,9 +285,7 @@ impl World {
             self.wires[wire].to_client.clear();
         }
         let gateway = self.slots[slot].gateway.as_ref().expect("it was there");
-        let gives_up = gateway.phase == Phase::Joining && now_ns > gateway.joining_since_ns + START_MAX_NS;
-        let is_taken = gateway.phase == Phase::Joining && gateway.cluster.is_id_taken();
-        if gateway.phase == Phase::Gone || gives_up || is_taken {
+        if gateway.stage() == Stage::Gone {
             let again_ns = now_ns + (500 + self.chance.below(4_000) as u64) * MS;
             self.remove(slot, again_ns);
         }
@@ -303,7 +300,7 @@ impl World {
             return;
         };
         place.start_ns = again_ns;
-        gateway.link.kill(&mut self.redis, now_ns, &mut self.chance);
+        gateway.link().kill(&mut self.redis, now_ns, &mut self.chance);
         let life = place.life;
         for (index, client) in self.books.clients.iter_mut().enumerate() {
             if client.slot == slot && client.life == life && client.ended_ns.is_none() {
@@ -321,11 +318,11 @@ impl World {
             let sound = slot.gateway.as_ref().is_some_and(|gateway| {
                 // One that drains is as good as any, until its last client has gone.
                 calm && gateway.is_open()
-                    && gateway.link.is_sound(now_ns)
+                    && gateway.link_ref().is_sound(now_ns)
                     && now_ns >= gateway.frozen_until_ns
                     && gateway.shards.iter().all(|shard| now_ns >= shard.stalled_until_ns)
                     && gateway
-                        .link
+                        .link_ref()
                         .ear()
                         .is_some_and(|ear| redis.is_reachable(&gateway.id, gateway.incarnation(), ear, now_ns / MS))
             });
@@ -506,7 +503,7 @@ impl World {
                 "{:?}",
                 slot.gateway
                     .as_ref()
-                    .map(|g| (&g.id, g.phase, g.shared.cluster.health()))
+                    .map(|g| (&g.id, g.stage(), g.shared.cluster.health()))
             );
         }
         self.check();
@@ -625,7 +622,7 @@ impl World {
     fn check_residue(&self) {
         for slot in &self.slots {
             let gateway = slot.gateway.as_ref().expect("it serves");
-            assert_eq!(gateway.cluster.residue(), Default::default(), "{}", gateway.id);
+            assert_eq!(gateway.cluster().residue(), Default::default(), "{}", gateway.id);
             for shard in &gateway.shards {
                 let residue = shard.core.residue();
                 assert_eq!((residue.questions, residue.asked), (0, 0), "{}", gateway.id);
