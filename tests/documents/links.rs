@@ -47,6 +47,39 @@ fn every_link_leads_somewhere() {
     assert!(seen > 40, "only {seen} links were found");
 }
 
+/// A document that no link leads to is one that nobody finds.
+#[test]
+fn every_document_can_be_reached_from_the_readme() {
+    let mut reached = vec![PathBuf::from("README.md")];
+    let mut next = 0;
+    while let Some(document) = reached.get(next).cloned() {
+        next += 1;
+        for (_, target) in markdown::links(&read(&document)) {
+            let path = target.split('#').next().unwrap();
+            let file = tidy(&document.parent().unwrap().join(path));
+            let is_ours = path.ends_with(".md") && repository().join(&file).exists();
+            if is_ours && !reached.contains(&file) {
+                reached.push(file);
+            }
+        }
+    }
+    let lost: Vec<PathBuf> = documents().into_iter().filter(|path| !reached.contains(path)).collect();
+    assert!(lost.is_empty(), "no link from README.md leads to {lost:?}");
+}
+
+/// The path without `..`.
+fn tidy(path: &Path) -> PathBuf {
+    let mut tidy = PathBuf::new();
+    for part in path.components() {
+        if part == std::path::Component::ParentDir {
+            tidy.pop();
+        } else {
+            tidy.push(part);
+        }
+    }
+    tidy
+}
+
 #[test]
 fn a_link_that_leads_nowhere_is_seen() {
     let readme = Path::new("README.md");
