@@ -46,7 +46,7 @@ fn map() -> Vec<Room> {
     parse(&fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("ARCHITECTURE.md")).unwrap())
 }
 
-/// Files of other rooms that are as pure.
+/// Pure files of other rooms.
 const PURE_FILES: &[&str] = &[
     "shard/addresses.rs",
     "shard/admin.rs",
@@ -66,7 +66,7 @@ const PURE_FILES: &[&str] = &[
     "shard/wheel.rs",
 ];
 
-/// What pure code does not name.
+/// Names that pure code does not use.
 const IMPURE: &[&str] = &[
     "glommio",
     "io_uring",
@@ -151,7 +151,7 @@ fn named_rooms<'a>(room: &str, code: &'a str) -> Vec<&'a str> {
         .collect()
 }
 
-/// What is wrong with the map, where code imports this: the rooms of each room.
+/// The faults of the map. `used` has the rooms that each room imports.
 fn wrong(map: &[Room], used: &BTreeMap<String, BTreeSet<String>>) -> Vec<String> {
     let mut wrong = Vec::new();
     let mut above: Vec<&str> = Vec::new();

@@ -9,19 +9,19 @@ use crate::provider::{self, Provider};
 use crate::session::{self, Session, Typed};
 use crate::{documents, read, repository};
 
-/// Why a block of commands is not run, as `not-run="…"` says it, and what a block has that this is true of.
+/// Reasons of `not-run="…"`, and signs of which a block with that reason has one.
 const REASONS: &[(&str, &[&str])] = &[
-    // It changes the kernel or the host's own files.
+    // The block changes the kernel or the host's own files.
     ("needs-root", &["sudo ", "nft ", "systemctl ", "groupadd ", "/etc/"]),
-    // It installs a program, from the network.
+    // The block installs a program, from the network.
     ("installs-packages", &[" install ", "component add", "apt-get "]),
-    // It opens windows.
+    // The block opens windows.
     ("needs-browser", &["chromium", "open http"]),
-    // It takes minutes, and its result means something for a release build that is alone on its machine.
+    // The block takes minutes, and its result needs a release build that is alone on its machine.
     ("long-running-benchmark", &["benches/", "--ignored"]),
-    // It speaks to machines that a test does not have.
+    // The block needs machines that a test does not have.
     ("needs-other-host", &["ssh ", "example.com"]),
-    // It is a run of these very tests, or of a part of them.
+    // The block runs these very tests, or a part of them.
     (
         "runs-this-test",
         &[
@@ -37,7 +37,7 @@ const REASONS: &[(&str, &[&str])] = &[
 /// Languages of blocks of commands.
 const SHELL: &[&str] = &["sh", "bash", "console"];
 
-/// Languages of blocks that another test looks at, or that nobody can run.
+/// Languages of blocks that another test looks at, or that cannot be run.
 const OTHERS: &[&str] = &["toml", "json", "nginx", "haproxy", "redis", "ini", "text", "js", "rust"];
 
 fn all_blocks() -> Vec<Block> {
@@ -54,7 +54,7 @@ fn is_shell(block: &Block) -> bool {
     SHELL.contains(&block.language.as_str())
 }
 
-/// What is typed. In a block of `console` those are the lines behind a prompt, and the others are answers.
+/// The typed commands. In a block of `console` they stand behind a prompt; other lines are answers.
 fn commands(block: &Block) -> Vec<Typed> {
     if block.language != "console" {
         return session::commands(&block.text);
@@ -63,7 +63,7 @@ fn commands(block: &Block) -> Vec<Typed> {
     session::commands(&typed.collect::<Vec<_>>().join("\n"))
 }
 
-/// What is wrong with a block before anything is run.
+/// The fault of a block, as far as it shows before anything is run.
 fn wrong(block: &Block) -> Option<String> {
     if !is_shell(block) {
         if OTHERS.contains(&block.language.as_str()) {
@@ -99,7 +99,7 @@ fn wrong(block: &Block) -> Option<String> {
     commands.iter().find_map(|typed| missing(&typed.command))
 }
 
-/// A file of ours or a test that the command names and that is not there.
+/// A file or a test of this tree that the command names and that does not exist.
 pub(crate) fn missing(command: &str) -> Option<String> {
     let words: Vec<&str> = command.split_whitespace().collect();
     for (index, word) in words.iter().enumerate() {
@@ -132,7 +132,7 @@ pub(crate) fn missing(command: &str) -> Option<String> {
 fn every_block_is_run_or_says_why_not() {
     let wrong: Vec<String> = all_blocks()
         .iter()
-        .filter_map(|block| Some(format!("{}: {}", block.place(), wrong(block)?)))
+        .filter_map(|block| Some(format!("{}: {}", block.location(), wrong(block)?)))
         .collect();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
@@ -162,7 +162,7 @@ fn blocks_without_a_good_reason_are_refused() {
     }
 }
 
-/// A reader's Redis, where documents say that there is one.
+/// A reader's Redis, for documents that expect one.
 pub(crate) struct Redis(Child);
 
 impl Redis {
@@ -194,7 +194,7 @@ impl Drop for Redis {
     }
 }
 
-/// What is wrong in one document: its blocks are typed one after the other, into one terminal.
+/// Types the blocks of one document one after the other into one terminal. Returns the faults.
 fn type_all(document: &Path, environment: &[(&str, PathBuf)]) -> Vec<String> {
     let mut session = Session::new(environment);
     let mut failed = Vec::new();
@@ -207,9 +207,9 @@ fn type_all(document: &Path, environment: &[(&str, PathBuf)]) -> Vec<String> {
             Some(codes) => codes.split(' ').map(|code| code.parse().unwrap()).collect(),
         };
         for typed in commands(&block) {
-            eprintln!("{}: {}", block.place(), typed.command);
-            if let Err(why) = session.run(&block.place(), &typed, &exits) {
-                failed.push(format!("{}: {}\n{why}", block.place(), typed.command));
+            eprintln!("{}: {}", block.location(), typed.command);
+            if let Err(why) = session.run(&block.location(), &typed, &exits) {
+                failed.push(format!("{}: {}\n{why}", block.location(), typed.command));
             }
         }
     }
@@ -242,11 +242,11 @@ fn configurations_and_json_are_what_they_say() {
                 let file = tempfile::NamedTempFile::new().unwrap();
                 std::fs::write(file.path(), &block.text).unwrap();
                 let ended = run_to_exit(&["--config", file.path().to_str().unwrap(), "--check-config"]);
-                assert_eq!(ended.code, Some(0), "{}: {ended:#?}", block.place());
+                assert_eq!(ended.code, Some(0), "{}: {ended:#?}", block.location());
             }
             "json" => {
                 let parsed = serde_json::from_str::<serde_json::Value>(&block.text);
-                assert!(parsed.is_ok(), "{}: {parsed:?}", block.place());
+                assert!(parsed.is_ok(), "{}: {parsed:?}", block.location());
             }
             _ => {}
         }

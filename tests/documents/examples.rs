@@ -1,7 +1,8 @@
-//! The examples in `tuning/` as they stand: each starts, lets in who it says, and shows the public nothing else.
+//! The examples in `tuning/` as they stand: each starts, lets in the users that it names, and shows
+//! the public nothing else.
 //!
-//! They run on a host of their own that has their addresses, their `/etc/shardgate` and their identity provider. Only what this
-//! machine has less of is changed: CPUs, and connections that its limit of open files does not allow.
+//! They run on a host of their own that has their addresses, their `/etc/shardgate` and their
+//! identity provider. The tests change only CPUs and connections, of which this machine has fewer.
 
 use shardgate::jws::Algorithm;
 
@@ -92,8 +93,8 @@ fn algorithm(example: &str) -> Algorithm {
         .unwrap_or_else(|| panic!("{example} pins no algorithm"))
 }
 
-/// What an example with a key promises: who shows a good token comes in as that user, nobody else does, and numbers are for
-/// the operator.
+/// Checks the promises of an example with a key. A good token lets its user in and nothing else does;
+/// numbers are for the operator.
 #[track_caller]
 fn is_closed_to_strangers(example: &str, gateway: &Gateway) {
     for path in ["/metrics", "/stats", "/dashboard", "/", "/admin/", "/echo"] {
@@ -108,7 +109,7 @@ fn is_closed_to_strangers(example: &str, gateway: &Gateway) {
     let token = provider::token(algorithm(example), "alice");
     let mut known = gateway.upgrade(&format!("/ws?token={token}"));
     assert_eq!(known.recv_json()["userId"], "alice", "{example}");
-    // A name alone is nobody's: no such user, and no way in by the first message either.
+    // A name without a token lets no user in, by the handshake or by the first message.
     let mut nameless = gateway.tcp();
     nameless.send_upgrade("/ws?user=mallory", "");
     match nameless.read_head().status {
@@ -145,7 +146,7 @@ fn examples_for_the_public_know_their_users() {
     });
 }
 
-/// Plain text is for hosts between which nobody listens; where clients connect directly, it is TLS.
+/// Plain text is for private networks. Clients that connect directly use TLS.
 #[test]
 fn the_example_without_a_proxy_speaks_tls() {
     namespace::inside("examples::the_example_without_a_proxy_speaks_tls", || {
@@ -211,13 +212,14 @@ fn the_laptop_is_for_one_machine() {
         let begun = std::time::Instant::now();
         gateway.signal(libc::SIGINT);
         assert_eq!(gateway.wait_for_exit(), 0);
-        // "Ctrl-C should not make anyone wait": drain.timeout, and a close frame that is not answered, which has five seconds.
+        // "Ctrl-C should not make anyone wait": drain.timeout, and five seconds for the answer to a
+        // close frame.
         assert!(begun.elapsed().as_secs() < 8, "{:?}", begun.elapsed());
         drop(alice);
     });
 }
 
-/// With every line as it stands, CPUs and connections included, which above are those of the machine at hand.
+/// Checks every line as it stands. The tests above replace CPUs and connections.
 #[test]
 fn every_example_is_a_configuration() {
     namespace::inside("examples::every_example_is_a_configuration", || {
@@ -230,7 +232,7 @@ fn every_example_is_a_configuration() {
     });
 }
 
-/// Nothing else is there that no test above starts.
+/// Every example is started by a test above.
 #[test]
 fn every_example_is_started() {
     let entries = std::fs::read_dir(repository().join("tuning")).unwrap();

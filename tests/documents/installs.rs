@@ -1,4 +1,4 @@
-//! `tests/run` asks before it installs anything, where there is somebody to ask.
+//! `tests/run` asks before it installs anything, if it runs in a terminal.
 
 use std::fs;
 use std::io::Write;
@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 
 use crate::repository;
 
-/// A machine that has little, whose `apt-get` writes down that it was called and fails.
+/// A machine without most programs. Its `apt-get` records that it was called, and fails.
 fn machine(folder: &Path) -> String {
     for name in ["bash", "dirname", "git", "cc", "env"] {
         let found = Command::new("sh")
@@ -25,7 +25,7 @@ fn machine(folder: &Path) -> String {
     folder.to_str().unwrap().to_owned()
 }
 
-/// What is said, and whether something would have been installed.
+/// Runs `tests/run rust`. Returns its output, and whether it would have installed something.
 fn run(answer: Option<&str>) -> (String, bool) {
     let folder = tempfile::tempdir().unwrap();
     let called = folder.path().join("called");
@@ -82,7 +82,7 @@ fn a_yes_installs() {
     assert!(installed, "{said}");
 }
 
-/// As on a build server.
+/// A build server has no terminal.
 #[test]
 fn where_nobody_can_answer_nobody_is_asked() {
     let (said, installed) = run(None);

@@ -1,6 +1,6 @@
-//! Documents are true: every command that they tell people to type runs, or says why a test cannot run it; configurations
-//! are accepted; links lead somewhere; lines of prose are narrow; examples do
-//! what they promise; figures follow from the keys.
+//! Documents are true. Every command in them runs, or says why a test cannot run it. Configurations
+//! are accepted, links lead somewhere, and prose is wrapped. Examples keep their promises, and
+//! figures follow from the keys.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -27,7 +27,7 @@ fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Every Markdown file of the tree, by its path in it, in order.
+/// The paths of all Markdown files of the tree, in order.
 fn documents() -> Vec<PathBuf> {
     let listed = std::process::Command::new("git")
         .args(["ls-files", "--cached", "--others", "--exclude-standard", "-z", "*.md"])
@@ -46,7 +46,7 @@ fn read(document: &Path) -> String {
     std::fs::read_to_string(repository().join(document)).unwrap()
 }
 
-/// What cargo knows of this package.
+/// The metadata that cargo has of this workspace.
 fn cargo_metadata(args: &[&str]) -> serde_json::Value {
     let ended = std::process::Command::new(env!("CARGO"))
         .args(["metadata", "--locked", "--offline", "--format-version", "1"])

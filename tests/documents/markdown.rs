@@ -10,7 +10,7 @@ pub(crate) struct Block {
     pub(crate) line: usize,
     /// The first word of the info string; empty if there is none.
     pub(crate) language: String,
-    /// What is said behind it, as `name="value"`.
+    /// The rest of the info string, as `name="value"`.
     pub(crate) says: Vec<(String, String)>,
     pub(crate) text: String,
 }
@@ -21,13 +21,13 @@ impl Block {
         Some(value)
     }
 
-    /// Where it is, as compilers say it.
-    pub(crate) fn place(&self) -> String {
+    /// File and line, as compilers write them.
+    pub(crate) fn location(&self) -> String {
         format!("{}:{}", self.document.display(), self.line)
     }
 }
 
-/// How many backticks begin the line, if it is a fence, and what is behind them.
+/// The number of backticks and the info string, if the line is a fence.
 fn fence(line: &str) -> Option<(usize, &str)> {
     let line = line.trim_start();
     let behind = line.trim_start_matches('`');
@@ -35,10 +35,10 @@ fn fence(line: &str) -> Option<(usize, &str)> {
     (ticks >= 3).then_some((ticks, behind))
 }
 
-/// All fenced blocks. One ends at a fence that is as long as the one that it began with.
+/// All fenced blocks. A block ends at a fence that is at least as long as its first one.
 ///
 /// # Panics
-/// A fence is not closed, or an info string is none.
+/// A fence is not closed, or an info string cannot be read.
 pub(crate) fn blocks(document: &Path, text: &str) -> Vec<Block> {
     let mut blocks: Vec<Block> = Vec::new();
     let mut open = None;
@@ -87,7 +87,7 @@ fn info_string(info: &str) -> Option<(String, Vec<(String, String)>)> {
     Some((language.to_owned(), says))
 }
 
-/// The text without fenced blocks, so that what they show is no heading and no link.
+/// The text without the lines of fenced blocks, which hold no headings and no links.
 pub(crate) fn prose(text: &str) -> String {
     let mut open = None;
     let mut prose = String::new();
@@ -132,7 +132,7 @@ pub(crate) fn anchors(text: &str) -> Vec<String> {
 pub(crate) fn links(text: &str) -> Vec<(usize, String)> {
     let mut links = Vec::new();
     for (index, line) in prose(text).lines().enumerate() {
-        // What stands in backticks is shown, not linked.
+        // Text in backticks is shown, not linked.
         let shown: String = line.split('`').step_by(2).collect::<Vec<_>>().join("``");
         let mut rest = shown.as_str();
         while let Some((_, behind)) = rest.split_once("](") {

@@ -1,5 +1,5 @@
-//! The worst case in memory of `SECURITY.md` is what the keys' defaults and the code's own bounds make of it, and what a
-//! gateway takes.
+//! The worst case in memory of `SECURITY.md` follows from the keys' defaults and the bounds in the
+//! code, and a gateway takes no more.
 
 use std::path::Path;
 
@@ -13,13 +13,14 @@ use crate::read;
 
 const SECTION: &str = "## The worst case in memory";
 
-/// What a connection takes that holds nothing: its own state, its user's, and an allocator's rounding.
+/// Bytes of an idle connection: its own state, its user's, and an allocator's rounding.
 const CONNECTION_BYTES: usize = 1024;
-/// A name is kept by the connection's shard, by the channel's, by the control thread, and on its way between them.
+/// Copies of a channel's name: the connection's shard, the channel's shard, the control thread, and
+/// one on its way between them.
 const COPIES_OF_A_NAME: usize = 4;
-/// What a subscription takes besides its name, where nobody else subscribed to the channel.
+/// Bytes of a subscription besides its name, if it is the only one of its channel.
 const BESIDE_A_NAME_BYTES: usize = 300;
-/// What a shard has of an answer, besides what waits in hyper and in front of it: `go_on` of `src/http`.
+/// Bytes of an answer that a shard holds, besides those in hyper and its pipe: `go_on` of `src/http`.
 const ANSWER_BYTES: usize = 64 * 1024;
 
 fn names() -> usize {
@@ -34,7 +35,7 @@ fn defaults() -> Config {
     }
 }
 
-/// A bound that a room keeps to itself, read from its source: a product or a shift of numbers.
+/// A private bound of a room, read from its source: a product or a shift of numbers.
 #[track_caller]
 fn constant(file: &str, name: &str) -> usize {
     let text = read(Path::new(file));
@@ -53,7 +54,7 @@ fn constant(file: &str, name: &str) -> usize {
     }
 }
 
-/// The rows of the section's table: what takes memory, and how much.
+/// The rows of the section's table: names and bytes.
 fn rows() -> Vec<(String, usize)> {
     let text = read(Path::new("SECURITY.md"));
     let section = text.split_once(SECTION).expect("the section").1;
@@ -127,14 +128,15 @@ fn the_worst_case_follows_from_the_keys() {
     );
 }
 
-/// Memory of a process that is its own, bytes.
+/// The private memory of the gateway's process, bytes.
 fn resident(gateway: &Gateway) -> usize {
     let status = std::fs::read_to_string(format!("/proc/{}/status", gateway.pid())).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
     line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() * 1024
 }
 
-/// The dearest that a client can do with names: as many as it may, as long as they may be, and each its own.
+/// The worst that a client can do with names: the most, the longest, and each used by no other
+/// client.
 #[test]
 fn names_of_channels_take_what_is_said() {
     const CLIENTS: usize = 60;
@@ -158,7 +160,7 @@ fn names_of_channels_take_what_is_said() {
         each <= said,
         "{each} bytes for each client's names, and SECURITY.md says {said}"
     );
-    // A figure that is far too high helps nobody either.
+    // A figure that is far too high is useless, too.
     assert!(
         each * 3 >= said,
         "{each} bytes for each client's names, and SECURITY.md says {said}"

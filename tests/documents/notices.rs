@@ -1,4 +1,5 @@
-//! `THIRD-PARTY-NOTICES.md` names what is linked into the gateway, and under which licence; `deny.toml` allows no other.
+//! `THIRD-PARTY-NOTICES.md` names every package that is linked into the gateway, with its licence.
+//! `deny.toml` allows no other licence.
 //!
 //! `UPDATE_DOCS=1 cargo test --test documents notices` writes the file again.
 
@@ -11,7 +12,7 @@ use crate::{cargo_metadata, repository};
 
 const FILE: &str = "THIRD-PARTY-NOTICES.md";
 
-/// Of what a package leaves to choose, the first that is offered: one text serves all that offer Apache-2.0.
+/// The preferred licences, if a package offers several: one text serves all that offer Apache-2.0.
 const CHOICE: &[&str] = &[
     "Apache-2.0",
     "MIT",
@@ -23,10 +24,10 @@ const CHOICE: &[&str] = &[
     "MPL-2.0",
 ];
 
-/// Licences that ask for the source to be had.
+/// Licences that ask for a way to the source.
 const SOURCE_IS_ASKED_FOR: &[&str] = &["MPL-2.0"];
 
-/// Source that a package carries besides its own, and that is compiled in: where its licence lies.
+/// Foreign source that packages carry and compile in: the files of its licences.
 const CARRIED: &[(&str, &str)] = &[
     ("glommio", "liburing/LICENSE"),
     ("aws-lc-sys", "aws-lc/third_party/fiat/LICENSE"),
@@ -37,14 +38,15 @@ const CARRIED: &[(&str, &str)] = &[
 struct Package {
     name: String,
     version: String,
-    /// As SPDX writes it.
+    /// The licence as an SPDX expression.
     licence: String,
     authors: Vec<String>,
     folder: PathBuf,
 }
 
 impl Package {
-    /// Licences that hold: what is joined by AND all together, of what is joined by OR the first of [`CHOICE`].
+    /// The licences that hold: all that are joined by AND, and the first of [`CHOICE`] of those that
+    /// are joined by OR.
     fn chosen(&self) -> Vec<&str> {
         let all = self.licence.split(" AND ").map(|part| {
             let offered: Vec<&str> = part.trim_matches(['(', ')']).split(" OR ").collect();
@@ -59,7 +61,7 @@ impl Package {
         chosen
     }
 
-    /// Files of licences and notices, those of what it carries included.
+    /// Files of licences and notices, with those of carried source.
     fn files(&self) -> Vec<PathBuf> {
         let chosen = self.chosen();
         let mut files: Vec<PathBuf> = std::fs::read_dir(&self.folder)
@@ -94,7 +96,7 @@ impl Package {
     }
 }
 
-/// What is linked into the gateway: no tests, no build scripts' tools, and no macros, which leave nothing of themselves.
+/// The packages that are linked into the gateway: no tests, no tools of build scripts, no macros.
 fn linked() -> Vec<Package> {
     let metadata = cargo_metadata(&["--filter-platform", "x86_64-unknown-linux-gnu"]);
     let packages: BTreeMap<&str, &Value> = metadata["packages"]
@@ -202,7 +204,7 @@ fn notices(linked: &[Package]) -> String {
         };
         let of = format!("{} {}", package.name, package.version);
         if files.is_empty() && package.chosen() != ["Apache-2.0"] {
-            // Published without the text: the licence that it names, with who it names.
+            // Published without the text: take the licence that it names, with its authors.
             assert_eq!(package.chosen(), ["MIT"], "{of} has no text of its licence");
             add(mit(&package.authors.join(", ")), of.clone());
         }
@@ -222,7 +224,7 @@ fn notices(linked: &[Package]) -> String {
     out
 }
 
-/// Without what differs and means nothing: carriage returns, spaces at the ends of lines, empty lines around.
+/// The text without carriage returns, spaces at the ends of lines, and empty lines around it.
 fn normal(text: &str) -> String {
     let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
     lines.join("\n").trim_matches('\n').to_owned()
@@ -265,7 +267,8 @@ fn notices_name_what_is_linked() {
     );
 }
 
-/// What `cargo deny check licenses` does, as far as it needs no cargo-deny: every package of the whole tree, tests included.
+/// Does the work of `cargo deny check licenses` without cargo-deny, for every package of the whole
+/// tree, tests included.
 #[test]
 fn every_licence_is_allowed() {
     let rules: toml::Table = toml::from_str(&std::fs::read_to_string(repository().join("deny.toml")).unwrap()).unwrap();

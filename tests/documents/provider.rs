@@ -1,5 +1,5 @@
-//! `https://id.example.com`, the identity provider of the documents and examples: keys that gateways fetch, and tokens
-//! signed with them. Only inside a namespace, where that name can be ours.
+//! `https://id.example.com`, the identity provider of the documents and examples. It serves keys and
+//! signs tokens with them, inside a namespace, where that name can be ours.
 
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -13,7 +13,8 @@ use shardgate::jws::Algorithm;
 use crate::common::{Authority, authority, eventually, tokens};
 
 pub(crate) const HOST: &str = "id.example.com";
-/// Of the loopback network, so that port 443 of all others is free for gateways and proxies.
+/// An address of the loopback network, so that port 443 of the others is free for gateways and
+/// proxies.
 pub(crate) const ADDRESS: &str = "127.0.0.9";
 
 /// Serves `/jwks.json` until it is dropped.
@@ -23,7 +24,7 @@ pub(crate) struct Provider {
 }
 
 impl Provider {
-    /// On port 443 of this namespace. Gateways trust it by `SSL_CERT_FILE`, which is set for all children.
+    /// Starts on port 443 of this namespace. Gateways trust it by `SSL_CERT_FILE`.
     pub(crate) fn start() -> Provider {
         let authority = Authority::new();
         let pair = authority.sign_with("id", |params| {
@@ -55,7 +56,7 @@ impl Provider {
         Provider { server, authority }
     }
 
-    /// What a program needs in its environment to trust it.
+    /// The variable that makes a program trust the provider.
     pub(crate) fn trust(&self) -> (&'static str, PathBuf) {
         ("SSL_CERT_FILE", PathBuf::from(authority::text(&self.authority.ca)))
     }
@@ -68,7 +69,7 @@ impl Drop for Provider {
     }
 }
 
-/// A token of the provider's for this user of `chat`.
+/// A token of the provider for this user of `chat`.
 pub(crate) fn token(algorithm: Algorithm, user: &str) -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     let claims = json!({
@@ -99,7 +100,7 @@ fn rsa(kid: &str) -> Value {
     json!({"kty": "RSA", "kid": kid, "use": "sig", "alg": "RS256", "n": modulus, "e": "AQAB"})
 }
 
-/// The point is what stands last in the key.
+/// The point stands last in the key.
 fn p256(kid: &str) -> Value {
     let der = der(Algorithm::Es256);
     let last = |from: usize, to: usize| URL_SAFE_NO_PAD.encode(&der[der.len() - from..der.len() - to]);

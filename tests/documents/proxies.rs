@@ -1,5 +1,5 @@
-//! nginx and HAProxy as `docs/tuning.md` shows them: a rolling deploy of both gateways while clients come and come. No
-//! handshake fails, and each gateway knows where its clients are.
+//! nginx and HAProxy as `docs/tuning.md` shows them: a rolling deploy of both gateways while clients
+//! connect. No handshake fails, and each gateway knows the addresses of its clients.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -25,7 +25,7 @@ fn documented(language: &str) -> String {
     blocks.remove(0).text
 }
 
-/// The text with another word in a place where that word must be.
+/// Replaces a word that must occur in the text.
 #[track_caller]
 fn instead(text: &str, shown: &str, here: &str) -> String {
     assert!(text.contains(shown), "{shown:?} is not in {text}");
@@ -53,7 +53,7 @@ impl Drop for Proxy {
     }
 }
 
-/// Two gateways and who comes to them through the proxy.
+/// Two gateways, and the clients that connect through the proxy.
 struct Deploy<'a> {
     host: &'a Host,
     example: &'static str,
@@ -85,7 +85,7 @@ impl Deploy<'_> {
         self.host.start(self.example, &[&flags[..], &free].concat())
     }
 
-    /// One more client: the gateway that took it. Anything but a `101` is what a rolling deploy must not show.
+    /// Connects one more client. Returns the gateway that took it. A rolling deploy shows only `101`.
     #[track_caller]
     fn enter(&mut self) -> (Client, String) {
         let mut client = Client::connect(PUBLIC.parse().unwrap()).over_tls(self.host.provider.authority.client());
@@ -138,7 +138,8 @@ fn rolling_deploy(host: &Host, example: &'static str, start_proxy: impl FnOnce()
     }
     for which in [0, 1] {
         let old = gateways[which].id.clone();
-        // The proxy prefers who has fewer: so that it goes on preferring the one that drains, both have as many.
+        // The proxy prefers the gateway with fewer clients. Both have as many, so that it goes on
+        // preferring the one that drains.
         held.extend((0..12).map(|_| deploy.enter()));
         let mut refused = 0.0;
         gateways[which].signal(libc::SIGTERM);
@@ -192,7 +193,7 @@ fn haproxy_deploys_two_gateways_one_after_the_other() {
             .concat();
         std::fs::write("/etc/haproxy/example.pem", both).unwrap();
         let shown = instead(&documented("haproxy"), "bind :443 ", &format!("bind {PUBLIC} "));
-        // Files for 2,000 connections are what a test may open.
+        // A test may open files for 2,000 connections.
         let shown = instead(&shown, "maxconn 100000", "maxconn 2000");
         // On a host of its own it has this address without being told.
         let shown = instead(&shown, "send-proxy-v2\n", "send-proxy-v2 source 10.0.0.5\n");

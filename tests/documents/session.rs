@@ -1,7 +1,9 @@
-//! A reader with a terminal: types what a document shows, one command after the other, in a copy of the tree.
+//! A reader with a terminal: types the commands of a document one after the other, in a copy of the
+//! tree.
 //!
-//! Only this differs from a reader's machine: the programs are the debug build, `cargo run` and `cargo build` find them
-//! built, the load generator takes fewer users and less time, and `wscat` is the client of these tests.
+//! The differences from a reader's machine: the programs are the debug build, `cargo run` and `cargo
+//! build` find them built, the load generator takes fewer users and less time, and `wscat` is the
+//! client of these tests.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -14,7 +16,7 @@ use std::time::{Duration, Instant};
 use crate::common::{Client, DEADLINE};
 use crate::repository;
 
-/// `cargo` of a reader who has built: what a release build would do takes minutes, and the debug build is there.
+/// `cargo` of a reader who has built. A release build would take minutes; the debug build exists.
 const CARGO: &str = r#"#!/bin/sh
 case $1 in
     build) exit 0 ;;
@@ -40,7 +42,7 @@ if [ "$1" != wscat ] || [ "$2" != -c ] || [ $# -ne 3 ]; then echo "npx $*: not k
 printf %s "$3" >"$TREE/wscat-url"
 "#;
 
-/// What the document says with the load of a machine that other tests share.
+/// The load generator with a load for a machine that other tests share.
 const LOAD: &str = r#"#!/usr/bin/env bash
 args=() timed=''
 scenario=$1
@@ -61,17 +63,17 @@ esac
 exec "$LOAD_PROGRAM" "${args[@]}"
 "#;
 
-/// How long a command may take that is no server.
+/// The longest time of a command that is no server.
 const PATIENCE: Duration = Duration::from_secs(90);
 
-/// A command as a document shows it, with what is said to a program that talks (`> `) and what it answers (`< `).
+/// A command as a document shows it, with the lines to and from a program that talks (`> `, `< `).
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(crate) struct Typed {
     pub(crate) command: String,
     pub(crate) talk: Vec<String>,
 }
 
-/// The commands of a block. One goes on behind a backslash, and within quotes.
+/// The commands of a block. A command goes on behind a backslash, and within quotes.
 pub(crate) fn commands(text: &str) -> Vec<Typed> {
     let mut commands: Vec<Typed> = Vec::new();
     let mut goes_on = false;
@@ -123,9 +125,9 @@ fn without_comment(command: &str) -> (&str, bool) {
     (command.trim_end(), quote.is_some())
 }
 
-/// A gateway that stays: where it writes to, and its process.
+/// A gateway that stays: its log, and its process.
 struct Server {
-    place: String,
+    location: String,
     log: PathBuf,
     pid: u32,
 }
@@ -191,12 +193,12 @@ impl Session {
         }
     }
 
-    /// Types one command. What starts a gateway is waited for until it is ready, and stays; one without `&` would keep the
-    /// terminal, so those before it were ended by then.
+    /// Types one command. A gateway stays, and this waits until it is ready. A gateway without `&` keeps
+    /// the terminal, so earlier ones are ended first.
     ///
     /// # Errors
-    /// What went wrong, for a reader of the document. `exits` are the codes that are right.
-    pub(crate) fn run(&mut self, place: &str, typed: &Typed, exits: &[i32]) -> Result<(), String> {
+    /// The fault, for a reader of the document. `exits` are the codes that are right.
+    pub(crate) fn run(&mut self, location: &str, typed: &Typed, exits: &[i32]) -> Result<(), String> {
         let (command, _) = without_comment(&typed.command);
         let stays = is_server(command);
         let command = match (stays, command.strip_suffix('&')) {
@@ -211,7 +213,7 @@ impl Session {
         let said = || fs::read_to_string(&log).unwrap_or_default();
         if stays {
             let server = Server {
-                place: place.to_owned(),
+                location: location.to_owned(),
                 log: log.clone(),
                 pid: last,
             };
@@ -223,7 +225,7 @@ impl Session {
         self.talk(&typed.talk)
     }
 
-    /// The exit code, the last background process, and where the output is.
+    /// Returns the exit code, the last background process, and the file of the output.
     fn execute(&mut self, command: &str) -> Result<(i32, u32, PathBuf), String> {
         self.typed += 1;
         let log = self.folder.path().join(format!("{}.log", self.typed));
@@ -249,13 +251,13 @@ impl Session {
             let (code, ..) = self.execute(&format!("kill -TERM {pid}; wait {pid}"))?;
             let log = fs::read_to_string(&server.log).unwrap();
             if code != 0 || log.contains("panicked at") {
-                return Err(format!("the gateway of {} ended with {code}:\n{log}", server.place));
+                return Err(format!("the gateway of {} ended with {code}:\n{log}", server.location));
             }
         }
         Ok(())
     }
 
-    /// Where `npx wscat` went, if it was called: connects there, says and hears what the document shows.
+    /// If `npx wscat` was called: connects to its address, sends and expects the document's lines.
     fn talk(&mut self, talk: &[String]) -> Result<(), String> {
         let file = self.folder.path().join("tree/wscat-url");
         let Ok(url) = fs::read_to_string(&file) else {
@@ -301,7 +303,7 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        // What still runs ends with the namespace.
+        // Processes that still run end with the namespace.
         let _ = self.shell.kill();
         let _ = self.shell.wait();
     }
@@ -325,7 +327,7 @@ impl Server {
     }
 }
 
-/// Whether it is a gateway that goes on until it is told to end.
+/// Whether the command is a gateway that goes on until a signal.
 fn is_server(command: &str) -> bool {
     let mut words = command.split_whitespace().skip_while(|word| {
         let (name, value) = word.split_once('=').unwrap_or_default();
@@ -341,7 +343,7 @@ fn is_server(command: &str) -> bool {
     program && !rest.iter().any(|word| ends.contains(word))
 }
 
-/// Whether the text is what is shown, where `…` stands for anything.
+/// Whether the text is the shown one; `…` stands for anything.
 fn fits(shown: &str, text: &str) -> bool {
     let mut rest = text;
     let mut parts = shown.split('…');
