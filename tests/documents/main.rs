@@ -18,6 +18,7 @@ mod notices;
 mod provider;
 mod proxies;
 mod recipes;
+mod sentences;
 mod session;
 mod width;
 
