@@ -82,6 +82,7 @@ fn world(seed: u64) -> World {
         config,
         clients_max: 5 + chance.below(25),
         clogs: chance.percent(25),
+        hostile: false,
     };
     World::new(setup, chance)
 }
@@ -180,6 +181,7 @@ fn two_shards(outbox_bytes: usize) -> (World, [usize; 2], [usize; 2]) {
         config,
         clients_max: 0,
         clogs: true,
+        hostile: false,
     };
     let mut world = World::new(setup, Chance::seeded(1));
     let users = [world.user_on(0), world.user_on(1)];
@@ -387,7 +389,7 @@ fn a_hand_over_that_is_ready_has_no_deadline() {
     let client = world.connect(0, Plan::HastyAuth(users[1]));
     world.set_window(client, 0);
     world.turn_only(0);
-    let due_ms = world.shards[0].core.next_timeout_ms().unwrap();
+    let due_ms = world.shards[0].real.next_due_ms().unwrap();
     world.now_ns = due_ms * 1_000_000;
     world.set_window(client, 1000);
     world.turn(0, true);

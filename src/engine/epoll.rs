@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use super::sends::Sends;
 use super::slab::{CLOSING, ENDED, Entry, RECEIVING, SENDING, STREAM, Slab, WAITING};
-use super::{Engine, EngineStats, Event, Payload, SendStatus, SocketKey, Waker, sys};
+use super::{Engine, EngineStats, Event, Payload, SendStatus, SocketKey, SystemEngine, Waker, sys};
 
 /// Sockets that one turn looks at; the kernel keeps the others in line, so none starves.
 const EVENTS_MAX: usize = 1024;
@@ -433,42 +433,18 @@ impl EpollEngine {
 }
 
 impl Engine for EpollEngine {
-    const NAME: &'static str = "epoll";
-
-    fn new(listener: OwnedFd) -> io::Result<Self> {
-        let mut epoll = Epoll::new()?;
-        let waker = Waker::new()?;
-        let readable = libc::EPOLLIN as u32;
-        let (add, edge) = (libc::EPOLL_CTL_ADD, libc::EPOLLET as u32);
-        epoll.control(add, listener.as_raw_fd(), readable, LISTENER)?;
-        epoll.control(add, waker.wait_fd(), readable | edge, WAKE)?;
-        Ok(EpollEngine {
-            epoll,
-            listener,
-            slab: Slab::new(),
-            sends: Sends::default(),
-            buffer: vec![0; BUFFER_BYTES].into_boxed_slice(),
-            events: Vec::with_capacity(EVENTS_MAX),
-            at: 0,
-            send_handled: false,
-            local: VecDeque::new(),
-            bulk: VecDeque::new(),
-            accepts_left: 0,
-            accept_paused: false,
-            accept_held: false,
-            waker,
-            stats: EngineStats::default(),
-        })
-    }
-
     fn turn(&mut self, wait: Option<Duration>) -> io::Result<()> {
-        if self.at < self.events.len() {
-            // The owner did not take all of the last turn.
-            return Ok(());
+        let mut waited = Ok(());
+        // Otherwise the owner did not take all of the last turn.
+        if self.at >= self.events.len() {
+            let idle = self.local.is_empty() && self.bulk.is_empty() && self.accepts_left == 0;
+            self.at = 0;
+            waited = self.epoll.wait(&mut self.events, wait.filter(|_| idle));
         }
-        let idle = self.local.is_empty() && self.bulk.is_empty() && self.accepts_left == 0;
-        self.at = 0;
-        self.epoll.wait(&mut self.events, wait.filter(|_| idle))
+        if wait.is_some() {
+            self.waker.set_running();
+        }
+        waited
     }
 
     fn next_event(&mut self) -> Option<Event<'_>> {
@@ -604,6 +580,47 @@ impl Engine for EpollEngine {
         !self.local.is_empty() || !self.bulk.is_empty() || self.accepts_left > 0 || self.at < self.events.len()
     }
 
+    fn sockets(&self) -> usize {
+        self.slab.len()
+    }
+
+    fn stats(&self) -> EngineStats {
+        EngineStats {
+            syscalls: self.stats.syscalls + self.epoll.syscalls,
+            ..self.stats
+        }
+    }
+}
+
+impl SystemEngine for EpollEngine {
+    const NAME: &'static str = "epoll";
+
+    fn new(listener: OwnedFd) -> io::Result<Self> {
+        let mut epoll = Epoll::new()?;
+        let waker = Waker::new()?;
+        let readable = libc::EPOLLIN as u32;
+        let (add, edge) = (libc::EPOLL_CTL_ADD, libc::EPOLLET as u32);
+        epoll.control(add, listener.as_raw_fd(), readable, LISTENER)?;
+        epoll.control(add, waker.wait_fd(), readable | edge, WAKE)?;
+        Ok(EpollEngine {
+            epoll,
+            listener,
+            slab: Slab::new(),
+            sends: Sends::default(),
+            buffer: vec![0; BUFFER_BYTES].into_boxed_slice(),
+            events: Vec::with_capacity(EVENTS_MAX),
+            at: 0,
+            send_handled: false,
+            local: VecDeque::new(),
+            bulk: VecDeque::new(),
+            accepts_left: 0,
+            accept_paused: false,
+            accept_held: false,
+            waker,
+            stats: EngineStats::default(),
+        })
+    }
+
     fn prepare_park(&mut self) -> bool {
         // What the kernel has is told by the set itself, which stays readable until it was asked.
         !self.has_work()
@@ -617,16 +634,5 @@ impl Engine for EpollEngine {
 
     fn waker(&self) -> Waker {
         self.waker.clone()
-    }
-
-    fn sockets(&self) -> usize {
-        self.slab.len()
-    }
-
-    fn stats(&self) -> EngineStats {
-        EngineStats {
-            syscalls: self.stats.syscalls + self.epoll.syscalls,
-            ..self.stats
-        }
     }
 }

@@ -17,7 +17,6 @@
 //! adopt ──┴─> open ──(receive_once | receive_stream, send, finish)──> close ──> Event::Closed, slot is free
 //!               └──> detach: the descriptor leaves the engine, slot is free at once
 //! ```
-
 //!
 //! | file | duty |
 //! | --- | --- |
@@ -113,22 +112,13 @@ pub struct EngineStats {
     pub short_sends: u64,
 }
 
-/// The contract of both engines. All calls come from the owning shard's thread.
+/// What a turn needs of an engine. All calls come from the owning shard's thread.
 ///
 /// Calls with a key whose generation is stale are ignored (`send` gives `Done`, `detach` gives `None`).
-pub trait Engine: Sized {
-    /// `ring` or `epoll`, for logs and `/stats`.
-    const NAME: &'static str;
-
-    /// Makes an engine that accepts from `listener` (bound, listening, non-blocking).
-    ///
-    /// # Errors
-    /// The kernel refuses something that the engine needs; `io::ErrorKind::Unsupported` means that another engine may do.
-    fn new(listener: OwnedFd) -> io::Result<Self>;
-
+pub trait Engine {
     /// Submits what was collected and reaps what completed; waits up to `wait` if there is nothing (`None`: does not wait).
     /// A wait also ends when [`Waker::wake`] is called, and may end early for no reason of the engine's: a signal, or a
-    /// completion of the executor's own ring.
+    /// completion of the executor's own ring. After a wait the engine's waker is set to running.
     ///
     /// # Errors
     /// Only for faults of the engine itself, after which the shard cannot go on.
@@ -175,8 +165,8 @@ pub trait Engine: Sized {
     /// Ends both sides now, whatever is in flight, and frees the slot when the kernel has let go: then [`Event::Closed`].
     fn close(&mut self, key: SocketKey);
 
-    /// As [`Engine::close`], but the peer sees a reset, and the kernel keeps nothing of the connection: for those who would not
-    /// answer a FIN.
+    /// As [`Engine::close`], but the peer sees a reset, and the kernel keeps nothing of the connection: for peers that
+    /// would not answer a FIN.
     fn reset(&mut self, key: SocketKey);
 
     /// Address of the peer; `None` if the socket is gone.
@@ -194,7 +184,25 @@ pub trait Engine: Sized {
     /// True when a `turn` without waiting would find or submit something.
     fn has_work(&mut self) -> bool;
 
-    /// Makes [`Engine::park_fd`] report activity. Returns false, and parks nothing, when there is work already.
+    /// Number of sockets in the slab, those being closed included.
+    fn sockets(&self) -> usize;
+
+    /// Counters so far.
+    fn stats(&self) -> EngineStats;
+}
+
+/// An engine of the operating system: what a shard's thread needs besides, to make it, to sleep and to be woken.
+pub trait SystemEngine: Engine + Sized {
+    /// `ring` or `epoll`, for logs and `/stats`.
+    const NAME: &'static str;
+
+    /// Makes an engine that accepts from `listener` (bound, listening, non-blocking).
+    ///
+    /// # Errors
+    /// The kernel refuses something that the engine needs; `io::ErrorKind::Unsupported` means that another engine may do.
+    fn new(listener: OwnedFd) -> io::Result<Self>;
+
+    /// Makes [`SystemEngine::park_fd`] report activity. Returns false, and parks nothing, when there is work already.
     /// Comes after [`Waker::set_parked`] and the last look at the inbox.
     fn prepare_park(&mut self) -> bool;
 
@@ -206,10 +214,4 @@ pub trait Engine: Sized {
 
     /// The handle by which other threads wake this engine.
     fn waker(&self) -> Waker;
-
-    /// Number of sockets in the slab, those being closed included.
-    fn sockets(&self) -> usize;
-
-    /// Counters so far.
-    fn stats(&self) -> EngineStats;
 }

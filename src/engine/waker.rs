@@ -81,7 +81,7 @@ impl Waker {
         self.announce(WAITING);
     }
 
-    /// The shard is about to park in the executor, on [`super::Engine::park_fd`].
+    /// The shard is about to park in the executor, on [`super::SystemEngine::park_fd`].
     pub fn set_parked(&self) {
         self.announce(PARKED);
     }

@@ -10,7 +10,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use super::cpus::{self, Places, counted};
 use super::{Needed, StartError};
 use crate::config::{Config, EngineChoice, OnHost};
-use crate::engine::{Engine, EpollEngine, RingEngine};
+use crate::engine::{EpollEngine, RingEngine, SystemEngine};
 use crate::settings::HANDSHAKES_PER_SHARD;
 
 /// What glommio insists on, however many executors there are.

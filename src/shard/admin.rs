@@ -285,160 +285,119 @@ impl Core {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
+    use super::super::tests::{Bench, Happens};
     use super::*;
     use crate::admin::Refusal;
-    use crate::config::Config;
-    use crate::engine::Waker;
-    use crate::ids::ShardId;
-    use crate::lanes::{self, Lanes};
-    use crate::router::HomeMap;
-    use crate::settings::Settings;
     use crate::shard::core::Command;
     use crate::shard::wheel::TICK_MS;
-    use crate::shared::{Now, Shared};
 
     const TOKEN: &str = "a-token-for-tests-of-32-bytes-00";
     const CONN: SocketKey = SocketKey { slot: 0, generation: 1 };
 
     /// A shard on whose only connection an administrator has asked something, and the control thread has heard of it.
-    fn asked(fields: &str) -> (Core, Arc<Shared>) {
-        let inboxes = lanes::inboxes(1);
-        let depths = inboxes.depths;
-        let shared = Arc::new(Shared::new("gw".into(), true, "model", vec![None], Arc::clone(&depths)));
-        let mut config = Config::default();
-        config.admin.token = Some(TOKEN.to_owned().into());
-        let settings = Arc::new(Settings::new(&config, 100).unwrap());
-        let mailboxes = lanes::mailboxes(inboxes.senders, vec![Waker::inert().unwrap()], None);
-        let lanes = Lanes::new(ShardId(0), mailboxes, depths);
-        let homes = HomeMap::new(1, [7; 16]);
-        let mut core = Core::new(Arc::clone(&shared), settings, homes, lanes, 1);
-        begin_turn(&mut core, 0);
-        core.handle_accepted(CONN, None);
+    fn asked(fields: &str) -> Bench {
+        let mut bench = Bench::new(|config| config.admin.token = Some(TOKEN.to_owned().into()));
         let head = format!(
             "GET /admin/connections HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n{fields}\r\n"
         );
-        core.handle_received(CONN, &mut head.into_bytes());
-        end_turn(&mut core);
-        let Some(Notice::Asked(CONN, None, request)) = core.poll_notice() else {
+        bench.turn([Happens::Accepted(CONN), Happens::Received(CONN, head.into_bytes())]);
+        let Some(Notice::Asked(CONN, None, request)) = bench.shard.core.poll_notice() else {
             panic!("nobody asked");
         };
         assert_eq!(&*request.path, "/admin/connections");
-        (core, shared)
+        bench
     }
 
-    fn begin_turn(core: &mut Core, now_ms: u64) {
-        core.begin_turn(Now {
-            mono_ns: now_ms * 1_000_000,
-            wall_ms: now_ms,
-        });
-        core.handle_timeouts();
+    fn answer(bench: &mut Bench) {
+        bench
+            .shard
+            .core
+            .handle_answer(CONN, Answer::refuse(Refusal::Timeout, "later"));
     }
 
-    /// Returns what the engine shall do.
-    fn end_turn(core: &mut Core) -> Vec<Command> {
-        core.fan_out();
-        core.serve_strangers();
-        let mut commands = Vec::new();
-        core.poll_command(&mut commands);
-        core.flush_lanes();
-        core.end_turn(1, 1);
-        core.check_invariants();
-        commands
-    }
-
-    fn answer(core: &mut Core) {
-        core.handle_answer(CONN, Answer::refuse(Refusal::Timeout, "later"));
-    }
-
-    fn send(core: &mut Core) -> crate::engine::Payload {
-        assert_eq!(core.poll_dirty(), Some(CONN));
-        core.poll_payload(CONN).unwrap()
+    /// Closes the desk if it may.
+    fn is_idle(bench: &Bench) -> bool {
+        bench.shard.core.shared.try_close_desk()
     }
 
     #[test]
     fn an_answer_is_due_until_it_has_left() {
-        let (mut core, shared) = asked("");
-        assert!(!shared.try_close_desk());
-        answer(&mut core);
-        let payload = send(&mut core);
-        end_turn(&mut core);
-        assert!(!shared.try_close_desk(), "still in flight");
+        let mut bench = asked("");
+        assert!(!is_idle(&bench));
+        answer(&mut bench);
+        bench.turn([]);
+        assert!(!is_idle(&bench), "still in flight");
+        let (key, payload) = bench.engine.sends.remove(0);
         assert!(payload.as_slice().starts_with(b"HTTP/1.1 504"));
-        core.handle_sent(CONN, payload);
-        end_turn(&mut core);
-        assert!(shared.try_close_desk());
+        bench.turn([Happens::Sent(key, payload)]);
+        assert!(is_idle(&bench));
     }
 
     /// Closing its socket at once might destroy what it has not read.
     #[test]
     fn a_last_answer_is_due_until_its_reader_has_gone() {
-        let (mut core, shared) = asked("Connection: close\r\n");
-        answer(&mut core);
-        let payload = send(&mut core);
-        core.handle_sent(CONN, payload);
-        let commands = end_turn(&mut core);
+        let mut bench = asked("Connection: close\r\n");
+        answer(&mut bench);
+        bench.turn([]);
+        let (key, payload) = bench.engine.sends.remove(0);
+        let commands = bench.turn([Happens::Sent(key, payload)]);
         assert!(matches!(commands[..], [Command::Finish(CONN), ..]), "{commands:?}");
-        assert!(!shared.try_close_desk());
-        core.handle_ended(CONN, false);
-        let commands = end_turn(&mut core);
+        assert!(!is_idle(&bench));
+        let commands = bench.turn([Happens::Ended(CONN, false)]);
         assert!(matches!(commands[..], [Command::Close(CONN)]), "{commands:?}");
-        assert!(shared.try_close_desk());
+        assert!(is_idle(&bench));
     }
 
     #[test]
     fn who_has_gone_is_owed_nothing() {
-        let (mut core, shared) = asked("");
-        core.handle_ended(CONN, true);
-        end_turn(&mut core);
-        core.handle_closed(CONN);
+        let mut bench = asked("");
+        bench.turn([Happens::Ended(CONN, true)]);
+        bench.turn([Happens::Closed(CONN)]);
         // What was asked for is carried out all the same.
-        assert!(!shared.try_close_desk());
-        answer(&mut core);
-        end_turn(&mut core);
-        assert_eq!(core.residue(), Default::default());
-        assert!(shared.try_close_desk());
+        assert!(!is_idle(&bench));
+        answer(&mut bench);
+        bench.turn([]);
+        assert_eq!(bench.shard.core.residue(), Default::default());
+        assert!(is_idle(&bench));
     }
 
     /// The control thread gives up sooner and says so; should it say nothing at all, nobody waits for ever.
     #[test]
     fn without_an_answer_a_connection_ends() {
-        let (mut core, shared) = asked("");
-        let (now_ms, commands) = loop {
+        let mut bench = asked("");
+        let commands = loop {
             // The wheel wants to be looked at now and then without anything being due.
-            let now_ms = core.next_timeout_ms().unwrap();
-            begin_turn(&mut core, now_ms);
-            let commands = end_turn(&mut core);
+            bench.now_ms = bench.shard.next_due_ms().unwrap();
+            let commands = bench.turn([]);
             if !commands.is_empty() {
-                break (now_ms, commands);
+                break commands;
             }
         };
         assert!(matches!(commands[..], [Command::Close(CONN)]), "{commands:?}");
         assert!(
-            (ANSWER_TIMEOUT_MS..ANSWER_TIMEOUT_MS + 2 * TICK_MS).contains(&now_ms),
-            "{now_ms}"
+            (ANSWER_TIMEOUT_MS..ANSWER_TIMEOUT_MS + 2 * TICK_MS).contains(&bench.now_ms),
+            "{}",
+            bench.now_ms
         );
-        core.handle_closed(CONN);
         // An answer that comes too late finds nobody.
-        answer(&mut core);
-        assert_eq!(core.poll_dirty(), None);
-        end_turn(&mut core);
-        assert_eq!(core.residue(), Default::default());
-        assert!(shared.try_close_desk());
+        answer(&mut bench);
+        bench.turn([Happens::Closed(CONN)]);
+        assert!(bench.engine.sends.is_empty());
+        assert_eq!(bench.shard.core.residue(), Default::default());
+        assert!(is_idle(&bench));
     }
 
     #[test]
     fn a_closed_desk_refuses_at_once() {
-        let (mut core, shared) = asked("");
-        assert_eq!(shared.close_desk(), 1);
+        let mut bench = asked("");
+        assert_eq!(bench.shard.core.shared.close_desk(), 1);
         let request = Request {
             method: "GET".into(),
             path: "/admin/connections".into(),
             query: "".into(),
             body: Default::default(),
         };
-        assert_eq!(core.pass_on(0, request), Err(Answer::ending()));
-        assert!(core.poll_notice().is_none());
+        assert_eq!(bench.shard.core.pass_on(0, request), Err(Answer::ending()));
+        assert!(bench.shard.core.poll_notice().is_none());
     }
 }

@@ -26,6 +26,7 @@ mod strangers;
 mod tests;
 mod timers;
 mod tls;
+pub mod turn;
 pub mod wheel;
 
 use crate::http::HttpConn;

@@ -1,11 +1,16 @@
 //! A shard by itself, for unit tests of this room.
 
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::Stage;
 use super::core::{Command, Core};
+use super::turn::{Clock, Shard};
 use crate::config::Config;
-use crate::engine::{SocketKey, Waker};
+use crate::engine::{Engine, EngineStats, Event, Payload, SendStatus, SocketKey, Waker};
 use crate::ids::ShardId;
 use crate::lanes::{self, Lanes};
 use crate::router::HomeMap;
@@ -14,7 +19,14 @@ use crate::shared::{Now, Shared};
 
 /// The only shard of a gateway in development mode, at the beginning of its first turn.
 pub(super) fn core(configure: impl FnOnce(&mut Config)) -> Core {
-    let inboxes = lanes::inboxes(1);
+    let mut core = shard(configure).core;
+    at(&mut core, 0);
+    core
+}
+
+/// The same before its first turn.
+pub(super) fn shard(configure: impl FnOnce(&mut Config)) -> Shard {
+    let mut inboxes = lanes::inboxes(1);
     let shared = Shared::new("gw".into(), true, "model", vec![None], Arc::clone(&inboxes.depths));
     let lanes = Lanes::new(
         ShardId(0),
@@ -24,9 +36,159 @@ pub(super) fn core(configure: impl FnOnce(&mut Config)) -> Core {
     let mut config = Config::default();
     configure(&mut config);
     let settings = Arc::new(Settings::new(&config, 100).unwrap());
-    let mut core = Core::new(Arc::new(shared), settings, HomeMap::new(1, [7; 16]), lanes, 1);
-    at(&mut core, 0);
-    core
+    let core = Core::new(Arc::new(shared), settings, HomeMap::new(1, [7; 16]), lanes, 1);
+    Shard::new(core, inboxes.shards.swap_remove(0))
+}
+
+/// A shard and an engine in which only that happens which a test says.
+pub(super) struct Bench {
+    pub(super) shard: Shard,
+    pub(super) engine: Script,
+    pub(super) now_ms: u64,
+}
+
+impl Bench {
+    pub(super) fn new(configure: impl FnOnce(&mut Config)) -> Self {
+        Bench {
+            shard: shard(configure),
+            engine: Script::default(),
+            now_ms: 0,
+        }
+    }
+
+    /// One turn in which this happens. Returns what the engine was asked to do, sends aside.
+    pub(super) fn turn(&mut self, events: impl IntoIterator<Item = Happens>) -> Vec<Command> {
+        self.engine.events.extend(events);
+        self.shard.turn(&mut self.engine, &Stopped(self.now_ms), None).unwrap();
+        self.shard.core.check_invariants();
+        std::mem::take(&mut self.engine.asked)
+    }
+}
+
+/// Something that a test lets happen.
+pub(super) enum Happens {
+    Accepted(SocketKey),
+    Received(SocketKey, Vec<u8>),
+    Sent(SocketKey, Payload),
+    Ended(SocketKey, bool),
+    Closed(SocketKey),
+}
+
+/// An engine whose events a test has made up. Sends are in flight until the test says otherwise.
+#[derive(Default)]
+pub(super) struct Script {
+    events: VecDeque<Happens>,
+    shown: Vec<u8>,
+    asked: Vec<Command>,
+    pub(super) sends: Vec<(SocketKey, Payload)>,
+}
+
+impl Engine for Script {
+    fn turn(&mut self, _: Option<Duration>) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    fn next_event(&mut self) -> Option<Event<'_>> {
+        Some(match self.events.pop_front()? {
+            Happens::Accepted(key) => Event::Accepted { key },
+            Happens::Received(key, bytes) => {
+                self.shown = bytes;
+                let bytes = &mut self.shown[..];
+                Event::Received { key, bytes }
+            }
+            Happens::Sent(key, payload) => Event::Sent { key, payload },
+            Happens::Ended(key, broken) => {
+                let error = broken.then(|| std::io::ErrorKind::ConnectionReset.into());
+                Event::Ended { key, error }
+            }
+            Happens::Closed(key) => Event::Closed { key },
+        })
+    }
+
+    fn submit(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    fn has_bulk(&self) -> bool {
+        false
+    }
+
+    fn next_bulk(&mut self) -> Option<Event<'_>> {
+        None
+    }
+
+    fn adopt(&mut self, _: OwnedFd) -> std::io::Result<SocketKey> {
+        Err(std::io::ErrorKind::Unsupported.into())
+    }
+
+    fn detach(&mut self, _: SocketKey) -> Option<OwnedFd> {
+        None
+    }
+
+    fn receive_once(&mut self, key: SocketKey) {
+        self.asked.push(Command::ReceiveOnce(key));
+    }
+
+    fn receive_stream(&mut self, key: SocketKey) {
+        self.asked.push(Command::ReceiveStream(key));
+    }
+
+    fn send(&mut self, key: SocketKey, payload: Payload) -> SendStatus {
+        self.sends.push((key, payload));
+        SendStatus::InFlight
+    }
+
+    fn finish(&mut self, key: SocketKey) {
+        self.asked.push(Command::Finish(key));
+    }
+
+    fn close(&mut self, key: SocketKey) {
+        self.asked.push(Command::Close(key));
+    }
+
+    fn reset(&mut self, key: SocketKey) {
+        self.asked.push(Command::Reset(key));
+    }
+
+    fn peer_addr(&self, _: SocketKey) -> Option<SocketAddr> {
+        None
+    }
+
+    fn unacknowledged(&self, _: SocketKey) -> Option<usize> {
+        None
+    }
+
+    fn resume_accept(&mut self) {}
+
+    fn hold_accepts(&mut self, _: bool) {}
+
+    fn has_work(&mut self) -> bool {
+        !self.events.is_empty()
+    }
+
+    fn sockets(&self) -> usize {
+        0
+    }
+
+    fn stats(&self) -> EngineStats {
+        EngineStats::default()
+    }
+}
+
+/// A clock that stands still, milliseconds.
+struct Stopped(u64);
+
+impl Clock for Stopped {
+    fn now(&self) -> Now {
+        Now {
+            mono_ns: self.0 * 1_000_000,
+            wall_ms: self.0,
+        }
+    }
+
+    fn mono_ns(&self) -> u64 {
+        self.0 * 1_000_000
+    }
 }
 
 /// A turn begins at this time.

@@ -31,7 +31,7 @@ use queue::{Completion, Queue};
 
 use super::sends::Sends;
 use super::slab::{BULK, CLOSING, ENDED, GENERATION_MASK, REARM, RECEIVING, SENDING, STREAM, Slab, WAITING};
-use super::{Engine, EngineStats, Event, Payload, SendStatus, SocketKey, Waker, sys};
+use super::{Engine, EngineStats, Event, Payload, SendStatus, SocketKey, SystemEngine, Waker, sys};
 
 /// Completions handled per turn; what is over stays in the queue for the next one. At about a microsecond each, a turn
 /// leaves room for the rest of the shard after a millisecond or two.
@@ -463,50 +463,17 @@ impl RingEngine {
 }
 
 impl Engine for RingEngine {
-    const NAME: &'static str = "ring";
-
-    fn new(listener: OwnedFd) -> io::Result<Self> {
-        let queue = Queue::new()?;
-        let buffers = Buffers::new()?;
-        // SAFETY: `buffers` lives beside `queue`, is dropped after it, and leaked if something is still in flight
-        // then; `drops_with_operations_in_flight` would break.
-        unsafe { queue.register_buffers(&buffers) }?;
-        let waker = Waker::with_park_fd()?;
-        let mut engine = RingEngine {
-            queue,
-            buffers,
-            sends: Sends::default(),
-            slab: Slab::new(),
-            listener,
-            waker,
-            shown: None,
-            bulk: Bulk::default(),
-            rearm: Vec::new(),
-            closed: VecDeque::new(),
-            budget: 0,
-            in_flight: 0,
-            accepts: 0,
-            accept_due: false,
-            accept_paused: false,
-            accept_held: false,
-            watch_due: false,
-            dropping: false,
-            stats: EngineStats::default(),
-        };
-        engine.queue.register_eventfd(engine.waker.park_fd())?;
-        engine.probe()?;
-        engine.accept_due = true;
-        engine.watch_due = true;
-        Ok(engine)
-    }
-
     fn turn(&mut self, wait: Option<Duration>) -> io::Result<()> {
         self.give_back_shown();
         self.buffers.publish();
         self.arm_due();
         self.budget = EVENTS_MAX;
         let idle = self.closed.is_empty() && self.bulk.is_empty() && !self.queue.has_completions();
-        self.queue.enter(wait.filter(|_| idle))
+        let entered = self.queue.enter(wait.filter(|_| idle));
+        if wait.is_some() {
+            self.waker.set_running();
+        }
+        entered
     }
 
     fn next_event(&mut self) -> Option<Event<'_>> {
@@ -649,6 +616,56 @@ impl Engine for RingEngine {
             || self.queue.has_work()
     }
 
+    fn sockets(&self) -> usize {
+        self.slab.len()
+    }
+
+    fn stats(&self) -> EngineStats {
+        EngineStats {
+            syscalls: self.stats.syscalls + self.queue.syscalls(),
+            ..self.stats
+        }
+    }
+}
+
+impl SystemEngine for RingEngine {
+    const NAME: &'static str = "ring";
+
+    fn new(listener: OwnedFd) -> io::Result<Self> {
+        let queue = Queue::new()?;
+        let buffers = Buffers::new()?;
+        // SAFETY: `buffers` lives beside `queue`, is dropped after it, and leaked if something is still in flight
+        // then; `drops_with_operations_in_flight` would break.
+        unsafe { queue.register_buffers(&buffers) }?;
+        let waker = Waker::with_park_fd()?;
+        let mut engine = RingEngine {
+            queue,
+            buffers,
+            sends: Sends::default(),
+            slab: Slab::new(),
+            listener,
+            waker,
+            shown: None,
+            bulk: Bulk::default(),
+            rearm: Vec::new(),
+            closed: VecDeque::new(),
+            budget: 0,
+            in_flight: 0,
+            accepts: 0,
+            accept_due: false,
+            accept_paused: false,
+            accept_held: false,
+            watch_due: false,
+            dropping: false,
+            stats: EngineStats::default(),
+        };
+        engine.queue.register_eventfd(engine.waker.park_fd())?;
+        engine.probe()?;
+        engine.accept_due = true;
+        engine.watch_due = true;
+        Ok(engine)
+    }
+
     fn prepare_park(&mut self) -> bool {
         self.queue.set_notify(true);
         // The kernel first stores that there is work, then looks whether to tell; here it is the other way round.
@@ -672,17 +689,6 @@ impl Engine for RingEngine {
 
     fn waker(&self) -> Waker {
         self.waker.clone()
-    }
-
-    fn sockets(&self) -> usize {
-        self.slab.len()
-    }
-
-    fn stats(&self) -> EngineStats {
-        EngineStats {
-            syscalls: self.stats.syscalls + self.queue.syscalls(),
-            ..self.stats
-        }
     }
 }
 

@@ -38,7 +38,7 @@ for_both_engines! {
     bounds_events_per_turn,
 }
 
-fn accepts<E: Engine>() {
+fn accepts<E: SystemEngine>() {
     let mut bed = Bed::<E>::new();
     assert_eq!(bed.engine.sockets(), 0);
     let (client, key) = bed.pair();
@@ -50,7 +50,7 @@ fn accepts<E: Engine>() {
     bed.nothing();
 }
 
-fn holds_accepts<E: Engine>() {
+fn holds_accepts<E: SystemEngine>() {
     let mut bed = Bed::<E>::new();
     bed.engine.hold_accepts(true);
     // As many as are under way come all the same.
@@ -72,7 +72,7 @@ fn holds_accepts<E: Engine>() {
     bed.nothing();
 }
 
-fn receives_once_then_nothing<E: Engine>() {
+fn receives_once_then_nothing<E: SystemEngine>() {
     let mut bed = Bed::<E>::new();
     let (mut client, key) = bed.quiet_pair();
     client.write_all(b"second").unwrap();
@@ -87,7 +87,7 @@ fn receives_once_then_nothing<E: Engine>() {
     bed.expect_bytes(key, b"fourth");
 }
 
-fn receives_a_stream<E: Engine>() {
+fn receives_a_stream<E: SystemEngine>() {
     let mut bed = Bed::<E>::new();
     let (mut client, key) = bed.quiet_pair();
     bed.engine.receive_stream(key);
@@ -101,7 +101,7 @@ fn receives_a_stream<E: Engine>() {
     bed.nothing();
 }
 
-fn once_becomes_a_stream<E: Engine>() {
+fn once_becomes_a_stream<E: SystemEngine>() {
     let mut bed = Bed::<E>::new();
     let (mut client, key) = bed.pair();
     bed.engine.receive_stream(key);
@@ -127,7 +127,7 @@ fn fill(mut client: &TcpStream, bytes: &[u8]) -> usize {
     written
 }
 
-fn survives_lack_of_buffers<E: Engine>() {
+fn survives_lack_of_buffers<E: SystemEngine>() {
     let mut bed = Bed::<E>::new();
     let mut all: Vec<_> = (0..48).map(|_| bed.quiet_pair()).collect();
     let mut expected = Vec::new();
@@ -168,7 +168,7 @@ fn survives_lack_of_buffers<E: Engine>() {
 }
 
 /// Sockets with so much to receive that some of it waits for its turn.
-fn bulk_senders<E: Engine>(bed: &mut Bed<E>, count: usize) -> Vec<(TcpStream, SocketKey, Vec<u8>)> {
+fn bulk_senders<E: SystemEngine>(bed: &mut Bed<E>, count: usize) -> Vec<(TcpStream, SocketKey, Vec<u8>)> {
     let senders: Vec<_> = (0..count).map(|_| bed.quiet_pair()).collect();
     let filled = senders.into_iter().enumerate().map(|(index, (client, key))| {
         let mut bytes = pattern(index, 256 << 10);
@@ -180,7 +180,7 @@ fn bulk_senders<E: Engine>(bed: &mut Bed<E>, count: usize) -> Vec<(TcpStream, So
     filled.collect()
 }
 
-fn bulk_senders_take_turns_and_hold_up_nobody<E: Engine>() {
+fn bulk_senders_take_turns_and_hold_up_nobody<E: SystemEngine>() {
     let mut bed = Bed::<E>::new();
     let (mut other, other_key) = bed.quiet_pair();
     bed.engine.receive_stream(other_key);
@@ -233,7 +233,7 @@ fn bulk_senders_take_turns_and_hold_up_nobody<E: Engine>() {
     bed.nothing();
 }
 
-fn the_end_of_a_bulk_sender_comes_behind_its_bytes<E: Engine>() {
+fn the_end_of_a_bulk_sender_comes_behind_its_bytes<E: SystemEngine>() {
     let mut bed = Bed::<E>::new();
     for (client, key, bytes) in bulk_senders(&mut bed, 20) {
         // Some of it waits already when the end comes.
@@ -255,7 +255,7 @@ fn the_end_of_a_bulk_sender_comes_behind_its_bytes<E: Engine>() {
     }
 }
 
-fn closes_bulk_senders_with_bytes_waiting<E: Engine>() {
+fn closes_bulk_senders_with_bytes_waiting<E: SystemEngine>() {
     let mut bed = Bed::<E>::new();
     // Many more buffers than there are would be lost.
     for round in 0..50 {
@@ -288,7 +288,7 @@ fn closes_bulk_senders_with_bytes_waiting<E: Engine>() {
     });
 }
 
-fn sends<E: Engine>() {
+fn sends<E: SystemEngine>() {
     let mut bed = Bed::<E>::new();
     let (mut client, key) = bed.quiet_pair();
     let buffer = Vec::from(b"own bytes".as_slice());
@@ -302,7 +302,7 @@ fn sends<E: Engine>() {
     assert_eq!(bed.engine.stats().short_sends, 0);
 }
 
-fn submits_in_the_middle_of_a_turn<E: Engine>() {
+fn submits_in_the_middle_of_a_turn<E: SystemEngine>() {
     let mut bed = Bed::<E>::new();
     let (mut client, key) = bed.quiet_pair();
     let status = bed.engine.send(key, Payload::Own(b"now".to_vec()));
@@ -317,7 +317,7 @@ fn submits_in_the_middle_of_a_turn<E: Engine>() {
     bed.nothing();
 }
 
-fn sends_to_a_slow_peer<E: Engine>() {
+fn sends_to_a_slow_peer<E: SystemEngine>() {
     let mut bed = Bed::<E>::new();
     let (mut client, key) = bed.quiet_pair();
     let bytes = Bytes::from(pattern(2, 24 << 20));
@@ -349,7 +349,7 @@ fn sends_to_a_slow_peer<E: Engine>() {
 }
 
 /// While a send is under way the kernel says how far the peer is.
-fn bytes_nobody_reads_are_known<E: Engine>() {
+fn bytes_nobody_reads_are_known<E: SystemEngine>() {
     let mut bed = Bed::<E>::new();
     let (mut client, key) = bed.quiet_pair();
     let bytes = Bytes::from(pattern(2, 24 << 20));
@@ -371,7 +371,7 @@ fn bytes_nobody_reads_are_known<E: Engine>() {
     assert_eq!(bed.engine.unacknowledged(key), None, "it is gone");
 }
 
-fn sends_and_receives_at_once<E: Engine>() {
+fn sends_and_receives_at_once<E: SystemEngine>() {
     let mut bed = Bed::<E>::new();
     let (mut client, key) = bed.quiet_pair();
     let (there, back) = (pattern(3, 6 << 20), pattern(4, 6 << 20));
@@ -404,7 +404,7 @@ fn sends_and_receives_at_once<E: Engine>() {
     });
 }
 
-fn delivers_bytes_before_the_end<E: Engine>() {
+fn delivers_bytes_before_the_end<E: SystemEngine>() {
     let mut bed = Bed::<E>::new();
     for stream in [false, true] {
         let (mut client, key) = bed.quiet_pair();
@@ -439,7 +439,7 @@ fn delivers_bytes_before_the_end<E: Engine>() {
     }
 }
 
-fn half_closed_peer_still_hears<E: Engine>() {
+fn half_closed_peer_still_hears<E: SystemEngine>() {
     let mut bed = Bed::<E>::new();
     let (mut client, key) = bed.quiet_pair();
     bed.engine.receive_stream(key);
@@ -459,7 +459,7 @@ fn half_closed_peer_still_hears<E: Engine>() {
     bed.close(key);
 }
 
-fn reports_a_reset<E: Engine>() {
+fn reports_a_reset<E: SystemEngine>() {
     let mut bed = Bed::<E>::new();
     for stream in [false, true] {
         let (client, key) = bed.quiet_pair();
@@ -477,7 +477,7 @@ fn reports_a_reset<E: Engine>() {
     }
 }
 
-fn reset_while_nothing_is_armed<E: Engine>() {
+fn reset_while_nothing_is_armed<E: SystemEngine>() {
     let mut bed = Bed::<E>::new();
     let (client, key) = bed.quiet_pair();
     reset(client);
@@ -490,7 +490,7 @@ fn reset_while_nothing_is_armed<E: Engine>() {
     bed.close(key);
 }
 
-fn reset_under_a_blocked_send<E: Engine>() {
+fn reset_under_a_blocked_send<E: SystemEngine>() {
     let mut bed = Bed::<E>::new();
     for receive in [false, true] {
         let (client, key) = bed.quiet_pair();
@@ -518,7 +518,7 @@ fn reset_under_a_blocked_send<E: Engine>() {
     assert_eq!(bed.engine.sockets(), 0);
 }
 
-fn send_after_the_peer_is_gone<E: Engine>() {
+fn send_after_the_peer_is_gone<E: SystemEngine>() {
     let mut bed = Bed::<E>::new();
     let (client, key) = bed.quiet_pair();
     reset(client);
@@ -531,7 +531,7 @@ fn send_after_the_peer_is_gone<E: Engine>() {
     bed.close(key);
 }
 
-fn closes_with_nothing_in_flight<E: Engine>() {
+fn closes_with_nothing_in_flight<E: SystemEngine>() {
     let mut bed = Bed::<E>::new();
     let (mut client, key) = bed.quiet_pair();
     bed.engine.close(key);
@@ -546,11 +546,11 @@ fn closes_with_nothing_in_flight<E: Engine>() {
     bed.nothing();
 }
 
-fn closes_with_operations_in_flight<E: Engine>() {
+fn closes_with_operations_in_flight<E: SystemEngine>() {
     ends_with_operations_in_flight::<E>(E::close, |mut client| drop(read_to_end(&mut client)));
 }
 
-fn resets_with_operations_in_flight<E: Engine>() {
+fn resets_with_operations_in_flight<E: SystemEngine>() {
     ends_with_operations_in_flight::<E>(E::reset, |mut client| {
         let mut bytes = Vec::new();
         let error = client.read_to_end(&mut bytes).unwrap_err();
@@ -558,7 +558,7 @@ fn resets_with_operations_in_flight<E: Engine>() {
     });
 }
 
-fn ends_with_operations_in_flight<E: Engine>(end: fn(&mut E, SocketKey), look: fn(TcpStream)) {
+fn ends_with_operations_in_flight<E: SystemEngine>(end: fn(&mut E, SocketKey), look: fn(TcpStream)) {
     let mut bed = Bed::<E>::new();
     for round in 0..50 {
         let (client, key) = bed.pair();
@@ -582,7 +582,7 @@ fn ends_with_operations_in_flight<E: Engine>(end: fn(&mut E, SocketKey), look: f
     assert_eq!(bed.engine.sockets(), 0);
 }
 
-fn closing_ends_other_events<E: Engine>() {
+fn closing_ends_other_events<E: SystemEngine>() {
     let mut bed = Bed::<E>::new();
     let (mut client, key) = bed.quiet_pair();
     bed.engine.receive_stream(key);
@@ -613,7 +613,7 @@ fn closing_ends_other_events<E: Engine>() {
     bed.nothing();
 }
 
-fn reuses_slots_with_new_keys<E: Engine>() {
+fn reuses_slots_with_new_keys<E: SystemEngine>() {
     let mut bed = Bed::<E>::new();
     let mut seen = std::collections::HashSet::new();
     let (_client, first) = bed.quiet_pair();
@@ -630,7 +630,7 @@ fn reuses_slots_with_new_keys<E: Engine>() {
     assert_eq!(slots.len(), 1, "a free slot is used again");
 }
 
-fn ignores_stale_keys<E: Engine>() {
+fn ignores_stale_keys<E: SystemEngine>() {
     let mut bed = Bed::<E>::new();
     let (_gone, stale) = bed.quiet_pair();
     bed.close(stale);
@@ -660,7 +660,7 @@ fn ignores_stale_keys<E: Engine>() {
     assert_eq!(read_to_end(&mut client), b"own");
 }
 
-fn moves_to_another_engine<E: Engine>() {
+fn moves_to_another_engine<E: SystemEngine>() {
     let (mut one, mut other) = (Bed::<E>::new(), Bed::<E>::new());
     // So that the slots differ.
     let _occupied = other.pair();
@@ -684,7 +684,7 @@ fn moves_to_another_engine<E: Engine>() {
     assert_eq!(read_to_end(&mut client), b"heard");
 }
 
-fn detaches_only_when_quiet<E: Engine>() {
+fn detaches_only_when_quiet<E: SystemEngine>() {
     let mut bed = Bed::<E>::new();
     let (mut client, key) = bed.pair();
     assert!(bed.engine.detach(key).is_none(), "a receive is armed");
@@ -700,7 +700,7 @@ fn detaches_only_when_quiet<E: Engine>() {
     while !matches!(bed.next(), Seen::Closed(_)) {}
 }
 
-fn bounds_events_per_turn<E: Engine>() {
+fn bounds_events_per_turn<E: SystemEngine>() {
     let mut bed = Bed::<E>::new();
     let (mut client, key) = bed.quiet_pair();
     bed.engine.receive_stream(key);

@@ -22,7 +22,7 @@ const YIELD_EVERY: Duration = Duration::from_millis(1);
 const WAIT: Duration = Duration::from_millis(1);
 
 /// Echoes, and counts what comes through the inbox, until the senders are gone.
-async fn shard<E: Engine>(mut engine: E, inbox: Receiver<()>) -> usize {
+async fn shard<E: SystemEngine>(mut engine: E, inbox: Receiver<()>) -> usize {
     let waker = engine.waker();
     let mut park = FdReady::new(engine.park_fd()).unwrap();
     let mut passes = RingYield::new().unwrap();
@@ -119,7 +119,7 @@ fn disturb(items: &Sender<()>, waker: &Waker) {
 }
 
 /// True if the shard did everything before the deadline. If not, its threads are left behind.
-fn stress<E: Engine + 'static>(preempt: Duration, deadline: Duration) -> bool {
+fn stress<E: SystemEngine + 'static>(preempt: Duration, deadline: Duration) -> bool {
     let (done, finished) = mpsc::channel();
     let (started, engines) = mpsc::channel();
     let (items, inbox) = crossbeam_channel::unbounded();

@@ -16,7 +16,7 @@ for_both_engines! {
 }
 
 /// Full path of a test of this file, for [`alone`].
-fn path<E: Engine>(name: &str) -> String {
+fn path<E: SystemEngine>(name: &str) -> String {
     format!("engine::tests::limits::{}::{name}", E::NAME)
 }
 
@@ -38,7 +38,7 @@ pub(super) fn set_nofile(soft: usize) {
     assert_eq!(result, 0);
 }
 
-fn pauses_accepting_without_descriptors<E: Engine>() {
+fn pauses_accepting_without_descriptors<E: SystemEngine>() {
     alone(&path::<E>("pauses_accepting_without_descriptors"), || {
         let mut bed = Bed::<E>::new();
         // The clients first, as they are in this process as well.
@@ -79,7 +79,7 @@ fn pauses_accepting_without_descriptors<E: Engine>() {
 }
 
 /// Whoever connects and resets in a loop takes no descriptors for it, however far behind the owner of the engine is.
-fn leaves_connections_to_the_kernel_until_they_are_taken<E: Engine>() {
+fn leaves_connections_to_the_kernel_until_they_are_taken<E: SystemEngine>() {
     const CONNECTIONS: usize = 900;
     alone(
         &path::<E>("leaves_connections_to_the_kernel_until_they_are_taken"),
@@ -113,7 +113,7 @@ fn leaves_connections_to_the_kernel_until_they_are_taken<E: Engine>() {
     );
 }
 
-fn leaks_no_descriptor<E: Engine>() {
+fn leaks_no_descriptor<E: SystemEngine>() {
     alone(&path::<E>("leaks_no_descriptor"), || {
         // The first engine may make the process open something for good.
         drop(Bed::<E>::new());
@@ -140,7 +140,7 @@ fn leaks_no_descriptor<E: Engine>() {
     });
 }
 
-impl<E: Engine> Bed<E> {
+impl<E: SystemEngine> Bed<E> {
     /// As `quiet_pair`, while other connections are being accepted and closed.
     fn quiet_pair_past_accepts(&mut self) -> (TcpStream, SocketKey) {
         let mut client = self.connect();
@@ -153,7 +153,7 @@ impl<E: Engine> Bed<E> {
     }
 }
 
-fn serves_five_thousand_sockets<E: Engine>() {
+fn serves_five_thousand_sockets<E: SystemEngine>() {
     const SOCKETS: usize = 5000;
     alone(&path::<E>("serves_five_thousand_sockets"), || {
         set_nofile(2 * SOCKETS + 500);
@@ -221,7 +221,7 @@ fn serves_five_thousand_sockets<E: Engine>() {
     });
 }
 
-fn drops_with_operations_in_flight<E: Engine>() {
+fn drops_with_operations_in_flight<E: SystemEngine>() {
     let mut bed = Bed::<E>::new();
     let mut clients = Vec::new();
     for index in 0..64 {
@@ -253,7 +253,7 @@ fn drops_with_operations_in_flight<E: Engine>() {
     }
 }
 
-fn sends_of_one_turn_leave_together<E: Engine>() {
+fn sends_of_one_turn_leave_together<E: SystemEngine>() {
     let mut bed = Bed::<E>::new();
     let mut pairs: Vec<_> = (0..100).map(|_| bed.quiet_pair()).collect();
     bed.nothing();

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, Socket, Type};
 
-use super::{Engine, Event, Payload, RingEngine, SendStatus, SocketKey};
+use super::{Engine, Event, Payload, RingEngine, SendStatus, SocketKey, SystemEngine};
 
 /// No test waits longer than this for anything. Generous, as the machine may be busy with other things.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -91,12 +91,12 @@ impl From<Event<'_>> for Seen {
 }
 
 /// One engine and its listener's address.
-pub(super) struct Bed<E: Engine> {
+pub(super) struct Bed<E: SystemEngine> {
     pub(super) engine: E,
     addr: SocketAddr,
 }
 
-impl<E: Engine> Bed<E> {
+impl<E: SystemEngine> Bed<E> {
     pub(super) fn new() -> Self {
         let (listener, addr) = listener();
         let engine = E::new(listener).unwrap();

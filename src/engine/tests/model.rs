@@ -1,7 +1,7 @@
 //! The protocol of wakes as a model: every interleaving of two senders and a shard, with store buffers as processors have
 //! them, is tried. Stress tests find a missing fence by luck; this one finds it each time.
 //!
-//! The steps are those of `waker.rs`, `Engine::prepare_park` and a shard's loop. Who changes them there changes them here.
+//! The steps are those of `waker.rs`, `SystemEngine::prepare_park` and a shard's loop. Who changes them there changes them here.
 
 use std::collections::HashSet;
 

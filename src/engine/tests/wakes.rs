@@ -33,7 +33,7 @@ pub(super) fn readable(fd: RawFd, within: Duration) -> bool {
 /// Long enough that only a lost wake comes near, short enough that a test may fail by it.
 const LOST: Duration = Duration::from_secs(15);
 
-fn wakes_while_waiting<E: Engine>() {
+fn wakes_while_waiting<E: SystemEngine>() {
     let mut bed = Bed::<E>::new();
     bed.nothing();
     let waker = bed.engine.waker();
@@ -61,7 +61,7 @@ fn wakes_while_waiting<E: Engine>() {
     bed.nothing();
 }
 
-fn a_running_shard_costs_no_wake<E: Engine>() {
+fn a_running_shard_costs_no_wake<E: SystemEngine>() {
     let mut bed = Bed::<E>::new();
     bed.nothing();
     let waker = bed.engine.waker();
@@ -81,7 +81,7 @@ fn a_running_shard_costs_no_wake<E: Engine>() {
     bed.nothing();
 }
 
-fn wakes_while_parked<E: Engine>() {
+fn wakes_while_parked<E: SystemEngine>() {
     let mut bed = Bed::<E>::new();
     bed.nothing();
     let waker = bed.engine.waker();
@@ -106,7 +106,7 @@ fn wakes_while_parked<E: Engine>() {
     bed.nothing();
 }
 
-fn parks_until_bytes_arrive<E: Engine>() {
+fn parks_until_bytes_arrive<E: SystemEngine>() {
     let mut bed = Bed::<E>::new();
     let (mut client, key) = bed.quiet_pair();
     bed.engine.receive_stream(key);
@@ -134,7 +134,7 @@ fn parks_until_bytes_arrive<E: Engine>() {
     }
 }
 
-fn parks_only_without_work<E: Engine>() {
+fn parks_only_without_work<E: SystemEngine>() {
     let mut bed = Bed::<E>::new();
     let (mut client, key) = bed.quiet_pair();
     bed.engine.receive_stream(key);
@@ -162,7 +162,7 @@ fn parks_only_without_work<E: Engine>() {
 }
 
 /// Two senders and a shard that goes to sleep as often as it can, in both ways.
-fn loses_no_wake<E: Engine>() {
+fn loses_no_wake<E: SystemEngine>() {
     const ITEMS: usize = 30_000;
     let mut bed = Bed::<E>::new();
     bed.nothing();
@@ -215,7 +215,7 @@ fn loses_no_wake<E: Engine>() {
 
 /// Senders whose write comes when the shard has given up waiting, and parks: bytes must still wake it. The ring's kernel
 /// side tells only the first of several completions, and what an eventfd led to may not be told at all (`quirks`).
-fn a_late_wake_deafens_nobody<E: Engine>() {
+fn a_late_wake_deafens_nobody<E: SystemEngine>() {
     const ECHOES: usize = 4000;
     let mut bed = Bed::<E>::new();
     let (mut client, key) = bed.quiet_pair();

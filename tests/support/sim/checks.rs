@@ -75,11 +75,11 @@ impl World {
     pub fn check_empty(&self) {
         assert_eq!((self.shared.connections(), self.shared.users()), (0, 0));
         for shard in &self.shards {
-            assert_eq!(shard.core.residue(), Outstanding::default());
-            assert_eq!(shard.engine.sockets(), 0);
-            assert!(shard.inbox.is_empty());
-            assert_eq!(shard.core.metrics().sockets.get(), 0);
-            assert!(!shard.core.has_more());
+            assert_eq!(shard.real.core.residue(), Outstanding::default());
+            assert!(shard.sockets.is_empty());
+            assert!(shard.real.inbox().is_empty());
+            assert_eq!(shard.real.core.metrics().sockets.get(), 0);
+            assert!(!shard.real.core.has_more());
         }
         for gauge in ["shardgate_subscriptions", "shardgate_channels"] {
             assert_eq!(self.metric(gauge, ""), 0, "{gauge}");

@@ -1,7 +1,7 @@
 //! A gateway in one thread: real cores, real lanes, a model of the engine, of the clients and of time.
 //!
 //! Everything that happens follows from [`chance::Chance`], so a run can be had again from its seed (or from a fuzzer's
-//! bytes). [`World`] turns the shards as `shard::run` does, moves bytes, and lets clients act; the clients know what they
+//! bytes). [`World`] lets the shards have their turns, moves bytes, and lets clients act. The clients know what they
 //! may be told, and panic when they hear something else. [`World::check`] looks at the books when all is quiet.
 
 pub mod books;
@@ -9,26 +9,30 @@ pub mod chance;
 pub mod channels;
 mod checks;
 pub mod client;
+pub mod clock;
 pub mod engine;
+pub mod reach;
 pub mod wire;
 
 use std::collections::BTreeMap;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::{self, Context};
 
 use shardgate::config::Config;
-use shardgate::engine::{SocketKey, Waker};
+use shardgate::engine::Waker;
 use shardgate::ids::{IdSource, ShardId};
 use shardgate::lanes::{
-    self, Inbox, LANE_ITEMS_MAX, LANE_ITEMS_RESERVED, Lanes, LifecycleToShard, Mailboxes, PresenceToShard,
-    ShardCommand, ToShard,
+    self, LANE_ITEMS_MAX, LANE_ITEMS_RESERVED, Lanes, LifecycleToShard, Mailboxes, PresenceToShard, ShardCommand,
 };
 use shardgate::metrics::Exposition;
 use shardgate::router::HomeMap;
 use shardgate::session::drain::DrainPlan;
 use shardgate::settings::Settings;
-use shardgate::shard::core::{Command, Core};
+use shardgate::shard::core::Core;
+use shardgate::shard::turn::{Clock, Pace, Shard};
 use shardgate::shard::wheel::TICK_MS;
 use shardgate::shared::{Now, Shared};
 use shardgate::wire::json::encode;
@@ -36,8 +40,10 @@ use shardgate::wire::json::encode;
 use books::{Books, Broadcast};
 use chance::Chance;
 use client::{Client, Plan};
-use engine::{Happened, ModelEngine, Tokens};
-use wire::{Said, Wire};
+use clock::ModelClock;
+use engine::{ModelEngine, Mood, Pinged, Sockets, Tokens};
+use reach::Reach;
+use wire::Wire;
 
 /// What a run is about.
 #[derive(Debug, Clone)]
@@ -50,16 +56,17 @@ pub struct Setup {
     pub clients_max: usize,
     /// Lanes are full now and then.
     pub clogs: bool,
+    /// The process runs out of descriptors now and then.
+    pub hostile: bool,
 }
 
 /// Nobody is starved for longer than this many steps, or who answers every ping in time would be too late.
 const PATIENCE: u32 = 16;
 
-pub struct Shard {
-    pub core: Core,
-    inbox: Inbox<ToShard>,
-    engine: ModelEngine,
-    commands: Vec<Command>,
+/// A shard and its part of the kernel.
+pub struct ModelShard {
+    pub real: Shard,
+    sockets: Sockets,
     last_turn_ms: u64,
     /// Does not turn before this step.
     pub stalled_until: u64,
@@ -80,7 +87,8 @@ pub struct World {
     pub settings: Arc<Settings>,
     homes: HomeMap,
     mailboxes: Mailboxes,
-    pub shards: Vec<Shard>,
+    pub shards: Vec<ModelShard>,
+    pub reach: Reach,
     wires: Vec<Wire>,
     tokens: Tokens,
     pub clients: Vec<Client>,
@@ -88,14 +96,6 @@ pub struct World {
     /// Publications that did not reach everybody.
     lost: usize,
     drain_until_ms: Option<u64>,
-}
-
-/// Lets the core see bytes that came over a wire.
-fn receive(core: &mut Core, engine: &ModelEngine, wires: &mut [Wire], now_ms: u64, key: SocketKey, mut bytes: Vec<u8>) {
-    if let Some(wire) = engine.wire_of(key) {
-        wires[wire].last_seen_ms = now_ms;
-    }
-    core.handle_received(key, &mut bytes);
 }
 
 impl World {
@@ -118,11 +118,10 @@ impl World {
             .map(|(shard, inbox)| {
                 let lanes = Lanes::new(ShardId(shard as u16), mailboxes.clone(), Arc::clone(&depths));
                 let seed = u64::from(chance.word());
-                Shard {
-                    core: Core::new(Arc::clone(&shared), Arc::clone(&settings), homes.clone(), lanes, seed),
-                    inbox,
-                    engine: ModelEngine::default(),
-                    commands: Vec::new(),
+                let core = Core::new(Arc::clone(&shared), Arc::clone(&settings), homes.clone(), lanes, seed);
+                ModelShard {
+                    real: Shard::new(core, inbox),
+                    sockets: Sockets::default(),
                     last_turn_ms: 0,
                     stalled_until: 0,
                     skipped: 0,
@@ -161,6 +160,7 @@ impl World {
             homes,
             mailboxes,
             shards,
+            reach: Reach::default(),
             wires: Vec::new(),
             tokens: BTreeMap::new(),
             clients: Vec::new(),
@@ -202,7 +202,7 @@ impl World {
         let window = self.chance.pick(&[200, 2_000, 100_000]);
         self.wires.push(Wire::new(window, self.now_ms()));
         self.tokens.insert(gateway_end.as_raw_fd(), wire);
-        self.shards[shard].engine.accept(gateway_end.into(), wire);
+        self.shards[shard].sockets.connect(gateway_end.into(), wire);
         let client = Client::new(wire, plan, client_end, &self.books, &mut self.chance);
         self.clients.push(client);
         self.clients.len() - 1
@@ -232,168 +232,65 @@ impl World {
         self.wires[self.clients[client].wire].to_client.len()
     }
 
-    /// One turn of one shard, as `shard::run` has it. Returns true if anything happened.
+    /// One turn of one shard. Returns true if anything happened.
     pub fn turn(&mut self, shard: usize, eager: bool) -> bool {
         let now_ms = self.now_ms();
-        let Shard {
-            core,
-            inbox,
-            engine,
-            commands,
-            last_turn_ms,
-            dawdled,
-            ..
-        } = &mut self.shards[shard];
-        let (wires, tokens, chance) = (&mut self.wires, &mut self.tokens, &mut self.chance);
-        let sending = engine.sending();
-        *dawdled = (*dawdled + 1) % PATIENCE;
-        let mut busy = engine.work(wires, tokens, chance, eager || *dawdled == 0);
-        core.begin_turn(Now {
+        let now = Now {
             mono_ns: self.now_ns,
             wall_ms: self.wall_offset_ms + now_ms,
-        });
-        // What bulk senders sent comes last in a turn, and so does all that comes behind it.
-        let some_are_bulk = chance.below(4) == 0;
-        let mut in_line: Vec<(SocketKey, Happened)> = Vec::new();
-        // When they had last been seen as deadlines were looked at.
-        let mut seen_before_ms: BTreeMap<usize, u64> = BTreeMap::new();
-        // When they had last been seen as the turn began.
-        let mut seen_at_first_ms: BTreeMap<usize, u64> = BTreeMap::new();
-        while let Some(event) = engine.next_event() {
-            busy = true;
-            let waits = some_are_bulk && engine.may_wait_in_line(&event) && chance.below(2) == 0;
-            let is_in_line = |of: SocketKey| in_line.iter().any(|(key, _)| *key == of);
-            match event {
-                Happened::Received(key, _) if waits || is_in_line(key) => in_line.push((key, event)),
-                Happened::Ended(key, _) if is_in_line(key) => in_line.push((key, event)),
-                Happened::Accepted(key) => core.handle_accepted(key, None),
-                Happened::Received(key, bytes) => {
-                    if let Some(wire) = engine.wire_of(key) {
-                        seen_at_first_ms.entry(wire).or_insert(wires[wire].last_seen_ms);
-                    }
-                    receive(core, engine, wires, now_ms, key, bytes);
-                }
-                Happened::Sent(key, payload) => core.handle_sent(key, payload),
-                Happened::Ended(key, broken) => core.handle_ended(key, broken),
-                Happened::Closed(key) => core.handle_closed(key),
-            }
-        }
-        let budget = if eager { 4096 } else { 1 + chance.below(64) };
-        let mut items = 0;
-        while items < budget
-            && let Some(batch) = inbox.try_next()
-        {
-            let room = batch.room();
-            items += core.handle_batch(batch);
-            if let Some(room) = room {
-                inbox.done(room);
-            }
-        }
-        busy |= items > 0;
-        core.handle_timeouts();
-        core.fan_out();
-        // What there is may leave before strangers are served, and what that brings after it.
-        let early = chance.below(2) == 0;
-        for last in [false, true] {
-            if last {
-                core.serve_strangers();
-                for (key, event) in in_line.drain(..) {
-                    match event {
-                        _ if !engine.is_open(key) => {}
-                        Happened::Received(key, bytes) => {
-                            if let Some(wire) = engine.wire_of(key) {
-                                seen_before_ms.entry(wire).or_insert(wires[wire].last_seen_ms);
-                            }
-                            receive(core, engine, wires, now_ms, key, bytes);
-                        }
-                        Happened::Ended(key, broken) => core.handle_ended(key, broken),
-                        other => unreachable!("{other:?} of a bulk sender"),
-                    }
-                }
-            } else if !early {
-                continue;
-            }
-            // Commands may bring more bytes to send, and the other way round.
-            loop {
-                while core.poll_command(commands) {
-                    for command in commands.drain(..) {
-                        busy = true;
-                        match command {
-                            Command::ReceiveOnce(key) => engine.receive_once(key),
-                            Command::ReceiveStream(key) => engine.receive_stream(key),
-                            Command::Finish(key) => engine.finish(key, wires),
-                            Command::Close(key) | Command::Reset(key) => engine.close(key),
-                            Command::Abandon(key) => {
-                                core.handle_unacknowledged(key, 1);
-                                engine.close(key);
-                            }
-                            Command::Detach(key) => {
-                                if let Some(socket) = engine.detach(key) {
-                                    core.handle_detached(key, socket);
-                                }
-                            }
-                            Command::Adopt(mut hand_off) => {
-                                if let Some(socket) = hand_off.socket.take() {
-                                    let key = engine.adopt(socket, tokens);
-                                    if let Some(wire) = engine.wire_of(key) {
-                                        wires[wire].last_seen_ms = now_ms;
-                                        wires[wire].watched_from_ms = now_ms;
-                                    }
-                                    core.handle_adopted(key, *hand_off);
-                                }
-                            }
-                        }
-                    }
-                }
-                let mut sent_any = false;
-                while let Some(key) = core.poll_dirty() {
-                    while let Some(payload) = core.poll_payload(key) {
-                        busy = true;
-                        if let Some(index) = engine.wire_of(key) {
-                            let wire = &mut wires[index];
-                            for said in wire.said.push(payload.as_slice()) {
-                                if said == Said::Ping {
-                                    let seen_ms = seen_before_ms.get(&index).unwrap_or(&wire.last_seen_ms);
-                                    let silent = now_ms - seen_ms;
-                                    let interval = self.settings.heartbeat.interval.as_millis() as u64;
-                                    // One that waited behind another send may be out of date by now.
-                                    // Devices are asked who is still there where there are too many, in the middle of what came.
-                                    let seen_ms = seen_at_first_ms.get(&index).unwrap_or(seen_ms);
-                                    let asked = self.books.connections_limited && now_ms - seen_ms >= 1_000;
-                                    assert!(
-                                        silent >= interval || sending.contains(&index) || asked,
-                                        "pinged after {silent} ms"
-                                    );
-                                    wire.watched_from_ms = now_ms;
-                                }
-                            }
-                        }
-                        match engine.send(key, payload, wires, chance) {
-                            None => break,
-                            Some(payload) => core.handle_sent(key, payload),
-                        }
-                    }
-                    sent_any = true;
-                }
-                if !sent_any {
-                    break;
-                }
-            }
-            core.flush_lanes();
-        }
-        core.end_turn(self.now_ns, self.now_ns);
-        core.check_invariants();
-        busy |= core.has_more();
-        if inbox.is_empty()
+        };
+        let chance = &mut self.chance;
+        let here = &mut self.shards[shard];
+        here.dawdled = (here.dawdled + 1) % PATIENCE;
+        let mood = match eager {
+            true => Mood::Eager,
+            false if here.dawdled == 0 => Mood::Eager,
+            false if self.setup.hostile => Mood::Hostile,
+            false => Mood::Lazy,
+        };
+        here.real.pace = match eager {
+            true => Pace::default(),
+            false => Pace {
+                inbox_items: 1 + chance.below(64),
+                received_bytes: chance.pick(&[100, 5_000, usize::MAX]),
+            },
+        };
+        let step_ns = if eager { 0 } else { chance.pick(&[0, 1_000, 30_000]) };
+        let clock = ModelClock::new(now, step_ns);
+        let kernel = (&mut self.wires[..], &mut self.tokens);
+        let mut engine = ModelEngine::new(&mut here.sockets, kernel, (chance, &mut self.reach), mood, now_ms);
+        let turned = here
+            .real
+            .turn(&mut engine, &clock, None)
+            .expect("the model does not break");
+        let (pinged, moved) = (engine.pinged, engine.moved);
+        self.now_ns = self.now_ns.max(clock.mono_ns());
+        here.real.core.check_invariants();
+        if here.real.inbox().is_empty()
             && let Some(done_ns) = self.books.done_ns.get_mut(shard)
         {
             *done_ns = self.now_ns;
         }
-        let gap = now_ms - std::mem::replace(last_turn_ms, now_ms);
-        self.shards[shard].held = self.shards[shard].engine.held();
+        let gap = now_ms - std::mem::replace(&mut here.last_turn_ms, now_ms);
+        here.held = here.sockets.held();
+        let busy = moved || turned.was_busy || here.real.core.has_more();
+        self.check_pings(&pinged);
         self.check_held();
         self.check_silence(shard, gap);
         busy
+    }
+
+    /// No ping comes early.
+    fn check_pings(&self, pinged: &[Pinged]) {
+        let interval_ms = self.settings.heartbeat.interval.as_millis() as u64;
+        for ping in pinged {
+            let asked = self.books.connections_limited && ping.silent_at_first_ms >= 1_000;
+            assert!(
+                ping.silent_ms >= interval_ms || ping.may_be_late || asked,
+                "pinged after {} ms",
+                ping.silent_ms
+            );
+        }
     }
 
     /// Whatever clients do, and whether they read: there are no more sockets than the limits say.
@@ -415,7 +312,7 @@ impl World {
         }
         let heartbeat = &self.settings.heartbeat;
         let slack = 2 * TICK_MS + gap_ms + 1;
-        for (_, wire, sending) in self.shards[shard].engine.open() {
+        for (wire, sending) in self.shards[shard].sockets.open() {
             let wire = &self.wires[wire];
             // Before the welcome other deadlines count; behind a send in flight a ping waits.
             if sending || !wire.said.is_websocket() || !wire.said_welcome() {
@@ -515,7 +412,7 @@ impl World {
             if self.shards[shard].stalled_until > self.step {
                 continue;
             }
-            let due = self.shards[shard].core.next_timeout_ms();
+            let due = self.shards[shard].real.next_due_ms();
             self.shards[shard].skipped += 1;
             if self.chance.percent(60)
                 || due.is_some_and(|due| due <= self.now_ms())
@@ -532,10 +429,7 @@ impl World {
     }
 
     fn next_due_ms(&self) -> Option<u64> {
-        self.shards
-            .iter()
-            .filter_map(|shard| shard.core.next_timeout_ms())
-            .min()
+        self.shards.iter().filter_map(|shard| shard.real.next_due_ms()).min()
     }
 
     fn advance(&mut self) {
@@ -548,10 +442,10 @@ impl World {
                 .iter()
                 .all(|client| client.owes_nothing(&self.wires[client.wire]))
             && self.shards.iter().all(|shard| {
-                let mut open = shard.engine.open();
+                let mut open = shard.sockets.open();
                 // A ping may be in flight. Wires and clients have the same numbers.
                 shard.stalled_until <= self.step
-                    && open.all(|(_, wire, sending)| !sending || !self.clients[wire].is_prompt())
+                    && open.all(|(wire, sending)| !sending || !self.clients[wire].is_prompt())
             })
             && let Some(due) = self.next_due_ms()
         {
@@ -651,7 +545,7 @@ impl World {
             let mut moved = self.move_bytes(true);
             for shard in 0..self.shards.len() {
                 moved |= self.turn(shard, true);
-                moved |= !self.shards[shard].inbox.is_empty();
+                moved |= !self.shards[shard].real.inbox().is_empty();
             }
             quiet = if moved { 0 } else { quiet + 1 };
             if quiet < 3 {
@@ -675,7 +569,7 @@ impl World {
         let plan = DrainPlan::new(self.shared.connections(), self.now_ms(), within_ms, per_second);
         self.mailboxes.post_all(|| LifecycleToShard::Drain(plan));
         for shard in 0..self.shards.len() {
-            while self.shards[shard].core.drain_count().is_none() {
+            while self.shards[shard].real.core.drain_count().is_none() {
                 self.turn(shard, true);
             }
         }
@@ -684,7 +578,7 @@ impl World {
 
     /// Ends of connections that no drain counted.
     pub fn ends_not_drained(&self) -> u64 {
-        let counts = self.shards.iter().filter_map(|shard| shard.core.drain_count());
+        let counts = self.shards.iter().filter_map(|shard| shard.real.core.drain_count());
         let drained: u64 = counts.map(|count| count.left + count.closed).sum();
         self.metric("shardgate_connections_closed_total", "") - drained
     }
@@ -693,8 +587,8 @@ impl World {
     pub fn drained(&self) -> Option<(u64, u64)> {
         let mut sum = (0, 0);
         for shard in &self.shards {
-            let count = shard.core.drain_count()?;
-            if count.open > 0 || shard.core.has_unfinished_sockets() {
+            let count = shard.real.core.drain_count()?;
+            if count.open > 0 || shard.real.core.has_unfinished_sockets() {
                 return None;
             }
             sum = (sum.0 + count.left, sum.1 + count.closed);
@@ -720,8 +614,15 @@ impl World {
     /// Sum over all shards of a metric, with these labels if any.
     pub fn metric(&self, name: &str, labels: &str) -> u64 {
         let mut exposition = Exposition::default();
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        runtime.block_on(exposition.shards(&self.shared.shards, &self.shared.cluster.metrics));
+        {
+            let mut shards = pin!(exposition.shards(&self.shared.shards, &self.shared.cluster.metrics));
+            // It pauses for others, of whom there are none.
+            while shards
+                .as_mut()
+                .poll(&mut Context::from_waker(task::Waker::noop()))
+                .is_pending()
+            {}
+        }
         let text = exposition.into_text();
         text.lines()
             .filter(|line| line.starts_with(name) && line[name.len()..].starts_with('{') && line.contains(labels))

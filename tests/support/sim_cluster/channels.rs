@@ -70,7 +70,7 @@ impl World {
                 });
                 heard.collect()
             });
-            let residues: Vec<_> = gateway.shards.iter().map(|shard| shard.core.residue()).collect();
+            let residues: Vec<_> = gateway.shards.iter().map(|shard| shard.real.core.residue()).collect();
             assert_eq!(
                 heard,
                 wanted,

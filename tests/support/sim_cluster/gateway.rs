@@ -1,6 +1,6 @@
 //! One gateway: real cores, real lanes, the real turn of the control thread; the engine and the way to Redis are models.
 //!
-//! Turns shards as `shard::run` does.
+//! Shards have production's own turn, too.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,15 +12,18 @@ use shardgate::config::DrainConfig;
 use shardgate::control::turn::{ControlTurn, Exit, Stage};
 use shardgate::engine::Waker;
 use shardgate::ids::ShardId;
-use shardgate::lanes::{self, Inbox, Inboxes, Lanes, Mailboxes, ToShard};
+use shardgate::lanes::{self, Inboxes, Lanes, Mailboxes};
 use shardgate::router::HomeMap;
 use shardgate::settings::Settings;
-use shardgate::shard::core::{Command, Core};
+use shardgate::shard::core::Core;
+use shardgate::shard::turn::Shard;
 use shardgate::shared::{Now, Shared};
 
 use super::link::{Link, MS};
 use super::sim::chance::Chance;
-use super::sim::engine::{Happened, ModelEngine, Tokens};
+use super::sim::clock::ModelClock;
+use super::sim::engine::{ModelEngine, Mood, Sockets, Tokens};
+use super::sim::reach::Reach;
 use super::sim::wire::{Said, Wire};
 use super::store::Redis;
 
@@ -29,13 +32,10 @@ const SPINS_MAX: u32 = 50;
 /// How long a gateway may try to join before its process gives up, and is started again.
 const START_MAX_MS: u64 = 15_000;
 
-pub struct Shard {
-    pub core: Core,
-    pub inbox: Inbox<ToShard>,
-    pub engine: ModelEngine,
-    commands: Vec<Command>,
-    /// The control thread has heard that no client is here any more.
-    reported_drained: bool,
+/// A shard and its part of the kernel.
+pub struct ModelShard {
+    pub real: Shard,
+    pub sockets: Sockets,
     pub stalled_until_ns: u64,
 }
 
@@ -46,7 +46,7 @@ pub struct Gateway {
     pub id: String,
     turn: ControlTurn<Link>,
     pub shared: Arc<Shared>,
-    pub shards: Vec<Shard>,
+    pub shards: Vec<ModelShard>,
     mailboxes: Mailboxes,
     pub tokens: Tokens,
     /// Its control thread, or all of it, stands still.
@@ -96,12 +96,10 @@ impl Gateway {
             let lanes = Lanes::new(ShardId(shard as u16), mailboxes.clone(), Arc::clone(&depths));
             let seed = u64::from(chance.word());
             let (shared, settings) = (Arc::clone(&shared), Arc::clone(settings));
-            Shard {
-                core: Core::new(shared, settings, homes.clone(), lanes, seed),
-                inbox,
-                engine: ModelEngine::default(),
-                commands: Vec::new(),
-                reported_drained: false,
+            let core = Core::new(shared, settings, homes.clone(), lanes, seed);
+            ModelShard {
+                real: Shard::new(core, inbox),
+                sockets: Sockets::default(),
                 stalled_until_ns: 0,
             }
         });
@@ -164,8 +162,8 @@ impl Gateway {
         let control = self.due_ms.map_or(u64::MAX, |ms| ms * MS).min(self.link_ref().due_ns());
         let control = control.max(self.frozen_until_ns);
         let shards = self.shards.iter().map(|shard| {
-            let due = shard.core.next_timeout_ms().map_or(u64::MAX, |ms| ms * MS);
-            let idle = shard.inbox.is_empty() && !shard.core.has_more();
+            let due = shard.real.next_due_ms().map_or(u64::MAX, |ms| ms * MS);
+            let idle = shard.real.inbox().is_empty() && !shard.real.core.has_more();
             let work = if idle { u64::MAX } else { now_ns };
             due.min(work).max(shard.stalled_until_ns)
         });
@@ -224,7 +222,6 @@ impl Gateway {
         busy
     }
 
-    /// Orders a drain.
     pub fn begin_drain(&mut self, within_ms: u64, per_second: u32) {
         self.drain_ordered = Some(DrainConfig {
             timeout: Duration::from_millis(within_ms),
@@ -238,106 +235,31 @@ impl Gateway {
         shard: usize,
         now_ns: u64,
         wires: &mut [Wire],
-        chance: &mut Chance,
+        (chance, reach): (&mut Chance, &mut Reach),
         interactive: &mut Vec<Spoken>,
     ) -> bool {
         let now = self.now(now_ns);
-        let tokens = &mut self.tokens;
-        let Shard {
-            core,
-            inbox,
-            engine,
-            commands,
-            reported_drained,
-            stalled_until_ns,
-        } = &mut self.shards[shard];
-        if now_ns < *stalled_until_ns {
+        let here = &mut self.shards[shard];
+        if now_ns < here.stalled_until_ns {
             return false;
         }
-        let moved = engine.work(wires, tokens, chance, true);
-        let due = core.next_timeout_ms().is_some_and(|due_ms| due_ms * MS <= now_ns);
-        if !moved && !due && inbox.is_empty() && !core.has_more() {
+        let due = here.real.next_due_ms().is_some_and(|due_ms| due_ms * MS <= now_ns);
+        let idle = here.real.inbox().is_empty() && !here.real.core.has_more();
+        if !due && idle && !here.sockets.has_work(wires) {
             return false;
         }
-        core.begin_turn(now);
-        while let Some(event) = engine.next_event() {
-            match event {
-                Happened::Accepted(key) => core.handle_accepted(key, None),
-                Happened::Received(key, mut bytes) => core.handle_received(key, &mut bytes),
-                Happened::Sent(key, payload) => core.handle_sent(key, payload),
-                Happened::Ended(key, broken) => core.handle_ended(key, broken),
-                Happened::Closed(key) => core.handle_closed(key),
-            }
-        }
-        let budget = 1 + chance.below(64);
-        let mut items = 0;
-        while items < budget
-            && let Some(batch) = inbox.try_next()
-        {
-            let room = batch.room();
-            items += core.handle_batch(batch);
-            if let Some(room) = room {
-                inbox.done(room);
-            }
-        }
-        core.handle_timeouts();
-        core.fan_out();
-        core.serve_strangers();
-        loop {
-            while core.poll_command(commands) {
-                for command in commands.drain(..) {
-                    match command {
-                        Command::ReceiveOnce(key) => engine.receive_once(key),
-                        Command::ReceiveStream(key) => engine.receive_stream(key),
-                        Command::Finish(key) => engine.finish(key, wires),
-                        Command::Close(key) | Command::Reset(key) => engine.close(key),
-                        Command::Abandon(key) => {
-                            core.handle_unacknowledged(key, 1);
-                            engine.close(key);
-                        }
-                        Command::Detach(key) => {
-                            if let Some(socket) = engine.detach(key) {
-                                core.handle_detached(key, socket);
-                            }
-                        }
-                        Command::Adopt(mut hand_off) => {
-                            if let Some(socket) = hand_off.socket.take() {
-                                let key = engine.adopt(socket, tokens);
-                                core.handle_adopted(key, *hand_off);
-                            }
-                        }
-                    }
-                }
-            }
-            let mut sent_any = false;
-            while let Some(key) = core.poll_dirty() {
-                while let Some(payload) = core.poll_payload(key) {
-                    if let Some(index) = engine.wire_of(key) {
-                        let said = wires[index].said.push(payload.as_slice());
-                        interactive.extend(said.into_iter().map(|said| (index, said)));
-                    }
-                    match engine.send(key, payload, wires, chance) {
-                        None => break,
-                        Some(payload) => core.handle_sent(key, payload),
-                    }
-                }
-                sent_any = true;
-            }
-            if !sent_any {
-                break;
-            }
-        }
-        core.flush_lanes();
-        core.end_turn(now_ns, now_ns);
-        core.check_invariants();
-        if !*reported_drained
-            && let Some(count) = core.drain_count()
-            && count.open == 0
-            && !core.has_unfinished_sockets()
-        {
-            *reported_drained = true;
-            self.drained.push((count.left, count.closed));
-        }
+        here.real.pace.inbox_items = 1 + chance.below(64);
+        let kernel = (wires, &mut self.tokens);
+        let now_ms = now_ns / MS;
+        let mut engine = ModelEngine::new(&mut here.sockets, kernel, (chance, reach), Mood::Eager, now_ms);
+        let clock = ModelClock::new(now, 0);
+        here.real
+            .turn(&mut engine, &clock, None)
+            .expect("the model does not break");
+        interactive.append(&mut engine.said);
+        here.real.core.check_invariants();
+        let drained = here.real.poll_drained();
+        self.drained.extend(drained.map(|count| (count.left, count.closed)));
         true
     }
 }

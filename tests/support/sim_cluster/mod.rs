@@ -73,6 +73,7 @@ pub struct World {
     pub faults: Vec<faults::Fault>,
     pub faults_seen: BTreeMap<&'static str, u64>,
     interactive: Vec<Spoken>,
+    pub reach: sim::reach::Reach,
     effects: Vec<Effect>,
     /// Gateways were killed, at these times.
     pub deaths: Vec<u64>,
@@ -124,6 +125,7 @@ impl World {
             faults: Vec::new(),
             faults_seen: BTreeMap::new(),
             interactive: Vec::new(),
+            reach: Default::default(),
             effects: Vec::new(),
             deaths: Vec::new(),
             slow_sweeps: 0,
@@ -267,7 +269,10 @@ impl World {
         let mut busy = gateway.turn_control(&mut self.redis, now_ns, &mut self.chance);
         for shard in 0..gateway.shards.len() {
             if self.chance.percent(90) {
-                busy |= gateway.turn_shard(shard, now_ns, &mut self.wires, &mut self.chance, &mut self.interactive);
+                busy |= {
+                    let chance = (&mut self.chance, &mut self.reach);
+                    gateway.turn_shard(shard, now_ns, &mut self.wires, chance, &mut self.interactive)
+                };
             } else {
                 // It is late, so time must not jump.
                 busy = true;
@@ -342,7 +347,7 @@ impl World {
         let token = File::open("/dev/null").unwrap();
         gateway.tokens.insert(token.as_raw_fd(), wire);
         let shard = self.chance.below(gateway.shards.len());
-        gateway.shards[shard].engine.accept(token.into(), wire);
+        gateway.shards[shard].sockets.connect(token.into(), wire);
         let mut new = Wire::new(1 << 30, now_ms);
         let head = format!("GET /ws?user={} HTTP/1.1\r\n{KEY}", self.books.users[user]);
         new.to_gateway.extend(head.as_bytes());
@@ -624,7 +629,7 @@ impl World {
             let gateway = slot.gateway.as_ref().expect("it serves");
             assert_eq!(gateway.cluster().residue(), Default::default(), "{}", gateway.id);
             for shard in &gateway.shards {
-                let residue = shard.core.residue();
+                let residue = shard.real.core.residue();
                 assert_eq!((residue.questions, residue.asked), (0, 0), "{}", gateway.id);
             }
         }
@@ -641,8 +646,8 @@ impl World {
         for slot in &self.slots {
             let gateway = slot.gateway.as_ref().expect("it serves");
             for shard in &gateway.shards {
-                assert_eq!(shard.core.residue(), Default::default(), "{}", gateway.id);
-                assert_eq!(shard.engine.sockets(), 0);
+                assert_eq!(shard.real.core.residue(), Default::default(), "{}", gateway.id);
+                assert!(shard.sockets.is_empty());
             }
             for (from, to, depth) in gateway.shared.lanes() {
                 assert_eq!(depth, 0, "{}: lane {from} to {to}", gateway.id);
