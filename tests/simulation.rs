@@ -82,7 +82,7 @@ fn world(seed: u64) -> World {
         config,
         clients_max: 5 + chance.below(25),
         clogs: chance.percent(25),
-        hostile: false,
+        hostile: chance.percent(50),
     };
     World::new(setup, chance)
 }

@@ -41,7 +41,7 @@ fuzz_target!(|input: &[u8]| {
         config,
         clients_max: 8,
         clogs: chance.percent(10),
-        hostile: false,
+        hostile: chance.percent(30),
     };
     let drains = chance.percent(20);
     let mut world = World::new(setup, chance);

@@ -753,10 +753,17 @@ impl Core {
         self.stopping
     }
 
-    /// A socket that was handed over could not be taken into the engine.
-    pub fn handle_lost(&mut self) {
-        self.metrics().closed(CloseCause::Abrupt);
+    /// A socket that was handed over could not be taken into the engine: its connection has ended.
+    pub fn handle_lost(&mut self, hand_off: &Handoff) {
         self.shared.release();
+        // A handshake whose `101` is still owed was never accepted, so it does not count as closed.
+        if hand_off.upgrade.is_some() {
+            return;
+        }
+        self.metrics().closed(CloseCause::Abrupt);
+        if let Some(draining) = &mut self.draining {
+            draining.count(CloseCause::Abrupt);
+        }
     }
 
     /// A socket left the engine for its home shard.

@@ -372,11 +372,47 @@ mod tests {
 
     use super::super::tests as testing;
     use super::*;
+    use crate::session::drain::DrainPlan;
 
     /// What this thread has worked so far, whatever else the machine does.
     fn worked() -> Duration {
         let spent = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
         Duration::new(spent.tv_sec as u64, spent.tv_nsec as u32)
+    }
+
+    /// A handshake whose `101` was still owed was never accepted: its loss between two shards is no closed connection.
+    #[test]
+    fn a_lost_hand_over_is_closed_only_if_it_was_accepted() {
+        let mut core = testing::core(|_| ());
+        core.begin_drain(DrainPlan::new(1, 0, 1_000, 0));
+        let upgrade = Upgrade {
+            endpoint: Endpoint::Gateway,
+            accept: String::new(),
+            subprotocol: false,
+            user: None,
+            forwarded_for: None,
+            token: None,
+            browser: false,
+            refused: false,
+        };
+        for (upgrade, left) in [(Some(upgrade), 0), (None, 1)] {
+            assert!(core.shared.take_place(&core.settings));
+            core.handle_lost(&Handoff {
+                socket: None,
+                user: "alice".into(),
+                hash: core.homes.hash("alice"),
+                grant: None,
+                upgrade,
+                rest: Vec::new(),
+                remote: None,
+                tls: None,
+                connected_at_ms: 0,
+                messages_in: 0,
+                rate: Default::default(),
+            });
+            let count = core.drain_count().unwrap();
+            assert_eq!((count.left, core.shared.places()), (left, 0));
+        }
     }
 
     /// A head in many pieces costs about what it costs whole, and not the square of its length.

@@ -283,15 +283,15 @@ impl Shard {
                 }
             }
             Command::Adopt(hand_off) => {
-                if self.core.is_stopping() {
-                    return self.core.handle_lost();
-                }
                 let mut hand_off = *hand_off;
+                if self.core.is_stopping() {
+                    return self.core.handle_lost(&hand_off);
+                }
                 match hand_off.socket.take().map(|socket| engine.adopt(socket)) {
                     Some(Ok(key)) => self.core.handle_adopted(key, hand_off),
                     Some(Err(error)) => {
                         log::warn!("a connection was lost between shards: {error}");
-                        self.core.handle_lost();
+                        self.core.handle_lost(&hand_off);
                     }
                     None => {}
                 }
