@@ -371,6 +371,38 @@ fn metrics_are_documented() {
     assert_eq!(shown, documented);
 }
 
+/// Names, help, kinds, labels and their order are a promise to whoever draws graphs: this is the whole text of two shards
+/// without its values. `UPDATE_DOCS=1 cargo test --lib the_text_of_metrics` writes it anew.
+#[test]
+fn the_text_of_metrics_is_what_it_was() {
+    let (mut conn, context) = connection(true);
+    // All that may be there.
+    context.shared.cluster.set_health(ClusterHealth::Unreachable, None);
+    context.shared.jwks.fetched.inc();
+    let (answer, _) = ask(&mut conn, METRICS);
+    let (_, text) = answer.split_once("\r\n\r\n").unwrap();
+    let mut shown = String::new();
+    // What is known of the process depends on the kernel.
+    for line in text.lines().filter(|line| !line.contains("process_")) {
+        let without_value = match line.rsplit_once(' ') {
+            Some((sample, _)) if !line.starts_with('#') => sample,
+            _ => line,
+        };
+        shown += &without_value.replace(env!("CARGO_PKG_VERSION"), "VERSION");
+        shown.push('\n');
+    }
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/src/metrics/exposition.txt");
+        std::fs::write(file, &shown).unwrap();
+    }
+    let expected = include_str!("../metrics/exposition.txt");
+    let differs = shown
+        .lines()
+        .zip(expected.lines())
+        .find(|(shown, expected)| shown != expected);
+    assert!(shown == expected, "the first line that differs: {differs:?}");
+}
+
 /// The table in the documentation has our close codes and no others, and the dashboard has words for whatever it may show.
 #[test]
 fn codes_and_reasons_are_explained() {
