@@ -16,6 +16,7 @@ use super::run::Woken;
 use crate::config::{Config, shown_url};
 use crate::engine::Waker;
 use crate::jws::KeySet;
+use crate::metrics::FetchResult;
 use crate::runtime::StartError;
 use crate::shared::Shared;
 
@@ -173,7 +174,7 @@ impl FetchedKeys {
         let counters = &shared.jwks;
         match set {
             Ok(set) => {
-                counters.fetched.inc();
+                counters.fetched(FetchResult::Ok);
                 counters.fetched_ms.set(shared.clock.now().mono_ms());
                 let changed = set != *self.set;
                 if changed {
@@ -186,7 +187,7 @@ impl FetchedKeys {
                 Ok(changed)
             }
             Err(cause) => {
-                counters.failed.inc();
+                counters.fetched(FetchResult::Failed);
                 Err(cause)
             }
         }

@@ -10,7 +10,6 @@
 
 mod inquiry;
 mod pipe;
-mod process;
 mod rendered;
 mod routes;
 
@@ -31,7 +30,7 @@ use hyper::service::Service;
 use hyper::{Request, Response};
 
 use crate::admin::{self, Refusal};
-use crate::metrics::HttpMetrics;
+use crate::metrics::{HttpMetrics, RefusalReason};
 use crate::settings::Settings;
 use crate::shared::{NotAdmitted, Shared};
 use crate::wire::ws::head::Upgrade;
@@ -62,7 +61,7 @@ pub struct HttpContext {
     metrics_workshop: Workshop,
     stats_workshop: Workshop,
     /// Why a handshake was refused just now, for whoever knows whose it was.
-    pub refused: Cell<Option<&'static str>>,
+    pub refused: Cell<Option<RefusalReason>>,
 }
 
 impl HttpContext {
@@ -77,6 +76,12 @@ impl HttpContext {
             stats_workshop: Workshop::default(),
             refused: Cell::new(None),
         }
+    }
+
+    /// Counts a handshake that this shard refuses, and keeps why.
+    fn refuse(&self, shard: usize, reason: RefusalReason) {
+        self.shared.shards[shard].refused(reason);
+        self.refused.set(Some(reason));
     }
 
     fn metrics(&self) -> &HttpMetrics {

@@ -10,9 +10,9 @@ use serde::Serialize;
 
 use super::pipe::Pipe;
 use super::rendered::{Content, Document, Workshop};
-use super::{Answer, HttpContext, ListenerKind, process};
+use super::{Answer, HttpContext, ListenerKind};
 use crate::admin;
-use crate::metrics::{Exposition, ShardMetrics};
+use crate::metrics::{self, Exposition, RefusalReason, ShardMetrics};
 use crate::settings::Settings;
 use crate::shared::{NotAdmitted, Shared};
 use crate::wire::ws::head::{self, Decision, Refusal, Upgrade};
@@ -48,8 +48,7 @@ pub(super) fn answer(context: &HttpContext, refused: Option<NotAdmitted>, reques
     let hosts = request.headers.get_all(header::HOST).iter().map(HeaderValue::as_bytes);
     if !head::names_host(hosts, u8::from(request.version >= hyper::Version::HTTP_11)) {
         if let ListenerKind::Public(shard) = context.listener_kind {
-            context.shared.shards[shard].refused("malformed");
-            context.refused.set(Some("malformed"));
+            context.refuse(shard, RefusalReason::Malformed);
         }
         return Outcome::Answer(text(400, "HTTP/1.1 wants one Host field with a host in it"));
     }
@@ -78,13 +77,11 @@ pub(super) fn answer(context: &HttpContext, refused: Option<NotAdmitted>, reques
     let ListenerKind::Public(shard) = context.listener_kind else {
         return plain(context, &settings, request);
     };
-    let metrics = &context.shared.shards[shard];
     match head::decide(&head, &*settings) {
         Decision::Upgrade(upgrade) => match refused.map_or_else(|| context.shared.admit(&settings), Err) {
             Ok(()) => Outcome::Upgrade(upgrade),
             Err(reason) => {
-                metrics.refused(reason.label());
-                context.refused.set(Some(reason.label()));
+                context.refuse(shard, reason.into());
                 Outcome::Answer(unavailable(context, reason))
             }
         },
@@ -98,8 +95,7 @@ fn refuse(context: &HttpContext, head: &head::Request<'_>, refusal: Refusal) -> 
     // One for each cause: what every request of a page meets is seen, and nobody fills the log.
     static SAID: [AtomicBool; 2] = [AtomicBool::new(false), AtomicBool::new(false)];
     if let ListenerKind::Public(shard) = context.listener_kind {
-        context.shared.shards[shard].refused(refusal.label());
-        context.refused.set(Some(refusal.label()));
+        context.refuse(shard, refusal.into());
     }
     let said = |field| head.values(field).next().unwrap_or_default().escape_ascii().to_string();
     let (host, origin) = (said("host"), said("origin"));
@@ -260,7 +256,7 @@ static METRICS: Numbers = Numbers {
     content_type: "text/plain; version=0.0.4; charset=utf-8",
     document: Document {
         renderings: |shared| &shared.metrics,
-        render: |shared, out| Box::pin(metrics(shared, out)),
+        render: |shared, out| Box::pin(metrics::expose(shared, out)),
     },
     workshop: |context| &context.metrics_workshop,
 };
@@ -454,106 +450,4 @@ async fn stats(shared: &Shared, out: &mut Exposition) {
 
 fn json(value: &impl Serialize) -> String {
     serde_json::to_string(value).unwrap_or_else(|error| unreachable!("numbers and names are JSON: {error}"))
-}
-
-async fn metrics(shared: &Shared, exposition: &mut Exposition) {
-    let now_ms = shared.clock.now().mono_ms();
-    exposition.begin("shardgate_info", "gauge", "What runs; always 1.");
-    exposition.sample(
-        "shardgate_info",
-        format_args!(
-            "version=\"{}\",engine=\"{}\",gateway=\"{}\"",
-            env!("CARGO_PKG_VERSION"),
-            shared.engine,
-            escape_label(&shared.gateway_id)
-        ),
-        1,
-    );
-    let draining = u8::from(shared.is_draining());
-    exposition.single(
-        "shardgate_draining",
-        "gauge",
-        "1 from the beginning of a drain.",
-        draining,
-    );
-    exposition.single(
-        "shardgate_log_lines_dropped_total",
-        "counter",
-        "Lines of the log that nobody read in time, or that could not be written.",
-        crate::logging::lines_dropped(),
-    );
-    exposition.single(
-        "shardgate_uptime_seconds",
-        "gauge",
-        "Seconds since the start.",
-        now_ms as f64 / 1000.0,
-    );
-    exposition.begin(
-        "shardgate_last_turn_age_seconds",
-        "gauge",
-        "Since the last turn of a shard began; over 5: it is stuck.",
-    );
-    for (shard, age) in shared.turn_ages(now_ms) {
-        exposition.pause_after_slice().await;
-        exposition.sample(
-            "shardgate_last_turn_age_seconds",
-            format_args!("shard=\"{shard}\""),
-            age as f64 / 1000.0,
-        );
-    }
-    exposition.begin(
-        "shardgate_lane_depth",
-        "gauge",
-        "Items under way from one shard to another.",
-    );
-    for (from, to, depth) in shared.lanes() {
-        exposition.pause_after_slice().await;
-        exposition.sample(
-            "shardgate_lane_depth",
-            format_args!("from=\"{}\",to=\"{}\"", shared.place_name(from), shared.place_name(to)),
-            depth,
-        );
-    }
-    // What is not there is absent: 0 would say that it is down, and an alert would believe it.
-    if !shared.cluster.is_alone() {
-        exposition.single(
-            "shardgate_redis_up",
-            "gauge",
-            "1 while Redis answers; absent without Redis.",
-            u8::from(shared.cluster.health().redis_answers()),
-        );
-        exposition.single(
-            "shardgate_pubsub_probe_seconds",
-            "gauge",
-            "Round trip of the last pub/sub probe; absent without Redis.",
-            shared.cluster.metrics.probe_ns.get() as f64 / 1e9,
-        );
-    }
-    let jwks = &shared.jwks;
-    if jwks.fetched.get() > 0 {
-        exposition.single(
-            "shardgate_jwks_age_seconds",
-            "gauge",
-            "Since keys were last fetched from auth.jwks_url; absent without it.",
-            now_ms.saturating_sub(jwks.fetched_ms.get()) as f64 / 1000.0,
-        );
-    }
-    let name = "shardgate_jwks_fetches_total";
-    exposition.begin(
-        name,
-        "counter",
-        "Times that keys were fetched from auth.jwks_url, by result.",
-    );
-    exposition.sample(name, "result=\"ok\"", jwks.fetched.get());
-    exposition.sample(name, "result=\"failed\"", jwks.failed.get());
-    exposition.cluster(&shared.cluster.metrics);
-    process::expose(exposition);
-    exposition.shards(&shared.shards, &shared.cluster.metrics).await;
-    exposition.administration(&shared.shards, &shared.admin).await;
-    exposition.crowd(&shared.admin);
-}
-
-/// Label values escape backslash, quote and line feed; a gateway id has no control characters.
-fn escape_label(value: &str) -> String {
-    value.replace('\\', "\\\\").replace('"', "\\\"")
 }

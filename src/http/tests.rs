@@ -1,5 +1,6 @@
 use super::*;
 use crate::lanes;
+use crate::metrics::FetchResult;
 use crate::shared::ClusterHealth;
 
 fn connection(development: bool) -> (HttpConn, Rc<HttpContext>) {
@@ -285,7 +286,7 @@ fn a_request_without_a_host_is_told_as_refused() {
     let (mut conn, context) = connection(true);
     let (answer, _) = ask(&mut conn, "GET /livez HTTP/1.1\r\n\r\n");
     assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
-    assert_eq!(context.refused.take(), Some("malformed"));
+    assert_eq!(context.refused.take(), Some(RefusalReason::Malformed));
 }
 
 #[test]
@@ -337,7 +338,7 @@ fn what_is_not_there_is_not_down() {
         assert!(!shows(&alone, name), "{name}");
     }
     context.shared.cluster.set_health(ClusterHealth::Unreachable, None);
-    context.shared.jwks.fetched.inc();
+    context.shared.jwks.fetched(FetchResult::Ok);
     wait_for_the_next_rendering(&context);
     let away = ask_metrics(&context);
     assert!(away.lines().any(|line| line == "shardgate_redis_up 0"));
@@ -352,7 +353,7 @@ fn metrics_are_documented() {
     let (mut conn, context) = connection(true);
     // All that may be there.
     context.shared.cluster.set_health(ClusterHealth::Unreachable, None);
-    context.shared.jwks.fetched.inc();
+    context.shared.jwks.fetched(FetchResult::Ok);
     let (answer, _) = ask(&mut conn, "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n");
     let shown: Vec<(&str, &str)> = answer
         .lines()
@@ -378,7 +379,7 @@ fn the_text_of_metrics_is_what_it_was() {
     let (mut conn, context) = connection(true);
     // All that may be there.
     context.shared.cluster.set_health(ClusterHealth::Unreachable, None);
-    context.shared.jwks.fetched.inc();
+    context.shared.jwks.fetched(FetchResult::Ok);
     let (answer, _) = ask(&mut conn, METRICS);
     let (_, text) = answer.split_once("\r\n\r\n").unwrap();
     let mut shown = String::new();
@@ -408,7 +409,7 @@ fn the_text_of_metrics_is_what_it_was() {
 fn codes_and_reasons_are_explained() {
     use std::collections::BTreeSet;
 
-    use crate::metrics::{CLOSE_LABELS, REFUSED_LABELS};
+    use crate::metrics::CLOSE_LABELS;
     use crate::wire::ws::close::CloseReason;
 
     let ours = CloseReason::ALL
@@ -430,7 +431,7 @@ fn codes_and_reasons_are_explained() {
     for (code, text) in ours {
         assert!(dashboard.contains(&format!(" {code}: \"{text}\"")), "{code} {text}");
     }
-    for label in CLOSE_LABELS.iter().chain(&REFUSED_LABELS) {
+    for label in CLOSE_LABELS.iter().chain(&RefusalReason::LABELS) {
         assert!(dashboard.contains(&format!(" {label}: \"")), "{label}");
     }
 }

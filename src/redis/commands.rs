@@ -9,6 +9,7 @@ use redis::{Cmd, ServerError, Value, cmd};
 use super::keys::Names;
 use super::remedies;
 use crate::cluster::store::{Answer, Failure, FailureKind, Incarnation, Lease, Op, Registered};
+use crate::metrics::RedisOperation;
 
 /// Users that one SSCAN looks at: few enough for a server that others wait for.
 const SCAN_COUNT: u32 = 500;
@@ -71,26 +72,28 @@ pub(super) fn verdict(error: &ServerError) -> Verdict {
     }
 }
 
-/// Index into [`crate::metrics::BrokerCounters::LABELS`].
-pub(super) fn kind_of(step: &Step) -> usize {
-    let Step::Op(op) = step else { return 13 };
+/// What a command counts as; both halves of `ReadDirectory` count.
+pub(super) fn operation(step: &Step) -> RedisOperation {
+    let Step::Op(op) = step else {
+        return RedisOperation::ReadDirectory;
+    };
     match op {
-        Op::SetPresence { .. } => 0,
-        Op::ClearPresence { .. } => 1,
-        Op::Locate { .. } => 2,
-        Op::IndexAdd { .. } => 3,
-        Op::IndexRemove { .. } => 4,
-        Op::IndexScan { .. } => 5,
-        Op::Publish { .. } => 6,
-        Op::LeaseTake { .. } => 7,
-        Op::LeaseWrite { .. } => 8,
-        Op::LeaseRead { .. } => 9,
-        Op::LeaseDrop { .. } => 10,
-        Op::Register { .. } => 11,
-        Op::Unregister { .. } => 12,
-        Op::ReadDirectory => 13,
-        Op::Claim { .. } => 14,
-        Op::KeepPresence { .. } => 15,
+        Op::SetPresence { .. } => RedisOperation::SetPresence,
+        Op::ClearPresence { .. } => RedisOperation::ClearPresence,
+        Op::Locate { .. } => RedisOperation::Locate,
+        Op::IndexAdd { .. } => RedisOperation::IndexAdd,
+        Op::IndexRemove { .. } => RedisOperation::IndexRemove,
+        Op::IndexScan { .. } => RedisOperation::IndexScan,
+        Op::Publish { .. } => RedisOperation::Publish,
+        Op::LeaseTake { .. } => RedisOperation::LeaseTake,
+        Op::LeaseWrite { .. } => RedisOperation::LeaseWrite,
+        Op::LeaseRead { .. } => RedisOperation::LeaseRead,
+        Op::LeaseDrop { .. } => RedisOperation::LeaseDrop,
+        Op::Register { .. } => RedisOperation::Register,
+        Op::Unregister { .. } => RedisOperation::Unregister,
+        Op::ReadDirectory => RedisOperation::ReadDirectory,
+        Op::Claim { .. } => RedisOperation::Claim,
+        Op::KeepPresence { .. } => RedisOperation::KeepPresence,
     }
 }
 
@@ -469,7 +472,7 @@ mod tests {
         for (at, (op, expected)) in one_of_each().into_iter().enumerate() {
             let step = Step::Op(op);
             assert_eq!(line(&command(&names, &step, false)), expected);
-            assert_eq!(kind_of(&step), at, "the order of LABELS");
+            assert_eq!(operation(&step) as usize, at, "one of each, in the order of the labels");
             let key = routing_key(&names, &step);
             assert!(expected.contains(&key), "{key} decides where {expected} goes");
         }

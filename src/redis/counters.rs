@@ -13,7 +13,7 @@ pub(super) trait Count {
 
 impl Count for BrokerCounters {
     fn count(&self, step: &Step) {
-        self.operations[commands::kind_of(step)].fetch_add(1, Relaxed);
+        self.sent(commands::operation(step));
         if let Step::Op(Op::Publish { payload, .. }) = step {
             self.bytes_out.fetch_add(payload.len() as u64, Relaxed);
         }

@@ -12,11 +12,10 @@ use std::collections::BTreeMap;
 use super::core::Core;
 use crate::address::limits::{AddressLimits, Entry, Table};
 use crate::address::proxy::{self, Header};
+use crate::metrics::RefusalReason;
 use crate::session::Stage;
 use crate::wire::ws::head::{self, Upgrade};
 
-/// The label of refusals.
-const ADDRESS_LIMIT: &str = "address_limit";
 /// Bounds of `Retry-After`, seconds: the limits are per second, or end with a handshake.
 const RETRY_AFTER_S: (u64, u64) = (1, 5);
 
@@ -165,7 +164,7 @@ impl Core {
             Entry::Counted => self.addresses.remote(slot).standing = Standing::Counted,
             Entry::Free => {}
             Entry::Refused => {
-                self.count_refused(slot, ADDRESS_LIMIT);
+                self.count_refused(slot, RefusalReason::AddressLimit);
                 return false;
             }
         }
@@ -232,7 +231,7 @@ impl Core {
                     return (!rest.is_empty()).then_some(rest);
                 }
                 Header::Garbage => {
-                    self.count_refused(slot, "malformed");
+                    self.count_refused(slot, RefusalReason::Malformed);
                     self.close_now(slot);
                     return None;
                 }

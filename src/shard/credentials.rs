@@ -19,6 +19,7 @@ use super::core::Core;
 use super::strangers::TOKEN_US;
 use crate::auth::{Cache, Grant, Identity, Refusal, Token};
 use crate::engine::SocketKey;
+use crate::metrics::TokenResult;
 use crate::session::{Stage, Verifying};
 use crate::shared::NotAdmitted;
 use crate::wire::json::decode::ErrorCode;
@@ -142,7 +143,7 @@ impl Core {
     fn verify(&mut self, shown: Shown) -> u32 {
         let now_ms = self.now.wall_ms;
         if let Some(identity) = self.credentials.cache.get(&shown.token, now_ms).cloned() {
-            self.metrics().verified("cached");
+            self.metrics().verified(TokenResult::Cached);
             self.handle_verified(shown.by.slot, Ok(identity));
             return TOKEN_US;
         }
@@ -165,9 +166,9 @@ impl Core {
         match &result {
             Ok(identity) => {
                 credentials.cache.insert(&shown.token, identity.clone());
-                self.metrics().verified("ok");
+                self.metrics().verified(TokenResult::Ok);
             }
-            Err(refusal) => self.metrics().verified(refusal.label()),
+            Err(refusal) => self.metrics().verified((*refusal).into()),
         }
         self.handle_verified(shown.by.slot, result);
         cost
@@ -230,7 +231,7 @@ impl Core {
             return self.close_browser(slot, &upgrade, close_reason(why));
         }
         let refusal = head::Refusal::Credential;
-        self.count_refused(slot, refusal.label());
+        self.count_refused(slot, refusal.into());
         let (challenge, text) = match why {
             Refusal::Expired => (
                 "WWW-Authenticate: Bearer error=\"expired\"\r\n",
@@ -244,7 +245,7 @@ impl Core {
     /// The token could not be looked at in time, or shall not be: the client may come again with it.
     pub(super) fn give_up_verifying(&mut self, slot: u32, reason: NotAdmitted, close: CloseReason) {
         if self.owes_upgrade(slot) {
-            self.count_refused(slot, reason.label());
+            self.count_refused(slot, reason.into());
             self.refuse_unavailable(slot, reason);
         } else {
             self.begin_close(slot, close);

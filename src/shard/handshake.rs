@@ -9,7 +9,7 @@ use crate::auth::Grant;
 use crate::engine::SocketKey;
 use crate::http::HttpConn;
 use crate::lanes::Handoff;
-use crate::metrics::{DropReason, SentKind};
+use crate::metrics::{DropReason, RefusalReason, SentKind};
 use crate::router::UserHash;
 use crate::session::{Migrating, Stage, Tally};
 use crate::shared::NotAdmitted;
@@ -53,9 +53,11 @@ impl Core {
                 let head = if seen == 0 { head.to_vec() } else { whole };
                 self.go(slot, Stage::Head(head));
             }
-            Progress::Partial => self.refuse_head(slot, "431 Request Header Fields Too Large", "head_too_large"),
+            Progress::Partial => {
+                self.refuse_head(slot, "431 Request Header Fields Too Large", RefusalReason::HeadTooLarge)
+            }
             Progress::Complete(len, _) if len > header_bytes => {
-                self.refuse_head(slot, "431 Request Header Fields Too Large", "head_too_large");
+                self.refuse_head(slot, "431 Request Header Fields Too Large", RefusalReason::HeadTooLarge);
             }
             Progress::Complete(len, Decision::Upgrade(upgrade)) => match self.shared.admit(&self.settings) {
                 Ok(()) => {
@@ -67,23 +69,25 @@ impl Core {
             Progress::Complete(_, Decision::Refuse(_) | Decision::Plain) => self.become_http(slot, head, None),
             Progress::Malformed if looks_like_tls(head) => {
                 self.hint("a TLS client connected to the plain port: it must use ws:// or http://, or set tls.cert and tls.key");
-                self.count_refused(slot, "malformed");
+                self.count_refused(slot, RefusalReason::Malformed);
                 self.close_now(slot);
             }
-            Progress::Malformed => self.refuse_head(slot, "400 Bad Request", "malformed"),
-            Progress::TooManyFields => self.refuse_head(slot, "431 Request Header Fields Too Large", "head_too_large"),
+            Progress::Malformed => self.refuse_head(slot, "400 Bad Request", RefusalReason::Malformed),
+            Progress::TooManyFields => {
+                self.refuse_head(slot, "431 Request Header Fields Too Large", RefusalReason::HeadTooLarge)
+            }
         }
     }
 
     /// Answers a head that never became a request, and lets the answer arrive before the connection goes.
-    pub(super) fn refuse_head(&mut self, slot: u32, status_line: &str, label: &'static str) {
+    pub(super) fn refuse_head(&mut self, slot: u32, status_line: &str, reason: RefusalReason) {
         let text = status_line.split_once(' ').map_or("", |(_, text)| text);
-        self.refuse_head_saying(slot, status_line, text, label);
+        self.refuse_head_saying(slot, status_line, text, reason);
     }
 
     /// As [`Core::refuse_head`], in these words.
-    pub(super) fn refuse_head_saying(&mut self, slot: u32, status_line: &str, text: &str, label: &'static str) {
-        self.count_refused(slot, label);
+    pub(super) fn refuse_head_saying(&mut self, slot: u32, status_line: &str, text: &str, reason: RefusalReason) {
+        self.count_refused(slot, reason);
         let mut response = std::mem::take(&mut self.scratch);
         response.clear();
         head::final_response(&mut response, status_line, "", text);
@@ -208,7 +212,7 @@ impl Core {
 
     /// All places of `limits.connections` are taken: a client that is owed its `101` gets 503, another one close 3013.
     pub(super) fn refuse_place(&mut self, slot: u32, owes_upgrade: bool) {
-        self.count_refused(slot, NotAdmitted::ConnectionLimit.label());
+        self.count_refused(slot, RefusalReason::ConnectionLimit);
         if owes_upgrade {
             self.refuse_unavailable(slot, NotAdmitted::ConnectionLimit);
         } else {
@@ -280,7 +284,7 @@ impl Core {
         let hand_off = Box::new(hand_off);
         if let Err(hand_off) = self.lanes.try_hand_over(home, hand_off) {
             self.metrics().dropped(DropReason::HandOverLaneFull);
-            self.metrics().refused(NotAdmitted::LaneFull.label());
+            self.metrics().refused(RefusalReason::LaneFull);
             // Back into the engine, to be told.
             self.command(Command::Adopt(hand_off));
         }
@@ -319,7 +323,7 @@ impl Core {
         match (refused, upgrade) {
             (Some(reason), Some(_)) => {
                 if reason == NotAdmitted::Draining {
-                    self.count_refused(slot, reason.label());
+                    self.count_refused(slot, reason.into());
                 }
                 self.refuse_unavailable(slot, reason);
             }

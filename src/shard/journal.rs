@@ -4,7 +4,7 @@
 //! `debug` off they cost one comparison. No line has anything of a token.
 
 use super::core::Core;
-use crate::metrics::CloseCause;
+use crate::metrics::{CloseCause, RefusalReason};
 use crate::tls::TlsError;
 
 /// Lines per second and shard about connections, and as many about refusals: those come in floods, and must not keep the others out.
@@ -79,15 +79,15 @@ impl Core {
     }
 
     /// Counts a handshake that is refused, and tells of it.
-    pub(super) fn count_refused(&mut self, slot: u32, reason: &'static str) {
+    pub(super) fn count_refused(&mut self, slot: u32, reason: RefusalReason) {
         self.metrics().refused(reason);
         self.tell_refused(slot, reason);
     }
 
     /// A handshake is refused, and counted elsewhere.
-    pub(super) fn tell_refused(&mut self, slot: u32, reason: &str) {
+    pub(super) fn tell_refused(&mut self, slot: u32, reason: RefusalReason) {
         if is_on() && self.journal.refusals.admits() {
-            log::debug!(address:% = self.address_text(slot), reason; "refused");
+            log::debug!(address:% = self.address_text(slot), reason = reason.label(); "refused");
         }
     }
 

@@ -14,12 +14,10 @@ use std::collections::VecDeque;
 use super::core::{Command, Core};
 use super::strangers::LISTEN_US;
 use crate::engine::SocketKey;
-use crate::metrics::CloseCause;
+use crate::metrics::{CloseCause, RefusalReason};
 use crate::session::{Stage, Tally};
 use crate::settings::HANDSHAKES_PER_SHARD;
 
-/// The label of those that are closed.
-const HANDSHAKE_LIMIT: &str = "handshake_limit";
 /// Keys that are out of date may be as many as the others and these.
 const STALE_MAX: usize = 64;
 /// How many go when descriptors run out; accepting is tried again a moment later.
@@ -155,7 +153,7 @@ impl Core {
         let Some(slot) = oldest else {
             return false;
         };
-        self.count_refused(slot, HANDSHAKE_LIMIT);
+        self.count_refused(slot, RefusalReason::HandshakeLimit);
         // Who has no answer to a request yet loses nothing by a reset, and may be one of very many who would leave a
         // half-closed connection to the kernel each.
         let asked = !matches!(self.conn(slot).stage, Stage::Head(_));

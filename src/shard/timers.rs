@@ -1,7 +1,7 @@
 //! What happens when nothing happens: deadlines, heartbeats, the drain.
 
 use super::core::Core;
-use crate::metrics::{CloseCause, SentKind};
+use crate::metrics::{CloseCause, RefusalReason, SentKind};
 use crate::session::Stage;
 use crate::session::drain::DrainPlan;
 use crate::shared::NotAdmitted;
@@ -66,7 +66,7 @@ impl Core {
                 self.close_now(slot);
             }
             Stage::Head(_) => {
-                self.refuse_head(slot, "408 Request Timeout", "head_timeout");
+                self.refuse_head(slot, "408 Request Timeout", RefusalReason::HeadTimeout);
             }
             // Everything was sent in this very turn, and the socket is about to be taken out of the engine.
             Stage::Migrating(_) if all_sent => {

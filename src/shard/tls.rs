@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use super::core::Core;
 use super::strangers::TLS_STEP_US;
 use crate::engine::{Payload, SocketKey};
-use crate::metrics::CloseCause;
+use crate::metrics::{CloseCause, RefusalReason};
 use crate::session::Stage;
 use crate::tls::{Tls, TlsError, looks_like_http};
 
@@ -138,7 +138,7 @@ impl Core {
     /// The peer's TLS is no good, or none. It hears why by the alert that is queued.
     fn tls_failed(&mut self, slot: u32, handshaking: bool, error: &TlsError) {
         if handshaking {
-            self.count_refused(slot, "tls");
+            self.count_refused(slot, RefusalReason::Tls);
         }
         self.tell_tls(slot, handshaking, error);
         if matches!(self.conn(slot).stage, Stage::Closed) {
@@ -158,7 +158,7 @@ impl Core {
             slot,
             "400 Bad Request",
             "this port speaks TLS: use https:// or wss://",
-            "plain_text",
+            RefusalReason::PlainText,
         );
     }
 
@@ -167,7 +167,7 @@ impl Core {
     pub(super) fn count_broken_handshake(&mut self, slot: u32) {
         let tls = &self.connections[slot as usize].tls;
         if tls.as_ref().is_some_and(|tls| tls.has_begun() && tls.is_handshaking()) {
-            self.count_refused(slot, "tls");
+            self.count_refused(slot, RefusalReason::Tls);
         }
     }
 

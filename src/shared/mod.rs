@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::ids::ShardId;
 use crate::lanes::Depths;
-use crate::metrics::{Counter, HttpMetrics, ShardMetrics};
+use crate::metrics::{ClusterMetrics, Counter, GatewayNumbers, HttpMetrics, JwksMetrics, RefusalReason, ShardMetrics};
 use crate::settings::Settings;
 pub use cluster::{ClusterHealth, ClusterView};
 pub use rendering::{Claim, RENDER_INTERVAL_MS, Reading, Rendering, Renderings};
@@ -86,17 +86,6 @@ pub enum NotAdmitted {
 }
 
 impl NotAdmitted {
-    /// The label in `shardgate_handshakes_refused_total`.
-    pub fn label(self) -> &'static str {
-        match self {
-            NotAdmitted::Draining => "draining",
-            NotAdmitted::ConnectionLimit => "connection_limit",
-            NotAdmitted::AdmissionRate => "admission_rate",
-            NotAdmitted::LaneFull => "lane_full",
-            NotAdmitted::Unverified => "credential_timeout",
-        }
-    }
-
     /// The text of the 503.
     pub fn text(self) -> &'static str {
         match self {
@@ -119,15 +108,16 @@ impl NotAdmitted {
     }
 }
 
-/// How the fetching of keys goes; written by the control thread.
-#[derive(Debug, Default)]
-pub struct JwksView {
-    /// When keys were last fetched, milliseconds of the gateway's clock.
-    pub fetched_ms: Counter,
-    /// Times that keys were fetched; 0 without a JWKS URL.
-    pub fetched: Counter,
-    /// Times that they were not.
-    pub failed: Counter,
+impl From<NotAdmitted> for RefusalReason {
+    fn from(reason: NotAdmitted) -> Self {
+        match reason {
+            NotAdmitted::Draining => Self::Draining,
+            NotAdmitted::ConnectionLimit => Self::ConnectionLimit,
+            NotAdmitted::AdmissionRate => Self::AdmissionRate,
+            NotAdmitted::LaneFull => Self::LaneFull,
+            NotAdmitted::Unverified => Self::CredentialTimeout,
+        }
+    }
 }
 
 /// What every thread may read.
@@ -150,7 +140,7 @@ pub struct Shared {
     /// The other gateways.
     pub cluster: ClusterView,
     /// Keys from a URL.
-    pub jwks: JwksView,
+    pub jwks: JwksMetrics,
     /// What `/metrics` answers.
     pub metrics: Renderings,
     /// What `/stats` answers.
@@ -190,7 +180,7 @@ impl Shared {
             admin: HttpMetrics::default(),
             depths,
             cluster: ClusterView::default(),
-            jwks: JwksView::default(),
+            jwks: JwksMetrics::default(),
             metrics: Renderings::default(),
             stats: Renderings::default(),
             clock: Clock::start(),
@@ -407,5 +397,52 @@ impl Shared {
         } else {
             "control".into()
         }
+    }
+}
+
+impl GatewayNumbers for Shared {
+    fn engine(&self) -> &str {
+        self.engine
+    }
+
+    fn id(&self) -> &str {
+        &self.gateway_id
+    }
+
+    fn uptime_ms(&self) -> u64 {
+        self.clock.now().mono_ms()
+    }
+
+    fn is_draining(&self) -> bool {
+        self.is_draining()
+    }
+
+    fn redis_answers(&self) -> Option<bool> {
+        (!self.cluster.is_alone()).then(|| self.cluster.health().redis_answers())
+    }
+
+    fn turn_ages_ms(&self) -> Box<dyn Iterator<Item = (usize, u64)> + '_> {
+        Box::new(self.turn_ages(self.clock.now().mono_ms()))
+    }
+
+    fn lanes(&self) -> Box<dyn Iterator<Item = (String, String, u32)> + '_> {
+        let named = |(from, to, depth)| (self.place_name(from), self.place_name(to), depth);
+        Box::new(self.lanes().map(named))
+    }
+
+    fn jwks(&self) -> &JwksMetrics {
+        &self.jwks
+    }
+
+    fn shards(&self) -> &[ShardMetrics] {
+        &self.shards
+    }
+
+    fn cluster(&self) -> &ClusterMetrics {
+        &self.cluster.metrics
+    }
+
+    fn admin(&self) -> &HttpMetrics {
+        &self.admin
     }
 }

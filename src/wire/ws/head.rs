@@ -134,19 +134,6 @@ impl Refusal {
             ),
         }
     }
-
-    /// The label in `shardgate_handshakes_refused_total`.
-    pub fn label(self) -> &'static str {
-        match self {
-            Refusal::Method => "method",
-            Refusal::NotAnUpgrade => "not_an_upgrade",
-            Refusal::Version => "version",
-            Refusal::Origin => "origin",
-            Refusal::User => "user",
-            Refusal::Credential => "credential",
-            Refusal::Host => "host",
-        }
-    }
 }
 
 /// What the decision depends on besides the request.

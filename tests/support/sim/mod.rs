@@ -27,7 +27,7 @@ use shardgate::ids::{IdSource, ShardId};
 use shardgate::lanes::{
     self, LANE_ITEMS_MAX, LANE_ITEMS_RESERVED, Lanes, LifecycleToShard, Mailboxes, PresenceToShard, ShardCommand,
 };
-use shardgate::metrics::Exposition;
+use shardgate::metrics::{self, Exposition};
 use shardgate::router::HomeMap;
 use shardgate::session::drain::DrainPlan;
 use shardgate::settings::Settings;
@@ -615,9 +615,9 @@ impl World {
     pub fn metric(&self, name: &str, labels: &str) -> u64 {
         let mut exposition = Exposition::default();
         {
-            let mut shards = pin!(exposition.shards(&self.shared.shards, &self.shared.cluster.metrics));
+            let mut exposed = pin!(metrics::expose(&*self.shared, &mut exposition));
             // It pauses for others, of whom there are none.
-            while shards
+            while exposed
                 .as_mut()
                 .poll(&mut Context::from_waker(task::Waker::noop()))
                 .is_pending()

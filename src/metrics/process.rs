@@ -2,23 +2,33 @@
 
 use std::fs;
 
-use crate::metrics::Exposition;
+use super::exposition::Row;
 
-/// Adds what can be read; what cannot is absent, which a graph shows better than a zero.
-pub(super) fn expose(exposition: &mut Exposition) {
-    if let Some(bytes) = fs::read_to_string("/proc/self/status")
-        .ok()
-        .and_then(|status| resident_bytes(&status))
-    {
-        exposition.single(
-            "process_resident_memory_bytes",
-            "gauge",
-            "Resident memory of the process.",
-            bytes,
-        );
-    }
-    if let Some(fds) = open_fds() {
-        exposition.single("process_open_fds", "gauge", "Open file descriptors.", fds);
+/// What could be read; what could not is absent, which a graph shows better than a zero.
+#[derive(Debug)]
+pub(super) struct Process {
+    resident_bytes: Option<u64>,
+    open_fds: Option<u64>,
+}
+
+/// Of the process.
+pub(super) const TABLE: &[Row<Process>] = &[
+    Row::optional_gauge(
+        "process_resident_memory_bytes",
+        "Resident memory of the process.",
+        |process| process.resident_bytes,
+    ),
+    Row::optional_gauge("process_open_fds", "Open file descriptors.", |process| process.open_fds),
+];
+
+impl Process {
+    /// Asks the kernel.
+    pub(super) fn read() -> Self {
+        let status = fs::read_to_string("/proc/self/status");
+        Process {
+            resident_bytes: status.ok().and_then(|status| resident_bytes(&status)),
+            open_fds: open_fds(),
+        }
     }
 }
 
@@ -30,7 +40,7 @@ fn resident_bytes(status: &str) -> Option<u64> {
 }
 
 /// Linux 6.2 and later give the number as the size of the directory. Before that the size is 0, and listing a name per
-/// connection would hold the shard up that answers: then nobody knows.
+/// connection would hold the shard up that answers: then the number is not known.
 fn open_fds() -> Option<u64> {
     let fds = fs::metadata("/proc/self/fd").ok()?.len();
     (fds > 0).then_some(fds)
@@ -59,13 +69,6 @@ mod tests {
 
     #[test]
     fn this_process_has_memory() {
-        let mut exposition = Exposition::default();
-        expose(&mut exposition);
-        let text = exposition.into_text();
-        let value = text
-            .lines()
-            .find_map(|line| line.strip_prefix("process_resident_memory_bytes "))
-            .unwrap();
-        assert!(value.parse::<u64>().unwrap() > 100_000, "{text}");
+        assert!(Process::read().resident_bytes.is_some_and(|bytes| bytes > 100_000));
     }
 }
