@@ -10,6 +10,12 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use super::store::{Answer, FailureKind, Incarnation, Op};
+
+/// How often the log says that the store had lost something.
+const REPAIRED_EVERY_MS: u64 = 60_000;
+/// How often the log says that the store does not let us look after that: until somebody changes its rules.
+const UNKEPT_EVERY_MS: u64 = 600_000;
 /// Places of one shard that one step looks at.
 const PLACES: u32 = 256;
 /// Users that one step looks at by name.
@@ -50,6 +56,10 @@ pub struct Audit {
     /// When this walk began, if one is under way.
     began_ms: Option<u64>,
     doubted: BTreeSet<Arc<str>>,
+    /// From when on the log may say again that something was missing.
+    repaired_due_ms: u64,
+    /// The same of what may not be looked after.
+    unkept_due_ms: u64,
 }
 
 impl Audit {
@@ -65,6 +75,8 @@ impl Audit {
             names_due_ms: 0,
             began_ms: None,
             doubted: BTreeSet::new(),
+            repaired_due_ms: 0,
+            unkept_due_ms: 0,
         }
     }
 
@@ -128,6 +140,48 @@ impl Audit {
             let began_ms = self.began_ms.take().unwrap_or(now_ms);
             self.walk_due_ms = self.walk_due_ms.max(began_ms + self.period_ms);
         }
+    }
+
+    /// What to ask of the store: that these users of ours are written down.
+    pub fn keep(owner: Incarnation, users: Vec<(Arc<str>, u32)>) -> Vec<Op> {
+        let index = Op::IndexAdd {
+            owner,
+            users: users.iter().map(|(user, _)| Arc::clone(user)).collect(),
+        };
+        let keep = |(user, connections)| Op::KeepPresence {
+            user,
+            owner,
+            connections,
+        };
+        std::iter::once(index).chain(users.into_iter().map(keep)).collect()
+    }
+
+    /// The answers to [`Audit::keep`]. Returns of how many users the store had lost that they are here.
+    pub fn handle_kept(&mut self, answers: &[Answer], now_ms: u64) -> u64 {
+        let refused = answers.iter().find_map(|answer| match answer {
+            Answer::Failed(failure) if failure.kind == FailureKind::Refused => Some(failure),
+            _ => None,
+        });
+        if let Some(failure) = refused
+            && now_ms >= self.unkept_due_ms
+        {
+            self.unkept_due_ms = now_ms + UNKEPT_EVERY_MS;
+            log::warn!(
+                "what Redis loses of users who are here is not written again: {}",
+                failure.text
+            );
+        }
+        // The first one is of the index.
+        let kept = answers.iter().skip(1);
+        let repaired = kept.filter(|answer| **answer == Answer::Taken(true)).count() as u64;
+        if repaired > 0 && now_ms >= self.repaired_due_ms {
+            self.repaired_due_ms = now_ms + REPAIRED_EVERY_MS;
+            log::warn!(
+                "Redis had lost that {repaired} users are here, and they are written again: somebody deletes keys, or Redis \
+                 evicts them (maxmemory-policy must be noeviction)"
+            );
+        }
+        repaired
     }
 
     /// When there is something to ask without anything happening before.

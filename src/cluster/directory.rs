@@ -8,6 +8,8 @@ use std::sync::Arc;
 use super::store::{Incarnation, LeaseState, Registered};
 use crate::router::locations::PeerId;
 
+/// The directory is not read more often than this, however many packets give a reason to.
+const REST_MS: u64 = 20;
 /// A gateway that nobody listens for is taken for dead after this time, although its lease still lasts: it has had the
 /// time to subscribe again. Until then messages for it have `failed`, afterwards their receivers are `offline`.
 const DEAF_MS: u64 = 5_000;
@@ -58,9 +60,57 @@ pub struct Directory {
     missing_until_ms: u64,
     /// Incarnations that had no lease when the directory was last read.
     lapsed: Vec<Incarnation>,
+    /// When it is to be read, and not before that.
+    due_ms: u64,
+    rest_ms: u64,
+    /// It is being read.
+    asked: bool,
+    was_read: bool,
 }
 
 impl Directory {
+    /// Reads the directory as soon as may be.
+    pub fn look_soon(&mut self) {
+        self.due_ms = 0;
+    }
+
+    /// Reads the directory no later than at this time.
+    pub fn look_by(&mut self, at_ms: u64) {
+        self.due_ms = self.due_ms.min(at_ms);
+    }
+
+    /// The store can be asked again: what was asked before is not answered.
+    pub fn restart(&mut self) {
+        self.due_ms = 0;
+        self.asked = false;
+    }
+
+    /// True if the directory is to be read now. It will be read again `every_ms` later.
+    pub fn poll_read(&mut self, now_ms: u64, every_ms: u64) -> bool {
+        if self.poll_timeout().is_none_or(|due_ms| now_ms < due_ms) {
+            return false;
+        }
+        self.asked = true;
+        self.rest_ms = now_ms + REST_MS;
+        self.due_ms = now_ms + every_ms;
+        true
+    }
+
+    /// When it is to be read without anything happening before.
+    pub fn poll_timeout(&self) -> Option<u64> {
+        (!self.asked).then_some(self.due_ms.max(self.rest_ms))
+    }
+
+    /// The directory could not be read.
+    pub fn handle_unread(&mut self) {
+        self.asked = false;
+    }
+
+    /// True once it is known who the others are.
+    pub fn was_read(&self) -> bool {
+        self.was_read
+    }
+
     /// The gateway of this name; a new one is entered as heard of. `None` if too many are, that nobody has seen in the directory.
     pub fn hear_of(&mut self, id: &str, incarnation: Incarnation) -> Option<PeerId> {
         if let Some(peer) = self.find(incarnation) {
@@ -173,6 +223,8 @@ impl Directory {
 
     /// Takes in what the directory says. `me` is left out.
     pub fn read(&mut self, registered: &[Registered], me: Incarnation) -> Changes {
+        self.asked = false;
+        self.was_read = true;
         let mut changes = Changes::default();
         let mut seen = BTreeSet::new();
         let mut lapsed = Vec::new();

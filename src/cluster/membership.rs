@@ -101,6 +101,8 @@ struct Watched {
 pub struct Membership {
     id: Arc<str>,
     incarnation: Incarnation,
+    /// The incarnation with which this process began; each one is greater than the one before.
+    first: Incarnation,
     /// For the next incarnation.
     seed: fastrand::Rng,
     times: LeaseTimes,
@@ -122,15 +124,20 @@ pub struct Membership {
     watched: Option<Watched>,
     /// The lease was just read, and is ours: now it may be written.
     read_as_ours: bool,
+    was_member: bool,
+    leaves: bool,
+    finished: bool,
 }
 
 impl Membership {
     /// A gateway that is not a member yet. The seed makes incarnations differ that begin in the same millisecond.
     pub fn new(id: &str, times: LeaseTimes, seed: u64, now_wall_ms: u64) -> Self {
         let mut seed = fastrand::Rng::with_seed(seed);
+        let first = next_incarnation(&mut seed, now_wall_ms);
         Membership {
             id: id.into(),
-            incarnation: next_incarnation(&mut seed, now_wall_ms),
+            incarnation: first,
+            first,
             seed,
             times,
             stage: Stage::Away,
@@ -145,6 +152,9 @@ impl Membership {
             due_ms: 0,
             watched: None,
             read_as_ours: false,
+            was_member: false,
+            leaves: false,
+            finished: false,
         }
     }
 
@@ -176,6 +186,55 @@ impl Membership {
     /// Our incarnation.
     pub fn incarnation(&self) -> Incarnation {
         self.incarnation
+    }
+
+    /// True if this is one of our incarnations. What we said before we lost our lease may come back when we have another.
+    pub fn is_own(&self, origin: &Origin<'_>) -> bool {
+        *origin.id == *self.id && (self.first..=self.incarnation).contains(&origin.incarnation)
+    }
+
+    /// True if we have been a member.
+    pub fn was_member(&self) -> bool {
+        self.was_member
+    }
+
+    /// How often the directory is read, milliseconds.
+    pub fn directory_ms(&self) -> u64 {
+        self.times.directory_ms
+    }
+
+    /// Our users do not count from now on.
+    pub fn leave(&mut self) {
+        self.leaves = true;
+        self.set_state(LeaseState::Migrating);
+    }
+
+    /// True from [`Membership::leave`] on.
+    pub fn is_leaving(&self) -> bool {
+        self.leaves
+    }
+
+    /// The end: whether the lease is still ours is to be asked, if it seems so.
+    pub fn finish(&mut self) -> Option<Op> {
+        self.standing().has_lease().then(|| {
+            self.finished = true;
+            let id = Arc::clone(&self.id);
+            Op::LeaseRead { id }
+        })
+    }
+
+    /// True from [`Membership::finish`] on: nothing that follows may take the lease again.
+    pub fn is_finished(&self) -> bool {
+        self.finished
+    }
+
+    /// The answer to [`Membership::finish`]: how to give the lease back, if it is still ours.
+    pub fn farewell(&self, answer: Option<&Answer>) -> Option<Op> {
+        let ours = matches!(answer, Some(Answer::Lease(Some(lease))) if lease.incarnation == self.incarnation);
+        ours.then(|| {
+            let id = Arc::clone(&self.id);
+            Op::LeaseDrop { id }
+        })
     }
 
     /// Our channel.
@@ -222,6 +281,7 @@ impl Membership {
         // A question under way stays so.
         if self.stage == Stage::Entering {
             self.stage = Stage::Member;
+            self.was_member = true;
             if !self.asked && !self.state_changed && !self.read_as_ours {
                 self.due_ms = self.due_ms.min(now_ms + self.times.renew_ms);
             }

@@ -10,8 +10,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use super::outbound::{TooMuchWaits, Verdict};
 use super::packet::{Origin, PacketBuilder};
+use super::verdict::{TooMuchWaits, Verdict};
 use crate::lanes::AckTo;
 use crate::router::Partition;
 use crate::router::locations::PeerId;

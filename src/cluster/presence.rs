@@ -396,80 +396,6 @@ impl PresenceWriter {
     }
 }
 
-/// The clearing of everything that one gateway wrote: a dead one's, or our own when we leave.
-#[derive(Debug)]
-pub struct Sweep {
-    target: Incarnation,
-    cursor: u64,
-    found: bool,
-    due_ms: u64,
-    asked: bool,
-}
-
-impl Sweep {
-    /// Begins with the first part of the index.
-    pub fn new(target: Incarnation) -> Self {
-        Sweep {
-            target,
-            cursor: 0,
-            found: false,
-            due_ms: 0,
-            asked: false,
-        }
-    }
-
-    /// Whose presence it is.
-    pub fn target(&self) -> Incarnation {
-        self.target
-    }
-
-    /// The next part of the index to read.
-    pub fn poll_scan(&mut self, now_ms: u64) -> Option<Op> {
-        if self.asked || now_ms < self.due_ms {
-            return None;
-        }
-        self.asked = true;
-        self.due_ms = now_ms + STEP_MS;
-        Some(Op::IndexScan {
-            owner: self.target,
-            cursor: self.cursor,
-        })
-    }
-
-    /// When the next part may be read.
-    pub fn poll_timeout(&self) -> Option<u64> {
-        (!self.asked).then_some(self.due_ms)
-    }
-
-    /// A part was read: what to clear. `Err` when nothing is left.
-    pub fn handle_scanned(&mut self, cursor: u64, users: Vec<Arc<str>>) -> Result<Vec<Op>, Swept> {
-        self.asked = false;
-        self.cursor = cursor;
-        let owner = self.target;
-        if users.is_empty() {
-            if cursor == 0 && !std::mem::take(&mut self.found) {
-                return Err(Swept);
-            }
-            return Ok(Vec::new());
-        }
-        // Taking members out while scanning may hide others from this pass: there is one more after it.
-        self.found = true;
-        let mut ops: Vec<Op> = users
-            .iter()
-            .map(|user| Op::ClearPresence {
-                user: Arc::clone(user),
-                owner,
-            })
-            .collect();
-        ops.push(Op::IndexRemove { owner, users });
-        Ok(ops)
-    }
-}
-
-/// A sweep is through.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Swept;
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -615,18 +541,5 @@ mod tests {
         book.poll_ops(20).unwrap();
         let left = book.rebuild(Incarnation(8), 30);
         assert_eq!(left.into_iter().collect::<Vec<_>>(), [Arc::<str>::from("bob")]);
-    }
-
-    #[test]
-    fn a_sweep_ends_after_a_pass_that_found_nothing() {
-        let mut sweep = Sweep::new(ME);
-        assert!(sweep.poll_scan(0).is_some());
-        assert!(sweep.poll_scan(1_000).is_none(), "not answered yet");
-        let ops = sweep.handle_scanned(0, vec!["a".into(), "b".into()]).unwrap();
-        assert_eq!(ops.len(), 3);
-        assert!(sweep.poll_scan(1_000).is_some());
-        assert_eq!(sweep.handle_scanned(0, vec![]), Ok(vec![]));
-        assert!(sweep.poll_scan(2_000).is_some());
-        assert_eq!(sweep.handle_scanned(0, vec![]), Err(Swept));
     }
 }

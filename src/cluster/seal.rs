@@ -123,6 +123,59 @@ impl Keyring {
     }
 }
 
+/// How often the log says that packets are refused: anybody who can publish can cause it.
+const UNTRUSTED_EVERY_MS: u64 = 60_000;
+
+/// The keyring, and what it has refused. Owned by the control thread.
+#[derive(Debug, Default)]
+pub(super) struct Seals {
+    keyring: Keyring,
+    refused: u64,
+    /// From when on the log may say so again.
+    due_ms: u64,
+}
+
+impl Seals {
+    pub(super) fn new(keyring: Keyring) -> Self {
+        Seals {
+            keyring,
+            ..Seals::default()
+        }
+    }
+
+    /// True if packets have tags.
+    pub(super) fn seals(&self) -> bool {
+        self.keyring.seals()
+    }
+
+    /// A packet as it goes to a channel.
+    pub(super) fn seal(&self, channel: &Channel, packet: Vec<u8>) -> Bytes {
+        self.keyring.seal(channel, packet)
+    }
+
+    /// As [`Keyring::open`]. The log tells of packets that are not believed, at once and then once in a while.
+    pub(super) fn open<'a>(
+        &mut self,
+        channel: &Channel,
+        payload: &'a [u8],
+        now_ms: u64,
+    ) -> Result<&'a [u8], Untrusted> {
+        let result = self.keyring.open(channel, payload);
+        if let Err(why) = &result {
+            self.refused += 1;
+            if now_ms >= self.due_ms {
+                self.due_ms = now_ms + UNTRUSTED_EVERY_MS;
+                log::warn!(
+                    "a packet was refused, {why}: a gateway with another cluster.key or none, or somebody else who may \
+                     publish in Redis; {} so far",
+                    self.refused
+                );
+            }
+        }
+        result
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::packet::{Origin, Packet, PacketBuilder, PacketItem};

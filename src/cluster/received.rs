@@ -1,14 +1,17 @@
-//! What other gateways say.
+//! Packets of other gateways: who they are from, whether they count, and where what is in them goes.
+//!
+//! Pure; owned by the control thread.
 
 use bytes::Bytes;
 
-use super::Cluster;
+use super::core::Cluster;
 use super::packet::{Confirm, Packet, PacketError, PacketItem};
 use super::partitions::Arrival;
 use super::seal::Untrusted;
+use super::shards::Undelivered;
 use super::store::Channel;
 use crate::ids::ShardId;
-use crate::lanes::{Incoming, MessageToShard, OutgoingPublication, ShardCommand};
+use crate::lanes::ShardCommand;
 use crate::metrics::ClusterDrop;
 use crate::router::Partition;
 use crate::router::locations::PeerId;
@@ -28,19 +31,16 @@ struct Parts {
     broken: bool,
 }
 
-/// How often it is said that packets are not believed.
-const UNTRUSTED_EVERY_MS: u64 = 60_000;
-
 /// The name of a packet that nobody hears of.
 const NOBODYS: u32 = u32::MAX;
 
 impl Cluster {
     /// A packet came.
-    pub(super) fn handle_heard(&mut self, channel: &Channel, payload: &[u8]) {
+    pub(super) fn handle_received(&mut self, channel: &Channel, payload: &[u8]) {
         if !self.is_ours(channel) {
             return;
         }
-        let payload = match self.keyring.open(channel, payload) {
+        let payload = match self.seals.open(channel, payload, self.now.mono_ms()) {
             Ok(payload) => payload,
             Err(why) => return self.not_believed(why),
         };
@@ -48,9 +48,7 @@ impl Cluster {
             Ok(packet) => packet,
             Err(error) => return self.not_understood(error),
         };
-        // What we said before we lost our lease may come back when we have another incarnation.
-        let own = *packet.origin.id == **self.membership.id()
-            && (self.first..=self.membership.incarnation()).contains(&packet.origin.incarnation);
+        let own = self.membership.is_own(&packet.origin);
         if own && matches!(channel, Channel::All | Channel::Partition(_)) {
             return;
         }
@@ -71,7 +69,7 @@ impl Cluster {
         };
         // Without a key anybody could make up gateways, and each of them would be remembered.
         if *channel == Channel::All
-            && self.keyring.seals()
+            && self.seals.seals()
             && packet.sequence != 0
             && !self.inbound.is_next_to_all(packet.origin.incarnation, packet.sequence)
         {
@@ -108,7 +106,6 @@ impl Cluster {
             Arrival::After(missed) => self.metrics().dropped(ClusterDrop::PacketGap, missed.into()),
             Arrival::Late => return self.metrics().dropped(ClusterDrop::PacketLate, 1),
         }
-        let home = self.homes.partition_home(partition);
         loop {
             let (channel, frame) = match packet.next_item() {
                 Ok(Some(PacketItem::Publication { channel, frame })) => (channel, frame),
@@ -124,21 +121,10 @@ impl Cluster {
                 self.metrics().dropped(ClusterDrop::PublicationBadFrame, 1);
                 continue;
             }
-            if self.homes.partition(channel) != partition {
-                // Of a gateway that divides channels differently; this is not their home.
-                self.metrics().dropped(ClusterDrop::PacketMalformed, 1);
-                continue;
-            }
-            // A copy of its own: a slow subscriber must not keep the whole packet.
-            let frame = Bytes::copy_from_slice(frame);
-            let publication = OutgoingPublication {
-                channel: (self.homes.channel_hash(channel), channel),
-                frame: &frame,
-                ack_to: None,
-                received_ns: self.now.mono_ns,
-            };
-            if self.lanes.is_empty() || self.lanes.try_published(home, &publication).is_err() {
-                self.metrics().dropped(ClusterDrop::PublicationLaneFull, 1);
+            match self.shards.publish(partition, channel, frame, self.now.mono_ns) {
+                Ok(()) => {}
+                Err(Undelivered::WrongPartition) => self.metrics().dropped(ClusterDrop::PacketMalformed, 1),
+                Err(Undelivered::LaneFull) => self.metrics().dropped(ClusterDrop::PublicationLaneFull, 1),
             }
         }
     }
@@ -149,12 +135,11 @@ impl Cluster {
         let from = self.directory.hear_of(packet.origin.id, packet.origin.incarnation);
         if from.is_none() {
             self.metrics().dropped(ClusterDrop::PacketUnknownGateway, 1);
-            self.directory_due_ms = 0;
+            self.directory.look_soon();
         }
         from
     }
 
-    /// Said at once, and then no more than once in a while: anybody who can publish can cause it.
     fn not_believed(&mut self, why: Untrusted) {
         let drop = match why {
             Untrusted::Unsealed => ClusterDrop::PacketUnsealed,
@@ -162,15 +147,14 @@ impl Cluster {
             Untrusted::WrongTag => ClusterDrop::PacketWrongTag,
         };
         self.metrics().dropped(drop, 1);
-        self.untrusted += 1;
-        let now_ms = self.now.mono_ms();
-        if now_ms >= self.untrusted_due_ms {
-            self.untrusted_due_ms = now_ms + UNTRUSTED_EVERY_MS;
-            log::warn!(
-                "a packet was refused, {why}: a gateway with another cluster.key or none, or somebody else who may publish in \
-                 Redis; {} so far",
-                self.untrusted
-            );
+    }
+
+    /// True if this channel is one that we want to hear.
+    fn is_ours(&self, channel: &Channel) -> bool {
+        match channel {
+            Channel::All => true,
+            Channel::Gateway(..) => self.subscriptions.is_own(channel),
+            Channel::Partition(number) => self.partitions.is_listened(Partition(*number)),
         }
     }
 
@@ -209,23 +193,23 @@ impl Cluster {
             }
             (PacketItem::Broadcast { frame }, _) => {
                 let frame = Bytes::copy_from_slice(frame);
-                self.commands.push_back(ShardCommand::Broadcast(frame));
+                self.commands.received(ShardCommand::Broadcast(frame));
             }
             (PacketItem::CloseUser { user, code }, _) => {
                 let reason = CloseReason::by_order(code).unwrap_or(CloseReason::Administrator);
                 let user = user.into();
-                self.commands.push_back(ShardCommand::CloseUser { user, reason });
+                self.commands.received(ShardCommand::CloseUser { user, reason });
             }
             (PacketItem::EndSubscription { user, channel }, _) => {
                 let (user, channel) = (user.into(), channel.into());
-                self.commands.push_back(ShardCommand::EndSubscription { user, channel });
+                self.commands.received(ShardCommand::EndSubscription { user, channel });
             }
             (PacketItem::Probe { nonce }, None) => {
                 if let Some(took_ns) = self.probe.handle_back(nonce, self.now) {
                     self.metrics().probe_ns.set(took_ns);
                 }
             }
-            (PacketItem::Look, _) => self.directory_due_ms = 0,
+            (PacketItem::Look, _) => self.directory.look_soon(),
             (PacketItem::Challenge, _) => self.membership.challenged(),
             // Messages and their fates come with a sequence number.
             // So do publications, in partitions.
@@ -251,21 +235,14 @@ impl Cluster {
             parts.failed.push(index);
             return;
         }
-        let hash = self.homes.hash(to);
-        let home = self.homes.home(hash);
-        let message = Incoming {
-            hash,
-            to,
-            frame,
-            index: wants_confirm.then_some(index),
-            received_ns: self.now.mono_ns,
-        };
-        let taken = !self.lanes.is_empty() && self.lanes.try_from_gateway(home, &message).is_ok();
-        if !taken {
-            self.metrics().dropped(ClusterDrop::MessageLaneFull, 1);
-            parts.failed.push(index);
-        } else if wants_confirm && !parts.shards.contains(&home) {
-            parts.shards.push(home);
+        let told = wants_confirm.then_some(index);
+        match self.shards.deliver(to, frame, told, self.now.mono_ns) {
+            None => {
+                self.metrics().dropped(ClusterDrop::MessageLaneFull, 1);
+                parts.failed.push(index);
+            }
+            Some(home) if wants_confirm && !parts.shards.contains(&home) => parts.shards.push(home),
+            Some(_) => {}
         }
     }
 
@@ -294,7 +271,7 @@ impl Cluster {
         }
         let packet = open.unwrap_or(NOBODYS);
         for shard in parts.shards {
-            self.lanes.push(shard, MessageToShard::PacketEnd { packet });
+            self.shards.packet_ends(shard, packet);
         }
     }
 }
@@ -303,10 +280,10 @@ impl Cluster {
 mod tests {
     use std::sync::Arc;
 
+    use super::super::core::Identity;
     use super::super::packet::{Origin, PacketBuilder};
     use super::super::seal::Keyring;
     use super::super::store::{Incarnation, StoreEvent};
-    use super::super::{Cluster, Identity};
     use super::*;
     use crate::lanes;
     use crate::router::HomeMap;
@@ -343,9 +320,9 @@ mod tests {
     #[test]
     fn without_a_key_numbers_of_orders_are_not_remembered() {
         let cluster = after_orders_of(5_000, &[]);
-        assert_eq!(cluster.commands.len(), 5_000);
+        assert_eq!(cluster.commands.waiting(), 5_000);
         assert_eq!(cluster.inbound.senders_to_all(), 0);
         let cluster = after_orders_of(3, &["a secret of the whole cluster"]);
-        assert_eq!((cluster.commands.len(), cluster.inbound.senders_to_all()), (3, 3));
+        assert_eq!((cluster.commands.waiting(), cluster.inbound.senders_to_all()), (3, 3));
     }
 }
