@@ -57,13 +57,20 @@ const PURE_FILES: &[&str] = &[
     "shard/dispatch.rs",
     "shard/frames.rs",
     "shard/handshake.rs",
+    "shard/kernel/addresses.rs",
+    "shard/kernel/journal.rs",
+    "shard/kernel/mod.rs",
+    "shard/kernel/peers.rs",
+    "shard/kernel/rights.rs",
+    "shard/kernel/send.rs",
+    "shard/kernel/tally.rs",
+    "shard/kernel/wheel.rs",
     "shard/overload.rs",
     "shard/pending.rs",
     "shard/remote.rs",
     "shard/rights.rs",
     "shard/timers.rs",
     "shard/tls.rs",
-    "shard/wheel.rs",
 ];
 
 /// Names that pure code does not use.

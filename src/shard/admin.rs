@@ -46,12 +46,12 @@ impl Core {
             let words = "too many requests are under way on this shard: try again";
             return Err(Answer::refuse(Refusal::Unavailable, words));
         }
-        if !self.shared.expect_answer() {
+        if !self.kernel.shared.expect_answer() {
             return Err(Answer::ending());
         }
         self.inquiries.waiting += 1;
-        let notice = Notice::Asked(self.key(slot), self.remote_addr(slot), request);
-        self.notices.push_back(notice);
+        let notice = Notice::Asked(self.kernel.key(slot), self.kernel.remote_addr(slot), request);
+        self.kernel.notify(notice);
         Ok(())
     }
 
@@ -61,6 +61,7 @@ impl Core {
         self.inquiries.migrating.push(conn);
         // Whoever asked may be gone.
         if !self
+            .kernel
             .connection(conn)
             .is_some_and(|c| matches!(&c.stage, Stage::Http(http) if http.is_waiting()))
         {
@@ -74,7 +75,7 @@ impl Core {
         if ended {
             self.end_http(conn.slot);
         }
-        self.rearm(conn);
+        self.kernel.rearm(conn);
     }
 
     /// Forgets the answers that have left, so that a drain does not wait for them any more.
@@ -83,7 +84,7 @@ impl Core {
         migrating.retain(|conn| {
             let is_leaving = self.is_leaving(*conn);
             if !is_leaving {
-                self.shared.answered();
+                self.kernel.shared.answered();
             }
             is_leaving
         });
@@ -91,7 +92,7 @@ impl Core {
     }
 
     fn is_leaving(&mut self, conn: SocketKey) -> bool {
-        let Some(conn) = self.connection(conn) else {
+        let Some(conn) = self.kernel.connection(conn) else {
             return false;
         };
         match &conn.stage {
@@ -112,14 +113,14 @@ impl Core {
                 limit,
             } => {
                 let reply = self.list(from, limit.min(LISTED_PER_QUERY), |_| true);
-                self.reply(ticket, reply);
+                self.kernel.reply(ticket, reply);
             }
             ShardQuery::List {
                 user: Some(user),
                 from,
                 limit,
             } => {
-                let mut slots = self.devices(&user);
+                let mut slots = self.kernel.devices(&user);
                 slots.retain(|slot| *slot >= from);
                 slots.sort_unstable();
                 let limit = limit.min(LISTED_PER_QUERY);
@@ -128,7 +129,7 @@ impl Core {
                     connections: connections.collect(),
                     next: slots.get(limit).copied(),
                 };
-                self.reply(ticket, reply);
+                self.kernel.reply(ticket, reply);
             }
             ShardQuery::Find { id, from, close } => {
                 let reply = self.list(from, 1, |conn| conn.id == id);
@@ -137,18 +138,18 @@ impl Core {
                         self.close_by_order(found.key.slot, reason);
                     }
                 }
-                self.reply(ticket, reply);
+                self.kernel.reply(ticket, reply);
             }
             ShardQuery::Count { user } => {
-                let devices = self.devices(&user).len();
-                self.reply(ticket, ShardReply::Count(devices as u64));
+                let devices = self.kernel.devices(&user).len();
+                self.kernel.reply(ticket, ShardReply::Count(devices as u64));
             }
             ShardQuery::Channels { prefix, after, from } => {
                 let (page, next) = self.channels.page(from, CHANNELS_PER_QUERY);
                 let wanted = page.filter(|(name, _)| name.starts_with(&*prefix) && **name > *after);
                 let channels = wanted.map(|(name, subscribers)| (name.into(), subscribers as u64));
                 let channels = channels.collect();
-                self.reply(ticket, ShardReply::Channels { channels, next });
+                self.kernel.reply(ticket, ShardReply::Channels { channels, next });
             }
             ShardQuery::Command(command) => self.carry_out_command(command, Some(ticket)),
             ShardQuery::Message {
@@ -158,12 +159,12 @@ impl Core {
                 received_ns,
             } => {
                 let ack_to = self.ack_to_system(ticket, message_id);
-                let status = self.dispatch(self.homes.hash(&to), &to, &frame, Some(ack_to));
+                let status = self.dispatch(self.kernel.homes.hash(&to), &to, &frame, Some(ack_to));
                 if status == Some(AckStatus::Delivered) {
-                    self.turn.from_lanes.push(received_ns);
+                    self.kernel.turn.from_lanes.push(received_ns);
                 }
                 if let Some(status) = status {
-                    self.answer(&ack_to, status);
+                    self.kernel.answer(&ack_to, status);
                 }
             }
             ShardQuery::Publish {
@@ -174,13 +175,13 @@ impl Core {
             } => {
                 let ack_to = self.ack_to_system(ticket, message_id);
                 let publication = OutgoingPublication {
-                    channel: (self.homes.channel_hash(&channel), &channel),
+                    channel: (self.kernel.homes.channel_hash(&channel), &channel),
                     frame: &frame,
                     ack_to: Some(ack_to),
                     received_ns,
                 };
-                if let Some(status) = self.distribute(self.homes.partition(&channel), &publication) {
-                    self.answer(&ack_to, status);
+                if let Some(status) = self.distribute(self.kernel.homes.partition(&channel), &publication) {
+                    self.kernel.answer(&ack_to, status);
                 }
             }
         }
@@ -200,18 +201,13 @@ impl Core {
             ShardCommand::EndSubscription { user, channel } => self.end_subscriptions(&user, &channel),
         };
         if let Some(ticket) = ticket {
-            self.reply(ticket, ShardReply::Count(count));
+            self.kernel.reply(ticket, ShardReply::Count(count));
         }
-    }
-
-    /// Says what came of a query.
-    pub(super) fn reply(&mut self, ticket: u32, reply: ShardReply) {
-        self.notices.push_back(Notice::Replied(ticket, reply));
     }
 
     /// Closes all connections of a user who lives here. Returns how many there were.
     fn close_user(&mut self, user: &str, reason: CloseReason) -> u64 {
-        let slots = self.devices(user);
+        let slots = self.kernel.devices(user);
         for slot in &slots {
             self.close_by_order(*slot, reason);
         }
@@ -220,7 +216,7 @@ impl Core {
 
     /// Ends the subscriptions to a channel of a user who lives here, as an administrator wished. Returns how many there were.
     fn end_subscriptions(&mut self, user: &str, channel: &str) -> u64 {
-        let slots = self.devices(user);
+        let slots = self.kernel.devices(user);
         let ended = slots
             .into_iter()
             .filter(|slot| self.end_subscription(*slot, channel, EndReason::Admin));
@@ -229,31 +225,26 @@ impl Core {
 
     fn close_by_order(&mut self, slot: u32, reason: CloseReason) {
         self.settle_broadcasts(slot);
-        self.begin_close(slot, reason);
+        self.kernel.begin_close(slot, reason);
     }
 
     fn ack_to_system(&self, ticket: u32, message_id: uuid::Uuid) -> AckTo<'static> {
         AckTo {
-            shard: self.me,
+            shard: self.kernel.me,
             conn: SocketKey::of_system(ticket),
             client_id: "",
             message_id,
         }
     }
 
-    fn devices(&self, user: &str) -> Vec<u32> {
-        let found = self.users.find(self.homes.hash(user), user);
-        found.map_or(Vec::new(), |user| self.users.devices(user).to_vec())
-    }
-
     /// Connections of users that `is_wanted`, from this slot on.
     fn list(&self, from: u32, limit: usize, is_wanted: impl Fn(&super::Connection) -> bool) -> ShardReply {
-        let slots = self.connections.len() as u32;
+        let slots = self.kernel.connections.len() as u32;
         let until = slots.min(from.saturating_add(SLOTS_PER_QUERY));
         let mut connections = Vec::new();
         let mut next = from;
         while next < until && connections.len() < limit {
-            if is_wanted(&self.connections[next as usize]) {
+            if is_wanted(&self.kernel.connections[next as usize]) {
                 connections.extend(self.describe(next));
             }
             next += 1;
@@ -266,16 +257,16 @@ impl Core {
 
     /// A connection as administrators see it, if it has a user.
     fn describe(&self, slot: u32) -> Option<ConnectionInfo> {
-        let conn = &self.connections[slot as usize];
-        let silent_ms = self.now.mono_ms().saturating_sub(conn.last_seen_ms);
+        let conn = &self.kernel.connections[slot as usize];
+        let silent_ms = self.kernel.now.mono_ms().saturating_sub(conn.last_seen_ms);
         Some(ConnectionInfo {
-            key: self.key(slot),
+            key: self.kernel.key(slot),
             conn_id: conn.id,
-            user_id: self.users.name(conn.user?).into(),
-            shard: self.me.0,
-            remote_addr: self.remote_addr(slot),
+            user_id: self.kernel.users.name(conn.user?).into(),
+            shard: self.kernel.me.0,
+            remote_addr: self.kernel.remote_addr(slot),
             connected_at: conn.connected_at_ms,
-            last_seen: self.now.wall_ms.saturating_sub(silent_ms),
+            last_seen: self.kernel.now.wall_ms.saturating_sub(silent_ms),
             messages_in: conn.messages_in,
             messages_out: conn.messages_out,
             outbox_bytes: conn.outbox_bytes(),
@@ -317,7 +308,7 @@ mod tests {
 
     /// Closes the desk if it may.
     fn is_idle(bench: &Bench) -> bool {
-        bench.shard.core.shared.try_close_desk()
+        bench.shard.core.kernel.shared.try_close_desk()
     }
 
     #[test]
@@ -390,7 +381,7 @@ mod tests {
     #[test]
     fn a_closed_desk_refuses_at_once() {
         let mut bench = asked("");
-        assert_eq!(bench.shard.core.shared.close_desk(), 1);
+        assert_eq!(bench.shard.core.kernel.shared.close_desk(), 1);
         let request = Request {
             method: "GET".into(),
             path: "/admin/connections".into(),

@@ -143,7 +143,7 @@ impl Budget {
 impl Core {
     /// True if the names of a connection's channels would be longer together than they may be with this one.
     fn has_no_room_for_name(&self, slot: u32, name: &str) -> bool {
-        let most = self.settings.limits.channel_name_bytes;
+        let most = self.kernel.settings.limits.channel_name_bytes;
         // So few need not be added up.
         let count = self.channels.count(slot) + 1;
         count * CHANNEL_BYTES_MAX > most && self.channels.name_bytes(slot) + name.len() > most
@@ -151,29 +151,37 @@ impl Core {
 
     /// A `subscribe` frame of the user on `slot`.
     pub(super) fn subscribe(&mut self, slot: u32, client_id: Option<&str>, channel: &str) {
-        if !self.may_subscribe(slot, channel) {
+        if !self.kernel.may_subscribe(slot, channel) {
             let message = "this user may not subscribe to this channel";
-            return self.send_error(slot, client_id, ErrorCode::NotPermitted, message);
+            return self
+                .kernel
+                .send_error(slot, client_id, ErrorCode::NotPermitted, message);
         }
-        let hash = self.homes.channel_hash(channel);
+        let hash = self.kernel.homes.channel_hash(channel);
         let found = self.channels.find(hash, channel);
         if !found.is_some_and(|found| self.channels.is_subscribed(slot, found)) {
-            if self.channels.count(slot) >= self.settings.limits.channels_per_connection {
+            if self.channels.count(slot) >= self.kernel.settings.limits.channels_per_connection {
                 let message = "too many channels: see limits.channels_per_connection";
-                return self.send_error(slot, client_id, ErrorCode::LimitExceeded, message);
+                return self
+                    .kernel
+                    .send_error(slot, client_id, ErrorCode::LimitExceeded, message);
             }
             if self.has_no_room_for_name(slot, channel) {
                 let message = "the names of the channels are too long together: see limits.channel_name_bytes";
-                return self.send_error(slot, client_id, ErrorCode::LimitExceeded, message);
+                return self
+                    .kernel
+                    .send_error(slot, client_id, ErrorCode::LimitExceeded, message);
             }
             let index = self.channels.subscribe(slot, hash, channel);
             if found.is_none() && self.join(index, (hash, channel)).is_err() {
                 self.channels.unsubscribe(slot, index);
-                self.metrics().dropped(DropReason::SubscriptionLaneFull);
-                return self.send_error(slot, client_id, ErrorCode::Unavailable, super::deliver::OVERLOADED);
+                self.kernel.metrics().dropped(DropReason::SubscriptionLaneFull);
+                return self
+                    .kernel
+                    .send_error(slot, client_id, ErrorCode::Unavailable, super::deliver::OVERLOADED);
             }
         }
-        let key = self.key(slot);
+        let key = self.kernel.key(slot);
         let index = self.channels.find(hash, channel);
         match index.and_then(|index| self.joins.joining.get_mut(&index)) {
             Some(joining) => joining.waiting.push((key, client_id.map(Into::into))),
@@ -182,18 +190,18 @@ impl Core {
     }
 
     fn send_subscribed(&mut self, slot: u32, channel: &str, client_id: Option<&str>) {
-        self.send(slot, SentKind::Subscribed, |_, out| {
+        self.kernel.send(slot, SentKind::Subscribed, |_, out| {
             encode::subscribed(out, channel, client_id);
         });
     }
 
     /// The first subscriber of a channel here: its home shall know.
     fn join(&mut self, index: ChannelIndex, channel: (ChannelHash, &str)) -> Result<(), LaneFull> {
-        let partition = self.homes.partition(channel.1);
-        let home = self.homes.partition_home(partition);
+        let partition = self.kernel.homes.partition(channel.1);
+        let home = self.kernel.homes.partition_home(partition);
         let ticket = self.joins.begin(index);
-        if home != self.me {
-            let asked = self.lanes.try_join(home, channel, ticket);
+        if home != self.kernel.me {
+            let asked = self.kernel.lanes.try_join(home, channel, ticket);
             if asked.is_err() {
                 self.joins.end(index);
             }
@@ -209,11 +217,12 @@ impl Core {
     /// A shard has its first subscriber of a channel whose home is here. Returns true if nothing will be missed from now
     /// on; else that is told later.
     fn handle_join(&mut self, partition: Partition, channel: (ChannelHash, &str), join: Join) -> bool {
-        let elsewhere = join.shard != self.me;
+        let elsewhere = join.shard != self.kernel.me;
         let change = self.interests.join(partition, channel, join.shard, elsewhere);
         self.tell_wanted(partition, change);
         // With Redis away, what is published here is all there is.
-        if self.remote.is_none() || !self.shared.cluster.is_up() || self.interests.is_subscribed(partition) {
+        if self.kernel.peers.is_none() || !self.kernel.shared.cluster.is_up() || self.interests.is_subscribed(partition)
+        {
             return true;
         }
         self.interests.wait(partition, join);
@@ -222,9 +231,10 @@ impl Core {
 
     fn tell_wanted(&mut self, partition: Partition, change: Change) {
         if let Change::Wanted(wanted) = change
-            && self.remote.is_some()
+            && self.kernel.peers.is_some()
         {
-            self.lanes
+            self.kernel
+                .lanes
                 .push_control(ChannelToControl::PartitionWanted { partition, wanted });
         }
     }
@@ -232,10 +242,11 @@ impl Core {
     /// The gateway is subscribed to a partition, or nobody shall wait for that any longer.
     pub(super) fn handle_partition_subscribed(&mut self, partition: Partition) {
         for join in self.interests.subscribed(partition) {
-            if join.shard == self.me {
+            if join.shard == self.kernel.me {
                 self.handle_joined(join.ticket);
             } else {
-                self.lanes
+                self.kernel
+                    .lanes
                     .push(join.shard, ChannelToShard::Joined { ticket: join.ticket });
             }
         }
@@ -256,7 +267,7 @@ impl Core {
         let (channel, joining) = joining;
         let name = self.channels.name(channel).to_owned();
         for (key, client_id) in joining.waiting {
-            if self.is_open(key) {
+            if self.kernel.is_open(key) {
                 self.send_subscribed(key.slot, &name, client_id.as_deref());
             }
         }
@@ -265,14 +276,14 @@ impl Core {
     /// An `unsubscribe` frame.
     pub(super) fn unsubscribe(&mut self, slot: u32, client_id: Option<&str>, channel: &str) {
         self.take_out(slot, channel);
-        self.send(slot, SentKind::Unsubscribed, |_, out| {
+        self.kernel.send(slot, SentKind::Unsubscribed, |_, out| {
             encode::unsubscribed(out, channel, client_id);
         });
     }
 
     /// Takes a connection out of a channel, after what it was to hear until now. Returns false if it was not in it.
     pub(super) fn take_out(&mut self, slot: u32, channel: &str) -> bool {
-        let found = self.channels.find(self.homes.channel_hash(channel), channel);
+        let found = self.channels.find(self.kernel.homes.channel_hash(channel), channel);
         let Some(index) = found.filter(|index| self.channels.is_subscribed(slot, *index)) else {
             return false;
         };
@@ -284,7 +295,7 @@ impl Core {
 
     /// Before a subscriber goes: it hears what it was to hear until now.
     fn send_owed(&mut self, slot: u32, index: ChannelIndex, channel: &str) {
-        let key = self.key(slot);
+        let key = self.kernel.key(slot);
         if let Some(joining) = self.joins.joining.get_mut(&index) {
             let (owed, waiting) = std::mem::take(&mut joining.waiting)
                 .into_iter()
@@ -297,10 +308,11 @@ impl Core {
         }
         // Whoever goes is not closed for what it does not want any more.
         let room = self
+            .kernel
             .settings
             .limits
             .outbox_bytes
-            .saturating_sub(self.conn(slot).outbox_bytes());
+            .saturating_sub(self.kernel.conn(slot).outbox_bytes());
         if let Some((frames, publications)) = self.channels.on_its_way(slot, index, room) {
             self.append_publications(slot, &frames, publications);
         }
@@ -320,67 +332,72 @@ impl Core {
         };
         self.joins.end(index);
         self.fan_out.overload.forget(index);
-        let (hash, partition) = (self.homes.channel_hash(&name), self.homes.partition(&name));
-        let home = self.homes.partition_home(partition);
-        if home == self.me {
+        let (hash, partition) = (
+            self.kernel.homes.channel_hash(&name),
+            self.kernel.homes.partition(&name),
+        );
+        let home = self.kernel.homes.partition_home(partition);
+        if home == self.kernel.me {
             self.handle_leave(partition, (hash, &name), home);
         } else {
-            self.lanes.leave(home, (hash, &name));
+            self.kernel.lanes.leave(home, (hash, &name));
         }
     }
 
     fn handle_leave(&mut self, partition: Partition, channel: (ChannelHash, &str), shard: ShardId) {
-        let change = self.interests.leave(partition, channel, shard, shard != self.me);
+        let change = self.interests.leave(partition, channel, shard, shard != self.kernel.me);
         self.tell_wanted(partition, change);
     }
 
     /// A `publish` frame of the user on `slot`.
     pub(super) fn publish(&mut self, slot: u32, client_id: Option<&str>, channel: &str, content: &str) {
-        let Some(user) = self.conn(slot).user else {
+        let Some(user) = self.kernel.conn(slot).user else {
             return;
         };
-        if !self.may_publish(slot, channel) {
+        if !self.kernel.may_publish(slot, channel) {
             let message = "this user may not publish to this channel";
-            return self.send_error(slot, client_id, ErrorCode::NotPermitted, message);
+            return self
+                .kernel
+                .send_error(slot, client_id, ErrorCode::NotPermitted, message);
         }
-        self.metrics().publications.inc();
-        let id = self.ids.next(self.now.wall_ms);
-        let mut frame = std::mem::take(&mut self.scratch);
+        self.kernel.metrics().publications.inc();
+        let id = self.kernel.ids.next(self.kernel.now.wall_ms);
+        let mut frame = std::mem::take(&mut self.kernel.scratch);
         frame.clear();
         let publication = encode::Publication {
             id,
-            from: self.users.name(user),
+            from: self.kernel.users.name(user),
             channel,
             content,
-            ts_ms: self.now.wall_ms,
+            ts_ms: self.kernel.now.wall_ms,
         };
         encode::publication(&mut frame, &publication);
         let bytes = Bytes::copy_from_slice(&frame);
-        self.scratch = frame;
+        self.kernel.scratch = frame;
         let ack_to = client_id.map(|client_id| AckTo {
-            shard: self.me,
-            conn: self.key(slot),
+            shard: self.kernel.me,
+            conn: self.kernel.key(slot),
             client_id,
             message_id: id,
         });
         let publication = OutgoingPublication {
-            channel: (self.homes.channel_hash(channel), channel),
+            channel: (self.kernel.homes.channel_hash(channel), channel),
             frame: &bytes,
             ack_to,
-            received_ns: self.now.mono_ns,
+            received_ns: self.kernel.now.mono_ns,
         };
-        let partition = self.homes.partition(channel);
-        let home = self.homes.partition_home(partition);
-        let status = if home == self.me {
+        let partition = self.kernel.homes.partition(channel);
+        let home = self.kernel.homes.partition_home(partition);
+        let status = if home == self.kernel.me {
             self.distribute(partition, &publication)
-        } else if self.lanes.try_publish(home, &publication).is_ok() {
+        } else if self.kernel.lanes.try_publish(home, &publication).is_ok() {
             None
         } else {
-            self.metrics().dropped(DropReason::PublicationLaneFull);
+            self.kernel.metrics().dropped(DropReason::PublicationLaneFull);
             Some(AckStatus::Failed)
         };
         if let (Some(status), Some(ack_to)) = (status, &ack_to) {
-            self.answer(ack_to, status);
+            self.kernel.answer(ack_to, status);
         }
     }
 
@@ -393,22 +410,22 @@ impl Core {
     ) -> Option<AckStatus> {
         // Before anybody has it: whoever hears `failed` may say it again.
         if self.is_overloaded(publication.channel, publication.frame.len()) {
-            self.metrics().dropped(DropReason::PublicationQueueFull);
+            self.kernel.metrics().dropped(DropReason::PublicationQueueFull);
             return Some(AckStatus::Failed);
         }
         let here = self.distribute_here(publication);
-        if self.remote.is_none() {
+        if self.kernel.peers.is_none() {
             return Some(if here { AckStatus::Published } else { AckStatus::Failed });
         }
-        if !self.shared.cluster.is_up() {
-            self.metrics().dropped(DropReason::PublicationRedisAway);
+        if !self.kernel.shared.cluster.is_up() {
+            self.kernel.metrics().dropped(DropReason::PublicationRedisAway);
             return Some(AckStatus::Failed);
         }
         // Whoever has `failed` already waits for nothing.
         let ack_to = publication.ack_to.filter(|_| here);
         let outgoing = OutgoingPublication { ack_to, ..*publication };
-        if self.lanes.try_forward(partition, &outgoing).is_err() {
-            self.metrics().dropped(DropReason::PublicationLaneFull);
+        if self.kernel.lanes.try_forward(partition, &outgoing).is_err() {
+            self.kernel.metrics().dropped(DropReason::PublicationLaneFull);
             return Some(AckStatus::Failed);
         }
         if here { None } else { Some(AckStatus::Failed) }
@@ -424,8 +441,8 @@ impl Core {
         } = *publication;
         let mut taken = self.queue_publication((hash, name), frame.clone(), received_ns);
         for &shard in self.interests.shards(hash, name) {
-            if self.lanes.try_publication(shard, publication).is_err() {
-                self.metrics().dropped(DropReason::PublicationLaneFull);
+            if self.kernel.lanes.try_publication(shard, publication).is_err() {
+                self.kernel.metrics().dropped(DropReason::PublicationLaneFull);
                 taken = false;
             }
         }
@@ -445,7 +462,7 @@ impl Core {
         };
         let queued = self.channels.publish(channel, frame, received_ns);
         if queued.is_err() {
-            self.metrics().dropped(DropReason::PublicationQueueFull);
+            self.kernel.metrics().dropped(DropReason::PublicationQueueFull);
         }
         self.note_crowded(channel, (hash, name));
         queued.is_ok()
@@ -454,14 +471,14 @@ impl Core {
     /// A shard has its first subscriber of a channel whose home is here.
     pub(super) fn handle_join_item(&mut self, from: ShardId, channel: (ChannelHash, &str), ticket: u64) {
         let join = Join { shard: from, ticket };
-        if self.handle_join(self.homes.partition(channel.1), channel, join) {
-            self.lanes.push(from, ChannelToShard::Joined { ticket });
+        if self.handle_join(self.kernel.homes.partition(channel.1), channel, join) {
+            self.kernel.lanes.push(from, ChannelToShard::Joined { ticket });
         }
     }
 
     /// A shard has no subscriber any more of a channel whose home is here.
     pub(super) fn handle_leave_item(&mut self, from: ShardId, channel: (ChannelHash, &str)) {
-        self.handle_leave(self.homes.partition(channel.1), channel, from);
+        self.handle_leave(self.kernel.homes.partition(channel.1), channel, from);
     }
 
     /// A publication of another gateway on a channel whose home is here.
@@ -484,18 +501,18 @@ impl Core {
             ack_to,
             received_ns: publish.received_ns,
         };
-        let status = self.distribute(self.homes.partition(name), &publication);
+        let status = self.distribute(self.kernel.homes.partition(name), &publication);
         if let (Some(status), Some(ack_to)) = (status, &ack_to) {
-            self.answer(ack_to, status);
+            self.kernel.answer(ack_to, status);
         }
     }
 
     /// Puts a frame on its way to every connection. `ticket`: to be replied to with their number.
     pub(super) fn queue_broadcast(&mut self, frame: Bytes, ticket: Option<u32>) {
         if self.fan_out.broadcast_bytes > 0 && self.fan_out.broadcast_bytes + frame.len() > BROADCAST_BYTES_MAX {
-            self.metrics().dropped(DropReason::BroadcastQueueFull);
+            self.kernel.metrics().dropped(DropReason::BroadcastQueueFull);
             if let Some(ticket) = ticket {
-                self.reply(ticket, ShardReply::Count(0));
+                self.kernel.reply(ticket, ShardReply::Count(0));
             }
             return;
         }
@@ -512,7 +529,7 @@ impl Core {
     /// Goes on with what is on its way to many, as far as one turn may.
     pub fn fan_out(&mut self) {
         self.go_on_reviewing();
-        self.fan_out.outboxes = if std::mem::take(&mut self.turn.interactive) {
+        self.fan_out.outboxes = if std::mem::take(&mut self.kernel.turn.interactive) {
             FANOUT_LEAST
         } else {
             (self.fan_out.outboxes + FANOUT_STEP).min(FANOUT_MOST)
@@ -530,7 +547,7 @@ impl Core {
         self.go_on_broadcasting(&mut of_broadcasts);
         budget.outboxes -= budget.outboxes / share - of_broadcasts.outboxes;
         // Several frames together must not make a slow consumer of one who takes one at a time.
-        let visit_bytes_max = VISIT_BYTES_MAX.min(self.settings.limits.outbox_bytes / 4);
+        let visit_bytes_max = VISIT_BYTES_MAX.min(self.kernel.settings.limits.outbox_bytes / 4);
         self.release_held();
         // Each channel once: its subscribers send what they have before there is more for them.
         for _ in 0..self.channels.busy() {
@@ -570,15 +587,18 @@ impl Core {
     /// True if this much would fill more than half of an outbox that the kernel takes from at the end of this turn. Who
     /// keeps up is no slow consumer, however much is published in a turn; the other half is for what cannot wait.
     fn is_about_to_send(&mut self, slot: u32, bytes: usize) -> bool {
-        let half = self.settings.limits.outbox_bytes / 2;
-        let conn = self.conn(slot);
+        let half = self.kernel.settings.limits.outbox_bytes / 2;
+        let conn = self.kernel.conn(slot);
         let is_stuck = conn.outbox.as_ref().is_some_and(|outbox| outbox.in_flight());
         !is_stuck && conn.has_no_room(bytes, half)
     }
 
     fn append_publications(&mut self, slot: u32, frames: &Bytes, publications: u32) {
-        if self.append_shared_frames(slot, frames, publications, SentKind::Publication) {
-            self.metrics().deliveries.add(publications.into());
+        if self
+            .kernel
+            .append_shared_frames(slot, frames, publications, SentKind::Publication)
+        {
+            self.kernel.metrics().deliveries.add(publications.into());
         }
     }
 
@@ -587,8 +607,8 @@ impl Core {
         let mut broadcasts = std::mem::take(&mut self.fan_out.broadcasts);
         for broadcast in broadcasts.iter_mut().filter(|broadcast| broadcast.next <= slot) {
             // A slow consumer is closed by the first that it has no room for.
-            if matches!(self.conn(slot).stage, Stage::Open) {
-                let taken = self.append_shared(slot, &broadcast.frame, SentKind::Broadcast);
+            if matches!(self.kernel.conn(slot).stage, Stage::Open) {
+                let taken = self.kernel.append_shared(slot, &broadcast.frame, SentKind::Broadcast);
                 broadcast.taken += u64::from(taken);
             }
         }
@@ -599,21 +619,21 @@ impl Core {
         while !budget.is_spent()
             && let Some(mut broadcast) = self.fan_out.broadcasts.pop_front()
         {
-            while !budget.is_spent() && (broadcast.next as usize) < self.connections.len() {
+            while !budget.is_spent() && (broadcast.next as usize) < self.kernel.connections.len() {
                 let slot = broadcast.next;
                 broadcast.next += 1;
-                if matches!(self.conn(slot).stage, Stage::Open) {
+                if matches!(self.kernel.conn(slot).stage, Stage::Open) {
                     budget.spend(broadcast.frame.len());
-                    let taken = self.append_shared(slot, &broadcast.frame, SentKind::Broadcast);
+                    let taken = self.kernel.append_shared(slot, &broadcast.frame, SentKind::Broadcast);
                     broadcast.taken += u64::from(taken);
                 }
             }
-            if (broadcast.next as usize) < self.connections.len() {
+            if (broadcast.next as usize) < self.kernel.connections.len() {
                 self.fan_out.broadcasts.push_front(broadcast);
             } else {
                 self.fan_out.broadcast_bytes -= broadcast.frame.len();
                 if let Some(ticket) = broadcast.ticket {
-                    self.reply(ticket, ShardReply::Count(broadcast.taken));
+                    self.kernel.reply(ticket, ShardReply::Count(broadcast.taken));
                 }
             }
         }
@@ -674,7 +694,7 @@ mod tests {
         core.serve_strangers();
         assert_eq!(core.poll_dirty(), Some(CONN));
         let welcome = core.poll_payload(CONN).unwrap();
-        assert!(matches!(core.conn(0).stage, Stage::Open));
+        assert!(matches!(core.kernel.conn(0).stage, Stage::Open));
         (core, welcome)
     }
 
@@ -698,7 +718,7 @@ mod tests {
         // For nothing at all, and for the close frame and the second answer but not for the first.
         for room in [0, 90] {
             let (mut core, welcome) = welcomed();
-            core.settings = settings(welcome.as_slice().len() + room);
+            core.kernel.settings = settings(welcome.as_slice().len() + room);
             for id in [&*long, "2"] {
                 let text = format!(r#"{{"type":"subscribe","channel":"{channel}","id":"{id}"}}"#);
                 core.handle_received(CONN, &mut frame(&text));
@@ -711,7 +731,7 @@ mod tests {
                     .sum::<usize>(),
                 2
             );
-            assert!(matches!(core.conn(0).stage, Stage::Open), "it waits");
+            assert!(matches!(core.kernel.conn(0).stage, Stage::Open), "it waits");
             let text = format!(r#"{{"type":"unsubscribe","channel":"{channel}","id":"3"}}"#);
             core.handle_received(CONN, &mut frame(&text));
             core.handle_sent(CONN, welcome);

@@ -1,7 +1,6 @@
 //! What must hold of a shard's tables, and what they still hold: for debug builds and for tests.
 
 use super::core::Core;
-use super::remote::Remote;
 use crate::session::{Stage, Tally};
 
 impl Core {
@@ -11,7 +10,7 @@ impl Core {
     /// They do not, which is a fault of ours.
     pub fn check_invariants(&self) {
         let (mut connections, mut of_users) = (0, 0);
-        for (slot, conn) in self.connections.iter().enumerate() {
+        for (slot, conn) in self.kernel.connections.iter().enumerate() {
             connections += u64::from(conn.tally.is_connection());
             let is_held = !matches!(conn.stage, Stage::Free | Stage::Closed);
             assert_eq!(
@@ -22,7 +21,7 @@ impl Core {
             if let Some(user) = conn.user {
                 of_users += 1;
                 assert!(
-                    self.users.devices(user).contains(&(slot as u32)),
+                    self.kernel.users.devices(user).contains(&(slot as u32)),
                     "not in the user's list"
                 );
                 assert!(
@@ -35,17 +34,30 @@ impl Core {
                 "an empty outbox"
             );
         }
-        assert_eq!(connections, self.metrics().connections.get(), "connections counted");
-        assert_eq!(of_users, self.users.connections(), "connections in users' lists");
-        assert_eq!(self.users.len() as u64, self.metrics().users.get(), "users counted");
-        let pending = self.connections.iter().filter(|conn| conn.tally.is_pending()).count();
-        assert_eq!(pending, self.pending.len(), "pending sockets counted");
+        assert_eq!(
+            connections,
+            self.kernel.metrics().connections.get(),
+            "connections counted"
+        );
+        assert_eq!(of_users, self.kernel.users.connections(), "connections in users' lists");
+        assert_eq!(
+            self.kernel.users.len() as u64,
+            self.kernel.metrics().users.get(),
+            "users counted"
+        );
+        let pending = self
+            .kernel
+            .connections
+            .iter()
+            .filter(|conn| conn.tally.is_pending())
+            .count();
+        assert_eq!(pending, self.kernel.pending.len(), "pending sockets counted");
         self.channels.check_invariants();
-        self.addresses.check_invariants();
-        for slot in 0..self.connections.len() as u32 {
+        self.kernel.addresses.check_invariants();
+        for slot in 0..self.kernel.connections.len() as u32 {
             let subscribed = self.channels.count(slot) > 0;
             assert!(
-                !subscribed || self.connections[slot as usize].user.is_some(),
+                !subscribed || self.kernel.connections[slot as usize].user.is_some(),
                 "a subscriber who has gone"
             );
         }
@@ -54,19 +66,24 @@ impl Core {
     /// What this shard still holds, for tests that expect nothing.
     #[doc(hidden)]
     pub fn residue(&self) -> Outstanding {
-        let connections = self.connections.iter();
+        let connections = self.kernel.connections.iter();
         Outstanding {
             connections: connections.filter(|conn| !matches!(conn.stage, Stage::Free)).count(),
-            users: self.users.len(),
-            outboxes: self.connections.iter().filter(|conn| conn.outbox.is_some()).count(),
-            deadlines: self.wheel.len(),
+            users: self.kernel.users.len(),
+            outboxes: self
+                .kernel
+                .connections
+                .iter()
+                .filter(|conn| conn.outbox.is_some())
+                .count(),
+            deadlines: self.kernel.wheel.len(),
             questions: self.questions.len(),
             crowded: self.asked.len(),
-            asked: self.remote.as_ref().map_or(0, Remote::asked),
-            commands: self.commands.len(),
-            requests: self.inquiries.len() + self.notices.len(),
+            asked: self.remote.asked(),
+            commands: self.kernel.untaken().0,
+            requests: self.inquiries.len() + self.kernel.untaken().1,
             credentials: self.credentials.len(),
-            pending: self.pending.len(),
+            pending: self.kernel.pending.len(),
             handshakes: self.waiting_strangers(),
             channels: self.channels.len() + self.joins.len(),
             interests: self.interests.len() + self.interests.waiting(),

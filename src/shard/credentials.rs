@@ -85,21 +85,22 @@ fn close_reason(refusal: Refusal) -> CloseReason {
 impl Core {
     /// A connection whose user is not known yet shows a token, with the handshake that is owed its `101` or after it.
     pub(super) fn begin_verifying(&mut self, slot: u32, token: Token, upgrade: Option<Upgrade>, rest: Vec<u8>) {
-        let by = self.key(slot);
-        self.go(slot, Stage::Verifying(Box::new(Verifying { upgrade, rest })));
-        let timeout = self.settings.auth_timeout.as_millis() as u64;
-        self.wheel.set(slot, self.now.mono_ms() + timeout);
+        let by = self.kernel.key(slot);
+        self.kernel
+            .go(slot, Stage::Verifying(Box::new(Verifying { upgrade, rest })));
+        let timeout = self.kernel.settings.auth_timeout.as_millis() as u64;
+        self.kernel.wheel.set(slot, self.kernel.now.mono_ms() + timeout);
         self.show(by, token);
     }
 
     /// A connection whose user is known shows a new token.
     pub(super) fn begin_refreshing(&mut self, slot: u32, client_id: Option<&str>, token: Token) {
-        if self.conn(slot).refreshing {
+        if self.kernel.conn(slot).refreshing {
             let message = "the last auth is still being looked at";
-            return self.send_error(slot, client_id, ErrorCode::RateLimited, message);
+            return self.kernel.send_error(slot, client_id, ErrorCode::RateLimited, message);
         }
-        self.conn(slot).refreshing = true;
-        let by = self.key(slot);
+        self.kernel.conn(slot).refreshing = true;
+        let by = self.kernel.key(slot);
         self.show(by, token);
     }
 
@@ -132,7 +133,7 @@ impl Core {
 
     /// Did this connection stay to hear what becomes of its token?
     fn is_waiting(&mut self, by: SocketKey) -> bool {
-        self.connection(by).is_some_and(|conn| match conn.stage {
+        self.kernel.connection(by).is_some_and(|conn| match conn.stage {
             Stage::Verifying(_) => true,
             Stage::Open => conn.refreshing,
             _ => false,
@@ -141,13 +142,13 @@ impl Core {
 
     /// Decides on one token; what that cost, microseconds.
     fn verify(&mut self, shown: Shown) -> u32 {
-        let now_ms = self.now.wall_ms;
+        let now_ms = self.kernel.now.wall_ms;
         if let Some(identity) = self.credentials.cache.get(&shown.token, now_ms).cloned() {
-            self.metrics().verified(TokenResult::Cached);
+            self.kernel.metrics().verified(TokenResult::Cached);
             self.handle_verified(shown.by.slot, Ok(identity));
             return TOKEN_US;
         }
-        let settings = Arc::clone(&self.settings);
+        let settings = Arc::clone(&self.kernel.settings);
         let Some(verifier) = &settings.auth else {
             // Tokens are shown only where they are verified, and that does not change while running.
             self.handle_verified(shown.by.slot, Err(Refusal::Malformed));
@@ -166,64 +167,64 @@ impl Core {
         match &result {
             Ok(identity) => {
                 credentials.cache.insert(&shown.token, identity.clone());
-                self.metrics().verified(TokenResult::Ok);
+                self.kernel.metrics().verified(TokenResult::Ok);
             }
-            Err(refusal) => self.metrics().verified((*refusal).into()),
+            Err(refusal) => self.kernel.metrics().verified((*refusal).into()),
         }
         self.handle_verified(shown.by.slot, result);
         cost
     }
 
     fn handle_verified(&mut self, slot: u32, result: Result<Identity, Refusal>) {
-        if let Stage::Open = self.conn(slot).stage {
+        if let Stage::Open = self.kernel.conn(slot).stage {
             return self.refresh(slot, result);
         }
         let Identity { user, grant } = match result {
             Ok(identity) => identity,
             Err(refusal) => return self.refuse_credential(slot, refusal),
         };
-        let Stage::Verifying(verifying) = self.go(slot, Stage::Authenticating) else {
+        let Stage::Verifying(verifying) = self.kernel.go(slot, Stage::Authenticating) else {
             return;
         };
         self.enter(slot, user, Some(grant), verifying.upgrade, verifying.rest);
     }
 
     fn refresh(&mut self, slot: u32, result: Result<Identity, Refusal>) {
-        self.conn(slot).refreshing = false;
+        self.kernel.conn(slot).refreshing = false;
         let identity = match result {
             Ok(identity) => identity,
-            Err(refusal) => return self.begin_close(slot, close_reason(refusal)),
+            Err(refusal) => return self.kernel.begin_close(slot, close_reason(refusal)),
         };
-        let Some(user) = self.conn(slot).user else {
+        let Some(user) = self.kernel.conn(slot).user else {
             return;
         };
-        if self.users.name(user) != identity.user {
-            return self.begin_close(slot, CloseReason::NotPermitted);
+        if self.kernel.users.name(user) != identity.user {
+            return self.kernel.begin_close(slot, CloseReason::NotPermitted);
         }
-        let before = self.conn(slot).grant.replace(identity.grant);
-        self.conn(slot).bad_frames = 0;
+        let before = self.kernel.conn(slot).grant.replace(identity.grant);
+        self.kernel.conn(slot).bad_frames = 0;
         if !self.was_told(slot) {
             // The old token's end is not a deadline any more, and the new one's is.
-            self.look_at_once(slot);
+            self.kernel.look_at_once(slot);
         }
-        self.send_welcome(slot);
-        let after = &self.connections[slot as usize].grant;
+        self.kernel.send_welcome(slot);
+        let after = &self.kernel.connections[slot as usize].grant;
         let [before, after] = [&before, after].map(|grant| grant.as_ref().and_then(|grant| grant.rights.as_ref()));
         if before != after {
             self.review(slot);
         }
-        let limit = self.connections_limit(self.connections[slot as usize].grant.as_ref());
+        let limit = self.connections_limit(self.kernel.connections[slot as usize].grant.as_ref());
         if limit > 0 {
             self.limit_devices(user, limit);
         }
     }
 
     fn refuse_credential(&mut self, slot: u32, why: Refusal) {
-        let Stage::Verifying(verifying) = &mut self.conn(slot).stage else {
+        let Stage::Verifying(verifying) = &mut self.kernel.conn(slot).stage else {
             return;
         };
         let Some(upgrade) = &verifying.upgrade else {
-            return self.begin_close(slot, close_reason(why));
+            return self.kernel.begin_close(slot, close_reason(why));
         };
         if upgrade.browser
             && let Some(upgrade) = verifying.upgrade.take()
@@ -231,7 +232,7 @@ impl Core {
             return self.close_browser(slot, &upgrade, close_reason(why));
         }
         let refusal = head::Refusal::Credential;
-        self.count_refused(slot, refusal.into());
+        self.kernel.count_refused(slot, refusal.into());
         let (challenge, text) = match why {
             Refusal::Expired => (
                 "WWW-Authenticate: Bearer error=\"expired\"\r\n",
@@ -245,20 +246,20 @@ impl Core {
     /// The token could not be looked at in time, or shall not be: the client may come again with it.
     pub(super) fn give_up_verifying(&mut self, slot: u32, reason: NotAdmitted, close: CloseReason) {
         if self.owes_upgrade(slot) {
-            self.count_refused(slot, reason.into());
+            self.kernel.count_refused(slot, reason.into());
             self.refuse_unavailable(slot, reason);
         } else {
-            self.begin_close(slot, close);
+            self.kernel.begin_close(slot, close);
         }
     }
 
     fn owes_upgrade(&mut self, slot: u32) -> bool {
-        matches!(&self.conn(slot).stage, Stage::Verifying(verifying) if verifying.upgrade.is_some())
+        matches!(&self.kernel.conn(slot).stage, Stage::Verifying(verifying) if verifying.upgrade.is_some())
     }
 
     /// The most connections that this user may have; 0: any number.
     pub(super) fn connections_limit(&self, grant: Option<&Arc<Grant>>) -> usize {
-        let configured = self.settings.limits.connections_per_user;
+        let configured = self.kernel.settings.limits.connections_per_user;
         match grant.and_then(|grant| grant.connections) {
             Some(granted) if configured == 0 => granted as usize,
             Some(granted) => configured.min(granted as usize),

@@ -5,21 +5,17 @@ use bytes::Bytes;
 use super::core::Core;
 use crate::engine::SocketKey;
 use crate::ids::ShardId;
-use crate::lanes::{AckTo, Batch, LaneFull, MessageItem, OutgoingMessage, PresenceQuery, ShardReply, ToShard};
+use crate::lanes::{AckTo, Batch, LaneFull, MessageItem, OutgoingMessage, PresenceQuery, ToShard};
 use crate::metrics::{DropReason, SentKind};
 use crate::router::UserHash;
-use crate::session::{Stage, Tally};
 use crate::wire::json::decode::ErrorCode;
 use crate::wire::json::encode::{self, AckStatus};
-use crate::wire::ws::close::CloseReason;
 
 /// Frames up to this size are copied into every device's outbox; larger ones are shared.
 const SHARE_BYTES_MIN: usize = 1024;
 pub(super) const OVERLOADED: &str = "overloaded: try again";
 const REDIS_AWAY: &str = "Redis is away: try again";
 const TOO_MUCH_ASKED: &str = "too many users are being asked for: try again";
-/// What may wait for a client whose user is not known: it is told of its mistakes and answered its pings, no more.
-const STRANGER_OUTBOX_BYTES_MAX: usize = 16 * 1024;
 /// Presence questions of one shard that may wait for other shards.
 const QUESTIONS_MAX: usize = 4096;
 
@@ -109,138 +105,26 @@ impl Questions {
 }
 
 impl Core {
-    /// Queues a frame for one connection. Returns false for a consumer that cannot take it, which is marked to be closed with
-    /// 3008, and for one that is marked already.
-    pub(super) fn append(&mut self, slot: u32, frame: &[u8], kind: SentKind) -> bool {
-        let mut limit = self.settings.limits.outbox_bytes;
-        let conn = self.conn(slot);
-        if let Stage::Doomed(_) = conn.stage {
-            return false;
-        }
-        let missed = u32::from(kind.is_missed());
-        if conn.tally == Tally::Stranger {
-            limit = limit.min(STRANGER_OUTBOX_BYTES_MAX);
-        }
-        if conn.has_no_room(frame.len(), limit) {
-            self.overflow(slot, 1);
-            return false;
-        }
-        conn.messages_out = conn.messages_out.saturating_add(1);
-        conn.unheard = conn.unheard.saturating_add(missed);
-        self.push(slot, frame, missed);
-        self.metrics().sent(kind);
-        true
-    }
-
-    /// Queues bytes that are bounded by something else, and that nobody misses.
-    pub(super) fn append_unlimited(&mut self, slot: u32, bytes: &[u8]) {
-        self.push(slot, bytes, 0);
-    }
-
-    fn push(&mut self, slot: u32, bytes: &[u8], frames: u32) {
-        let conn = &mut self.connections[slot as usize];
-        let spares = &mut self.spares;
-        let outbox = conn.outbox.get_or_insert_with(|| spares.outbox());
-        outbox.push(bytes, frames, spares);
-        self.mark_dirty(slot);
-    }
-
-    pub(super) fn append_shared(&mut self, slot: u32, frame: &Bytes, kind: SentKind) -> bool {
-        self.append_shared_frames(slot, frame, 1, kind)
-    }
-
-    /// As [`Core::append_shared`], for several whole frames at once.
-    pub(super) fn append_shared_frames(&mut self, slot: u32, frame: &Bytes, frames: u32, kind: SentKind) -> bool {
-        let limit = self.settings.limits.outbox_bytes;
-        let conn = &mut self.connections[slot as usize];
-        if let Stage::Doomed(_) = conn.stage {
-            return false;
-        }
-        if conn.has_no_room(frame.len(), limit) {
-            self.overflow(slot, frames);
-            return false;
-        }
-        conn.messages_out = conn.messages_out.saturating_add(frames);
-        conn.unheard = conn.unheard.saturating_add(frames);
-        let spares = &mut self.spares;
-        conn.outbox
-            .get_or_insert_with(|| spares.outbox())
-            .push_shared(frame, frames, spares);
-        self.mark_dirty(slot);
-        self.metrics().sent_many(kind, frames.into());
-        true
-    }
-
-    /// The outbox is full: what waits is dropped, so that the close frame is the next thing the peer reads; and so are the frames
-    /// that found no room.
-    fn overflow(&mut self, slot: u32, frames: u32) {
-        let waited = self.drop_waiting(slot);
-        self.metrics()
-            .dropped_many(DropReason::FrameSlowConsumer, u64::from(waited) + u64::from(frames));
-        self.begin_close(slot, CloseReason::SlowConsumer);
-    }
-
-    /// Drops what waits and need not arrive. Returns how many frames that were; they are the caller's to count.
-    pub(super) fn drop_waiting(&mut self, slot: u32) -> u32 {
-        let spares = &mut self.spares;
-        let mut frames = 0;
-        if let Some(outbox) = self.connections[slot as usize].outbox.as_mut() {
-            frames = outbox.clear_waiting(spares);
-            // An outbox exists only while it holds bytes.
-            if outbox.is_empty()
-                && let Some(outbox) = self.connections[slot as usize].outbox.take()
-            {
-                self.spares.recycle_outbox(outbox);
-            }
-        }
-        let conn = self.conn(slot);
-        conn.unheard = conn.unheard.saturating_sub(frames);
-        frames
-    }
-
-    /// Counts frames that were queued for a connection that is lost.
-    pub(super) fn count_lost(&mut self, frames: u32) {
-        if frames > 0 {
-            self.metrics()
-                .dropped_many(DropReason::FrameConnectionLost, frames.into());
-        }
-    }
-
-    /// Encodes a frame for one connection and queues it.
-    pub(super) fn send(&mut self, slot: u32, kind: SentKind, write: impl FnOnce(&Core, &mut Vec<u8>)) -> bool {
-        let mut frame = std::mem::take(&mut self.scratch);
-        frame.clear();
-        write(self, &mut frame);
-        let queued = self.append(slot, &frame, kind);
-        self.scratch = frame;
-        queued
-    }
-
-    /// Queues an `error`.
-    pub(super) fn send_error(&mut self, slot: u32, id: Option<&str>, code: ErrorCode, message: &str) {
-        self.send(slot, SentKind::Error, |_, out| encode::error(out, id, code, message));
-    }
-
     /// Queues a `message` frame for every connection of a user who lives here. Returns true if one took it.
     pub(super) fn deliver(&mut self, hash: UserHash, to: &str, frame: &[u8]) -> bool {
-        let Some(user) = self.users.find(hash, to) else {
+        let Some(user) = self.kernel.users.find(hash, to) else {
             return false;
         };
         let mut taken = false;
-        if let &[slot] = self.users.devices(user) {
-            taken = self.append(slot, frame, SentKind::Message);
+        if let &[slot] = self.kernel.users.devices(user) {
+            taken = self.kernel.append(slot, frame, SentKind::Message);
         } else {
-            let mut slots = std::mem::take(&mut self.scratch_slots);
+            let mut slots = std::mem::take(&mut self.kernel.scratch_slots);
             slots.clear();
-            slots.extend_from_slice(self.users.devices(user));
+            slots.extend_from_slice(self.kernel.users.devices(user));
             let shared = (frame.len() >= SHARE_BYTES_MIN).then(|| Bytes::copy_from_slice(frame));
             for &slot in &slots {
                 taken |= match &shared {
-                    Some(frame) => self.append_shared(slot, frame, SentKind::Message),
-                    None => self.append(slot, frame, SentKind::Message),
+                    Some(frame) => self.kernel.append_shared(slot, frame, SentKind::Message),
+                    None => self.kernel.append(slot, frame, SentKind::Message),
                 };
             }
-            self.scratch_slots = slots;
+            self.kernel.scratch_slots = slots;
         }
         taken
     }
@@ -255,7 +139,7 @@ impl Core {
         ack_to: Option<AckTo<'_>>,
     ) -> Option<AckStatus> {
         let here = self.deliver(hash, to, frame);
-        let status = if self.remote.is_some() {
+        let status = if self.kernel.peers.is_some() {
             self.send_elsewhere(hash, to, frame, here, ack_to)
         } else if here {
             Some(AckStatus::Delivered)
@@ -263,66 +147,44 @@ impl Core {
             Some(AckStatus::Offline)
         };
         if status == Some(AckStatus::Offline) {
-            self.metrics().dropped(DropReason::MessageOffline);
+            self.kernel.metrics().dropped(DropReason::MessageOffline);
         }
         status
     }
 
-    /// Tells a sender what became of its message.
-    pub(super) fn answer(&mut self, ack_to: &AckTo<'_>, status: AckStatus) {
-        if let Some(ticket) = ack_to.conn.system_ticket() {
-            debug_assert_eq!(ack_to.shard, self.me, "the system sends where the receiver lives");
-            return self.reply(ticket, ShardReply::Status(status));
-        }
-        if ack_to.shard != self.me {
-            self.metrics().acked(status);
-            self.lanes.reply(ack_to.shard, ack_to.conn, |out| {
-                encode::ack(out, ack_to.client_id, ack_to.message_id, status);
-            });
-            return;
-        }
-        // The sender may be gone.
-        if self.is_open(ack_to.conn) {
-            self.metrics().acked(status);
-            self.send(ack_to.conn.slot, SentKind::Ack, |_, out| {
-                encode::ack(out, ack_to.client_id, ack_to.message_id, status);
-            });
-        } else {
-            self.metrics().dropped(DropReason::ReplyGone);
-        }
-    }
-
     /// A `message` frame of the user on `slot`.
     pub(super) fn route_message(&mut self, slot: u32, client_id: Option<&str>, to: &str, content: &str) {
-        let Some(sender) = self.conn(slot).user else {
+        let Some(sender) = self.kernel.conn(slot).user else {
             return;
         };
-        if !self.may_write_to(slot, to) {
+        if !self.kernel.may_write_to(slot, to) {
             let message = "this user may not write to that one";
-            return self.send_error(slot, client_id, ErrorCode::NotPermitted, message);
+            return self
+                .kernel
+                .send_error(slot, client_id, ErrorCode::NotPermitted, message);
         }
-        let message_id = self.ids.next(self.now.wall_ms);
-        let mut frame = std::mem::take(&mut self.scratch);
+        let message_id = self.kernel.ids.next(self.kernel.now.wall_ms);
+        let mut frame = std::mem::take(&mut self.kernel.scratch);
         frame.clear();
         let message = encode::Message {
             id: message_id,
-            from: self.users.name(sender),
+            from: self.kernel.users.name(sender),
             to,
             content,
-            ts_ms: self.now.wall_ms,
+            ts_ms: self.kernel.now.wall_ms,
         };
         encode::message(&mut frame, &message);
-        let hash = self.homes.hash(to);
-        let home = self.homes.home(hash);
+        let hash = self.kernel.homes.hash(to);
+        let home = self.kernel.homes.home(hash);
         let ack_to = client_id.map(|client_id| AckTo {
-            shard: self.me,
-            conn: self.key(slot),
+            shard: self.kernel.me,
+            conn: self.kernel.key(slot),
             client_id,
             message_id,
         });
-        let status = if home == self.me {
+        let status = if home == self.kernel.me {
             let status = self.dispatch(hash, to, &frame, ack_to);
-            self.turn.local += u64::from(status == Some(AckStatus::Delivered));
+            self.kernel.turn.local += u64::from(status == Some(AckStatus::Delivered));
             status
         } else {
             let outgoing = OutgoingMessage {
@@ -330,35 +192,35 @@ impl Core {
                 to,
                 frame: &frame,
                 ack_to,
-                received_ns: self.now.mono_ns,
+                received_ns: self.kernel.now.mono_ns,
             };
-            match self.lanes.try_message(home, &outgoing) {
+            match self.kernel.lanes.try_message(home, &outgoing) {
                 Ok(()) => None,
                 Err(LaneFull) => {
-                    self.metrics().dropped(DropReason::MessageLaneFull);
+                    self.kernel.metrics().dropped(DropReason::MessageLaneFull);
                     Some(AckStatus::Failed)
                 }
             }
         };
-        self.scratch = frame;
+        self.kernel.scratch = frame;
         if let (Some(status), Some(ack_to)) = (status, &ack_to) {
-            self.answer(ack_to, status);
+            self.kernel.answer(ack_to, status);
         }
     }
 
     /// A `presence` frame: asks every shard on which one of these users lives, and then the cluster for those of whom no shard
     /// knows where they are.
     pub(super) fn ask_presence(&mut self, slot: u32, client_id: Option<&str>, users: Vec<Box<str>>) {
-        let Some(asking) = self.conn(slot).user else {
+        let Some(asking) = self.kernel.conn(slot).user else {
             return;
         };
-        let asker_hash = self.homes.hash(self.users.name(asking));
+        let asker_hash = self.kernel.homes.hash(self.kernel.users.name(asking));
         let (mut online, mut known) = (0u128, 0u128);
         let mut elsewhere: Vec<(ShardId, u8, UserHash)> = Vec::new();
         for (place, user) in users.iter().enumerate() {
-            let hash = self.homes.hash(user);
-            let home = self.homes.home(hash);
-            if home == self.me {
+            let hash = self.kernel.homes.hash(user);
+            let home = self.kernel.homes.home(hash);
+            if home == self.kernel.me {
                 let found = self.is_known_online(hash, user);
                 online |= u128::from(found == Some(true)) << place;
                 known |= u128::from(found.is_some()) << place;
@@ -369,7 +231,7 @@ impl Core {
         elsewhere.sort_unstable_by_key(|(home, place, _)| (*home, *place));
         let groups = elsewhere.chunk_by(|a, b| a.0 == b.0);
         let question = Question {
-            asker: self.key(slot),
+            asker: self.kernel.key(slot),
             asker_hash,
             client_id: client_id.map(Into::into),
             users,
@@ -396,7 +258,7 @@ impl Core {
                 .iter()
                 .map(|(_, place, hash)| (*place, *hash, &*users[usize::from(*place)]));
             let question = (ticket, asker_hash);
-            asked = asked.and(self.lanes.try_presence_query(group[0].0, question, group_users));
+            asked = asked.and(self.kernel.lanes.try_presence_query(group[0].0, question, group_users));
         }
         if asked.is_err()
             && let Some(question) = self.questions.take(ticket)
@@ -414,14 +276,14 @@ impl Core {
         let unknown = (0u8..)
             .zip(&question.users)
             .filter(|(place, _)| known >> place & 1 == 0);
-        let refused = match &self.remote {
+        let refused = match &self.kernel.peers {
             Some(_) if unknown.clone().next().is_some() => {
                 question.waiting = 1;
-                let homes = &self.homes;
+                let homes = &self.kernel.homes;
                 let users = unknown.map(|(place, user)| (place, homes.hash(user), &**user));
-                if !self.shared.cluster.is_up() {
+                if !self.kernel.shared.cluster.is_up() {
                     Some((DropReason::PresenceRedisAway, REDIS_AWAY))
-                } else if self.lanes.try_cluster_query((ticket, asker), users).is_err() {
+                } else if self.kernel.lanes.try_cluster_query((ticket, asker), users).is_err() {
                     Some((DropReason::PresenceLaneFull, OVERLOADED))
                 } else {
                     return;
@@ -440,18 +302,18 @@ impl Core {
 
     /// Whether a user who lives here is online, if that is known without asking anybody.
     fn is_known_online(&mut self, hash: UserHash, user: &str) -> Option<bool> {
-        if self.users.find(hash, user).is_some() {
+        if self.kernel.users.find(hash, user).is_some() {
             return Some(true);
         }
-        self.is_known_elsewhere(hash, user)
+        self.kernel.is_known_elsewhere(hash, user)
     }
 
     fn refuse_presence(&mut self, question: &Question, why: DropReason, message: &str) {
-        self.metrics().dropped(why);
-        if !self.is_open(question.asker) {
+        self.kernel.metrics().dropped(why);
+        if !self.kernel.is_open(question.asker) {
             return;
         }
-        self.send_error(
+        self.kernel.send_error(
             question.asker.slot,
             question.client_id.as_deref(),
             ErrorCode::Unavailable,
@@ -460,8 +322,8 @@ impl Core {
     }
 
     fn answer_presence(&mut self, question: &Question) {
-        if !self.is_open(question.asker) {
-            self.metrics().dropped(DropReason::ReplyGone);
+        if !self.kernel.is_open(question.asker) {
+            self.kernel.metrics().dropped(DropReason::ReplyGone);
             return;
         }
         let users = question
@@ -469,22 +331,17 @@ impl Core {
             .iter()
             .enumerate()
             .map(|(place, user)| (&**user, question.online >> place & 1 == 1));
-        self.send(question.asker.slot, SentKind::Presence, |_, out| {
+        self.kernel.send(question.asker.slot, SentKind::Presence, |_, out| {
             encode::presence(out, question.client_id.as_deref(), users);
         });
     }
 
-    pub(super) fn is_open(&mut self, key: SocketKey) -> bool {
-        self.connection(key)
-            .is_some_and(|conn| matches!(conn.stage, Stage::Open))
-    }
-
     /// Another shard has answered for a connection of this one.
     pub(super) fn handle_reply_frame(&mut self, to: SocketKey, frame: &[u8]) {
-        if self.is_open(to) {
-            self.append(to.slot, frame, SentKind::Ack);
+        if self.kernel.is_open(to) {
+            self.kernel.append(to.slot, frame, SentKind::Ack);
         } else {
-            self.metrics().dropped(DropReason::ReplyGone);
+            self.kernel.metrics().dropped(DropReason::ReplyGone);
         }
     }
 
@@ -496,7 +353,9 @@ impl Core {
             online |= u128::from(found == Some(true)) << index;
             known |= u128::from(found.is_some()) << index;
         }
-        self.lanes.presence_answer(batch.from, query.ticket, online, known);
+        self.kernel
+            .lanes
+            .presence_answer(batch.from, query.ticket, online, known);
     }
 
     /// A shard, or the control thread, has answered a question.
@@ -522,10 +381,10 @@ impl Core {
         let ack_to = message.ack_to.as_ref().map(|ack_to| batch.ack_to(batch.from, ack_to));
         let status = self.dispatch(message.hash, batch.text(message.to), batch.bytes(message.frame), ack_to);
         if status == Some(AckStatus::Delivered) {
-            self.turn.from_lanes.push(message.received_ns);
+            self.kernel.turn.from_lanes.push(message.received_ns);
         }
         if let (Some(status), Some(ack_to)) = (status, &ack_to) {
-            self.answer(ack_to, status);
+            self.kernel.answer(ack_to, status);
         }
     }
 }

@@ -67,23 +67,23 @@ impl Asked {
 impl Core {
     /// The user has just got one connection more, and may have `limit`.
     pub(super) fn limit_devices(&mut self, user: UserIndex, limit: usize) {
-        let is_open = |slot: &&u32| matches!(self.connections[**slot as usize].stage, Stage::Open);
-        if self.users.devices(user).iter().filter(is_open).count() <= limit {
+        let is_open = |slot: &&u32| matches!(self.kernel.connections[**slot as usize].stage, Stage::Open);
+        if self.kernel.users.devices(user).iter().filter(is_open).count() <= limit {
             return;
         }
-        let now_ms = self.now.mono_ms();
+        let now_ms = self.kernel.now.mono_ms();
         if let Some(question) = self.asked.users.get_mut(&user) {
             question.limit = limit;
             let heard_since_ms = question.heard_since_ms;
             return self.close_silent(user, 2 * limit, heard_since_ms);
         }
-        let mut slots = std::mem::take(&mut self.scratch_slots);
+        let mut slots = std::mem::take(&mut self.kernel.scratch_slots);
         slots.clear();
-        slots.extend_from_slice(self.users.devices(user));
-        let last_seen = |slot: &u32| self.connections[*slot as usize].last_seen_ms;
+        slots.extend_from_slice(self.kernel.users.devices(user));
+        let last_seen = |slot: &u32| self.kernel.connections[*slot as usize].last_seen_ms;
         slots.retain(|slot| now_ms.saturating_sub(last_seen(slot)) >= SILENT_MS);
         if self.draining.is_some() || slots.is_empty() {
-            self.scratch_slots = slots;
+            self.kernel.scratch_slots = slots;
             return self.close_silent(user, limit, now_ms);
         }
         let question = Question {
@@ -94,21 +94,22 @@ impl Core {
         self.asked.users.insert(user, question);
         self.asked.due.push_back((question.due_ms, user));
         for &slot in &slots {
-            self.send(slot, SentKind::Ping, |_, out| encode::frame(out, Opcode::Ping, b""));
+            self.kernel
+                .send(slot, SentKind::Ping, |_, out| encode::frame(out, Opcode::Ping, b""));
         }
-        self.scratch_slots = slots;
+        self.kernel.scratch_slots = slots;
     }
 
     /// One has answered a ping, perhaps the last one that was waited for.
     pub(super) fn device_answered(&mut self, slot: u32) {
-        let Some(user) = self.conn(slot).user else {
+        let Some(user) = self.kernel.conn(slot).user else {
             return;
         };
         let Some(question) = self.asked.users.get(&user).copied() else {
             return;
         };
-        let devices = self.users.devices(user);
-        let has_answered = |slot: &u32| self.connections[*slot as usize].last_seen_ms >= question.heard_since_ms;
+        let devices = self.kernel.users.devices(user);
+        let has_answered = |slot: &u32| self.kernel.connections[*slot as usize].last_seen_ms >= question.heard_since_ms;
         if devices.len() <= WATCHED_MAX && devices.iter().all(has_answered) {
             self.asked.users.remove(&user);
             self.close_silent(user, question.limit, question.heard_since_ms);
@@ -117,7 +118,7 @@ impl Core {
 
     /// The time of those that were asked is over.
     pub(super) fn decide_on_devices(&mut self) {
-        let now_ms = self.now.mono_ms();
+        let now_ms = self.kernel.now.mono_ms();
         while let Some(&(due_ms, user)) = self.asked.due.front()
             && due_ms <= now_ms
         {
@@ -134,20 +135,20 @@ impl Core {
     /// Closes connections of a user until so many are left. First the ones that said nothing since `heard_since_ms`, the
     /// longest silent before the others; then the oldest.
     fn close_silent(&mut self, user: UserIndex, limit: usize, heard_since_ms: u64) {
-        let mut slots = std::mem::take(&mut self.scratch_slots);
+        let mut slots = std::mem::take(&mut self.kernel.scratch_slots);
         slots.clear();
-        let is_open = |slot: &u32| matches!(self.connections[*slot as usize].stage, Stage::Open);
-        slots.extend(self.users.devices(user).iter().copied().filter(is_open));
+        let is_open = |slot: &u32| matches!(self.kernel.connections[*slot as usize].stage, Stage::Open);
+        slots.extend(self.kernel.users.devices(user).iter().copied().filter(is_open));
         while slots.len() > limit.max(1) {
-            let last_seen = |at: &usize| self.connections[slots[*at] as usize].last_seen_ms;
+            let last_seen = |at: &usize| self.kernel.connections[slots[*at] as usize].last_seen_ms;
             // The oldest of equal ones, as it comes first.
             let silent = (0..slots.len())
                 .filter(|at| last_seen(at) < heard_since_ms)
                 .min_by_key(last_seen);
             let goes = slots.remove(silent.unwrap_or(0));
-            self.begin_close(goes, CloseReason::TooManyConnections);
+            self.kernel.begin_close(goes, CloseReason::TooManyConnections);
         }
-        self.scratch_slots = slots;
+        self.kernel.scratch_slots = slots;
     }
 }
 
@@ -164,7 +165,7 @@ mod tests {
         testing::at(&mut core, 5_000);
         // An empty pong.
         core.handle_received(devices[0], &mut [0x8a, 0x80, 0, 0, 0, 0]);
-        let user = core.conn(0).user.unwrap();
+        let user = core.kernel.conn(0).user.unwrap();
         core.limit_devices(user, 2);
         core.settle();
         assert_eq!(testing::carry_out(&mut core).0, devices[1..], "these are asked");
@@ -174,7 +175,7 @@ mod tests {
         testing::at(&mut core, 10_000);
         core.decide_on_devices();
         core.settle();
-        assert_eq!(core.users.devices(user), [0, 2]);
+        assert_eq!(core.kernel.users.devices(user), [0, 2]);
         core.check_invariants();
     }
 }

@@ -17,7 +17,7 @@ impl Core {
         let count = items.len();
         for item in items {
             match item {
-                ToShard::Handoff(hand_off) => self.command(Command::Adopt(hand_off)),
+                ToShard::Handoff(hand_off) => self.kernel.command(Command::Adopt(hand_off)),
                 ToShard::Message(mail) => self.handle_message_mail(&batch, mail),
                 ToShard::Reply(mail) => self.handle_reply_mail(&batch, mail),
                 ToShard::Presence(mail) => self.handle_presence_mail(&batch, mail),
@@ -36,7 +36,7 @@ impl Core {
     fn handle_message_mail(&mut self, batch: &Batch<ToShard>, mail: MessageToShard) {
         match mail {
             MessageToShard::Message(message) => {
-                self.turn.interactive = true;
+                self.kernel.turn.interactive = true;
                 self.handle_message_item(batch, &message);
             }
             MessageToShard::FromGateway {
@@ -46,25 +46,25 @@ impl Core {
                 index,
                 received_ns,
             } => {
-                self.turn.interactive = true;
+                self.kernel.turn.interactive = true;
                 self.handle_from_gateway((hash, batch.text(to)), batch.bytes(frame), index, received_ns);
             }
             MessageToShard::PacketEnd { packet } => self.handle_packet_end(packet),
             MessageToShard::Located { hash, user, location } => {
                 self.handle_located(hash, batch.text(user), &location);
             }
-            MessageToShard::Forget { hash, user } => self.forget_location(hash, batch.text(user)),
-            MessageToShard::ForgetAll => self.forget_locations(),
+            MessageToShard::Forget { hash, user } => self.kernel.forget_location(hash, batch.text(user)),
+            MessageToShard::ForgetAll => self.kernel.forget_locations(),
         }
     }
 
     fn handle_reply_mail(&mut self, batch: &Batch<ToShard>, mail: ReplyToShard) {
         match mail {
             ReplyToShard::Frame { to, frame } => {
-                self.turn.interactive = true;
+                self.kernel.turn.interactive = true;
                 self.handle_reply_frame(to, batch.bytes(frame));
             }
-            ReplyToShard::Ack { ack_to, status } => self.answer(&batch.ack_to(self.me, &ack_to), status),
+            ReplyToShard::Ack { ack_to, status } => self.kernel.answer(&batch.ack_to(self.kernel.me, &ack_to), status),
         }
     }
 
@@ -78,15 +78,15 @@ impl Core {
 
     fn handle_roster_mail(&mut self, batch: &Batch<ToShard>, mail: RosterToShard) {
         match mail {
-            RosterToShard::List { round, from, count } => self.list_users(round, from, count),
-            RosterToShard::ReviewPage { round, from, count } => self.review_page(round, from, count),
+            RosterToShard::List { round, from, count } => self.kernel.list_users(round, from, count),
+            RosterToShard::ReviewPage { round, from, count } => self.kernel.review_page(round, from, count),
             RosterToShard::ReviewUsers { round, users } => {
                 let users = users.iter().map(|(hash, user)| (*hash, batch.text(*user)));
-                self.review_users(round, users);
+                self.kernel.review_users(round, users);
             }
             RosterToShard::Check { users } => {
                 let users = users.iter().map(|(hash, user)| (*hash, batch.text(*user)));
-                self.check_users(users);
+                self.kernel.check_users(users);
             }
         }
     }
@@ -120,8 +120,8 @@ impl Core {
         match mail {
             LifecycleToShard::Settings(settings) => {
                 self.http.settings.replace(Arc::clone(&settings));
-                let before = std::mem::replace(&mut self.settings, settings);
-                if before.subscribe != self.settings.subscribe {
+                let before = std::mem::replace(&mut self.kernel.settings, settings);
+                if before.subscribe != self.kernel.settings.subscribe {
                     self.review_all();
                 }
                 self.credentials.forget();

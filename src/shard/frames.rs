@@ -34,7 +34,7 @@ impl Core {
     pub(super) fn frame_bytes(&mut self, slot: u32, bytes: &mut [u8]) {
         let limit = self.message_bytes_max(slot);
         // Taken out, because messages borrow from it while they change the connection.
-        let mut decoder = std::mem::take(&mut self.conn(slot).decoder);
+        let mut decoder = std::mem::take(&mut self.kernel.conn(slot).decoder);
         let mut reader = decoder.read(bytes, limit);
         let (mut migrating, mut shown) = (None, None);
         loop {
@@ -56,7 +56,7 @@ impl Core {
                     }
                 },
                 Err(error) => {
-                    self.fail(slot, error.close_reason());
+                    self.kernel.fail(slot, error.close_reason());
                     self.settle();
                     break;
                 }
@@ -67,27 +67,27 @@ impl Core {
         } else if let Some((token, rest)) = shown {
             self.begin_verifying(slot, token, None, rest);
         } else if !matches!(
-            self.conn(slot).stage,
+            self.kernel.conn(slot).stage,
             Stage::Closed | Stage::Free | Stage::Lingering { .. }
         ) {
-            self.conn(slot).decoder = decoder;
+            self.kernel.conn(slot).decoder = decoder;
         }
     }
 
     /// The longest message that is taken from this connection now.
     fn message_bytes_max(&self, slot: u32) -> usize {
-        let configured = self.settings.limits.message_bytes;
-        match self.connections[slot as usize].stage {
+        let configured = self.kernel.settings.limits.message_bytes;
+        match self.kernel.connections[slot as usize].stage {
             Stage::Authenticating | Stage::Closing { .. } => configured.min(STRANGER_BYTES_MAX),
             _ => configured,
         }
     }
 
     fn handle_message(&mut self, slot: u32, message: Message<'_>) -> Flow {
-        if let Stage::Closing { .. } = self.conn(slot).stage {
+        if let Stage::Closing { .. } = self.kernel.conn(slot).stage {
             // Our close frame is on its way: only the peer's matters.
             if let Message::Close(_) = message {
-                self.close_when_flushed(slot);
+                self.kernel.close_when_flushed(slot);
                 return Flow::Stop;
             }
             return Flow::Next;
@@ -97,7 +97,7 @@ impl Core {
         }
         match message {
             Message::Ping(payload) => {
-                self.send(slot, SentKind::Pong, |_, out| {
+                self.kernel.send(slot, SentKind::Pong, |_, out| {
                     encode::frame(out, Opcode::Pong, payload);
                 });
             }
@@ -105,24 +105,25 @@ impl Core {
             Message::Fragment => {}
             Message::Close(code) => {
                 self.end(slot, CloseCause::Peer(code));
-                self.go(slot, Stage::Closing { peer_closed: true });
-                self.wheel
-                    .set(slot, self.now.mono_ms() + super::timers::CLOSE_TIMEOUT_MS);
-                let mut frame = std::mem::take(&mut self.scratch);
+                self.kernel.go(slot, Stage::Closing { peer_closed: true });
+                self.kernel
+                    .wheel
+                    .set(slot, self.kernel.now.mono_ms() + super::timers::CLOSE_TIMEOUT_MS);
+                let mut frame = std::mem::take(&mut self.kernel.scratch);
                 frame.clear();
                 encode::close_reply(&mut frame, code);
-                self.append_unlimited(slot, &frame);
-                self.scratch = frame;
-                self.metrics().sent(SentKind::Close);
+                self.kernel.append_unlimited(slot, &frame);
+                self.kernel.scratch = frame;
+                self.kernel.metrics().sent(SentKind::Close);
                 return Flow::Stop;
             }
             Message::Text(text) => return self.handle_text(slot, text),
             Message::Binary(bytes) => {
-                if matches!(self.conn(slot).stage, Stage::Echo) {
+                if matches!(self.kernel.conn(slot).stage, Stage::Echo) {
                     let verdict = self.count_frame(slot);
                     self.echo(slot, verdict, Opcode::Binary, bytes);
                 } else {
-                    self.begin_close(slot, CloseReason::Unsupported);
+                    self.kernel.begin_close(slot, CloseReason::Unsupported);
                 }
             }
         }
@@ -132,35 +133,39 @@ impl Core {
     fn echo(&mut self, slot: u32, verdict: Verdict, opcode: Opcode, payload: &[u8]) {
         match verdict {
             Verdict::Pass => {
-                self.send(slot, SentKind::Echo, |_, out| encode::frame(out, opcode, payload));
+                self.kernel
+                    .send(slot, SentKind::Echo, |_, out| encode::frame(out, opcode, payload));
             }
             // There is no `error` frame here.
-            Verdict::Refuse | Verdict::Close => self.begin_close(slot, CloseReason::TooManyRequests),
+            Verdict::Refuse | Verdict::Close => self.kernel.begin_close(slot, CloseReason::TooManyRequests),
         }
     }
 
     /// Counts a message against the rate.
     fn count_frame(&mut self, slot: u32) -> Verdict {
-        let conn = self.conn(slot);
+        let conn = self.kernel.conn(slot);
         conn.messages_in = conn.messages_in.saturating_add(1);
         self.check_rate(slot)
     }
 
     /// Counts any one frame against the rate.
     fn check_rate(&mut self, slot: u32) -> Verdict {
-        let now_us = self.now.mono_ns / 1000;
-        let (rate, burst) = (self.settings.limits.messages_per_second, self.settings.limits.burst);
-        self.conn(slot).rate.check(now_us, rate, burst)
+        let now_us = self.kernel.now.mono_ns / 1000;
+        let (rate, burst) = (
+            self.kernel.settings.limits.messages_per_second,
+            self.kernel.settings.limits.burst,
+        );
+        self.kernel.conn(slot).rate.check(now_us, rate, burst)
     }
 
     /// Counts a frame that is no message: a ping, a pong, a fragment. False if it is refused, which its sender then knows.
     fn passes(&mut self, slot: u32) -> bool {
         match self.check_rate(slot) {
             Verdict::Pass => return true,
-            Verdict::Refuse if !matches!(self.conn(slot).stage, Stage::Echo) => {
+            Verdict::Refuse if !matches!(self.kernel.conn(slot).stage, Stage::Echo) => {
                 self.refuse_too_many(slot, None);
             }
-            Verdict::Refuse | Verdict::Close => self.begin_close(slot, CloseReason::TooManyRequests),
+            Verdict::Refuse | Verdict::Close => self.kernel.begin_close(slot, CloseReason::TooManyRequests),
         }
         false
     }
@@ -170,20 +175,24 @@ impl Core {
         if extra == 0 {
             return Verdict::Pass;
         }
-        let now_us = self.now.mono_ns / 1000;
-        let (rate, burst) = (self.settings.limits.messages_per_second, self.settings.limits.burst);
-        self.conn(slot).rate.charge(now_us, rate, burst, extra)
+        let now_us = self.kernel.now.mono_ns / 1000;
+        let (rate, burst) = (
+            self.kernel.settings.limits.messages_per_second,
+            self.kernel.settings.limits.burst,
+        );
+        self.kernel.conn(slot).rate.charge(now_us, rate, burst, extra)
     }
 
     fn refuse_too_many(&mut self, slot: u32, id: Option<&str>) {
-        self.metrics().dropped(DropReason::FrameRateLimited);
-        self.send_error(slot, id, ErrorCode::RateLimited, "too many frames per second");
+        self.kernel.metrics().dropped(DropReason::FrameRateLimited);
+        self.kernel
+            .send_error(slot, id, ErrorCode::RateLimited, "too many frames per second");
     }
 
     fn handle_text(&mut self, slot: u32, text: &str) -> Flow {
-        self.turn.interactive = true;
+        self.kernel.turn.interactive = true;
         let verdict = self.count_frame(slot);
-        if matches!(self.conn(slot).stage, Stage::Echo) {
+        if matches!(self.kernel.conn(slot).stage, Stage::Echo) {
             self.echo(slot, verdict, Opcode::Text, text.as_bytes());
             return Flow::Next;
         }
@@ -199,28 +208,29 @@ impl Core {
                 return Flow::Next;
             }
             Verdict::Close => {
-                self.begin_close(slot, CloseReason::TooManyRequests);
+                self.kernel.begin_close(slot, CloseReason::TooManyRequests);
                 return Flow::Next;
             }
         }
         match decode::parse(text) {
             Ok(frame) => {
-                self.metrics().received(frame.kind());
+                self.kernel.metrics().received(frame.kind());
                 match self.charge(slot, frame.extra_cost()) {
                     Verdict::Pass => return self.carry_out(slot, frame),
                     Verdict::Refuse => self.refuse_too_many(slot, frame.id()),
-                    Verdict::Close => self.begin_close(slot, CloseReason::TooManyRequests),
+                    Verdict::Close => self.kernel.begin_close(slot, CloseReason::TooManyRequests),
                 }
                 Flow::Next
             }
             Err(refusal) => {
-                self.metrics().received(FrameKind::Invalid);
-                self.send_error(slot, refusal.id.as_deref(), refusal.code, &refusal.message);
+                self.kernel.metrics().received(FrameKind::Invalid);
+                self.kernel
+                    .send_error(slot, refusal.id.as_deref(), refusal.code, &refusal.message);
                 if matches!(refusal.code, ErrorCode::BadRequest | ErrorCode::UnknownType) {
-                    let conn = self.conn(slot);
+                    let conn = self.kernel.conn(slot);
                     conn.bad_frames += 1;
                     if conn.bad_frames >= BAD_FRAMES_MAX {
-                        self.begin_close(slot, CloseReason::BadRequest);
+                        self.kernel.begin_close(slot, CloseReason::BadRequest);
                     }
                 }
                 Flow::Next
@@ -229,15 +239,15 @@ impl Core {
     }
 
     fn carry_out(&mut self, slot: u32, frame: ClientFrame<'_>) -> Flow {
-        let open = matches!(self.conn(slot).stage, Stage::Open);
+        let open = matches!(self.kernel.conn(slot).stage, Stage::Open);
         match frame {
-            ClientFrame::Auth { id, token, .. } if self.settings.auth.is_some() => {
+            ClientFrame::Auth { id, token, .. } if self.kernel.settings.auth.is_some() => {
                 return self.show_token(slot, id.as_deref(), token);
             }
             ClientFrame::Auth { user, .. } => return self.authenticate(slot, user.as_deref()),
             ClientFrame::Heartbeat => {
-                self.send(slot, SentKind::Heartbeat, |core, out| {
-                    encode::heartbeat(out, core.now.wall_ms);
+                self.kernel.send(slot, SentKind::Heartbeat, |kernel, out| {
+                    encode::heartbeat(out, kernel.now.wall_ms);
                 });
             }
             ClientFrame::Message { id, .. }
@@ -247,7 +257,7 @@ impl Core {
             | ClientFrame::Publish { id, .. }
                 if !open =>
             {
-                self.send_error(
+                self.kernel.send_error(
                     slot,
                     id.as_deref(),
                     ErrorCode::Unauthorized,
@@ -260,7 +270,7 @@ impl Core {
                 let mut distinct: Vec<Box<str>> = Vec::with_capacity(users.len());
                 for user in users {
                     // An object has each key once. Of whom this user may not know it hears nothing at all.
-                    if self.may_see(slot, &user) && !distinct.iter().any(|known| **known == *user) {
+                    if self.kernel.may_see(slot, &user) && !distinct.iter().any(|known| **known == *user) {
                         distinct.push(user.into());
                     }
                 }
@@ -270,45 +280,45 @@ impl Core {
             ClientFrame::Unsubscribe { id, channel } => self.unsubscribe(slot, id.as_deref(), &channel),
             ClientFrame::Publish { id, channel, content } => self.publish(slot, id.as_deref(), &channel, content),
         }
-        self.conn(slot).bad_frames = 0;
+        self.kernel.conn(slot).bad_frames = 0;
         Flow::Next
     }
 
     /// `auth` with a token.
     fn show_token(&mut self, slot: u32, client_id: Option<&str>, token: Option<Cow<'_, str>>) -> Flow {
         let token = token.map(|token| Token(token.into_owned()));
-        match (&self.conn(slot).stage, token) {
+        match (&self.kernel.conn(slot).stage, token) {
             (Stage::Authenticating, Some(token)) => return Flow::Verify(token),
             (Stage::Open, Some(token)) => self.begin_refreshing(slot, client_id, token),
-            _ => self.begin_close(slot, CloseReason::InvalidCredential),
+            _ => self.kernel.begin_close(slot, CloseReason::InvalidCredential),
         }
         Flow::Next
     }
 
     /// `auth` in development mode: the user says its name.
     fn authenticate(&mut self, slot: u32, user: Option<&str>) -> Flow {
-        let Some(user) = user.filter(|user| self.settings.takes_user_id(user)) else {
-            self.begin_close(slot, CloseReason::InvalidCredential);
+        let Some(user) = user.filter(|user| self.kernel.settings.takes_user_id(user)) else {
+            self.kernel.begin_close(slot, CloseReason::InvalidCredential);
             return Flow::Next;
         };
-        if let Some(known) = self.conn(slot).user {
-            if self.users.name(known) == user {
-                self.conn(slot).bad_frames = 0;
-                self.send_welcome(slot);
+        if let Some(known) = self.kernel.conn(slot).user {
+            if self.kernel.users.name(known) == user {
+                self.kernel.conn(slot).bad_frames = 0;
+                self.kernel.send_welcome(slot);
             } else {
-                self.begin_close(slot, CloseReason::NotPermitted);
+                self.kernel.begin_close(slot, CloseReason::NotPermitted);
             }
             return Flow::Next;
         }
-        if !matches!(self.conn(slot).stage, Stage::Authenticating) {
+        if !matches!(self.kernel.conn(slot).stage, Stage::Authenticating) {
             return Flow::Next;
         }
         if !self.take_place(slot) {
             self.refuse_place(slot, false);
             return Flow::Next;
         }
-        let hash = self.homes.hash(user);
-        if self.homes.home(hash) == self.me {
+        let hash = self.kernel.homes.hash(user);
+        if self.kernel.homes.home(hash) == self.kernel.me {
             self.open(slot, user, hash, None);
             return Flow::Next;
         }
@@ -334,15 +344,18 @@ mod tests {
             let mut core = testing::core(|config| config.limits.message_bytes = 1 << 20);
             let key = testing::connect(&mut core, 0, query);
             testing::carry_out(&mut core);
-            core.begin_close(0, CloseReason::NoCredential);
+            core.kernel.begin_close(0, CloseReason::NoCredential);
             core.settle();
             // A text of 512 KiB, of which half comes.
             let header = [0x81, 0xff, 0, 0, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0];
             core.handle_received(key, &mut [&header[..], &[b'x'; 256 * 1024]].concat());
-            assert_eq!(core.conn(0).decoder.heap_bytes(), 0, "{query}");
-            assert!(matches!(core.conn(0).stage, Stage::Lingering { finished: false }));
+            assert_eq!(core.kernel.conn(0).decoder.heap_bytes(), 0, "{query}");
+            assert!(matches!(
+                core.kernel.conn(0).stage,
+                Stage::Lingering { finished: false }
+            ));
             testing::carry_out(&mut core);
-            assert!(matches!(core.conn(0).stage, Stage::Lingering { finished: true }));
+            assert!(matches!(core.kernel.conn(0).stage, Stage::Lingering { finished: true }));
             core.check_invariants();
         }
     }

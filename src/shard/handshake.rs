@@ -9,19 +9,18 @@ use crate::auth::Grant;
 use crate::engine::SocketKey;
 use crate::http::HttpConn;
 use crate::lanes::Handoff;
-use crate::metrics::{DropReason, RefusalReason, SentKind};
+use crate::metrics::{DropReason, RefusalReason};
 use crate::router::UserHash;
 use crate::session::{Migrating, Stage, Tally};
 use crate::shared::NotAdmitted;
 use crate::tls::looks_like_tls;
-use crate::wire::json::encode;
 use crate::wire::ws::close::CloseReason;
 use crate::wire::ws::head::{self, Decision, Endpoint, Progress, Upgrade};
 
 impl Core {
     /// Bytes of a request head.
     pub(super) fn head_bytes(&mut self, slot: u32, bytes: &[u8]) {
-        let Stage::Head(earlier) = &mut self.conn(slot).stage else {
+        let Stage::Head(earlier) = &mut self.kernel.conn(slot).stage else {
             return;
         };
         // Nearly every head arrives whole and is read where it lies.
@@ -38,12 +37,12 @@ impl Core {
         if head.is_empty() {
             return;
         }
-        let header_bytes = self.settings.limits.header_bytes;
+        let header_bytes = self.kernel.settings.limits.header_bytes;
         // The first piece shows what speaks there. Then a head is not looked at again before its end has come, or one in many
         // pieces would cost the square of its length.
         let progress = if seen == 0 || head::has_end(head, seen) {
             self.strangers.spend(1 + (head.len() / HEAD_BYTES_PER_US) as u32);
-            head::read(head, &*self.settings)
+            head::read(head, &*self.kernel.settings)
         } else {
             self.strangers.spend(1 + (bytes.len() / HEAD_BYTES_PER_US) as u32);
             Progress::Partial
@@ -51,7 +50,7 @@ impl Core {
         match progress {
             Progress::Partial if head.len() <= header_bytes => {
                 let head = if seen == 0 { head.to_vec() } else { whole };
-                self.go(slot, Stage::Head(head));
+                self.kernel.go(slot, Stage::Head(head));
             }
             Progress::Partial => {
                 self.refuse_head(slot, "431 Request Header Fields Too Large", RefusalReason::HeadTooLarge)
@@ -59,18 +58,20 @@ impl Core {
             Progress::Complete(len, _) if len > header_bytes => {
                 self.refuse_head(slot, "431 Request Header Fields Too Large", RefusalReason::HeadTooLarge);
             }
-            Progress::Complete(len, Decision::Upgrade(upgrade)) => match self.shared.admit(&self.settings) {
-                Ok(()) => {
-                    let rest = head[len..].to_vec();
-                    self.upgrade(slot, upgrade, rest);
+            Progress::Complete(len, Decision::Upgrade(upgrade)) => {
+                match self.kernel.shared.admit(&self.kernel.settings) {
+                    Ok(()) => {
+                        let rest = head[len..].to_vec();
+                        self.upgrade(slot, upgrade, rest);
+                    }
+                    Err(reason) => self.become_http(slot, head, Some(reason)),
                 }
-                Err(reason) => self.become_http(slot, head, Some(reason)),
-            },
+            }
             Progress::Complete(_, Decision::Refuse(_) | Decision::Plain) => self.become_http(slot, head, None),
             Progress::Malformed if looks_like_tls(head) => {
                 self.hint("a TLS client connected to the plain port: it must use ws:// or http://, or set tls.cert and tls.key");
-                self.count_refused(slot, RefusalReason::Malformed);
-                self.close_now(slot);
+                self.kernel.count_refused(slot, RefusalReason::Malformed);
+                self.kernel.close_now(slot);
             }
             Progress::Malformed => self.refuse_head(slot, "400 Bad Request", RefusalReason::Malformed),
             Progress::TooManyFields => {
@@ -87,36 +88,29 @@ impl Core {
 
     /// As [`Core::refuse_head`], in these words.
     pub(super) fn refuse_head_saying(&mut self, slot: u32, status_line: &str, text: &str, reason: RefusalReason) {
-        self.count_refused(slot, reason);
-        let mut response = std::mem::take(&mut self.scratch);
+        self.kernel.count_refused(slot, reason);
+        let mut response = std::mem::take(&mut self.kernel.scratch);
         response.clear();
         head::final_response(&mut response, status_line, "", text);
-        self.append_unlimited(slot, &response);
-        self.scratch = response;
-        self.go(slot, Stage::Lingering { finished: false });
-        self.wheel
-            .set(slot, self.now.mono_ms() + super::timers::CLOSE_TIMEOUT_MS);
+        self.kernel.append_unlimited(slot, &response);
+        self.kernel.scratch = response;
+        self.kernel.go(slot, Stage::Lingering { finished: false });
+        self.kernel
+            .wheel
+            .set(slot, self.kernel.now.mono_ms() + super::timers::CLOSE_TIMEOUT_MS);
     }
 
     fn become_http(&mut self, slot: u32, head: &[u8], refused: Option<NotAdmitted>) {
         let http = HttpConn::new(Rc::clone(&self.http), refused);
-        self.go(slot, Stage::Http(Box::new(http)));
+        self.kernel.go(slot, Stage::Http(Box::new(http)));
         self.http_bytes(slot, head);
-    }
-
-    /// Everything queued is sent, then FIN.
-    pub(super) fn linger(&mut self, slot: u32) {
-        self.go(slot, Stage::Lingering { finished: false });
-        self.wheel
-            .set(slot, self.now.mono_ms() + super::timers::CLOSE_TIMEOUT_MS);
-        self.flushed(slot);
     }
 
     /// A handshake that is in order and admitted.
     pub(super) fn upgrade(&mut self, slot: u32, mut upgrade: Upgrade, rest: Vec<u8>) {
         if !self.takes_handshake_from(slot, &upgrade) {
             // One address must not use up what all others may.
-            return self.shared.give_back(&self.settings);
+            return self.kernel.shared.give_back(&self.kernel.settings);
         }
         if upgrade.refused {
             return self.close_browser(slot, &upgrade, CloseReason::InvalidCredential);
@@ -127,24 +121,28 @@ impl Core {
             (None, None) => {
                 // An echo has no user to become known: its place is due at once.
                 let tally = match upgrade.endpoint {
-                    Endpoint::Echo if !self.shared.take_place(&self.settings) => return self.refuse_place(slot, true),
+                    Endpoint::Echo if !self.kernel.shared.take_place(&self.kernel.settings) => {
+                        return self.refuse_place(slot, true);
+                    }
                     Endpoint::Echo => Tally::Place,
                     Endpoint::Gateway => Tally::Stranger,
                 };
-                self.count_as(slot, tally);
+                self.kernel.count_as(slot, tally);
                 self.switch_protocols(slot, &upgrade);
                 let timeout = match upgrade.endpoint {
                     Endpoint::Gateway => {
-                        self.go(slot, Stage::Authenticating);
-                        self.settings.auth_timeout
+                        self.kernel.go(slot, Stage::Authenticating);
+                        self.kernel.settings.auth_timeout
                     }
                     Endpoint::Echo => {
-                        self.settle_address(slot);
-                        self.go(slot, Stage::Echo);
-                        self.settings.heartbeat.interval
+                        self.kernel.settle_address(slot);
+                        self.kernel.go(slot, Stage::Echo);
+                        self.kernel.settings.heartbeat.interval
                     }
                 };
-                self.wheel.set(slot, self.now.mono_ms() + timeout.as_millis() as u64);
+                self.kernel
+                    .wheel
+                    .set(slot, self.kernel.now.mono_ms() + timeout.as_millis() as u64);
                 self.continue_with(slot, rest);
             }
         }
@@ -162,8 +160,8 @@ impl Core {
         if !self.take_place(slot) {
             return self.refuse_place(slot, upgrade.is_some());
         }
-        let hash = self.homes.hash(&user);
-        if self.homes.home(hash) != self.me {
+        let hash = self.kernel.homes.hash(&user);
+        if self.kernel.homes.home(hash) != self.kernel.me {
             let migrating = Migrating {
                 user,
                 hash,
@@ -183,80 +181,66 @@ impl Core {
     /// A browser sees no status of a refused handshake, only that there is no connection, and would come again for ever. So it
     /// gets one, and its end with the reason.
     pub(super) fn close_browser(&mut self, slot: u32, upgrade: &Upgrade, reason: CloseReason) {
-        self.count_as(slot, Tally::Stranger);
+        self.kernel.count_as(slot, Tally::Stranger);
         self.switch_protocols(slot, upgrade);
-        self.go(slot, Stage::Authenticating);
-        self.begin_close(slot, reason);
+        self.kernel.go(slot, Stage::Authenticating);
+        self.kernel.begin_close(slot, reason);
     }
 
     fn switch_protocols(&mut self, slot: u32, upgrade: &Upgrade) {
-        self.metrics().accepted.inc();
-        let mut response = std::mem::take(&mut self.scratch);
+        self.kernel.metrics().accepted.inc();
+        let mut response = std::mem::take(&mut self.kernel.scratch);
         response.clear();
         head::switching_protocols(&mut response, &upgrade.accept, upgrade.subprotocol);
-        self.append_unlimited(slot, &response);
-        self.scratch = response;
-        if let Some(outbox) = &mut self.conn(slot).outbox {
+        self.kernel.append_unlimited(slot, &response);
+        self.kernel.scratch = response;
+        if let Some(outbox) = &mut self.kernel.conn(slot).outbox {
             outbox.keep_waiting();
         }
     }
 
     /// The user is known: the connection takes a place of `limits.connections`. False if all are taken.
     pub(super) fn take_place(&mut self, slot: u32) -> bool {
-        let taken = self.shared.take_place(&self.settings);
+        let taken = self.kernel.shared.take_place(&self.kernel.settings);
         if taken {
-            self.count_as(slot, Tally::Place);
+            self.kernel.count_as(slot, Tally::Place);
         }
         taken
     }
 
     /// All places of `limits.connections` are taken: a client that is owed its `101` gets 503, another one close 3013.
     pub(super) fn refuse_place(&mut self, slot: u32, owes_upgrade: bool) {
-        self.count_refused(slot, RefusalReason::ConnectionLimit);
+        self.kernel.count_refused(slot, RefusalReason::ConnectionLimit);
         if owes_upgrade {
             self.refuse_unavailable(slot, NotAdmitted::ConnectionLimit);
         } else {
-            self.begin_close(slot, CloseReason::TooManyRequests);
+            self.kernel.begin_close(slot, CloseReason::TooManyRequests);
         }
     }
 
     /// The user is known and lives here.
     pub(super) fn open(&mut self, slot: u32, user: &str, hash: UserHash, grant: Option<Arc<Grant>>) {
-        self.settle_address(slot);
-        let index = self.users.join(hash, user, slot);
-        self.tell_presence(index, self.users.devices(index).len());
+        self.kernel.settle_address(slot);
+        let index = self.kernel.users.join(hash, user, slot);
+        self.kernel.tell_presence(index, self.kernel.users.devices(index).len());
         let limit = self.connections_limit(grant.as_ref());
-        let now_ms = self.now.mono_ms();
-        let conn = self.conn(slot);
+        let now_ms = self.kernel.now.mono_ms();
+        let conn = self.kernel.conn(slot);
         conn.grant = grant;
         conn.user = Some(index);
         conn.bad_frames = 0;
         // It has shown who it is, however long that was looked at.
         conn.last_seen_ms = now_ms;
-        self.go(slot, Stage::Open);
-        self.metrics().users.set(self.users.len() as u64);
-        let interval = self.settings.heartbeat.interval.as_millis() as u64;
-        self.look_again(slot, self.now.mono_ms() + interval);
-        self.tell_connected(slot);
-        self.send_welcome(slot);
+        self.kernel.go(slot, Stage::Open);
+        self.kernel.metrics().users.set(self.kernel.users.len() as u64);
+        let interval = self.kernel.settings.heartbeat.interval.as_millis() as u64;
+        self.kernel.look_again(slot, self.kernel.now.mono_ms() + interval);
+        self.kernel.tell_connected(slot);
+        self.kernel.send_welcome(slot);
         if limit > 0 {
             self.limit_devices(index, limit);
         }
         self.drain_newcomer(slot);
-    }
-
-    pub(super) fn send_welcome(&mut self, slot: u32) {
-        let Some(user) = self.conn(slot).user else {
-            return;
-        };
-        let id = self.conn(slot).id;
-        let expires_at_ms = self.conn(slot).grant.as_ref().map(|grant| grant.expires_at_ms);
-        let ends = expires_at_ms.filter(|at| *at != Grant::FOR_EVER);
-        self.send(slot, SentKind::Welcome, |core, out| {
-            let interval_ms = core.settings.heartbeat.interval.as_millis() as u64;
-            let (user, gateway) = (core.users.name(user), &core.shared.gateway_id);
-            encode::welcome(out, id, user, gateway, interval_ms, ends);
-        });
     }
 
     /// Frames that came behind the head belong to the WebSocket stream.
@@ -265,28 +249,29 @@ impl Core {
         if !rest.is_empty() {
             self.frame_bytes(slot, &mut rest);
         }
-        let key = self.key(slot);
-        self.rearm(key);
+        let key = self.kernel.key(slot);
+        self.kernel.rearm(key);
     }
 
     /// The connection goes to its user's shard as soon as everything queued here is sent.
     pub(super) fn leave(&mut self, slot: u32, migrating: Box<Migrating>) {
-        self.settle_address(slot);
-        self.go(slot, Stage::Migrating(migrating));
-        self.wheel
-            .set(slot, self.now.mono_ms() + super::timers::CLOSE_TIMEOUT_MS);
-        self.flushed(slot);
+        self.kernel.settle_address(slot);
+        self.kernel.go(slot, Stage::Migrating(migrating));
+        self.kernel
+            .wheel
+            .set(slot, self.kernel.now.mono_ms() + super::timers::CLOSE_TIMEOUT_MS);
+        self.kernel.flushed(slot);
     }
 
     /// The socket is out of the engine: off it goes. A full lane is told to the client.
     pub(super) fn hand_off(&mut self, hand_off: Handoff) {
-        let home = self.homes.home(hand_off.hash);
+        let home = self.kernel.homes.home(hand_off.hash);
         let hand_off = Box::new(hand_off);
-        if let Err(hand_off) = self.lanes.try_hand_over(home, hand_off) {
-            self.metrics().dropped(DropReason::HandOverLaneFull);
-            self.metrics().refused(RefusalReason::LaneFull);
+        if let Err(hand_off) = self.kernel.lanes.try_hand_over(home, hand_off) {
+            self.kernel.metrics().dropped(DropReason::HandOverLaneFull);
+            self.kernel.metrics().refused(RefusalReason::LaneFull);
             // Back into the engine, to be told.
-            self.command(Command::Adopt(hand_off));
+            self.kernel.command(Command::Adopt(hand_off));
         }
     }
 
@@ -306,30 +291,30 @@ impl Core {
             socket: _,
         } = hand_off;
         let slot = key.slot;
-        let refused = if self.homes.home(hash) != self.me {
+        let refused = if self.kernel.homes.home(hash) != self.kernel.me {
             Some(NotAdmitted::LaneFull)
-        } else if self.shared.is_draining() && upgrade.is_some() {
+        } else if self.kernel.shared.is_draining() && upgrade.is_some() {
             Some(NotAdmitted::Draining)
         } else {
             None
         };
-        let conn = self.occupy(key, Stage::Authenticating);
+        let conn = self.kernel.occupy(key, Stage::Authenticating);
         conn.connected_at_ms = connected_at_ms;
         conn.messages_in = messages_in;
         conn.rate = rate;
         conn.tls = tls;
         self.handed_over_from(slot, remote);
-        self.count_as(slot, Tally::Place);
+        self.kernel.count_as(slot, Tally::Place);
         match (refused, upgrade) {
             (Some(reason), Some(_)) => {
                 if reason == NotAdmitted::Draining {
-                    self.count_refused(slot, reason.into());
+                    self.kernel.count_refused(slot, reason.into());
                 }
                 self.refuse_unavailable(slot, reason);
             }
             (Some(_), None) => {
                 // Its 101 is sent: the close code says come back.
-                self.begin_close(slot, CloseReason::TooManyRequests);
+                self.kernel.begin_close(slot, CloseReason::TooManyRequests);
             }
             (None, upgrade) => {
                 if let Some(upgrade) = upgrade {
@@ -342,31 +327,25 @@ impl Core {
         self.settle();
     }
 
-    /// The field that says when to come again: some second from the first to the last, or all would come at once.
-    pub(super) fn retry_after(&mut self, (least, most): (u64, u64)) -> String {
-        let seconds = least + self.ids.jitter(most - least + 1);
-        format!("Retry-After: {seconds}\r\n")
-    }
-
     /// Answers 503 to a handshake that had been admitted.
     pub(super) fn refuse_unavailable(&mut self, slot: u32, reason: NotAdmitted) {
-        let retry = self.retry_after(reason.retry_after_range());
+        let retry = self.kernel.retry_after(reason.retry_after_range());
         self.refuse_upgrade(slot, "503 Service Unavailable", &retry, reason.text());
     }
 
     /// Refuses a handshake that had been admitted and is owed its `101`.
     pub(super) fn refuse_upgrade(&mut self, slot: u32, status_line: &str, extra: &str, text: &str) {
         // It never was a WebSocket connection: nothing of that kind ends.
-        if self.conn(slot).tally == Tally::Place {
-            self.shared.release();
-            self.count_as(slot, Tally::Ended);
+        if self.kernel.conn(slot).tally == Tally::Place {
+            self.kernel.shared.release();
+            self.kernel.count_as(slot, Tally::Ended);
         }
         let mut response = Vec::new();
         head::final_response(&mut response, status_line, extra, text);
-        self.append_unlimited(slot, &response);
-        self.linger(slot);
-        let key = self.key(slot);
-        self.rearm(key);
+        self.kernel.append_unlimited(slot, &response);
+        self.kernel.linger(slot);
+        let key = self.kernel.key(slot);
+        self.kernel.rearm(key);
     }
 }
 
@@ -400,11 +379,11 @@ mod tests {
             refused: false,
         };
         for (upgrade, left) in [(Some(upgrade), 0), (None, 1)] {
-            assert!(core.shared.take_place(&core.settings));
+            assert!(core.kernel.shared.take_place(&core.kernel.settings));
             core.handle_lost(&Handoff {
                 socket: None,
                 user: "alice".into(),
-                hash: core.homes.hash("alice"),
+                hash: core.kernel.homes.hash("alice"),
                 grant: None,
                 upgrade,
                 rest: Vec::new(),
@@ -415,7 +394,7 @@ mod tests {
                 rate: Default::default(),
             });
             let count = core.drain_count().unwrap();
-            assert_eq!((count.left, core.shared.places()), (left, 0));
+            assert_eq!((count.left, core.kernel.shared.places()), (left, 0));
         }
     }
 

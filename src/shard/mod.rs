@@ -14,7 +14,7 @@ mod devices;
 mod dispatch;
 mod frames;
 mod handshake;
-mod journal;
+mod kernel;
 mod overload;
 mod pending;
 mod remote;
@@ -27,7 +27,8 @@ mod tests;
 mod timers;
 mod tls;
 pub mod turn;
-pub mod wheel;
+
+pub use kernel::wheel;
 
 use crate::http::HttpConn;
 

@@ -107,8 +107,8 @@ impl Overload {
 impl Core {
     /// A send is over, and so many bytes still wait for the same connection.
     pub(super) fn note_moved(&mut self, waiting_bytes: usize) {
-        if waiting_bytes > self.settings.limits.outbox_bytes / (2 * BEHIND_SHARE) {
-            self.fan_out.overload.moved(self.now.mono_ms());
+        if waiting_bytes > self.kernel.settings.limits.outbox_bytes / (2 * BEHIND_SHARE) {
+            self.fan_out.overload.moved(self.kernel.now.mono_ms());
         }
     }
 
@@ -121,7 +121,7 @@ impl Core {
 
     /// The peer of a socket has not acknowledged so many bytes that the kernel has taken; `None` if that is not known.
     pub fn handle_probed(&mut self, key: SocketKey, unacknowledged: Option<usize>) {
-        let now_ms = self.now.mono_ms();
+        let now_ms = self.kernel.now.mono_ms();
         let overload = &mut self.fan_out.overload;
         let Some(unacknowledged) = unacknowledged else {
             overload.probes.retain(|probe| probe.key != key);
@@ -136,7 +136,7 @@ impl Core {
         }
         if moves {
             overload.moved(now_ms);
-            if let Some(outbox) = self.connection(key).and_then(|conn| conn.outbox.as_mut()) {
+            if let Some(outbox) = self.kernel.connection(key).and_then(|conn| conn.outbox.as_mut()) {
                 outbox.note_moved(now_ms);
             }
         }
@@ -144,9 +144,9 @@ impl Core {
 
     /// Decides, before a subscriber gets so many bytes, whether its channel waits for it or for all of them.
     pub(super) fn must_wait(&mut self, channel: ChannelIndex, slot: u32, bytes: usize) -> bool {
-        let now_ms = self.now.mono_ms();
-        let limit = self.settings.limits.outbox_bytes;
-        let Some(outbox) = &self.conn(slot).outbox else {
+        let now_ms = self.kernel.now.mono_ms();
+        let limit = self.kernel.settings.limits.outbox_bytes;
+        let Some(outbox) = &self.kernel.conn(slot).outbox else {
             return false;
         };
         let waiting = outbox.bytes() + bytes;
@@ -163,18 +163,18 @@ impl Core {
 
     /// True if this subscriber has much to take, and its socket moves.
     fn is_behind(&self, slot: u32) -> bool {
-        let outbox = self.connections[slot as usize].outbox.as_ref();
+        let outbox = self.kernel.connections[slot as usize].outbox.as_ref();
         outbox.is_some_and(|outbox| {
             outbox.in_flight()
-                && outbox.bytes() > self.settings.limits.outbox_bytes / BEHIND_SHARE
-                && outbox.stuck_for_ms(self.now.mono_ms()) < STUCK_MS
+                && outbox.bytes() > self.kernel.settings.limits.outbox_bytes / BEHIND_SHARE
+                && outbox.stuck_for_ms(self.kernel.now.mono_ms()) < STUCK_MS
         })
     }
 
     /// Decides whether the channel waits for its subscribers, because more than half of them are behind.
     fn is_slow(&mut self, channel: ChannelIndex) -> bool {
         let overload = &mut self.fan_out.overload;
-        if !overload.waits(self.now.mono_ms()) {
+        if !overload.waits(self.kernel.now.mono_ms()) {
             return false;
         }
         overload.samples = overload.samples.wrapping_add(1);
@@ -198,7 +198,7 @@ impl Core {
     /// A channel is held for these subscribers, whose sockets the kernel is asked about meanwhile.
     fn hold(&mut self, slots: impl Iterator<Item = u32>) {
         for slot in slots {
-            let key = self.key(slot);
+            let key = self.kernel.key(slot);
             let probes = &mut self.fan_out.overload.probes;
             if probes.len() < SAMPLE && probes.iter().all(|probe| probe.key != key) {
                 probes.push(Probe {
@@ -208,7 +208,7 @@ impl Core {
                 });
             }
         }
-        let now_ms = self.now.mono_ms();
+        let now_ms = self.kernel.now.mono_ms();
         let overload = &mut self.fan_out.overload;
         overload.held_ms = now_ms;
         overload.look_again_ms.get_or_insert(now_ms + HOLD_MS);
@@ -216,7 +216,7 @@ impl Core {
 
     /// Lets held channels go on when it is time to look at them again.
     pub(super) fn release_held(&mut self) {
-        let now_ms = self.now.mono_ms();
+        let now_ms = self.kernel.now.mono_ms();
         let overload = &mut self.fan_out.overload;
         if overload.look_again_ms.take_if(|due| *due <= now_ms).is_none() {
             return;
@@ -224,7 +224,7 @@ impl Core {
         let mut probes = std::mem::take(&mut overload.probes);
         probes.retain_mut(|probe| {
             probe.due = true;
-            self.connection(probe.key).is_some() && self.is_behind(probe.key.slot)
+            self.kernel.connection(probe.key).is_some() && self.is_behind(probe.key.slot)
         });
         self.fan_out.overload.probes = probes;
         self.channels.release_held();
@@ -233,7 +233,7 @@ impl Core {
     /// True if a publication of this size has no room on its way to the subscribers here, or is known to have none on
     /// another shard of this gateway.
     pub(super) fn is_overloaded(&self, (hash, name): (ChannelHash, &str), frame_bytes: usize) -> bool {
-        let overloaded = self.fan_out.overload.is_real(self.now.mono_ms());
+        let overloaded = self.fan_out.overload.is_real(self.kernel.now.mono_ms());
         let here = self.channels.find(hash, name);
         here.is_some_and(|channel| self.channels.is_full_for(channel, frame_bytes, overloaded))
             || self.interests.is_crowded(hash)
@@ -241,27 +241,29 @@ impl Core {
 
     /// Tells the home of a channel, if that is another shard, that much is on its way here.
     pub(super) fn note_crowded(&mut self, channel: ChannelIndex, name: (ChannelHash, &str)) {
-        let overloaded = self.fan_out.overload.is_real(self.now.mono_ms());
+        let overloaded = self.fan_out.overload.is_real(self.kernel.now.mono_ms());
         if !self.channels.is_crowded(channel, overloaded, false) || self.fan_out.overload.crowded.contains(&channel) {
             return;
         }
-        let home = self.homes.partition_home(self.homes.partition(name.1));
-        if home != self.me {
+        let home = self.kernel.homes.partition_home(self.kernel.homes.partition(name.1));
+        if home != self.kernel.me {
             self.fan_out.overload.crowded.push(channel);
-            self.lanes.crowded(home, name, true);
+            self.kernel.lanes.crowded(home, name, true);
         }
     }
 
     /// Tells the homes of channels that had much on its way, and have little now.
     pub(super) fn tell_no_longer_crowded(&mut self) {
-        let overloaded = self.fan_out.overload.is_real(self.now.mono_ms());
+        let overloaded = self.fan_out.overload.is_real(self.kernel.now.mono_ms());
         let mut crowded = std::mem::take(&mut self.fan_out.overload.crowded);
         crowded.retain(|channel| {
             let still = self.channels.is_crowded(*channel, overloaded, true);
             if !still {
                 let name = self.channels.name(*channel);
-                let home = self.homes.partition_home(self.homes.partition(name));
-                self.lanes.crowded(home, (self.homes.channel_hash(name), name), false);
+                let home = self.kernel.homes.partition_home(self.kernel.homes.partition(name));
+                self.kernel
+                    .lanes
+                    .crowded(home, (self.kernel.homes.channel_hash(name), name), false);
             }
             still
         });

@@ -29,7 +29,7 @@ impl Requests {
 impl Core {
     /// Bytes of a plain HTTP connection.
     pub(super) fn http_bytes(&mut self, slot: u32, bytes: &[u8]) {
-        if let Stage::Http(http) = &mut self.conn(slot).stage {
+        if let Stage::Http(http) = &mut self.kernel.conn(slot).stage {
             http.push(bytes);
             self.put_off_http(slot);
         }
@@ -37,7 +37,7 @@ impl Core {
 
     /// The client sends no more, but may still read.
     pub(super) fn http_ended(&mut self, slot: u32) {
-        if let Stage::Http(http) = &mut self.conn(slot).stage {
+        if let Stage::Http(http) = &mut self.kernel.conn(slot).stage {
             http.end();
             self.put_off_http(slot);
         }
@@ -45,20 +45,20 @@ impl Core {
 
     /// The socket has taken what it got of a plain HTTP connection.
     pub(super) fn http_flushed(&mut self, slot: u32) {
-        if matches!(&self.conn(slot).stage, Stage::Http(http) if http.is_blocked()) {
+        if matches!(&self.kernel.conn(slot).stage, Stage::Http(http) if http.is_blocked()) {
             self.put_off_http(slot);
         }
-        let key = self.key(slot);
-        self.rearm(key);
+        let key = self.kernel.key(slot);
+        self.kernel.rearm(key);
     }
 
     /// There is something to do for it: at once, if this turn still may and nobody waits.
     fn put_off_http(&mut self, slot: u32) {
-        let key = self.key(slot);
+        let key = self.kernel.key(slot);
         if self.strangers.may_go_on() && self.plain_http.waiting.is_empty() {
             return self.go_on_http(slot);
         }
-        if let Stage::Http(http) = &mut self.conn(slot).stage
+        if let Stage::Http(http) = &mut self.kernel.conn(slot).stage
             && !std::mem::replace(&mut http.put_off, true)
         {
             self.plain_http.waiting.push_back(key);
@@ -70,12 +70,12 @@ impl Core {
         while self.strangers.may_go_on()
             && let Some(key) = self.plain_http.waiting.pop_front()
         {
-            if self.connection(key).is_some()
-                && let Stage::Http(http) = &mut self.conn(key.slot).stage
+            if self.kernel.connection(key).is_some()
+                && let Stage::Http(http) = &mut self.kernel.conn(key.slot).stage
             {
                 http.put_off = false;
                 self.go_on_http(key.slot);
-                self.rearm(key);
+                self.kernel.rearm(key);
             }
         }
     }
@@ -84,69 +84,72 @@ impl Core {
         self.strangers.spend(ANSWER_US);
         self.drive_http(slot, HttpConn::go_on);
         if let Some(reason) = self.http.refused.take() {
-            self.tell_refused(slot, reason);
+            self.kernel.tell_refused(slot, reason);
         }
-        if matches!(&self.conn(slot).stage, Stage::Http(http) if http.has_ended()) {
+        if matches!(&self.kernel.conn(slot).stage, Stage::Http(http) if http.has_ended()) {
             self.end_http(slot);
         }
     }
 
     /// Ends a plain HTTP connection whose peer sends no more, as soon as nothing is to be answered.
     pub(super) fn end_http(&mut self, slot: u32) {
-        if matches!(&self.conn(slot).stage, Stage::Http(http) if http.is_waiting() || http.is_blocked() || http.put_off)
+        if matches!(&self.kernel.conn(slot).stage, Stage::Http(http) if http.is_waiting() || http.is_blocked() || http.put_off)
         {
             return;
         }
         // Whatever hyper thought of it, no further request can come.
-        if matches!(self.conn(slot).stage, Stage::Http(_) | Stage::Lingering { .. }) {
-            self.linger(slot);
-            self.close_when_flushed(slot);
+        if matches!(self.kernel.conn(slot).stage, Stage::Http(_) | Stage::Lingering { .. }) {
+            self.kernel.linger(slot);
+            self.kernel.close_when_flushed(slot);
         }
     }
 
     pub(super) fn drive_http(&mut self, slot: u32, drive: impl FnOnce(&mut HttpConn, &mut Vec<u8>) -> HttpProgress) {
-        if self.conn(slot).outbox_bytes() > self.settings.limits.outbox_bytes {
+        if self.kernel.conn(slot).outbox_bytes() > self.kernel.settings.limits.outbox_bytes {
             // Asks again and again and does not read the answers.
-            self.close_now(slot);
+            self.kernel.close_now(slot);
             return;
         }
-        let due = self.now.mono_ms() + self.settings.limits.handshake_timeout.as_millis() as u64;
-        let mut out = std::mem::take(&mut self.scratch);
+        let due = self.kernel.now.mono_ms() + self.kernel.settings.limits.handshake_timeout.as_millis() as u64;
+        let mut out = std::mem::take(&mut self.kernel.scratch);
         out.clear();
-        let Stage::Http(http) = &mut self.conn(slot).stage else {
+        let Stage::Http(http) = &mut self.kernel.conn(slot).stage else {
             return;
         };
         let mut progress = drive(http, &mut out);
         let mut waits = false;
-        while let Stage::Http(http) = &mut self.conn(slot).stage
+        while let Stage::Http(http) = &mut self.kernel.conn(slot).stage
             && let Some(request) = http.take_request()
         {
             match self.pass_on(slot, request) {
                 Ok(()) => waits = true,
                 Err(answer) => {
-                    if let Stage::Http(http) = &mut self.conn(slot).stage {
+                    if let Stage::Http(http) = &mut self.kernel.conn(slot).stage {
                         progress = http.answer(answer, &mut out);
                     }
                 }
             }
         }
         if !out.is_empty() {
-            self.append_unlimited(slot, &out);
+            self.kernel.append_unlimited(slot, &out);
             // An answer buys time for the next request; bytes that trickle in do not.
-            self.wheel.set(slot, due);
+            self.kernel.wheel.set(slot, due);
         }
         if waits {
-            self.wheel
-                .set(slot, self.now.mono_ms() + super::admin::ANSWER_TIMEOUT_MS);
+            self.kernel
+                .wheel
+                .set(slot, self.kernel.now.mono_ms() + super::admin::ANSWER_TIMEOUT_MS);
         }
-        self.scratch = out;
+        self.kernel.scratch = out;
         match progress {
             HttpProgress::Continue => {}
-            HttpProgress::Close => return self.linger(slot),
+            HttpProgress::Close => return self.kernel.linger(slot),
             HttpProgress::Upgrade(upgrade, rest) => return self.upgrade(slot, upgrade, rest),
         }
         // With nothing on its way nobody would wake it.
-        if self.conn(slot).is_flushed() && matches!(&self.conn(slot).stage, Stage::Http(http) if http.is_blocked()) {
+        if self.kernel.conn(slot).is_flushed()
+            && matches!(&self.kernel.conn(slot).stage, Stage::Http(http) if http.is_blocked())
+        {
             self.put_off_http(slot);
         }
     }

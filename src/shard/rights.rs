@@ -15,7 +15,6 @@
 use std::collections::BTreeMap;
 
 use super::core::Core;
-use crate::auth::Rights;
 use crate::metrics::SentKind;
 use crate::wire::json::encode::{self, EndReason};
 
@@ -40,59 +39,12 @@ impl Reviews {
 }
 
 impl Core {
-    /// What the token of this connection permits besides the configuration, or in its place.
-    fn rights(&self, slot: u32) -> Option<&Rights> {
-        self.connections[slot as usize].grant.as_ref()?.rights.as_deref()
-    }
-
-    /// The user of an open connection.
-    fn user_name(&self, slot: u32) -> Option<&str> {
-        let user = self.connections[slot as usize].user?;
-        Some(self.users.name(user))
-    }
-
-    /// May the user on `slot` subscribe to this channel?
-    pub(super) fn may_subscribe(&self, slot: u32, channel: &str) -> bool {
-        self.user_name(slot).is_some_and(|user| {
-            let granted = || {
-                self.rights(slot)
-                    .is_some_and(|rights| rights.subscribe.allows(user, channel))
-            };
-            self.settings.subscribe.allows(user, channel) || granted()
-        })
-    }
-
-    /// May the user on `slot` publish on this channel?
-    pub(super) fn may_publish(&self, slot: u32, channel: &str) -> bool {
-        self.user_name(slot).is_some_and(|user| {
-            let granted = || {
-                self.rights(slot)
-                    .is_some_and(|rights| rights.publish.allows(user, channel))
-            };
-            self.settings.publish.allows(user, channel) || granted()
-        })
-    }
-
-    /// May the user on `slot` write to this user?
-    pub(super) fn may_write_to(&self, slot: u32, to: &str) -> bool {
-        let granted = self.rights(slot).and_then(|rights| rights.write_to.as_ref());
-        let allowed = granted.unwrap_or(&self.settings.send);
-        self.user_name(slot).is_some_and(|user| allowed.allows(user, to))
-    }
-
-    /// May the user on `slot` see whether this user is there?
-    pub(super) fn may_see(&self, slot: u32, whom: &str) -> bool {
-        let granted = self.rights(slot).and_then(|rights| rights.see.as_ref());
-        let allowed = granted.unwrap_or(&self.settings.see);
-        self.user_name(slot).is_some_and(|user| allowed.allows(user, whom))
-    }
-
     /// Ends a subscription that the client did not end, and tells it. Returns false if there was none.
     pub(super) fn end_subscription(&mut self, slot: u32, channel: &str, reason: EndReason) -> bool {
         if !self.take_out(slot, channel) {
             return false;
         }
-        self.send(slot, SentKind::Unsubscribed, |_, out| {
+        self.kernel.send(slot, SentKind::Unsubscribed, |_, out| {
             encode::subscription_ended(out, channel, reason);
         });
         true
@@ -123,7 +75,7 @@ impl Core {
                     return;
                 };
                 passed += 1;
-                let is_there = (slot as usize) < self.connections.len();
+                let is_there = (slot as usize) < self.kernel.connections.len();
                 self.reviews.next_slot = is_there.then_some(slot + 1);
                 if is_there {
                     self.review(slot);
@@ -147,7 +99,7 @@ impl Core {
             return;
         };
         let name = self.channels.name(channel);
-        if !self.may_subscribe(slot, name) {
+        if !self.kernel.may_subscribe(slot, name) {
             let name = name.to_owned();
             self.end_subscription(slot, &name, EndReason::NotPermitted);
         }

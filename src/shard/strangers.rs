@@ -80,7 +80,7 @@ impl Core {
 
     /// How many wait for their turns.
     pub(super) fn waiting_strangers(&self) -> usize {
-        self.tls.waiting() + self.plain_http.waiting() + self.credentials.waiting() + self.pending.to_arm.len()
+        self.tls.waiting() + self.plain_http.waiting() + self.credentials.waiting() + self.kernel.pending.to_arm.len()
     }
 
     /// True if some do.

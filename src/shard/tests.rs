@@ -209,7 +209,10 @@ pub(super) fn connect(core: &mut Core, slot: u32, query: &str) -> SocketKey {
     );
     core.handle_received(key, &mut head.into_bytes());
     core.serve_strangers();
-    assert!(matches!(core.conn(slot).stage, Stage::Open | Stage::Authenticating));
+    assert!(matches!(
+        core.kernel.conn(slot).stage,
+        Stage::Open | Stage::Authenticating
+    ));
     key
 }
 

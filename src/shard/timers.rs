@@ -58,30 +58,32 @@ impl Core {
     /// The deadline of a connection has come; what it means depends on where the connection is.
     pub(super) fn handle_deadline(&mut self, slot: u32) {
         let was_told = self.was_told(slot);
-        let all_sent = self.conn(slot).is_flushed();
-        let is_expired = self.is_expired(slot);
-        match &self.conn(slot).stage {
+        let all_sent = self.kernel.conn(slot).is_flushed();
+        let is_expired = self.kernel.is_expired(slot);
+        match &self.kernel.conn(slot).stage {
             Stage::Head(bytes) if bytes.is_empty() => {
                 self.count_broken_handshake(slot);
-                self.close_now(slot);
+                self.kernel.close_now(slot);
             }
             Stage::Head(_) => {
                 self.refuse_head(slot, "408 Request Timeout", RefusalReason::HeadTimeout);
             }
             // Everything was sent in this very turn, and the socket is about to be taken out of the engine.
             Stage::Migrating(_) if all_sent => {
-                self.wheel.set(slot, self.now.mono_ms() + CLOSE_TIMEOUT_MS);
+                self.kernel
+                    .wheel
+                    .set(slot, self.kernel.now.mono_ms() + CLOSE_TIMEOUT_MS);
             }
             Stage::Http(_) | Stage::Migrating(_) | Stage::Closing { .. } | Stage::Lingering { .. } => {
                 self.end(slot, CloseCause::Abrupt);
-                self.abandon(slot, false);
+                self.kernel.abandon(slot, false);
             }
-            Stage::Authenticating => self.begin_close(slot, CloseReason::NoCredential),
+            Stage::Authenticating => self.kernel.begin_close(slot, CloseReason::NoCredential),
             Stage::Verifying(_) => {
                 self.give_up_verifying(slot, NotAdmitted::Unverified, CloseReason::TooManyRequests);
             }
-            Stage::Open | Stage::Echo if was_told => self.begin_close(slot, CloseReason::Shutdown),
-            Stage::Open if is_expired => self.begin_close(slot, CloseReason::TokenExpired),
+            Stage::Open | Stage::Echo if was_told => self.kernel.begin_close(slot, CloseReason::Shutdown),
+            Stage::Open if is_expired => self.kernel.begin_close(slot, CloseReason::TokenExpired),
             Stage::Open | Stage::Echo => self.handle_silence(slot),
             Stage::Free | Stage::Doomed(_) | Stage::Closed => {}
         }
@@ -90,41 +92,20 @@ impl Core {
     /// Pings a connection that was silent for an interval, closes one that was silent for too long. Activity only
     /// writes the time down; this looks at it once per interval and connection.
     fn handle_silence(&mut self, slot: u32) {
-        let interval = self.settings.heartbeat.interval.as_millis() as u64;
-        let timeout = self.settings.heartbeat.timeout.as_millis() as u64;
-        let now = self.now.mono_ms();
-        let last_seen = self.conn(slot).last_seen_ms;
+        let interval = self.kernel.settings.heartbeat.interval.as_millis() as u64;
+        let timeout = self.kernel.settings.heartbeat.timeout.as_millis() as u64;
+        let now = self.kernel.now.mono_ms();
+        let last_seen = self.kernel.conn(slot).last_seen_ms;
         let silent = now.saturating_sub(last_seen);
         if silent >= timeout {
-            self.begin_close(slot, CloseReason::HeartbeatTimeout);
+            self.kernel.begin_close(slot, CloseReason::HeartbeatTimeout);
         } else if silent >= interval {
-            self.look_again(slot, (now + interval).min(last_seen + timeout));
-            self.send(slot, SentKind::Ping, |_, out| encode::frame(out, Opcode::Ping, b""));
+            self.kernel.look_again(slot, (now + interval).min(last_seen + timeout));
+            self.kernel
+                .send(slot, SentKind::Ping, |_, out| encode::frame(out, Opcode::Ping, b""));
         } else {
-            self.look_again(slot, last_seen + interval);
+            self.kernel.look_again(slot, last_seen + interval);
         }
-    }
-
-    fn is_expired(&self, slot: u32) -> bool {
-        let grant = &self.connections[slot as usize].grant;
-        grant.as_ref().is_some_and(|grant| grant.is_expired(self.now.wall_ms))
-    }
-
-    /// Looks at an open connection at this time of the gateway's clock, or when its token ends, whichever is sooner. Tokens go
-    /// by the wall clock; should that jump, the next heartbeat notices.
-    pub(super) fn look_again(&mut self, slot: u32, due_ms: u64) {
-        let expires = self.conn(slot).grant.as_ref().map(|grant| grant.expires_at_ms);
-        let due_ms = expires.map_or(due_ms, |expires| {
-            let left_ms = expires.saturating_sub(self.now.wall_ms);
-            due_ms.min(self.now.mono_ms().saturating_add(left_ms))
-        });
-        self.wheel.set(slot, due_ms);
-    }
-
-    /// Its deadlines have changed: the next look finds out how.
-    pub(super) fn look_at_once(&mut self, slot: u32) {
-        let now_ms = self.now.mono_ms();
-        self.wheel.set(slot, now_ms);
     }
 
     /// Begins to tell every client to go elsewhere.
@@ -135,14 +116,14 @@ impl Core {
         self.draining = Some(Draining {
             plan,
             next: 0,
-            tell_due_ms: Some(self.now.mono_ms()),
+            tell_due_ms: Some(self.kernel.now.mono_ms()),
             is_over: false,
             left: 0,
             closed: 0,
         });
-        for slot in 0..self.connections.len() as u32 {
-            match self.conn(slot).stage {
-                Stage::Authenticating => self.begin_close(slot, CloseReason::Shutdown),
+        for slot in 0..self.kernel.connections.len() as u32 {
+            match self.kernel.conn(slot).stage {
+                Stage::Authenticating => self.kernel.begin_close(slot, CloseReason::Shutdown),
                 Stage::Verifying(_) => self.give_up_verifying(slot, NotAdmitted::Draining, CloseReason::Shutdown),
                 _ => {}
             }
@@ -152,22 +133,30 @@ impl Core {
 
     /// Tells as many clients to go as the gateway's pace permits. When time is up, closes those that are still there.
     pub(super) fn go_on_draining(&mut self) {
-        let now_ms = self.now.mono_ms();
+        let now_ms = self.kernel.now.mono_ms();
         while let Some(draining) = &mut self.draining
             && draining.tell_due_ms.is_some_and(|due_ms| due_ms <= now_ms)
         {
-            let rest = self.connections.get(draining.next as usize..).unwrap_or_default();
+            let rest = self
+                .kernel
+                .connections
+                .get(draining.next as usize..)
+                .unwrap_or_default();
             let untold = rest
                 .iter()
                 .position(|conn| matches!(conn.stage, Stage::Open | Stage::Echo));
             let Some(distance) = untold else {
-                draining.next = self.connections.len() as u32;
+                draining.next = self.kernel.connections.len() as u32;
                 draining.tell_due_ms = None;
                 break;
             };
             let slot = draining.next + distance as u32;
             draining.next = slot;
-            match self.shared.may_tell(self.now.mono_ns, draining.plan.tell_every_ns) {
+            match self
+                .kernel
+                .shared
+                .may_tell(self.kernel.now.mono_ns, draining.plan.tell_every_ns)
+            {
                 Ok(()) => {
                     draining.next += 1;
                     self.tell_to_go(slot);
@@ -182,9 +171,9 @@ impl Core {
         draining.is_over = true;
         draining.tell_due_ms = None;
         draining.next = u32::MAX;
-        for slot in 0..self.connections.len() as u32 {
-            if matches!(self.conn(slot).stage, Stage::Open | Stage::Echo) {
-                self.begin_close(slot, CloseReason::Shutdown);
+        for slot in 0..self.kernel.connections.len() as u32 {
+            if matches!(self.kernel.conn(slot).stage, Stage::Open | Stage::Echo) {
+                self.kernel.begin_close(slot, CloseReason::Shutdown);
             }
         }
     }
@@ -196,12 +185,12 @@ impl Core {
 
     /// A connection that was on its way between two shards when the drain began is open now.
     pub(super) fn drain_newcomer(&mut self, slot: u32) {
-        let now_ms = self.now.mono_ms();
+        let now_ms = self.kernel.now.mono_ms();
         let Some(draining) = &mut self.draining else {
             return;
         };
         if draining.is_over {
-            self.begin_close(slot, CloseReason::Shutdown);
+            self.kernel.begin_close(slot, CloseReason::Shutdown);
         } else if slot < draining.next {
             self.tell_to_go(slot);
         } else {
@@ -214,11 +203,11 @@ impl Core {
         let Some(plan) = self.draining.as_ref().map(|draining| draining.plan) else {
             return;
         };
-        let reconnect_after_ms = self.ids.jitter(DrainPlan::SPREAD_MS);
-        let due_ms = plan.close_at_ms(self.now.mono_ms(), reconnect_after_ms);
-        self.wheel.set(slot, due_ms);
-        if matches!(self.conn(slot).stage, Stage::Open) {
-            self.send(slot, SentKind::Shutdown, |_, out| {
+        let reconnect_after_ms = self.kernel.ids.jitter(DrainPlan::SPREAD_MS);
+        let due_ms = plan.close_at_ms(self.kernel.now.mono_ms(), reconnect_after_ms);
+        self.kernel.wheel.set(slot, due_ms);
+        if matches!(self.kernel.conn(slot).stage, Stage::Open) {
+            self.kernel.send(slot, SentKind::Shutdown, |_, out| {
                 encode::shutdown(out, reconnect_after_ms);
             });
         }
@@ -227,7 +216,7 @@ impl Core {
     /// How far the drain is; `None` if there is none.
     pub fn drain_count(&self) -> Option<DrainCount> {
         self.draining.as_ref().map(|draining| DrainCount {
-            open: self.metrics().connections.get(),
+            open: self.kernel.metrics().connections.get(),
             left: draining.left,
             closed: draining.closed,
         })
@@ -235,7 +224,7 @@ impl Core {
 
     /// True while something that clients shall still read waits, or a close is under way.
     pub fn has_unfinished_sockets(&self) -> bool {
-        self.connections.iter().any(|conn| {
+        self.kernel.connections.iter().any(|conn| {
             !matches!(
                 conn.stage,
                 Stage::Free | Stage::Closed | Stage::Head(_) | Stage::Http(_)

@@ -53,7 +53,7 @@ impl Core {
     /// True if these bytes are kept for a later turn, because of all that were here before: a step of a handshake is the most
     /// expensive thing that a few bytes can ask for.
     pub(super) fn puts_off(&mut self, key: SocketKey, bytes: &[u8]) -> bool {
-        let conn = &mut self.connections[key.slot as usize];
+        let conn = &mut self.kernel.connections[key.slot as usize];
         let Some(tls) = conn.tls.as_ref().filter(|tls| tls.is_handshaking()) else {
             return false;
         };
@@ -76,17 +76,17 @@ impl Core {
         while self.strangers.may_go_on()
             && let Some((key, mut bytes)) = self.tls.next_waiting()
         {
-            if let Some(conn) = self.connection(key) {
+            if let Some(conn) = self.kernel.connection(key) {
                 conn.armed = false;
                 self.tls_bytes(key.slot, &mut bytes);
-                self.rearm(key);
+                self.kernel.rearm(key);
             }
         }
     }
 
     /// What a new connection begins with.
     pub(super) fn new_tls(&self) -> Option<Box<Tls>> {
-        let server = self.settings.tls.as_ref()?;
+        let server = self.kernel.settings.tls.as_ref()?;
         match Tls::new(server) {
             Ok(tls) => Some(Box::new(tls)),
             // Only a configuration of ours could be the reason.
@@ -96,7 +96,7 @@ impl Core {
 
     /// Bytes of a connection that speaks TLS.
     pub(super) fn tls_bytes(&mut self, slot: u32, bytes: &mut [u8]) {
-        let conn = &mut self.connections[slot as usize];
+        let conn = &mut self.kernel.connections[slot as usize];
         // What these stages would drop need not be understood either.
         if matches!(
             conn.stage,
@@ -119,7 +119,7 @@ impl Core {
         let read = tls.read(bytes, &mut plain);
         let closed = tls.peer_has_closed();
         if !tls.is_flushed() {
-            self.mark_dirty(slot);
+            self.kernel.mark_dirty(slot);
         }
         // What it said before something went wrong counts.
         if !plain.is_empty() {
@@ -130,7 +130,7 @@ impl Core {
         self.tls.plain = plain;
         match read {
             Err(error) => self.tls_failed(slot, handshaking, &error),
-            Ok(()) if closed => self.handle_ended(self.key(slot), false),
+            Ok(()) if closed => self.peer_ended(self.kernel.key(slot), false),
             Ok(()) => {}
         }
     }
@@ -138,22 +138,22 @@ impl Core {
     /// The peer's TLS is no good, or none. It hears why by the alert that is queued.
     fn tls_failed(&mut self, slot: u32, handshaking: bool, error: &TlsError) {
         if handshaking {
-            self.count_refused(slot, RefusalReason::Tls);
+            self.kernel.count_refused(slot, RefusalReason::Tls);
         }
-        self.tell_tls(slot, handshaking, error);
-        if matches!(self.conn(slot).stage, Stage::Closed) {
+        self.kernel.tell_tls(slot, handshaking, error);
+        if matches!(self.kernel.conn(slot).stage, Stage::Closed) {
             return;
         }
         self.end(slot, CloseCause::Abrupt);
-        let lost = self.drop_waiting(slot);
-        self.count_lost(lost);
-        self.linger(slot);
+        let lost = self.kernel.drop_waiting(slot);
+        self.kernel.count_lost(lost);
+        self.kernel.linger(slot);
     }
 
     /// Somebody speaks plain HTTP where TLS is interactive.
     fn refuse_plain_text(&mut self, slot: u32) {
         self.hint("a plain-text client connected to the TLS port: it must use wss:// or https://");
-        self.conn(slot).tls = None;
+        self.kernel.conn(slot).tls = None;
         self.refuse_head_saying(
             slot,
             "400 Bad Request",
@@ -165,15 +165,15 @@ impl Core {
     /// A handshake that ends before it is finished was refused, whoever is to blame. Who never said a word only looked
     /// whether the port is open.
     pub(super) fn count_broken_handshake(&mut self, slot: u32) {
-        let tls = &self.connections[slot as usize].tls;
+        let tls = &self.kernel.connections[slot as usize].tls;
         if tls.as_ref().is_some_and(|tls| tls.has_begun() && tls.is_handshaking()) {
-            self.count_refused(slot, RefusalReason::Tls);
+            self.kernel.count_refused(slot, RefusalReason::Tls);
         }
     }
 
     /// Tells the operator what clients do wrong, once in a while.
     pub(super) fn hint(&mut self, text: &str) {
-        let now_ms = self.now.mono_ms();
+        let now_ms = self.kernel.now.mono_ms();
         if now_ms >= self.tls.hint_due_ms {
             self.tls.hint_due_ms = now_ms + HINT_EVERY_MS;
             log::info!("{text}");
@@ -182,17 +182,20 @@ impl Core {
 
     /// The next bytes to send on a connection that speaks TLS.
     pub(super) fn sealed_payload(&mut self, key: SocketKey) -> Option<Payload> {
-        let conn = &mut self.connections[key.slot as usize];
+        let conn = &mut self.kernel.connections[key.slot as usize];
         let tls = conn.tls.as_mut()?;
         if tls.wants_payload()
-            && let Some(payload) = conn.outbox.as_mut().and_then(|outbox| outbox.take(&mut self.spares))
+            && let Some(payload) = conn
+                .outbox
+                .as_mut()
+                .and_then(|outbox| outbox.take(&mut self.kernel.spares))
         {
             tls.begin(payload);
         }
         if !tls.has_to_send() {
             return None;
         }
-        match tls.seal(self.spares.buffer()) {
+        match tls.seal(self.kernel.spares.buffer()) {
             Ok(wire) => Some(Payload::Own(wire)),
             Err(error) => {
                 log::debug!("a TLS connection cannot go on: {error}");

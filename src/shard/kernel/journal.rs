@@ -3,7 +3,7 @@
 //! Owned by the shard. Peers cause these lines, so there are only so many per second; how many more there were is said as well. With
 //! `debug` off they cost one comparison. No line has anything of a token.
 
-use super::core::Core;
+use super::Kernel;
 use crate::metrics::{CloseCause, RefusalReason};
 use crate::tls::TlsError;
 
@@ -39,7 +39,7 @@ impl Second {
 
 /// What was told of late. Owned by the shard.
 #[derive(Debug, Default)]
-pub(super) struct Journal {
+pub(in crate::shard) struct Journal {
     connections: Second,
     refusals: Second,
 }
@@ -48,9 +48,9 @@ fn is_on() -> bool {
     log::log_enabled!(log::Level::Debug)
 }
 
-impl Core {
+impl Kernel {
     /// A connection is open, and its user known.
-    pub(super) fn tell_connected(&mut self, slot: u32) {
+    pub(in crate::shard) fn tell_connected(&mut self, slot: u32) {
         if is_on()
             && self.journal.connections.admits()
             && let Some(user) = self.conn(slot).user
@@ -61,7 +61,7 @@ impl Core {
     }
 
     /// A connection ends; it still has its user, if it had one.
-    pub(super) fn tell_ended(&mut self, slot: u32, ending: CloseCause) {
+    pub(in crate::shard) fn tell_ended(&mut self, slot: u32, ending: CloseCause) {
         if !is_on() || !self.journal.connections.admits() {
             return;
         }
@@ -79,20 +79,20 @@ impl Core {
     }
 
     /// Counts a handshake that is refused, and tells of it.
-    pub(super) fn count_refused(&mut self, slot: u32, reason: RefusalReason) {
+    pub(in crate::shard) fn count_refused(&mut self, slot: u32, reason: RefusalReason) {
         self.metrics().refused(reason);
         self.tell_refused(slot, reason);
     }
 
     /// A handshake is refused, and counted elsewhere.
-    pub(super) fn tell_refused(&mut self, slot: u32, reason: RefusalReason) {
+    pub(in crate::shard) fn tell_refused(&mut self, slot: u32, reason: RefusalReason) {
         if is_on() && self.journal.refusals.admits() {
             log::debug!(address:% = self.address_text(slot), reason = reason.label(); "refused");
         }
     }
 
     /// TLS failed, at the handshake or later.
-    pub(super) fn tell_tls(&mut self, slot: u32, handshaking: bool, error: &TlsError) {
+    pub(in crate::shard) fn tell_tls(&mut self, slot: u32, handshaking: bool, error: &TlsError) {
         if is_on() && self.journal.refusals.admits() {
             let what = if handshaking {
                 "a TLS handshake failed"
@@ -104,7 +104,7 @@ impl Core {
     }
 
     /// Says what was not said in the second that is over.
-    pub(super) fn close_journal(&mut self) {
+    pub(in crate::shard) fn close_journal(&mut self) {
         let now_ms = self.now.mono_ms();
         for (what, second) in [
             ("connections that came or went", &mut self.journal.connections),

@@ -1,0 +1,185 @@
+//! What is queued for one connection: frames within its bounds, acks, and what the control thread is told.
+//!
+//! Sending never ends a connection. One that cannot take more is marked, and ends when the event is through.
+
+use bytes::Bytes;
+
+use super::{Kernel, Notice};
+use crate::auth::Grant;
+use crate::lanes::{AckTo, ShardReply};
+use crate::metrics::{DropReason, SentKind};
+use crate::session::{Stage, Tally};
+use crate::wire::json::decode::ErrorCode;
+use crate::wire::json::encode::{self, AckStatus};
+use crate::wire::ws::close::CloseReason;
+
+/// What may wait for a client whose user is not known: it is told of its mistakes and answered its pings, no more.
+const PRE_AUTH_OUTBOX_BYTES_MAX: usize = 16 * 1024;
+
+impl Kernel {
+    /// Queues a frame for one connection. Returns false for a consumer that cannot take it, which is marked to be closed with
+    /// 3008, and for one that is marked already.
+    pub(in crate::shard) fn append(&mut self, slot: u32, frame: &[u8], kind: SentKind) -> bool {
+        let mut limit = self.settings.limits.outbox_bytes;
+        let conn = self.conn(slot);
+        if let Stage::Doomed(_) = conn.stage {
+            return false;
+        }
+        let missed = u32::from(kind.is_missed());
+        if conn.tally == Tally::Stranger {
+            limit = limit.min(PRE_AUTH_OUTBOX_BYTES_MAX);
+        }
+        if conn.has_no_room(frame.len(), limit) {
+            self.overflow(slot, 1);
+            return false;
+        }
+        conn.messages_out = conn.messages_out.saturating_add(1);
+        conn.unheard = conn.unheard.saturating_add(missed);
+        self.push(slot, frame, missed);
+        self.metrics().sent(kind);
+        true
+    }
+
+    /// Queues bytes that are bounded by something else, and that nobody misses.
+    pub(in crate::shard) fn append_unlimited(&mut self, slot: u32, bytes: &[u8]) {
+        self.push(slot, bytes, 0);
+    }
+
+    fn push(&mut self, slot: u32, bytes: &[u8], frames: u32) {
+        let conn = &mut self.connections[slot as usize];
+        let spares = &mut self.spares;
+        let outbox = conn.outbox.get_or_insert_with(|| spares.outbox());
+        outbox.push(bytes, frames, spares);
+        self.mark_dirty(slot);
+    }
+
+    pub(in crate::shard) fn append_shared(&mut self, slot: u32, frame: &Bytes, kind: SentKind) -> bool {
+        self.append_shared_frames(slot, frame, 1, kind)
+    }
+
+    /// As [`Kernel::append_shared`], for several whole frames at once.
+    pub(in crate::shard) fn append_shared_frames(
+        &mut self,
+        slot: u32,
+        frame: &Bytes,
+        frames: u32,
+        kind: SentKind,
+    ) -> bool {
+        let limit = self.settings.limits.outbox_bytes;
+        let conn = &mut self.connections[slot as usize];
+        if let Stage::Doomed(_) = conn.stage {
+            return false;
+        }
+        if conn.has_no_room(frame.len(), limit) {
+            self.overflow(slot, frames);
+            return false;
+        }
+        conn.messages_out = conn.messages_out.saturating_add(frames);
+        conn.unheard = conn.unheard.saturating_add(frames);
+        let spares = &mut self.spares;
+        conn.outbox
+            .get_or_insert_with(|| spares.outbox())
+            .push_shared(frame, frames, spares);
+        self.mark_dirty(slot);
+        self.metrics().sent_many(kind, frames.into());
+        true
+    }
+
+    /// The outbox is full: what waits is dropped, so that the close frame is the next thing the peer reads; and so are the frames
+    /// that found no room.
+    fn overflow(&mut self, slot: u32, frames: u32) {
+        let waited = self.drop_waiting(slot);
+        self.metrics()
+            .dropped_many(DropReason::FrameSlowConsumer, u64::from(waited) + u64::from(frames));
+        self.begin_close(slot, CloseReason::SlowConsumer);
+    }
+
+    /// Drops what waits and need not arrive. Returns how many frames that were; they are the caller's to count.
+    pub(in crate::shard) fn drop_waiting(&mut self, slot: u32) -> u32 {
+        let spares = &mut self.spares;
+        let mut frames = 0;
+        if let Some(outbox) = self.connections[slot as usize].outbox.as_mut() {
+            frames = outbox.clear_waiting(spares);
+            // An outbox exists only while it holds bytes.
+            if outbox.is_empty()
+                && let Some(outbox) = self.connections[slot as usize].outbox.take()
+            {
+                self.spares.recycle_outbox(outbox);
+            }
+        }
+        let conn = self.conn(slot);
+        conn.unheard = conn.unheard.saturating_sub(frames);
+        frames
+    }
+
+    /// Counts frames that were queued for a connection that is lost.
+    pub(in crate::shard) fn count_lost(&mut self, frames: u32) {
+        if frames > 0 {
+            self.metrics()
+                .dropped_many(DropReason::FrameConnectionLost, frames.into());
+        }
+    }
+
+    /// Encodes a frame for one connection and queues it.
+    pub(in crate::shard) fn send(
+        &mut self,
+        slot: u32,
+        kind: SentKind,
+        write: impl FnOnce(&Kernel, &mut Vec<u8>),
+    ) -> bool {
+        let mut frame = std::mem::take(&mut self.scratch);
+        frame.clear();
+        write(self, &mut frame);
+        let queued = self.append(slot, &frame, kind);
+        self.scratch = frame;
+        queued
+    }
+
+    /// Queues an `error`.
+    pub(in crate::shard) fn send_error(&mut self, slot: u32, id: Option<&str>, code: ErrorCode, message: &str) {
+        self.send(slot, SentKind::Error, |_, out| encode::error(out, id, code, message));
+    }
+
+    /// Tells a sender what became of its message.
+    pub(in crate::shard) fn answer(&mut self, ack_to: &AckTo<'_>, status: AckStatus) {
+        if let Some(ticket) = ack_to.conn.system_ticket() {
+            debug_assert_eq!(ack_to.shard, self.me, "the system sends where the receiver lives");
+            return self.reply(ticket, ShardReply::Status(status));
+        }
+        if ack_to.shard != self.me {
+            self.metrics().acked(status);
+            self.lanes.reply(ack_to.shard, ack_to.conn, |out| {
+                encode::ack(out, ack_to.client_id, ack_to.message_id, status);
+            });
+            return;
+        }
+        // The sender may be gone.
+        if self.is_open(ack_to.conn) {
+            self.metrics().acked(status);
+            self.send(ack_to.conn.slot, SentKind::Ack, |_, out| {
+                encode::ack(out, ack_to.client_id, ack_to.message_id, status);
+            });
+        } else {
+            self.metrics().dropped(DropReason::ReplyGone);
+        }
+    }
+
+    pub(in crate::shard) fn send_welcome(&mut self, slot: u32) {
+        let Some(user) = self.conn(slot).user else {
+            return;
+        };
+        let id = self.conn(slot).id;
+        let expires_at_ms = self.conn(slot).grant.as_ref().map(|grant| grant.expires_at_ms);
+        let ends = expires_at_ms.filter(|at| *at != Grant::FOR_EVER);
+        self.send(slot, SentKind::Welcome, |kernel, out| {
+            let interval_ms = kernel.settings.heartbeat.interval.as_millis() as u64;
+            let (user, gateway) = (kernel.users.name(user), &kernel.shared.gateway_id);
+            encode::welcome(out, id, user, gateway, interval_ms, ends);
+        });
+    }
+
+    /// Says what came of a query.
+    pub(in crate::shard) fn reply(&mut self, ticket: u32, reply: ShardReply) {
+        self.notify(Notice::Replied(ticket, reply));
+    }
+}
