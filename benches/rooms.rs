@@ -23,8 +23,9 @@ use shardgate::router::{HomeMap, UserHash};
 use shardgate::session::outbox::{Outbox, Spares};
 use shardgate::wire::json::decode;
 use shardgate::wire::json::encode::{self, AckStatus};
+use shardgate::wire::ws::credentials::Credentials;
 use shardgate::wire::ws::frame::Decoder;
-use shardgate::wire::ws::head::{self, Credentials, Policy};
+use shardgate::wire::ws::head::{self, Policy};
 use uuid::Uuid;
 
 /// CPU time of this thread: what others do on a shared machine is not in it.

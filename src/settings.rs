@@ -14,7 +14,8 @@ use crate::config::{Config, Heartbeat, Limits, Listen, Secret};
 use crate::ids::{is_plain_user_id, is_valid_user_id};
 use crate::jws::{BadKey, KeySet};
 use crate::tls::ServerConfig;
-use crate::wire::ws::head::{Credentials, Policy};
+use crate::wire::ws::credentials::Credentials;
+use crate::wire::ws::head::Policy;
 
 /// `limits.handshakes` of a shard where nothing is configured: 10,000 connects per second that take 400 ms each.
 pub const HANDSHAKES_PER_SHARD: usize = 4096;

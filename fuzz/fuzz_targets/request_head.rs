@@ -4,7 +4,8 @@
 
 use libfuzzer_sys::fuzz_target;
 use shardgate::ids::is_valid_user_id;
-use shardgate::wire::ws::head::{self, Credentials, Decision, Policy, Progress};
+use shardgate::wire::ws::credentials::Credentials;
+use shardgate::wire::ws::head::{self, Decision, Policy, Progress};
 
 struct Strict;
 

@@ -16,6 +16,7 @@ use crate::metrics::{self, Exposition, RefusalReason, ShardMetrics};
 use crate::settings::Settings;
 use crate::shared::{NotAdmitted, Shared};
 use crate::wire::ws::head::{self, Decision, Refusal, Upgrade};
+use crate::wire::ws::request::{Request as Head, names_host};
 
 /// The try-it page: one file, nothing from elsewhere.
 const PAGE: &str = include_str!("page.html");
@@ -46,7 +47,7 @@ pub(super) fn answer(context: &HttpContext, refused: Option<NotAdmitted>, reques
     context.metrics().requests.inc();
     let settings = context.settings.borrow().clone();
     let hosts = request.headers.get_all(header::HOST).iter().map(HeaderValue::as_bytes);
-    if !head::names_host(hosts, u8::from(request.version >= hyper::Version::HTTP_11)) {
+    if !names_host(hosts, u8::from(request.version >= hyper::Version::HTTP_11)) {
         if let ListenerKind::Public(shard) = context.listener_kind {
             context.refuse(shard, RefusalReason::Malformed);
         }
@@ -58,7 +59,7 @@ pub(super) fn answer(context: &HttpContext, refused: Option<NotAdmitted>, reques
         .map(|(name, value)| (name.as_str(), value.as_bytes()))
         .collect();
     let target = request.uri.to_string();
-    let head = head::Request {
+    let head = Head {
         method: request.method.as_str(),
         target: &target,
         minor_version: u8::from(request.version >= hyper::Version::HTTP_11),
@@ -91,7 +92,7 @@ pub(super) fn answer(context: &HttpContext, refused: Option<NotAdmitted>, reques
 }
 
 /// Refuses a handshake, or a request for another machine.
-fn refuse(context: &HttpContext, head: &head::Request<'_>, refusal: Refusal) -> Answer {
+fn refuse(context: &HttpContext, head: &Head<'_>, refusal: Refusal) -> Answer {
     // One for each cause: what every request of a page meets is seen, and nobody fills the log.
     static SAID: [AtomicBool; 2] = [AtomicBool::new(false), AtomicBool::new(false)];
     if let ListenerKind::Public(shard) = context.listener_kind {

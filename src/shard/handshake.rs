@@ -16,6 +16,7 @@ use crate::shared::NotAdmitted;
 use crate::tls::looks_like_tls;
 use crate::wire::ws::close::CloseReason;
 use crate::wire::ws::head::{self, Decision, Endpoint, Progress, Upgrade};
+use crate::wire::ws::request::has_end;
 
 impl Core {
     /// Bytes of a request head.
@@ -40,7 +41,7 @@ impl Core {
         let header_bytes = self.kernel.settings.limits.header_bytes;
         // The first piece shows what speaks there. Then a head is not looked at again before its end has come, or one in many
         // pieces would cost the square of its length.
-        let progress = if seen == 0 || head::has_end(head, seen) {
+        let progress = if seen == 0 || has_end(head, seen) {
             self.strangers.spend(1 + (head.len() / HEAD_BYTES_PER_US) as u32);
             head::read(head, &*self.kernel.settings)
         } else {

@@ -1,25 +1,21 @@
 //! Request heads: is this a WebSocket upgrade that we take, and for whom?
 //!
-//! Anything that is not goes to the HTTP room with its bytes untouched. This room writes the `101`, and the last words to heads
-//! that never became a request.
+//! Anything that is not goes to the `http` room with its bytes untouched. Here the `101` is written, and the last response to
+//! heads that never became a request. Pure.
 
 use core::net::IpAddr;
 use std::borrow::Cow;
 
 use async_tungstenite::tungstenite::handshake::derive_accept_key;
 
+use super::credentials::{self, Credentials};
+use super::request::{Request, names_host, split_authority, split_target};
 use crate::address::forwarded;
-use crate::address::local::is_local_host;
 use crate::auth::Token;
 use crate::ids::is_valid_user_id;
-use crate::jws::TOKEN_BYTES_MAX;
 
 /// The subprotocol that we speak, if a client asks for one.
 pub const SUBPROTOCOL: &str = "shardgate.v1";
-
-/// What stands before a token that is offered as a subprotocol. Scripts in browsers can say nothing else in a handshake, but for its
-/// address, which is logged everywhere. It is never selected: the client offers [`SUBPROTOCOL`] as well.
-pub const TOKEN_SUBPROTOCOL: &[u8] = b"shardgate.token.";
 
 /// More header fields than any client sends; hyper's own limit too.
 const HEADER_FIELDS_MAX: usize = 100;
@@ -97,22 +93,6 @@ pub enum Refusal {
     Host,
 }
 
-/// What users show.
-#[derive(Debug, Clone, Copy)]
-pub enum Credentials<'a> {
-    /// Nothing: they name themselves.
-    Names,
-    /// A token.
-    Tokens {
-        /// The cookie that may carry one.
-        cookie: &'a str,
-        /// Not later than with the handshake.
-        required: bool,
-        /// Browsers whose credential is refused hear it by a close code.
-        browser_close: bool,
-    },
-}
-
 impl Refusal {
     /// Status and the text of the answer.
     pub fn response(self) -> (u16, &'static str) {
@@ -156,29 +136,6 @@ pub trait Policy {
     }
     /// What do users show?
     fn credentials(&self) -> Credentials<'_>;
-}
-
-/// A request head, wherever it was parsed.
-#[derive(Debug, Clone, Copy)]
-pub struct Request<'a> {
-    /// The method as sent.
-    pub method: &'a str,
-    /// The request target as sent.
-    pub target: &'a str,
-    /// `HTTP/1.x`
-    pub minor_version: u8,
-    /// Names and values as sent.
-    pub headers: &'a [(&'a str, &'a [u8])],
-}
-
-/// True if a head ends at `from` or behind it: with an empty line. So a head that comes in pieces is not read anew for each of
-/// them; `from` is how much was looked at before.
-pub fn has_end(bytes: &[u8], from: usize) -> bool {
-    // The end's own bytes may have come in two pieces.
-    let from = from.saturating_sub(2);
-    let tail = &bytes[from.min(bytes.len())..];
-    let mut lines = tail.iter().enumerate().filter(|(_, byte)| **byte == b'\n');
-    lines.any(|(at, _)| tail[at + 1..].starts_with(b"\n") || tail[at + 1..].starts_with(b"\r\n"))
 }
 
 /// Looks at the bytes that arrived so far.
@@ -225,39 +182,6 @@ pub fn decide(request: &Request<'_>, policy: &impl Policy) -> Decision {
     }
 }
 
-/// Path and query of a request target, in origin form or absolute form.
-pub fn split_target(target: &str) -> (&str, &str) {
-    let origin_form = split_authority(target).map_or(target, |(_, rest)| rest);
-    match origin_form.split_once('?') {
-        Some(("", query)) => ("/", query),
-        Some(both) => both,
-        None if origin_form.is_empty() => ("/", ""),
-        None => (origin_form, ""),
-    }
-}
-
-/// The authority of a request target in absolute form, and what comes behind it. A server takes that form with the schemes that
-/// it serves (RFC 9112, 3.2.2; RFC 6455, 3).
-fn split_authority(target: &str) -> Option<(&str, &str)> {
-    let (scheme, rest) = target.split_once("://")?;
-    let is_ours = ["ws", "wss", "http", "https"]
-        .iter()
-        .any(|ours| scheme.eq_ignore_ascii_case(ours));
-    let end = rest.find(['/', '?']).unwrap_or(rest.len());
-    is_ours.then(|| rest.split_at(end))
-}
-
-/// Is the host of a request named as RFC 9112, 3.2 wants it? HTTP/1.1 has the field once, HTTP/1.0 once at the most, and its value,
-/// which may be empty, is a host with or without a port.
-pub fn names_host<'a>(mut hosts: impl Iterator<Item = &'a [u8]>, minor_version: u8) -> bool {
-    let (first, second) = (hosts.next(), hosts.next());
-    let is_host = |host: &[u8]| {
-        let of_uri = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=%:[]".contains(byte);
-        host.trim_ascii().iter().all(of_uri)
-    };
-    second.is_none() && first.map_or(minor_version < 1, is_host)
-}
-
 fn check(request: &Request<'_>, endpoint: Endpoint, query: &str, policy: &impl Policy) -> Result<Upgrade, Refusal> {
     if request.method != "GET" {
         return Err(Refusal::Method);
@@ -302,12 +226,12 @@ fn check(request: &Request<'_>, endpoint: Endpoint, query: &str, policy: &impl P
             },
         ) => {
             browser = has_origin && browser_close;
-            match request.token(query, cookie) {
+            match credentials::token(request, query, cookie) {
                 Ok(None) if required && !browser => return Err(Refusal::Credential),
                 Ok(None) => refused = required,
                 Ok(shown) => token = shown,
                 Err(_) if browser => refused = true,
-                Err(refusal) => return Err(refusal),
+                Err(_) => return Err(Refusal::Credential),
             }
         }
         (Endpoint::Echo, _) => {}
@@ -337,20 +261,6 @@ fn query_user(query: &str, policy: &impl Policy) -> Result<Option<String>, Refus
     Ok(Some(Cow::into_owned(user)))
 }
 
-/// What follows `Bearer`, perhaps nothing; another scheme is somebody else's, a proxy's perhaps.
-fn bearer(value: &[u8]) -> Option<&[u8]> {
-    let (scheme, rest) = value.split_at_checked(6)?;
-    let is_ours = scheme.eq_ignore_ascii_case(b"bearer") && rest.first().is_none_or(u8::is_ascii_whitespace);
-    is_ours.then(|| rest.trim_ascii())
-}
-
-/// The value of one `name=value`, if the name is this one.
-fn cookie_value<'a>(pair: &'a [u8], name: &str) -> Option<&'a [u8]> {
-    let value = pair.trim_ascii().strip_prefix(name.as_bytes())?.strip_prefix(b"=")?;
-    let quoted = value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\""));
-    Some(quoted.unwrap_or(value))
-}
-
 /// 16 bytes in base64: 22 digits and two of padding.
 fn is_valid_key(key: &[u8]) -> bool {
     key.len() == 24
@@ -358,80 +268,6 @@ fn is_valid_key(key: &[u8]) -> bool {
         && key[..22]
             .iter()
             .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'/'))
-}
-
-impl<'a> Request<'a> {
-    /// All values of a field, in order.
-    pub fn values(&self, name: &'a str) -> impl DoubleEndedIterator<Item = &'a [u8]> {
-        self.headers
-            .iter()
-            .filter(move |(n, _)| n.eq_ignore_ascii_case(name))
-            .map(|(_, value)| value.trim_ascii())
-    }
-
-    /// The value of a field that is there exactly once.
-    fn one(&self, name: &'a str) -> Option<&'a [u8]> {
-        let mut values = self.values(name);
-        let value = values.next()?;
-        values.next().is_none().then_some(value)
-    }
-
-    /// True if each host that it names is `localhost` or a loopback address. A request without any names none that somebody
-    /// else's DNS could have led here; browsers always name one.
-    pub fn is_for_this_machine(&self) -> bool {
-        let is_local = |host: &[u8]| std::str::from_utf8(host).is_ok_and(is_local_host);
-        let authority = self.target.split_once("://").filter(|_| !self.target.starts_with('/'));
-        let authority = authority.map(|(_, rest)| rest.split(['/', '?', '#']).next().unwrap_or_default());
-        self.values("host").all(is_local) && authority.is_none_or(is_local_host)
-    }
-
-    /// The first token that is shown: by `Authorization: Bearer`, by `?token=`, by cookie, as a subprotocol. What comes behind it
-    /// does not count, not even when the first is bad.
-    ///
-    /// # Errors
-    /// The first place that shows one shows it twice, or shows nothing that could be one: nobody can tell who meant which.
-    fn token(&self, query: &str, cookie: &str) -> Result<Option<Token>, Refusal> {
-        fn once<T: AsRef<[u8]>>(mut shown: impl Iterator<Item = T>) -> Result<Option<Token>, Refusal> {
-            let Some(token) = shown.next() else {
-                return Ok(None);
-            };
-            let text = std::str::from_utf8(token.as_ref()).ok();
-            match text.filter(|text| !text.is_empty() && text.len() <= TOKEN_BYTES_MAX) {
-                Some(text) if shown.next().is_none() => Ok(Some(Token(text.to_owned()))),
-                _ => Err(Refusal::Credential),
-            }
-        }
-        if let Some(token) = once(self.values("authorization").filter_map(bearer))? {
-            return Ok(Some(token));
-        }
-        let parameters = form_urlencoded::parse(query.as_bytes()).filter(|(name, _)| name == "token");
-        if let Some(token) = once(parameters.map(|(_, value)| Cow::into_owned(value)))? {
-            return Ok(Some(token));
-        }
-        let pairs = self
-            .values("cookie")
-            .flat_map(|value| value.split(|byte| *byte == b';'));
-        if let Some(token) = once(pairs.filter_map(|pair| cookie_value(pair, cookie)))? {
-            return Ok(Some(token));
-        }
-        let offered = self
-            .values("sec-websocket-protocol")
-            .flat_map(|value| value.split(|byte| *byte == b','));
-        once(offered.filter_map(|protocol| protocol.trim_ascii().strip_prefix(TOKEN_SUBPROTOCOL)))
-    }
-
-    /// True if the client offers this subprotocol. Their names are compared as they are written (RFC 6455, 11.5).
-    fn offers(&self, subprotocol: &str) -> bool {
-        self.values("sec-websocket-protocol")
-            .flat_map(|value| value.split(|b| *b == b','))
-            .any(|part| part.trim_ascii() == subprotocol.as_bytes())
-    }
-
-    fn has_token(&self, name: &'a str, token: &str) -> bool {
-        self.values(name)
-            .flat_map(|value| value.split(|b| *b == b','))
-            .any(|part| part.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
-    }
 }
 
 /// Appends the `101` response.
@@ -461,6 +297,7 @@ pub fn final_response(out: &mut Vec<u8>, status_line: &str, extra: &str, body: &
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::jws::TOKEN_BYTES_MAX;
     use proptest::prelude::*;
 
     struct Open;
@@ -763,50 +600,6 @@ mod tests {
         let is_taken = |head: &str| matches!(decision(head), Decision::Upgrade(_));
         assert!(is_taken(&head("ws://h/ws", "other")));
         assert_eq!(decision(&head("ws://other/ws", "h")), Decision::Refuse(Refusal::Origin));
-    }
-
-    #[test]
-    fn targets() {
-        for (target, path, query) in [
-            ("/ws?a=b", "/ws", "a=b"),
-            ("ws://h/ws?a", "/ws", "a"),
-            ("HTTPS://h:1/ws", "/ws", ""),
-            ("http://h", "/", ""),
-            ("http://h?a=/b", "/", "a=/b"),
-            ("*", "*", ""),
-            ("ftp://h/ws", "ftp://h/ws", ""),
-            ("/x?y=ws://h/ws", "/x", "y=ws://h/ws"),
-        ] {
-            assert_eq!(split_target(target), (path, query), "{target}");
-        }
-    }
-
-    #[test]
-    fn the_field_of_the_host() {
-        let named = |hosts: &[&str], minor| names_host(hosts.iter().map(|host| host.as_bytes()), minor);
-        for host in ["h", "", "gateway.example:8080", "[2001:db8::1]:80", "127.0.0.1"] {
-            assert!(named(&[host], 1) && named(&[host], 0), "{host}");
-        }
-        assert!(named(&[], 0) && !named(&[], 1));
-        for hosts in [&["h", "h"][..], &["h i"], &["h/x"], &["user@h"], &["h\u{e4}"]] {
-            assert!(!named(hosts, 1) && !named(hosts, 0), "{hosts:?}");
-        }
-    }
-
-    #[test]
-    fn the_end_of_a_head_is_found_however_it_is_cut() {
-        for head in [
-            GOOD.to_owned(),
-            GOOD.replace("\r\n", "\n"),
-            GOOD.replace("\r\n\r\n", "\n\r\n"),
-        ] {
-            let bytes = head.as_bytes();
-            for from in 0..bytes.len() {
-                assert!(has_end(bytes, from), "{from}");
-                assert!(!has_end(&bytes[..bytes.len() - 1], from), "{from}");
-            }
-        }
-        assert!(!has_end(b"", 0) && !has_end(b"\n", 1) && !has_end(b"a\n\r", 0));
     }
 
     #[test]
