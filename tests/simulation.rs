@@ -10,6 +10,7 @@
 #[allow(dead_code, unreachable_pub, missing_docs, reason = "shared with the fuzzer")]
 mod sim;
 
+use std::cell::Cell;
 use std::time::Duration;
 
 use shardgate::config::Config;
@@ -17,6 +18,8 @@ use shardgate::ids::ShardId;
 use shardgate::lanes::{LANE_ITEMS_MAX, LANE_ITEMS_RESERVED};
 use sim::chance::Chance;
 use sim::client::Plan;
+use sim::control;
+use sim::reach::Reach;
 use sim::{Setup, World};
 
 /// Says which seed it was when a run fails.
@@ -46,6 +49,17 @@ fn seeds(usual: u64, one: impl Fn(&mut World)) {
     }
 }
 
+/// A simulation that falls asleep proves nothing: over the usual seeds, or more, each of the counts that `wanted` names
+/// is one of something that happened.
+fn check_awake(reach: Reach, usual: u64, wanted: impl Fn(&str) -> bool) {
+    println!("{reach}");
+    if number("SEED").is_none() && number("SEEDS").is_none_or(|seeds| seeds >= usual) {
+        let asleep = reach.asleep().into_iter().filter(|name| wanted(name));
+        let asleep: Vec<&str> = asleep.collect();
+        assert!(asleep.is_empty(), "the simulation does not come to {asleep:?}\n{reach}");
+    }
+}
+
 fn config() -> Config {
     let mut config = Config {
         echo: true,
@@ -55,6 +69,7 @@ fn config() -> Config {
     config.limits.handshake_timeout = Duration::from_secs(2);
     config.limits.messages_per_second = 0;
     config.limits.message_bytes = 4096;
+    config.admin.token = Some(control::ADMIN_TOKEN.to_owned().into());
     config
 }
 
@@ -75,6 +90,10 @@ fn world(seed: u64) -> World {
         config.limits.connections = Some(2 + chance.below(6));
         config.limits.handshakes = Some(shards + chance.below(4));
     }
+    let tokens = chance.percent(40);
+    if tokens {
+        control::with_tokens(&mut config);
+    }
     let setup = Setup {
         shards: shards as u16,
         users: 2 + chance.below(8),
@@ -83,13 +102,17 @@ fn world(seed: u64) -> World {
         clients_max: 5 + chance.below(25),
         clogs: chance.percent(25),
         hostile: chance.percent(50),
+        tokens,
+        reloads: chance.percent(50),
     };
     World::new(setup, chance)
 }
 
 #[test]
 fn anything_may_happen() {
-    seeds(40, |world| {
+    const USUAL: u64 = 40;
+    let reach = Cell::new(Reach::default());
+    seeds(USUAL, |world| {
         for _ in 0..3 {
             for _ in 0..600 {
                 world.chaos();
@@ -97,10 +120,20 @@ fn anything_may_happen() {
             world.settle(7_000);
             world.check();
         }
-        world.everybody_leaves();
-        world.settle(8_000);
-        world.check_empty();
+        if world.chance.percent(20) {
+            for _ in 0..100 {
+                world.chaos();
+            }
+            world.stop();
+        } else {
+            world.everybody_leaves();
+            world.settle(8_000);
+            world.check_empty();
+        }
+        reach.set(reach.get() + world.reach());
     });
+    // Rushes are the business of `crowds_get_what_is_theirs`.
+    check_awake(reach.get(), USUAL, |name| name != "held_accepts");
 }
 
 #[test]
@@ -129,10 +162,15 @@ fn drains_end() {
 /// Channels with more people in them than one turn reaches: who comes, goes or publishes meanwhile gets what is theirs.
 #[test]
 fn crowds_get_what_is_theirs() {
-    seeds(5, |world| {
+    const USUAL: u64 = 5;
+    let reach = Cell::new(Reach::default());
+    seeds(USUAL, |world| {
         let mut config = config();
         config.heartbeat = world.settings.heartbeat;
         config.limits.connections_per_user = 0;
+        if world.setup.tokens {
+            control::with_tokens(&mut config);
+        }
         // Small ones make for small batches, and so for many passes.
         config.limits.outbox_bytes = world.settings.limits.outbox_bytes;
         let setup = Setup {
@@ -165,7 +203,9 @@ fn crowds_get_what_is_theirs() {
         world.everybody_leaves();
         world.settle(8_000);
         world.check_empty();
+        reach.set(reach.get() + world.reach());
     });
+    check_awake(reach.get(), USUAL, |name| name == "held_accepts");
 }
 
 /// Two shards with a user each, connected at home.
@@ -182,6 +222,8 @@ fn two_shards(outbox_bytes: usize) -> (World, [usize; 2], [usize; 2]) {
         clients_max: 0,
         clogs: true,
         hostile: false,
+        tokens: false,
+        reloads: false,
     };
     let mut world = World::new(setup, Chance::seeded(1));
     let users = [world.user_on(0), world.user_on(1)];

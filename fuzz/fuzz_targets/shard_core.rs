@@ -12,7 +12,7 @@ use std::time::Duration;
 use libfuzzer_sys::fuzz_target;
 use shardgate::config::Config;
 use sim::chance::Chance;
-use sim::{Setup, World};
+use sim::{Setup, World, control};
 
 fuzz_target!(|input: &[u8]| {
     let mut chance = Chance::bytes(input);
@@ -34,6 +34,11 @@ fuzz_target!(|input: &[u8]| {
         config.limits.connections = Some(3);
         config.limits.handshakes = Some(shards);
     }
+    config.admin.token = Some(control::ADMIN_TOKEN.to_owned().into());
+    let tokens = chance.percent(30);
+    if tokens {
+        control::with_tokens(&mut config);
+    }
     let setup = Setup {
         shards: shards as u16,
         users: 4,
@@ -42,6 +47,8 @@ fuzz_target!(|input: &[u8]| {
         clients_max: 8,
         clogs: chance.percent(10),
         hostile: chance.percent(30),
+        tokens,
+        reloads: chance.percent(50),
     };
     let drains = chance.percent(20);
     let mut world = World::new(setup, chance);

@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::channels::ChannelBooks;
 use super::client::Client;
+use super::control::Issuer;
 
 /// One message, from its sender's and its receivers' points of shared.
 #[derive(Debug)]
@@ -52,6 +53,15 @@ pub struct Books {
     pub broadcasts: Vec<Broadcast>,
     pub ids: BTreeSet<String>,
     pub draining: bool,
+    /// Users show tokens.
+    pub issuer: Option<Issuer>,
+    /// Keys could not be fetched.
+    pub keys_failed: bool,
+    /// An administrator closed their connections.
+    pub closed_users: BTreeSet<usize>,
+    /// Connections that tokens opened, and responses to plain HTTP.
+    pub tokens: u64,
+    pub http: u64,
     /// Lanes are made full on purpose.
     pub lanes_full: bool,
     /// Frames may be refused with `rateLimited`.

@@ -99,6 +99,10 @@ pub struct ChannelBooks {
     /// Codes with which requests may be refused.
     pub refusals: BTreeSet<&'static str>,
     checked: usize,
+    /// When subscriptions to a channel were last ordered to end. It may end some that begin before the order arrives.
+    ended_ns: BTreeMap<usize, u64>,
+    /// Subscriptions that others ended.
+    pub ended: u64,
 }
 
 impl ChannelBooks {
@@ -126,6 +130,30 @@ impl ChannelBooks {
         let kind = if subscribes { "subscribe" } else { "unsubscribe" };
         let name = &self.names[channel];
         format!(r#"{{"type":"{kind}","channel":"{name}","id":"s{number}"}}"#)
+    }
+
+    /// An administrator, or new settings, end subscriptions to a channel, whoever has them when the order arrives.
+    pub fn order_end(&mut self, channel: usize) {
+        self.ended_ns.insert(channel, self.now_ns);
+    }
+
+    /// An order of [`ChannelBooks::order_end`] may end this one. The client's shard was done with all it was given at
+    /// `done_ns`.
+    pub fn end(&mut self, client: usize, channel: usize, done_ns: u64) {
+        if let Some(seat) = self.seats.get_mut(&(client, channel)) {
+            seat.stand_up(done_ns);
+        }
+    }
+
+    /// A subscription ended, and not because its client asked.
+    fn hear_end(&mut self, client: usize, said: &Value) {
+        let channel = self.channel(said);
+        let seat = self.seats.get_mut(&(client, channel)).expect("it asked once");
+        let ended_ns = self.ended_ns.get(&channel);
+        assert!(seat.open && ended_ns.is_some(), "ended for no reason: {seat:?}");
+        seat.open = false;
+        seat.stand_up(ended_ns.copied().unwrap_or_default());
+        self.ended += 1;
     }
 
     /// The frame of a publication by `from`.
@@ -160,6 +188,7 @@ impl ChannelBooks {
     pub fn hear(&mut self, client: usize, said: &Value, text: &str) -> bool {
         match said["type"].as_str() {
             Some("subscribed") => self.hear_answer(client, said, true),
+            Some("unsubscribed") if said["reason"].is_string() => self.hear_end(client, said),
             Some("unsubscribed") => self.hear_answer(client, said, false),
             Some("publication") => self.hear_publication(client, said, text),
             Some("ack") => match number(&said["id"], "c") {

@@ -20,7 +20,9 @@ impl World {
                 .count();
             assert!(limit == 0 || devices <= limit, "{devices} connections of one user");
         }
+        assert!(self.control.is_idle(), "{:?}", self.control);
         for client in &self.clients {
+            client.check_responses();
             client.check_token(&self.wires[client.wire]);
         }
         let users: BTreeSet<_> = live.iter().map(|index| self.clients[*index].user).collect();

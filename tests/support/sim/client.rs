@@ -8,9 +8,14 @@ use serde_json::Value;
 
 use super::books::{Books, Message, Query};
 use super::chance::Chance;
+use super::control::ADMIN_TOKEN;
 use super::wire::{Said, Stream, Wire};
 
 const KEY: &str = "Host: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
+
+fn admin_request() -> String {
+    format!("GET /admin/connections HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {ADMIN_TOKEN}\r\n\r\n")
+}
 
 /// How a client comes in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +30,8 @@ pub enum Plan {
     Nameless,
     Echo,
     Http,
+    /// An administrator.
+    Admin,
     Garbage,
     /// Half a head.
     Slow,
@@ -39,7 +46,8 @@ impl Plan {
             2 => Plan::Http,
             3 => Plan::Garbage,
             4 => Plan::Slow,
-            5..=8 => Plan::Auth(user),
+            5 => Plan::Admin,
+            6..=8 => Plan::Auth(user),
             9..=11 => Plan::HastyAuth(user),
             _ => Plan::Query(user),
         }
@@ -69,6 +77,9 @@ pub struct Client {
     /// The gateway ended the connection.
     ended: bool,
     pub status: Option<u16>,
+    /// Requests of an administrator, and responses.
+    requests: usize,
+    responses: usize,
     pub close_code: Option<Option<u16>>,
     /// Codes that it has earned.
     earned: BTreeSet<u16>,
@@ -103,6 +114,8 @@ impl Client {
             gone: false,
             ended: false,
             status: None,
+            requests: usize::from(plan == Plan::Admin),
+            responses: 0,
             close_code: None,
             earned: BTreeSet::new(),
             pings: VecDeque::new(),
@@ -118,10 +131,17 @@ impl Client {
             client.earned.insert(3012);
         }
         let head = match plan {
-            Plan::Query(user) => format!("GET /ws?user={} HTTP/1.1\r\n{KEY}", books.users[user]),
+            Plan::Query(user) => match &books.issuer {
+                None => format!("GET /ws?user={} HTTP/1.1\r\n{KEY}", books.users[user]),
+                Some(issuer) => format!("GET /ws?token={} HTTP/1.1\r\n{KEY}", issuer.token(&books.users[user])),
+            },
             Plan::Auth(_) | Plan::HastyAuth(_) | Plan::Nameless => format!("GET /ws HTTP/1.1\r\n{KEY}"),
             Plan::Echo => format!("GET /echo HTTP/1.1\r\n{KEY}"),
-            Plan::Http => "GET /nothing HTTP/1.1\r\nHost: localhost\r\n\r\n".to_owned(),
+            Plan::Http => {
+                let path = chance.pick(&["nothing", "livez", "readyz", "stats", "metrics"]);
+                format!("GET /{path} HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            }
+            Plan::Admin => admin_request(),
             Plan::Garbage => "\u{7}nonsense\r\n\r\n".to_owned(),
             Plan::Slow => "GET /ws HTTP/1.1\r\nHost:".to_owned(),
         };
@@ -184,11 +204,11 @@ impl Client {
     fn auth(&mut self, user: usize, books: &Books, chance: &mut Chance) {
         self.auth_sent = true;
         self.welcomes_due += 1;
-        self.frame(
-            0x81,
-            format!(r#"{{"type":"auth","userId":"{}"}}"#, books.users[user]),
-            chance,
-        );
+        let text = match &books.issuer {
+            None => format!(r#"{{"type":"auth","userId":"{}"}}"#, books.users[user]),
+            Some(issuer) => format!(r#"{{"type":"auth","token":"{}"}}"#, issuer.token(&books.users[user])),
+        };
+        self.frame(0x81, text, chance);
     }
 
     fn frame(&mut self, first: u8, payload: impl AsRef<[u8]>, chance: &mut Chance) {
@@ -337,6 +357,10 @@ impl Client {
             5..=9 => self.stall(),
             10..=30 => self.reading = true,
             _ => {}
+        }
+        if self.plan == Plan::Admin && !self.fin_wanted && chance.percent(30) {
+            self.requests += 1;
+            self.out.extend(admin_request().bytes());
         }
         if self.fin_wanted || !self.stream.is_websocket() {
             return;
@@ -523,6 +547,9 @@ impl Client {
                     Some(3001) => books.draining,
                     Some(3008) => books.small_outboxes || self.earned.contains(&3008),
                     Some(3504) => books.connections_limited,
+                    Some(3503) => self.user.is_some_and(|user| books.closed_users.contains(&user)),
+                    Some(3500) => self.may_be_refused(books),
+                    Some(3013) if books.issuer.is_some() => true,
                     Some(3013) => books.rate_limited || books.lanes_full || books.places_limited,
                     Some(code) => self.earned.contains(code) || self.close_sent || self.raw,
                     None => self.close_sent || self.raw,
@@ -536,12 +563,28 @@ impl Client {
         }
     }
 
-    fn hear_status(&mut self, status: u16, books: &Books, chance: &mut Chance) {
+    fn hear_status(&mut self, status: u16, books: &mut Books, chance: &mut Chance) {
+        let is_first = self.status.is_none();
         self.status = Some(status);
+        if !is_first && !matches!(self.plan, Plan::Http | Plan::Admin) {
+            // Its frames pass for requests where its handshake was refused.
+            return;
+        }
         let expected = match self.plan {
             // Whoever dawdles.
             _ if status == 408 => true,
-            Plan::Http => status == 404,
+            Plan::Http => {
+                books.http += 1;
+                matches!(status, 200 | 404 | 503)
+            }
+            Plan::Admin => {
+                self.responses += 1;
+                assert!(self.responses <= self.requests, "a response too many");
+                matches!(status, 200 | 503 | 504)
+            }
+            _ if status == 401 => self.may_be_refused(books),
+            // Tokens that were not looked at in time.
+            _ if status == 503 && books.issuer.is_some() => true,
             Plan::Garbage => status == 400,
             Plan::Slow => false,
             _ => status == 101 || (status == 503 && (books.draining || books.lanes_full || books.places_limited)),
@@ -574,6 +617,7 @@ impl Client {
                 assert_eq!(Some(user), self.wanted_user(), "welcomed as somebody else");
                 if self.user.is_none() {
                     self.user = Some(user);
+                    books.tokens += u64::from(books.issuer.is_some());
                     let id = json["connId"].as_str().unwrap().to_owned();
                     assert!(books.ids.insert(id), "a connId that was there before");
                 }
@@ -630,7 +674,8 @@ impl Client {
                     assert!(books.lanes_full || books.rate_limited, "{text}");
                     books.queries[number].refused = Some(code);
                 } else if code == "rateLimited" {
-                    assert!(books.rate_limited, "{text}");
+                    // Or a token was shown while another one was looked at.
+                    assert!(books.rate_limited || books.issuer.is_some(), "{text}");
                 } else {
                     let known = self.bad_frames > 0 || self.plan == Plan::Nameless || self.raw;
                     assert!(known, "{text}");
@@ -653,6 +698,19 @@ impl Client {
                 assert_eq!(self.shutdowns, 1, "told twice");
             }
             other => panic!("an unknown frame: {other}"),
+        }
+    }
+
+    /// A token may be of a key that is not known.
+    fn may_be_refused(&self, books: &Books) -> bool {
+        let rotated = books.issuer.as_ref().is_some_and(|issuer| issuer.has_rotated());
+        rotated || books.keys_failed
+    }
+
+    /// An administrator who has stayed has all responses.
+    pub fn check_responses(&self) {
+        if self.plan == Plan::Admin && !self.ended && !self.gone && self.reading {
+            assert_eq!(self.responses, self.requests, "{self:?}");
         }
     }
 

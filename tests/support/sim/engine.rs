@@ -78,6 +78,13 @@ impl Sockets {
         self.backlog.push_back((token, wire));
     }
 
+    /// Connections that were not accepted yet are lost.
+    pub fn close_listener(&mut self, wires: &mut [Wire]) {
+        for (_, wire) in self.backlog.drain(..) {
+            (wires[wire].gateway_fin, wires[wire].reset) = (true, true);
+        }
+    }
+
     /// Number of sockets in the slab.
     pub fn len(&self) -> usize {
         self.sockets.len() - self.free.len()

@@ -10,6 +10,7 @@ pub mod channels;
 mod checks;
 pub mod client;
 pub mod clock;
+pub mod control;
 pub mod engine;
 pub mod reach;
 pub mod wire;
@@ -21,6 +22,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::{self, Context};
 
+use bytes::Bytes;
 use shardgate::config::Config;
 use shardgate::engine::Waker;
 use shardgate::ids::{IdSource, ShardId};
@@ -41,6 +43,7 @@ use books::{Books, Broadcast};
 use chance::Chance;
 use client::{Client, Plan};
 use clock::ModelClock;
+use control::{Control, Issuer};
 use engine::{ModelEngine, Mood, Pinged, Sockets, Tokens};
 use reach::Reach;
 use wire::Wire;
@@ -58,6 +61,10 @@ pub struct Setup {
     pub clogs: bool,
     /// The process runs out of descriptors now and then.
     pub hostile: bool,
+    /// Users show tokens; the configuration must be for that.
+    pub tokens: bool,
+    /// The configuration is read again now and then.
+    pub reloads: bool,
 }
 
 /// Nobody is starved for longer than this many steps, or who answers every ping in time would be too late.
@@ -75,6 +82,8 @@ pub struct ModelShard {
     dawdled: u32,
     /// Sockets after its last turn.
     held: usize,
+    /// It was told to stop, and has.
+    pub is_over: bool,
 }
 
 pub struct World {
@@ -89,6 +98,7 @@ pub struct World {
     mailboxes: Mailboxes,
     pub shards: Vec<ModelShard>,
     pub reach: Reach,
+    pub control: Control,
     wires: Vec<Wire>,
     tokens: Tokens,
     pub clients: Vec<Client>,
@@ -105,7 +115,13 @@ impl World {
         let inboxes = lanes::inboxes(count);
         let depths = inboxes.depths;
         let cpus = vec![None; usize::from(count)];
-        let shared = Arc::new(Shared::new("gw".into(), true, "model", cpus, Arc::clone(&depths)));
+        let shared = Arc::new(Shared::new(
+            "gw".into(),
+            !setup.tokens,
+            "model",
+            cpus,
+            Arc::clone(&depths),
+        ));
         let places = setup.config.limits.connections.unwrap_or(10_000);
         let settings = Arc::new(Settings::new(&setup.config, places).unwrap());
         let wakers = (0..count).map(|_| Waker::inert().unwrap()).collect();
@@ -127,6 +143,7 @@ impl World {
                     skipped: 0,
                     dawdled: 0,
                     held: 0,
+                    is_over: false,
                 }
             })
             .collect();
@@ -134,6 +151,7 @@ impl World {
         let user_homes = users.iter().map(|user| homes.home(homes.hash(user)).index()).collect();
         let mut books = Books::new(users, user_homes, setup.channels);
         books.lanes_full = setup.clogs;
+        books.issuer = setup.tokens.then(Issuer::new);
         books.rate_limited = settings.limits.messages_per_second > 0;
         books.places_limited = setup.config.limits.connections.is_some();
         books.connections_limited = settings.limits.connections_per_user > 0;
@@ -161,6 +179,7 @@ impl World {
             mailboxes,
             shards,
             reach: Reach::default(),
+            control: Control::default(),
             wires: Vec::new(),
             tokens: BTreeMap::new(),
             clients: Vec::new(),
@@ -273,7 +292,9 @@ impl World {
         }
         let gap = now_ms - std::mem::replace(&mut here.last_turn_ms, now_ms);
         here.held = here.sockets.held();
+        here.is_over = turned.is_over;
         let busy = moved || turned.was_busy || here.real.core.has_more();
+        self.collect_notices(shard);
         self.check_pings(&pinged);
         self.check_held();
         self.check_silence(shard, gap);
@@ -366,6 +387,7 @@ impl World {
                 }
             }
         }
+        self.administer();
         self.end_step();
     }
 
@@ -404,6 +426,7 @@ impl World {
             self.clog(from, to, items);
             self.shards[to].stalled_until = self.step + 1 + self.chance.below(100) as u64;
         }
+        self.turn_control(false);
         self.move_bytes(false);
         for shard in 0..self.shards.len() {
             if self.chance.percent(1) {
@@ -478,16 +501,21 @@ impl World {
 
     /// A frame for everybody, as the control thread passes it on.
     pub fn broadcast(&mut self) {
+        let command = ShardCommand::Broadcast(self.begin_broadcast());
+        self.mailboxes.post_all(|| command.clone());
+    }
+
+    /// The frame of the next broadcast, written down.
+    fn begin_broadcast(&mut self) -> Bytes {
         let number = self.books.broadcasts.len();
         let mut frame = Vec::new();
         let id = IdSource::new(number as u64).next(self.now_ms());
         encode::broadcast(&mut frame, id, &number.to_string(), self.now_ms());
-        let command = ShardCommand::Broadcast(frame.into());
-        self.mailboxes.post_all(|| command.clone());
         self.books.broadcasts.push(Broadcast {
             witnesses: self.live(),
             received_by: Vec::new(),
         });
+        frame.into()
     }
 
     /// Fills a lane with what means nothing, until its receiver turns.
@@ -542,7 +570,7 @@ impl World {
         for _ in 0..200_000 {
             self.now_ns += 1_000_000;
             self.step += 1;
-            let mut moved = self.move_bytes(true);
+            let mut moved = self.move_bytes(true) | self.turn_control(true);
             for shard in 0..self.shards.len() {
                 moved |= self.turn(shard, true);
                 moved |= !self.shards[shard].real.inbox().is_empty();
@@ -601,6 +629,16 @@ impl World {
         for client in self.clients.iter_mut().filter(|client| !client.is_over()) {
             let wire = &mut self.wires[client.wire];
             client.leave(wire, &mut self.chance);
+        }
+    }
+
+    /// How often the run came to what happens rarely.
+    pub fn reach(&self) -> Reach {
+        Reach {
+            tokens: self.books.tokens,
+            http: self.books.http,
+            ended_subscriptions: self.books.channels.ended,
+            ..self.reach
         }
     }
 

@@ -1,7 +1,7 @@
 //! Whether the simulation is awake: how often it came to what happens rarely.
 
 use std::fmt;
-use std::ops::AddAssign;
+use std::ops::Add;
 
 macro_rules! reach {
     ($($(#[doc = $what:literal])+ $name:ident,)+) => {
@@ -18,9 +18,13 @@ macro_rules! reach {
             }
         }
 
-        impl AddAssign for Reach {
-            fn add_assign(&mut self, more: Reach) {
-                $(self.$name += more.$name;)+
+        impl Add for Reach {
+            type Output = Reach;
+
+            fn add(self, more: Reach) -> Reach {
+                Reach {
+                    $($name: self.$name + more.$name,)+
+                }
             }
         }
     };
@@ -39,6 +43,26 @@ reach! {
     bulk,
     /// Sockets closed by a reset
     resets,
+    /// Tokens that opened a connection
+    tokens,
+    /// Shards that wanted keys
+    keys_wanted,
+    /// Fetches of keys
+    keys_fetched,
+    /// Requests of administrators
+    asked,
+    /// Replies of shards to what the control thread asked
+    replied,
+    /// Answers to administrators
+    answered,
+    /// Settings that changed
+    reloads,
+    /// Subscriptions that ended by order or by new settings
+    ended_subscriptions,
+    /// Plain HTTP requests that were answered
+    http,
+    /// Gateways that were stopped
+    stops,
 }
 
 impl Reach {

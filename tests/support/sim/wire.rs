@@ -66,6 +66,8 @@ pub struct Stream {
     pub status: Option<u16>,
     pub welcomed: bool,
     pub closed: Option<Option<u16>>,
+    /// Bytes of a response's body that are still to come.
+    body: usize,
 }
 
 impl Stream {
@@ -81,7 +83,10 @@ impl Stream {
     pub fn push(&mut self, bytes: &[u8]) -> Vec<Said> {
         self.bytes.extend_from_slice(bytes);
         let mut said = Vec::new();
-        if self.status.is_none() {
+        if !self.skip_body() {
+            return said;
+        }
+        while self.status != Some(101) {
             let Some(end) = self.bytes.windows(4).position(|four| four == b"\r\n\r\n") else {
                 return said;
             };
@@ -91,13 +96,16 @@ impl Stream {
                 .and_then(|rest| rest.get(..3))
                 .and_then(|status| status.parse().ok())
                 .expect("a status line");
+            let field = |line: &str| line.strip_prefix("content-length: ")?.parse::<usize>().ok();
+            let body = head.to_ascii_lowercase().lines().find_map(field);
             self.status = Some(status);
             said.push(Said::Head(status));
-        }
-        if self.status != Some(101) {
-            // A body.
-            self.bytes.clear();
-            return said;
+            if status != 101 {
+                self.body = body.unwrap_or(usize::MAX);
+            }
+            if !self.skip_body() {
+                return said;
+            }
         }
         while let Some((frame, len)) = Self::frame(&self.bytes) {
             assert!(self.closed.is_none(), "a frame behind the close frame: {frame:?}");
@@ -110,6 +118,14 @@ impl Stream {
             said.push(frame);
         }
         said
+    }
+
+    /// Takes what is there of a body. Returns true if nothing is missing.
+    fn skip_body(&mut self) -> bool {
+        let len = self.body.min(self.bytes.len());
+        self.bytes.drain(..len);
+        self.body -= len;
+        self.body == 0
     }
 
     fn frame(bytes: &[u8]) -> Option<(Said, usize)> {
