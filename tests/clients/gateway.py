@@ -12,7 +12,7 @@ STOP_SECONDS = 40
 
 
 class Gateway:
-    """One gateway on a port that the kernel chose, as a context manager."""
+    """One gateway, on a port that the kernel chose unless `--listen` is given, as a context manager."""
 
     def __init__(self, *args):
         binary = os.environ.get("SHARDGATE_BIN")
@@ -21,7 +21,7 @@ class Gateway:
         self.scheme = "wss" if "--tls-cert" in args else "ws"
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("SHARDGATE_", "RUST_LOG"))}
         self.process = subprocess.Popen(
-            [binary, "--listen", "127.0.0.1:0", *args],
+            [binary, *([] if "--listen" in args else ["--listen", "127.0.0.1:0"]), *args],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -8,11 +8,11 @@
 
 pub mod admin;
 pub mod authority;
+pub mod built;
 pub mod channels;
 pub mod client;
 pub mod fleet;
 pub mod gateway;
-pub mod load;
 pub mod namespace;
 pub mod peer;
 pub mod process;

@@ -174,7 +174,7 @@ impl Session {
             .current_dir(&tree)
             .env("PATH", path)
             .env("TREE", &tree)
-            .env("LOAD_PROGRAM", crate::common::load::program())
+            .env("LOAD_PROGRAM", crate::common::built::load_generator())
             .envs(environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -168,7 +168,7 @@ fn make_way(thread: Option<rustix::process::Pid>, cpus: &[usize]) {
 /// 100 users, 1,000 messages per second between them, for six seconds, from these CPUs or any.
 fn measure(gateway: &Gateway, cpus: &[usize]) -> Row {
     let json = tempfile::NamedTempFile::new().unwrap();
-    let mut command = Command::new(crate::common::load::program());
+    let mut command = Command::new(crate::common::built::load_generator());
     let url = format!("ws://{}/ws", gateway.addr);
     command.args(["direct", "--users", "100", "--rate", "1000", "--duration", "6s"]);
     command.args(["--url", &url, "--json"]).arg(json.path());

@@ -18,7 +18,7 @@ struct Ran {
 
 /// Runs the generator; the report is null if it refused to run.
 fn load(words: &str) -> Ran {
-    let mut command = command(common::load::program());
+    let mut command = command(common::built::load_generator());
     command.args(words.split_whitespace()).args(["--json", "-"]);
     let ended = run_command(command);
     Ran {

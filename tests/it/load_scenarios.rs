@@ -34,7 +34,7 @@ struct Running {
 
 impl Running {
     fn start(words: &str) -> Self {
-        let mut command = command(common::load::program());
+        let mut command = command(common::built::load_generator());
         command.args(words.split_whitespace()).args(["--json", "-"]);
         let mut child = command.spawn().unwrap();
         let stderr = BufReader::new(child.stderr.take().unwrap());
@@ -420,7 +420,7 @@ fn reports_are_pages_and_stand_beside_each_other() {
     let (it, dir) = (gateway(&[]), tempfile::tempdir().unwrap());
     let file = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
     for name in ["one", "two"] {
-        let mut command = command(common::load::program());
+        let mut command = command(common::built::load_generator());
         command.args([
             "direct",
             "--users",
@@ -457,7 +457,7 @@ fn reports_are_pages_and_stand_beside_each_other() {
         !page.contains("<script") && !page.contains("Nothing measured"),
         "{page}"
     );
-    let mut both = command(common::load::program());
+    let mut both = command(common::built::load_generator());
     both.args([
         "report",
         &file("one.json"),
@@ -469,7 +469,7 @@ fn reports_are_pages_and_stand_beside_each_other() {
     assert_eq!(ended.code, Some(0), "{ended:?}");
     let page = std::fs::read_to_string(file("both.html")).unwrap();
     assert!(page.contains("<th>one</th><th>two</th>"), "{page}");
-    let mut bad = command(common::load::program());
+    let mut bad = command(common::built::load_generator());
     bad.args(["report", &file("one.html"), "--html", &file("bad.html")]);
     let ended = run_command(bad);
     assert_eq!(ended.code, Some(2));

@@ -184,7 +184,7 @@ struct Ran {
 fn load(words: &str, plan: &Arc<Plan>) -> Ran {
     let gateway = Gateway::start(&["--shards", "1", "--limits-messages-per-second", "0"]);
     let address = proxy(gateway.addr, plan);
-    let mut command = command(common::load::program());
+    let mut command = command(common::built::load_generator());
     command
         .args(words.split_whitespace())
         .args(["--warmup", "0", "--drain-timeout", "500ms", "--json", "-"])

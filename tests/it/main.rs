@@ -31,6 +31,7 @@ mod crash_expiry;
 mod drain;
 mod drain_cluster;
 mod duplicate_gateway_id;
+mod examples;
 mod fanout_head_of_line;
 mod floods;
 mod framing;

@@ -664,7 +664,7 @@ fn origins_are_compared(engine: &str) {
 fn the_load_generator_speaks_it() {
     let it = Secure::start("epoll", &["--limits-messages-per-second", "0"]);
     let load = |args: &[&str]| {
-        let mut command = Command::new(common::load::program());
+        let mut command = Command::new(common::built::load_generator());
         let url = format!("wss://{}/ws", it.gateway.addr);
         command
             .args(args)
