@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::counter::Counter;
 use super::exposition::Row;
 use super::labels::ClusterDrop;
-use super::redis::BrokerCounters;
+use super::store::BrokerCounters;
 
 /// The counters of the control thread.
 #[derive(Debug, Default)]

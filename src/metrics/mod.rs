@@ -1,8 +1,8 @@
 //! What is counted: names, labels, counters, and the text that Prometheus reads.
 //!
-//! Each scope is a file with its counters and one table of its metrics: `shard`, `control` (the cluster), `redis`, `admin`
-//! (plain HTTP), `process`, `gateway` (the rest). A row of a table is one metric; `labels` has the enums that stand
-//! behind its labels. To add a metric, add a field and a row, and a line to `docs/metrics.md`, which explains them all.
+//! Each scope is a file with its counters and one table of its metrics: `shard`, `control` (the cluster), `store`
+//! (Redis), `admin` (plain HTTP), `process`, `gateway` (the rest). A row of a table is one metric. `labels` has the enums
+//! that stand behind its labels. To add a metric, add a field, a row, and a line in `docs/metrics.md`.
 //!
 //! The thread that a scope belongs to is the only one that writes its counters; any thread may read them.
 
@@ -13,8 +13,8 @@ mod exposition;
 mod gateway;
 mod labels;
 mod process;
-mod redis;
 mod shard;
+mod store;
 
 pub use admin::HttpMetrics;
 pub use control::ClusterMetrics;
@@ -25,8 +25,8 @@ pub use labels::{
     ADMIN_STATUSES, CLOSE_LABELS, CloseCause, ClusterDrop, DropReason, FetchResult, Path, RedisOperation,
     RefusalReason, SentKind, TokenResult,
 };
-pub use redis::BrokerCounters;
 pub use shard::ShardMetrics;
+pub use store::BrokerCounters;
 
 use exposition::{Member, Row};
 use process::Process;
@@ -36,12 +36,12 @@ pub async fn expose(gateway: &(dyn GatewayNumbers + 'static), out: &mut Expositi
     let (cluster, shards) = (gateway.cluster(), gateway.shards());
     out.table(gateway::TABLE, gateway).await;
     out.table(control::TABLE, cluster).await;
-    out.table(redis::TABLE, &*cluster.broker).await;
+    out.table(store::TABLE, &*cluster.broker).await;
     out.table(process::TABLE, &Process::read()).await;
     of_shards(shard::TABLE, shards, out).await;
     of_shards(&[shard::DROPPED], shards, out).await;
     out.samples(&control::DROPPED, Member::Control, cluster).await;
-    out.samples(&redis::DROPPED, Member::Control, &*cluster.broker).await;
+    out.samples(&store::DROPPED, Member::Control, &*cluster.broker).await;
     of_shards(shard::TIMES, shards, out).await;
     out.head(&admin::REQUESTS);
     for (shard, metrics) in shards.iter().enumerate() {
