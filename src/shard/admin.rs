@@ -5,7 +5,7 @@
 use super::core::{Core, Notice};
 use crate::admin::{Answer, ConnectionInfo, Refusal, Request};
 use crate::engine::SocketKey;
-use crate::lanes::{AckTo, OutgoingPublication, ShardCommand, ShardQuery, ShardReply};
+use crate::lanes::{AckTo, OutgoingMessage, OutgoingPublication, ShardCommand, ShardQuery, ShardReply};
 use crate::session::Stage;
 use crate::wire::json::encode::{AckStatus, EndReason};
 use crate::wire::ws::close::CloseReason;
@@ -159,7 +159,14 @@ impl Core {
                 received_ns,
             } => {
                 let ack_to = self.ack_to_system(ticket, message_id);
-                let status = self.dispatch(self.kernel.homes.hash(&to), &to, &frame, Some(ack_to));
+                let message = OutgoingMessage {
+                    hash: self.kernel.homes.hash(&to),
+                    to: &to,
+                    frame: &frame,
+                    ack_to: Some(ack_to),
+                    received_ns,
+                };
+                let status = self.messages.dispatch(&mut self.kernel, &message);
                 if status == Some(AckStatus::Delivered) {
                     self.kernel.turn.from_lanes.push(received_ns);
                 }
@@ -180,7 +187,8 @@ impl Core {
                     ack_to: Some(ack_to),
                     received_ns,
                 };
-                if let Some(status) = self.distribute(self.kernel.homes.partition(&channel), &publication) {
+                let partition = self.kernel.homes.partition(&channel);
+                if let Some(status) = self.channels.distribute(&mut self.kernel, partition, &publication) {
                     self.kernel.answer(&ack_to, status);
                 }
             }
@@ -196,7 +204,7 @@ impl Core {
     fn carry_out_command(&mut self, command: ShardCommand, ticket: Option<u32>) {
         let count = match command {
             // It goes on from turn to turn, and replies then.
-            ShardCommand::Broadcast(frame) => return self.queue_broadcast(frame, ticket),
+            ShardCommand::Broadcast(frame) => return self.channels.queue_broadcast(&mut self.kernel, frame, ticket),
             ShardCommand::CloseUser { user, reason } => self.close_user(&user, reason),
             ShardCommand::EndSubscription { user, channel } => self.end_subscriptions(&user, &channel),
         };
@@ -217,14 +225,15 @@ impl Core {
     /// Ends the subscriptions to a channel of a user who lives here, as an administrator wished. Returns how many there were.
     fn end_subscriptions(&mut self, user: &str, channel: &str) -> u64 {
         let slots = self.kernel.devices(user);
-        let ended = slots
-            .into_iter()
-            .filter(|slot| self.end_subscription(*slot, channel, EndReason::Admin));
+        let ended = slots.into_iter().filter(|slot| {
+            self.channels
+                .end_subscription(&mut self.kernel, *slot, channel, EndReason::Admin)
+        });
         ended.count() as u64
     }
 
     fn close_by_order(&mut self, slot: u32, reason: CloseReason) {
-        self.settle_broadcasts(slot);
+        self.channels.settle_broadcasts(&mut self.kernel, slot);
         self.kernel.begin_close(slot, reason);
     }
 

@@ -17,37 +17,33 @@ use crate::http::{HttpContext, ListenerKind};
 use crate::lanes::{Handoff, Lanes};
 use crate::metrics::{CloseCause, ShardMetrics};
 use crate::router::HomeMap;
-use crate::router::channels::Channels;
-use crate::router::interests::Interests;
 use crate::session::{End, Tally};
 use crate::settings::Settings;
 use crate::shard::Stage;
-use crate::shard::remote::Remote;
 use crate::shard::strangers::ACCEPT_US;
 use crate::shard::timers::Draining;
 use crate::shared::{Now, Shared};
 use crate::wire::json::encode;
 use crate::wire::ws::close::CloseReason;
 
+use super::channels::Channels;
 pub use super::checks::Outstanding;
 pub use super::kernel::{Command, Notice};
 use super::kernel::{Happened, Kernel};
+use super::messages::Messages;
+use super::presence::Presence;
 
 /// The state of one shard.
 #[derive(Debug)]
 pub struct Core {
     pub(super) kernel: Kernel,
     pub(super) channels: Channels,
-    pub(super) joins: super::channels::Joins,
-    pub(super) interests: Interests,
-    pub(super) fan_out: super::channels::FanOut,
-    pub(super) reviews: super::rights::Reviews,
     pub(super) http: Rc<HttpContext>,
-    pub(super) questions: super::deliver::Questions,
+    pub(super) messages: Messages,
+    pub(super) presence: Presence,
     pub(super) credentials: super::credentials::Credentials,
     pub(super) asked: super::devices::Asked,
     pub(super) draining: Option<Draining>,
-    pub(super) remote: Remote,
     expired: Vec<u32>,
     pub(super) tls: super::tls::Handshakes,
     pub(super) strangers: super::strangers::Strangers,
@@ -69,16 +65,12 @@ impl Core {
         Core {
             kernel: Kernel::new(shared, settings, homes, lanes, seed),
             channels: Channels::default(),
-            joins: Default::default(),
-            interests: Interests::default(),
-            fan_out: Default::default(),
-            reviews: Default::default(),
             http,
-            questions: Default::default(),
+            messages: Messages::default(),
+            presence: Presence::default(),
             credentials: Default::default(),
             asked: Default::default(),
             draining: None,
-            remote: Remote::default(),
             expired: Vec::new(),
             tls: Default::default(),
             strangers: Default::default(),
@@ -191,6 +183,22 @@ impl Core {
         }
     }
 
+    /// Goes on with what is on its way to many, as far as one turn may.
+    pub fn fan_out(&mut self) {
+        self.channels.fan_out(&mut self.kernel);
+        self.settle();
+    }
+
+    /// The next socket that the kernel is to be asked about, for [`Core::handle_probed`].
+    pub fn poll_probe(&mut self) -> Option<SocketKey> {
+        self.channels.poll_probe()
+    }
+
+    /// The peer of a socket has not acknowledged so many bytes that the kernel has taken; `None` if that is not known.
+    pub fn handle_probed(&mut self, key: SocketKey, unacknowledged: Option<usize>) {
+        self.channels.handle_probed(&mut self.kernel, key, unacknowledged);
+    }
+
     /// True if this turn has brought something, before [`Core::fan_out`], that somebody waits for.
     pub fn is_interactive(&self) -> bool {
         self.kernel.turn.interactive
@@ -198,7 +206,7 @@ impl Core {
 
     /// True if there is more to do of what is spread over turns, so that nobody else waits for all of it.
     pub fn has_more(&self) -> bool {
-        self.has_fan_out() || self.has_strangers()
+        self.channels.has_fan_out() || self.has_strangers()
     }
 
     /// The peer ended its side or the socket broke.
@@ -268,7 +276,7 @@ impl Core {
             self.settle();
         } else {
             self.kernel.mark_dirty(key.slot);
-            self.note_moved(waiting_bytes);
+            self.channels.note_moved(&mut self.kernel, waiting_bytes);
         }
     }
 
@@ -293,7 +301,7 @@ impl Core {
                 .tell_presence(user, self.kernel.users.devices(user).len() - 1);
             self.asked.left(user, self.kernel.users.devices(user).len() - 1);
             self.kernel.users.leave(user, slot);
-            self.leave_channels(slot);
+            self.channels.leave_channels(&mut self.kernel, slot);
             self.kernel.metrics().users.set(self.kernel.users.len() as u64);
         }
         if tally.is_connection() {
@@ -389,7 +397,7 @@ impl Core {
     /// When [`Core::handle_timeouts`] is due, milliseconds of the gateway's clock.
     pub fn next_timeout_ms(&self) -> Option<u64> {
         let drain = self.draining.as_ref().and_then(Draining::due_ms);
-        let later = [drain, self.fan_out.look_again_ms(), self.asked.next_due_ms()];
+        let later = [drain, self.channels.next_timeout_ms(), self.asked.next_due_ms()];
         self.kernel
             .wheel
             .next_due_ms()
@@ -429,11 +437,7 @@ impl Core {
         self.count_deliveries(now_ns);
         let metrics = &self.kernel.shared.shards[self.kernel.me.index()];
         metrics.loop_turn.record(now_ns.saturating_sub(began_ns), 1);
-        for received_ns in self.channels.gone_round() {
-            metrics.fanout.record(now_ns.saturating_sub(received_ns), 1);
-        }
-        metrics.channels.set(self.channels.len() as u64);
-        metrics.subscriptions.set(self.channels.subscriptions() as u64);
+        self.channels.end_turn(&self.kernel, now_ns);
         // Going through all connections costs too much for every turn, even in debug builds.
         if cfg!(debug_assertions) && self.kernel.now.mono_ns.is_multiple_of(61) {
             self.check_invariants();

@@ -211,7 +211,7 @@ impl Core {
         let after = &self.kernel.connections[slot as usize].grant;
         let [before, after] = [&before, after].map(|grant| grant.as_ref().and_then(|grant| grant.rights.as_ref()));
         if before != after {
-            self.review(slot);
+            self.channels.review(slot);
         }
         let limit = self.connections_limit(self.kernel.connections[slot as usize].grant.as_ref());
         if limit > 0 {

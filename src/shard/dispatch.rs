@@ -37,7 +37,7 @@ impl Core {
         match mail {
             MessageToShard::Message(message) => {
                 self.kernel.turn.interactive = true;
-                self.handle_message_item(batch, &message);
+                self.messages.handle_message_item(&mut self.kernel, batch, &message);
             }
             MessageToShard::FromGateway {
                 hash,
@@ -47,11 +47,18 @@ impl Core {
                 received_ns,
             } => {
                 self.kernel.turn.interactive = true;
-                self.handle_from_gateway((hash, batch.text(to)), batch.bytes(frame), index, received_ns);
+                self.messages.handle_from_gateway(
+                    &mut self.kernel,
+                    (hash, batch.text(to)),
+                    batch.bytes(frame),
+                    index,
+                    received_ns,
+                );
             }
-            MessageToShard::PacketEnd { packet } => self.handle_packet_end(packet),
+            MessageToShard::PacketEnd { packet } => self.messages.handle_packet_end(&mut self.kernel, packet),
             MessageToShard::Located { hash, user, location } => {
-                self.handle_located(hash, batch.text(user), &location);
+                self.messages
+                    .handle_located(&mut self.kernel, hash, batch.text(user), &location);
             }
             MessageToShard::Forget { hash, user } => self.kernel.forget_location(hash, batch.text(user)),
             MessageToShard::ForgetAll => self.kernel.forget_locations(),
@@ -62,7 +69,7 @@ impl Core {
         match mail {
             ReplyToShard::Frame { to, frame } => {
                 self.kernel.turn.interactive = true;
-                self.handle_reply_frame(to, batch.bytes(frame));
+                self.kernel.handle_reply_frame(to, batch.bytes(frame));
             }
             ReplyToShard::Ack { ack_to, status } => self.kernel.answer(&batch.ack_to(self.kernel.me, &ack_to), status),
         }
@@ -70,9 +77,15 @@ impl Core {
 
     fn handle_presence_mail(&mut self, batch: &Batch<ToShard>, mail: PresenceToShard) {
         match mail {
-            PresenceToShard::Query(query) => self.handle_presence_query(batch, &query),
-            PresenceToShard::Answer { ticket, online, known } => self.handle_presence_answer(ticket, online, known),
-            PresenceToShard::Unknown { ticket, overloaded } => self.handle_presence_unknown(ticket, overloaded),
+            PresenceToShard::Query(query) => self.presence.handle_presence_query(&mut self.kernel, batch, &query),
+            PresenceToShard::Answer { ticket, online, known } => {
+                self.presence
+                    .handle_presence_answer(&mut self.kernel, ticket, online, known)
+            }
+            PresenceToShard::Unknown { ticket, overloaded } => {
+                self.presence
+                    .handle_presence_unknown(&mut self.kernel, ticket, overloaded)
+            }
         }
     }
 
@@ -93,24 +106,33 @@ impl Core {
 
     fn handle_channel_mail(&mut self, batch: &Batch<ToShard>, mail: ChannelToShard) {
         match mail {
-            ChannelToShard::Publish(publish) => self.handle_publish_item(batch, &publish),
+            ChannelToShard::Publish(publish) => self.channels.handle_publish_item(&mut self.kernel, batch, &publish),
             ChannelToShard::Publication(item) => {
-                self.queue_publication(item.channel.read(batch), item.frame, item.received_ns);
+                self.channels.queue_publication(
+                    &mut self.kernel,
+                    item.channel.read(batch),
+                    item.frame,
+                    item.received_ns,
+                );
             }
-            ChannelToShard::Published(item) => self.handle_published_item(batch, &item),
+            ChannelToShard::Published(item) => self.channels.handle_published_item(&mut self.kernel, batch, &item),
             ChannelToShard::Join { channel, ticket } => {
-                self.handle_join_item(batch.from, channel.read(batch), ticket);
+                self.channels
+                    .handle_join_item(&mut self.kernel, batch.from, channel.read(batch), ticket);
             }
-            ChannelToShard::Leave { channel } => self.handle_leave_item(batch.from, channel.read(batch)),
+            ChannelToShard::Leave { channel } => {
+                self.channels
+                    .handle_leave_item(&mut self.kernel, batch.from, channel.read(batch))
+            }
             ChannelToShard::Crowded { channel, crowded } => {
-                self.interests.note_crowded(channel.hash, batch.from, crowded);
+                self.channels.handle_crowded(batch.from, channel.hash, crowded);
             }
-            ChannelToShard::Joined { ticket } => self.handle_joined(ticket),
+            ChannelToShard::Joined { ticket } => self.channels.handle_joined(&mut self.kernel, ticket),
             ChannelToShard::PartitionSubscribed { partition, subscribed } => {
                 if subscribed {
-                    self.handle_partition_subscribed(partition);
+                    self.channels.handle_partition_subscribed(&mut self.kernel, partition);
                 } else {
-                    self.interests.lost(partition);
+                    self.channels.handle_partition_lost(partition);
                 }
             }
         }
@@ -122,7 +144,7 @@ impl Core {
                 self.http.settings.replace(Arc::clone(&settings));
                 let before = std::mem::replace(&mut self.kernel.settings, settings);
                 if before.subscribe != self.kernel.settings.subscribe {
-                    self.review_all();
+                    self.channels.review_all();
                 }
                 self.credentials.forget();
             }

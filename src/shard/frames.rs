@@ -265,7 +265,10 @@ impl Core {
                 );
                 return Flow::Next;
             }
-            ClientFrame::Message { id, to, content } => self.route_message(slot, id.as_deref(), &to, content),
+            ClientFrame::Message { id, to, content } => {
+                self.messages
+                    .route_message(&mut self.kernel, slot, id.as_deref(), &to, content)
+            }
             ClientFrame::Presence { id, users } => {
                 let mut distinct: Vec<Box<str>> = Vec::with_capacity(users.len());
                 for user in users {
@@ -274,11 +277,20 @@ impl Core {
                         distinct.push(user.into());
                     }
                 }
-                self.ask_presence(slot, id.as_deref(), distinct);
+                self.presence
+                    .ask_presence(&mut self.kernel, slot, id.as_deref(), distinct);
             }
-            ClientFrame::Subscribe { id, channel } => self.subscribe(slot, id.as_deref(), &channel),
-            ClientFrame::Unsubscribe { id, channel } => self.unsubscribe(slot, id.as_deref(), &channel),
-            ClientFrame::Publish { id, channel, content } => self.publish(slot, id.as_deref(), &channel, content),
+            ClientFrame::Subscribe { id, channel } => {
+                self.channels.subscribe(&mut self.kernel, slot, id.as_deref(), &channel)
+            }
+            ClientFrame::Unsubscribe { id, channel } => {
+                self.channels
+                    .unsubscribe(&mut self.kernel, slot, id.as_deref(), &channel)
+            }
+            ClientFrame::Publish { id, channel, content } => {
+                self.channels
+                    .publish(&mut self.kernel, slot, id.as_deref(), &channel, content)
+            }
         }
         self.kernel.conn(slot).bad_frames = 0;
         Flow::Next

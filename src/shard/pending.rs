@@ -115,7 +115,7 @@ mod tests {
         let mut core = testing::core(|config| config.limits.handshakes = Some(1));
         let devices = [0, 1].map(|slot| testing::connect(&mut core, slot, "?user=alice"));
         let alice = core.kernel.homes.hash("alice");
-        assert!(core.deliver(alice, "alice", b"a message"));
+        assert!(core.messages.deliver(&mut core.kernel, (alice, "alice"), b"a message"));
         testing::carry_out(&mut core);
         for key in devices {
             core.kernel.begin_close(key.slot, CloseReason::Administrator);

@@ -89,7 +89,7 @@ fn the_worst_case_follows_from_the_keys() {
         ("TLS of either", constant("src/tls/connection.rs", "PARTIAL_BYTES_MAX")),
         (
             "questions for presence, each shard",
-            constant("src/shard/deliver.rs", "QUESTIONS_MAX") * question,
+            constant("src/shard/presence.rs", "QUESTIONS_MAX") * question,
         ),
         (
             "publications on their way, each shard",
@@ -97,7 +97,7 @@ fn the_worst_case_follows_from_the_keys() {
         ),
         (
             "messages whose receiver is being looked up, each shard",
-            constant("src/shard/remote.rs", "HELD_BYTES_MAX"),
+            constant("src/shard/messages/parked.rs", "HELD_BYTES_MAX"),
         ),
         (
             "requests of administrators, each shard",

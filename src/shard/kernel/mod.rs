@@ -34,6 +34,7 @@ use wheel::Wheel;
 pub(super) use addresses::Addresses;
 use journal::Journal;
 pub(super) use peers::Peers;
+pub(super) use send::OVERLOADED;
 pub(super) use tally::Pending;
 
 /// How long a peer may take to read our last words and answer them.

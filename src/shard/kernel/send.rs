@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use super::{Kernel, Notice};
 use crate::auth::Grant;
+use crate::engine::SocketKey;
 use crate::lanes::{AckTo, ShardReply};
 use crate::metrics::{DropReason, SentKind};
 use crate::session::{Stage, Tally};
@@ -15,6 +16,9 @@ use crate::wire::ws::close::CloseReason;
 
 /// What may wait for a client whose user is not known: it is told of its mistakes and answered its pings, no more.
 const PRE_AUTH_OUTBOX_BYTES_MAX: usize = 16 * 1024;
+
+/// What a client hears whose request found a lane or a table full.
+pub(in crate::shard) const OVERLOADED: &str = "overloaded: try again";
 
 impl Kernel {
     /// Queues a frame for one connection. Returns false for a consumer that cannot take it, which is marked to be closed with
@@ -181,5 +185,14 @@ impl Kernel {
     /// Says what came of a query.
     pub(in crate::shard) fn reply(&mut self, ticket: u32, reply: ShardReply) {
         self.notify(Notice::Replied(ticket, reply));
+    }
+
+    /// Another shard has answered for a connection of this one.
+    pub(in crate::shard) fn handle_reply_frame(&mut self, to: SocketKey, frame: &[u8]) {
+        if self.is_open(to) {
+            self.append(to.slot, frame, SentKind::Ack);
+        } else {
+            self.metrics().dropped(DropReason::ReplyGone);
+        }
     }
 }

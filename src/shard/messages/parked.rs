@@ -1,39 +1,37 @@
-//! Users who are on other gateways too: where they are, what waits until that is known, what other gateways send.
+//! Messages for users who may be on other gateways, parked until it is known where.
 //!
-//! Owned by the shard. All messages to one user pass their home shard here, and from there the control thread, in one
-//! order, so that order is kept also while the places of the user change: what comes while a place is being asked for
-//! waits behind what came before.
+//! All messages to one user pass their home shard here, and from there the control thread, in one order. A message that comes
+//! while the location is being asked for waits behind those that came before.
 //!
-//! Invariant: a user whose messages are held is being asked for, so each held message has an end.
+//! Invariant: a user whose messages are parked is being asked for, so each parked message has an end.
 
 use hashbrown::HashTable;
+use uuid::Uuid;
 
-use super::core::Core;
+use super::Messages;
 use crate::engine::SocketKey;
 use crate::ids::ShardId;
-use crate::lanes::{AckTo, Location, MessageToControl, Route};
+use crate::lanes::{AckTo, Location, MessageToControl, OutgoingMessage, Route};
 use crate::metrics::DropReason;
 use crate::router::UserHash;
 use crate::router::locations::Places;
+use crate::shard::kernel::Kernel;
 use crate::wire::json::encode::AckStatus;
-use uuid::Uuid;
 
-/// Messages that one shard may hold for users whose places are being asked for, which takes a round trip to Redis.
+/// Messages that one shard may hold for users whose location is being asked for, which takes a round trip to Redis.
 const HELD_MAX: usize = 16_384;
 /// Bytes of them.
 const HELD_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// Messages that wait until it is known where their receivers are.
 #[derive(Debug, Default)]
-pub(super) struct Remote {
+pub(super) struct Parked {
     asked: HashTable<Asked>,
     held: usize,
     held_bytes: usize,
-    /// Indexes in the packet being handled of messages that nobody took.
-    missed: Vec<u16>,
 }
 
-/// A user whose places are being asked for.
+/// A user whose location is being asked for.
 #[derive(Debug)]
 struct Asked {
     hash: UserHash,
@@ -76,8 +74,8 @@ impl HeldAckTo {
     }
 }
 
-impl Remote {
-    /// Users whose places are being asked for.
+impl Parked {
+    /// Users whose location is being asked for.
     pub(super) fn asked(&self) -> usize {
         self.asked.len()
     }
@@ -137,26 +135,24 @@ struct HeldFor<'a> {
 
 struct HeldFull;
 
-impl Core {
+impl Messages {
     /// Sends a message for a user of this shard to the gateways where the user is too. `here`: a connection here has it.
     pub(super) fn send_elsewhere(
         &mut self,
-        hash: UserHash,
-        to: &str,
-        frame: &[u8],
+        kernel: &mut Kernel,
+        message: &OutgoingMessage<'_>,
         here: bool,
-        ack_to: Option<AckTo<'_>>,
     ) -> Option<AckStatus> {
+        let &OutgoingMessage { hash, to, frame, .. } = message;
         let delivered = here.then_some(AckStatus::Delivered);
-        // Whoever has `delivered` waits for nothing.
-        let ack_to = if here { None } else { ack_to };
-        if !self.kernel.shared.cluster.is_up() {
-            self.kernel.metrics().dropped(DropReason::MessageRedisAway);
+        // A sender that has `delivered` waits for nothing.
+        let ack_to = if here { None } else { message.ack_to };
+        if !kernel.shared.cluster.is_up() {
+            kernel.metrics().dropped(DropReason::MessageRedisAway);
             return delivered.or(Some(AckStatus::Failed));
         }
-        let now_ms = self.kernel.now.mono_ms();
-        let peers = self.kernel.peers.as_mut()?;
-        let remote = &mut self.remote;
+        let now_ms = kernel.now.mono_ms();
+        let peers = kernel.peers.as_mut()?;
         match peers.locations.find(hash, to, now_ms) {
             Some(Places::Nowhere) => delivered.or(Some(AckStatus::Offline)),
             Some(places) => {
@@ -167,20 +163,24 @@ impl Core {
                     places,
                     ack_to,
                 };
-                if self.kernel.lanes.try_route(&route).is_err() {
-                    self.kernel.metrics().dropped(DropReason::MessageLaneFull);
+                if kernel.lanes.try_route(&route).is_err() {
+                    kernel.metrics().dropped(DropReason::MessageLaneFull);
                     return delivered.or(Some(AckStatus::Failed));
                 }
                 delivered
             }
             None => {
-                let new = !remote.is_asked(hash, to);
-                if new && self.kernel.lanes.try_locate(hash, to).is_err() {
-                    self.kernel.metrics().dropped(DropReason::MessageLaneFull);
+                let new = !self.parked.is_asked(hash, to);
+                if new && kernel.lanes.try_locate(hash, to).is_err() {
+                    kernel.metrics().dropped(DropReason::MessageLaneFull);
                     return delivered.or(Some(AckStatus::Failed));
                 }
-                if remote.hold(HeldFor { hash, name: to, here }, frame, ack_to).is_err() {
-                    self.kernel.metrics().dropped(DropReason::MessageHeldFull);
+                if self
+                    .parked
+                    .hold(HeldFor { hash, name: to, here }, frame, ack_to)
+                    .is_err()
+                {
+                    kernel.metrics().dropped(DropReason::MessageHeldFull);
                     return delivered.or(Some(AckStatus::Failed));
                 }
                 delivered
@@ -188,13 +188,19 @@ impl Core {
         }
     }
 
-    /// The places of a user are known, or cannot be: what was held goes on, in order.
-    pub(super) fn handle_located(&mut self, hash: UserHash, to: &str, location: &Location) {
-        let now_ms = self.kernel.now.mono_ms();
-        let Some(peers) = self.kernel.peers.as_mut() else {
+    /// The location of a user is known, or cannot be: what was held goes on, in order.
+    pub(in crate::shard) fn handle_located(
+        &mut self,
+        kernel: &mut Kernel,
+        hash: UserHash,
+        to: &str,
+        location: &Location,
+    ) {
+        let now_ms = kernel.now.mono_ms();
+        let Some(peers) = kernel.peers.as_mut() else {
             return;
         };
-        let asked = self.remote.take_asked(hash, to);
+        let asked = self.parked.take_asked(hash, to);
         if let Location::Known(places) = location {
             peers.locations.learn(hash, to, places.clone(), now_ms);
         }
@@ -209,49 +215,50 @@ impl Core {
                         places,
                         ack_to,
                     };
-                    match self.kernel.lanes.try_route(&route) {
+                    match kernel.lanes.try_route(&route) {
                         Ok(()) => continue,
                         Err(_) => {
-                            self.kernel.metrics().dropped(DropReason::MessageLaneFull);
+                            kernel.metrics().dropped(DropReason::MessageLaneFull);
                             AckStatus::Failed
                         }
                     }
                 }
                 Location::Known(_) | Location::Fleeting(_) => AckStatus::Offline,
                 Location::Unknown => {
-                    self.kernel.metrics().dropped(DropReason::MessageRedisAway);
+                    kernel.metrics().dropped(DropReason::MessageRedisAway);
                     AckStatus::Failed
                 }
             };
             if status == AckStatus::Offline && !held.here {
-                self.kernel.metrics().dropped(DropReason::MessageOffline);
+                kernel.metrics().dropped(DropReason::MessageOffline);
             }
             if let Some(ack_to) = &ack_to {
-                self.kernel.answer(ack_to, status);
+                kernel.answer(ack_to, status);
             }
         }
     }
 
     /// A message of another gateway for a user of this shard. `index`: in its packet, if the sender wants to hear.
-    pub(super) fn handle_from_gateway(
+    pub(in crate::shard) fn handle_from_gateway(
         &mut self,
+        kernel: &mut Kernel,
         (hash, to): (UserHash, &str),
         frame: &[u8],
         index: Option<u16>,
         received_ns: u64,
     ) {
-        if self.deliver(hash, to, frame) {
-            self.kernel.turn.from_gateways.push(received_ns);
+        if self.deliver(kernel, (hash, to), frame) {
+            kernel.turn.from_gateways.push(received_ns);
         } else {
-            self.kernel.metrics().dropped(DropReason::MessageMissed);
-            self.remote.missed.extend(index);
+            kernel.metrics().dropped(DropReason::MessageMissed);
+            self.missed.extend(index);
         }
     }
 
     /// This shard has all its messages of a packet.
-    pub(super) fn handle_packet_end(&mut self, packet: u32) {
-        let missed = std::mem::take(&mut self.remote.missed);
-        self.kernel
+    pub(in crate::shard) fn handle_packet_end(&mut self, kernel: &mut Kernel, packet: u32) {
+        let missed = std::mem::take(&mut self.missed);
+        kernel
             .lanes
             .push_control(MessageToControl::PacketDone { packet, missed });
     }

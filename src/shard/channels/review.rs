@@ -1,4 +1,4 @@
-//! What a user may do, and subscriptions that end because their right has.
+//! Subscriptions that end because their right has.
 //!
 //! Owned by the shard. `publish`, `message` and `presence` ask each time. A subscription is permitted once and then lasts, so it is
 //! looked at again when its connection shows a new token, or when the configuration changes for everybody:
@@ -14,8 +14,9 @@
 
 use std::collections::BTreeMap;
 
-use super::core::Core;
+use super::Channels;
 use crate::metrics::SentKind;
+use crate::shard::kernel::Kernel;
 use crate::wire::json::encode::{self, EndReason};
 
 /// Subscriptions that one turn looks at: 10 µs with a few patterns of usual length.
@@ -38,33 +39,39 @@ impl Reviews {
     }
 }
 
-impl Core {
+impl Channels {
     /// Ends a subscription that the client did not end, and tells it. Returns false if there was none.
-    pub(super) fn end_subscription(&mut self, slot: u32, channel: &str, reason: EndReason) -> bool {
-        if !self.take_out(slot, channel) {
+    pub(in crate::shard) fn end_subscription(
+        &mut self,
+        kernel: &mut Kernel,
+        slot: u32,
+        channel: &str,
+        reason: EndReason,
+    ) -> bool {
+        if !self.take_out(kernel, slot, channel) {
             return false;
         }
-        self.kernel.send(slot, SentKind::Unsubscribed, |_, out| {
+        kernel.send(slot, SentKind::Unsubscribed, |_, out| {
             encode::subscription_ended(out, channel, reason);
         });
         true
     }
 
     /// The rights of this connection have changed.
-    pub(super) fn review(&mut self, slot: u32) {
-        let subscriptions = self.channels.count(slot);
+    pub(in crate::shard) fn review(&mut self, slot: u32) {
+        let subscriptions = self.table.count(slot);
         if subscriptions > 0 {
             self.reviews.left.insert(slot, subscriptions);
         }
     }
 
     /// The rights of all connections may have changed.
-    pub(super) fn review_all(&mut self) {
+    pub(in crate::shard) fn review_all(&mut self) {
         self.reviews.next_slot = Some(0);
     }
 
     /// Looks at as many subscriptions as one turn may.
-    pub(super) fn go_on_reviewing(&mut self) {
+    pub(in crate::shard) fn go_on_reviewing(&mut self, kernel: &mut Kernel) {
         if !self.reviews.is_busy() {
             return;
         }
@@ -75,18 +82,18 @@ impl Core {
                     return;
                 };
                 passed += 1;
-                let is_there = (slot as usize) < self.kernel.connections.len();
+                let is_there = (slot as usize) < kernel.connections.len();
                 self.reviews.next_slot = is_there.then_some(slot + 1);
                 if is_there {
                     self.review(slot);
                 }
             }
-            self.review_next();
+            self.review_next(kernel);
         }
     }
 
     /// Looks at the next subscription of the first connection that has some left.
-    fn review_next(&mut self) {
+    fn review_next(&mut self, kernel: &mut Kernel) {
         let Some((slot, left)) = self.reviews.left.pop_first() else {
             return;
         };
@@ -95,13 +102,13 @@ impl Core {
             self.reviews.left.insert(slot, place);
         }
         // It may have fewer by now.
-        let Some(channel) = self.channels.nth(slot, place) else {
+        let Some(channel) = self.table.nth(slot, place) else {
             return;
         };
-        let name = self.channels.name(channel);
-        if !self.kernel.may_subscribe(slot, name) {
+        let name = self.table.name(channel);
+        if !kernel.may_subscribe(slot, name) {
             let name = name.to_owned();
-            self.end_subscription(slot, &name, EndReason::NotPermitted);
+            self.end_subscription(kernel, slot, &name, EndReason::NotPermitted);
         }
     }
 }
