@@ -5,9 +5,18 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "support/circles.rs"]
+#[allow(unreachable_pub, missing_docs, reason = "a test's own")]
+mod circles;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+
+use circles::Files;
+
+/// Rooms in which no file names one that names it back, directly or through others.
+const NO_CIRCLES: &[&str] = &["cluster", "control", "redis"];
 
 /// One row of the map.
 #[derive(Debug, PartialEq, Eq)]
@@ -58,6 +67,9 @@ fn parse(text: &str) -> Vec<Room> {
 fn map() -> Vec<Room> {
     parse(&fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("ARCHITECTURE.md")).unwrap())
 }
+
+/// Pure files of rooms that are not.
+const PURE_FILES: &[&str] = &["control/turn.rs", "redis/pair.rs", "redis/server.rs"];
 
 /// Names that pure code does not use.
 const IMPURE: &[&str] = &[
@@ -271,5 +283,59 @@ fn pure_code_names_nothing_impure() {
             }
         }
     }
+    for path in PURE_FILES {
+        match tree.iter().find(|(file, ..)| file == path) {
+            Some((.., code)) => wrong.extend(impure(code).iter().map(|word| format!("src/{path} names {word}"))),
+            None => wrong.push(format!("src/{path} has moved: correct the list")),
+        }
+    }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn files_import_in_one_direction() {
+    let tree = tree();
+    for room in NO_CIRCLES {
+        let files = tree.iter().filter(|(_, of, _)| of == room);
+        let files = Files::new(files.map(|(file, _, code)| (file.as_str(), code.as_str())));
+        if let Some(circle) = files.circle() {
+            panic!("files of src/{room} import each other: {}", circle.join(" → "));
+        }
+    }
+}
+
+#[test]
+fn circles_of_files_are_seen() {
+    let circle = |files: &[(&str, &str)]| {
+        Files::new(files.iter().copied())
+            .circle()
+            .map(|circle| circle.join(" "))
+    };
+    let facade = (
+        "r/mod.rs",
+        "mod a;\nmod b;\npub use a::{A, self as x};\npub(crate) use b::B;\n",
+    );
+    assert_eq!(circle(&[facade, ("r/a.rs", ""), ("r/b.rs", "use super::a::A;")]), None);
+    // Over a re-export, which leads to the file behind it.
+    assert_eq!(circle(&[facade, ("r/a.rs", ""), ("r/b.rs", "use super::A;")]), None);
+    let both = [
+        facade,
+        ("r/a.rs", "fn f() { super::b::g() }"),
+        ("r/b.rs", "use crate::r::A;"),
+    ];
+    assert_eq!(circle(&both).as_deref(), Some("r/a r/b r/a"));
+    // A type of the parent, which names its child.
+    let parent = [
+        ("r/mod.rs", "mod a;\nuse a::A;\nstruct S;"),
+        ("r/a.rs", "use super::{S, T};"),
+    ];
+    assert_eq!(circle(&parent).as_deref(), Some("r r/a r"));
+    let deep = [
+        ("r/d/mod.rs", "mod x;\nmod y;"),
+        ("r/d/x.rs", "use super::super::{c, e::{E, F}};"),
+        ("r/d/y.rs", "use super::x::X;"),
+        ("r/c.rs", ""),
+        ("r/e.rs", "use super::d::y;"),
+    ];
+    assert_eq!(circle(&deep).as_deref(), Some("r/d/x r/e r/d/y r/d/x"));
 }

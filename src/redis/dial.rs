@@ -1,11 +1,8 @@
-//! Opens connections: address, TLS, credentials, socket options, and the questions that show whether a server is a
-//! master that can be asked.
+//! Opens connections: address, TLS, credentials, socket options.
 //!
 //! Owns the target with its credentials; what it says of a failure never has them.
 
-use std::fmt;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::Path;
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
@@ -16,9 +13,8 @@ use redis::{
 };
 use tokio::time::timeout;
 
-use super::facts::{self, Facts};
+use super::server::{Cause, Endpoint};
 use super::topology::ClusterSlots;
-use super::whereabouts::Server;
 use super::{commands, remedies};
 use crate::config::{RedisAddress, RedisServers, RedisTarget};
 
@@ -31,40 +27,6 @@ const LOOK_ANSWER_MAX: Duration = Duration::from_secs(1);
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Requests that may wait inside the crate's connection before their senders wait, in order.
 const PIPELINE_BUFFER: usize = 1024;
-
-/// Why a server cannot be asked, for the log and `/readyz`.
-pub(super) type Cause = Arc<str>;
-
-/// Where a server is found.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) enum Place {
-    /// Here.
-    At(Endpoint),
-    /// Wherever the sentinels say.
-    BySentinel,
-}
-
-/// Where a server listens.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) enum Endpoint {
-    Tcp(RedisAddress),
-    Socket(PathBuf),
-}
-
-impl From<RedisAddress> for Endpoint {
-    fn from(address: RedisAddress) -> Endpoint {
-        Endpoint::Tcp(address)
-    }
-}
-
-impl fmt::Display for Endpoint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Endpoint::Tcp(address) => address.fmt(f),
-            Endpoint::Socket(path) => path.display().fmt(f),
-        }
-    }
-}
 
 /// Opens connections to one target.
 #[derive(Debug)]
@@ -91,15 +53,6 @@ pub(super) fn view_commands() -> [Cmd; 2] {
     [cmd("CLUSTER").arg("INFO").clone(), cmd("CLUSTER").arg("SLOTS").clone()]
 }
 
-/// What a connection to a master is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Line {
-    Commands,
-    Subscriptions,
-    /// To see who is there, and no more.
-    Scout,
-}
-
 impl Dialer {
     pub(super) fn new(target: RedisTarget) -> Dialer {
         if target.tls {
@@ -113,62 +66,13 @@ impl Dialer {
         &self.target.servers
     }
 
+    pub(super) fn is_tls(&self) -> bool {
+        self.target.tls
+    }
+
     /// Sentinels have credentials of their own.
     pub(super) fn has_sentinel_login(&self) -> bool {
         self.target.sentinel_username.is_some() || self.target.sentinel_password.is_some()
-    }
-
-    /// Another master than this one to which the place leads by now, if it does. Sentinels are asked; a name or a proxy is
-    /// followed once more, twice where it leads elsewhere: one that gives its servers out in turn leads nowhere.
-    pub(super) async fn find_another(&self, place: &Place, current: &Server) -> Result<Option<Server>, Cause> {
-        if let Place::BySentinel = place
-            && Endpoint::from(self.ask_sentinels().await?) == current.at
-        {
-            return Ok(None);
-        }
-        let (first, _) = self.open_master(place, Line::Scout, |_| {}).await?;
-        if first.is(current) {
-            return Ok(None);
-        }
-        let (second, _) = self.open_master(place, Line::Scout, |_| {}).await?;
-        Ok(second.is(&first).then_some(second))
-    }
-
-    /// Opens a connection to the master at that place, which has said that it can be asked. For commands tracking is on.
-    /// What the server says unasked goes to `push`, on the connection's own task.
-    pub(super) async fn open_master<F>(
-        &self,
-        place: &Place,
-        line: Line,
-        push: F,
-    ) -> Result<(Server, MultiplexedConnection), Cause>
-    where
-        F: Fn(PushInfo) + Send + Sync + 'static,
-    {
-        self.within(place, async {
-            let at = match place {
-                Place::At(endpoint) => endpoint.clone(),
-                Place::BySentinel => self.ask_sentinels().await?.into(),
-            };
-            let mut connection = self.open(&at, push, Login::Full).await?;
-            let run_id = self.check_master(&at, &mut connection, line).await?;
-            Ok((Server { at, run_id }, connection))
-        })
-        .await
-    }
-
-    async fn within<T>(&self, place: &Place, opening: impl Future<Output = Result<T, Cause>>) -> Result<T, Cause> {
-        match timeout(ANSWER_MAX, opening).await {
-            Ok(opened) => opened,
-            Err(_) => {
-                let who = match place {
-                    Place::At(endpoint) => format!("Redis at {endpoint}"),
-                    Place::BySentinel => "Redis behind the sentinels".to_owned(),
-                };
-                let words = format!("{who} did not let us in within {} s", ANSWER_MAX.as_secs());
-                Err(remedies::with_silent(words, self.target.tls).into())
-            }
-        }
     }
 
     /// Asks these servers, one after the other, for their view of the cluster; the first that has one is it.
@@ -293,55 +197,8 @@ impl Dialer {
         Ok(TlsCertificates { client_tls, root_cert })
     }
 
-    /// Asks the server whether it is a master and ready, and tells it who we are. Returns the id of this life of it.
-    async fn check_master(
-        &self,
-        at: &Endpoint,
-        connection: &mut MultiplexedConnection,
-        line: Line,
-    ) -> Result<Option<Arc<str>>, Cause> {
-        let mut questions = vec![
-            cmd("CLIENT").arg("SETNAME").arg("shardgate").clone(),
-            cmd("ROLE"),
-            cmd("INFO").arg("server").clone(),
-            // Unlike most of a connection's set-up it is refused while the server loads its data.
-            cmd("PING"),
-        ];
-        if line == Line::Commands {
-            // Not NOLOOP: it withholds what we change ourselves, but forgets all the same that we have read the key, and so
-            // the next change of somebody else is not told either.
-            questions.push(cmd("CLIENT").arg("TRACKING").arg("ON").clone());
-        }
-        let replies = self.ask(at, connection, &questions).await?;
-        let mut facts = Facts::default();
-        for (which, reply) in replies.iter().enumerate() {
-            match (which, reply) {
-                // A name is a courtesy, and who may not ask for the role finds it out by READONLY. Who may not ask which
-                // server it is knows it by its address.
-                (0..=2, Value::ServerError(error)) if error.code() == "NOPERM" => {}
-                (_, Value::ServerError(error)) => {
-                    return Err(format!("Redis at {at} refused: {}", commands::explained(error)).into());
-                }
-                (1, Value::Array(role)) if !says_master(role) => {
-                    let words = format!("Redis at {at} is a read-only replica, not a master");
-                    return Err(remedies::with(words, "READONLY").into());
-                }
-                (2, info) => facts = Facts::read(info),
-                _ => {}
-            }
-        }
-        if facts.is_of_cluster && !matches!(self.target.servers, RedisServers::Cluster(_)) {
-            // Of a cluster of one server every key is here, and so it may be used like one alone.
-            let info = self.ask(at, connection, &[cmd("CLUSTER").arg("INFO").clone()]).await?;
-            if info.first().is_some_and(facts::shares_slots) {
-                let words = format!("Redis at {at} has a part of the keys only");
-                return Err(remedies::with(words, remedies::NOT_ALONE).into());
-            }
-        }
-        Ok(facts.run_id)
-    }
-
-    async fn ask(
+    /// The replies to these questions.
+    pub(super) async fn ask(
         &self,
         at: &Endpoint,
         connection: &mut MultiplexedConnection,
@@ -364,9 +221,4 @@ impl Dialer {
         };
         remedies::with_connecting(words, error, self.target.tls).into()
     }
-}
-
-fn says_master(role: &[Value]) -> bool {
-    matches!(role.first(), Some(Value::BulkString(word)) if word == b"master")
-        || matches!(role.first(), Some(Value::SimpleString(word)) if word == "master")
 }

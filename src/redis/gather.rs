@@ -9,9 +9,8 @@ use std::rc::Rc;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
 
-use super::Signal;
 use super::commands::{Step, failed};
-use super::node::NodeId;
+use super::signal::{NodeId, Signal};
 use crate::cluster::store::{Answer, FailureKind, Op, Request, StoreEvent};
 
 /// Where the answers of one request meet.

@@ -25,17 +25,17 @@ use tokio::sync::Notify;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::Signal;
 use super::backoff::Backoff;
 use super::commands;
 use super::counters::Count as _;
-use super::dial::{self, ANSWER_MAX, Cause, Endpoint, Line, Place};
-use super::driver::{Context, Input};
+use super::dial::{self, ANSWER_MAX};
 use super::facts::Eviction;
 use super::gather::Item;
 use super::keys::Names;
+use super::server::{Cause, Endpoint, Line, Location};
+use super::signal::{NodeId, Signal};
+use super::tasks::{Context, Down, Input, News, Order};
 use super::topology::ClusterSlots;
-use super::whereabouts::Server;
 use crate::cluster::store::StoreEvent;
 
 /// A connection on which nothing was asked for this long is asked PING: one that died in silence is to be noticed before
@@ -43,48 +43,6 @@ use crate::cluster::store::StoreEvent;
 const IDLE_MAX: Duration = Duration::from_secs(1);
 /// How often a server is asked what it throws away when its memory is full: somebody may change that while it runs.
 const MEMORY_INTERVAL: Duration = Duration::from_secs(10);
-
-/// Which node; never used again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) struct NodeId(pub(super) u64);
-
-/// What a node tells the driver.
-#[derive(Debug)]
-pub(super) enum News {
-    /// It can be asked; this server, and the round of [`Order::Redial`] that it was dialled in.
-    Up(Server, u64),
-    /// It cannot be asked (any more).
-    Down(Down),
-    /// Items with their replies.
-    Replies(Vec<(Item, Value)>),
-    /// Items without reply: nobody knows whether they were carried out.
-    Failed(Vec<Item>, Cause),
-    /// How it sees the cluster.
-    ClusterSlots(ClusterSlots),
-    /// What it throws away when its memory is full.
-    Eviction(Eviction),
-}
-
-/// Why a node cannot be asked.
-#[derive(Debug)]
-pub(super) struct Down {
-    pub(super) cause: Cause,
-    /// As in [`News::Up`].
-    pub(super) round: u64,
-    /// The server says that it is no master any more.
-    pub(super) is_demoted: bool,
-}
-
-/// What the driver wants of a node.
-#[derive(Debug)]
-pub(super) enum Order {
-    /// These operations, as one pipeline.
-    Items(Vec<Item>),
-    /// Its view of the cluster.
-    Look,
-    /// Close the connection, if there is one, and open it anew after this pause; in this round, for this reason.
-    Redial(Duration, u64, Cause),
-}
 
 /// One pipeline's end: which, and how it went.
 type Landed = (u64, Result<RedisResult<Vec<Value>>, OutOfTime>);
@@ -132,7 +90,7 @@ impl From<Cause> for End {
 pub(super) async fn run(
     context: Rc<Context>,
     id: NodeId,
-    place: Place,
+    location: Location,
     mut orders: UnboundedReceiver<Order>,
     inputs: UnboundedSender<Input>,
     mut patient: bool,
@@ -152,7 +110,7 @@ pub(super) async fn run(
     loop {
         let gone = Arc::new(Notify::new());
         let push = push_handler(context.names.clone(), context.signals.clone(), gone.clone());
-        let opening = context.dialer.open_master(&place, Line::Commands, push);
+        let opening = context.dialer.open_master(&location, Line::Commands, push);
         tokio::pin!(opening);
         let opened = loop {
             tokio::select! {

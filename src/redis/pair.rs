@@ -5,7 +5,6 @@
 //! connected when both stores are, and lost when either is. When the main store is lost, look-ups begin anew: what they
 //! were told came from a server that may be another one by now.
 
-use super::Broker;
 use crate::cluster::store::{Channel, Op, Request, Store, StoreEvent};
 
 /// What was last told of the pair as a whole.
@@ -16,8 +15,9 @@ enum Told {
     Lost,
 }
 
+/// Which of the two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Line {
+pub(super) enum Line {
     Main,
     Lookups,
 }
@@ -94,6 +94,17 @@ impl<S: Store> Pair<S> {
         [&mut self.main, &mut self.lookups]
     }
 
+    /// True if [`Store::try_next_event`] has an event that came by [`Pair::put`].
+    pub(super) fn has_next(&self) -> bool {
+        self.next.is_some()
+    }
+
+    /// An event of one store came while the control thread waited.
+    pub(super) fn put(&mut self, line: Line, event: StoreEvent) {
+        debug_assert!(self.next.is_none(), "one at a time");
+        self.next = self.handle(line, event);
+    }
+
     fn handle(&mut self, line: Line, event: StoreEvent) -> Option<StoreEvent> {
         if line == Line::Main && matches!(event, StoreEvent::Lost(_)) {
             self.lookups.restart();
@@ -148,30 +159,6 @@ impl<S: Store> Store for Pair<S> {
             if let Some(event) = self.handle(line, event) {
                 return Some(event);
             }
-        }
-    }
-}
-
-impl Pair<Broker> {
-    /// The pair on the servers of this broker.
-    ///
-    /// # Panics
-    /// Outside of a tokio `LocalSet`.
-    #[must_use]
-    pub fn of_broker(main: Broker) -> Self {
-        let lookups = main.start_second();
-        Pair::new(main, lookups)
-    }
-
-    /// Until [`Store::try_next_event`] has one. Cancel-safe.
-    pub async fn ready(&mut self) {
-        while self.next.is_none() {
-            let (line, event) = tokio::select! {
-                biased;
-                event = self.main.next_event() => (Line::Main, event),
-                event = self.lookups.next_event() => (Line::Lookups, event),
-            };
-            self.next = self.handle(line, event);
         }
     }
 }

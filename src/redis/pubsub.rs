@@ -34,13 +34,13 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::unconstrained;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 
-use super::Signal;
 use super::backlog::Backlog;
 use super::backoff::Backoff;
 use super::commands;
-use super::dial::{ANSWER_MAX, Cause, Line, Place};
-use super::driver::{Context, Input, QUIET_MAX};
-use super::node::NodeId;
+use super::dial::ANSWER_MAX;
+use super::server::{Cause, Line, Location};
+use super::signal::{NodeId, Signal};
+use super::tasks::{Context, Input, QUIET_MAX, Want};
 use crate::cluster::store::{PROBE, StoreEvent};
 
 /// How often the task looks after silence, confirmations and refusals.
@@ -57,19 +57,6 @@ const FAILING_MAX: Duration = Duration::from_secs(3);
 /// Wants that are taken together, so that their channels are asked for together.
 const WANTS_TOGETHER: usize = 1024;
 
-/// What the driver wants of a server.
-#[derive(Debug)]
-pub(super) enum Want {
-    /// This channel.
-    Channel(String),
-    /// No more.
-    NotChannel(String),
-    /// The server's other connection was lost: is this one good?
-    Check,
-    /// Close the connection, if there is one, and open it anew after this pause; in this round, for this reason.
-    Redial(Duration, u64, Cause),
-}
-
 /// How far a subscription is.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Stage {
@@ -78,14 +65,14 @@ enum Stage {
     /// Asked for, at this time.
     Asked(Instant),
     /// Confirmed.
-    Heard,
+    Subscribed,
 }
 
 /// What the connection's task tells ours.
 #[derive(Debug)]
 enum Note {
-    Heard(String),
-    Unheard(String),
+    Subscribed(String),
+    Unsubscribed(String),
     Gone,
 }
 
@@ -124,7 +111,7 @@ type Landed = (Sent, Result<RedisResult<Vec<Value>>, ()>);
 pub(super) async fn run(
     context: Rc<Context>,
     source: NodeId,
-    place: Place,
+    location: Location,
     mut wants: UnboundedReceiver<Want>,
     inputs: UnboundedSender<Input>,
 ) {
@@ -137,7 +124,7 @@ pub(super) async fn run(
     // Why a connection was lost, as the log said last, and when.
     let mut lost = None;
     loop {
-        let (notes, mut heard) = unbounded_channel();
+        let (notes, mut noted) = unbounded_channel();
         let pulse = Arc::new(AtomicU64::new(0));
         let push = push_handler(
             source,
@@ -146,7 +133,7 @@ pub(super) async fn run(
             notes,
             pulse.clone(),
         );
-        let opening = context.dialer.open_master(&place, Line::Subscriptions, push);
+        let opening = context.dialer.open_master(&location, Line::Subscriptions, push);
         tokio::pin!(opening);
         let opened = loop {
             tokio::select! {
@@ -176,10 +163,10 @@ pub(super) async fn run(
                     landings: FuturesUnordered::new(),
                     inputs: &inputs,
                 };
-                let end = session.serve(&mut wants, &mut heard, &pulse).await;
+                let end = session.serve(&mut wants, &mut noted, &pulse).await;
                 for (channel, stage) in &mut wanted {
-                    if *stage == Stage::Heard {
-                        let _ = context.signals.send(Signal::Unheard(channel.clone(), source));
+                    if *stage == Stage::Subscribed {
+                        let _ = context.signals.send(Signal::Unsubscribed(channel.clone(), source));
                     }
                     *stage = Stage::Idle;
                 }
@@ -272,12 +259,12 @@ fn push_handler(
             }
             // Signals of both kinds go from here, so that they keep their place between the packets.
             (PushKind::Subscribe | PushKind::SSubscribe, _) => {
-                let _ = signals.send(Signal::Heard(channel.clone(), source));
-                let _ = notes.send(Note::Heard(channel));
+                let _ = signals.send(Signal::Subscribed(channel.clone(), source));
+                let _ = notes.send(Note::Subscribed(channel));
             }
             (PushKind::Unsubscribe | PushKind::SUnsubscribe, _) => {
-                let _ = signals.send(Signal::Unheard(channel.clone(), source));
-                let _ = notes.send(Note::Unheard(channel));
+                let _ = signals.send(Signal::Unsubscribed(channel.clone(), source));
+                let _ = notes.send(Note::Unsubscribed(channel));
             }
             _ => {}
         }
@@ -307,7 +294,7 @@ impl Session<'_> {
     async fn serve(
         mut self,
         wants: &mut UnboundedReceiver<Want>,
-        heard: &mut UnboundedReceiver<Note>,
+        noted: &mut UnboundedReceiver<Note>,
         pulse: &AtomicU64,
     ) -> Option<End> {
         self.subscribe_idle();
@@ -318,15 +305,15 @@ impl Session<'_> {
         loop {
             tokio::select! {
                 biased;
-                note = heard.recv() => match note {
+                note = noted.recv() => match note {
                     Some(Note::Gone) | None => return Some("Redis closed it".to_owned().into()),
-                    Some(Note::Heard(channel)) => {
+                    Some(Note::Subscribed(channel)) => {
                         self.told.remove(&channel);
                         if let Some(stage) = self.wanted.get_mut(&channel) {
-                            *stage = Stage::Heard;
+                            *stage = Stage::Subscribed;
                         }
                     }
-                    Some(Note::Unheard(channel)) => {
+                    Some(Note::Unsubscribed(channel)) => {
                         self.forget_probe_on(&channel);
                         // Not by our wish, as then it is not wanted any more: its slot has moved.
                         // Asked again, the server tells where it went.
@@ -439,7 +426,7 @@ impl Session<'_> {
     /// Finds out whether the connection is good: says something on a channel that is heard over it, or, if there is none, asks PING.
     /// The first by name is one that many gateways hear: a probe of one of them is proof for all.
     fn prove(&mut self) {
-        let heard = self.wanted.iter().find(|(_, stage)| **stage == Stage::Heard);
+        let heard = self.wanted.iter().find(|(_, stage)| **stage == Stage::Subscribed);
         let Some((channel, _)) = heard else { return self.ping() };
         let mut commands = Pipeline::new();
         let name = self.command("PUBLISH", "SPUBLISH");

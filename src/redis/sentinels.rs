@@ -8,7 +8,8 @@ use redis::{Value, cmd};
 use tokio::time::timeout;
 
 use super::commands;
-use super::dial::{Cause, Dialer, Login};
+use super::dial::{Dialer, Login};
+use super::server::Cause;
 use crate::config::{RedisAddress, RedisServers};
 
 /// How long a sentinel may take.

@@ -17,36 +17,18 @@
 //! Owned by the driver, one for each node. Invariant: *one server*: a node counts as there only while its pair is not in
 //! trouble.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::backoff::Backoff;
-use super::dial::{Cause, Endpoint, Line};
+use super::server::{Cause, Line, Server};
 
 /// A pair that was together for so long begins anew with short pauses.
 const GOOD: Duration = Duration::from_secs(10);
 /// Servers behind some proxies say another run id to each connection. After so many rounds what they say is not believed
 /// any more, and only whether publications are heard counts.
 const ROUNDS_MAX: u32 = 6;
-
-/// A server as one connection sees it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Server {
-    pub(super) at: Endpoint,
-    /// Of this life of the server; `None` where it does not say.
-    pub(super) run_id: Option<Arc<str>>,
-}
-
-impl Server {
-    pub(super) fn is(&self, other: &Server) -> bool {
-        match (&self.run_id, &other.run_id) {
-            (Some(one), Some(other)) => one == other,
-            _ => self.at == other.at,
-        }
-    }
-}
 
 /// How one connection is.
 #[derive(Debug)]
@@ -241,6 +223,7 @@ impl Whereabouts {
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::server::Endpoint;
     use super::*;
     use crate::config::RedisAddress;
 

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::super::Signal;
-use super::super::dial::{Endpoint, Place};
-use super::super::node::{NodeId, Order};
+use super::super::server::{Endpoint, Location};
+use super::super::signal::{NodeId, Signal};
+use super::super::tasks::{Input, Order};
 use super::super::topology::{ClusterSlots, SLOTS, named_address};
-use super::{Driver, Input, Standing, State, Whole};
+use super::core::{Driver, Standing, State, Whole};
 use crate::cluster::store::StoreEvent;
 use crate::config::{RedisAddress, RedisServers};
 
@@ -25,16 +25,16 @@ impl Driver {
         let known = self
             .nodes
             .iter()
-            .find(|(_, node)| node.place == Place::At(address.clone().into()));
+            .find(|(_, node)| node.location == Location::At(address.clone().into()));
         match known {
             Some((id, _)) => *id,
-            None => self.add_node(Place::At(address.clone().into())),
+            None => self.add_node(Location::At(address.clone().into())),
         }
     }
 
     /// The node that another one named in MOVED or ASK. Only a cluster does that.
     pub(super) fn named_node(&mut self, by: NodeId, named: &str) -> Option<NodeId> {
-        let Some(Place::At(Endpoint::Tcp(asked))) = self.nodes.get(&by).map(|node| node.place.clone()) else {
+        let Some(Location::At(Endpoint::Tcp(asked))) = self.nodes.get(&by).map(|node| node.location.clone()) else {
             return None;
         };
         let address = named_address(named, &asked)?;

@@ -6,40 +6,16 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
 
 use log::{debug, info, warn};
 use tokio::time::Instant;
 
-use super::super::dial::{Cause, Line};
 use super::super::facts::Eviction;
-use super::super::node::{NodeId, Order};
-use super::super::pubsub::Want;
-use super::super::whereabouts::{Redial, Server};
-use super::{Driver, Input};
-
-/// How often discovery is asked again: one connection each time, to a sentinel or to the server.
-const WATCH_INTERVAL: Duration = Duration::from_secs(3);
-/// The same at most, where each answer differs from the one before.
-const WATCH_INTERVAL_MAX: Duration = Duration::from_secs(300);
-
-/// When discovery is asked again.
-#[derive(Debug)]
-pub(super) struct Watch {
-    pub(super) next: Instant,
-    pub(super) is_under_way: bool,
-    interval: Duration,
-}
-
-impl Watch {
-    pub(super) fn new(now: Instant) -> Watch {
-        Watch {
-            next: now + WATCH_INTERVAL,
-            is_under_way: false,
-            interval: WATCH_INTERVAL,
-        }
-    }
-}
+use super::super::server::{Cause, Line, Server};
+use super::super::signal::NodeId;
+use super::super::tasks::{Input, Order, Want};
+use super::super::whereabouts::Redial;
+use super::core::Driver;
 
 impl Driver {
     /// One of a node's connections is open.
@@ -82,7 +58,7 @@ impl Driver {
 
     /// Asks discovery where the master is by now.
     pub(super) fn watch(&mut self) {
-        self.watch.next = Instant::now() + self.watch.interval;
+        self.watch.put_off(Instant::now());
         let Some((&id, node)) = self.nodes.first_key_value() else {
             return;
         };
@@ -92,18 +68,21 @@ impl Driver {
         let Some(server) = node.whereabouts.server().cloned() else {
             return;
         };
-        self.watch.is_under_way = true;
-        let (context, inputs, place) = (self.context.clone(), self.inputs.clone(), node.place.clone());
+        self.watch.asked();
+        let (context, inputs, location) = (self.context.clone(), self.inputs.clone(), node.location.clone());
         self.tasks.spawn_local(async move {
-            let found = context.dialer.find_another(&place, &server).await;
+            let found = context.dialer.find_another(&location, &server).await;
             let _ = inputs.send(Input::Watched(id, server, found));
         });
     }
 
     /// What discovery said; `server` is where we were when it was asked.
     pub(super) fn handle_watched(&mut self, id: NodeId, server: &Server, found: Result<Option<Server>, Cause>) {
-        self.watch.is_under_way = false;
         let current = self.nodes.get(&id).and_then(|node| node.whereabouts.server());
+        let is_another = match &found {
+            Ok(found) => Some(found.is_some() && current == Some(server)),
+            Err(_) => None,
+        };
         match found {
             Ok(Some(other)) if current == Some(server) => {
                 let cause = format!(
@@ -115,14 +94,13 @@ impl Driver {
                 } else {
                     cause
                 };
-                self.watch.interval = (self.watch.interval * 2).min(WATCH_INTERVAL_MAX);
                 self.doubt(id, cause.into());
             }
-            Ok(_) => self.watch.interval = WATCH_INTERVAL,
+            Ok(_) => {}
             // Our connections work, so this is no trouble yet.
             Err(cause) => debug!("cannot find out where the master of Redis is by now: {cause}"),
         }
-        self.watch.next = Instant::now() + self.watch.interval;
+        self.watch.answered(is_another, Instant::now());
     }
 
     /// Says once for each change whether presence may be thrown away.
@@ -145,16 +123,5 @@ impl Driver {
         } else if now < before {
             info!("Redis{at} keeps presence when its memory is full (maxmemory-policy {policy})");
         }
-    }
-
-    pub(super) fn count_evicting(&self) -> u64 {
-        if !self.context.watches_memory {
-            return 0;
-        }
-        let evicts = |eviction: &Eviction| eviction.takes_presence;
-        let nodes = self.nodes.values();
-        let count = nodes.filter(|node| node.eviction.as_ref().is_some_and(evicts)).count() as u64;
-        self.context.counters.evicting.store(count, Relaxed);
-        count
     }
 }
