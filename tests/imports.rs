@@ -316,6 +316,12 @@ fn circles_of_files_are_seen() {
         "mod a;\nmod b;\npub use a::{A, self as x};\npub(crate) use b::B;\n",
     );
     assert_eq!(circle(&[facade, ("r/a.rs", ""), ("r/b.rs", "use super::a::A;")]), None);
+    let visible = [
+        facade,
+        ("r/a.rs", "use super::b::B;"),
+        ("r/b.rs", "pub(in crate::r) fn f() {}"),
+    ];
+    assert_eq!(circle(&visible), None);
     // Over a re-export, which leads to the file behind it.
     assert_eq!(circle(&[facade, ("r/a.rs", ""), ("r/b.rs", "use super::A;")]), None);
     let both = [

@@ -12,7 +12,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use ureq::Agent;
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
-use super::run::Woken;
+use super::woken::Woken;
 use crate::config::{Config, shown_url};
 use crate::engine::Waker;
 use crate::jws::KeySet;

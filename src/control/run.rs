@@ -4,21 +4,20 @@
 //! keys and certificates are taken here, between its two halves.
 
 use std::fs::File;
-use std::io::Read;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use crossbeam_channel::Receiver;
-use tokio::io::unix::AsyncFd;
 
-use super::admin::{ANSWER_MAX, Desk, listener};
+use super::admin::{ANSWER_MAX, AdminService, listener};
+use super::handle::{Handle, Order};
 use super::jwks::FetchedKeys;
 use super::shards::Shards;
 use super::turn::{ControlTurn, Exit, Stage};
 use super::watchdog::Watchdog;
-use super::{Handle, Order};
+use super::woken::Woken;
 use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::engine::Waker;
@@ -84,54 +83,6 @@ impl Control {
     }
 }
 
-/// Woken by other threads.
-pub(super) struct Woken {
-    waker: Waker,
-    descriptor: AsyncFd<File>,
-}
-
-impl Woken {
-    #[allow(
-        deprecated,
-        reason = "unsound only for types whose descriptor may change; a File's does not"
-    )]
-    pub(super) fn new(waker: Waker, descriptor: File) -> std::io::Result<Self> {
-        Ok(Woken {
-            waker,
-            descriptor: AsyncFd::new(descriptor)?,
-        })
-    }
-
-    /// Waking has no effect until [`Woken::set_waiting`].
-    pub(super) fn set_running(&self) {
-        self.waker.set_running();
-    }
-
-    /// Whoever wakes us after this has to mean it.
-    pub(super) fn set_waiting(&self) {
-        self.waker.set_waiting();
-    }
-
-    /// Until it shall end. For a thread that does nothing else when it is woken. Cancel-safe.
-    pub(super) async fn ending(&self, ending: &AtomicBool) {
-        loop {
-            self.waker.set_waiting();
-            if ending.load(Ordering::Acquire) {
-                return;
-            }
-            self.woken().await;
-        }
-    }
-
-    /// Until somebody wakes us. Cancel-safe.
-    pub(super) async fn woken(&self) {
-        if let Ok(mut ready) = self.descriptor.readable().await {
-            let _ = ready.get_inner().read(&mut [0; 8]);
-            ready.clear_ready();
-        }
-    }
-}
-
 /// The state of the control thread while the gateway runs.
 pub(super) struct Turns {
     shared: Arc<Shared>,
@@ -146,7 +97,7 @@ pub(super) struct Turns {
     woken: Woken,
     keys: Option<FetchedKeys>,
     control: Control,
-    desk: Rc<Desk>,
+    admin: Rc<AdminService>,
     /// Of `admin.listen`.
     http: Rc<HttpContext>,
     stalled: Vec<bool>,
@@ -170,7 +121,7 @@ impl Turns {
         ));
         let mailboxes = control.shards.mailboxes();
         let shared = Arc::clone(&plan.shared);
-        let desk = Desk::new(
+        let admin = AdminService::new(
             plan.handle,
             mailboxes.clone(),
             plan.homes,
@@ -179,7 +130,7 @@ impl Turns {
             plan.seed,
         );
         if let Some(socket) = control.admin.take()
-            && let Err(error) = listener::serve(socket, Rc::clone(&http), Rc::clone(&desk))
+            && let Err(error) = listener::serve(socket, Rc::clone(&http), Rc::clone(&admin))
         {
             log::error!("admin.listen is not served: {error}");
         }
@@ -193,7 +144,7 @@ impl Turns {
             orders: plan.orders,
             reports: plan.reports,
             woken,
-            desk,
+            admin,
             http,
             keys,
             stalled: vec![false; control.shards.count()],
@@ -220,7 +171,7 @@ impl Turns {
             }
             due_ms = self.turn.end().map_or(due_ms, |due| due.min(due_ms));
             while let Some((ticket, found)) = self.turn.cluster_mut().and_then(Cluster::poll_whereabouts) {
-                self.desk.located(ticket, found);
+                self.admin.located(ticket, found);
             }
             if busy {
                 // The store's connections want their turn, too.
@@ -272,10 +223,10 @@ impl Turns {
                     let cluster = self.turn.cluster_mut();
                     let _ = told.send(cluster.is_none_or(|cluster| cluster.forward(&command)));
                 }
-                Order::Administer(request, answered) => self.desk.take_own(request, answered),
+                Order::Administer(request, answered) => self.admin.take_own(request, answered),
                 Order::Locate(ticket, user) => match self.turn.cluster_mut() {
                     Some(cluster) => cluster.inquire(ticket, user),
-                    None => self.desk.located(ticket, Some(Vec::new())),
+                    None => self.admin.located(ticket, Some(Vec::new())),
                 },
                 Order::Stop => self.turn.finish(Exit::Stopped),
             }
@@ -285,8 +236,8 @@ impl Turns {
     fn take_reports(&mut self) {
         while let Ok(report) = self.reports.try_recv() {
             match report {
-                Report::Asked(shard, conn, from, request) => self.desk.take(shard, conn, from, request),
-                Report::Replied(ticket, reply) => self.desk.replied(ticket, reply),
+                Report::Asked(shard, conn, from, request) => self.admin.take(shard, conn, from, request),
+                Report::Replied(ticket, reply) => self.admin.replied(ticket, reply),
                 Report::Drained(_, count) => self.turn.handle_drained(count.left, count.closed),
                 Report::Ended(shard, result) => {
                     let cause = result.map_or_else(|cause| cause.to_string(), |()| "without being asked".into());

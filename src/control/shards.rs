@@ -9,7 +9,6 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, bounded};
 use glommio::{ExecutorJoinHandle, GlommioError, LocalExecutorBuilder};
 
-use super::no_random;
 use crate::engine::{EpollEngine, RingEngine, Waker};
 use crate::ids::ShardId;
 use crate::lanes::{self, Inbox, LifecycleToShard, Mailboxes, Senders, ToShard};
@@ -156,6 +155,13 @@ impl Drop for Shards {
                 log::error!("a shard could not be joined: {error}");
             }
         }
+    }
+}
+
+pub(super) fn no_random(cause: getrandom::Error) -> StartError {
+    StartError::System {
+        what: "cannot get random numbers",
+        cause: cause.into(),
     }
 }
 

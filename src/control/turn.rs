@@ -331,7 +331,7 @@ impl<S: Store> ControlTurn<S> {
             return;
         }
         self.exit = exit;
-        self.shared.close_desk();
+        self.shared.gate.close();
         if let Some(link) = &mut self.link {
             link.cluster.finish();
         }
@@ -378,7 +378,7 @@ impl<S: Store> ControlTurn<S> {
         let shards_done = self.drained.shards == self.shared.shards.len();
         // A connection between two shards has a permit, though no shard knows it. Administrators who still wait for an
         // answer, such as the one who asked for this drain, get it.
-        let over = shards_done && self.shared.places() == 0 && self.shared.try_close_desk();
+        let over = shards_done && self.shared.places() == 0 && self.shared.gate.try_close();
         if !over && now_ms < until_ms {
             let look_ms = if shards_done {
                 now_ms + LAST_THINGS_EVERY_MS
@@ -391,7 +391,7 @@ impl<S: Store> ControlTurn<S> {
             log::warn!(
                 "drain: time is up, closing {} connections; {} requests of administrators are not answered",
                 self.shared.connections(),
-                self.shared.close_desk()
+                self.shared.gate.close()
             );
         }
         Ok(Exit::Drained {

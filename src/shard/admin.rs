@@ -21,7 +21,7 @@ const CHANNELS_PER_QUERY: u32 = 1_024;
 /// Connections that one query may list: some 50 KiB of answer, and a few ten microseconds.
 const LISTED_PER_QUERY: usize = 256;
 
-/// Administrators' requests of a shard. Each is counted in [`crate::shared::Shared::expect_answer`] until its answer has left.
+/// Administrators' requests of a shard. Each is counted in [`crate::shared::Gate::expect`] until its answer has left.
 #[derive(Debug, Default)]
 pub(super) struct Inquiries {
     /// Not answered by the control thread.
@@ -46,7 +46,7 @@ impl Core {
             let words = "too many requests are under way on this shard: try again";
             return Err(Answer::refuse(Refusal::Unavailable, words));
         }
-        if !self.kernel.shared.expect_answer() {
+        if !self.kernel.shared.gate.expect() {
             return Err(Answer::ending());
         }
         self.inquiries.waiting += 1;
@@ -84,7 +84,7 @@ impl Core {
         migrating.retain(|conn| {
             let is_leaving = self.is_leaving(*conn);
             if !is_leaving {
-                self.kernel.shared.answered();
+                self.kernel.shared.gate.answered();
             }
             is_leaving
         });
@@ -315,9 +315,9 @@ mod tests {
             .handle_answer(CONN, Answer::refuse(Refusal::Timeout, "later"));
     }
 
-    /// Closes the desk if it may.
+    /// Closes the gate if it may.
     fn is_idle(bench: &Bench) -> bool {
-        bench.shard.core.kernel.shared.try_close_desk()
+        bench.shard.core.kernel.shared.gate.try_close()
     }
 
     #[test]
@@ -388,9 +388,9 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_desk_refuses_at_once() {
+    fn a_closed_gate_refuses_at_once() {
         let mut bench = asked("");
-        assert_eq!(bench.shard.core.kernel.shared.close_desk(), 1);
+        assert_eq!(bench.shard.core.kernel.shared.gate.close(), 1);
         let request = Request {
             method: "GET".into(),
             path: "/admin/connections".into(),

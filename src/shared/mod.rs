@@ -4,6 +4,7 @@
 //! one flag, the one word of the admission rate, and numbers as text that was rendered for all.
 
 mod cluster;
+mod gate;
 mod rendering;
 
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use crate::lanes::Depths;
 use crate::metrics::{ClusterMetrics, Counter, GatewayNumbers, HttpMetrics, JwksMetrics, RefusalReason, ShardMetrics};
 use crate::settings::Settings;
 pub use cluster::{ClusterHealth, ClusterView};
+pub use gate::Gate;
 pub use rendering::{Claim, RENDER_INTERVAL_MS, Reading, Rendering, Renderings};
 
 /// A shard or control thread that has not turned for this long does not live: parked shards turn once a second.
@@ -23,9 +25,6 @@ pub const STALLED_AFTER: Duration = Duration::from_secs(5);
 /// What a shard that turned late may catch up with when it tells clients of a drain: shards wake by the millisecond, and many
 /// clients may be due in one.
 const TELL_SLACK_NS: u64 = 20_000_000;
-
-/// In [`Shared::answers_due`]: the desk is closed.
-const DESK_CLOSED: u64 = 1 << 63;
 
 /// The gateway's clock: monotonic time since the start, and wall time.
 #[derive(Debug, Clone, Copy)]
@@ -158,8 +157,8 @@ pub struct Shared {
     admission_due_ns: AtomicU64,
     /// When the next client may be told of a drain, nanoseconds of the gateway's clock (GCRA).
     drain_due_ns: AtomicU64,
-    /// Answers that administrators wait for, or have not been sent all of; and [`DESK_CLOSED`].
-    answers_due: AtomicU64,
+    /// Of administrators' requests.
+    pub gate: Gate,
 }
 
 impl Shared {
@@ -190,7 +189,7 @@ impl Shared {
             places: AtomicU64::new(0),
             admission_due_ns: AtomicU64::new(0),
             drain_due_ns: AtomicU64::new(0),
-            answers_due: AtomicU64::new(0),
+            gate: Gate::default(),
         }
     }
 
@@ -216,33 +215,6 @@ impl Shared {
         self.drain_due_ns
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, next)
             .map(drop)
-    }
-
-    /// From now on an administrator waits for an answer: a drain does, too, until [`Shared::answered`]. Returns false once the desk is
-    /// closed, as nobody would answer.
-    pub fn expect_answer(&self) -> bool {
-        let more = |due| (due & DESK_CLOSED == 0).then_some(due + 1);
-        self.answers_due
-            .fetch_update(Ordering::AcqRel, Ordering::Relaxed, more)
-            .is_ok()
-    }
-
-    /// An answer that was expected has left, or nobody is there for it; once for each.
-    pub fn answered(&self) {
-        let before = self.answers_due.fetch_sub(1, Ordering::AcqRel);
-        debug_assert!(before & !DESK_CLOSED > 0, "an answer that nobody expected");
-    }
-
-    /// Closes the desk if no answer is due. In one step with that, or a request that comes just then would be lost.
-    pub fn try_close_desk(&self) -> bool {
-        self.answers_due
-            .compare_exchange(0, DESK_CLOSED, Ordering::AcqRel, Ordering::Relaxed)
-            .is_ok()
-    }
-
-    /// Closes the desk. Returns how many answers are due, and will not be given.
-    pub fn close_desk(&self) -> u64 {
-        self.answers_due.fetch_or(DESK_CLOSED, Ordering::AcqRel) & !DESK_CLOSED
     }
 
     /// WebSocket connections of all shards.

@@ -139,7 +139,8 @@ impl Files {
             let begin = format!("{word}::");
             for (at, _) in code.match_indices(&begin) {
                 let before = &code[..at];
-                if before.ends_with(is_word) || before.ends_with("::") || before.ends_with('$') {
+                let is_visibility = before.ends_with("pub(in ");
+                if is_visibility || before.ends_with(is_word) || before.ends_with("::") || before.ends_with('$') {
                     continue;
                 }
                 let found = paths(&code[at..]);

@@ -13,7 +13,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::Desk;
+use super::service::AdminService;
 use crate::admin::Answer;
 use crate::http::{HttpConn, HttpContext, HttpProgress};
 use crate::runtime::admin::AdminSocket;
@@ -35,7 +35,11 @@ const TELL_EVERY: Duration = Duration::from_secs(60);
 ///
 /// # Errors
 /// The runtime does not take the socket.
-pub(in crate::control) fn serve(socket: AdminSocket, context: Rc<HttpContext>, desk: Rc<Desk>) -> std::io::Result<()> {
+pub(in crate::control) fn serve(
+    socket: AdminSocket,
+    context: Rc<HttpContext>,
+    service: Rc<AdminService>,
+) -> std::io::Result<()> {
     let guests = Rc::new(RefCell::new(Guests::default()));
     match socket {
         AdminSocket::Tcp(listener) => {
@@ -47,7 +51,7 @@ pub(in crate::control) fn serve(socket: AdminSocket, context: Rc<HttpContext>, d
                         let _ = stream.set_nodelay(true);
                     });
                     let accepted = accepted.map(|(stream, peer)| (stream, Some(peer)));
-                    begin(accepted, &guests, &context, &desk).await;
+                    begin(accepted, &guests, &context, &service).await;
                 }
             });
         }
@@ -58,7 +62,7 @@ pub(in crate::control) fn serve(socket: AdminSocket, context: Rc<HttpContext>, d
                 let _file = file;
                 loop {
                     let accepted = listener.accept().await.map(|(stream, _)| (stream, None));
-                    begin(accepted, &guests, &context, &desk).await;
+                    begin(accepted, &guests, &context, &service).await;
                 }
             });
         }
@@ -71,7 +75,7 @@ async fn begin<S: AsyncRead + AsyncWrite + Unpin + 'static>(
     accepted: std::io::Result<(S, Option<SocketAddr>)>,
     guests: &Rc<RefCell<Guests>>,
     context: &Rc<HttpContext>,
-    desk: &Rc<Desk>,
+    service: &Rc<AdminService>,
 ) {
     let (stream, peer) = match accepted {
         Ok(accepted) => accepted,
@@ -88,13 +92,13 @@ async fn begin<S: AsyncRead + AsyncWrite + Unpin + 'static>(
     for _ in 0..guests.borrow_mut().make_room() {
         context.shared.admin.crowded.inc();
     }
-    let (context, desk) = (Rc::clone(context), Rc::clone(desk));
+    let (context, service) = (Rc::clone(context), Rc::clone(service));
     tokio::task::spawn_local(async move {
         let goes = Rc::clone(&guest.goes);
         tokio::select! {
             biased;
             () = goes.notified() => {}
-            _ = converse(stream, peer, context, &desk, &guest) => {}
+            _ = converse(stream, peer, context, &service, &guest) => {}
         }
     });
 }
@@ -209,7 +213,7 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
     mut stream: S,
     peer: Option<SocketAddr>,
     context: Rc<HttpContext>,
-    desk: &Desk,
+    service: &AdminService,
     guest: &Guest,
 ) -> std::io::Result<()> {
     let mut http = HttpConn::new(context, None);
@@ -230,9 +234,9 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
                 // Requests that come here have shown the token.
                 guest.note(|seat| (seat.known, seat.busy) = (true, true));
                 // One at a time: the answer before this one may still be in `output`.
-                expected = expected.or_else(|| desk.expect_answer());
+                expected = expected.or_else(|| service.expect_answer());
                 let answer = match expected {
-                    Some(_) => desk.serve(&request, peer).await,
+                    Some(_) => service.serve(&request, peer).await,
                     None => Answer::ending(),
                 };
                 progress = http.answer(answer, &mut output);

@@ -1,11 +1,11 @@
-//! A desk that nobody answers.
+//! A service that nobody answers.
 
 use std::sync::atomic::AtomicBool;
 
 use bytes::Bytes;
 use serde_json::Value;
 
-use super::super::OnDrain;
+use super::super::super::handle::OnDrain;
 use super::*;
 use crate::engine::Waker;
 use crate::lanes;
@@ -26,7 +26,7 @@ fn who_is_not_answered_in_time_hears_so() {
     let mailboxes = lanes::mailboxes(inboxes.senders, wakers, None);
     let answer_max = Duration::from_millis(1);
     let homes = HomeMap::new(2, [7; 16]);
-    let desk = Desk::new(handle, mailboxes, homes, Arc::clone(&shared), answer_max, 1);
+    let service = AdminService::new(handle, mailboxes, homes, Arc::clone(&shared), answer_max, 1);
     let requests = [
         ("GET", "/admin/connections", ""),
         ("GET", "/admin/users/bob", ""),
@@ -48,7 +48,7 @@ fn who_is_not_answered_in_time_hears_so() {
         };
         let (sender, answered) = oneshot::channel();
         let answer = tokio::task::LocalSet::new().block_on(&runtime, async {
-            desk.take_own(request, sender);
+            service.take_own(request, sender);
             answered.await.unwrap()
         });
         let error: Value = serde_json::from_slice(&answer.body).unwrap();
@@ -59,10 +59,10 @@ fn who_is_not_answered_in_time_hears_so() {
             words.contains("no answer in 1ms") && words.contains("may be carried out"),
             "{words}"
         );
-        assert!(desk.waiting.borrow().tickets.is_empty(), "{path}");
+        assert!(service.waiting.borrow().tickets.is_empty(), "{path}");
         // What comes too late finds nobody.
-        let last = desk.waiting.borrow().last;
-        desk.replied(last, ShardReply::Count(1));
+        let last = service.waiting.borrow().last;
+        service.replied(last, ShardReply::Count(1));
     }
-    assert!(shared.try_close_desk());
+    assert!(shared.gate.try_close());
 }

@@ -1,7 +1,4 @@
-//! The link to the other gateways: the cluster's rules, and the store that carries out what they ask.
-//!
-//! Owned by the control thread. Here is where a gateway joins before its first shard runs, and leaves after its last
-//! client has gone.
+//! The control thread from its start to its end: it fetches keys, joins the cluster, waits for its shards, runs, leaves.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -10,8 +7,9 @@ use tokio::sync::oneshot;
 use tokio::task::LocalSet;
 
 use super::jwks::{FetchedKeys, Fetcher};
-use super::run::{Control, ControlPlan, Turns, Woken, leave, turn_alone};
+use super::run::{Control, ControlPlan, Turns, leave, turn_alone};
 use super::turn::{ControlTurn, Exit, JoinError};
+use super::woken::Woken;
 use crate::cluster::seal::Keyring;
 use crate::cluster::{Cluster, Identity};
 use crate::config::{Config, CredentialSource, RedisConfig};
