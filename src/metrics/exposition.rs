@@ -47,6 +47,9 @@ impl Display for Kind {
     }
 }
 
+/// Labels and values, one by one.
+type Samples<'a> = Box<dyn Iterator<Item = (String, f64)> + 'a>;
+
 /// Where the samples of a metric are read, of a member `S` of its scope.
 enum Values<S: ?Sized> {
     /// One sample.
@@ -66,7 +69,7 @@ enum Values<S: ?Sized> {
     /// Labels that say something; the value is 1.
     Info(fn(&S) -> String),
     /// A sample for each of some labels, which only the member knows.
-    Each(for<'a> fn(&'a S) -> Box<dyn Iterator<Item = (String, f64)> + 'a>),
+    Each(for<'a> fn(&'a S) -> Samples<'a>),
 }
 
 /// One metric of a scope.
@@ -151,11 +154,7 @@ impl<S: ?Sized> Row<S> {
     }
 
     /// Gauges by labels that only the member knows.
-    pub(super) const fn each(
-        name: &'static str,
-        help: &'static str,
-        of: for<'a> fn(&'a S) -> Box<dyn Iterator<Item = (String, f64)> + 'a>,
-    ) -> Self {
+    pub(super) const fn each(name: &'static str, help: &'static str, of: for<'a> fn(&'a S) -> Samples<'a>) -> Self {
         Self::new(name, Kind::Gauge, help, Values::Each(of))
     }
 

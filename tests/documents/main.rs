@@ -8,6 +8,7 @@
 mod common;
 
 mod blocks;
+mod contributing;
 mod decisions;
 mod examples;
 mod installs;
