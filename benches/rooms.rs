@@ -21,11 +21,13 @@ use shardgate::lanes::{self, Lanes, MessageToShard, OutgoingMessage, ToShard};
 use shardgate::router::users::Users;
 use shardgate::router::{HomeMap, UserHash};
 use shardgate::session::outbox::{Outbox, Spares};
+use shardgate::wire::codec::Codec;
 use shardgate::wire::json::decode;
-use shardgate::wire::json::encode::{self, AckStatus};
+use shardgate::wire::message::{AckStatus, Message, ServerMessage};
 use shardgate::wire::ws::credentials::Credentials;
 use shardgate::wire::ws::frame::Decoder;
 use shardgate::wire::ws::head::{self, Policy};
+use shardgate::wire::ws::server_frame::Header;
 use uuid::Uuid;
 
 /// CPU time of this thread: what others do on a shared machine is not in it.
@@ -82,8 +84,8 @@ impl Table {
 
 /// A masked text frame.
 fn frame(payload: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    encode::header(&mut bytes, shardgate::wire::ws::frame::Opcode::Text, payload.len());
+    let header = Header::new(shardgate::wire::ws::frame::Opcode::Text, payload.len());
+    let mut bytes = header.as_slice().to_vec();
     bytes[1] |= 0x80;
     bytes.extend_from_slice(&[1, 2, 3, 4]);
     let start = bytes.len();
@@ -206,7 +208,7 @@ fn envelopes(table: &mut Table) {
 fn encoding(table: &mut Table) {
     let content = format!("\"{}\"", "x".repeat(64));
     let mut out = Vec::new();
-    let message = encode::Message {
+    let message = Message {
         id: Uuid::from_u128(7),
         from: "user1",
         to: "user2",
@@ -215,12 +217,17 @@ fn encoding(table: &mut Table) {
     };
     table.row("encode: message, 64 bytes of content", 1, || {
         out.clear();
-        encode::message(&mut out, black_box(&message));
+        Codec::Json.encode(&mut out, black_box(&ServerMessage::Message(message)));
         black_box(&out);
     });
     table.row("encode: ack", 1, || {
         out.clear();
-        encode::ack(&mut out, black_box("c12345"), message.id, AckStatus::Delivered);
+        let ack = ServerMessage::Ack {
+            id: "c12345",
+            message_id: message.id,
+            status: AckStatus::Delivered,
+        };
+        Codec::Json.encode(&mut out, black_box(&ack));
         black_box(&out);
     });
     let mut ids = IdSource::new(7);
@@ -320,7 +327,7 @@ fn lanes(table: &mut Table) {
     let mailboxes = lanes::mailboxes(inboxes.senders, wakers, None);
     let mut lanes = Lanes::new(ShardId(0), mailboxes, inboxes.depths);
     let (to, inbox) = (ShardId(1), &inboxes.shards[1]);
-    let frame = [b'x'; 200];
+    let body = [b'x'; 200];
     for count in [1, 16, 256] {
         table.row(
             &format!("lanes: messages of 200 bytes, {count} in a turn"),
@@ -330,7 +337,7 @@ fn lanes(table: &mut Table) {
                     let message = OutgoingMessage {
                         hash: UserHash(7),
                         to: "user12345",
-                        frame: black_box(&frame),
+                        body: black_box(&body),
                         ack_to: None,
                         received_ns: 1,
                     };
@@ -344,7 +351,7 @@ fn lanes(table: &mut Table) {
                     let ToShard::Message(MessageToShard::Message(message)) = item else {
                         panic!("nothing else was said")
                     };
-                    assert_eq!(black_box(batch.bytes(message.frame)).len(), frame.len());
+                    assert_eq!(black_box(batch.bytes(message.body)).len(), body.len());
                     messages += 1;
                 }
                 assert_eq!(messages, count);

@@ -16,7 +16,9 @@ use common::client::{TEXT, upgrade_head};
 use common::{Client, Peer, Redis, SLOW_DRAIN, eventually};
 use shardgate::config::{self, Outcome};
 use shardgate::control::{Exit, Gateway};
-use shardgate::wire::json::encode;
+use shardgate::wire::codec::Codec;
+use shardgate::wire::framing::Encoded;
+use shardgate::wire::message::{Broadcast, ServerMessage};
 use shardgate::wire::ws::close::CloseReason;
 use uuid::Uuid;
 
@@ -84,14 +86,15 @@ fn orders_dropped(gateway: &Gateway) -> u64 {
         .unwrap()
 }
 
-/// The frame of a broadcast, and the text that a client reads from it.
-fn broadcast(content: &str) -> (Bytes, String) {
+/// A broadcast, and the text that a client reads from it.
+fn broadcast(content: &str) -> (Encoded, String) {
     let (id, ts) = (Uuid::from_u128(fastrand::u128(..)), 1_700_000_000_000);
-    let mut frame = Vec::new();
-    encode::broadcast(&mut frame, id, content, ts);
+    let mut body = Vec::new();
+    let broadcast = Broadcast { id, content, ts_ms: ts };
+    Codec::Json.encode(&mut body, &ServerMessage::Broadcast(broadcast));
     let text = format!(r#"{{"type":"broadcast","id":"{id}","content":{content},"ts":{ts}}}"#);
-    assert!(frame.ends_with(text.as_bytes()));
-    (frame.into(), text)
+    assert_eq!(body, text.as_bytes());
+    (Encoded::new(&body), text)
 }
 
 /// Waits until both say of each other's users that they are online: messages and orders pass both ways.

@@ -17,7 +17,7 @@ use common::{Client, DEADLINE, Peer, Redis, eventually};
 use shardgate::config::{self, Config, Outcome};
 use shardgate::control::{Exit, Gateway};
 use shardgate::runtime::StartError;
-use shardgate::wire::json::encode;
+use shardgate::wire::framing::Encoded;
 use shardgate::wire::ws::close::CloseReason;
 
 /// glommio 0.9 never closes the eventfd of an executor that has ended (see `leaks`).
@@ -63,9 +63,7 @@ fn live(engine: &str, redis: &mut Redis, round: usize) {
     let mut alice = peer(&one, "alice");
     let bob = peer(&other, "bob");
     alice.tell_until("bob", round, "routed");
-    let mut frame = Vec::new();
-    encode::broadcast(&mut frame, uuid::Uuid::nil(), "1", 1);
-    one.handle().broadcast(frame.into());
+    one.handle().broadcast(Encoded::new(br#"{"type":"broadcast"}"#));
     other.handle().close_user("carol", CloseReason::Administrator);
     let paused = match round % 4 {
         1 => {

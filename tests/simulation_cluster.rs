@@ -189,15 +189,15 @@ fn anything_may_fail() {
 #[test]
 fn hostile_stores_and_shards_are_awake() {
     let runs = (0..40).map(|seed| hostile::run(&mut Chance::seeded(seed), 300));
-    let (mut answered, mut refused, mut frames) = (0, 0, 0);
+    let (mut answered, mut refused, mut bodies) = (0, 0, 0);
     for tally in runs {
         answered += tally.answered;
         refused += tally.refused;
-        frames += tally.frames;
+        bodies += tally.bodies;
     }
     assert!(
-        answered > 300 && refused > 100 && frames > 40,
-        "{answered} {refused} {frames}"
+        answered > 300 && refused > 100 && bodies > 40,
+        "{answered} {refused} {bodies}"
     );
 }
 

@@ -49,7 +49,7 @@ impl Commands {
         let (mut packets, mut count) = (Vec::new(), 0);
         for command in std::mem::take(&mut self.outgoing) {
             match command {
-                ShardCommand::Broadcast(frame) => packet.broadcast(origin, &frame),
+                ShardCommand::Broadcast(message) => packet.broadcast(origin, message.body()),
                 ShardCommand::CloseUser { user, reason } => packet.close_user(origin, &user, reason.code()),
                 ShardCommand::EndSubscription { user, channel } => {
                     // What came before it goes before it.

@@ -30,6 +30,8 @@ struct Gateway {
     deaf_since_ms: Option<u64>,
     /// As its lease last said.
     renewals: u64,
+    /// It reads packets with bodies, as its lease says.
+    reads_bodies: bool,
     /// Seen without a lease by the last reading.
     lapsed: bool,
 }
@@ -133,6 +135,7 @@ impl Directory {
                 state: None,
                 deaf_since_ms: None,
                 renewals: 0,
+                reads_bodies: false,
                 lapsed: false,
             },
         );
@@ -172,6 +175,17 @@ impl Directory {
     /// Gateways with a lease.
     pub fn len(&self) -> usize {
         self.gateways.values().filter(|gateway| gateway.state.is_some()).count()
+    }
+
+    /// True if this gateway reads packets with bodies. One that was only heard of may be an older one.
+    pub fn reads_bodies(&self, peer: PeerId) -> bool {
+        self.gateways.get(&peer).is_some_and(|gateway| gateway.reads_bodies)
+    }
+
+    /// True if every other gateway reads packets with bodies, as far as is known.
+    pub fn all_read_bodies(&self, now_ms: u64) -> bool {
+        let all_are_here = self.missing.is_empty() || now_ms >= self.missing_until_ms;
+        self.was_read && all_are_here && self.gateways.values().all(|gateway| gateway.reads_bodies)
     }
 
     /// True if there is no other gateway.
@@ -249,6 +263,7 @@ impl Directory {
                     gateway.deaf_since_ms = None;
                 }
                 gateway.renewals = lease.renewals;
+                gateway.reads_bodies = lease.reads_bodies;
                 let counted = matches!(gateway.state, Some(LeaseState::Syncing | LeaseState::Synced));
                 let counts = lease.state != LeaseState::Migrating;
                 changes.changed |= counted != counts;
@@ -293,6 +308,7 @@ mod tests {
                 renewals: 0,
                 partitions: 64,
                 keyed: false,
+                reads_bodies: true,
             }),
         }
     }

@@ -39,7 +39,7 @@ impl Cluster {
                     self.membership.origin(),
                     route.places.as_slice(),
                     batch.text(route.to),
-                    batch.bytes(route.frame),
+                    batch.bytes(route.body),
                     ack_to,
                 );
                 if sent.is_err() {
@@ -98,7 +98,7 @@ impl Cluster {
             }
             ChannelToControl::Forward(item) => {
                 let ack_to = item.ack_to.as_ref().map(|(shard, ack)| batch.ack_to(*shard, ack));
-                self.publish(item.partition, (batch.text(item.channel), &item.frame), ack_to);
+                self.publish(item.partition, (batch.text(item.channel), item.message.body()), ack_to);
             }
         }
     }

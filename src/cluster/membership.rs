@@ -343,6 +343,7 @@ impl Membership {
             renewals: self.renewals,
             partitions: self.partitions,
             keyed: self.keyed,
+            reads_bodies: true,
         }
     }
 
@@ -541,6 +542,7 @@ mod tests {
             renewals,
             partitions: 64,
             keyed: false,
+            reads_bodies: true,
         }))
     }
 

@@ -17,7 +17,7 @@ use crate::engine::SocketKey;
 use crate::ids::ShardId;
 use crate::lanes::AckTo;
 use crate::router::locations::PeerId;
-use crate::wire::json::encode::AckStatus;
+use crate::wire::message::AckStatus;
 
 /// Packets to one gateway that Redis has not answered yet; two keep the pipe full.
 const PACKETS_UNDER_WAY: u8 = 2;
@@ -192,7 +192,7 @@ impl Outbound {
         origin: Origin<'_>,
         peers: &[PeerId],
         to: &str,
-        frame: &[u8],
+        body: &[u8],
         ack_to: Option<AckTo<'_>>,
     ) -> Result<(), TooMuchWaits> {
         let ack = ack_to.map(|ack_to| {
@@ -218,7 +218,7 @@ impl Outbound {
             }
             let open = destination.room();
             let before = open.builder.len();
-            let place = open.builder.message(origin, to, frame, ack.is_some());
+            let place = open.builder.message(origin, to, body, ack.is_some());
             if let Some(ack) = ack {
                 open.wanting.push((place, ack));
             }
@@ -469,7 +469,7 @@ mod tests {
         let mut read = Packet::read(&packet.payload).unwrap();
         for n in 2..10u8 {
             let item = read.next_item().unwrap();
-            assert!(matches!(item, Some(PacketItem::Message { frame, .. }) if frame == [n]));
+            assert!(matches!(item, Some(PacketItem::Message { body, .. }) if body == [n]));
         }
     }
 

@@ -3,36 +3,55 @@
 //! Pure. Numbers are little-endian.
 //!
 //! ```text
-//! packet:  version u8 (1, or 2: sealed) | sequence u32 | incarnation u64 | id length u8 | id | item...
-//! item:    kind u8 | body
-//!   1 message:     flags u8 (1: wants to be confirmed) | user length u8 | user | frame length u32 | frame
-//!   2 confirm:     sequence u32 | flags u8 (1: packet refused as a whole) | missed u16 | places u16... | failed u16 | places u16...
-//!   3 broadcast:   frame length u32 | frame
+//! packet:  version u8 | sequence u32 | incarnation u64 | id length u8 | id | item...
+//! item:    kind u8 | payload
+//!   1 message:     flags u8 (1: wants to be confirmed) | user length u8 | user | body length u32 | body
+//!   2 confirm:     sequence u32 | flags u8 (1: packet refused as a whole) | missed u16 | indexes u16... | failed u16 | indexes u16...
+//!   3 broadcast:   body length u32 | body
 //!   4 close user:  close code u16 | user length u8 | user
 //!   5 probe:       nonce u64
 //!   6 look:        (nothing) the directory has changed
 //!   7 challenge:   (nothing) somebody wants this id: renew the lease if you live
-//!   8 publication: channel length u8 | channel | frame length u32 | frame
+//!   8 publication: channel length u8 | channel | body length u32 | body
 //!   9 end subscription: user length u8 | user | channel length u8 | channel
 //! ```
 //!
-//! Who meets a kind that it does not know drops the rest of the packet. A kind that older gateways lack, which is 9, goes in a
-//! packet of its own.
+//! | version | a body is | behind the items |
+//! | --- | --- | --- |
+//! | 1 | one WebSocket text frame | |
+//! | 2 | one WebSocket text frame | a tag of 16 bytes, see [`super::seal`] |
+//! | 3 | the body of the message, as its codec made it | |
+//! | 4 | the body of the message, as its codec made it | a tag of 16 bytes |
 //!
-//! A message's place is its number among the messages of its packet, from 0. Sequence numbers rise by one per packet from
-//! one gateway to another, and from one gateway in one partition; packets to all have 0, or, where they are sealed, numbers
-//! of their own. A sealed packet has a tag of 16 bytes behind its items, see [`super::seal`].
+//! Gateways before version 3 read 1 and 2 only, and send those. A packet without a body is of version 1, so every
+//! gateway reads it. A packet with a body is built as version 3; [`for_older_gateways`] makes version 1 of it where a
+//! receiver's lease does not say that it reads bodies.
+//!
+//! A gateway that meets a kind that it does not know drops the rest of the packet. A kind that older gateways lack,
+//! which is 9, goes in a packet of its own.
+//!
+//! A message's index is its number among the messages of its packet, from 0. Sequence numbers rise by one per packet
+//! from one gateway to another, and from one gateway in one partition; packets to all have 0, or, where they are sealed,
+//! numbers of their own.
 use super::store::Incarnation;
 use crate::ids::{CHANNEL_BYTES_MAX, USER_ID_BYTES_MAX, is_valid_channel, is_valid_user_id};
+use crate::wire::framing::Framing;
+use crate::wire::ws::server_frame;
 
-/// Version of the framing. A packet of another version is not understood, and counted.
-pub const VERSION: u8 = 1;
+/// Version of packets whose bodies are WebSocket frames, and of those that have none.
+pub const FRAMES: u8 = 1;
 
-/// The same framing, with a tag behind it.
-pub const SEALED: u8 = 2;
+/// The same, with a tag behind it.
+pub const SEALED_FRAMES: u8 = 2;
+
+/// Version of packets with bodies as they are.
+pub const BODIES: u8 = 3;
+
+/// The same, with a tag behind it.
+pub const SEALED_BODIES: u8 = 4;
 
 /// No packet is taken for the store's own.
-const _: () = assert!(VERSION != super::store::PROBE && SEALED != super::store::PROBE);
+const _: () = assert!(super::store::PROBE < FRAMES);
 
 const MESSAGE: u8 = 1;
 const CONFIRM: u8 = 2;
@@ -64,12 +83,14 @@ pub struct Origin<'a> {
 pub struct PacketBuilder {
     bytes: Vec<u8>,
     messages: u16,
+    /// For gateways that do not read bodies.
+    frames: bool,
 }
 
 impl PacketBuilder {
     fn begin(&mut self, origin: Origin<'_>) {
         if self.bytes.is_empty() {
-            self.bytes.push(VERSION);
+            self.bytes.push(FRAMES);
             // The sequence number is written when the packet is closed.
             self.bytes.extend_from_slice(&[0; 4]);
             self.bytes.extend_from_slice(&origin.incarnation.0.to_le_bytes());
@@ -83,15 +104,22 @@ impl PacketBuilder {
         self.bytes.extend_from_slice(text.as_bytes());
     }
 
-    fn long(&mut self, bytes: &[u8]) {
-        self.bytes.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
-        self.bytes.extend_from_slice(bytes);
+    fn body(&mut self, body: &[u8]) {
+        let header = Framing::WebSocketText.header(body.len());
+        let header = if self.frames { header.as_slice() } else { &[] };
+        if let (false, Some(version)) = (self.frames, self.bytes.first_mut()) {
+            *version = BODIES;
+        }
+        let len = header.len() + body.len();
+        self.bytes.extend_from_slice(&(len as u32).to_le_bytes());
+        self.bytes.extend_from_slice(header);
+        self.bytes.extend_from_slice(body);
     }
 
-    fn places(&mut self, places: &[u16]) {
-        self.bytes.extend_from_slice(&(places.len() as u16).to_le_bytes());
-        for place in places {
-            self.bytes.extend_from_slice(&place.to_le_bytes());
+    fn indexes(&mut self, indexes: &[u16]) {
+        self.bytes.extend_from_slice(&(indexes.len() as u16).to_le_bytes());
+        for index in indexes {
+            self.bytes.extend_from_slice(&index.to_le_bytes());
         }
     }
 
@@ -110,23 +138,23 @@ impl PacketBuilder {
         self.messages
     }
 
-    /// Adds a message and returns its place.
-    pub fn message(&mut self, origin: Origin<'_>, to: &str, frame: &[u8], wants_confirm: bool) -> u16 {
+    /// Adds a message and returns its index.
+    pub fn message(&mut self, origin: Origin<'_>, to: &str, body: &[u8], wants_confirm: bool) -> u16 {
         self.begin(origin);
         self.bytes.push(MESSAGE);
         self.bytes.push(if wants_confirm { WANTS_CONFIRM } else { 0 });
         self.short_text(to);
-        self.long(frame);
+        self.body(body);
         self.messages += 1;
         self.messages - 1
     }
 
     /// Adds a publication.
-    pub fn publication(&mut self, origin: Origin<'_>, channel: &str, frame: &[u8]) {
+    pub fn publication(&mut self, origin: Origin<'_>, channel: &str, body: &[u8]) {
         self.begin(origin);
         self.bytes.push(PUBLICATION);
         self.short_text(channel);
-        self.long(frame);
+        self.body(body);
         self.messages += 1;
     }
 
@@ -136,15 +164,15 @@ impl PacketBuilder {
         self.bytes.push(CONFIRM);
         self.bytes.extend_from_slice(&confirm.sequence.to_le_bytes());
         self.bytes.push(if confirm.refused { REFUSED } else { 0 });
-        self.places(&confirm.missed);
-        self.places(&confirm.failed);
+        self.indexes(&confirm.missed);
+        self.indexes(&confirm.failed);
     }
 
-    /// Adds a frame for every connection.
-    pub fn broadcast(&mut self, origin: Origin<'_>, frame: &[u8]) {
+    /// Adds a message for every connection.
+    pub fn broadcast(&mut self, origin: Origin<'_>, body: &[u8]) {
         self.begin(origin);
         self.bytes.push(BROADCAST);
-        self.long(frame);
+        self.body(body);
     }
 
     /// Adds the wish to close all connections of a user.
@@ -183,14 +211,49 @@ impl PacketBuilder {
         self.bytes.push(CHALLENGE);
     }
 
+    fn item(&mut self, origin: Origin<'_>, item: &PacketItem<'_>) {
+        match *item {
+            PacketItem::Message {
+                to,
+                body,
+                wants_confirm,
+            } => {
+                self.message(origin, to, body, wants_confirm);
+            }
+            PacketItem::Confirm(ref confirm) => self.confirm(origin, confirm),
+            PacketItem::Broadcast { body } => self.broadcast(origin, body),
+            PacketItem::CloseUser { user, code } => self.close_user(origin, user, code),
+            PacketItem::EndSubscription { user, channel } => self.end_subscription(origin, user, channel),
+            PacketItem::Probe { nonce } => self.probe(origin, nonce),
+            PacketItem::Look => self.look(origin),
+            PacketItem::Challenge => self.challenge(origin),
+            PacketItem::Publication { channel, body } => self.publication(origin, channel, body),
+        }
+    }
+
     /// The packet, to be sealed.
     pub fn close(self, sequence: u32) -> Vec<u8> {
         let mut bytes = self.bytes;
-        if let Some(place) = bytes.get_mut(1..5) {
-            place.copy_from_slice(&sequence.to_le_bytes());
+        if let Some(number) = bytes.get_mut(1..5) {
+            number.copy_from_slice(&sequence.to_le_bytes());
         }
         bytes
     }
+}
+
+/// The same packet as gateways read it that know frames only.
+pub fn for_older_gateways(packet: Vec<u8>) -> Vec<u8> {
+    let Ok(mut read) = Packet::read(&packet) else {
+        return packet;
+    };
+    let mut older = PacketBuilder {
+        frames: true,
+        ..PacketBuilder::default()
+    };
+    while let Ok(Some(item)) = read.next_item() {
+        older.item(read.origin, &item);
+    }
+    older.close(read.sequence)
 }
 
 /// What became of the messages of a packet. Those that are not named were taken.
@@ -200,9 +263,9 @@ pub struct Confirm {
     pub sequence: u32,
     /// It was not looked at: it came behind a later one.
     pub refused: bool,
-    /// Places of messages whose receiver was not there.
+    /// Indexes of messages whose receiver was not there.
     pub missed: Vec<u16>,
-    /// Places of messages that could not be carried out.
+    /// Indexes of messages that could not be carried out.
     pub failed: Vec<u16>,
 }
 
@@ -212,12 +275,12 @@ pub struct Confirm {
 pub enum PacketItem<'a> {
     Message {
         to: &'a str,
-        frame: &'a [u8],
+        body: &'a [u8],
         wants_confirm: bool,
     },
     Confirm(Confirm),
     Broadcast {
-        frame: &'a [u8],
+        body: &'a [u8],
     },
     CloseUser {
         user: &'a str,
@@ -234,7 +297,7 @@ pub enum PacketItem<'a> {
     Challenge,
     Publication {
         channel: &'a str,
-        frame: &'a [u8],
+        body: &'a [u8],
     },
 }
 
@@ -242,7 +305,7 @@ pub enum PacketItem<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum PacketError {
     /// Of another version of the gateway.
-    #[error("version {0} of the framing, {VERSION} is understood")]
+    #[error("version {0} of packets, {FRAMES} to {SEALED_BODIES} are understood")]
     Version(u8),
     /// Cut off, or not of a gateway at all.
     #[error("malformed")]
@@ -256,6 +319,8 @@ pub struct Packet<'a> {
     pub origin: Origin<'a>,
     /// Rises from packet to packet; 0 for packets to all.
     pub sequence: u32,
+    /// Its bodies are frames.
+    frames: bool,
     rest: Reader<'a>,
 }
 
@@ -300,12 +365,17 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn long(&mut self) -> Result<&'a [u8], PacketError> {
+    /// `frames`: it is in a frame. One in bytes that are no frame is empty, and no body of a message is.
+    fn body(&mut self, frames: bool) -> Result<&'a [u8], PacketError> {
         let len = u32::from_le_bytes(self.array()?);
-        self.take(len as usize)
+        let bytes = self.take(len as usize)?;
+        Ok(match frames {
+            true => server_frame::text_payload(bytes).unwrap_or_default(),
+            false => bytes,
+        })
     }
 
-    fn places(&mut self) -> Result<Vec<u16>, PacketError> {
+    fn indexes(&mut self) -> Result<Vec<u16>, PacketError> {
         let count = usize::from(u16::from_le_bytes(self.array()?));
         let bytes = self.take(2 * count)?;
         Ok(bytes
@@ -322,16 +392,18 @@ impl<'a> Packet<'a> {
     /// It is not one of ours.
     pub fn read(bytes: &'a [u8]) -> Result<Self, PacketError> {
         let mut rest = Reader(bytes);
-        match rest.byte()? {
-            VERSION | SEALED => {}
+        let frames = match rest.byte()? {
+            FRAMES | SEALED_FRAMES => true,
+            BODIES | SEALED_BODIES => false,
             other => return Err(PacketError::Version(other)),
-        }
+        };
         let sequence = u32::from_le_bytes(rest.array()?);
         let incarnation = Incarnation(u64::from_le_bytes(rest.array()?));
         let id = rest.short_text()?;
         Ok(Packet {
             origin: Origin { id, incarnation },
             sequence,
+            frames,
             rest,
         })
     }
@@ -341,6 +413,7 @@ impl<'a> Packet<'a> {
     /// # Errors
     /// The rest of the packet makes no sense.
     pub fn next_item(&mut self) -> Result<Option<PacketItem<'a>>, PacketError> {
+        let frames = self.frames;
         let rest = &mut self.rest;
         if rest.0.is_empty() {
             return Ok(None);
@@ -349,15 +422,17 @@ impl<'a> Packet<'a> {
             MESSAGE => PacketItem::Message {
                 wants_confirm: rest.byte()? & WANTS_CONFIRM != 0,
                 to: rest.user()?,
-                frame: rest.long()?,
+                body: rest.body(frames)?,
             },
             CONFIRM => PacketItem::Confirm(Confirm {
                 sequence: u32::from_le_bytes(rest.array()?),
                 refused: rest.byte()? & REFUSED != 0,
-                missed: rest.places()?,
-                failed: rest.places()?,
+                missed: rest.indexes()?,
+                failed: rest.indexes()?,
             }),
-            BROADCAST => PacketItem::Broadcast { frame: rest.long()? },
+            BROADCAST => PacketItem::Broadcast {
+                body: rest.body(frames)?,
+            },
             CLOSE_USER => PacketItem::CloseUser {
                 code: u16::from_le_bytes(rest.array()?),
                 user: rest.user()?,
@@ -373,7 +448,7 @@ impl<'a> Packet<'a> {
             CHALLENGE => PacketItem::Challenge,
             PUBLICATION => PacketItem::Publication {
                 channel: rest.channel()?,
-                frame: rest.long()?,
+                body: rest.body(frames)?,
             },
             _ => return Err(PacketError::Malformed),
         };
@@ -394,7 +469,7 @@ mod tests {
     fn sample() -> Vec<u8> {
         let mut packet = PacketBuilder::default();
         assert!(packet.is_empty());
-        assert_eq!(packet.message(ME, "bob", b"frame", true), 0);
+        assert_eq!(packet.message(ME, "bob", b"body", true), 0);
         assert_eq!(packet.message(ME, &"ä".repeat(64), &[7; 70_000], false), 1);
         let confirm = Confirm {
             sequence: 9,
@@ -427,12 +502,12 @@ mod tests {
             [
                 PacketItem::Message {
                     to: "bob",
-                    frame: b"frame",
+                    body: b"body",
                     wants_confirm: true
                 },
                 PacketItem::Message {
                     to: &long_name,
-                    frame: &[7; 70_000],
+                    body: &[7; 70_000],
                     wants_confirm: false
                 },
                 PacketItem::Confirm(Confirm {
@@ -441,7 +516,7 @@ mod tests {
                     missed: vec![1, 65_535],
                     failed: vec![]
                 }),
-                PacketItem::Broadcast { frame: b"all" },
+                PacketItem::Broadcast { body: b"all" },
                 PacketItem::CloseUser {
                     user: "carol",
                     code: 3503
@@ -451,10 +526,98 @@ mod tests {
                 PacketItem::Challenge,
                 PacketItem::Publication {
                     channel: "room",
-                    frame: b"published"
+                    body: b"published"
                 },
             ]
         );
+    }
+
+    /// What a gateway before version 3 wrote: kept as it was.
+    const OLDER: &[u8] = include_bytes!("testdata/packet-1.bin");
+
+    /// The same, as this version builds it.
+    fn as_now() -> Vec<u8> {
+        let origin = Origin { id: "gw-old", ..ME };
+        let message = |content: &str| {
+            format!(
+                r#"{{"type":"message","id":"01920000-0000-7000-8000-000000000001","from":"alice","to":"bob","content":{content},"ts":1700000000000}}"#
+            )
+        };
+        let long = format!("\"{}\"", "x".repeat(200));
+        let mut packet = PacketBuilder::default();
+        packet.message(origin, "bob", message("1").as_bytes(), true);
+        packet.message(origin, "bob", message(&long).as_bytes(), false);
+        packet.message(origin, "bob", b"{}", false);
+        let confirm = Confirm {
+            sequence: 9,
+            refused: false,
+            missed: vec![1],
+            failed: vec![2, 3],
+        };
+        packet.confirm(origin, &confirm);
+        packet.broadcast(
+            origin,
+            br#"{"type":"broadcast","id":"01920000-0000-7000-8000-000000000001","content":{"all":true},"ts":1700000000000}"#,
+        );
+        packet.close_user(origin, "carol", 3503);
+        packet.look(origin);
+        packet.publication(
+            origin,
+            "room",
+            br#"{"type":"publication","channel":"room","id":"01920000-0000-7000-8000-000000000001","from":"alice","content":[1,2],"ts":1700000000000}"#,
+        );
+        packet.close(77)
+    }
+
+    fn items(bytes: &[u8]) -> Vec<PacketItem<'_>> {
+        let mut packet = Packet::read(bytes).unwrap();
+        assert_eq!((packet.origin.id, packet.sequence), ("gw-old", 77));
+        std::iter::from_fn(|| packet.next_item().unwrap()).collect()
+    }
+
+    /// Never delete this: a cluster is upgraded gateway by gateway.
+    #[test]
+    fn older_gateways_are_understood_and_understand() {
+        let now = as_now();
+        assert_eq!((OLDER[0], now[0]), (FRAMES, BODIES));
+        assert_eq!(items(OLDER), items(&now));
+        assert_eq!(items(&now).len(), 8);
+        assert_eq!(for_older_gateways(now), OLDER);
+        assert_eq!(for_older_gateways(OLDER.to_vec()), OLDER);
+    }
+
+    /// A gateway that joins says "look" before the others know what it reads.
+    #[test]
+    fn packets_without_a_body_are_as_they_always_were() {
+        let mut packet = PacketBuilder::default();
+        packet.look(ME);
+        packet.challenge(ME);
+        packet.confirm(ME, &Confirm::default());
+        packet.close_user(ME, "carol", 3503);
+        assert_eq!(packet.close(1)[0], FRAMES);
+    }
+
+    #[test]
+    fn bytes_that_are_no_frame_are_no_body() {
+        for bad in [
+            &b""[..],
+            b"no frame",
+            b"\x88\x00",
+            b"\x81\x02{}\x81\x02{}",
+            b"\x81\x7e\x00\x02{}",
+        ] {
+            let mut packet = PacketBuilder::default();
+            packet.broadcast(ME, bad);
+            let mut bytes = packet.close(0);
+            bytes[0] = FRAMES;
+            let mut packet = Packet::read(&bytes).unwrap();
+            assert_eq!(
+                packet.next_item(),
+                Ok(Some(PacketItem::Broadcast { body: b"" })),
+                "{bad:?}"
+            );
+            assert_eq!(packet.next_item(), Ok(None));
+        }
     }
 
     #[test]
@@ -475,7 +638,7 @@ mod tests {
 
     #[test]
     fn other_versions_are_named() {
-        assert_eq!(Packet::read(&[3, 0, 0]).unwrap_err(), PacketError::Version(3));
+        assert_eq!(Packet::read(&[5, 0, 0]).unwrap_err(), PacketError::Version(5));
         assert_eq!(Packet::read(&[]).unwrap_err(), PacketError::Malformed);
     }
 
@@ -483,7 +646,7 @@ mod tests {
         /// Whatever comes, reading ends, and what is cut off is not taken for whole.
         #[test]
         fn survives_anything(mut bytes in prop::collection::vec(any::<u8>(), 0..200), cut in 0usize..400) {
-            if let Some(first) = bytes.first_mut() { *first = VERSION; }
+            if let Some(first) = bytes.first_mut() { *first = BODIES; }
             for bytes in [&bytes[..], &sample()[..cut.min(sample().len() - 1)]] {
                 if let Ok(mut packet) = Packet::read(bytes) {
                     while let Ok(Some(_)) = packet.next_item() {}

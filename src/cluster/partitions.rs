@@ -15,7 +15,7 @@ use super::verdict::{TooMuchWaits, Verdict};
 use crate::lanes::AckTo;
 use crate::router::Partition;
 use crate::router::locations::PeerId;
-use crate::wire::json::encode::AckStatus;
+use crate::wire::message::AckStatus;
 
 /// Packets of one partition that Redis has not answered yet; two keep the pipe full.
 const PACKETS_UNDER_WAY: u8 = 2;
@@ -260,7 +260,7 @@ impl Partitions {
         &mut self,
         origin: Origin<'_>,
         partition: Partition,
-        (channel, frame): (&str, &[u8]),
+        (channel, body): (&str, &[u8]),
         ack_to: Option<AckTo<'_>>,
     ) -> Result<(), TooMuchWaits> {
         let ack = ack_to.map(|ack_to| Verdict::new(ack_to, AckStatus::Published));
@@ -274,7 +274,7 @@ impl Partitions {
             interactive.closed.push_back(std::mem::take(&mut interactive.open));
         }
         let before = interactive.open.builder.len();
-        interactive.open.builder.publication(origin, channel, frame);
+        interactive.open.builder.publication(origin, channel, body);
         self.waiting_bytes += interactive.open.builder.len() - before;
         interactive.open.acks.extend(ack);
         if !interactive.queued && interactive.may_send() {
@@ -474,7 +474,7 @@ mod tests {
         let mut read = Packet::read(&packet.payload).unwrap();
         let item = PacketItem::Publication {
             channel: "room",
-            frame: b"frame",
+            body: b"frame",
         };
         assert_eq!(read.next_item().unwrap(), Some(item));
         partitions.publish(ME, P, ("room", b"frame"), ack_to("unsent")).unwrap();

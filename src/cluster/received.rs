@@ -2,8 +2,6 @@
 //!
 //! Pure; owned by the control thread.
 
-use bytes::Bytes;
-
 use super::core::Cluster;
 use super::packet::{Confirm, Packet, PacketError, PacketItem};
 use super::partitions::Arrival;
@@ -15,8 +13,9 @@ use crate::lanes::ShardCommand;
 use crate::metrics::ClusterDrop;
 use crate::router::Partition;
 use crate::router::locations::PeerId;
+use crate::wire::framing::Encoded;
+use crate::wire::json::encode::is_body_of;
 use crate::wire::ws::close::CloseReason;
-use crate::wire::ws::server_frame::is_object_frame;
 
 /// The messages of one packet on their way to the shards.
 #[derive(Default)]
@@ -107,8 +106,8 @@ impl Cluster {
             Arrival::Late => return self.metrics().dropped(ClusterDrop::PacketLate, 1),
         }
         loop {
-            let (channel, frame) = match packet.next_item() {
-                Ok(Some(PacketItem::Publication { channel, frame })) => (channel, frame),
+            let (channel, body) = match packet.next_item() {
+                Ok(Some(PacketItem::Publication { channel, body })) => (channel, body),
                 Ok(Some(_)) => {
                     self.metrics().dropped(ClusterDrop::PacketMalformed, 1);
                     continue;
@@ -117,11 +116,11 @@ impl Cluster {
                 Err(error) => return self.not_understood(error),
             };
             self.metrics().publications_received.inc();
-            if !is_object_frame(frame, "publication") {
+            if !is_body_of("publication", body) {
                 self.metrics().dropped(ClusterDrop::PublicationBadFrame, 1);
                 continue;
             }
-            match self.shards.publish(partition, channel, frame, self.now.mono_ns) {
+            match self.shards.publish(partition, channel, body, self.now.mono_ns) {
                 Ok(()) => {}
                 Err(Undelivered::WrongPartition) => self.metrics().dropped(ClusterDrop::PacketMalformed, 1),
                 Err(Undelivered::LaneFull) => self.metrics().dropped(ClusterDrop::PublicationLaneFull, 1),
@@ -182,18 +181,17 @@ impl Cluster {
             (
                 PacketItem::Message {
                     to,
-                    frame,
+                    body,
                     wants_confirm,
                 },
                 Some(_),
-            ) => self.handle_message(to, frame, wants_confirm, parts),
+            ) => self.handle_message(to, body, wants_confirm, parts),
             (PacketItem::Confirm(confirm), Some(from)) => self.outbound.handle_confirm(from, &confirm),
-            (PacketItem::Broadcast { frame }, _) if !is_object_frame(frame, "broadcast") => {
+            (PacketItem::Broadcast { body }, _) if !is_body_of("broadcast", body) => {
                 self.metrics().dropped(ClusterDrop::OrderBadFrame, 1);
             }
-            (PacketItem::Broadcast { frame }, _) => {
-                let frame = Bytes::copy_from_slice(frame);
-                self.commands.received(ShardCommand::Broadcast(frame));
+            (PacketItem::Broadcast { body }, _) => {
+                self.commands.received(ShardCommand::Broadcast(Encoded::new(body)));
             }
             (PacketItem::CloseUser { user, code }, _) => {
                 let reason = CloseReason::by_order(code).unwrap_or(CloseReason::Administrator);
@@ -221,7 +219,7 @@ impl Cluster {
         }
     }
 
-    fn handle_message(&mut self, to: &str, frame: &[u8], wants_confirm: bool, parts: &mut Parts) {
+    fn handle_message(&mut self, to: &str, body: &[u8], wants_confirm: bool, parts: &mut Parts) {
         self.metrics().messages_received.inc();
         let index = parts.next;
         let Some(next) = index.checked_add(1) else {
@@ -230,13 +228,13 @@ impl Cluster {
         };
         parts.next = next;
         parts.wants_confirm |= wants_confirm;
-        if !is_object_frame(frame, "message") {
+        if !is_body_of("message", body) {
             self.metrics().dropped(ClusterDrop::MessageBadFrame, 1);
             parts.failed.push(index);
             return;
         }
         let told = wants_confirm.then_some(index);
-        match self.shards.deliver(to, frame, told, self.now.mono_ns) {
+        match self.shards.deliver(to, body, told, self.now.mono_ns) {
             None => {
                 self.metrics().dropped(ClusterDrop::MessageLaneFull, 1);
                 parts.failed.push(index);

@@ -12,7 +12,7 @@ use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::hmac::{self, HMAC_SHA256};
 use bytes::Bytes;
 
-use super::packet::{SEALED, VERSION};
+use super::packet::{BODIES, FRAMES, SEALED_BODIES, SEALED_FRAMES};
 use super::store::Channel;
 
 /// Bytes of a tag.
@@ -89,7 +89,11 @@ impl Keyring {
     /// A packet as it goes to a channel.
     pub fn seal(&self, channel: &Channel, mut packet: Vec<u8>) -> Bytes {
         if let (Some(key), Some(version)) = (self.0.first(), packet.first_mut()) {
-            *version = SEALED;
+            *version = if *version == BODIES {
+                SEALED_BODIES
+            } else {
+                SEALED_FRAMES
+            };
             let tag = tag(key, channel, &packet);
             packet.extend_from_slice(&tag.as_ref()[..TAG_BYTES]);
         }
@@ -102,8 +106,8 @@ impl Keyring {
     /// It is not believed.
     pub fn open<'a>(&self, channel: &Channel, payload: &'a [u8]) -> Result<&'a [u8], Untrusted> {
         match payload.first() {
-            Some(&SEALED) if !self.seals() => Err(Untrusted::NoKey),
-            Some(&SEALED) => {
+            Some(&(SEALED_FRAMES | SEALED_BODIES)) if !self.seals() => Err(Untrusted::NoKey),
+            Some(&(SEALED_FRAMES | SEALED_BODIES)) => {
                 let end = payload.len().saturating_sub(TAG_BYTES).max(1);
                 let (packet, shown) = payload.split_at(end);
                 let fits = |key: &hmac::Key| {
@@ -117,7 +121,7 @@ impl Keyring {
                 }
             }
             // What another version sends is named as that.
-            Some(&VERSION) if self.seals() => Err(Untrusted::Unsealed),
+            Some(&(FRAMES | BODIES)) if self.seals() => Err(Untrusted::Unsealed),
             _ => Ok(payload),
         }
     }
@@ -225,6 +229,36 @@ mod tests {
         for len in 1..sealed.len() {
             assert_eq!(keys.open(&to_us(), &sealed[..len]), Err(Untrusted::WrongTag), "{len}");
         }
+    }
+
+    /// Never delete this: a cluster is upgraded gateway by gateway.
+    #[test]
+    fn sealed_packets_of_older_gateways_open() {
+        let older: &[u8] = include_bytes!("testdata/packet-2-sealed.bin");
+        let plain: &[u8] = include_bytes!("testdata/packet-1.bin");
+        let keys = keyring(&["the key of all gateways"]);
+        let channel = Channel::Gateway("gw-new".into(), Incarnation(7));
+        let opened = keys.open(&channel, older).unwrap();
+        assert_eq!(opened[1..], plain[1..]);
+        assert_eq!(&keys.seal(&channel, plain.to_vec())[..], older);
+    }
+
+    #[test]
+    fn packets_with_bodies_are_sealed_as_well() {
+        let (none, keys) = (Keyring::default(), keyring(&["first secret of the cluster"]));
+        let mut packet = PacketBuilder::default();
+        packet.broadcast(ME, b"{}");
+        let packet = packet.close(3);
+        let sealed = keys.seal(&Channel::All, packet.clone());
+        assert_eq!((packet[0], sealed[0]), (BODIES, SEALED_BODIES));
+        let mut read = Packet::read(keys.open(&Channel::All, &sealed).unwrap()).unwrap();
+        assert_eq!(read.next_item(), Ok(Some(PacketItem::Broadcast { body: b"{}" })));
+        assert_eq!(keys.open(&Channel::All, &packet), Err(Untrusted::Unsealed));
+        assert_eq!(none.open(&Channel::All, &sealed), Err(Untrusted::NoKey));
+        // Nobody makes the one version of the other.
+        let mut relabelled = sealed.to_vec();
+        relabelled[0] = SEALED_FRAMES;
+        assert_eq!(keys.open(&Channel::All, &relabelled), Err(Untrusted::WrongTag));
     }
 
     #[test]

@@ -5,8 +5,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use bytes::Bytes;
-
 use super::verdict::Verdict;
 use crate::ids::ShardId;
 use crate::lanes::{
@@ -14,6 +12,7 @@ use crate::lanes::{
     RosterToShard, Span, ToShard,
 };
 use crate::router::{HomeMap, Partition, UserHash};
+use crate::wire::framing::Encoded;
 
 /// Why a publication of another gateway did not go to its home.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,12 +119,12 @@ impl Shards {
 
     /// Hands a message of another gateway to the receiver's home shard. Returns which one that is; `None` if it takes no
     /// more. `index`: of the message in its packet, if the sender wants to hear.
-    pub(super) fn deliver(&mut self, to: &str, frame: &[u8], index: Option<u16>, received_ns: u64) -> Option<ShardId> {
+    pub(super) fn deliver(&mut self, to: &str, body: &[u8], index: Option<u16>, received_ns: u64) -> Option<ShardId> {
         let (home, hash) = self.home_of(to);
         let message = Incoming {
             hash,
             to,
-            frame,
+            body,
             index,
             received_ns,
         };
@@ -143,17 +142,17 @@ impl Shards {
         &mut self,
         partition: Partition,
         channel: &str,
-        frame: &[u8],
+        body: &[u8],
         received_ns: u64,
     ) -> Result<(), Undelivered> {
         if self.homes.partition(channel) != partition {
             return Err(Undelivered::WrongPartition);
         }
         // A copy of its own: a slow subscriber must not keep the whole packet.
-        let frame = Bytes::copy_from_slice(frame);
+        let message = Encoded::new(body);
         let publication = OutgoingPublication {
             channel: (self.homes.channel_hash(channel), channel),
-            frame: &frame,
+            message: &message,
             ack_to: None,
             received_ns,
         };

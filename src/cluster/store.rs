@@ -69,10 +69,14 @@ pub struct Lease {
     pub partitions: u16,
     /// It has a `cluster.key`: its packets are sealed, and it refuses others.
     pub keyed: bool,
+    /// It reads packets with bodies, see [`super::packet`].
+    pub reads_bodies: bool,
 }
 
 /// The word in a lease that says so.
 const KEYED: &str = "keyed";
+/// The word that says that its holder reads packets with bodies.
+const READS_BODIES: &str = "bodies";
 
 /// How far a gateway is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,6 +111,9 @@ impl fmt::Display for Lease {
         if self.keyed {
             write!(f, " {KEYED}")?;
         }
+        if self.reads_bodies {
+            write!(f, " {READS_BODIES}")?;
+        }
         Ok(())
     }
 }
@@ -121,12 +128,16 @@ impl FromStr for Lease {
         let incarnation = word()?.parse()?;
         let state = word()?;
         let state = LeaseState::WORDS.iter().find(|(_, known)| *known == state);
+        let renewals = word()?.parse().map_err(|_| NotAnIncarnation)?;
+        let partitions = word().ok().and_then(|word| word.parse().ok()).unwrap_or(0);
+        let says = |said: &str| words.clone().any(|word| word == said);
         Ok(Lease {
             incarnation,
             state: state.ok_or(NotAnIncarnation)?.0,
-            renewals: word()?.parse().map_err(|_| NotAnIncarnation)?,
-            partitions: word().ok().and_then(|word| word.parse().ok()).unwrap_or(0),
-            keyed: words.any(|word| word == KEYED),
+            renewals,
+            partitions,
+            keyed: says(KEYED),
+            reads_bodies: says(READS_BODIES),
         })
     }
 }

@@ -2,11 +2,13 @@
 //!
 //! Pure; owned by the control thread.
 
+use bytes::Bytes;
+
 use super::audit::Look;
 use super::core::Cluster;
 use super::membership::Standing;
 use super::outbound::Lost;
-use super::packet::PacketBuilder;
+use super::packet::{PacketBuilder, for_older_gateways};
 use super::partitions::Listen;
 use super::presence::Step;
 use super::requests::Purpose;
@@ -173,12 +175,22 @@ impl Cluster {
                 messages: packet.messages,
             };
             let channel = Channel::Gateway(id, incarnation);
-            let payload = self.seals.seal(&channel, packet.payload);
+            let payload = self.payload(&channel, packet.payload, self.directory.reads_bodies(packet.peer));
             self.request(purpose, vec![Op::Publish { channel, payload }]);
         }
     }
 
+    /// A packet as the gateways read it that hear this channel.
+    fn payload(&self, channel: &Channel, packet: Vec<u8>, all_read_bodies: bool) -> Bytes {
+        let packet = match all_read_bodies {
+            true => packet,
+            false => for_older_gateways(packet),
+        };
+        self.seals.seal(channel, packet)
+    }
+
     fn send_publications(&mut self) {
+        let all_read_bodies = self.directory.all_read_bodies(self.now.mono_ms());
         while let Some(packet) = self.partitions.poll_packet() {
             self.metrics().packets_sent.inc();
             self.metrics().publications_sent.add(packet.publications.into());
@@ -188,7 +200,7 @@ impl Cluster {
                 publications: packet.publications,
             };
             let channel = Channel::Partition(packet.partition.0);
-            let payload = self.seals.seal(&channel, packet.payload);
+            let payload = self.payload(&channel, packet.payload, all_read_bodies);
             self.request(purpose, vec![Op::Publish { channel, payload }]);
         }
     }
@@ -226,9 +238,10 @@ impl Cluster {
             return;
         }
         let packets = self.commands.take_packets(self.membership.origin(), self.seals.seals());
+        let all_read_bodies = self.directory.all_read_bodies(self.now.mono_ms());
         for packet in packets {
             let channel = Channel::All;
-            let payload = self.seals.seal(&channel, packet.payload);
+            let payload = self.payload(&channel, packet.payload, all_read_bodies);
             let op = Op::Publish { channel, payload };
             self.request(Purpose::Commands(packet.commands), vec![op]);
         }

@@ -5,7 +5,7 @@ use uuid::Uuid;
 use crate::engine::SocketKey;
 use crate::ids::ShardId;
 use crate::lanes::AckTo;
-use crate::wire::json::encode::AckStatus;
+use crate::wire::message::AckStatus;
 
 /// More waits for this gateway than it may.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use bytes::Bytes;
 use crossbeam_channel::Sender;
 use tokio::sync::oneshot;
 
@@ -12,6 +11,7 @@ use crate::config::Config;
 use crate::engine::Waker;
 use crate::ids::is_valid_user_id;
 use crate::lanes::ShardCommand;
+use crate::wire::framing::Encoded;
 use crate::wire::ws::close::CloseReason;
 
 /// What may be asked of a running gateway.
@@ -84,9 +84,9 @@ impl Handle {
         answer
     }
 
-    /// Sends a whole frame to every connection of every gateway.
-    pub fn broadcast(&self, frame: Bytes) {
-        self.order(Order::Everywhere(ShardCommand::Broadcast(frame)));
+    /// Sends a message to every connection of every gateway: the body of a `broadcast`.
+    pub fn broadcast(&self, message: Encoded) {
+        self.order(Order::Everywhere(ShardCommand::Broadcast(message)));
     }
 
     /// Closes all connections of a user on every gateway. Nothing happens for what is no user id: nobody has it.

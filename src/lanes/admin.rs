@@ -5,12 +5,12 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use uuid::Uuid;
 
 use crate::admin::{Answer, ConnectionInfo};
 use crate::engine::SocketKey;
-use crate::wire::json::encode::AckStatus;
+use crate::wire::framing::Encoded;
+use crate::wire::message::AckStatus;
 use crate::wire::ws::close::CloseReason;
 
 /// Mail for a shard about administrators' requests.
@@ -25,8 +25,8 @@ pub enum AdminToShard {
 /// What every shard of every gateway does, or the one that is concerned.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ShardCommand {
-    /// Send a frame to every connection.
-    Broadcast(Bytes),
+    /// Send a message to every connection.
+    Broadcast(Encoded),
     /// Close all connections of a user.
     CloseUser {
         /// The user.
@@ -85,8 +85,8 @@ pub enum ShardQuery {
     Message {
         /// The receiver.
         to: Arc<str>,
-        /// The whole frame.
-        frame: Bytes,
+        /// Its body.
+        body: Box<[u8]>,
         /// The gateway's id of it.
         message_id: Uuid,
         /// When the gateway took it, nanoseconds of its clock.
@@ -96,8 +96,8 @@ pub enum ShardQuery {
     Publish {
         /// The channel.
         channel: Arc<str>,
-        /// The whole frame.
-        frame: Bytes,
+        /// Its body.
+        message: Encoded,
         /// The gateway's id of it.
         message_id: Uuid,
         /// When the gateway took it, nanoseconds of its clock.

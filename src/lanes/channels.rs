@@ -3,11 +3,10 @@
 //! A channel's home is the shard that all its publications of this gateway pass. The home knows the shards with
 //! subscribers; the control thread forwards to other gateways, partition by partition.
 
-use bytes::Bytes;
-
 use super::{AckTo, AckToSpan, Batch, LANE_ITEMS_MAX, LANE_ITEMS_RESERVED, LaneFull, Lanes, Span, ToShard};
 use crate::ids::ShardId;
 use crate::router::{ChannelHash, Partition};
+use crate::wire::framing::Encoded;
 
 /// Mail for a shard about channels.
 #[derive(Debug)]
@@ -87,8 +86,8 @@ impl ChannelName {
 pub struct PublishItem {
     /// The channel.
     pub channel: ChannelName,
-    /// The whole frame as every subscriber gets it.
-    pub frame: Bytes,
+    /// Its body, as every subscriber gets it.
+    pub message: Encoded,
     /// The publisher, if it gave an `id`.
     pub ack_to: Option<AckToSpan>,
     /// When the gateway took it, nanoseconds of its clock.
@@ -100,8 +99,8 @@ pub struct PublishItem {
 pub struct PublicationItem {
     /// The channel.
     pub channel: ChannelName,
-    /// The whole frame.
-    pub frame: Bytes,
+    /// Its body.
+    pub message: Encoded,
     /// When this gateway got it, nanoseconds of its clock.
     pub received_ns: u64,
 }
@@ -113,8 +112,8 @@ pub struct ForwardItem {
     pub partition: Partition,
     /// The channel.
     pub channel: Span,
-    /// The whole frame.
-    pub frame: Bytes,
+    /// Its body.
+    pub message: Encoded,
     /// The publisher, if it gave an `id`, and its shard.
     pub ack_to: Option<(ShardId, AckToSpan)>,
 }
@@ -124,8 +123,8 @@ pub struct ForwardItem {
 pub struct OutgoingPublication<'a> {
     /// The channel: the hash of its name, and its name.
     pub channel: (ChannelHash, &'a str),
-    /// The whole frame.
-    pub frame: &'a Bytes,
+    /// Its body.
+    pub message: &'a Encoded,
     /// The publisher, if it gave an `id`.
     pub ack_to: Option<AckTo<'a>>,
     /// When the gateway took it, nanoseconds of its clock.
@@ -142,7 +141,7 @@ impl Lanes {
         lane.check_bytes()?;
         let item = PublishItem {
             channel: lane.write_channel(publication.channel),
-            frame: lane.share(publication.frame),
+            message: lane.share(publication.message),
             ack_to: publication.ack_to.map(|ack_to| lane.write_ack_to(&ack_to)),
             received_ns: publication.received_ns,
         };
@@ -176,7 +175,7 @@ impl Lanes {
         lane.check_bytes()?;
         let item = PublicationItem {
             channel: lane.write_channel(publication.channel),
-            frame: lane.share(publication.frame),
+            message: lane.share(publication.message),
             received_ns: publication.received_ns,
         };
         lane.push(ToShard::Channel(mail(item)));
@@ -193,7 +192,7 @@ impl Lanes {
         let item = ForwardItem {
             partition,
             channel: lane.write(publication.channel.1.as_bytes()),
-            frame: lane.share(publication.frame),
+            message: lane.share(publication.message),
             ack_to: publication
                 .ack_to
                 .map(|ack_to| (ack_to.shard, lane.write_ack_to(&ack_to))),

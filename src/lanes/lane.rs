@@ -6,14 +6,13 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use bytes::Bytes;
-
 use super::batch::{Batch, Span};
 use super::channels::ChannelName;
 use super::messages::{AckTo, AckToSpan};
 use super::{Depths, LANE_BYTES_MAX, LANE_ITEMS_MAX, LaneFull, Mailbox, Mailboxes, ToControl, ToShard};
 use crate::ids::ShardId;
 use crate::router::ChannelHash;
+use crate::wire::framing::Encoded;
 
 /// The way to one thread, and what this turn has for it.
 #[derive(Debug)]
@@ -59,16 +58,12 @@ impl<M> Lane<M> {
     }
 
     pub(super) fn write(&mut self, bytes: &[u8]) -> Span {
-        self.write_with(|buffer| buffer.extend_from_slice(bytes))
-    }
-
-    pub(super) fn write_with(&mut self, write: impl FnOnce(&mut Vec<u8>)) -> Span {
         let buffer = &mut self.pending.bytes;
-        let start = buffer.len();
-        write(buffer);
+        let start = buffer.len() as u32;
+        buffer.extend_from_slice(bytes);
         Span {
-            start: start as u32,
-            len: (buffer.len() - start) as u32,
+            start,
+            len: bytes.len() as u32,
         }
     }
 
@@ -85,9 +80,9 @@ impl<M> Lane<M> {
         ChannelName { hash, name }
     }
 
-    pub(super) fn share(&mut self, bytes: &Bytes) -> Bytes {
-        self.pending.shared_bytes += bytes.len();
-        bytes.clone()
+    pub(super) fn share(&mut self, message: &Encoded) -> Encoded {
+        self.pending.shared_bytes += message.bytes();
+        message.clone()
     }
 
     fn flush(&mut self) {

@@ -7,7 +7,7 @@ use super::admin::{AdminToShard, ShardCommand};
 use super::channels::{ChannelToControl, ChannelToShard};
 use super::handoff::Handoff;
 use super::lifecycle::LifecycleToShard;
-use super::messages::{MessageToControl, MessageToShard, ReplyToShard};
+use super::messages::{AckToShard, MessageToControl, MessageToShard};
 use super::presence::{PresenceToControl, PresenceToShard, RosterToShard};
 
 /// Mail for a shard, from another shard or from the control thread.
@@ -17,8 +17,8 @@ pub enum ToShard {
     Handoff(Box<Handoff>),
     /// Direct messages, and the locations of their receivers.
     Message(MessageToShard),
-    /// What became of a request of one of the shard's connections.
-    Reply(ReplyToShard),
+    /// What became of a message or a publication of one of the shard's connections.
+    Ack(AckToShard),
     /// Presence queries of clients.
     Presence(PresenceToShard),
     /// The control thread's walks over the shard's users.
@@ -59,7 +59,7 @@ macro_rules! from_services {
 from_services!(ToShard:
     Handoff(Box<Handoff>),
     Message(MessageToShard),
-    Reply(ReplyToShard),
+    Ack(AckToShard),
     Presence(PresenceToShard),
     Roster(RosterToShard),
     Channel(ChannelToShard),

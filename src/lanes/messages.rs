@@ -7,7 +7,7 @@ use crate::engine::SocketKey;
 use crate::ids::ShardId;
 use crate::router::UserHash;
 use crate::router::locations::Places;
-use crate::wire::json::encode::AckStatus;
+use crate::wire::message::AckStatus;
 
 /// Mail for a shard about direct messages.
 #[derive(Debug)]
@@ -20,8 +20,8 @@ pub enum MessageToShard {
         hash: UserHash,
         /// The receiver's id.
         to: Span,
-        /// The whole frame.
-        frame: Span,
+        /// Its body.
+        body: Span,
         /// Its index in the packet, if its sender wants to hear what became of it.
         index: Option<u16>,
         /// When this gateway got it, nanoseconds of the gateway's clock.
@@ -52,23 +52,13 @@ pub enum MessageToShard {
     ForgetAll,
 }
 
-/// Mail for a shard whose connection made a request.
+/// Mail for a shard whose connection sent a message or a publication, from another shard or from the control thread.
 #[derive(Debug)]
-pub enum ReplyToShard {
-    /// From another shard: an `ack` frame for a connection of the receiving shard.
-    Frame {
-        /// The connection that asked.
-        to: SocketKey,
-        /// A whole frame.
-        frame: Span,
-    },
-    /// From the control thread: what became of a message or a publication.
-    Ack {
-        /// The connection that sent it, and its ids.
-        ack_to: AckToSpan,
-        /// What became of it.
-        status: AckStatus,
-    },
+pub struct AckToShard {
+    /// The connection, and its ids.
+    pub ack_to: AckToSpan,
+    /// What became of it.
+    pub status: AckStatus,
 }
 
 /// Mail for the control thread about direct messages.
@@ -110,8 +100,8 @@ pub struct MessageItem {
     pub hash: UserHash,
     /// The receiver's id.
     pub to: Span,
-    /// The whole frame as every device gets it.
-    pub frame: Span,
+    /// Its body, as every device gets it.
+    pub body: Span,
     /// The sender, if it gave an `id`.
     pub ack_to: Option<AckToSpan>,
     /// When the gateway took it, nanoseconds of the gateway's clock.
@@ -125,8 +115,8 @@ pub struct RouteItem {
     pub hash: UserHash,
     /// The receiver's id.
     pub to: Span,
-    /// The whole frame.
-    pub frame: Span,
+    /// Its body.
+    pub body: Span,
     /// Where to; not empty.
     pub places: Places,
     /// The sender, if it gave an `id`, and its shard.
@@ -152,8 +142,8 @@ pub struct OutgoingMessage<'a> {
     pub hash: UserHash,
     /// The receiver's id.
     pub to: &'a str,
-    /// The whole frame.
-    pub frame: &'a [u8],
+    /// Its body.
+    pub body: &'a [u8],
     /// The sender, on this shard, if it gave an `id`.
     pub ack_to: Option<AckTo<'a>>,
     /// When the gateway took it, nanoseconds of the gateway's clock.
@@ -180,8 +170,8 @@ pub struct Route<'a> {
     pub hash: UserHash,
     /// The receiver's id.
     pub to: &'a str,
-    /// The whole frame.
-    pub frame: &'a [u8],
+    /// Its body.
+    pub body: &'a [u8],
     /// Where to; not empty.
     pub places: &'a Places,
     /// The sender, if it gave an `id`.
@@ -195,8 +185,8 @@ pub struct Incoming<'a> {
     pub hash: UserHash,
     /// The receiver's id.
     pub to: &'a str,
-    /// The whole frame.
-    pub frame: &'a [u8],
+    /// Its body.
+    pub body: &'a [u8],
     /// Its index in the packet, if its sender wants to hear what became of it.
     pub index: Option<u16>,
     /// When this gateway got it, nanoseconds of the gateway's clock.
@@ -214,7 +204,7 @@ impl Lanes {
         let item = MessageItem {
             hash: message.hash,
             to: lane.write(message.to.as_bytes()),
-            frame: lane.write(message.frame),
+            body: lane.write(message.body),
             ack_to: message.ack_to.map(|ack_to| lane.write_ack_to(&ack_to)),
             received_ns: message.received_ns,
         };
@@ -232,7 +222,7 @@ impl Lanes {
         let item = MessageToShard::FromGateway {
             hash: message.hash,
             to: lane.write(message.to.as_bytes()),
-            frame: lane.write(message.frame),
+            body: lane.write(message.body),
             index: message.index,
             received_ns: message.received_ns,
         };
@@ -240,18 +230,11 @@ impl Lanes {
         Ok(())
     }
 
-    /// Sends an `ack` frame to the connection that asked for it; `write` appends the frame.
-    pub fn reply(&mut self, to: ShardId, conn: SocketKey, write: impl FnOnce(&mut Vec<u8>)) {
-        let lane = self.shard(to);
-        let frame = lane.write_with(write);
-        lane.push(ReplyToShard::Frame { to: conn, frame });
-    }
-
     /// Says what became of a message or a publication.
     pub fn ack(&mut self, ack_to: &AckTo<'_>, status: AckStatus) {
         let lane = self.shard(ack_to.shard);
         let ack_to = lane.write_ack_to(ack_to);
-        lane.push(ReplyToShard::Ack { ack_to, status });
+        lane.push(AckToShard { ack_to, status });
     }
 
     /// Says where a user is.
@@ -278,7 +261,7 @@ impl Lanes {
         let item = RouteItem {
             hash: route.hash,
             to: lane.write(route.to.as_bytes()),
-            frame: lane.write(route.frame),
+            body: lane.write(route.body),
             places: route.places.clone(),
             ack_to: route.ack_to.map(|ack_to| (ack_to.shard, lane.write_ack_to(&ack_to))),
         };

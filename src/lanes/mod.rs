@@ -44,7 +44,7 @@ pub use lane::Lanes;
 pub use lifecycle::LifecycleToShard;
 pub use mail::{ToControl, ToShard};
 pub use messages::{
-    AckTo, AckToSpan, Incoming, Location, MessageItem, MessageToControl, MessageToShard, OutgoingMessage, ReplyToShard,
+    AckTo, AckToShard, AckToSpan, Incoming, Location, MessageItem, MessageToControl, MessageToShard, OutgoingMessage,
     Route, RouteItem,
 };
 pub use presence::{PresenceQuery, PresenceToControl, PresenceToShard, RosterToShard};

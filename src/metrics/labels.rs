@@ -4,6 +4,7 @@
 //! Codes of close frames and of HTTP are numbers already, and peers choose them: they are searched in a short list.
 
 use crate::auth;
+use crate::wire::message::ServerMessage;
 use crate::wire::ws::close::CloseReason;
 use crate::wire::ws::head;
 
@@ -197,6 +198,23 @@ labels! {
 }
 
 impl SentKind {
+    /// The kind of a message.
+    pub fn of(message: &ServerMessage<'_>) -> Self {
+        match message {
+            ServerMessage::Welcome(_) => SentKind::Welcome,
+            ServerMessage::Heartbeat { .. } => SentKind::Heartbeat,
+            ServerMessage::Message(_) => SentKind::Message,
+            ServerMessage::Publication(_) => SentKind::Publication,
+            ServerMessage::Subscribed { .. } => SentKind::Subscribed,
+            ServerMessage::Unsubscribed { .. } | ServerMessage::SubscriptionEnded { .. } => SentKind::Unsubscribed,
+            ServerMessage::Ack { .. } => SentKind::Ack,
+            ServerMessage::Broadcast(_) => SentKind::Broadcast,
+            ServerMessage::Presence { .. } => SentKind::Presence,
+            ServerMessage::Error { .. } => SentKind::Error,
+            ServerMessage::Shutdown { .. } => SentKind::Shutdown,
+        }
+    }
+
     /// True for what a client misses if it does not read it. Greetings, signs of life and goodbyes mean nothing to a client
     /// that has gone.
     pub fn is_missed(self) -> bool {

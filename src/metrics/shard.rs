@@ -5,7 +5,7 @@ use super::counter::{Counter, Histogram};
 use super::exposition::Row;
 use super::labels::{CLOSE_LABELS, CloseCause, DropReason, Path, RefusalReason, SentKind, TokenResult};
 use crate::wire::json::decode::FrameKind;
-use crate::wire::json::encode::AckStatus;
+use crate::wire::message::AckStatus;
 
 /// The counters of one shard, written by it alone.
 #[derive(Debug, Default)]

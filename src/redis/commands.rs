@@ -362,6 +362,7 @@ mod tests {
             renewals: 7,
             partitions: 64,
             keyed: false,
+            reads_bodies: false,
         };
         let (owner, incarnation, ttl_ms) = (LIFE, LIFE, 500);
         let users = vec![user.clone(), "ann".into()];

@@ -25,6 +25,8 @@ use crate::auth::Grant;
 use crate::router::UserHash;
 use crate::router::users::UserIndex;
 use crate::tls::Tls;
+use crate::wire::codec::Codec;
+use crate::wire::framing::Framing;
 use crate::wire::ws::close::CloseReason;
 use crate::wire::ws::frame::Decoder;
 use crate::wire::ws::head::Upgrade;
@@ -217,6 +219,10 @@ pub struct Connection<H> {
     pub outbox: Option<Box<Outbox>>,
     /// What is below, if it is not the socket itself.
     pub tls: Option<Box<Tls>>,
+    /// How what the gateway says becomes a body.
+    pub codec: Codec,
+    /// How a body becomes bytes of its stream.
+    pub framing: Framing,
 }
 
 impl<H> Default for Connection<H> {
@@ -243,6 +249,8 @@ impl<H> Default for Connection<H> {
             decoder: Decoder::default(),
             outbox: None,
             tls: None,
+            codec: Codec::default(),
+            framing: Framing::default(),
         }
     }
 }

@@ -77,18 +77,27 @@ impl Outbox {
 
     /// Appends bytes for this connection alone, which are so many frames that count.
     pub fn push(&mut self, bytes: &[u8], frames: u32, spares: &mut Spares) {
-        self.bytes += bytes.len();
+        self.push_framed(&[], bytes, frames, spares);
+    }
+
+    /// As [`Outbox::push`], for a frame in two pieces.
+    pub fn push_framed(&mut self, header: &[u8], payload: &[u8], frames: u32, spares: &mut Spares) {
+        let len = header.len() + payload.len();
+        self.bytes += len;
         match self.segments.back_mut() {
             Some(Segment {
                 payload: Payload::Own(last),
                 frames: before,
-            }) if last.len() + bytes.len() <= SEGMENT_BYTES_MAX => {
-                last.extend_from_slice(bytes);
+            }) if last.len() + len <= SEGMENT_BYTES_MAX => {
+                last.extend_from_slice(header);
+                last.extend_from_slice(payload);
                 *before += frames;
             }
             _ => {
                 let mut buffer = spares.buffer();
-                buffer.extend_from_slice(bytes);
+                buffer.reserve(len);
+                buffer.extend_from_slice(header);
+                buffer.extend_from_slice(payload);
                 let payload = Payload::Own(buffer);
                 self.segments.push_back(Segment { payload, frames });
             }

@@ -7,7 +7,7 @@ use crate::admin::{Answer, ConnectionInfo, Refusal, Request};
 use crate::engine::SocketKey;
 use crate::lanes::{AckTo, OutgoingMessage, OutgoingPublication, ShardCommand, ShardQuery, ShardReply};
 use crate::session::Stage;
-use crate::wire::json::encode::{AckStatus, EndReason};
+use crate::wire::message::{AckStatus, EndReason};
 use crate::wire::ws::close::CloseReason;
 
 /// Requests that may wait for the control thread: administrators are few, and it answers in milliseconds.
@@ -154,7 +154,7 @@ impl Core {
             ShardQuery::Command(command) => self.carry_out_command(command, Some(ticket)),
             ShardQuery::Message {
                 to,
-                frame,
+                body,
                 message_id,
                 received_ns,
             } => {
@@ -162,7 +162,7 @@ impl Core {
                 let message = OutgoingMessage {
                     hash: self.kernel.homes.hash(&to),
                     to: &to,
-                    frame: &frame,
+                    body: &body,
                     ack_to: Some(ack_to),
                     received_ns,
                 };
@@ -176,14 +176,14 @@ impl Core {
             }
             ShardQuery::Publish {
                 channel,
-                frame,
+                message,
                 message_id,
                 received_ns,
             } => {
                 let ack_to = self.ack_to_system(ticket, message_id);
                 let publication = OutgoingPublication {
                     channel: (self.kernel.homes.channel_hash(&channel), &channel),
-                    frame: &frame,
+                    message: &message,
                     ack_to: Some(ack_to),
                     received_ns,
                 };
@@ -204,7 +204,9 @@ impl Core {
     fn carry_out_command(&mut self, command: ShardCommand, ticket: Option<u32>) {
         let count = match command {
             // It goes on from turn to turn, and replies then.
-            ShardCommand::Broadcast(frame) => return self.channels.queue_broadcast(&mut self.kernel, frame, ticket),
+            ShardCommand::Broadcast(message) => {
+                return self.channels.queue_broadcast(&mut self.kernel, message, ticket);
+            }
             ShardCommand::CloseUser { user, reason } => self.close_user(&user, reason),
             ShardCommand::EndSubscription { user, channel } => self.end_subscriptions(&user, &channel),
         };

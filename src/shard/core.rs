@@ -23,8 +23,8 @@ use crate::shard::Stage;
 use crate::shard::strangers::ACCEPT_US;
 use crate::shard::timers::Draining;
 use crate::shared::{Now, Shared};
-use crate::wire::json::encode;
 use crate::wire::ws::close::CloseReason;
+use crate::wire::ws::server_frame;
 
 use super::channels::Channels;
 pub use super::checks::Outstanding;
@@ -359,7 +359,7 @@ impl Core {
         self.kernel.go(slot, stage);
         let mut frame = std::mem::take(&mut self.kernel.scratch);
         frame.clear();
-        encode::close(&mut frame, reason);
+        server_frame::close(&mut frame, reason);
         self.kernel.append_unlimited(slot, &frame);
         self.kernel.scratch = frame;
         self.kernel.metrics().sent(crate::metrics::SentKind::Close);

@@ -22,7 +22,7 @@ use crate::engine::SocketKey;
 use crate::metrics::TokenResult;
 use crate::session::{Stage, Verifying};
 use crate::shared::NotAdmitted;
-use crate::wire::json::decode::ErrorCode;
+use crate::wire::message::ErrorCode;
 use crate::wire::ws::close::CloseReason;
 use crate::wire::ws::head::{self, Upgrade};
 

@@ -13,7 +13,6 @@ use super::Stage;
 use super::core::Core;
 use crate::metrics::SentKind;
 use crate::router::users::UserIndex;
-use crate::wire::json::encode;
 use crate::wire::ws::close::CloseReason;
 use crate::wire::ws::frame::Opcode;
 
@@ -94,8 +93,7 @@ impl Core {
         self.asked.users.insert(user, question);
         self.asked.due.push_back((question.due_ms, user));
         for &slot in &slots {
-            self.kernel
-                .send(slot, SentKind::Ping, |_, out| encode::frame(out, Opcode::Ping, b""));
+            self.kernel.append_opcode(slot, Opcode::Ping, b"", SentKind::Ping);
         }
         self.kernel.scratch_slots = slots;
     }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use super::core::{Command, Core};
 use crate::lanes::{
-    AdminToShard, Batch, ChannelToShard, LifecycleToShard, MessageToShard, PresenceToShard, ReplyToShard,
-    RosterToShard, ToShard,
+    AckToShard, AdminToShard, Batch, ChannelToShard, LifecycleToShard, MessageToShard, PresenceToShard, RosterToShard,
+    ToShard,
 };
 
 impl Core {
@@ -19,7 +19,10 @@ impl Core {
             match item {
                 ToShard::Handoff(hand_off) => self.kernel.command(Command::Adopt(hand_off)),
                 ToShard::Message(mail) => self.handle_message_mail(&batch, mail),
-                ToShard::Reply(mail) => self.handle_reply_mail(&batch, mail),
+                ToShard::Ack(AckToShard { ack_to, status }) => {
+                    self.kernel.turn.interactive = true;
+                    self.kernel.answer(&batch.ack_to(self.kernel.me, &ack_to), status);
+                }
                 ToShard::Presence(mail) => self.handle_presence_mail(&batch, mail),
                 ToShard::Roster(mail) => self.handle_roster_mail(&batch, mail),
                 ToShard::Channel(mail) => self.handle_channel_mail(&batch, mail),
@@ -42,7 +45,7 @@ impl Core {
             MessageToShard::FromGateway {
                 hash,
                 to,
-                frame,
+                body,
                 index,
                 received_ns,
             } => {
@@ -50,7 +53,7 @@ impl Core {
                 self.messages.handle_from_gateway(
                     &mut self.kernel,
                     (hash, batch.text(to)),
-                    batch.bytes(frame),
+                    batch.bytes(body),
                     index,
                     received_ns,
                 );
@@ -62,16 +65,6 @@ impl Core {
             }
             MessageToShard::Forget { hash, user } => self.kernel.forget_location(hash, batch.text(user)),
             MessageToShard::ForgetAll => self.kernel.forget_locations(),
-        }
-    }
-
-    fn handle_reply_mail(&mut self, batch: &Batch<ToShard>, mail: ReplyToShard) {
-        match mail {
-            ReplyToShard::Frame { to, frame } => {
-                self.kernel.turn.interactive = true;
-                self.kernel.handle_reply_frame(to, batch.bytes(frame));
-            }
-            ReplyToShard::Ack { ack_to, status } => self.kernel.answer(&batch.ack_to(self.kernel.me, &ack_to), status),
         }
     }
 
@@ -111,7 +104,7 @@ impl Core {
                 self.channels.queue_publication(
                     &mut self.kernel,
                     item.channel.read(batch),
-                    item.frame,
+                    &item.message,
                     item.received_ns,
                 );
             }

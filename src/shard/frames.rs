@@ -7,11 +7,12 @@ use crate::auth::Token;
 use crate::metrics::{CloseCause, DropReason, SentKind};
 use crate::session::rate::Verdict;
 use crate::session::{BAD_FRAMES_MAX, Migrating, Stage};
-use crate::wire::json::decode::{self, ClientFrame, ErrorCode, FrameKind};
-use crate::wire::json::encode;
+use crate::wire::json::decode::{ClientFrame, FrameKind};
+use crate::wire::message::{ErrorCode, ServerMessage};
 use crate::wire::ws::close::CloseReason;
 use crate::wire::ws::frame::{Message, Opcode};
 use crate::wire::ws::head::Policy;
+use crate::wire::ws::server_frame;
 
 /// The longest message of a client whose user is not known: a token of the largest size, and what JSON puts around it. Also of
 /// one whose connection has ended: only its close frame matters then, and no place counts its memory.
@@ -97,9 +98,7 @@ impl Core {
         }
         match message {
             Message::Ping(payload) => {
-                self.kernel.send(slot, SentKind::Pong, |_, out| {
-                    encode::frame(out, Opcode::Pong, payload);
-                });
+                self.kernel.append_opcode(slot, Opcode::Pong, payload, SentKind::Pong);
             }
             Message::Pong => self.device_answered(slot),
             Message::Fragment => {}
@@ -111,7 +110,7 @@ impl Core {
                     .set(slot, self.kernel.now.mono_ms() + super::timers::CLOSE_TIMEOUT_MS);
                 let mut frame = std::mem::take(&mut self.kernel.scratch);
                 frame.clear();
-                encode::close_reply(&mut frame, code);
+                server_frame::close_reply(&mut frame, code);
                 self.kernel.append_unlimited(slot, &frame);
                 self.kernel.scratch = frame;
                 self.kernel.metrics().sent(SentKind::Close);
@@ -133,8 +132,7 @@ impl Core {
     fn echo(&mut self, slot: u32, verdict: Verdict, opcode: Opcode, payload: &[u8]) {
         match verdict {
             Verdict::Pass => {
-                self.kernel
-                    .send(slot, SentKind::Echo, |_, out| encode::frame(out, opcode, payload));
+                self.kernel.append_opcode(slot, opcode, payload, SentKind::Echo);
             }
             // There is no `error` frame here.
             Verdict::Refuse | Verdict::Close => self.kernel.begin_close(slot, CloseReason::TooManyRequests),
@@ -196,11 +194,12 @@ impl Core {
             self.echo(slot, verdict, Opcode::Text, text.as_bytes());
             return Flow::Next;
         }
+        let codec = self.kernel.conn(slot).codec;
         match verdict {
             Verdict::Pass => {}
             Verdict::Refuse => {
                 // The id is worth reading: the client must know which of its frames was refused.
-                let id = match decode::parse(text) {
+                let id = match codec.decode(text) {
                     Ok(frame) => frame.id().map(str::to_owned),
                     Err(refusal) => refusal.id.map(Into::into),
                 };
@@ -212,7 +211,7 @@ impl Core {
                 return Flow::Next;
             }
         }
-        match decode::parse(text) {
+        match codec.decode(text) {
             Ok(frame) => {
                 self.kernel.metrics().received(frame.kind());
                 match self.charge(slot, frame.extra_cost()) {
@@ -246,9 +245,8 @@ impl Core {
             }
             ClientFrame::Auth { user, .. } => return self.authenticate(slot, user.as_deref()),
             ClientFrame::Heartbeat => {
-                self.kernel.send(slot, SentKind::Heartbeat, |kernel, out| {
-                    encode::heartbeat(out, kernel.now.wall_ms);
-                });
+                let ts_ms = self.kernel.now.wall_ms;
+                self.kernel.send(slot, &ServerMessage::Heartbeat { ts_ms });
             }
             ClientFrame::Message { id, .. }
             | ClientFrame::Presence { id, .. }

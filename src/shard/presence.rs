@@ -7,10 +7,9 @@ use super::kernel::{Kernel, OVERLOADED};
 use crate::engine::SocketKey;
 use crate::ids::ShardId;
 use crate::lanes::{Batch, PresenceQuery, ToShard};
-use crate::metrics::{DropReason, SentKind};
+use crate::metrics::DropReason;
 use crate::router::UserHash;
-use crate::wire::json::decode::ErrorCode;
-use crate::wire::json::encode;
+use crate::wire::message::{ErrorCode, ServerMessage};
 
 const REDIS_AWAY: &str = "Redis is away: try again";
 const TOO_MUCH_ASKED: &str = "too many users are being asked for: try again";
@@ -238,14 +237,12 @@ impl Presence {
             kernel.metrics().dropped(DropReason::ReplyGone);
             return;
         }
-        let users = question
-            .users
-            .iter()
-            .enumerate()
-            .map(|(index, user)| (&**user, question.online >> index & 1 == 1));
-        kernel.send(question.asker.slot, SentKind::Presence, |_, out| {
-            encode::presence(out, question.client_id.as_deref(), users);
-        });
+        let presence = ServerMessage::Presence {
+            id: question.client_id.as_deref(),
+            users: &question.users,
+            online: question.online,
+        };
+        kernel.send(question.asker.slot, &presence);
     }
 
     /// Another shard asks which users are online.

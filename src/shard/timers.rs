@@ -5,7 +5,7 @@ use crate::metrics::{CloseCause, RefusalReason, SentKind};
 use crate::session::Stage;
 use crate::session::drain::DrainPlan;
 use crate::shared::NotAdmitted;
-use crate::wire::json::encode;
+use crate::wire::message::ServerMessage;
 use crate::wire::ws::close::CloseReason;
 use crate::wire::ws::frame::Opcode;
 
@@ -101,8 +101,7 @@ impl Core {
             self.kernel.begin_close(slot, CloseReason::HeartbeatTimeout);
         } else if silent >= interval {
             self.kernel.look_again(slot, (now + interval).min(last_seen + timeout));
-            self.kernel
-                .send(slot, SentKind::Ping, |_, out| encode::frame(out, Opcode::Ping, b""));
+            self.kernel.append_opcode(slot, Opcode::Ping, b"", SentKind::Ping);
         } else {
             self.kernel.look_again(slot, last_seen + interval);
         }
@@ -207,9 +206,7 @@ impl Core {
         let due_ms = plan.close_at_ms(self.kernel.now.mono_ms(), reconnect_after_ms);
         self.kernel.wheel.set(slot, due_ms);
         if matches!(self.kernel.conn(slot).stage, Stage::Open) {
-            self.kernel.send(slot, SentKind::Shutdown, |_, out| {
-                encode::shutdown(out, reconnect_after_ms);
-            });
+            self.kernel.send(slot, &ServerMessage::Shutdown { reconnect_after_ms });
         }
     }
 

@@ -9,9 +9,12 @@ use std::time::{Duration, Instant};
 
 use common::redis::Reply;
 use common::{Fleet, Gateway, Peer, Redis, eventually};
-use shardgate::cluster::packet::{Confirm, Origin, PacketBuilder};
+use shardgate::cluster::packet::{BODIES, Confirm, FRAMES, Origin, PacketBuilder, for_older_gateways};
 use shardgate::cluster::store::Incarnation;
-use shardgate::wire::json::encode;
+use shardgate::wire::codec::Codec;
+use shardgate::wire::message::{Message, ServerMessage};
+use shardgate::wire::ws::frame::Opcode;
+use shardgate::wire::ws::server_frame;
 
 const KEY: &str = "the-first-key-of-this-cluster";
 const NEXT_KEY: &str = "the-second-key-of-this-cluster";
@@ -47,23 +50,23 @@ fn origin(incarnation: u64) -> Origin<'static> {
     }
 }
 
-fn message_to_bob(incarnation: u64, frame: &[u8]) -> Vec<u8> {
+fn message_to_bob(incarnation: u64, body: &[u8]) -> Vec<u8> {
     let mut packet = PacketBuilder::default();
-    packet.message(origin(incarnation), "bob", frame, true);
+    packet.message(origin(incarnation), "bob", body, true);
     packet.close(1).to_vec()
 }
 
-fn good_frame(content: &str) -> Vec<u8> {
-    let mut frame = Vec::new();
-    let message = encode::Message {
+fn good_body(content: &str) -> Vec<u8> {
+    let mut body = Vec::new();
+    let message = Message {
         id: uuid::Uuid::nil(),
         from: "mallory",
         to: "bob",
         content,
         ts_ms: 7,
     };
-    encode::message(&mut frame, &message);
-    frame
+    Codec::Json.encode(&mut body, &ServerMessage::Message(message));
+    body
 }
 
 fn dropped(gateway: &Gateway, kind: &str, reason: &str) -> f64 {
@@ -86,7 +89,7 @@ fn without_the_key_nobody_speaks_as_a_gateway() {
     alice.publish_until_heard(&bob, "room");
 
     let forger = Forger::against(&redis, &fleet, &gw2);
-    forger.publish(&forger.channel, &message_to_bob(1, &good_frame("1")));
+    forger.publish(&forger.channel, &message_to_bob(1, &good_body("1")));
     let mut packet = PacketBuilder::default();
     packet.close_user(origin(1), "bob", 3503);
     forger.publish(&forger.all, &packet.close(0));
@@ -166,25 +169,37 @@ fn what_is_no_frame_enters_nobodys_stream() {
     alice.subscribe("room");
     bob.subscribe("room");
     let forger = Forger::against(&redis, &fleet, &gw2);
-    let mut closing = good_frame("1");
+    let mut frame = Vec::new();
+    server_frame::frame(&mut frame, Opcode::Text, &good_body("1"));
+    let (mut closing, mut invalid) = (frame.clone(), good_body("\"?\""));
     closing[0] = 0x88;
-    let (twice, cut) = (good_frame("1").repeat(2), good_frame("1")[1..].to_vec());
-    let bad: [&[u8]; 5] = [b"", b"no frame", &closing, &twice, &cut];
-    for (n, frame) in bad.iter().enumerate() {
-        forger.publish(&forger.channel, &message_to_bob(10 + n as u64, frame));
+    let mark = invalid.iter().position(|byte| *byte == b'?').unwrap();
+    invalid[mark] = 0xff;
+    let bodies: [&[u8]; 4] = [b"", b"no body", &invalid, &good_body("1")[1..]];
+    let frames: [&[u8]; 5] = [b"", b"no frame", &closing, &frame.repeat(2), &frame[1..]];
+    let bodies = bodies.map(|body| (BODIES, body)).into_iter();
+    for (n, (version, bytes)) in bodies.chain(frames.map(|frame| (FRAMES, frame))).enumerate() {
+        let mut to_bob = message_to_bob(10 + n as u64, bytes);
+        to_bob[0] = version;
+        forger.publish(&forger.channel, &to_bob);
         let mut packet = PacketBuilder::default();
-        packet.broadcast(origin(1), frame);
-        forger.publish(&forger.all, &packet.close(0));
+        packet.broadcast(origin(1), bytes);
+        let mut packet = packet.close(0);
+        packet[0] = version;
+        forger.publish(&forger.all, &packet);
     }
     eventually("all are counted", || {
-        dropped(&gw2, "message", "bad_frame") == 5.0 && dropped(&gw2, "order", "bad_frame") == 5.0
+        dropped(&gw2, "message", "bad_frame") == 9.0 && dropped(&gw2, "order", "bad_frame") == 9.0
     });
     // A good one is what it always was.
-    forger.publish(&forger.channel, &message_to_bob(99, &good_frame("\"forged\"")));
+    let older = for_older_gateways(message_to_bob(98, &good_body("\"older\"")));
+    forger.publish(&forger.channel, &older);
+    bob.wait_for("older");
+    forger.publish(&forger.channel, &message_to_bob(99, &good_body("\"forged\"")));
     bob.wait_for("forged");
     assert_eq!(alice.tell("bob", "after"), "routed");
     bob.wait_for("after");
-    assert_eq!(bob.messages().len(), 2);
+    assert_eq!(bob.messages().len(), 3);
 }
 
 #[test]

@@ -278,6 +278,7 @@ pub(crate) async fn every_operation(store: &mut Store) {
         renewals,
         partitions: 64,
         keyed: false,
+        reads_bodies: true,
     };
     let read = || Op::LeaseRead { id: gw.clone() };
     let take = |by, ttl_ms| Op::LeaseTake {

@@ -2,13 +2,13 @@
 //! packets of anybody, connections that come and go.
 //!
 //! What must hold whatever comes: nothing panics, nobody is answered twice, whoever asks is answered once the store is lost, no bytes
-//! reach a shard that are no frame, and what is remembered of others is bounded.
+//! reach a shard that are no body of a message, and what is remembered of others is bounded.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use shardgate::cluster::packet::{Confirm, Origin, PacketBuilder};
+use shardgate::cluster::packet::{Confirm, FRAMES, Origin, PacketBuilder, for_older_gateways};
 use shardgate::cluster::seal::Keyring;
 use shardgate::cluster::store::{
     Answer, Channel, Failure, FailureKind, Incarnation, Lease, LeaseState, Op, Registered, StoreEvent,
@@ -22,9 +22,10 @@ use shardgate::lanes::{
 };
 use shardgate::router::{HomeMap, Partition};
 use shardgate::shared::{Now, Shared};
-use shardgate::wire::json::encode;
+use shardgate::wire::codec::Codec;
+use shardgate::wire::json::encode::is_body_of;
+use shardgate::wire::message::{Broadcast, Message, Publication, ServerMessage};
 use shardgate::wire::ws::close::CloseReason;
-use shardgate::wire::ws::server_frame::is_object_frame;
 
 use super::sim::chance::Chance;
 
@@ -39,7 +40,7 @@ pub struct Tally {
     /// Questions that were refused.
     pub refused: u64,
     /// Messages and publications of others that reached a shard.
-    pub frames: u64,
+    pub bodies: u64,
 }
 
 /// One gateway's rules, and everything around them.
@@ -146,49 +147,38 @@ impl<'a> Hostile<'a> {
         }
     }
 
-    fn frame(&mut self, kind: &str) -> Vec<u8> {
-        let mut frame = Vec::new();
+    fn body(&mut self, kind: &str) -> Vec<u8> {
         let id = uuid::Uuid::nil();
-        let ts_ms = 7;
-        match kind {
-            "message" => {
-                let (from, to, content) = ("a", "b", "1");
-                encode::message(
-                    &mut frame,
-                    &encode::Message {
-                        id,
-                        from,
-                        to,
-                        content,
-                        ts_ms,
-                    },
-                );
-            }
-            "publication" => {
-                let (from, channel, content) = ("a", "room", "1");
-                encode::publication(
-                    &mut frame,
-                    &encode::Publication {
-                        id,
-                        from,
-                        channel,
-                        content,
-                        ts_ms,
-                    },
-                );
-            }
-            _ => encode::broadcast(&mut frame, id, "1", ts_ms),
-        }
+        let (from, content, ts_ms) = ("a", "1", 7);
+        let message = match kind {
+            "message" => ServerMessage::Message(Message {
+                id,
+                from,
+                to: "b",
+                content,
+                ts_ms,
+            }),
+            "publication" => ServerMessage::Publication(Publication {
+                id,
+                from,
+                channel: "room",
+                content,
+                ts_ms,
+            }),
+            _ => ServerMessage::Broadcast(Broadcast { id, content, ts_ms }),
+        };
+        let mut body = Vec::new();
+        Codec::Json.encode(&mut body, &message);
         match self.chance.below(8) {
-            0 => frame.clear(),
-            1 => frame.truncate(self.chance.below(8)),
+            0 => body.clear(),
+            1 => body.truncate(self.chance.below(8)),
             2 => {
-                let at = self.chance.below(frame.len());
-                frame[at] = self.chance.below(256) as u8;
+                let at = self.chance.below(body.len());
+                body[at] = self.chance.below(256) as u8;
             }
             _ => {}
         }
-        frame
+        body
     }
 
     /// What somebody says on a channel: a packet of one to three items, as good as not broken on the way.
@@ -200,22 +190,22 @@ impl<'a> Hostile<'a> {
         for _ in 0..=self.chance.below(3) {
             match self.chance.below(9) {
                 0 | 1 => {
-                    let (user, frame) = (self.user(), self.frame("message"));
-                    packet.message(origin, &user, &frame, self.chance.percent(70));
+                    let (user, body) = (self.user(), self.body("message"));
+                    packet.message(origin, &user, &body, self.chance.percent(70));
                 }
                 2 => {
-                    let places = |chance: &mut Chance| (0..chance.below(4)).map(|_| chance.below(5) as u16).collect();
+                    let indexes = |chance: &mut Chance| (0..chance.below(4)).map(|_| chance.below(5) as u16).collect();
                     let confirm = Confirm {
                         sequence: self.chance.below(12) as u32,
                         refused: self.chance.percent(10),
-                        missed: places(self.chance),
-                        failed: places(self.chance),
+                        missed: indexes(self.chance),
+                        failed: indexes(self.chance),
                     };
                     packet.confirm(origin, &confirm);
                 }
                 3 => {
-                    let frame = self.frame("broadcast");
-                    packet.broadcast(origin, &frame);
+                    let body = self.body("broadcast");
+                    packet.broadcast(origin, &body);
                 }
                 4 => {
                     let user = self.user();
@@ -225,8 +215,8 @@ impl<'a> Hostile<'a> {
                 6 => packet.look(origin),
                 7 => packet.challenge(origin),
                 _ => {
-                    let frame = self.frame("publication");
-                    packet.publication(origin, &format!("room{}", self.chance.below(4)), &frame);
+                    let body = self.body("publication");
+                    packet.publication(origin, &format!("room{}", self.chance.below(4)), &body);
                 }
             }
         }
@@ -238,7 +228,13 @@ impl<'a> Hostile<'a> {
                 self.sequence
             }
         };
-        let packet = packet.close(sequence);
+        let mut packet = packet.close(sequence);
+        // As an older gateway says it, or as one that takes bodies for frames.
+        match self.chance.below(8) {
+            0 | 1 => packet = for_older_gateways(packet),
+            2 => packet[0] = FRAMES,
+            _ => {}
+        }
         // Now and then by somebody without the key.
         let sealed = if self.chance.percent(10) {
             packet.into()
@@ -282,6 +278,7 @@ impl<'a> Hostile<'a> {
             renewals: self.chance.below(5) as u64,
             partitions: self.chance.pick(&[0, 64, 64, 8]),
             keyed: self.chance.percent(20),
+            reads_bodies: self.chance.percent(80),
         })
     }
 
@@ -330,6 +327,7 @@ impl<'a> Hostile<'a> {
                 renewals: 1,
                 partitions: 64,
                 keyed: self.keyring.seals(),
+                reads_bodies: self.chance.percent(80),
             })),
             Op::LeaseRead { .. } => Answer::Lease(None),
             Op::Publish { .. } => Answer::Count(self.chance.pick(&[0, 1, 1, 1, 2, 2, 2, 2])),
@@ -342,6 +340,7 @@ impl<'a> Hostile<'a> {
                 users: vec![self.user().into()],
             },
             Op::ReadDirectory => {
+                let older_from = self.chance.pick(&[2, 9, 9]);
                 let live = |n: u64| {
                     let incarnation = Incarnation(n);
                     let lease = Lease {
@@ -350,6 +349,7 @@ impl<'a> Hostile<'a> {
                         renewals: 1,
                         partitions: 64,
                         keyed: false,
+                        reads_bodies: n < older_from,
                     };
                     Registered {
                         id: format!("gw{n}").into(),
@@ -518,8 +518,8 @@ impl<'a> Hostile<'a> {
             self.asked.push((request.ticket, request.ops));
         }
         while let Some(command) = self.cluster.poll_command() {
-            if let ShardCommand::Broadcast(frame) = command {
-                assert!(is_object_frame(&frame, "broadcast"), "{frame:?}");
+            if let ShardCommand::Broadcast(message) = command {
+                assert!(is_body_of("broadcast", message.body()), "{message:?}");
             }
         }
         while self.cluster.poll_whereabouts().is_some() {}
@@ -550,15 +550,15 @@ impl<'a> Hostile<'a> {
                         assert!(asked.is_some(), "question {ticket} was answered twice");
                         continue;
                     }
-                    ToShard::Message(MessageToShard::FromGateway { frame, .. }) => {
-                        self.tally.frames += 1;
-                        let frame = batch.bytes(frame);
-                        assert!(is_object_frame(frame, "message"), "{frame:?}");
+                    ToShard::Message(MessageToShard::FromGateway { body, .. }) => {
+                        self.tally.bodies += 1;
+                        let body = batch.bytes(body);
+                        assert!(is_body_of("message", body), "{body:?}");
                         continue;
                     }
                     ToShard::Channel(ChannelToShard::Published(item)) => {
-                        self.tally.frames += 1;
-                        assert!(is_object_frame(&item.frame, "publication"), "{:?}", item.frame);
+                        self.tally.bodies += 1;
+                        assert!(is_body_of("publication", item.message.body()), "{:?}", item.message);
                         continue;
                     }
                     ToShard::Message(MessageToShard::PacketEnd { packet }) => MessageToControl::PacketDone {

@@ -25,7 +25,9 @@ use crate::ids::{IdSource, ShardId, SocketKey};
 use crate::lanes::{AdminToShard, Mailboxes, ShardCommand, ShardQuery, ShardReply};
 use crate::router::HomeMap;
 use crate::shared::Shared;
-use crate::wire::json::encode::{self, AckStatus};
+use crate::wire::codec::Codec;
+use crate::wire::framing::Encoded;
+use crate::wire::message::{AckStatus, Broadcast, Message, Publication, ServerMessage};
 use crate::wire::ws::close::CloseReason;
 
 /// The longest that a request may take. A broadcast to a million connections takes a few seconds.
@@ -441,19 +443,18 @@ impl AdminService {
         let now = self.shared.clock.now();
         let id = self.ids.borrow_mut().next(now.wall_ms);
         let send_to = |to: Arc<str>| {
-            let mut frame = Vec::new();
-            let message = encode::Message {
+            let message = Message {
                 id,
                 from,
                 to: &to,
                 content,
                 ts_ms: now.wall_ms,
             };
-            encode::message(&mut frame, &message);
+            let body = body(&ServerMessage::Message(message)).into();
             let home = self.home(&to);
             let query = ShardQuery::Message {
                 to,
-                frame: frame.into(),
+                body,
                 message_id: id,
                 received_ns: now.mono_ns,
             };
@@ -481,19 +482,18 @@ impl AdminService {
     async fn publish(&self, channel: Arc<str>, from: &str, content: &str) -> Result<Answer, Answer> {
         let now = self.shared.clock.now();
         let message_id = self.ids.borrow_mut().next(now.wall_ms);
-        let mut frame = Vec::new();
-        let publication = encode::Publication {
+        let publication = Publication {
             id: message_id,
             from,
             channel: &channel,
             content,
             ts_ms: now.wall_ms,
         };
-        encode::publication(&mut frame, &publication);
+        let message = Encoded::new(&body(&ServerMessage::Publication(publication)));
         let home = self.homes.partition_home(self.homes.partition(&channel));
         let query = ShardQuery::Publish {
             channel,
-            frame: frame.into(),
+            message,
             message_id,
             received_ns: now.mono_ns,
         };
@@ -514,9 +514,13 @@ impl AdminService {
     async fn broadcast(&self, content: &str) -> Result<Answer, Answer> {
         let now = self.shared.clock.now();
         let message_id = self.ids.borrow_mut().next(now.wall_ms);
-        let mut frame = Vec::new();
-        encode::broadcast(&mut frame, message_id, content, now.wall_ms);
-        let command = ShardCommand::Broadcast(frame.into());
+        let broadcast = Broadcast {
+            id: message_id,
+            content,
+            ts_ms: now.wall_ms,
+        };
+        let message = Encoded::new(&body(&ServerMessage::Broadcast(broadcast)));
+        let command = ShardCommand::Broadcast(message);
         let told = self.forward(command.clone()).await;
         let queries = self
             .shards()
@@ -533,6 +537,13 @@ impl AdminService {
             recipients: Some(recipients),
         }))
     }
+}
+
+/// The body of what the system says.
+fn body(message: &ServerMessage<'_>) -> Vec<u8> {
+    let mut body = Vec::new();
+    Codec::Json.encode(&mut body, message);
+    body
 }
 
 /// A fault of ours: each query has its kind of reply.

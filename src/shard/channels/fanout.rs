@@ -9,6 +9,7 @@ use crate::lanes::ShardReply;
 use crate::metrics::{DropReason, SentKind};
 use crate::session::Stage;
 use crate::shard::kernel::Kernel;
+use crate::wire::framing::Encoded;
 
 /// Outboxes that one turn may fill with publications and broadcasts: at 4 to 5 µs each, nearly all the kernel's, this is
 /// how long a client waits that says something meanwhile. A turn in which somebody did fills few, each one after it some
@@ -24,10 +25,10 @@ const VISIT_BYTES_MAX: usize = 64 * 1024;
 /// Bytes of broadcasts that may be on their way.
 const BROADCAST_BYTES_MAX: usize = 4 * 1024 * 1024;
 
-/// A frame on its way to every connection.
+/// A message on its way to every connection.
 #[derive(Debug)]
 struct Broadcast {
-    frame: Bytes,
+    message: Encoded,
     /// The next slot to look at.
     next: u32,
     /// Connections that took it.
@@ -71,18 +72,18 @@ impl Budget {
 }
 
 impl Channels {
-    /// Puts a frame on its way to every connection. `ticket`: to be replied to with their number.
-    pub(in crate::shard) fn queue_broadcast(&mut self, kernel: &mut Kernel, frame: Bytes, ticket: Option<u32>) {
-        if self.fan_out.broadcast_bytes > 0 && self.fan_out.broadcast_bytes + frame.len() > BROADCAST_BYTES_MAX {
+    /// Puts a message on its way to every connection. `ticket`: to be replied to with their number.
+    pub(in crate::shard) fn queue_broadcast(&mut self, kernel: &mut Kernel, message: Encoded, ticket: Option<u32>) {
+        if self.fan_out.broadcast_bytes > 0 && self.fan_out.broadcast_bytes + message.bytes() > BROADCAST_BYTES_MAX {
             kernel.metrics().dropped(DropReason::BroadcastQueueFull);
             if let Some(ticket) = ticket {
                 kernel.reply(ticket, ShardReply::Count(0));
             }
             return;
         }
-        self.fan_out.broadcast_bytes += frame.len();
+        self.fan_out.broadcast_bytes += message.bytes();
         let broadcast = Broadcast {
-            frame,
+            message,
             next: 0,
             taken: 0,
             ticket,
@@ -174,7 +175,7 @@ impl Channels {
         for broadcast in broadcasts.iter_mut().filter(|broadcast| broadcast.next <= slot) {
             // A slow consumer is closed by the first that it has no room for.
             if matches!(kernel.conn(slot).stage, Stage::Open) {
-                let taken = kernel.append_shared(slot, &broadcast.frame, SentKind::Broadcast);
+                let taken = kernel.append_shared(slot, &broadcast.message, SentKind::Broadcast);
                 broadcast.taken += u64::from(taken);
             }
         }
@@ -189,15 +190,15 @@ impl Channels {
                 let slot = broadcast.next;
                 broadcast.next += 1;
                 if matches!(kernel.conn(slot).stage, Stage::Open) {
-                    budget.spend(broadcast.frame.len());
-                    let taken = kernel.append_shared(slot, &broadcast.frame, SentKind::Broadcast);
+                    budget.spend(broadcast.message.bytes());
+                    let taken = kernel.append_shared(slot, &broadcast.message, SentKind::Broadcast);
                     broadcast.taken += u64::from(taken);
                 }
             }
             if (broadcast.next as usize) < kernel.connections.len() {
                 self.fan_out.broadcasts.push_front(broadcast);
             } else {
-                self.fan_out.broadcast_bytes -= broadcast.frame.len();
+                self.fan_out.broadcast_bytes -= broadcast.message.bytes();
                 if let Some(ticket) = broadcast.ticket {
                     kernel.reply(ticket, ShardReply::Count(broadcast.taken));
                 }

@@ -4,8 +4,6 @@
 
 use std::collections::BTreeMap;
 
-use bytes::Bytes;
-
 use super::Channels;
 use crate::engine::SocketKey;
 use crate::ids::ShardId;
@@ -17,7 +15,8 @@ use crate::router::channels::ChannelIndex;
 use crate::router::interests::{Change, Join};
 use crate::router::{ChannelHash, Partition};
 use crate::shard::kernel::Kernel;
-use crate::wire::json::encode::AckStatus;
+use crate::wire::framing::{Encoded, Framing};
+use crate::wire::message::AckStatus;
 
 /// A channel that waits for its home's confirmation. Its subscribers are in the table; what is published comes later.
 #[derive(Debug)]
@@ -188,7 +187,7 @@ impl Channels {
         publication: &OutgoingPublication<'_>,
     ) -> Option<AckStatus> {
         // Before anybody has it: whoever hears `failed` may say it again.
-        if self.is_overloaded(kernel, publication.channel, publication.frame.len()) {
+        if self.is_overloaded(kernel, publication.channel, publication.message.bytes()) {
             kernel.metrics().dropped(DropReason::PublicationQueueFull);
             return Some(AckStatus::Failed);
         }
@@ -214,11 +213,11 @@ impl Channels {
     fn distribute_here(&mut self, kernel: &mut Kernel, publication: &OutgoingPublication<'_>) -> bool {
         let OutgoingPublication {
             channel: (hash, name),
-            frame,
+            message,
             received_ns,
             ..
         } = *publication;
-        let mut taken = self.queue_publication(kernel, (hash, name), frame.clone(), received_ns);
+        let mut taken = self.queue_publication(kernel, (hash, name), message, received_ns);
         for &shard in self.interests.shards(hash, name) {
             if kernel.lanes.try_publication(shard, publication).is_err() {
                 kernel.metrics().dropped(DropReason::PublicationLaneFull);
@@ -228,19 +227,21 @@ impl Channels {
         taken
     }
 
-    /// Puts a frame on its way to the subscribers of this shard. Returns false if too much is on its way already.
+    /// Puts a publication on its way to the subscribers of this shard. Returns false if too much is on its way already.
     pub(in crate::shard) fn queue_publication(
         &mut self,
         kernel: &mut Kernel,
         (hash, name): (ChannelHash, &str),
-        frame: Bytes,
+        message: &Encoded,
         received_ns: u64,
     ) -> bool {
         let found = self.table.find(hash, name);
         let Some(channel) = found.filter(|channel| !self.joins.is_joining(*channel)) else {
             return true;
         };
-        let queued = self.table.publish(channel, frame, received_ns);
+        // The log of a channel holds what its subscribers get, one behind the other: in the one form that there is.
+        let framed = message.framed(Framing::WebSocketText).clone();
+        let queued = self.table.publish(channel, framed, received_ns);
         if queued.is_err() {
             kernel.metrics().dropped(DropReason::PublicationQueueFull);
         }
@@ -283,7 +284,7 @@ impl Channels {
             kernel,
             &OutgoingPublication {
                 channel: item.channel.read(batch),
-                frame: &item.frame,
+                message: &item.message,
                 ack_to: None,
                 received_ns: item.received_ns,
             },
@@ -301,7 +302,7 @@ impl Channels {
         let ack_to = publish.ack_to.as_ref().map(|ack_to| batch.ack_to(batch.from, ack_to));
         let publication = OutgoingPublication {
             channel: (hash, name),
-            frame: &publish.frame,
+            message: &publish.message,
             ack_to,
             received_ns: publish.received_ns,
         };

@@ -16,17 +16,16 @@ mod home;
 mod overload;
 mod review;
 
-use bytes::Bytes;
-
 use super::kernel::{Kernel, OVERLOADED};
 use crate::engine::SocketKey;
 use crate::ids::CHANNEL_BYTES_MAX;
 use crate::lanes::{AckTo, OutgoingPublication};
-use crate::metrics::{DropReason, SentKind};
+use crate::metrics::DropReason;
 use crate::router::channels::{ChannelIndex, Channels as Table};
 use crate::router::interests::Interests;
-use crate::wire::json::decode::ErrorCode;
-use crate::wire::json::encode::{self, AckStatus};
+use crate::wire::codec::Codec;
+use crate::wire::framing::Encoded;
+use crate::wire::message::{AckStatus, ErrorCode, Publication, ServerMessage};
 use fanout::FanOut;
 use home::Joins;
 use overload::Overload;
@@ -136,17 +135,13 @@ impl Channels {
     }
 
     fn send_subscribed(&mut self, kernel: &mut Kernel, slot: u32, channel: &str, client_id: Option<&str>) {
-        kernel.send(slot, SentKind::Subscribed, |_, out| {
-            encode::subscribed(out, channel, client_id);
-        });
+        kernel.send(slot, &ServerMessage::Subscribed { channel, id: client_id });
     }
 
     /// An `unsubscribe` frame.
     pub(super) fn unsubscribe(&mut self, kernel: &mut Kernel, slot: u32, client_id: Option<&str>, channel: &str) {
         self.take_out(kernel, slot, channel);
-        kernel.send(slot, SentKind::Unsubscribed, |_, out| {
-            encode::unsubscribed(out, channel, client_id);
-        });
+        kernel.send(slot, &ServerMessage::Unsubscribed { channel, id: client_id });
     }
 
     /// Takes a connection out of a channel, after what it was to hear until now. Returns false if it was not in it.
@@ -210,18 +205,18 @@ impl Channels {
         }
         kernel.metrics().publications.inc();
         let id = kernel.ids.next(kernel.now.wall_ms);
-        let mut frame = std::mem::take(&mut kernel.scratch);
-        frame.clear();
-        let publication = encode::Publication {
+        let mut body = std::mem::take(&mut kernel.scratch);
+        body.clear();
+        let publication = Publication {
             id,
             from: kernel.users.name(user),
             channel,
             content,
             ts_ms: kernel.now.wall_ms,
         };
-        encode::publication(&mut frame, &publication);
-        let bytes = Bytes::copy_from_slice(&frame);
-        kernel.scratch = frame;
+        Codec::Json.encode(&mut body, &ServerMessage::Publication(publication));
+        let message = Encoded::new(&body);
+        kernel.scratch = body;
         let ack_to = client_id.map(|client_id| AckTo {
             shard: kernel.me,
             conn: kernel.key(slot),
@@ -230,7 +225,7 @@ impl Channels {
         });
         let publication = OutgoingPublication {
             channel: (kernel.homes.channel_hash(channel), channel),
-            frame: &bytes,
+            message: &message,
             ack_to,
             received_ns: kernel.now.mono_ns,
         };
@@ -265,6 +260,7 @@ mod tests {
     use crate::shard::core::Core;
     use crate::shared::{Now, Shared};
     use crate::wire::ws::close::CloseReason;
+    use crate::wire::ws::server_frame;
 
     const CONN: SocketKey = SocketKey { slot: 0, generation: 1 };
 
@@ -350,7 +346,7 @@ mod tests {
             core.handle_received(CONN, &mut frame(&text));
             core.handle_sent(CONN, welcome);
             let mut close = Vec::new();
-            encode::close(&mut close, CloseReason::SlowConsumer);
+            server_frame::close(&mut close, CloseReason::SlowConsumer);
             let last = core.poll_payload(CONN).expect("its close frame");
             assert_eq!(
                 String::from_utf8_lossy(last.as_slice()),

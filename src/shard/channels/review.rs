@@ -15,9 +15,8 @@
 use std::collections::BTreeMap;
 
 use super::Channels;
-use crate::metrics::SentKind;
 use crate::shard::kernel::Kernel;
-use crate::wire::json::encode::{self, EndReason};
+use crate::wire::message::{EndReason, ServerMessage};
 
 /// Subscriptions that one turn looks at: 10 µs with a few patterns of usual length.
 const REVIEWS_PER_TURN: usize = 64;
@@ -51,9 +50,7 @@ impl Channels {
         if !self.take_out(kernel, slot, channel) {
             return false;
         }
-        kernel.send(slot, SentKind::Unsubscribed, |_, out| {
-            encode::subscription_ended(out, channel, reason);
-        });
+        kernel.send(slot, &ServerMessage::SubscriptionEnded { channel, reason });
         true
     }
 

@@ -6,13 +6,14 @@ use bytes::Bytes;
 
 use super::{Kernel, Notice};
 use crate::auth::Grant;
-use crate::engine::SocketKey;
 use crate::lanes::{AckTo, ShardReply};
 use crate::metrics::{DropReason, SentKind};
 use crate::session::{Stage, Tally};
-use crate::wire::json::decode::ErrorCode;
-use crate::wire::json::encode::{self, AckStatus};
+use crate::wire::framing::Encoded;
+use crate::wire::message::{AckStatus, ErrorCode, ServerMessage, Welcome};
 use crate::wire::ws::close::CloseReason;
+use crate::wire::ws::frame::Opcode;
+use crate::wire::ws::server_frame::Header;
 
 /// What may wait for a client whose user is not known: it is told of its mistakes and answered its pings, no more.
 const PRE_AUTH_OUTBOX_BYTES_MAX: usize = 16 * 1024;
@@ -21,9 +22,25 @@ const PRE_AUTH_OUTBOX_BYTES_MAX: usize = 16 * 1024;
 pub(in crate::shard) const OVERLOADED: &str = "overloaded: try again";
 
 impl Kernel {
-    /// Queues a frame for one connection. Returns false for a consumer that cannot take it, which is marked to be closed with
-    /// 3008, and for one that is marked already.
-    pub(in crate::shard) fn append(&mut self, slot: u32, frame: &[u8], kind: SentKind) -> bool {
+    /// Frames the body of a message and queues it for one connection. Returns false for a consumer that cannot take it,
+    /// which is marked to be closed with 3008, and for one that is marked already.
+    pub(in crate::shard) fn append(&mut self, slot: u32, body: &[u8], kind: SentKind) -> bool {
+        let header = self.conn(slot).framing.header(body.len());
+        self.append_frame(slot, header, body, kind)
+    }
+
+    /// Queues a WebSocket frame that is no message: a ping, a pong, an echo. Returns as [`Kernel::append`].
+    pub(in crate::shard) fn append_opcode(
+        &mut self,
+        slot: u32,
+        opcode: Opcode,
+        payload: &[u8],
+        kind: SentKind,
+    ) -> bool {
+        self.append_frame(slot, Header::new(opcode, payload.len()), payload, kind)
+    }
+
+    fn append_frame(&mut self, slot: u32, header: Header, payload: &[u8], kind: SentKind) -> bool {
         let mut limit = self.settings.limits.outbox_bytes;
         let conn = self.conn(slot);
         if let Stage::Doomed(_) = conn.stage {
@@ -33,35 +50,37 @@ impl Kernel {
         if conn.tally == Tally::Stranger {
             limit = limit.min(PRE_AUTH_OUTBOX_BYTES_MAX);
         }
-        if conn.has_no_room(frame.len(), limit) {
+        if conn.has_no_room(header.as_slice().len() + payload.len(), limit) {
             self.overflow(slot, 1);
             return false;
         }
         conn.messages_out = conn.messages_out.saturating_add(1);
         conn.unheard = conn.unheard.saturating_add(missed);
-        self.push(slot, frame, missed);
+        self.push(slot, header.as_slice(), payload, missed);
         self.metrics().sent(kind);
         true
     }
 
     /// Queues bytes that are bounded by something else, and that nobody misses.
     pub(in crate::shard) fn append_unlimited(&mut self, slot: u32, bytes: &[u8]) {
-        self.push(slot, bytes, 0);
+        self.push(slot, &[], bytes, 0);
     }
 
-    fn push(&mut self, slot: u32, bytes: &[u8], frames: u32) {
+    fn push(&mut self, slot: u32, header: &[u8], payload: &[u8], frames: u32) {
         let conn = &mut self.connections[slot as usize];
         let spares = &mut self.spares;
         let outbox = conn.outbox.get_or_insert_with(|| spares.outbox());
-        outbox.push(bytes, frames, spares);
+        outbox.push_framed(header, payload, frames, spares);
         self.mark_dirty(slot);
     }
 
-    pub(in crate::shard) fn append_shared(&mut self, slot: u32, frame: &Bytes, kind: SentKind) -> bool {
-        self.append_shared_frames(slot, frame, 1, kind)
+    /// As [`Kernel::append`], for a body that other connections get too.
+    pub(in crate::shard) fn append_shared(&mut self, slot: u32, message: &Encoded, kind: SentKind) -> bool {
+        let framing = self.conn(slot).framing;
+        self.append_shared_frames(slot, message.framed(framing), 1, kind)
     }
 
-    /// As [`Kernel::append_shared`], for several whole frames at once.
+    /// As [`Kernel::append_shared`], for several messages at once, framed already.
     pub(in crate::shard) fn append_shared_frames(
         &mut self,
         slot: u32,
@@ -124,24 +143,19 @@ impl Kernel {
         }
     }
 
-    /// Encodes a frame for one connection and queues it.
-    pub(in crate::shard) fn send(
-        &mut self,
-        slot: u32,
-        kind: SentKind,
-        write: impl FnOnce(&Kernel, &mut Vec<u8>),
-    ) -> bool {
-        let mut frame = std::mem::take(&mut self.scratch);
-        frame.clear();
-        write(self, &mut frame);
-        let queued = self.append(slot, &frame, kind);
-        self.scratch = frame;
+    /// Encodes a message for one connection and queues it. Returns as [`Kernel::append`].
+    pub(in crate::shard) fn send(&mut self, slot: u32, message: &ServerMessage<'_>) -> bool {
+        let mut body = std::mem::take(&mut self.scratch);
+        body.clear();
+        self.conn(slot).codec.encode(&mut body, message);
+        let queued = self.append(slot, &body, SentKind::of(message));
+        self.scratch = body;
         queued
     }
 
     /// Queues an `error`.
     pub(in crate::shard) fn send_error(&mut self, slot: u32, id: Option<&str>, code: ErrorCode, message: &str) {
-        self.send(slot, SentKind::Error, |_, out| encode::error(out, id, code, message));
+        self.send(slot, &ServerMessage::Error { id, code, message });
     }
 
     /// Tells a sender what became of its message.
@@ -151,18 +165,17 @@ impl Kernel {
             return self.reply(ticket, ShardReply::Status(status));
         }
         if ack_to.shard != self.me {
-            self.metrics().acked(status);
-            self.lanes.reply(ack_to.shard, ack_to.conn, |out| {
-                encode::ack(out, ack_to.client_id, ack_to.message_id, status);
-            });
-            return;
+            return self.lanes.ack(ack_to, status);
         }
         // The sender may be gone.
         if self.is_open(ack_to.conn) {
             self.metrics().acked(status);
-            self.send(ack_to.conn.slot, SentKind::Ack, |_, out| {
-                encode::ack(out, ack_to.client_id, ack_to.message_id, status);
-            });
+            let ack = ServerMessage::Ack {
+                id: ack_to.client_id,
+                message_id: ack_to.message_id,
+                status,
+            };
+            self.send(ack_to.conn.slot, &ack);
         } else {
             self.metrics().dropped(DropReason::ReplyGone);
         }
@@ -175,24 +188,23 @@ impl Kernel {
         let id = self.conn(slot).id;
         let expires_at_ms = self.conn(slot).grant.as_ref().map(|grant| grant.expires_at_ms);
         let ends = expires_at_ms.filter(|at| *at != Grant::FOR_EVER);
-        self.send(slot, SentKind::Welcome, |kernel, out| {
-            let interval_ms = kernel.settings.heartbeat.interval.as_millis() as u64;
-            let (user, gateway) = (kernel.users.name(user), &kernel.shared.gateway_id);
-            encode::welcome(out, id, user, gateway, interval_ms, ends);
+        let codec = self.conn(slot).codec;
+        let mut body = std::mem::take(&mut self.scratch);
+        body.clear();
+        let welcome = ServerMessage::Welcome(Welcome {
+            conn: id,
+            user: self.users.name(user),
+            gateway: &self.shared.gateway_id,
+            heartbeat_ms: self.settings.heartbeat.interval.as_millis() as u64,
+            expires_at_ms: ends,
         });
+        codec.encode(&mut body, &welcome);
+        self.append(slot, &body, SentKind::Welcome);
+        self.scratch = body;
     }
 
     /// Says what came of a query.
     pub(in crate::shard) fn reply(&mut self, ticket: u32, reply: ShardReply) {
         self.notify(Notice::Replied(ticket, reply));
-    }
-
-    /// Another shard has answered for a connection of this one.
-    pub(in crate::shard) fn handle_reply_frame(&mut self, to: SocketKey, frame: &[u8]) {
-        if self.is_open(to) {
-            self.append(to.slot, frame, SentKind::Ack);
-        } else {
-            self.metrics().dropped(DropReason::ReplyGone);
-        }
     }
 }

@@ -4,17 +4,16 @@
 
 mod parked;
 
-use bytes::Bytes;
-
 use super::kernel::Kernel;
 use crate::lanes::{AckTo, Batch, LaneFull, MessageItem, OutgoingMessage, ToShard};
 use crate::metrics::{DropReason, SentKind};
 use crate::router::UserHash;
-use crate::wire::json::decode::ErrorCode;
-use crate::wire::json::encode::{self, AckStatus};
+use crate::wire::codec::Codec;
+use crate::wire::framing::Encoded;
+use crate::wire::message::{AckStatus, ErrorCode, Message, ServerMessage};
 use parked::Parked;
 
-/// Frames up to this size are copied into every device's outbox; larger ones are shared.
+/// Bodies up to this size are copied into every device's outbox; larger ones are shared.
 const SHARE_BYTES_MIN: usize = 1024;
 
 /// Messages of a shard that are on their way to other gateways or from them.
@@ -32,22 +31,22 @@ impl Messages {
     }
 
     /// Queues a `message` frame for every connection of a user who lives here. Returns true if one took it.
-    pub(super) fn deliver(&mut self, kernel: &mut Kernel, (hash, to): (UserHash, &str), frame: &[u8]) -> bool {
+    pub(super) fn deliver(&mut self, kernel: &mut Kernel, (hash, to): (UserHash, &str), body: &[u8]) -> bool {
         let Some(user) = kernel.users.find(hash, to) else {
             return false;
         };
         let mut taken = false;
         if let &[slot] = kernel.users.devices(user) {
-            taken = kernel.append(slot, frame, SentKind::Message);
+            taken = kernel.append(slot, body, SentKind::Message);
         } else {
             let mut slots = std::mem::take(&mut kernel.scratch_slots);
             slots.clear();
             slots.extend_from_slice(kernel.users.devices(user));
-            let shared = (frame.len() >= SHARE_BYTES_MIN).then(|| Bytes::copy_from_slice(frame));
+            let shared = (body.len() >= SHARE_BYTES_MIN).then(|| Encoded::new(body));
             for &slot in &slots {
                 taken |= match &shared {
-                    Some(frame) => kernel.append_shared(slot, frame, SentKind::Message),
-                    None => kernel.append(slot, frame, SentKind::Message),
+                    Some(message) => kernel.append_shared(slot, message, SentKind::Message),
+                    None => kernel.append(slot, body, SentKind::Message),
                 };
             }
             kernel.scratch_slots = slots;
@@ -58,7 +57,7 @@ impl Messages {
     /// A message for a user of this shard: to the connections here, and to those on other gateways. Returns what became
     /// of it; `None` if that is not known yet, and the sender will be told.
     pub(super) fn dispatch(&mut self, kernel: &mut Kernel, message: &OutgoingMessage<'_>) -> Option<AckStatus> {
-        let here = self.deliver(kernel, (message.hash, message.to), message.frame);
+        let here = self.deliver(kernel, (message.hash, message.to), message.body);
         let status = if kernel.peers.is_some() {
             self.send_elsewhere(kernel, message, here)
         } else if here {
@@ -89,16 +88,16 @@ impl Messages {
             return kernel.send_error(slot, client_id, ErrorCode::NotPermitted, message);
         }
         let message_id = kernel.ids.next(kernel.now.wall_ms);
-        let mut frame = std::mem::take(&mut kernel.scratch);
-        frame.clear();
-        let message = encode::Message {
+        let mut body = std::mem::take(&mut kernel.scratch);
+        body.clear();
+        let message = Message {
             id: message_id,
             from: kernel.users.name(sender),
             to,
             content,
             ts_ms: kernel.now.wall_ms,
         };
-        encode::message(&mut frame, &message);
+        Codec::Json.encode(&mut body, &ServerMessage::Message(message));
         let hash = kernel.homes.hash(to);
         let home = kernel.homes.home(hash);
         let ack_to = client_id.map(|client_id| AckTo {
@@ -110,7 +109,7 @@ impl Messages {
         let outgoing = OutgoingMessage {
             hash,
             to,
-            frame: &frame,
+            body: &body,
             ack_to,
             received_ns: kernel.now.mono_ns,
         };
@@ -127,7 +126,7 @@ impl Messages {
                 }
             }
         };
-        kernel.scratch = frame;
+        kernel.scratch = body;
         if let (Some(status), Some(ack_to)) = (status, &ack_to) {
             kernel.answer(ack_to, status);
         }
@@ -139,7 +138,7 @@ impl Messages {
         let incoming = OutgoingMessage {
             hash: message.hash,
             to: batch.text(message.to),
-            frame: batch.bytes(message.frame),
+            body: batch.bytes(message.body),
             ack_to,
             received_ns: message.received_ns,
         };

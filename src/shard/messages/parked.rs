@@ -16,7 +16,7 @@ use crate::metrics::DropReason;
 use crate::router::UserHash;
 use crate::router::locations::Places;
 use crate::shard::kernel::Kernel;
-use crate::wire::json::encode::AckStatus;
+use crate::wire::message::AckStatus;
 
 /// Messages that one shard may hold for users whose location is being asked for, which takes a round trip to Redis.
 const HELD_MAX: usize = 16_384;
@@ -48,7 +48,7 @@ impl Asked {
 /// A message that waits.
 #[derive(Debug)]
 struct Held {
-    frame: Box<[u8]>,
+    body: Box<[u8]>,
     /// A connection here has it.
     here: bool,
     ack_to: Option<HeldAckTo>,
@@ -80,12 +80,12 @@ impl Parked {
         self.asked.len()
     }
 
-    fn hold(&mut self, asked: HeldFor<'_>, frame: &[u8], ack_to: Option<AckTo<'_>>) -> Result<(), HeldFull> {
-        if self.held >= HELD_MAX || self.held_bytes + frame.len() > HELD_BYTES_MAX {
+    fn hold(&mut self, asked: HeldFor<'_>, body: &[u8], ack_to: Option<AckTo<'_>>) -> Result<(), HeldFull> {
+        if self.held >= HELD_MAX || self.held_bytes + body.len() > HELD_BYTES_MAX {
             return Err(HeldFull);
         }
         let held = Held {
-            frame: frame.into(),
+            body: body.into(),
             here: asked.here,
             ack_to: ack_to.map(|ack_to| HeldAckTo {
                 shard: ack_to.shard,
@@ -95,7 +95,7 @@ impl Parked {
             }),
         };
         self.held += 1;
-        self.held_bytes += frame.len();
+        self.held_bytes += body.len();
         match self
             .asked
             .find_mut(asked.hash.0, |known| known.is(asked.hash, asked.name))
@@ -121,7 +121,7 @@ impl Parked {
         let found = self.asked.find_entry(hash.0, |known| known.is(hash, name));
         let asked = found.ok()?.remove().0;
         self.held -= asked.held.len();
-        self.held_bytes -= asked.held.iter().map(|held| held.frame.len()).sum::<usize>();
+        self.held_bytes -= asked.held.iter().map(|held| held.body.len()).sum::<usize>();
         Some(asked)
     }
 }
@@ -143,7 +143,7 @@ impl Messages {
         message: &OutgoingMessage<'_>,
         here: bool,
     ) -> Option<AckStatus> {
-        let &OutgoingMessage { hash, to, frame, .. } = message;
+        let &OutgoingMessage { hash, to, body, .. } = message;
         let delivered = here.then_some(AckStatus::Delivered);
         // A sender that has `delivered` waits for nothing.
         let ack_to = if here { None } else { message.ack_to };
@@ -159,7 +159,7 @@ impl Messages {
                 let route = Route {
                     hash,
                     to,
-                    frame,
+                    body,
                     places,
                     ack_to,
                 };
@@ -177,7 +177,7 @@ impl Messages {
                 }
                 if self
                     .parked
-                    .hold(HeldFor { hash, name: to, here }, frame, ack_to)
+                    .hold(HeldFor { hash, name: to, here }, body, ack_to)
                     .is_err()
                 {
                     kernel.metrics().dropped(DropReason::MessageHeldFull);
@@ -211,7 +211,7 @@ impl Messages {
                     let route = Route {
                         hash,
                         to,
-                        frame: &held.frame,
+                        body: &held.body,
                         places,
                         ack_to,
                     };
@@ -243,11 +243,11 @@ impl Messages {
         &mut self,
         kernel: &mut Kernel,
         (hash, to): (UserHash, &str),
-        frame: &[u8],
+        body: &[u8],
         index: Option<u16>,
         received_ns: u64,
     ) {
-        if self.deliver(kernel, (hash, to), frame) {
+        if self.deliver(kernel, (hash, to), body) {
             kernel.turn.from_gateways.push(received_ns);
         } else {
             kernel.metrics().dropped(DropReason::MessageMissed);

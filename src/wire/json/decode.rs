@@ -9,6 +9,8 @@ use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
+use crate::wire::message::ErrorCode;
+
 /// The longest `id` that a client may choose, bytes.
 pub const CLIENT_ID_BYTES_MAX: usize = 64;
 /// The most users that one `presence` frame may ask for.
@@ -152,40 +154,6 @@ pub struct Refusal<'a> {
     pub code: ErrorCode,
     /// What is wrong, in words.
     pub message: Cow<'static, str>,
-}
-
-/// The codes of `error` frames.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ErrorCode {
-    /// The frame is malformed.
-    BadRequest,
-    /// The frame needs an authenticated connection.
-    Unauthorized,
-    /// The user may not do that.
-    NotPermitted,
-    /// Too many frames.
-    RateLimited,
-    /// Too many of something else.
-    LimitExceeded,
-    /// Nobody knows this `type`.
-    UnknownType,
-    /// Cannot be asked now.
-    Unavailable,
-}
-
-impl ErrorCode {
-    /// The code on the wire.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            ErrorCode::BadRequest => "badRequest",
-            ErrorCode::Unauthorized => "unauthorized",
-            ErrorCode::NotPermitted => "notPermitted",
-            ErrorCode::RateLimited => "rateLimited",
-            ErrorCode::LimitExceeded => "limitExceeded",
-            ErrorCode::UnknownType => "unknownType",
-            ErrorCode::Unavailable => "unavailable",
-        }
-    }
 }
 
 /// The keys that some frame has. A key matters only to the types that know it: `{"type":"heartbeat","to":5}` is a

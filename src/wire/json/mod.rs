@@ -1,4 +1,4 @@
-//! Messages as JSON: what clients send is decoded, what the gateway sends is encoded.
+//! The JSON codec: what clients send is decoded, what the gateway says is encoded.
 
 pub mod decode;
 pub mod encode;

@@ -250,8 +250,8 @@ impl World {
                 (ShardQuery::Command(command), home)
             }
             _ => {
-                let frame = self.begin_broadcast();
-                let command = ShardCommand::Broadcast(frame);
+                let message = self.begin_broadcast();
+                let command = ShardCommand::Broadcast(message);
                 (ShardQuery::Command(command), everywhere)
             }
         };

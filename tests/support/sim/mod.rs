@@ -22,7 +22,6 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::{self, Context};
 
-use bytes::Bytes;
 use shardgate::config::Config;
 use shardgate::engine::Waker;
 use shardgate::ids::{IdSource, ShardId};
@@ -37,7 +36,9 @@ use shardgate::shard::core::Core;
 use shardgate::shard::turn::{Clock, Pace, Shard};
 use shardgate::shard::wheel::TICK_MS;
 use shardgate::shared::{Now, Shared};
-use shardgate::wire::json::encode;
+use shardgate::wire::codec::Codec;
+use shardgate::wire::framing::Encoded;
+use shardgate::wire::message::{self, ServerMessage};
 
 use books::{Books, Broadcast};
 use chance::Chance;
@@ -505,17 +506,22 @@ impl World {
         self.mailboxes.post_all(|| command.clone());
     }
 
-    /// The frame of the next broadcast, written down.
-    fn begin_broadcast(&mut self) -> Bytes {
+    /// The next broadcast, written down.
+    fn begin_broadcast(&mut self) -> Encoded {
         let number = self.books.broadcasts.len();
-        let mut frame = Vec::new();
+        let mut body = Vec::new();
         let id = IdSource::new(number as u64).next(self.now_ms());
-        encode::broadcast(&mut frame, id, &number.to_string(), self.now_ms());
+        let broadcast = message::Broadcast {
+            id,
+            content: &number.to_string(),
+            ts_ms: self.now_ms(),
+        };
+        Codec::Json.encode(&mut body, &ServerMessage::Broadcast(broadcast));
         self.books.broadcasts.push(Broadcast {
             witnesses: self.live(),
             received_by: Vec::new(),
         });
-        frame.into()
+        Encoded::new(&body)
     }
 
     /// Fills a lane with what means nothing, until its receiver turns.
