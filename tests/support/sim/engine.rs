@@ -95,11 +95,13 @@ impl Sockets {
         self.len() == 0 && self.backlog.is_empty()
     }
 
-    /// Sockets that are not being closed and whose peer is there, with their wires; true: a send is in flight.
+    /// Sockets that are not being closed and whose peer is there, with their wires; true: a send is in flight, as far as
+    /// the owner knows.
     pub fn open(&self) -> impl Iterator<Item = (usize, bool)> {
-        self.sockets.iter().filter_map(|socket| {
+        let sending = self.sending();
+        self.sockets.iter().filter_map(move |socket| {
             let wire = socket.wire.filter(|_| !socket.closing && !socket.ended)?;
-            Some((wire, socket.sending.is_some()))
+            Some((wire, sending.contains(&wire)))
         })
     }
 
@@ -475,6 +477,7 @@ impl<'a> ModelEngine<'a> {
     }
 
     fn note_said(&mut self, wire: usize, bytes: &[u8]) {
+        let was_welcome = self.wires[wire].said_welcome();
         for said in self.wires[wire].said.push(bytes) {
             if said == Said::Ping {
                 let last_ms = self.wires[wire].last_seen_ms;
@@ -489,6 +492,10 @@ impl<'a> ModelEngine<'a> {
                 self.wires[wire].watched_from_ms = self.now_ms;
             }
             self.said.push((wire, said));
+        }
+        if self.wires[wire].said_welcome() && !was_welcome {
+            // It counts as seen from when its token was found good.
+            self.wires[wire].watched_from_ms = self.now_ms;
         }
     }
 }
