@@ -17,7 +17,8 @@ use shardgate::cluster::store::{Answer, Incarnation};
 use shardgate::engine::Waker;
 use shardgate::ids::{IdSource, ShardId};
 use shardgate::jws::{Algorithm, Family, Key, Signed};
-use shardgate::lanes::{self, Lanes, MessageToShard, OutgoingMessage, ToShard};
+use shardgate::lanes::mailbox::mailboxes;
+use shardgate::lanes::{self, MessageToShard, OutgoingMessage, ToShard};
 use shardgate::router::users::Users;
 use shardgate::router::{HomeMap, UserHash};
 use shardgate::session::outbox::{Outbox, Spares};
@@ -324,8 +325,8 @@ fn tables(table: &mut Table) {
 fn lanes(table: &mut Table) {
     let inboxes = lanes::inboxes(2);
     let wakers = (0..2).map(|_| Waker::inert().unwrap()).collect();
-    let mailboxes = lanes::mailboxes(inboxes.senders, wakers, None);
-    let mut lanes = Lanes::new(ShardId(0), mailboxes, inboxes.depths);
+    let mailboxes = mailboxes(inboxes.senders, wakers, None);
+    let mut lanes = mailboxes.lanes(ShardId(0), &inboxes.depths);
     let (to, inbox) = (ShardId(1), &inboxes.shards[1]);
     let body = [b'x'; 200];
     for count in [1, 16, 256] {

@@ -24,7 +24,8 @@ use super::shards::Shards;
 use super::store::{Incarnation, Op, Request};
 use super::subscriptions::{Subscription, Subscriptions};
 use super::sweeps::Sweeps;
-use crate::lanes::{Lanes, Mailboxes, ShardCommand, control_id};
+use crate::ids::ShardId;
+use crate::lanes::{Lanes, ShardCommand, control_id};
 use crate::metrics::{ClusterDrop, ClusterMetrics};
 use crate::router::HomeMap;
 use crate::shared::{ClusterHealth, Now, Shared};
@@ -74,11 +75,7 @@ impl Cluster {
         let membership =
             Membership::new(&identity.id, times, identity.seed, now.wall_ms).with_partitions(homes.partitions());
         shared.cluster.set_health(ClusterHealth::Joining, None);
-        let nowhere = Lanes::new(
-            control_id(homes.shards()),
-            Mailboxes::default(),
-            Arc::clone(&shared.depths),
-        );
+        let nowhere = Lanes::nowhere(control_id(homes.shards()));
         Cluster {
             presence: PresenceWriter::new(membership.incarnation(), homes.shards()),
             audit: Audit::new(homes.shards(), identity.ttl_ms),
@@ -242,6 +239,11 @@ impl Cluster {
     /// The next request to the store.
     pub fn poll_request(&mut self) -> Option<Request> {
         self.requests.poll()
+    }
+
+    /// The next shard to wake, as its inbox has something new.
+    pub fn poll_wake(&mut self) -> Option<ShardId> {
+        self.shards.poll_wake()
     }
 
     /// The next change of what the store is to be subscribed to.

@@ -187,4 +187,9 @@ impl Shards {
     pub(super) fn flush(&mut self) {
         self.lanes.flush();
     }
+
+    /// The next shard to wake.
+    pub(super) fn poll_wake(&mut self) -> Option<ShardId> {
+        self.lanes.poll_wake()
+    }
 }

@@ -11,7 +11,8 @@ use glommio::{ExecutorJoinHandle, GlommioError, LocalExecutorBuilder};
 
 use crate::engine::{EpollEngine, RingEngine, Waker};
 use crate::ids::ShardId;
-use crate::lanes::{self, Inbox, LifecycleToShard, Mailboxes, Senders, ToShard};
+use crate::lanes::mailbox::{self, Mailboxes};
+use crate::lanes::{Inbox, LifecycleToShard, Senders, ToShard};
 use crate::router::HomeMap;
 use crate::runtime::preflight::{EngineKind, Host, out_of_memlock};
 use crate::runtime::{StartError, cpus};
@@ -96,7 +97,7 @@ impl Shards {
         drop(mailboxes_receiver);
         let wakers = collect_wakers(reports, shards)?;
         let control = plan.clustered.then(|| reporter.waker.clone());
-        let mailboxes = lanes::mailboxes(senders, wakers, control);
+        let mailboxes = mailbox::mailboxes(senders, wakers, control);
         for _ in 0..shards {
             let _ = mailboxes_sender.send(mailboxes.clone());
         }

@@ -17,7 +17,8 @@ use std::sync::Arc;
 use crate::cluster::store::Store;
 use crate::cluster::{Cluster, Subscription};
 use crate::config::DrainConfig;
-use crate::lanes::{Inbox, Lanes, LifecycleToShard, Mailboxes, ShardCommand, ToControl, ToShard, control_id};
+use crate::lanes::mailbox::Mailboxes;
+use crate::lanes::{Inbox, LifecycleToShard, ShardCommand, ToControl, ToShard, control_id};
 use crate::session::drain::DrainPlan;
 use crate::shared::{Now, Shared};
 
@@ -179,8 +180,7 @@ impl<S: Store> ControlTurn<S> {
     pub fn attach(&mut self, mailboxes: &Mailboxes) {
         if let Some(link) = &mut self.link {
             let me = control_id(self.shared.shards.len() as u16);
-            let depths = Arc::clone(&self.shared.depths);
-            link.cluster.attach(Lanes::new(me, mailboxes.clone(), depths));
+            link.cluster.attach(mailboxes.lanes(me, &self.shared.depths));
         }
         self.mailboxes = Some(mailboxes.clone());
         self.stage = Stage::Serving;
@@ -276,6 +276,11 @@ impl<S: Store> ControlTurn<S> {
         }
         let stage_due = self.follow_stage();
         let link_due = self.link.as_mut().and_then(Link::end_turn);
+        if let (Some(link), Some(mailboxes)) = (&mut self.link, &self.mailboxes) {
+            while let Some(shard) = link.cluster.poll_wake() {
+                mailboxes.wake(shard);
+            }
+        }
         [stage_due, link_due].into_iter().flatten().min()
     }
 

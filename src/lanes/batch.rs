@@ -30,7 +30,7 @@ pub struct Batch<M> {
     pub(super) bytes: Vec<u8>,
     /// Bytes that items share with others.
     pub(super) shared_bytes: usize,
-    /// The batch came by [`super::Mailbox::post`], over no lane.
+    /// The batch came by [`super::mailbox::Mailbox::post`], over no lane.
     pub(super) is_posted: bool,
 }
 

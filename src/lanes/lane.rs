@@ -6,10 +6,12 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use crossbeam_channel::Sender;
+
 use super::batch::{Batch, Span};
 use super::channels::ChannelName;
 use super::messages::{AckTo, AckToSpan};
-use super::{Depths, LANE_BYTES_MAX, LANE_ITEMS_MAX, LaneFull, Mailbox, Mailboxes, ToControl, ToShard};
+use super::{Depths, LANE_BYTES_MAX, LANE_ITEMS_MAX, LaneFull, ToControl, ToShard, control_id};
 use crate::ids::ShardId;
 use crate::router::ChannelHash;
 use crate::wire::framing::Encoded;
@@ -17,16 +19,16 @@ use crate::wire::framing::Encoded;
 /// The way to one thread, and what this turn has for it.
 #[derive(Debug)]
 pub(super) struct Lane<M> {
-    mailbox: Mailbox<M>,
+    sender: Sender<Batch<M>>,
     pending: Batch<M>,
     depths: Arc<Depths>,
     to: ShardId,
 }
 
 impl<M> Lane<M> {
-    fn new(from: ShardId, to: ShardId, mailbox: Mailbox<M>, depths: &Arc<Depths>) -> Self {
+    fn new(from: ShardId, to: ShardId, sender: Sender<Batch<M>>, depths: &Arc<Depths>) -> Self {
         Lane {
-            mailbox,
+            sender,
             pending: Batch::new(from),
             depths: Arc::clone(depths),
             to,
@@ -85,10 +87,11 @@ impl<M> Lane<M> {
         message.clone()
     }
 
-    fn flush(&mut self) {
+    /// Returns true if there was something.
+    fn flush(&mut self) -> bool {
         let pending = &mut self.pending;
         if pending.items.is_empty() {
-            return;
+            return false;
         }
         // As much room as this turn took, so that a steady stream allocates twice per batch and no more.
         let next = Batch::with_capacity(pending.from, pending.items.len(), pending.bytes.len());
@@ -96,7 +99,9 @@ impl<M> Lane<M> {
         let depth = self.depths.of(batch.from, self.to);
         depth.items.fetch_add(batch.items.len() as u32, Ordering::Relaxed);
         depth.bytes.fetch_add(batch.weight(), Ordering::Relaxed);
-        self.mailbox.deliver(batch);
+        // The only error is that the receiving thread has ended, and then nobody needs to hear.
+        let _ = self.sender.send(batch);
+        true
     }
 }
 
@@ -106,23 +111,42 @@ pub struct Lanes {
     me: ShardId,
     shards: Vec<Lane<ToShard>>,
     control: Option<Lane<ToControl>>,
+    /// Threads whose inbox has something new.
+    to_wake: Vec<ShardId>,
 }
 
 impl Lanes {
-    /// The sending end for thread `me`: a shard, or [`super::control_id`].
-    pub fn new(me: ShardId, mailboxes: Mailboxes, depths: Arc<Depths>) -> Self {
-        let control = super::control_id(mailboxes.shards.len() as u16);
-        let shards = mailboxes.shards.into_iter();
+    pub(super) fn new(
+        me: ShardId,
+        shards: impl ExactSizeIterator<Item = Sender<Batch<ToShard>>>,
+        control: Option<Sender<Batch<ToControl>>>,
+        depths: &Arc<Depths>,
+    ) -> Self {
+        let control_id = control_id(shards.len() as u16);
         Lanes {
             me,
             shards: (0..)
                 .zip(shards)
-                .map(|(to, mailbox)| Lane::new(me, ShardId(to), mailbox, &depths))
+                .map(|(to, sender)| Lane::new(me, ShardId(to), sender, depths))
                 .collect(),
-            control: mailboxes
-                .control
-                .map(|mailbox| Lane::new(me, control, mailbox, &depths)),
+            control: control.map(|sender| Lane::new(me, control_id, sender, depths)),
+            to_wake: Vec::new(),
         }
+    }
+
+    /// Lanes of `me` that lead nowhere.
+    pub fn nowhere(me: ShardId) -> Self {
+        Lanes {
+            me,
+            shards: Vec::new(),
+            control: None,
+            to_wake: Vec::new(),
+        }
+    }
+
+    /// The next thread to wake after [`Lanes::flush`].
+    pub fn poll_wake(&mut self) -> Option<ShardId> {
+        self.to_wake.pop()
     }
 
     /// The thread that these lanes lead from.
@@ -167,13 +191,17 @@ impl Lanes {
         }
     }
 
-    /// Sends this turn's items: one batch and one wake per thread that there is something for.
+    /// Sends this turn's items: one batch per thread that there is something for. Each of these is to be woken.
     pub fn flush(&mut self) {
         for lane in &mut self.shards {
-            lane.flush();
+            if lane.flush() {
+                self.to_wake.push(lane.to);
+            }
         }
-        if let Some(lane) = &mut self.control {
-            lane.flush();
+        if let Some(lane) = &mut self.control
+            && lane.flush()
+        {
+            self.to_wake.push(lane.to);
         }
     }
 }

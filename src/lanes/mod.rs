@@ -11,7 +11,8 @@
 //!
 //! | file | duty |
 //! | --- | --- |
-//! | `mod` | inboxes, mailboxes, and how much is under way |
+//! | `mod` | inboxes, and how much is under way |
+//! | [`mailbox`] | the way into an inbox from any thread, with a wake; the only file that makes a system call |
 //! | `mail` | [`ToShard`] and [`ToControl`]: all that one thread may send to another |
 //! | `batch` | a batch and its bytes |
 //! | `lane` | the sending end |
@@ -24,6 +25,7 @@ mod handoff;
 mod lane;
 mod lifecycle;
 mod mail;
+pub mod mailbox;
 mod messages;
 mod presence;
 
@@ -32,7 +34,6 @@ use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use crossbeam_channel::{Receiver, Sender};
 
-use crate::engine::Waker;
 use crate::ids::ShardId;
 pub use admin::{AdminToShard, ShardCommand, ShardQuery, ShardReply};
 pub use batch::{Batch, Room, Span};
@@ -93,65 +94,6 @@ impl Depths {
     }
 }
 
-/// The address of one thread's inbox, for any thread.
-#[derive(Debug)]
-pub struct Mailbox<M> {
-    sender: Sender<Batch<M>>,
-    waker: Waker,
-}
-
-impl<M> Clone for Mailbox<M> {
-    fn clone(&self) -> Self {
-        Mailbox {
-            sender: self.sender.clone(),
-            waker: self.waker.clone(),
-        }
-    }
-}
-
-impl<M> Mailbox<M> {
-    fn deliver(&self, batch: Batch<M>) {
-        // The only error is that the receiving thread has ended, and then nobody needs to hear.
-        let _ = self.sender.send(batch);
-        self.waker.wake();
-    }
-
-    /// Puts one item in, over no lane, and wakes the thread. For the control thread: rare things, never refused.
-    pub fn post(&self, from: ShardId, item: impl Into<M>) {
-        self.deliver(Batch::posted(from, item.into()));
-    }
-
-    /// Wakes the thread although nothing was put in.
-    pub fn wake(&self) {
-        self.waker.wake();
-    }
-}
-
-/// The addresses of all inboxes of a gateway.
-#[derive(Debug, Clone, Default)]
-pub struct Mailboxes {
-    /// The shards'.
-    pub shards: Vec<Mailbox<ToShard>>,
-    /// The control thread's, where there is a cluster.
-    pub control: Option<Mailbox<ToControl>>,
-}
-
-impl Mailboxes {
-    /// Puts the same item into every shard's inbox, over no lane.
-    pub fn post_all<M: Into<ToShard>>(&self, item: impl Fn() -> M) {
-        let control = control_id(self.shards.len() as u16);
-        for mailbox in &self.shards {
-            mailbox.post(control, item());
-        }
-    }
-
-    /// Puts one item of the control thread into a shard's inbox, over no lane.
-    pub fn post(&self, to: ShardId, item: impl Into<ToShard>) {
-        let control = control_id(self.shards.len() as u16);
-        self.shards[to.index()].post(control, item);
-    }
-}
-
 /// The receiving end: everything that comes to one thread. Owned by that thread.
 #[derive(Debug)]
 pub struct Inbox<M> {
@@ -172,7 +114,7 @@ pub struct Inboxes {
     pub shards: Vec<Inbox<ToShard>>,
     /// The control thread's.
     pub control: Inbox<ToControl>,
-    /// What [`mailboxes`] takes.
+    /// What [`mailbox::mailboxes`] takes.
     pub senders: Senders,
     /// How much is under way.
     pub depths: Arc<Depths>,
@@ -214,19 +156,6 @@ fn inbox<M>(me: ShardId, depths: &Arc<Depths>) -> (Sender<Batch<M>>, Inbox<M>) {
         depths: Arc::clone(depths),
     };
     (sender, inbox)
-}
-
-/// Puts senders and wakers together, in the same order. Without the control thread's waker there is nobody to ask about
-/// other gateways: a gateway of its own.
-pub fn mailboxes(senders: Senders, wakers: Vec<Waker>, control: Option<Waker>) -> Mailboxes {
-    let shards = senders.shards.into_iter().zip(wakers);
-    Mailboxes {
-        shards: shards.map(|(sender, waker)| Mailbox { sender, waker }).collect(),
-        control: control.map(|waker| Mailbox {
-            sender: senders.control,
-            waker,
-        }),
-    }
 }
 
 impl<M> Inbox<M> {

@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use crate::engine::{Payload, SocketKey};
 use crate::http::{HttpContext, ListenerKind};
+use crate::ids::ShardId;
 use crate::lanes::{Handoff, Lanes};
 use crate::metrics::{CloseCause, ShardMetrics};
 use crate::router::HomeMap;
@@ -426,6 +427,11 @@ impl Core {
     pub fn flush_lanes(&mut self) {
         self.kernel.tell_presence_lost();
         self.kernel.lanes.flush();
+    }
+
+    /// The next thread to wake, as its inbox has something new.
+    pub fn poll_wake(&mut self) -> Option<ShardId> {
+        self.kernel.lanes.poll_wake()
     }
 
     /// Ends the turn: records how long deliveries took.

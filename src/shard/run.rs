@@ -19,12 +19,13 @@ use glommio::timer::Timer;
 
 use super::core::{Core, Notice};
 use super::timers::DrainCount;
-use super::turn::{self, Shard, Turned};
+use super::turn::{Shard, Surroundings, Turned};
 use crate::admin::Request;
 use crate::engine::park::{FdReady, RingYield};
 use crate::engine::{SocketKey, SystemEngine, Waker};
 use crate::ids::ShardId;
-use crate::lanes::{Inbox, Lanes, Mailboxes, ShardReply, ToShard};
+use crate::lanes::mailbox::Mailboxes;
+use crate::lanes::{Inbox, ShardReply, ToShard};
 use crate::router::HomeMap;
 use crate::settings::Settings;
 use crate::shared::{Clock, Now, Shared};
@@ -107,14 +108,17 @@ pub async fn run<E: SystemEngine>(plan: Plan) -> std::io::Result<()> {
         // Another shard could not start.
         return Ok(());
     };
-    let lanes = Lanes::new(plan.shard, mailboxes, Arc::clone(&plan.shared.depths));
+    let lanes = mailboxes.lanes(plan.shard, &plan.shared.depths);
     let core = Core::new(Arc::clone(&plan.shared), plan.settings, plan.homes, lanes, plan.seed);
     let park = FdReady::new(engine.park_fd())?;
     let runner = Runner {
         engine,
         shard: Shard::new(core, plan.inbox),
         waker,
-        clock: plan.shared.clock,
+        around: Around {
+            clock: plan.shared.clock,
+            mailboxes,
+        },
         reports: plan.reports,
         park,
         ring_yield: RingYield::new()?,
@@ -122,13 +126,23 @@ pub async fn run<E: SystemEngine>(plan: Plan) -> std::io::Result<()> {
     runner.live(plan.shard).await
 }
 
-impl turn::Clock for Clock {
+/// What a turn asks of this thread.
+struct Around {
+    clock: Clock,
+    mailboxes: Mailboxes,
+}
+
+impl Surroundings for Around {
     fn now(&self) -> Now {
-        Clock::now(self)
+        self.clock.now()
     }
 
     fn mono_ns(&self) -> u64 {
-        Clock::mono_ns(self)
+        self.clock.mono_ns()
+    }
+
+    fn wake(&self, thread: ShardId) {
+        self.mailboxes.wake(thread);
     }
 }
 
@@ -146,7 +160,7 @@ struct Runner<E> {
     engine: E,
     shard: Shard,
     waker: Waker,
-    clock: Clock,
+    around: Around,
     reports: Reporter,
     park: FdReady,
     ring_yield: RingYield,
@@ -159,7 +173,7 @@ impl<E: SystemEngine> Runner<E> {
         let mut idle_turns = 0u32;
         let mut yielded_ns = 0;
         loop {
-            let turned = self.shard.turn(&mut self.engine, &self.clock, wait)?;
+            let turned = self.shard.turn(&mut self.engine, &self.around, wait)?;
             self.tell(me, &turned);
             if turned.is_over {
                 return Ok(());
@@ -177,7 +191,7 @@ impl<E: SystemEngine> Runner<E> {
             let until_deadline = self.until_deadline(now.mono_ms());
             if idle_turns > 1 {
                 self.park(until_deadline).await;
-                yielded_ns = self.clock.mono_ns();
+                yielded_ns = self.around.mono_ns();
                 wait = None;
                 continue;
             }

@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use super::Stage;
 use super::core::{Command, Core};
-use super::turn::{Clock, Shard};
+use super::turn::{Shard, Surroundings};
 use crate::config::Config;
 use crate::engine::{Engine, EngineStats, Event, Payload, SendStatus, SocketKey, Waker};
 use crate::ids::ShardId;
-use crate::lanes::{self, Lanes};
+use crate::lanes;
+use crate::lanes::mailbox::mailboxes;
 use crate::router::HomeMap;
 use crate::settings::Settings;
 use crate::shared::{Now, Shared};
@@ -28,11 +29,8 @@ pub(super) fn core(configure: impl FnOnce(&mut Config)) -> Core {
 pub(super) fn shard(configure: impl FnOnce(&mut Config)) -> Shard {
     let mut inboxes = lanes::inboxes(1);
     let shared = Shared::new("gw".into(), true, "model", vec![None], Arc::clone(&inboxes.depths));
-    let lanes = Lanes::new(
-        ShardId(0),
-        lanes::mailboxes(inboxes.senders, vec![Waker::inert().unwrap()], None),
-        inboxes.depths,
-    );
+    let mailboxes = mailboxes(inboxes.senders, vec![Waker::inert().unwrap()], None);
+    let lanes = mailboxes.lanes(ShardId(0), &inboxes.depths);
     let mut config = Config::default();
     configure(&mut config);
     let settings = Arc::new(Settings::new(&config, 100).unwrap());
@@ -178,7 +176,7 @@ impl Engine for Script {
 /// A clock that stands still, milliseconds.
 struct Stopped(u64);
 
-impl Clock for Stopped {
+impl Surroundings for Stopped {
     fn now(&self) -> Now {
         Now {
             mono_ns: self.0 * 1_000_000,
@@ -189,6 +187,8 @@ impl Clock for Stopped {
     fn mono_ns(&self) -> u64 {
         self.0 * 1_000_000
     }
+
+    fn wake(&self, _: ShardId) {}
 }
 
 /// A turn begins at this time.

@@ -1,6 +1,6 @@
 //! One turn of a shard: the same for the shard's thread, both simulations, the fuzzer and unit tests.
 //!
-//! Owned by the shard's thread. A turn is generic over the engine and the clock, so the calls are static.
+//! Owned by the shard's thread. A turn is generic over the engine and the around, so the calls are static.
 //!
 //! 1. The engine submits what the turn before left, and reaps what completed.
 //! 2. The core sees what happened to sockets, what other threads sent, and deadlines.
@@ -16,6 +16,7 @@ use std::time::Duration;
 use super::core::{Command, Core};
 use super::timers::DrainCount;
 use crate::engine::{Engine, Event, SendStatus};
+use crate::ids::ShardId;
 use crate::lanes::{Inbox, ToShard};
 use crate::shared::Now;
 
@@ -30,13 +31,16 @@ const STOP_MAX_NS: u64 = 1_000_000_000;
 /// Accepting is tried again this long after the process ran out of descriptors.
 const ACCEPT_RETRY_MS: u64 = 100;
 
-/// The time, as a turn asks for it.
-pub trait Clock {
-    /// Both times.
+/// What a turn asks of the thread that runs it, besides the engine.
+pub trait Surroundings {
+    /// The time now.
     fn now(&self) -> Now;
 
     /// Nanoseconds since the gateway's start.
     fn mono_ns(&self) -> u64;
+
+    /// Makes another thread look into its inbox.
+    fn wake(&self, thread: ShardId);
 }
 
 /// How much one turn takes before the rest of the shard has its turn.
@@ -116,13 +120,13 @@ impl Shard {
     pub fn turn<E: Engine>(
         &mut self,
         engine: &mut E,
-        clock: &impl Clock,
+        around: &impl Surroundings,
         wait: Option<Duration>,
     ) -> std::io::Result<Turned> {
         // Without a wait the call into the kernel is work: it carries out all sends of the turn before.
-        let began_ns = wait.is_none().then(|| clock.mono_ns());
+        let began_ns = wait.is_none().then(|| around.mono_ns());
         engine.turn(wait)?;
-        let now = clock.now();
+        let now = around.now();
         let began_ns = began_ns.unwrap_or(now.mono_ns);
         self.core.begin_turn(now);
         let mut was_busy = self.take_events(engine, now) | self.take_mail();
@@ -132,16 +136,16 @@ impl Shard {
         // Replies then do not wait behind a flood.
         if interactive && (self.core.has_strangers() || engine.has_bulk()) {
             self.carry_out(engine);
-            self.core.flush_lanes();
+            self.flush_lanes(around);
             engine.submit()?;
-            self.core.count_deliveries(clock.mono_ns());
+            self.core.count_deliveries(around.mono_ns());
         }
         self.core.serve_strangers();
         engine.hold_accepts(self.core.is_crowded());
-        was_busy |= self.take_bulk(engine, clock, began_ns);
+        was_busy |= self.take_bulk(engine, around, began_ns);
         self.carry_out(engine);
-        self.core.flush_lanes();
-        self.finish(engine, began_ns, clock.mono_ns());
+        self.flush_lanes(around);
+        self.finish(engine, began_ns, around.mono_ns());
         Ok(Turned {
             now,
             was_busy,
@@ -155,7 +159,7 @@ impl Shard {
         self.core.has_more() || engine.has_work() || !self.inbox.is_empty()
     }
 
-    /// When the next turn is due though nothing happens, milliseconds of the gateway's clock.
+    /// When the next turn is due though nothing happens, milliseconds of the gateway's around.
     pub fn next_due_ms(&self) -> Option<u64> {
         [self.core.next_timeout_ms(), self.accept_retry_ms]
             .into_iter()
@@ -202,18 +206,18 @@ impl Shard {
     }
 
     /// Lets the core see what bulk senders sent, as far as a turn may that began at `began_ns`.
-    fn take_bulk<E: Engine>(&mut self, engine: &mut E, clock: &impl Clock, began_ns: u64) -> bool {
+    fn take_bulk<E: Engine>(&mut self, engine: &mut E, around: &impl Surroundings, began_ns: u64) -> bool {
         if !engine.has_bulk() {
             return false;
         }
-        let until_ns = (began_ns + BULK_UNTIL_NS).max(clock.mono_ns() + BULK_AT_LEAST_NS);
+        let until_ns = (began_ns + BULK_UNTIL_NS).max(around.mono_ns() + BULK_AT_LEAST_NS);
         while let Some(event) = engine.next_bulk() {
             match event {
                 Event::Received { key, bytes } => self.core.handle_received(key, bytes),
                 Event::Ended { key, error } => self.core.handle_ended(key, error.is_some()),
                 other => debug_assert!(false, "{other:?} of a bulk sender"),
             }
-            if clock.mono_ns() > until_ns {
+            if around.mono_ns() > until_ns {
                 break;
             }
         }
@@ -296,6 +300,14 @@ impl Shard {
                     None => {}
                 }
             }
+        }
+    }
+
+    /// Sends what there is for other threads.
+    fn flush_lanes(&mut self, around: &impl Surroundings) {
+        self.core.flush_lanes();
+        while let Some(thread) = self.core.poll_wake() {
+            around.wake(thread);
         }
     }
 

@@ -16,9 +16,10 @@ use shardgate::cluster::store::{
 use shardgate::cluster::{Cluster, Identity, Subscription};
 use shardgate::engine::Waker;
 use shardgate::ids::ShardId;
+use shardgate::lanes::mailbox::{Mailboxes, mailboxes};
 use shardgate::lanes::{
-    self, ChannelToControl, ChannelToShard, Inbox, Lanes, Mailboxes, MessageToControl, MessageToShard,
-    PresenceToControl, PresenceToShard, RosterToShard, ShardCommand, ToControl, ToShard,
+    self, ChannelToControl, ChannelToShard, Inbox, MessageToControl, MessageToShard, PresenceToControl,
+    PresenceToShard, RosterToShard, ShardCommand, ToControl, ToShard,
 };
 use shardgate::router::{HomeMap, Partition};
 use shardgate::shared::{Now, Shared};
@@ -94,7 +95,7 @@ impl<'a> Hostile<'a> {
         let shared = Arc::new(Shared::new("gw".into(), true, "model", cpus, Arc::clone(&depths)));
         let waker = || Waker::inert().expect("a waker");
         let wakers = (0..SHARDS).map(|_| waker()).collect();
-        let mailboxes = lanes::mailboxes(senders, wakers, Some(waker()));
+        let mailboxes = mailboxes(senders, wakers, Some(waker()));
         let homes = HomeMap::new(SHARDS, [7; 16]);
         let identity = Identity {
             id: "gw".into(),
@@ -108,7 +109,7 @@ impl<'a> Hostile<'a> {
             wall_ms: 1_700_000_000_000,
         };
         let mut cluster = Cluster::new(&identity, homes.clone(), Arc::clone(&shared), now).with_keyring(keyring());
-        cluster.attach(Lanes::new(lanes::control_id(SHARDS), mailboxes.clone(), depths));
+        cluster.attach(mailboxes.lanes(lanes::control_id(SHARDS), &depths));
         Hostile {
             chance,
             cluster,
@@ -452,7 +453,7 @@ impl<'a> Hostile<'a> {
 
     fn shard_says(&mut self) {
         let shard = self.chance.below(usize::from(SHARDS)) as u16;
-        let mut lanes = Lanes::new(ShardId(shard), self.mailboxes.clone(), Arc::clone(&self.shared.depths));
+        let mut lanes = self.mailboxes.lanes(ShardId(shard), &self.shared.depths);
         let user = self.user();
         let hash = self.homes.hash(&user);
         match self.chance.below(8) {

@@ -22,7 +22,8 @@ use crate::admin::{
 };
 use crate::cluster::inquiries::Whereabouts;
 use crate::ids::{IdSource, ShardId, SocketKey};
-use crate::lanes::{AdminToShard, Mailboxes, ShardCommand, ShardQuery, ShardReply};
+use crate::lanes::mailbox::Mailboxes;
+use crate::lanes::{AdminToShard, ShardCommand, ShardQuery, ShardReply};
 use crate::router::HomeMap;
 use crate::shared::Shared;
 use crate::wire::codec::Codec;

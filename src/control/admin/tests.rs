@@ -23,7 +23,7 @@ fn who_is_not_answered_in_time_hears_so() {
     let inboxes = lanes::inboxes(2);
     let wakers = (0..2).map(|_| Waker::inert().unwrap()).collect();
     let shared = Arc::new(Shared::new("gw".into(), true, "model", vec![None; 2], inboxes.depths));
-    let mailboxes = lanes::mailboxes(inboxes.senders, wakers, None);
+    let mailboxes = lanes::mailbox::mailboxes(inboxes.senders, wakers, None);
     let answer_max = Duration::from_millis(1);
     let homes = HomeMap::new(2, [7; 16]);
     let service = AdminService::new(handle, mailboxes, homes, Arc::clone(&shared), answer_max, 1);

@@ -253,7 +253,8 @@ mod tests {
     use crate::config::Config;
     use crate::engine::{Payload, Waker};
     use crate::ids::ShardId;
-    use crate::lanes::{self, Lanes};
+    use crate::lanes;
+    use crate::lanes::mailbox::mailboxes;
     use crate::router::HomeMap;
     use crate::session::Stage;
     use crate::settings::Settings;
@@ -286,7 +287,7 @@ mod tests {
             Arc::clone(&depths),
         ));
         let wakers = vec![Waker::inert().unwrap(), Waker::inert().unwrap()];
-        let lanes = Lanes::new(ShardId(0), lanes::mailboxes(inboxes.senders, wakers, None), depths);
+        let lanes = mailboxes(inboxes.senders, wakers, None).lanes(ShardId(0), &depths);
         let mut core = Core::new(shared, settings(1 << 20), homes(), lanes, 1);
         core.begin_turn(Now { mono_ns: 0, wall_ms: 0 });
         let names = (0..).map(|number| format!("user{number}"));

@@ -2,7 +2,8 @@
 
 use std::cell::Cell;
 
-use shardgate::shard::turn::Clock;
+use shardgate::ids::ShardId;
+use shardgate::shard::turn::Surroundings;
 use shardgate::shared::Now;
 
 pub struct ModelClock {
@@ -22,7 +23,7 @@ impl ModelClock {
     }
 }
 
-impl Clock for ModelClock {
+impl Surroundings for ModelClock {
     fn now(&self) -> Now {
         self.now
     }
@@ -31,4 +32,7 @@ impl Clock for ModelClock {
         self.mono_ns.set(self.mono_ns.get() + self.step_ns);
         self.mono_ns.get()
     }
+
+    /// Shards have their turns anyhow.
+    fn wake(&self, _: ShardId) {}
 }

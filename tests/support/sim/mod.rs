@@ -25,15 +25,14 @@ use std::task::{self, Context};
 use shardgate::config::Config;
 use shardgate::engine::Waker;
 use shardgate::ids::{IdSource, ShardId};
-use shardgate::lanes::{
-    self, LANE_ITEMS_MAX, LANE_ITEMS_RESERVED, Lanes, LifecycleToShard, Mailboxes, PresenceToShard, ShardCommand,
-};
+use shardgate::lanes::mailbox::{Mailboxes, mailboxes};
+use shardgate::lanes::{self, LANE_ITEMS_MAX, LANE_ITEMS_RESERVED, LifecycleToShard, PresenceToShard, ShardCommand};
 use shardgate::metrics::{self, Exposition};
 use shardgate::router::HomeMap;
 use shardgate::session::drain::DrainPlan;
 use shardgate::settings::Settings;
 use shardgate::shard::core::Core;
-use shardgate::shard::turn::{Clock, Pace, Shard};
+use shardgate::shard::turn::{Pace, Shard, Surroundings};
 use shardgate::shard::wheel::TICK_MS;
 use shardgate::shared::{Now, Shared};
 use shardgate::wire::codec::Codec;
@@ -126,14 +125,14 @@ impl World {
         let places = setup.config.limits.connections.unwrap_or(10_000);
         let settings = Arc::new(Settings::new(&setup.config, places).unwrap());
         let wakers = (0..count).map(|_| Waker::inert().unwrap()).collect();
-        let mailboxes = lanes::mailboxes(inboxes.senders, wakers, None);
+        let mailboxes = mailboxes(inboxes.senders, wakers, None);
         let homes = HomeMap::new(count, [7; 16]);
         let shards = inboxes
             .shards
             .into_iter()
             .enumerate()
             .map(|(shard, inbox)| {
-                let lanes = Lanes::new(ShardId(shard as u16), mailboxes.clone(), Arc::clone(&depths));
+                let lanes = mailboxes.lanes(ShardId(shard as u16), &depths);
                 let seed = u64::from(chance.word());
                 let core = Core::new(Arc::clone(&shared), Arc::clone(&settings), homes.clone(), lanes, seed);
                 ModelShard {
@@ -526,8 +525,7 @@ impl World {
 
     /// Fills a lane with what means nothing, until its receiver turns.
     fn clog(&mut self, from: usize, to: usize, items: u32) {
-        let depths = Arc::clone(&self.shared.depths);
-        let mut lanes = Lanes::new(ShardId(from as u16), self.mailboxes.clone(), depths);
+        let mut lanes = self.mailboxes.lanes(ShardId(from as u16), &self.shared.depths);
         for _ in 0..items {
             // Nobody has so many questions.
             let answer = PresenceToShard::Answer {

@@ -12,7 +12,8 @@ use shardgate::config::DrainConfig;
 use shardgate::control::turn::{ControlTurn, Exit, Stage};
 use shardgate::engine::Waker;
 use shardgate::ids::ShardId;
-use shardgate::lanes::{self, Inboxes, Lanes, Mailboxes};
+use shardgate::lanes::mailbox::{Mailboxes, mailboxes};
+use shardgate::lanes::{self, Inboxes};
 use shardgate::router::HomeMap;
 use shardgate::settings::Settings;
 use shardgate::shard::core::Core;
@@ -78,7 +79,7 @@ impl Gateway {
         let cpus = vec![None; usize::from(shards)];
         let shared = Arc::new(Shared::new(id.into(), true, "model", cpus, Arc::clone(&depths)));
         let wakers = (0..shards).map(|_| Waker::inert().unwrap()).collect();
-        let mailboxes = lanes::mailboxes(senders, wakers, Some(Waker::inert().unwrap()));
+        let mailboxes = mailboxes(senders, wakers, Some(Waker::inert().unwrap()));
         let homes = HomeMap::new(shards, [chance.below(256) as u8; 16]);
         // Hosts' clocks do not agree.
         let wall_offset_ms = 1_700_000_000_000 + chance.below(3_000) as u64;
@@ -93,7 +94,7 @@ impl Gateway {
         };
         let cluster = Cluster::new(&identity, homes.clone(), Arc::clone(&shared), now);
         let shards = inboxes.into_iter().enumerate().map(|(shard, inbox)| {
-            let lanes = Lanes::new(ShardId(shard as u16), mailboxes.clone(), Arc::clone(&depths));
+            let lanes = mailboxes.lanes(ShardId(shard as u16), &depths);
             let seed = u64::from(chance.word());
             let (shared, settings) = (Arc::clone(&shared), Arc::clone(settings));
             let core = Core::new(shared, settings, homes.clone(), lanes, seed);
