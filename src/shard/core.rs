@@ -491,7 +491,11 @@ impl Core {
         };
         let (messages_in, rate, tls) = (conn.messages_in, conn.rate, conn.tls.take());
         let connected_at_ms = conn.connected_at_ms;
-        let stage = self.kernel.go(key.slot, Stage::Closed);
+        // Where the shard was told to stop meanwhile, the connection has ended, and its socket is dropped here.
+        let stage = match conn.stage {
+            Stage::Closed => Stage::Closed,
+            _ => self.kernel.go(key.slot, Stage::Closed),
+        };
         // It does not end here: its place and its life go on with the home shard.
         self.kernel.count_as(key.slot, Tally::Nobody);
         let remote = self.kernel.remote_addr(key.slot);

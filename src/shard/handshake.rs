@@ -399,6 +399,36 @@ mod tests {
         }
     }
 
+    /// A shard that is told to stop in the turn in which a connection leaves it closes the connection.
+    #[test]
+    fn a_connection_that_was_closed_does_not_leave() {
+        let conn = SocketKey { slot: 0, generation: 1 };
+        let mut core = testing::core(|_| ());
+        core.handle_accepted(conn, None);
+        assert!(core.kernel.shared.take_place(&core.kernel.settings));
+        core.kernel.count_as(0, Tally::Place);
+        let migrating = Migrating {
+            user: "alice".into(),
+            hash: core.kernel.homes.hash("alice"),
+            grant: None,
+            upgrade: None,
+            rest: Vec::new(),
+        };
+        core.leave(0, Box::new(migrating));
+        core.stop();
+        let (_, commands) = testing::carry_out(&mut core);
+        assert!(
+            matches!(commands[..], [Command::Detach(_), Command::Close(_)]),
+            "{commands:?}"
+        );
+        core.handle_detached(conn, std::fs::File::open("/dev/null").unwrap().into());
+        assert_eq!(core.residue(), Default::default());
+        assert_eq!(
+            (core.kernel.metrics().sockets.get(), core.kernel.shared.places()),
+            (0, 0)
+        );
+    }
+
     /// A head in many pieces costs about what it costs whole, and not the square of its length.
     #[test]
     fn a_head_in_many_pieces_is_read_once() {
