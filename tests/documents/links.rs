@@ -80,6 +80,37 @@ fn tidy(path: &Path) -> PathBuf {
     tidy
 }
 
+/// Sources that a text names in backticks, by their paths in the tree or in `src/`.
+fn named_sources(text: &str) -> Vec<&str> {
+    let shown = text.lines().flat_map(|line| line.split('`').skip(1).step_by(2));
+    let words = shown.flat_map(str::split_whitespace);
+    words
+        .filter(|word| word.contains('/') && word.ends_with(".rs") && !word.contains(['*', '…']))
+        .collect()
+}
+
+#[test]
+fn every_named_source_exists() {
+    let mut wrong = Vec::new();
+    let mut seen = 0;
+    // A changelog names what there was.
+    for document in documents().iter().filter(|path| *path != Path::new("CHANGELOG.md")) {
+        let text = markdown::prose(&read(document));
+        for source in named_sources(&text) {
+            seen += 1;
+            let exists = ["", "src"]
+                .iter()
+                .any(|folder| repository().join(folder).join(source).exists());
+            if !exists {
+                wrong.push(format!("{}: there is no {source}", document.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(seen > 10, "only {seen} were found");
+    assert_eq!(named_sources("a `b/c.rs` d.rs `x e/f.rs`"), ["b/c.rs", "e/f.rs"]);
+}
+
 #[test]
 fn a_link_that_leads_nowhere_is_seen() {
     let readme = Path::new("README.md");
