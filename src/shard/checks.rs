@@ -72,7 +72,7 @@ impl Core {
                 .count(),
             deadlines: self.kernel.wheel.len(),
             questions: self.presence.waiting(),
-            crowded: self.asked.len(),
+            crowded: self.lifecycle.asked(),
             asked: self.messages.asked(),
             commands: self.kernel.untaken().0,
             requests: self.inquiries.len() + self.kernel.untaken().1,

@@ -16,21 +16,22 @@ use crate::engine::{Payload, SocketKey};
 use crate::http::{HttpContext, ListenerKind};
 use crate::ids::ShardId;
 use crate::lanes::{Handoff, Lanes};
-use crate::metrics::{CloseCause, ShardMetrics};
+use crate::metrics::{CloseCause, RefusalReason, ShardMetrics};
 use crate::router::HomeMap;
+use crate::session::drain::DrainPlan;
 use crate::session::{End, Tally};
 use crate::settings::Settings;
 use crate::shard::Stage;
 use crate::shard::strangers::ACCEPT_US;
-use crate::shard::timers::Draining;
-use crate::shared::{Now, Shared};
+use crate::shared::{NotAdmitted, Now, Shared};
 use crate::wire::ws::close::CloseReason;
 use crate::wire::ws::server_frame;
 
 use super::channels::Channels;
 pub use super::checks::Outstanding;
+use super::kernel::{CLOSE_TIMEOUT_MS, Happened, Kernel};
 pub use super::kernel::{Command, Notice};
-use super::kernel::{Happened, Kernel};
+use super::lifecycle::{DrainCount, Lifecycle};
 use super::messages::Messages;
 use super::presence::Presence;
 
@@ -43,8 +44,7 @@ pub struct Core {
     pub(super) messages: Messages,
     pub(super) presence: Presence,
     pub(super) credentials: super::credentials::Credentials,
-    pub(super) asked: super::devices::Asked,
-    pub(super) draining: Option<Draining>,
+    pub(super) lifecycle: Lifecycle,
     expired: Vec<u32>,
     pub(super) tls: super::tls::Handshakes,
     pub(super) strangers: super::strangers::Strangers,
@@ -70,8 +70,7 @@ impl Core {
             messages: Messages::default(),
             presence: Presence::default(),
             credentials: Default::default(),
-            asked: Default::default(),
-            draining: None,
+            lifecycle: Lifecycle::default(),
             expired: Vec::new(),
             tls: Default::default(),
             strangers: Default::default(),
@@ -300,7 +299,8 @@ impl Core {
             // Before, as the name goes with the last connection.
             self.kernel
                 .tell_presence(user, self.kernel.users.devices(user).len() - 1);
-            self.asked.left(user, self.kernel.users.devices(user).len() - 1);
+            self.lifecycle
+                .device_left(user, self.kernel.users.devices(user).len() - 1);
             self.kernel.users.leave(user, slot);
             self.channels.leave_channels(&mut self.kernel, slot);
             self.kernel.metrics().users.set(self.kernel.users.len() as u64);
@@ -316,9 +316,7 @@ impl Core {
             let drains = is_place && self.kernel.shared.is_draining();
             self.kernel
                 .count_as(slot, if drains { Tally::Draining } else { Tally::Ended });
-            if let Some(draining) = &mut self.draining {
-                draining.count(ending);
-            }
+            self.lifecycle.count_ended(ending);
         }
     }
 
@@ -366,7 +364,7 @@ impl Core {
         self.kernel.metrics().sent(crate::metrics::SentKind::Close);
         self.kernel
             .wheel
-            .set(slot, self.kernel.now.mono_ms() + super::timers::CLOSE_TIMEOUT_MS);
+            .set(slot, self.kernel.now.mono_ms() + super::kernel::CLOSE_TIMEOUT_MS);
         let key = self.kernel.key(slot);
         self.kernel.rearm(key);
     }
@@ -390,15 +388,78 @@ impl Core {
             self.handle_deadline(slot);
         }
         self.expired = expired;
-        self.go_on_draining();
-        self.decide_on_devices();
+        self.lifecycle.handle_timeouts(&mut self.kernel);
         self.settle();
+    }
+
+    /// The deadline of a connection has come; what it means depends on where the connection is.
+    fn handle_deadline(&mut self, slot: u32) {
+        let was_told = self.lifecycle.was_told(slot);
+        let all_sent = self.kernel.conn(slot).is_flushed();
+        let is_expired = self.kernel.is_expired(slot);
+        match &self.kernel.conn(slot).stage {
+            Stage::Head(bytes) if bytes.is_empty() => {
+                self.count_broken_handshake(slot);
+                self.kernel.close_now(slot);
+            }
+            Stage::Head(_) => {
+                self.refuse_head(slot, "408 Request Timeout", RefusalReason::HeadTimeout);
+            }
+            // Everything was sent in this very turn, and the socket is about to be taken out of the engine.
+            Stage::Migrating(_) if all_sent => {
+                self.kernel
+                    .wheel
+                    .set(slot, self.kernel.now.mono_ms() + CLOSE_TIMEOUT_MS);
+            }
+            Stage::Http(_) | Stage::Migrating(_) | Stage::Closing { .. } | Stage::Lingering { .. } => {
+                self.end(slot, CloseCause::Abrupt);
+                self.kernel.abandon(slot, false);
+            }
+            Stage::Authenticating => self.kernel.begin_close(slot, CloseReason::NoCredential),
+            Stage::Verifying(_) => {
+                self.give_up_verifying(slot, NotAdmitted::Unverified, CloseReason::TooManyRequests);
+            }
+            Stage::Open | Stage::Echo if was_told => self.kernel.begin_close(slot, CloseReason::Shutdown),
+            Stage::Open if is_expired => self.kernel.begin_close(slot, CloseReason::TokenExpired),
+            Stage::Open | Stage::Echo => self.lifecycle.handle_silence(&mut self.kernel, slot),
+            Stage::Free | Stage::Doomed(_) | Stage::Closed => {}
+        }
+    }
+
+    /// Begins to tell every client to go elsewhere.
+    pub(super) fn begin_drain(&mut self, plan: DrainPlan) {
+        if !self.lifecycle.begin_drain(&self.kernel, plan) {
+            return;
+        }
+        for slot in 0..self.kernel.connections.len() as u32 {
+            match self.kernel.conn(slot).stage {
+                Stage::Authenticating => self.kernel.begin_close(slot, CloseReason::Shutdown),
+                Stage::Verifying(_) => self.give_up_verifying(slot, NotAdmitted::Draining, CloseReason::Shutdown),
+                _ => {}
+            }
+        }
+        self.lifecycle.handle_timeouts(&mut self.kernel);
+        self.settle();
+    }
+
+    /// How far the drain is; `None` if there is none.
+    pub fn drain_count(&self) -> Option<DrainCount> {
+        self.lifecycle.drain_count(&self.kernel)
+    }
+
+    /// True while something that clients shall still read waits, or a close is under way.
+    pub fn has_unfinished_sockets(&self) -> bool {
+        self.kernel.connections.iter().any(|conn| {
+            !matches!(
+                conn.stage,
+                Stage::Free | Stage::Closed | Stage::Head(_) | Stage::Http(_)
+            ) || conn.outbox.is_some()
+        })
     }
 
     /// When [`Core::handle_timeouts`] is due, milliseconds of the gateway's clock.
     pub fn next_timeout_ms(&self) -> Option<u64> {
-        let drain = self.draining.as_ref().and_then(Draining::due_ms);
-        let later = [drain, self.channels.next_timeout_ms(), self.asked.next_due_ms()];
+        let later = [self.lifecycle.next_timeout_ms(), self.channels.next_timeout_ms()];
         self.kernel
             .wheel
             .next_due_ms()
@@ -479,9 +540,7 @@ impl Core {
             return;
         }
         self.kernel.metrics().closed(CloseCause::Abrupt);
-        if let Some(draining) = &mut self.draining {
-            draining.count(CloseCause::Abrupt);
-        }
+        self.lifecycle.count_ended(CloseCause::Abrupt);
     }
 
     /// A socket left the engine for its home shard.

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use super::core::Core;
 use super::strangers::TOKEN_US;
-use crate::auth::{Cache, Grant, Identity, Refusal, Token};
+use crate::auth::{Cache, Identity, Refusal, Token};
 use crate::engine::SocketKey;
 use crate::metrics::TokenResult;
 use crate::session::{Stage, Verifying};
@@ -203,7 +203,7 @@ impl Core {
         }
         let before = self.kernel.conn(slot).grant.replace(identity.grant);
         self.kernel.conn(slot).bad_frames = 0;
-        if !self.was_told(slot) {
+        if !self.lifecycle.was_told(slot) {
             // The old token's end is not a deadline any more, and the new one's is.
             self.kernel.look_at_once(slot);
         }
@@ -213,9 +213,11 @@ impl Core {
         if before != after {
             self.channels.review(slot);
         }
-        let limit = self.connections_limit(self.kernel.connections[slot as usize].grant.as_ref());
+        let limit = self
+            .lifecycle
+            .connections_limit(&self.kernel, self.kernel.connections[slot as usize].grant.as_ref());
         if limit > 0 {
-            self.limit_devices(user, limit);
+            self.lifecycle.limit_devices(&mut self.kernel, user, limit);
         }
     }
 
@@ -255,15 +257,5 @@ impl Core {
 
     fn owes_upgrade(&mut self, slot: u32) -> bool {
         matches!(&self.kernel.conn(slot).stage, Stage::Verifying(verifying) if verifying.upgrade.is_some())
-    }
-
-    /// The most connections that this user may have; 0: any number.
-    pub(super) fn connections_limit(&self, grant: Option<&Arc<Grant>>) -> usize {
-        let configured = self.kernel.settings.limits.connections_per_user;
-        match grant.and_then(|grant| grant.connections) {
-            Some(granted) if configured == 0 => granted as usize,
-            Some(granted) => configured.min(granted as usize),
-            None => configured,
-        }
     }
 }

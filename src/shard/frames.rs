@@ -100,14 +100,14 @@ impl Core {
             Message::Ping(payload) => {
                 self.kernel.append_opcode(slot, Opcode::Pong, payload, SentKind::Pong);
             }
-            Message::Pong => self.device_answered(slot),
+            Message::Pong => self.lifecycle.device_answered(&mut self.kernel, slot),
             Message::Fragment => {}
             Message::Close(code) => {
                 self.end(slot, CloseCause::Peer(code));
                 self.kernel.go(slot, Stage::Closing { peer_closed: true });
                 self.kernel
                     .wheel
-                    .set(slot, self.kernel.now.mono_ms() + super::timers::CLOSE_TIMEOUT_MS);
+                    .set(slot, self.kernel.now.mono_ms() + super::kernel::CLOSE_TIMEOUT_MS);
                 let mut frame = std::mem::take(&mut self.kernel.scratch);
                 frame.clear();
                 server_frame::close_reply(&mut frame, code);

@@ -98,7 +98,7 @@ impl Core {
         self.kernel.go(slot, Stage::Lingering { finished: false });
         self.kernel
             .wheel
-            .set(slot, self.kernel.now.mono_ms() + super::timers::CLOSE_TIMEOUT_MS);
+            .set(slot, self.kernel.now.mono_ms() + super::kernel::CLOSE_TIMEOUT_MS);
     }
 
     fn become_http(&mut self, slot: u32, head: &[u8], refused: Option<NotAdmitted>) {
@@ -224,7 +224,7 @@ impl Core {
         self.kernel.settle_address(slot);
         let index = self.kernel.users.join(hash, user, slot);
         self.kernel.tell_presence(index, self.kernel.users.devices(index).len());
-        let limit = self.connections_limit(grant.as_ref());
+        let limit = self.lifecycle.connections_limit(&self.kernel, grant.as_ref());
         let now_ms = self.kernel.now.mono_ms();
         let conn = self.kernel.conn(slot);
         conn.grant = grant;
@@ -239,9 +239,9 @@ impl Core {
         self.kernel.tell_connected(slot);
         self.kernel.send_welcome(slot);
         if limit > 0 {
-            self.limit_devices(index, limit);
+            self.lifecycle.limit_devices(&mut self.kernel, index, limit);
         }
-        self.drain_newcomer(slot);
+        self.lifecycle.drain_newcomer(&mut self.kernel, slot);
     }
 
     /// Frames that came behind the head belong to the WebSocket stream.
@@ -260,7 +260,7 @@ impl Core {
         self.kernel.go(slot, Stage::Migrating(migrating));
         self.kernel
             .wheel
-            .set(slot, self.kernel.now.mono_ms() + super::timers::CLOSE_TIMEOUT_MS);
+            .set(slot, self.kernel.now.mono_ms() + super::kernel::CLOSE_TIMEOUT_MS);
         self.kernel.flushed(slot);
     }
 

@@ -9,11 +9,11 @@ mod channels;
 mod checks;
 pub mod core;
 mod credentials;
-mod devices;
 mod dispatch;
 mod frames;
 mod handshake;
 mod kernel;
+mod lifecycle;
 mod messages;
 mod pending;
 mod presence;
@@ -22,7 +22,6 @@ pub mod run;
 mod strangers;
 #[cfg(test)]
 mod tests;
-mod timers;
 mod tls;
 pub mod turn;
 

@@ -18,7 +18,7 @@ use crossbeam_channel::{Receiver, Sender};
 use glommio::timer::Timer;
 
 use super::core::{Core, Notice};
-use super::timers::DrainCount;
+use super::lifecycle::DrainCount;
 use super::turn::{Shard, Surroundings, Turned};
 use crate::admin::Request;
 use crate::engine::park::{FdReady, RingYield};

@@ -14,7 +14,7 @@
 use std::time::Duration;
 
 use super::core::{Command, Core};
-use super::timers::DrainCount;
+use super::lifecycle::DrainCount;
 use crate::engine::{Engine, Event, SendStatus};
 use crate::ids::ShardId;
 use crate::lanes::{Inbox, ToShard};

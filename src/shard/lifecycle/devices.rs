@@ -1,18 +1,21 @@
 //! How many connections a user may have here, and which one goes when there are more.
 //!
-//! Owned by the shard. Whoever comes is let in, and the one that was silent longest goes. A phone that changed networks leaves
-//! half-open connections behind, which look like others until somebody asks them: so those that were silent for a while are
-//! pinged, and waited for, for a moment. Those that said nothing since go before those that did. When all have answered they are
-//! equally alive, and the oldest goes.
+//! Owned by the shard. A new connection is let in, and the one that was silent longest goes. A phone that changed networks leaves
+//! half-open connections behind, which look like others until they are asked. So connections that were silent for a while are
+//! pinged, and have a moment to answer. Those that do not answer go before those that do. When all have answered they are equally
+//! alive, and the oldest goes.
 //!
 //! Meanwhile the user has more connections than allowed, but never more than twice as many.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
-use super::Stage;
-use super::core::Core;
+use super::Lifecycle;
+use crate::auth::Grant;
 use crate::metrics::SentKind;
 use crate::router::users::UserIndex;
+use crate::session::Stage;
+use crate::shard::kernel::Kernel;
 use crate::wire::ws::close::CloseReason;
 use crate::wire::ws::frame::Opcode;
 
@@ -63,27 +66,27 @@ impl Asked {
     }
 }
 
-impl Core {
+impl Lifecycle {
     /// The user has just got one connection more, and may have `limit`.
-    pub(super) fn limit_devices(&mut self, user: UserIndex, limit: usize) {
-        let is_open = |slot: &&u32| matches!(self.kernel.connections[**slot as usize].stage, Stage::Open);
-        if self.kernel.users.devices(user).iter().filter(is_open).count() <= limit {
+    pub(in crate::shard) fn limit_devices(&mut self, kernel: &mut Kernel, user: UserIndex, limit: usize) {
+        let is_open = |slot: &&u32| matches!(kernel.connections[**slot as usize].stage, Stage::Open);
+        if kernel.users.devices(user).iter().filter(is_open).count() <= limit {
             return;
         }
-        let now_ms = self.kernel.now.mono_ms();
+        let now_ms = kernel.now.mono_ms();
         if let Some(question) = self.asked.users.get_mut(&user) {
             question.limit = limit;
             let heard_since_ms = question.heard_since_ms;
-            return self.close_silent(user, 2 * limit, heard_since_ms);
+            return self.close_silent(kernel, user, 2 * limit, heard_since_ms);
         }
-        let mut slots = std::mem::take(&mut self.kernel.scratch_slots);
+        let mut slots = std::mem::take(&mut kernel.scratch_slots);
         slots.clear();
-        slots.extend_from_slice(self.kernel.users.devices(user));
-        let last_seen = |slot: &u32| self.kernel.connections[*slot as usize].last_seen_ms;
+        slots.extend_from_slice(kernel.users.devices(user));
+        let last_seen = |slot: &u32| kernel.connections[*slot as usize].last_seen_ms;
         slots.retain(|slot| now_ms.saturating_sub(last_seen(slot)) >= SILENT_MS);
         if self.draining.is_some() || slots.is_empty() {
-            self.kernel.scratch_slots = slots;
-            return self.close_silent(user, limit, now_ms);
+            kernel.scratch_slots = slots;
+            return self.close_silent(kernel, user, limit, now_ms);
         }
         let question = Question {
             limit,
@@ -93,30 +96,30 @@ impl Core {
         self.asked.users.insert(user, question);
         self.asked.due.push_back((question.due_ms, user));
         for &slot in &slots {
-            self.kernel.append_opcode(slot, Opcode::Ping, b"", SentKind::Ping);
+            kernel.append_opcode(slot, Opcode::Ping, b"", SentKind::Ping);
         }
-        self.kernel.scratch_slots = slots;
+        kernel.scratch_slots = slots;
     }
 
     /// One has answered a ping, perhaps the last one that was waited for.
-    pub(super) fn device_answered(&mut self, slot: u32) {
-        let Some(user) = self.kernel.conn(slot).user else {
+    pub(in crate::shard) fn device_answered(&mut self, kernel: &mut Kernel, slot: u32) {
+        let Some(user) = kernel.conn(slot).user else {
             return;
         };
         let Some(question) = self.asked.users.get(&user).copied() else {
             return;
         };
-        let devices = self.kernel.users.devices(user);
-        let has_answered = |slot: &u32| self.kernel.connections[*slot as usize].last_seen_ms >= question.heard_since_ms;
+        let devices = kernel.users.devices(user);
+        let has_answered = |slot: &u32| kernel.connections[*slot as usize].last_seen_ms >= question.heard_since_ms;
         if devices.len() <= WATCHED_MAX && devices.iter().all(has_answered) {
             self.asked.users.remove(&user);
-            self.close_silent(user, question.limit, question.heard_since_ms);
+            self.close_silent(kernel, user, question.limit, question.heard_since_ms);
         }
     }
 
     /// The time of those that were asked is over.
-    pub(super) fn decide_on_devices(&mut self) {
-        let now_ms = self.kernel.now.mono_ms();
+    pub(super) fn decide_on_devices(&mut self, kernel: &mut Kernel) {
+        let now_ms = kernel.now.mono_ms();
         while let Some(&(due_ms, user)) = self.asked.due.front()
             && due_ms <= now_ms
         {
@@ -125,34 +128,44 @@ impl Core {
             // It may be a later question about the same user.
             if let Some(question) = self.asked.users.get(&user).copied().filter(is_due) {
                 self.asked.users.remove(&user);
-                self.close_silent(user, question.limit, question.heard_since_ms);
+                self.close_silent(kernel, user, question.limit, question.heard_since_ms);
             }
         }
     }
 
     /// Closes connections of a user until so many are left. First the ones that said nothing since `heard_since_ms`, the
     /// longest silent before the others; then the oldest.
-    fn close_silent(&mut self, user: UserIndex, limit: usize, heard_since_ms: u64) {
-        let mut slots = std::mem::take(&mut self.kernel.scratch_slots);
+    fn close_silent(&mut self, kernel: &mut Kernel, user: UserIndex, limit: usize, heard_since_ms: u64) {
+        let mut slots = std::mem::take(&mut kernel.scratch_slots);
         slots.clear();
-        let is_open = |slot: &u32| matches!(self.kernel.connections[*slot as usize].stage, Stage::Open);
-        slots.extend(self.kernel.users.devices(user).iter().copied().filter(is_open));
+        let is_open = |slot: &u32| matches!(kernel.connections[*slot as usize].stage, Stage::Open);
+        slots.extend(kernel.users.devices(user).iter().copied().filter(is_open));
         while slots.len() > limit.max(1) {
-            let last_seen = |at: &usize| self.kernel.connections[slots[*at] as usize].last_seen_ms;
+            let last_seen = |at: &usize| kernel.connections[slots[*at] as usize].last_seen_ms;
             // The oldest of equal ones, as it comes first.
             let silent = (0..slots.len())
                 .filter(|at| last_seen(at) < heard_since_ms)
                 .min_by_key(last_seen);
             let goes = slots.remove(silent.unwrap_or(0));
-            self.kernel.begin_close(goes, CloseReason::TooManyConnections);
+            kernel.begin_close(goes, CloseReason::TooManyConnections);
         }
-        self.kernel.scratch_slots = slots;
+        kernel.scratch_slots = slots;
+    }
+
+    /// The most connections that this user may have; 0: any number.
+    pub(in crate::shard) fn connections_limit(&self, kernel: &Kernel, grant: Option<&Arc<Grant>>) -> usize {
+        let configured = kernel.settings.limits.connections_per_user;
+        match grant.and_then(|grant| grant.connections) {
+            Some(granted) if configured == 0 => granted as usize,
+            Some(granted) => configured.min(granted as usize),
+            None => configured,
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests as testing;
+    use crate::shard::tests as testing;
 
     /// A new token that permits fewer connections comes over any of them, and not over the newest.
     #[test]
@@ -164,14 +177,14 @@ mod tests {
         // An empty pong.
         core.handle_received(devices[0], &mut [0x8a, 0x80, 0, 0, 0, 0]);
         let user = core.kernel.conn(0).user.unwrap();
-        core.limit_devices(user, 2);
+        core.lifecycle.limit_devices(&mut core.kernel, user, 2);
         core.settle();
         assert_eq!(testing::carry_out(&mut core).0, devices[1..], "these are asked");
         // The newest answers, so the one between goes.
         testing::at(&mut core, 5_010);
         core.handle_received(devices[2], &mut [0x8a, 0x80, 0, 0, 0, 0]);
         testing::at(&mut core, 10_000);
-        core.decide_on_devices();
+        core.handle_timeouts();
         core.settle();
         assert_eq!(core.kernel.users.devices(user), [0, 2]);
         core.check_invariants();
