@@ -1,6 +1,7 @@
 //! Who may administer the gateway, and where.
 
-use super::{Listen, Secret};
+use super::listen::Listen;
+use super::secret::Secret;
 
 /// A token that is shorter is guessed sooner or later, as nobody counts the attempts.
 pub(super) const TOKEN_BYTES_MIN: usize = 16;

@@ -7,15 +7,19 @@ use std::time::Duration;
 
 use log::LevelFilter;
 
-use super::admin::{TOKEN_BYTES_MIN, is_good_token};
+use super::admin::{AdminConfig, TOKEN_BYTES_MIN, is_good_token};
+use super::bounds::MASK;
 use super::error::ConfigError;
 use super::keys::{self, KEYS};
+use super::listen::Listen;
+use super::redis_url::{RedisServers, RedisTarget};
+use super::secret::Secret;
 use super::sources::Settings;
-use super::value::Value;
-use super::{
-    AdminConfig, AuthConfig, ChannelsConfig, Config, CredentialSource, DrainConfig, EngineChoice, Heartbeat, Limits,
-    Listen, LogFormat, MessagesConfig, Placement, RedisConfig, RedisServers, RedisTarget, Secret, TlsFiles,
+use super::types::{
+    AuthConfig, ChannelsConfig, Config, CredentialSource, DrainConfig, EngineChoice, Heartbeat, Limits, LogFormat,
+    MessagesConfig, Placement, RedisConfig, TlsFiles,
 };
+use super::value::Value;
 use crate::jws::{Algorithm, Key};
 
 /// Keys that say nothing without a place where keys come from.
@@ -281,7 +285,7 @@ impl Settings {
             return Err(ConfigError::BadValue {
                 key: "cluster.key".into(),
                 place: self.setting("cluster.key").place.clone(),
-                value: super::value::MASK.into(),
+                value: MASK.into(),
                 allowed: format!(
                     "at least {CLUSTER_KEY_BYTES_MIN} bytes each, such as what openssl rand -hex 32 prints"
                 ),
@@ -296,7 +300,7 @@ impl Settings {
             return Err(ConfigError::BadValue {
                 key: "admin.token".into(),
                 place: self.setting("admin.token").place.clone(),
-                value: super::value::MASK.into(),
+                value: MASK.into(),
                 allowed: format!(
                     "at least {TOKEN_BYTES_MIN} bytes of visible ASCII, such as what openssl rand -hex 32 prints"
                 ),
@@ -355,7 +359,7 @@ impl Settings {
                 Err(ConfigError::BadValue {
                     key: "auth.key".into(),
                     place: self.setting("auth.key").place.clone(),
-                    value: super::value::MASK.into(),
+                    value: MASK.into(),
                     allowed: format!(
                         "a secret of at least {SECRET_BYTES_MIN} bytes, and this one has {}: whoever has one token could \
                          guess it and make others; take what openssl rand -hex 32 prints, here and where tokens are made",

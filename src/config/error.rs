@@ -6,9 +6,11 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use super::listen::Listen;
+
 /// Where a value was given.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Place {
+pub enum Source {
     /// Nowhere.
     Default,
     /// By this flag, `--listen`.
@@ -24,14 +26,14 @@ pub enum Place {
     },
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Place::Default => write!(f, "default"),
-            Place::Flag(flag) => write!(f, "flag {flag}"),
-            Place::Variable(variable) => write!(f, "variable {variable}"),
+            Source::Default => write!(f, "default"),
+            Source::Flag(flag) => write!(f, "flag {flag}"),
+            Source::Variable(variable) => write!(f, "variable {variable}"),
             // Debug of a path quotes and escapes: a line break must not get out of a TOML comment.
-            Place::File { path, line } => write!(f, "file {path:?} line {line}"),
+            Source::File { path, line } => write!(f, "file {path:?} line {line}"),
         }
     }
 }
@@ -65,7 +67,7 @@ pub enum ConfigError {
     #[error("{place} has no value: {allowed}; leave it out for the default")]
     MissingValue {
         /// Which.
-        place: Place,
+        place: Source,
         /// What would be a value.
         allowed: String,
     },
@@ -81,9 +83,9 @@ pub enum ConfigError {
         /// Dotted name, or a flag that is no key.
         name: String,
         /// First place.
-        first: Place,
+        first: Source,
         /// Second place.
-        second: Place,
+        second: Source,
     },
     /// A value that its key does not take.
     #[error("{key} = {value} ({place}) is not allowed: {allowed}")]
@@ -91,7 +93,7 @@ pub enum ConfigError {
         /// Dotted name.
         key: String,
         /// Where it was given.
-        place: Place,
+        place: Source,
         /// As it may be shown.
         value: String,
         /// What is allowed.
@@ -114,15 +116,15 @@ pub enum ConfigError {
     )]
     OpenDevelopmentMode {
         /// The address.
-        listen: super::Listen,
+        listen: Listen,
         /// Where it was given.
-        place: Place,
+        place: Source,
     },
     /// A key that cannot verify by every one of the algorithms.
     #[error("auth.key ({place}) does not serve {algorithm}: {cause}")]
     BadKey {
         /// Where it was given.
-        place: Place,
+        place: Source,
         /// `auth.algorithm = value (place)`
         algorithm: String,
         /// What is wrong with it; it is not shown.
@@ -134,7 +136,7 @@ pub enum ConfigError {
         /// Dotted name.
         key: String,
         /// Where it was given.
-        place: Place,
+        place: Source,
         /// `, read from "secret.txt",` where a file holds it.
         file: String,
         /// What is wrong with it; it is not shown.
@@ -146,7 +148,7 @@ pub enum ConfigError {
         /// The file.
         path: PathBuf,
         /// Who named it.
-        place: Place,
+        place: Source,
         /// What the system said.
         cause: io::Error,
     },

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use super::bounds::{CPU_MAX, SHARDS_MAX};
 use super::value::Kind;
 use crate::jws::Algorithm;
 
@@ -116,10 +117,6 @@ const MESSAGE_BYTES_MAX: u64 = 64 << 20;
 /// Smallest outbox that can be asked for, bytes: `welcome` with the longest names, and what answers the first messages. With
 /// less, whoever comes is closed as too slow before anything was said.
 const OUTBOX_BYTES_MIN: u64 = 4_096;
-/// Most shards of one gateway; lanes grow with the square of it.
-pub(super) const SHARDS_MAX: u64 = 256;
-/// Highest CPU number: `cpu_set_t` of glibc has 1024 bits.
-pub(super) const CPU_MAX: u64 = 1023;
 const fn number(min: u64, max: u64, unit: &'static str) -> Kind {
     Kind::Integer { min, max, unit }
 }

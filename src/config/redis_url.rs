@@ -5,7 +5,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use super::value::MASK;
+use super::bounds::MASK;
 
 /// URL schemes of a Redis server, cluster and sentinel, each also over TLS, and of a server's Unix socket.
 pub(super) const SCHEMES: &[&str] = &[

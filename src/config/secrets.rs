@@ -5,14 +5,14 @@
 use std::fs;
 use std::path::Path;
 
-use super::error::{ConfigError, Place};
-use super::value::MASK;
+use super::bounds::MASK;
+use super::error::{ConfigError, Source};
 
 /// Most bytes of a file that holds a secret: a file that never ends, or is another one, is not read as a whole.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// The text of a secret, or of a URL that may hold one: itself, or what the file after an `@` holds.
-pub(super) fn resolve(text: &str, key: &str, place: &Place) -> Result<String, ConfigError> {
+pub(super) fn resolve(text: &str, key: &str, place: &Source) -> Result<String, ConfigError> {
     let (path, content) = match text.strip_prefix('@') {
         None => (None, Ok(text.to_owned())),
         Some(path) => (Some(path), read(Path::new(path), place)?),
@@ -26,7 +26,7 @@ pub(super) fn resolve(text: &str, key: &str, place: &Place) -> Result<String, Co
     })
 }
 
-fn read(path: &Path, place: &Place) -> Result<Result<String, &'static str>, ConfigError> {
+fn read(path: &Path, place: &Source) -> Result<Result<String, &'static str>, ConfigError> {
     use std::io::Read;
     let mut bytes = Vec::new();
     let file = fs::File::open(path);
@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     fn inline(text: &str) -> Result<String, String> {
-        resolve(text, "admin.token", &Place::Variable("SHARDGATE_ADMIN_TOKEN".into()))
+        resolve(text, "admin.token", &Source::Variable("SHARDGATE_ADMIN_TOKEN".into()))
             .map_err(|error| error.to_string())
     }
 

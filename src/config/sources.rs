@@ -10,10 +10,11 @@ use std::path::{Path, PathBuf};
 
 use toml::de::{DeTable, DeValue};
 
-use super::error::{ConfigError, Place};
+use super::bounds::MASK;
+use super::error::{ConfigError, Source};
 use super::keys::{self, CONFIG_VARIABLE, Fallback, KEYS, Key, OTHER_FLAGS, VARIABLE_PREFIX};
 use super::secrets;
-use super::value::{Kind, MASK, Value, show};
+use super::value::{Kind, Value, show};
 
 /// Prefixes of what Kubernetes injects for a Service named shardgate; a key may not begin like this.
 const KUBERNETES: [&str; 2] = ["SHARDGATE_PORT", "SHARDGATE_SERVICE_"];
@@ -22,7 +23,7 @@ const KUBERNETES: [&str; 2] = ["SHARDGATE_PORT", "SHARDGATE_SERVICE_"];
 #[derive(Clone)]
 pub(super) struct Setting {
     pub(super) value: Value,
-    pub(super) place: Place,
+    pub(super) place: Source,
 }
 
 /// What the command line asks for.
@@ -56,7 +57,7 @@ impl Settings {
             KEYS.iter()
                 .map(|key| Setting {
                     value: default(key),
-                    place: Place::Default,
+                    place: Source::Default,
                 })
                 .collect(),
         )
@@ -76,8 +77,8 @@ impl Settings {
     pub(super) fn gather(invocation: &Invocation, env: Vec<(OsString, OsString)>) -> Result<Settings, ConfigError> {
         let (config, variables) = variables(env)?;
         let file = match (&invocation.file, &config) {
-            (Some(file), _) => Some((file, Place::Flag("--config".to_owned()))),
-            (None, Some(file)) => Some((file, Place::Variable(CONFIG_VARIABLE.to_owned()))),
+            (Some(file), _) => Some((file, Source::Flag("--config".to_owned()))),
+            (None, Some(file)) => Some((file, Source::Variable(CONFIG_VARIABLE.to_owned()))),
             (None, None) => None,
         };
         let mut settings = Settings::defaults();
@@ -92,15 +93,15 @@ impl Settings {
             settings.set_from_toml(&path, text.strip_prefix('\u{feff}').unwrap_or(&text))?;
         }
         for (row, variable, text) in variables {
-            settings.set_from_text(row, Place::Variable(variable), &text)?;
+            settings.set_from_text(row, Source::Variable(variable), &text)?;
         }
         for (row, text) in &invocation.flags {
-            settings.set_from_text(*row, Place::Flag(KEYS[*row].flag()), text)?;
+            settings.set_from_text(*row, Source::Flag(KEYS[*row].flag()), text)?;
         }
         Ok(settings)
     }
 
-    fn set_from_text(&mut self, row: usize, place: Place, text: &str) -> Result<(), ConfigError> {
+    fn set_from_text(&mut self, row: usize, place: Source, text: &str) -> Result<(), ConfigError> {
         let key = &KEYS[row];
         if text.is_empty() {
             return Err(ConfigError::MissingValue {
@@ -139,7 +140,7 @@ impl Settings {
         leaves.sort_by_key(|leaf| leaf.at);
         let mut seen = BTreeMap::new();
         for leaf in leaves {
-            let place = Place::File {
+            let place = Source::File {
                 path: path.to_owned(),
                 line: line(leaf.at),
             };
@@ -179,7 +180,7 @@ impl Settings {
                 value => value,
             };
             // An empty list says the default aloud.
-            let place = if value == Value::Unset { Place::Default } else { place };
+            let place = if value == Value::Unset { Source::Default } else { place };
             self.0[row] = Setting { value, place };
         }
         Ok(())
@@ -208,7 +209,7 @@ pub(super) fn read_args(args: Vec<OsString>) -> Result<Request, ConfigError> {
             Some((flag, text)) => (flag, Some(text.to_owned())),
             None => (arg.as_str(), None),
         };
-        let place = || Place::Flag(flag.to_owned());
+        let place = || Source::Flag(flag.to_owned());
         match flag {
             "--check-config" if inline.is_some() => {
                 return Err(ConfigError::NeedlessValue { flag: flag.to_owned() });
@@ -317,7 +318,7 @@ fn variables(env: Vec<(OsString, OsString)>) -> Result<Variables, ConfigError> {
             if value.is_empty() {
                 let allowed = Kind::File.allowed();
                 return Err(ConfigError::MissingValue {
-                    place: Place::Variable(name),
+                    place: Source::Variable(name),
                     allowed,
                 });
             }
@@ -352,7 +353,7 @@ fn unknown_flag(flag: &str, value: Option<&str>) -> ConfigError {
     }
 }
 
-fn unknown_toml_key(leaf: &Leaf<'_>, place: &Place, written: &str) -> ConfigError {
+fn unknown_toml_key(leaf: &Leaf<'_>, place: &Source, written: &str) -> ConfigError {
     let tables = KEYS
         .iter()
         .map(|key| key.table_and_leaf().0)
@@ -440,7 +441,7 @@ fn flatten<'a>(prefix: &str, table: &'a DeTable<'a>, leaves: &mut Vec<Leaf<'a>>)
 }
 
 /// A value that may be read from a file, and that no message shows.
-fn read_secrets(key: &Key, texts: Vec<String>, place: &Place) -> Result<Value, ConfigError> {
+fn read_secrets(key: &Key, texts: Vec<String>, place: &Source) -> Result<Value, ConfigError> {
     let read = texts.iter().map(|text| secrets::resolve(text, key.name, place));
     let items = read.collect::<Result<Vec<String>, _>>()?;
     key.kind.parse_list(items).map_err(|allowed| ConfigError::BadValue {
@@ -452,7 +453,7 @@ fn read_secrets(key: &Key, texts: Vec<String>, place: &Place) -> Result<Value, C
 }
 
 /// One secret, or a URL with one in it.
-fn read_secret(key: &Key, text: &str, place: &Place) -> Result<Value, ConfigError> {
+fn read_secret(key: &Key, text: &str, place: &Source) -> Result<Value, ConfigError> {
     let resolved = secrets::resolve(text, key.name, place)?;
     key.kind.parse_text(&resolved).map_err(|allowed| ConfigError::BadValue {
         key: key.name.to_owned(),

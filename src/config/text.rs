@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::error::Place;
+use super::error::Source;
 use super::keys::{Fallback, KEYS, Key, OTHER_FLAGS};
 use super::sources::Settings;
 use super::value::Kind;
@@ -135,7 +135,7 @@ pub(super) fn effective(settings: &Settings, derived: &[(&'static str, String)])
                 _ if value.is_empty() && key.kind.may_be_empty() => writeln!(text, "{name} = [] # {}", default_of(key)),
                 // TOML has no word for nothing.
                 _ if value.is_empty() => writeln!(text, "# {name}: {}", default_of(key)),
-                (Place::Default, _) => writeln!(text, "{name} = {value}"),
+                (Source::Default, _) => writeln!(text, "{name} = {value}"),
                 (place, _) => writeln!(text, "{name} = {value} # {place}"),
             };
         }

@@ -7,15 +7,13 @@ use std::time::Duration;
 use toml::Spanned;
 use toml::de::DeValue;
 
-use super::keys::{CPU_MAX, SHARDS_MAX};
+use super::bounds::{CPU_MAX, MASK, SHARDS_MAX};
+use super::listen::Listen;
 use super::origins::OriginPolicy;
 use super::patterns::Patterns;
 use super::redis_url::{self, RedisTarget};
-use super::{Listen, Placement};
+use super::types::Placement;
 use crate::address::networks::Networks;
-
-/// What stands in place of a secret.
-pub(super) const MASK: &str = "***";
 
 /// What values a key takes.
 #[derive(Debug, Clone, Copy)]

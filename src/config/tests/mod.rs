@@ -5,7 +5,10 @@ mod random;
 mod sources;
 mod text;
 
+use std::ffi::OsString;
+use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use super::keys::{Fallback, Key};
 use super::sources::Settings;
