@@ -383,7 +383,7 @@ impl<S: Store> ControlTurn<S> {
         let shards_done = self.drained.shards == self.shared.shards.len();
         // A connection between two shards has a permit, though no shard knows it. Administrators who still wait for an
         // answer, such as the one who asked for this drain, get it.
-        let over = shards_done && self.shared.places() == 0 && self.shared.gate.try_close();
+        let over = shards_done && self.shared.permits() == 0 && self.shared.gate.try_close();
         if !over && now_ms < until_ms {
             let look_ms = if shards_done {
                 now_ms + LAST_THINGS_EVERY_MS

@@ -142,8 +142,8 @@ impl<H> Stage<H> {
 /// By which limit a socket is counted. Each socket is counted by exactly one, for as long as it is held.
 ///
 /// ```text
-/// Nobody ──> Pending ──> Stranger ──> Place ──> Ended or Draining ──> Nobody
-///               └────────────────────────^
+/// Nobody ──> Pending ──> PreAuth ──> Permit ──> Ended or Draining ──> Nobody
+///               └───────────────────────^
 /// ```
 ///
 /// The shard's `count_as` is the only function that writes it.
@@ -155,24 +155,24 @@ pub enum Tally {
     /// No WebSocket connection: counted by `limits.handshakes`.
     Pending,
     /// A WebSocket connection whose user is not known yet: counted by `limits.handshakes`.
-    Stranger,
-    /// A connection that holds one of the places of `limits.connections`.
-    Place,
-    /// The connection ended and gave its place back; the socket waits for the peer: counted by `limits.handshakes`.
+    PreAuth,
+    /// A connection that holds a permit of `limits.connections`.
+    Permit,
+    /// The connection ended and gave its permit back; the socket waits for the peer: counted by `limits.handshakes`.
     Ended,
-    /// The same in a drain. No place is given anew in a drain, so those that there were are the limit.
+    /// The same in a drain. No permit is given anew in a drain, so those that there were are the limit.
     Draining,
 }
 
 impl Tally {
     /// True for sockets that `limits.handshakes` counts.
     pub fn is_pending(self) -> bool {
-        matches!(self, Tally::Pending | Tally::Stranger | Tally::Ended)
+        matches!(self, Tally::Pending | Tally::PreAuth | Tally::Ended)
     }
 
     /// True for WebSocket connections that have not ended.
     pub fn is_connection(self) -> bool {
-        matches!(self, Tally::Stranger | Tally::Place)
+        matches!(self, Tally::PreAuth | Tally::Permit)
     }
 }
 

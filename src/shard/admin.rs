@@ -1,19 +1,14 @@
-//! What administrators want: requests on their way to the control thread, and what that asks of this shard.
+//! What the control thread asks of a shard for administrators.
 //!
 //! Owned by the shard. Nothing here takes long: who looks for connections is told where to go on, and asks again.
 
-use super::core::{Core, Notice};
-use crate::admin::{Answer, ConnectionInfo, Refusal, Request};
+use super::core::Core;
+use crate::admin::ConnectionInfo;
 use crate::engine::SocketKey;
 use crate::lanes::{AckTo, OutgoingMessage, OutgoingPublication, ShardCommand, ShardQuery, ShardReply};
-use crate::session::Stage;
 use crate::wire::message::{AckStatus, EndReason};
 use crate::wire::ws::close::CloseReason;
 
-/// Requests that may wait for the control thread: administrators are few, and it answers in milliseconds.
-const REQUESTS_MAX: usize = 64;
-/// How long a connection may wait for an answer. The control thread gives up sooner, and says so.
-pub(super) const ANSWER_TIMEOUT_MS: u64 = 60_000;
 /// Slots that one query may look at: some 100 µs where all are empty.
 const SLOTS_PER_QUERY: u32 = 8_192;
 /// Channels that one query may look at: some 50 µs where all are listed.
@@ -21,89 +16,7 @@ const CHANNELS_PER_QUERY: u32 = 1_024;
 /// Connections that one query may list: some 50 KiB of answer, and a few ten microseconds.
 const LISTED_PER_QUERY: usize = 256;
 
-/// Administrators' requests of a shard. Each is counted in [`crate::shared::Gate::expect`] until its answer has left.
-#[derive(Debug, Default)]
-pub(super) struct Inquiries {
-    /// Not answered by the control thread.
-    waiting: usize,
-    /// Connections whose answer has not left whole, once for each.
-    migrating: Vec<SocketKey>,
-}
-
-impl Inquiries {
-    pub(super) fn len(&self) -> usize {
-        self.waiting + self.migrating.len()
-    }
-}
-
 impl Core {
-    /// Passes a request to the control thread.
-    ///
-    /// # Errors
-    /// The answer, if too many wait or the gateway is ending.
-    pub(super) fn pass_on(&mut self, slot: u32, request: Request) -> Result<(), Answer> {
-        if self.inquiries.waiting >= REQUESTS_MAX {
-            let words = "too many requests are under way on this shard: try again";
-            return Err(Answer::refuse(Refusal::Unavailable, words));
-        }
-        if !self.kernel.shared.gate.expect() {
-            return Err(Answer::ending());
-        }
-        self.inquiries.waiting += 1;
-        let notice = Notice::Asked(self.kernel.key(slot), self.kernel.remote_addr(slot), request);
-        self.kernel.notify(notice);
-        Ok(())
-    }
-
-    /// The control thread has answered.
-    pub(super) fn handle_answer(&mut self, conn: SocketKey, answer: Answer) {
-        self.inquiries.waiting -= 1;
-        self.inquiries.migrating.push(conn);
-        // Whoever asked may be gone.
-        if !self
-            .kernel
-            .connection(conn)
-            .is_some_and(|c| matches!(&c.stage, Stage::Http(http) if http.is_waiting()))
-        {
-            return;
-        }
-        let mut ended = false;
-        self.drive_http(conn.slot, |http, out| {
-            ended = http.has_ended();
-            http.answer(answer, out)
-        });
-        if ended {
-            self.end_http(conn.slot);
-        }
-        self.kernel.rearm(conn);
-    }
-
-    /// Forgets the answers that have left, so that a drain does not wait for them any more.
-    pub(super) fn settle_answers(&mut self) {
-        let mut migrating = std::mem::take(&mut self.inquiries.migrating);
-        migrating.retain(|conn| {
-            let is_leaving = self.is_leaving(*conn);
-            if !is_leaving {
-                self.kernel.shared.gate.answered();
-            }
-            is_leaving
-        });
-        self.inquiries.migrating = migrating;
-    }
-
-    fn is_leaving(&mut self, conn: SocketKey) -> bool {
-        let Some(conn) = self.kernel.connection(conn) else {
-            return false;
-        };
-        match &conn.stage {
-            // A large answer goes in pieces, and there may be no more than one of them in the outbox.
-            Stage::Http(http) => !conn.is_flushed() || http.is_blocked() || http.put_off,
-            // Until the peer's end, as closing may destroy what it has not read; it has `CLOSE_TIMEOUT_MS` for that.
-            Stage::Lingering { .. } | Stage::Closing { .. } => true,
-            _ => false,
-        }
-    }
-
     /// Answers a query of the control thread.
     pub(super) fn handle_query(&mut self, ticket: u32, query: ShardQuery) {
         match query {
@@ -282,124 +195,5 @@ impl Core {
             messages_out: conn.messages_out,
             outbox_bytes: conn.outbox_bytes(),
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::tests::{Bench, Happens};
-    use super::*;
-    use crate::admin::Refusal;
-    use crate::shard::core::Command;
-    use crate::shard::wheel::TICK_MS;
-
-    const TOKEN: &str = "a-token-for-tests-of-32-bytes-00";
-    const CONN: SocketKey = SocketKey { slot: 0, generation: 1 };
-
-    /// A shard on whose only connection an administrator has asked something, and the control thread has heard of it.
-    fn asked(fields: &str) -> Bench {
-        let mut bench = Bench::new(|config| config.admin.token = Some(TOKEN.to_owned().into()));
-        let head = format!(
-            "GET /admin/connections HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n{fields}\r\n"
-        );
-        bench.turn([Happens::Accepted(CONN), Happens::Received(CONN, head.into_bytes())]);
-        let Some(Notice::Asked(CONN, None, request)) = bench.shard.core.poll_notice() else {
-            panic!("nobody asked");
-        };
-        assert_eq!(&*request.path, "/admin/connections");
-        bench
-    }
-
-    fn answer(bench: &mut Bench) {
-        bench
-            .shard
-            .core
-            .handle_answer(CONN, Answer::refuse(Refusal::Timeout, "later"));
-    }
-
-    /// Closes the gate if it may.
-    fn is_idle(bench: &Bench) -> bool {
-        bench.shard.core.kernel.shared.gate.try_close()
-    }
-
-    #[test]
-    fn an_answer_is_due_until_it_has_left() {
-        let mut bench = asked("");
-        assert!(!is_idle(&bench));
-        answer(&mut bench);
-        bench.turn([]);
-        assert!(!is_idle(&bench), "still in flight");
-        let (key, payload) = bench.engine.sends.remove(0);
-        assert!(payload.as_slice().starts_with(b"HTTP/1.1 504"));
-        bench.turn([Happens::Sent(key, payload)]);
-        assert!(is_idle(&bench));
-    }
-
-    /// Closing its socket at once might destroy what it has not read.
-    #[test]
-    fn a_last_answer_is_due_until_its_reader_has_gone() {
-        let mut bench = asked("Connection: close\r\n");
-        answer(&mut bench);
-        bench.turn([]);
-        let (key, payload) = bench.engine.sends.remove(0);
-        let commands = bench.turn([Happens::Sent(key, payload)]);
-        assert!(matches!(commands[..], [Command::Finish(CONN), ..]), "{commands:?}");
-        assert!(!is_idle(&bench));
-        let commands = bench.turn([Happens::Ended(CONN, false)]);
-        assert!(matches!(commands[..], [Command::Close(CONN)]), "{commands:?}");
-        assert!(is_idle(&bench));
-    }
-
-    #[test]
-    fn who_has_gone_is_owed_nothing() {
-        let mut bench = asked("");
-        bench.turn([Happens::Ended(CONN, true)]);
-        bench.turn([Happens::Closed(CONN)]);
-        // What was asked for is carried out all the same.
-        assert!(!is_idle(&bench));
-        answer(&mut bench);
-        bench.turn([]);
-        assert_eq!(bench.shard.core.residue(), Default::default());
-        assert!(is_idle(&bench));
-    }
-
-    /// The control thread gives up sooner and says so; should it say nothing at all, nobody waits for ever.
-    #[test]
-    fn without_an_answer_a_connection_ends() {
-        let mut bench = asked("");
-        let commands = loop {
-            // The wheel wants to be looked at now and then without anything being due.
-            bench.now_ms = bench.shard.next_due_ms().unwrap();
-            let commands = bench.turn([]);
-            if !commands.is_empty() {
-                break commands;
-            }
-        };
-        assert!(matches!(commands[..], [Command::Close(CONN)]), "{commands:?}");
-        assert!(
-            (ANSWER_TIMEOUT_MS..ANSWER_TIMEOUT_MS + 2 * TICK_MS).contains(&bench.now_ms),
-            "{}",
-            bench.now_ms
-        );
-        // An answer that comes too late finds nobody.
-        answer(&mut bench);
-        bench.turn([Happens::Closed(CONN)]);
-        assert!(bench.engine.sends.is_empty());
-        assert_eq!(bench.shard.core.residue(), Default::default());
-        assert!(is_idle(&bench));
-    }
-
-    #[test]
-    fn a_closed_gate_refuses_at_once() {
-        let mut bench = asked("");
-        assert_eq!(bench.shard.core.kernel.shared.gate.close(), 1);
-        let request = Request {
-            method: "GET".into(),
-            path: "/admin/connections".into(),
-            query: "".into(),
-            body: Default::default(),
-        };
-        assert_eq!(bench.shard.core.pass_on(0, request), Err(Answer::ending()));
-        assert!(bench.shard.core.poll_notice().is_none());
     }
 }

@@ -9,24 +9,25 @@
 
 use core::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::rc::Rc;
 use std::sync::Arc;
 
+use crate::admin::Answer;
 use crate::engine::{Payload, SocketKey};
-use crate::http::{HttpContext, ListenerKind};
+use crate::http::ListenerKind;
 use crate::ids::ShardId;
 use crate::lanes::{Handoff, Lanes};
-use crate::metrics::{CloseCause, RefusalReason, ShardMetrics};
+use crate::metrics::{CloseCause, ShardMetrics};
 use crate::router::HomeMap;
+use crate::router::users::UserIndex;
 use crate::session::drain::DrainPlan;
 use crate::session::{End, Tally};
 use crate::settings::Settings;
 use crate::shard::Stage;
-use crate::shard::strangers::ACCEPT_US;
-use crate::shared::{NotAdmitted, Now, Shared};
+use crate::shared::{Now, Shared};
 use crate::wire::ws::close::CloseReason;
 use crate::wire::ws::server_frame;
 
+use super::admission::Admission;
 use super::channels::Channels;
 pub use super::checks::Outstanding;
 use super::kernel::{CLOSE_TIMEOUT_MS, Happened, Kernel};
@@ -39,43 +40,27 @@ use super::presence::Presence;
 #[derive(Debug)]
 pub struct Core {
     pub(super) kernel: Kernel,
+    pub(super) admission: Admission,
     pub(super) channels: Channels,
-    pub(super) http: Rc<HttpContext>,
     pub(super) messages: Messages,
     pub(super) presence: Presence,
-    pub(super) credentials: super::credentials::Credentials,
     pub(super) lifecycle: Lifecycle,
     expired: Vec<u32>,
-    pub(super) tls: super::tls::Handshakes,
-    pub(super) strangers: super::strangers::Strangers,
-    pub(super) plain_http: super::requests::Requests,
-    pub(super) inquiries: super::admin::Inquiries,
     stopping: bool,
 }
 
 impl Core {
     /// The empty shard `lanes.me()` of the gateway that `shared` describes.
     pub fn new(shared: Arc<Shared>, settings: Arc<Settings>, homes: HomeMap, lanes: Lanes, seed: u64) -> Self {
-        let listener_kind = ListenerKind::Public(lanes.me().index());
-        let http = Rc::new(HttpContext::new(
-            Arc::clone(&shared),
-            Arc::clone(&settings),
-            listener_kind,
-            !seed,
-        ));
+        let listener = ListenerKind::Public(lanes.me().index());
         Core {
+            admission: Admission::new(Arc::clone(&shared), Arc::clone(&settings), listener, !seed),
             kernel: Kernel::new(shared, settings, homes, lanes, seed),
             channels: Channels::default(),
-            http,
             messages: Messages::default(),
             presence: Presence::default(),
-            credentials: Default::default(),
             lifecycle: Lifecycle::default(),
             expired: Vec::new(),
-            tls: Default::default(),
-            strangers: Default::default(),
-            plain_http: Default::default(),
-            inquiries: Default::default(),
             stopping: false,
         }
     }
@@ -105,7 +90,7 @@ impl Core {
     /// Begins a turn at this time.
     pub fn begin_turn(&mut self, now: Now) {
         self.kernel.now = now;
-        self.strangers.begin_turn();
+        self.admission.begin_turn();
         self.kernel.metrics().last_turn_ms.set(now.mono_ms());
     }
 
@@ -117,69 +102,16 @@ impl Core {
             return;
         }
         self.kernel.occupy(key, Stage::Head(Vec::new())).armed = true;
-        if !self.came_from(key.slot, peer) {
+        if !self.admission.handle_accepted(&mut self.kernel, key.slot, peer) {
             return self.kernel.close_now(key.slot);
         }
-        self.strangers.spend(ACCEPT_US);
-        self.kernel.count_as(key.slot, Tally::Pending);
         self.trim_pending();
-        self.kernel.conn(key.slot).tls = self.new_tls();
-        let due = self.kernel.now.mono_ms() + self.kernel.settings.limits.handshake_timeout.as_millis() as u64;
-        self.kernel.wheel.set(key.slot, due);
     }
 
     /// The engine let a closed socket go.
     pub fn handle_closed(&mut self, key: SocketKey) {
         if self.kernel.connection(key).is_some() {
             self.kernel.vacate(key.slot);
-        }
-    }
-
-    /// Bytes arrived.
-    pub fn handle_received(&mut self, key: SocketKey, bytes: &mut [u8]) {
-        let now_ms = self.kernel.now.mono_ms();
-        self.kernel.metrics().bytes_received.add(bytes.len() as u64);
-        let Some(conn) = self.kernel.connection(key) else {
-            return;
-        };
-        conn.last_seen_ms = now_ms;
-        conn.unheard = 0;
-        conn.armed = false;
-        // What a proxy says about its client comes before the client's first byte, TLS or not.
-        let Some(bytes) = self.behind_proxy_header(key.slot, bytes) else {
-            return self.kernel.rearm(key);
-        };
-        self.client_bytes(key, bytes);
-        self.settle();
-    }
-
-    /// Bytes of the client's own.
-    pub(super) fn client_bytes(&mut self, key: SocketKey, bytes: &mut [u8]) {
-        if self.kernel.conn(key.slot).tls.is_some() {
-            if self.puts_off(key, bytes) {
-                return;
-            }
-            self.tls_bytes(key.slot, bytes);
-        } else {
-            self.plain_bytes(key.slot, bytes);
-        }
-        self.kernel.rearm(key);
-    }
-
-    /// Bytes of HTTP or WebSocket.
-    pub(super) fn plain_bytes(&mut self, slot: u32, bytes: &mut [u8]) {
-        match self.kernel.conn(slot).stage {
-            Stage::Head(_) => self.head_bytes(slot, bytes),
-            Stage::Http(_) => self.http_bytes(slot, bytes),
-            Stage::Authenticating | Stage::Open | Stage::Echo | Stage::Closing { .. } => {
-                self.frame_bytes(slot, bytes);
-            }
-            Stage::Free
-            | Stage::Migrating(_)
-            | Stage::Verifying(_)
-            | Stage::Doomed(_)
-            | Stage::Lingering { .. }
-            | Stage::Closed => {}
         }
     }
 
@@ -206,31 +138,13 @@ impl Core {
 
     /// True if there is more to do of what is spread over turns, so that nobody else waits for all of it.
     pub fn has_more(&self) -> bool {
-        self.channels.has_fan_out() || self.has_strangers()
+        self.channels.has_fan_out() || self.has_pre_auth()
     }
 
     /// The peer ended its side or the socket broke.
     pub fn handle_ended(&mut self, key: SocketKey, broken: bool) {
         self.peer_ended(key, broken);
         self.settle();
-    }
-
-    pub(super) fn peer_ended(&mut self, key: SocketKey, broken: bool) {
-        let Some(conn) = self.kernel.connection(key) else {
-            return;
-        };
-        // Who speaks TLS says that it is done; an end without that may be anybody's.
-        let done = !broken && conn.tls.as_ref().is_none_or(|tls| tls.peer_has_closed());
-        match conn.stage {
-            Stage::Http(_) if done => return self.http_ended(key.slot),
-            // It may still read what we have to say.
-            Stage::Closing { .. } | Stage::Lingering { .. } if !broken => {
-                return self.kernel.close_when_flushed(key.slot);
-            }
-            _ => self.count_broken_handshake(key.slot),
-        }
-        self.end(key.slot, CloseCause::Abrupt);
-        self.kernel.abandon(key.slot, broken);
     }
 
     /// So many bytes of an abandoned connection has the kernel taken, and the peer not acknowledged.
@@ -280,8 +194,8 @@ impl Core {
         }
     }
 
-    /// Takes the connection out of all tables and counts its end, once. Its place is free; the socket is counted by
-    /// `limits.handshakes` until it is closed, or by nothing but its number in a drain, which closes thousands that shall all hear why.
+    /// Takes the connection out of all tables and counts its end, once. Its permit is free; the socket is counted by
+    /// `limits.handshakes` until it is closed. In a drain, which closes thousands that shall all hear why, no limit counts it.
     pub(super) fn end(&mut self, slot: u32, ending: CloseCause) {
         let conn = &mut self.kernel.connections[slot as usize];
         // A handshake whose 101 is still owed was never accepted, so it does not count as closed.
@@ -309,11 +223,11 @@ impl Core {
             if accepted {
                 self.kernel.metrics().closed(ending);
             }
-            let is_place = tally == Tally::Place;
-            if is_place {
+            let holds_permit = tally == Tally::Permit;
+            if holds_permit {
                 self.kernel.shared.release();
             }
-            let drains = is_place && self.kernel.shared.is_draining();
+            let drains = holds_permit && self.kernel.shared.is_draining();
             self.kernel
                 .count_as(slot, if drains { Tally::Draining } else { Tally::Ended });
             self.lifecycle.count_ended(ending);
@@ -340,8 +254,62 @@ impl Core {
                         self.carry_out_end(slot, end);
                     }
                 }
-                Happened::HttpFlushed(slot) => self.http_flushed(slot),
+                Happened::HttpFlushed(slot) => {
+                    let key = self.kernel.key(slot);
+                    self.admission.http_flushed(&mut self.kernel, slot);
+                    self.receive_again(key);
+                }
+                Happened::Opened(slot) => self.handle_opened(slot),
+                Happened::FramesDue { key, mut rest } => {
+                    if self.kernel.connection(key).is_some() && !rest.is_empty() {
+                        self.plain_bytes(key.slot, &mut rest);
+                    }
+                    self.kernel.rearm(key);
+                }
+                Happened::Refreshed { slot, rights_changed } => self.handle_refreshed(slot, rights_changed),
             }
+        }
+    }
+
+    /// The user of an open connection; `None` if it has ended, or is marked to end.
+    fn open_user(&mut self, slot: u32) -> Option<UserIndex> {
+        let conn = self.kernel.conn(slot);
+        conn.user.filter(|_| matches!(conn.stage, Stage::Open))
+    }
+
+    /// The most connections that the user on `slot` may have; 0: any number.
+    fn connections_limit(&self, slot: u32) -> usize {
+        let grant = self.kernel.connections[slot as usize].grant.as_ref();
+        self.lifecycle.connections_limit(&self.kernel, grant)
+    }
+
+    /// A user has one connection more.
+    fn handle_opened(&mut self, slot: u32) {
+        let Some(user) = self.open_user(slot) else {
+            return;
+        };
+        let limit = self.connections_limit(slot);
+        if limit > 0 {
+            self.lifecycle.limit_devices(&mut self.kernel, user, limit);
+        }
+        self.lifecycle.drain_newcomer(&mut self.kernel, slot);
+    }
+
+    /// A user who was known showed a new token.
+    fn handle_refreshed(&mut self, slot: u32, rights_changed: bool) {
+        let Some(user) = self.open_user(slot) else {
+            return;
+        };
+        if !self.lifecycle.was_told(slot) {
+            // The old token's end is not a deadline any more, and the new one's is.
+            self.kernel.look_at_once(slot);
+        }
+        if rights_changed {
+            self.channels.review(slot);
+        }
+        let limit = self.connections_limit(slot);
+        if limit > 0 {
+            self.lifecycle.limit_devices(&mut self.kernel, user, limit);
         }
     }
 
@@ -398,12 +366,8 @@ impl Core {
         let all_sent = self.kernel.conn(slot).is_flushed();
         let is_expired = self.kernel.is_expired(slot);
         match &self.kernel.conn(slot).stage {
-            Stage::Head(bytes) if bytes.is_empty() => {
-                self.count_broken_handshake(slot);
-                self.kernel.close_now(slot);
-            }
-            Stage::Head(_) => {
-                self.refuse_head(slot, "408 Request Timeout", RefusalReason::HeadTimeout);
+            Stage::Head(_) | Stage::Authenticating | Stage::Verifying(_) => {
+                self.admission.handle_deadline(&mut self.kernel, slot);
             }
             // Everything was sent in this very turn, and the socket is about to be taken out of the engine.
             Stage::Migrating(_) if all_sent => {
@@ -414,10 +378,6 @@ impl Core {
             Stage::Http(_) | Stage::Migrating(_) | Stage::Closing { .. } | Stage::Lingering { .. } => {
                 self.end(slot, CloseCause::Abrupt);
                 self.kernel.abandon(slot, false);
-            }
-            Stage::Authenticating => self.kernel.begin_close(slot, CloseReason::NoCredential),
-            Stage::Verifying(_) => {
-                self.give_up_verifying(slot, NotAdmitted::Unverified, CloseReason::TooManyRequests);
             }
             Stage::Open | Stage::Echo if was_told => self.kernel.begin_close(slot, CloseReason::Shutdown),
             Stage::Open if is_expired => self.kernel.begin_close(slot, CloseReason::TokenExpired),
@@ -431,13 +391,7 @@ impl Core {
         if !self.lifecycle.begin_drain(&self.kernel, plan) {
             return;
         }
-        for slot in 0..self.kernel.connections.len() as u32 {
-            match self.kernel.conn(slot).stage {
-                Stage::Authenticating => self.kernel.begin_close(slot, CloseReason::Shutdown),
-                Stage::Verifying(_) => self.give_up_verifying(slot, NotAdmitted::Draining, CloseReason::Shutdown),
-                _ => {}
-            }
-        }
+        self.admission.begin_drain(&mut self.kernel);
         self.lifecycle.handle_timeouts(&mut self.kernel);
         self.settle();
     }
@@ -474,7 +428,14 @@ impl Core {
         let conn = self.kernel.connections.get_mut(key.slot as usize)?;
         let payload = match &conn.tls {
             None => conn.outbox.as_mut()?.take(spares)?,
-            Some(_) => self.sealed_payload(key)?,
+            Some(_) => match self.kernel.sealed_payload(key) {
+                Ok(payload) => payload?,
+                Err(error) => {
+                    log::debug!("a TLS connection cannot go on: {error}");
+                    self.lose(key.slot);
+                    return None;
+                }
+            },
         };
         if let Some(outbox) = self.kernel.connections[key.slot as usize].outbox.as_mut() {
             outbox.note_moved(self.kernel.now.mono_ms());
@@ -499,7 +460,7 @@ impl Core {
     ///
     /// `began_ns`: when the turn's work began, which is before the engine submitted what the turn before left.
     pub fn end_turn(&mut self, began_ns: u64, now_ns: u64) {
-        self.settle_answers();
+        self.admission.settle_answers(&mut self.kernel);
         self.kernel.close_journal();
         self.count_deliveries(now_ns);
         let metrics = &self.kernel.shared.shards[self.kernel.me.index()];
@@ -543,6 +504,24 @@ impl Core {
         self.lifecycle.count_ended(CloseCause::Abrupt);
     }
 
+    /// The engine took a socket that another shard handed over, or that could not be handed over.
+    pub fn handle_adopted(&mut self, key: SocketKey, hand_off: Handoff) {
+        self.admission.handle_adopted(&mut self.kernel, key, hand_off);
+        self.settle();
+    }
+
+    /// True once for each time that keys shall be fetched; [`crate::lanes::LifecycleToShard::KeysFetched`] is the
+    /// answer, whatever came of it.
+    pub fn poll_keys_wanted(&mut self) -> bool {
+        self.admission.poll_keys_wanted()
+    }
+
+    /// The control thread has answered an administrator's request.
+    pub(super) fn handle_answer(&mut self, conn: SocketKey, answer: Answer) {
+        self.admission.handle_answer(&mut self.kernel, conn, answer);
+        self.receive_again(conn);
+    }
+
     /// A socket left the engine for its home shard.
     pub fn handle_detached(&mut self, key: SocketKey, socket: OwnedFd) {
         let Some(conn) = self.kernel.connection(key) else {
@@ -555,12 +534,12 @@ impl Core {
             Stage::Closed => Stage::Closed,
             _ => self.kernel.go(key.slot, Stage::Closed),
         };
-        // It does not end here: its place and its life go on with the home shard.
+        // It does not end here: its permit and its life go on with the home shard.
         self.kernel.count_as(key.slot, Tally::Nobody);
         let remote = self.kernel.remote_addr(key.slot);
         self.kernel.vacate(key.slot);
         if let Stage::Migrating(migrating) = stage {
-            self.hand_off(Handoff {
+            let hand_off = Handoff {
                 socket: Some(socket),
                 user: migrating.user,
                 grant: migrating.grant,
@@ -572,7 +551,8 @@ impl Core {
                 messages_in,
                 rate,
                 tls,
-            });
+            };
+            self.admission.hand_off(&mut self.kernel, hand_off);
         }
     }
 }

@@ -2,8 +2,6 @@
 //!
 //! Owned by the shard. Every match is exhaustive: a new kind of mail does not compile before it has its service.
 
-use std::sync::Arc;
-
 use super::core::{Command, Core};
 use crate::lanes::{
     AckToShard, AdminToShard, Batch, ChannelToShard, LifecycleToShard, MessageToShard, PresenceToShard, RosterToShard,
@@ -134,14 +132,13 @@ impl Core {
     fn handle_lifecycle_mail(&mut self, mail: LifecycleToShard) {
         match mail {
             LifecycleToShard::Settings(settings) => {
-                self.http.settings.replace(Arc::clone(&settings));
+                self.admission.handle_settings(&settings);
                 let before = std::mem::replace(&mut self.kernel.settings, settings);
                 if before.subscribe != self.kernel.settings.subscribe {
                     self.channels.review_all();
                 }
-                self.credentials.forget();
             }
-            LifecycleToShard::KeysFetched => self.handle_keys_fetched(),
+            LifecycleToShard::KeysFetched => self.admission.handle_keys_fetched(),
             LifecycleToShard::Drain(plan) => self.begin_drain(plan),
             LifecycleToShard::Stop => self.stop(),
         }

@@ -11,12 +11,11 @@ use crate::wire::json::decode::{ClientFrame, FrameKind};
 use crate::wire::message::{ErrorCode, ServerMessage};
 use crate::wire::ws::close::CloseReason;
 use crate::wire::ws::frame::{Message, Opcode};
-use crate::wire::ws::head::Policy;
 use crate::wire::ws::server_frame;
 
-/// The longest message of a client whose user is not known: a token of the largest size, and what JSON puts around it. Also of
-/// one whose connection has ended: only its close frame matters then, and no place counts its memory.
-const STRANGER_BYTES_MAX: usize = 16 * 1024;
+/// The longest message of a client whose user is not known: a token of the largest size, and what JSON puts around it. The
+/// same for a connection that has ended: only its close frame matters then, and no permit counts its memory.
+const PRE_AUTH_BYTES_MAX: usize = 16 * 1024;
 
 /// How to go on after a frame.
 enum Flow {
@@ -64,9 +63,11 @@ impl Core {
             }
         }
         if let Some((migrating, rest)) = migrating {
-            self.leave(slot, Box::new(Migrating { rest, ..*migrating }));
+            let migrating = Box::new(Migrating { rest, ..*migrating });
+            self.admission.begin_migrating(&mut self.kernel, slot, migrating);
         } else if let Some((token, rest)) = shown {
-            self.begin_verifying(slot, token, None, rest);
+            self.admission
+                .begin_verifying(&mut self.kernel, slot, token, None, rest);
         } else if !matches!(
             self.kernel.conn(slot).stage,
             Stage::Closed | Stage::Free | Stage::Lingering { .. }
@@ -79,7 +80,7 @@ impl Core {
     fn message_bytes_max(&self, slot: u32) -> usize {
         let configured = self.kernel.settings.limits.message_bytes;
         match self.kernel.connections[slot as usize].stage {
-            Stage::Authenticating | Stage::Closing { .. } => configured.min(STRANGER_BYTES_MAX),
+            Stage::Authenticating | Stage::Closing { .. } => configured.min(PRE_AUTH_BYTES_MAX),
             _ => configured,
         }
     }
@@ -243,7 +244,10 @@ impl Core {
             ClientFrame::Auth { id, token, .. } if self.kernel.settings.auth.is_some() => {
                 return self.show_token(slot, id.as_deref(), token);
             }
-            ClientFrame::Auth { user, .. } => return self.authenticate(slot, user.as_deref()),
+            ClientFrame::Auth { user, .. } => {
+                let home = self.admission.authenticate(&mut self.kernel, slot, user.as_deref());
+                return home.map_or(Flow::Next, Flow::Leave);
+            }
             ClientFrame::Heartbeat => {
                 let ts_ms = self.kernel.now.wall_ms;
                 self.kernel.send(slot, &ServerMessage::Heartbeat { ts_ms });
@@ -299,46 +303,13 @@ impl Core {
         let token = token.map(|token| Token(token.into_owned()));
         match (&self.kernel.conn(slot).stage, token) {
             (Stage::Authenticating, Some(token)) => return Flow::Verify(token),
-            (Stage::Open, Some(token)) => self.begin_refreshing(slot, client_id, token),
+            (Stage::Open, Some(token)) => {
+                self.admission
+                    .begin_refreshing(&mut self.kernel, slot, client_id, token);
+            }
             _ => self.kernel.begin_close(slot, CloseReason::InvalidCredential),
         }
         Flow::Next
-    }
-
-    /// `auth` in development mode: the user says its name.
-    fn authenticate(&mut self, slot: u32, user: Option<&str>) -> Flow {
-        let Some(user) = user.filter(|user| self.kernel.settings.takes_user_id(user)) else {
-            self.kernel.begin_close(slot, CloseReason::InvalidCredential);
-            return Flow::Next;
-        };
-        if let Some(known) = self.kernel.conn(slot).user {
-            if self.kernel.users.name(known) == user {
-                self.kernel.conn(slot).bad_frames = 0;
-                self.kernel.send_welcome(slot);
-            } else {
-                self.kernel.begin_close(slot, CloseReason::NotPermitted);
-            }
-            return Flow::Next;
-        }
-        if !matches!(self.kernel.conn(slot).stage, Stage::Authenticating) {
-            return Flow::Next;
-        }
-        if !self.take_place(slot) {
-            self.refuse_place(slot, false);
-            return Flow::Next;
-        }
-        let hash = self.kernel.homes.hash(user);
-        if self.kernel.homes.home(hash) == self.kernel.me {
-            self.open(slot, user, hash, None);
-            return Flow::Next;
-        }
-        Flow::Leave(Box::new(Migrating {
-            user: user.to_owned(),
-            hash,
-            grant: None,
-            upgrade: None,
-            rest: Vec::new(),
-        }))
     }
 }
 
@@ -347,7 +318,7 @@ mod tests {
     use super::super::tests as testing;
     use super::*;
 
-    /// Whoever was closed has given its place back, and must not have memory of one.
+    /// A connection that was closed has given its permit back, and must not hold the memory of one.
     #[test]
     fn behind_our_close_frame_no_long_message_is_taken() {
         for query in ["", "?user=alice"] {

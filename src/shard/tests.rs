@@ -208,7 +208,7 @@ pub(super) fn connect(core: &mut Core, slot: u32, query: &str) -> SocketKey {
          Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
     );
     core.handle_received(key, &mut head.into_bytes());
-    core.serve_strangers();
+    core.serve_pre_auth();
     assert!(matches!(
         core.kernel.conn(slot).stage,
         Stage::Open | Stage::Authenticating

@@ -1,6 +1,6 @@
 //! One turn of a shard: the same for the shard's thread, both simulations, the fuzzer and unit tests.
 //!
-//! Owned by the shard's thread. A turn is generic over the engine and the around, so the calls are static.
+//! Owned by the shard's thread. A turn is generic over the engine and its surroundings, so the calls are static.
 //!
 //! 1. The engine submits what the turn before left, and reaps what completed.
 //! 2. The core sees what happened to sockets, what other threads sent, and deadlines.
@@ -134,13 +134,13 @@ impl Shard {
         let interactive = self.core.is_interactive();
         self.core.fan_out();
         // Replies then do not wait behind a flood.
-        if interactive && (self.core.has_strangers() || engine.has_bulk()) {
+        if interactive && (self.core.has_pre_auth() || engine.has_bulk()) {
             self.carry_out(engine);
             self.flush_lanes(around);
             engine.submit()?;
             self.core.count_deliveries(around.mono_ns());
         }
-        self.core.serve_strangers();
+        self.core.serve_pre_auth();
         engine.hold_accepts(self.core.is_crowded());
         was_busy |= self.take_bulk(engine, around, began_ns);
         self.carry_out(engine);
@@ -159,7 +159,7 @@ impl Shard {
         self.core.has_more() || engine.has_work() || !self.inbox.is_empty()
     }
 
-    /// When the next turn is due though nothing happens, milliseconds of the gateway's around.
+    /// When the next turn is due though nothing happens, milliseconds of the gateway's clock.
     pub fn next_due_ms(&self) -> Option<u64> {
         [self.core.next_timeout_ms(), self.accept_retry_ms]
             .into_iter()

@@ -150,9 +150,9 @@ pub struct Shared {
     pub control_turn_ms: Counter,
     draining: AtomicBool,
     last_health_check_ms: AtomicU64,
-    /// Places taken under `limits.connections`: from when the user is known to the end, also on the way between shards,
+    /// Permits taken of `limits.connections`: from when the user is known to the end, also on the way between shards,
     /// where no shard's gauge counts a connection.
-    places: AtomicU64,
+    permits: AtomicU64,
     /// When the next handshake is due by the admission rate, nanoseconds of the gateway's clock (GCRA).
     admission_due_ns: AtomicU64,
     /// When the next client may be told of a drain, nanoseconds of the gateway's clock (GCRA).
@@ -186,7 +186,7 @@ impl Shared {
             control_turn_ms: Counter::default(),
             draining: AtomicBool::new(false),
             last_health_check_ms: AtomicU64::new(0),
-            places: AtomicU64::new(0),
+            permits: AtomicU64::new(0),
             admission_due_ns: AtomicU64::new(0),
             drain_due_ns: AtomicU64::new(0),
             gate: Gate::default(),
@@ -222,9 +222,9 @@ impl Shared {
         self.shards.iter().map(|shard| shard.connections.get()).sum()
     }
 
-    /// Places taken of `limits.connections`: connections of all shards, and those on their way between two.
-    pub fn places(&self) -> u64 {
-        self.places.load(Ordering::Relaxed)
+    /// Permits taken of `limits.connections`: connections of all shards, and those on their way between two.
+    pub fn permits(&self) -> u64 {
+        self.permits.load(Ordering::Relaxed)
     }
 
     /// Users of all shards; a user lives on one shard.
@@ -237,8 +237,8 @@ impl Shared {
         Some(self.last_health_check_ms.load(Ordering::Relaxed)).filter(|ms| *ms > 0)
     }
 
-    /// May one more handshake go on now? If so it counts against the admission rate. Its place is another matter: see
-    /// [`Shared::take_place`].
+    /// May one more handshake go on now? If so it counts against the admission rate. Its permit is another matter: see
+    /// [`Shared::take_permit`].
     ///
     /// # Errors
     /// The reason to refuse it.
@@ -273,19 +273,19 @@ impl Shared {
         }
     }
 
-    /// Takes a place of `limits.connections`, to be given back with [`Shared::release`]. False if all are taken.
-    pub fn take_place(&self, settings: &Settings) -> bool {
+    /// Takes a permit of `limits.connections`, to be given back with [`Shared::release`]. False if all are taken.
+    pub fn take_permit(&self, settings: &Settings) -> bool {
         let limit = settings.connections_max as u64;
         let more = |taken| (taken < limit).then_some(taken + 1);
-        self.places
+        self.permits
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more)
             .is_ok()
     }
 
-    /// Gives back the place of a connection, once.
+    /// Gives back the permit of a connection, once.
     pub fn release(&self) {
-        let before = self.places.fetch_sub(1, Ordering::Relaxed);
-        debug_assert!(before > 0, "a place given back twice");
+        let before = self.permits.fetch_sub(1, Ordering::Relaxed);
+        debug_assert!(before > 0, "a permit given back twice");
     }
 
     /// Is this gateway fit for new clients?
@@ -299,7 +299,7 @@ impl Shared {
         if self.is_draining() {
             reasons.push("draining".to_string());
         }
-        let connections = self.places();
+        let connections = self.permits();
         if connections >= settings.connections_max as u64 {
             reasons.push(format!(
                 "overloaded: {connections} connections, the limit is {}",

@@ -301,7 +301,7 @@ mod tests {
             user.unwrap()
         );
         core.handle_received(CONN, &mut head.into_bytes());
-        core.serve_strangers();
+        core.serve_pre_auth();
         assert_eq!(core.poll_dirty(), Some(CONN));
         let welcome = core.poll_payload(CONN).unwrap();
         assert!(matches!(core.kernel.conn(0).stage, Stage::Open));

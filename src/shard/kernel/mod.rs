@@ -88,6 +88,12 @@ pub(super) enum Happened {
     Doomed(u32),
     /// Everything queued of a plain HTTP connection has left.
     HttpFlushed(u32),
+    /// The user is known and lives here: the connection is one more of this user's.
+    Opened(u32),
+    /// The connection's frames are looked at from now on. `rest`: the first of them, which came already.
+    FramesDue { key: SocketKey, rest: Vec<u8> },
+    /// A user who was known showed a new token, and it was found good.
+    Refreshed { slot: u32, rights_changed: bool },
 }
 
 /// The connections of one shard, and what is needed to do something to one of them.
@@ -149,6 +155,11 @@ impl Kernel {
             notices: VecDeque::new(),
             journal: Journal::default(),
         }
+    }
+
+    /// Something happened that concerns more than the service at work; see [`super::core::Core::settle`].
+    pub(super) fn happened(&mut self, event: Happened) {
+        self.events.push_back(event);
     }
 
     /// The next thing that happened and is not settled.
@@ -237,7 +248,7 @@ impl Kernel {
             self.commands.push(Command::ReceiveStream(key));
         } else if conn.wants_once() {
             conn.armed = true;
-            if conn.tally == Tally::Place {
+            if conn.tally == Tally::Permit {
                 self.commands.push(Command::ReceiveOnce(key));
             } else {
                 self.pending.to_arm.push_back(key);

@@ -6,9 +6,11 @@ use bytes::Bytes;
 
 use super::{Kernel, Notice};
 use crate::auth::Grant;
+use crate::engine::{Payload, SocketKey};
 use crate::lanes::{AckTo, ShardReply};
 use crate::metrics::{DropReason, SentKind};
 use crate::session::{Stage, Tally};
+use crate::tls::TlsError;
 use crate::wire::framing::Encoded;
 use crate::wire::message::{AckStatus, ErrorCode, ServerMessage, Welcome};
 use crate::wire::ws::close::CloseReason;
@@ -47,7 +49,7 @@ impl Kernel {
             return false;
         }
         let missed = u32::from(kind.is_missed());
-        if conn.tally == Tally::Stranger {
+        if conn.tally == Tally::PreAuth {
             limit = limit.min(PRE_AUTH_OUTBOX_BYTES_MAX);
         }
         if conn.has_no_room(header.as_slice().len() + payload.len(), limit) {
@@ -206,5 +208,26 @@ impl Kernel {
     /// Says what came of a query.
     pub(in crate::shard) fn reply(&mut self, ticket: u32, reply: ShardReply) {
         self.notify(Notice::Replied(ticket, reply));
+    }
+
+    /// The next bytes to send on a connection that speaks TLS; `None` if there are none.
+    ///
+    /// # Errors
+    /// Nothing more can be sent on it.
+    pub(in crate::shard) fn sealed_payload(&mut self, key: SocketKey) -> Result<Option<Payload>, TlsError> {
+        let conn = &mut self.connections[key.slot as usize];
+        let Some(tls) = conn.tls.as_mut() else {
+            return Ok(None);
+        };
+        if tls.wants_payload()
+            && let Some(outbox) = conn.outbox.as_mut()
+            && let Some(payload) = outbox.take(&mut self.spares)
+        {
+            tls.begin(payload);
+        }
+        if !tls.has_to_send() {
+            return Ok(None);
+        }
+        tls.seal(self.spares.buffer()).map(|wire| Some(Payload::Own(wire)))
     }
 }

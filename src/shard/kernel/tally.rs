@@ -16,7 +16,7 @@ const STALE_MAX: usize = 64;
 /// Sockets of a shard that `limits.handshakes` counts.
 #[derive(Debug, Default)]
 pub(in crate::shard) struct Pending {
-    /// In the order in which they came; among them some that have a place by now, or have gone.
+    /// In the order in which they came; among them some that have a permit by now, or have gone.
     came: Line,
     /// In the order in which they ended; among them some that have gone. A line of its own, or one that ended just now would
     /// pass for as old as its accept.
@@ -56,8 +56,8 @@ impl Pending {
 }
 
 impl Kernel {
-    /// From now on the socket is counted like this: the only function that writes a tally. Places of the gateway are taken and
-    /// given back by who calls it, as a connection on its way between shards keeps one.
+    /// From now on the socket is counted like this: the only function that writes a tally. The caller takes and gives
+    /// back permits of the gateway, as a connection on its way between shards keeps its permit.
     pub(in crate::shard) fn count_as(&mut self, slot: u32, tally: Tally) {
         let key = self.key(slot);
         let before = std::mem::replace(&mut self.conn(slot).tally, tally);
@@ -71,7 +71,7 @@ impl Kernel {
         self.pending.count += usize::from(tally.is_pending());
         let enters = matches!(
             (before, tally),
-            (Tally::Nobody, Tally::Pending) | (Tally::Place | Tally::Stranger, Tally::Ended)
+            (Tally::Nobody, Tally::Pending) | (Tally::Permit | Tally::PreAuth, Tally::Ended)
         );
         if enters {
             self.pending.push(key, tally);
