@@ -26,6 +26,7 @@ use crate::runtime::{self, Needed, StartError, cpus, listener};
 use crate::settings::Settings;
 use crate::shard::run::Reporter;
 use crate::shared::Shared;
+use crate::shared::clock::Clock;
 use crate::tls::Certificates;
 
 /// How long the rings of a start that failed may be on their way out, and how often it is looked whether they have gone.
@@ -75,6 +76,7 @@ impl Start<'_> {
             senders,
             depths,
         } = lanes::inboxes(shards);
+        let clock = Clock::start();
         let shared = Arc::new(Shared::new(
             config.gateway_id.clone(),
             config.auth.is_development(),
@@ -101,6 +103,7 @@ impl Start<'_> {
             connections_possible: host.connections_possible,
             certificates,
             homes: homes.clone(),
+            clock,
             shared: Arc::clone(&shared),
             seed: getrandom::u64().map_err(no_random)?,
             orders: self.orders,
@@ -117,6 +120,7 @@ impl Start<'_> {
         let shards = Shards::start(
             ShardsPlan {
                 host: &host,
+                clock,
                 shared: Arc::clone(&shared),
                 settings: Arc::clone(&settings),
                 homes,

@@ -19,6 +19,7 @@ use crate::jws::KeySet;
 use crate::metrics::FetchResult;
 use crate::runtime::StartError;
 use crate::shared::Shared;
+use crate::shared::clock::Clock;
 
 /// How often keys are fetched when nothing else happens, less up to a tenth by chance, so that the gateways of a cluster do
 /// not ask together. A key that its owner withdrew is believed for as long.
@@ -115,7 +116,7 @@ impl FetchedKeys {
         woken: &Woken,
         ending: &AtomicBool,
         config: &Config,
-        shared: &Shared,
+        shared: (&Shared, Clock),
     ) -> Result<FetchedKeys, StartError> {
         let mut keys = FetchedKeys {
             fetcher,
@@ -147,7 +148,7 @@ impl FetchedKeys {
     }
 
     /// Goes by what was fetched; if that is no good, by what there was. Returns true if the keys have changed.
-    pub(super) fn handle_fetched(&mut self, fetched: Fetched, config: &Config, shared: &Shared) -> bool {
+    pub(super) fn handle_fetched(&mut self, fetched: Fetched, config: &Config, shared: (&Shared, Clock)) -> bool {
         match self.take(fetched, config, shared) {
             Ok(changed) => {
                 if std::mem::take(&mut self.failing) {
@@ -168,14 +169,14 @@ impl FetchedKeys {
         }
     }
 
-    fn take(&mut self, fetched: Fetched, config: &Config, shared: &Shared) -> Result<bool, String> {
+    fn take(&mut self, fetched: Fetched, config: &Config, (shared, clock): (&Shared, Clock)) -> Result<bool, String> {
         let set = fetched
             .and_then(|json| KeySet::from_jwks(&json, &config.auth.algorithms).map_err(|error| error.to_string()));
         let counters = &shared.jwks;
         match set {
             Ok(set) => {
                 counters.fetched(FetchResult::Ok);
-                counters.fetched_ms.set(shared.clock.now().mono_ms());
+                counters.fetched_ms.set(clock.now().mono_ms());
                 let changed = set != *self.set;
                 if changed {
                     log::info!("keys from {}: {}", self.fetcher.url, set.names());

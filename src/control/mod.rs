@@ -21,6 +21,7 @@ mod admin;
 mod gateway;
 mod handle;
 mod jwks;
+mod process;
 mod run;
 mod shards;
 mod thread;

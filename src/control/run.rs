@@ -14,6 +14,7 @@ use crossbeam_channel::Receiver;
 use super::admin::{ANSWER_MAX, AdminService, listener};
 use super::handle::{Handle, Order};
 use super::jwks::FetchedKeys;
+use super::process;
 use super::shards::Shards;
 use super::turn::{ControlTurn, Exit, Stage};
 use super::watchdog::Watchdog;
@@ -31,7 +32,8 @@ use crate::runtime::cpus::PinnedHere;
 use crate::runtime::listener::Kept;
 use crate::settings::Settings;
 use crate::shard::run::Report;
-use crate::shared::{Clock, STALLED_AFTER, Shared};
+use crate::shared::clock::Clock;
+use crate::shared::{STALLED_AFTER, Shared};
 use crate::tls::Certificates;
 
 /// How often the control thread looks at the shards when nothing else happens.
@@ -47,6 +49,7 @@ pub(super) struct ControlPlan {
     pub(super) connections_possible: usize,
     pub(super) certificates: Option<Certificates>,
     pub(super) homes: HomeMap,
+    pub(super) clock: Clock,
     pub(super) shared: Arc<Shared>,
     pub(super) seed: u64,
     pub(super) orders: Receiver<Order>,
@@ -85,6 +88,7 @@ impl Control {
 
 /// The state of the control thread while the gateway runs.
 pub(super) struct Turns {
+    clock: Clock,
     shared: Arc<Shared>,
     connections_possible: usize,
     /// What the gateway goes by now; of what needs a restart, what it was started with.
@@ -101,6 +105,7 @@ pub(super) struct Turns {
     /// Of `admin.listen`.
     http: Rc<HttpContext>,
     stalled: Vec<bool>,
+    process_due_ms: u64,
     watchdog: Option<Watchdog>,
 }
 
@@ -120,7 +125,7 @@ impl Turns {
             !plan.seed,
         ));
         let mailboxes = control.shards.mailboxes();
-        let shared = Arc::clone(&plan.shared);
+        let shared = (Arc::clone(&plan.shared), plan.clock);
         let admin = AdminService::new(
             plan.handle,
             mailboxes.clone(),
@@ -150,7 +155,9 @@ impl Turns {
             stalled: vec![false; control.shards.count()],
             watchdog: Watchdog::of_environment(),
             control,
+            clock: plan.clock,
             shared: plan.shared,
+            process_due_ms: 0,
         }
     }
 
@@ -158,16 +165,20 @@ impl Turns {
     pub(super) async fn live(mut self) -> Exit {
         while !self.turn.is_over() {
             self.woken.set_running();
-            let now = self.shared.clock.now();
+            let now = self.clock.now();
             let busy = self.turn.begin(now);
             self.take_orders();
             self.take_reports();
             self.watch_shards(now.mono_ms());
             self.watch_certificates(now.mono_ms());
+            if now.mono_ms() >= self.process_due_ms {
+                self.process_due_ms = now.mono_ms() + WATCH_EVERY_MS;
+                process::read(&self.shared.process);
+            }
             self.take_keys();
             let mut due_ms = now.mono_ms() + WATCH_EVERY_MS;
             if let Some(watchdog) = &mut self.watchdog {
-                due_ms = due_ms.min(watchdog.feed(&self.shared, now.mono_ms()));
+                due_ms = due_ms.min(watchdog.feed(&self.shared, now));
             }
             due_ms = self.turn.end().map_or(due_ms, |due| due.min(due_ms));
             while let Some((ticket, found)) = self.turn.cluster_mut().and_then(Cluster::poll_whereabouts) {
@@ -180,7 +191,7 @@ impl Turns {
             }
             self.wait(due_ms).await;
         }
-        leave(&mut self.turn, &self.shared.clock).await;
+        leave(&mut self.turn, &self.clock).await;
         self.turn.exit()
     }
 
@@ -194,7 +205,7 @@ impl Turns {
         if has_keys || !(self.turn.is_inbox_empty() && self.orders.is_empty() && self.reports.is_empty()) {
             return;
         }
-        let now_ns = self.shared.clock.mono_ns();
+        let now_ns = self.clock.mono_ns();
         let time = Duration::from_nanos((due_ms * 1_000_000).saturating_sub(now_ns));
         if time.is_zero() {
             return tokio::task::yield_now().await;
@@ -263,7 +274,7 @@ impl Turns {
         let mut any = false;
         while let Some(fetched) = keys.fetcher.try_next() {
             any = true;
-            changed |= keys.handle_fetched(fetched, &self.config, &self.shared);
+            changed |= keys.handle_fetched(fetched, &self.config, (&self.shared, self.clock));
         }
         if changed {
             self.settle();

@@ -19,6 +19,7 @@ use crate::runtime::{StartError, cpus};
 use crate::settings::Settings;
 use crate::shard::run::{self, Plan, Report, Reporter};
 use crate::shared::Shared;
+use crate::shared::clock::Clock;
 
 /// The executor's preemption must never fire: with it, glommio 0.9 parks although its task can run
 /// (`docs/decisions/0001-glommio.md`).
@@ -30,6 +31,7 @@ const EXECUTOR_RING_DEPTH: usize = 32;
 /// What all shards have in common.
 pub(super) struct ShardsPlan<'a> {
     pub(super) host: &'a Host,
+    pub(super) clock: Clock,
     pub(super) shared: Arc<Shared>,
     pub(super) settings: Arc<Settings>,
     pub(super) homes: HomeMap,
@@ -83,6 +85,7 @@ impl Shards {
                 shard: ShardId(shard),
                 listener,
                 inbox,
+                clock: plan.clock,
                 shared: Arc::clone(&plan.shared),
                 settings: Arc::clone(&plan.settings),
                 homes: plan.homes.clone(),

@@ -18,7 +18,7 @@ use crate::lanes::{Inbox, ToControl};
 use crate::redis::Broker;
 use crate::redis::pair::Pair;
 use crate::runtime::{StartError, cpus};
-use crate::shared::Clock;
+use crate::shared::clock::Clock;
 
 /// A control thread that has joined its cluster, if there is one, and waits for its shards. Should it not get them, it
 /// leaves the cluster, and dropping this waits until it has.
@@ -110,7 +110,9 @@ async fn live(
     let mut keys = None;
     if let CredentialSource::Jwks(url) = &plan.config.auth.source {
         let first = match Fetcher::start(url, plan.waker.clone()) {
-            Ok(fetcher) => FetchedKeys::first(fetcher, &woken, &plan.ending, &plan.config, &plan.shared).await,
+            Ok(fetcher) => {
+                FetchedKeys::first(fetcher, &woken, &plan.ending, &plan.config, (&plan.shared, plan.clock)).await
+            }
             Err(cause) => {
                 let what = "cannot start the thread that fetches keys";
                 Err(StartError::System { what, cause })
@@ -124,7 +126,7 @@ async fn live(
             }
         }
     }
-    let clock = plan.shared.clock;
+    let clock = plan.clock;
     let cluster = plan.config.redis.as_ref().map(|redis| cluster(&plan, redis));
     let mut turn = ControlTurn::new(Arc::clone(&plan.shared), inbox, cluster, clock.now());
     let end = tokio::select! {
@@ -157,7 +159,7 @@ fn cluster(plan: &ControlPlan, redis: &RedisConfig) -> (Cluster, Pair<Broker>) {
         seed: plan.seed,
         ttl_ms: plan.config.presence_ttl.as_millis() as u64,
     };
-    let now = plan.shared.clock.now();
+    let now = plan.clock.now();
     let keyring = Keyring::new(redis.keys.iter().map(|key| key.expose()), &redis.prefix);
     let cluster = Cluster::new(&identity, plan.homes.clone(), Arc::clone(&plan.shared), now).with_keyring(keyring);
     let counters = Arc::clone(&plan.shared.cluster.metrics.broker);

@@ -6,7 +6,7 @@ use std::env;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 
-use crate::shared::Shared;
+use crate::shared::{Now, Shared};
 
 /// The means to say that the gateway lives.
 pub(super) struct Watchdog {
@@ -43,10 +43,11 @@ impl Watchdog {
     }
 
     /// Says it if it is time to, and the gateway lives; when it will be time again.
-    pub(super) fn feed(&mut self, shared: &Shared, now_ms: u64) -> u64 {
+    pub(super) fn feed(&mut self, shared: &Shared, now: Now) -> u64 {
+        let now_ms = now.mono_ms();
         if now_ms >= self.due_ms {
             self.due_ms = now_ms + self.every_ms;
-            if shared.liveness().is_ok() {
+            if shared.liveness(now).is_ok() {
                 // Where systemd does not keep up it hears the next one.
                 let _ = self.socket.send(b"WATCHDOG=1");
             }
@@ -73,16 +74,25 @@ mod tests {
         let depths = lanes::inboxes(1).depths;
         let shared = Shared::new("gw".into(), true, "model", vec![None], depths);
         let mut watchdog = Watchdog::new(path.to_str().unwrap(), 3_000).unwrap();
-        assert_eq!(watchdog.feed(&shared, 0), 1_500);
+        // At this time, at which every thread has its turn.
+        let mut feed = |ms: u64| {
+            shared.shards[0].last_turn_ms.set(ms);
+            shared.control_turn_ms.set(ms);
+            let now = Now {
+                mono_ns: ms * 1_000_000,
+                wall_ms: ms,
+            };
+            watchdog.feed(&shared, now)
+        };
+        assert_eq!(feed(0), 1_500);
         assert_eq!(hears().as_deref(), Some(&b"WATCHDOG=1"[..]));
-        assert_eq!(watchdog.feed(&shared, 1_499), 1_500);
+        assert_eq!(feed(1_499), 1_500);
         assert_eq!(hears(), None);
-        // What the gateway's clock says is the same here: it has just begun.
-        assert_eq!(watchdog.feed(&shared, 1_600), 3_100);
+        assert_eq!(feed(1_600), 3_100);
         assert!(hears().is_some());
         // A systemd that does not read holds nobody up.
         for at in 2..2_000 {
-            watchdog.feed(&shared, at * 1_500 + 1_600);
+            feed(at * 1_500 + 1_600);
         }
         assert!(hears().is_some());
     }

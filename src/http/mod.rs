@@ -32,7 +32,7 @@ use hyper::{Request, Response};
 use crate::admin::{self, Refusal};
 use crate::metrics::{HttpMetrics, RefusalReason};
 use crate::settings::Settings;
-use crate::shared::{NotAdmitted, Shared};
+use crate::shared::{NotAdmitted, Now, Shared};
 use crate::wire::ws::head::Upgrade;
 use inquiry::Inquiry;
 use pipe::Pipe;
@@ -54,6 +54,8 @@ pub struct HttpContext {
     pub shared: Arc<Shared>,
     /// The settings now; replaced when they are read again.
     pub settings: RefCell<Arc<Settings>>,
+    /// The time of this turn. A rendering that takes several turns sees it go on.
+    now: Rc<Cell<Now>>,
     /// Who answers.
     pub listener_kind: ListenerKind,
     /// Jitter for `Retry-After`.
@@ -70,6 +72,7 @@ impl HttpContext {
         HttpContext {
             shared,
             settings: RefCell::new(settings),
+            now: Rc::default(),
             listener_kind,
             jitter: RefCell::new(fastrand::Rng::with_seed(seed)),
             metrics_workshop: Workshop::default(),
@@ -82,6 +85,11 @@ impl HttpContext {
     fn refuse(&self, shard: usize, reason: RefusalReason) {
         self.shared.shards[shard].refused(reason);
         self.refused.set(Some(reason));
+    }
+
+    /// What happens from now on happens at this time.
+    pub fn set_now(&self, now: Now) {
+        self.now.set(now);
     }
 
     fn metrics(&self) -> &HttpMetrics {

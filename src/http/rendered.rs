@@ -3,7 +3,7 @@
 //! Rendering takes milliseconds with many shards, and a turn has no milliseconds. So a document is rendered slice by slice:
 //! each time that a connection which waits for it has its turn, another slice. One thread at a time renders one document.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
@@ -15,14 +15,14 @@ use hyper::body::{Body, Bytes, Frame, SizeHint};
 
 use super::pipe::Pipe;
 use crate::metrics::{self, Exposition};
-use crate::shared::{Reading, Rendering, Renderings, Shared};
+use crate::shared::{Now, Reading, Rendering, Renderings, Shared, SharedAt};
 
 /// A document that is rendered for everybody.
 pub(super) struct Document {
     /// Where its renderings are.
     pub(super) renderings: fn(&Shared) -> &Renderings,
     /// Renders it, and pauses after each slice.
-    pub(super) render: for<'a> fn(&'a Shared, &'a mut Exposition) -> Steps<'a>,
+    pub(super) render: for<'a> fn(&'a SharedAt, &'a mut Exposition) -> Steps<'a>,
 }
 
 /// Rendering, slice by slice.
@@ -61,14 +61,19 @@ impl std::fmt::Debug for Workshop {
 impl Document {
     /// The document as it was at most [`crate::shared::RENDER_INTERVAL_MS`] before this call. All that wait for it on this
     /// thread render together, each a slice when it has its turn.
-    pub(super) async fn get(&'static self, shared: &Arc<Shared>, workshop: &Workshop, pipe: &Pipe) -> Arc<Rendering> {
-        let asked_ms = shared.clock.now().mono_ms();
+    pub(super) async fn get(
+        &'static self,
+        (shared, now): (&Arc<Shared>, &Rc<Cell<Now>>),
+        workshop: &Workshop,
+        pipe: &Pipe,
+    ) -> Arc<Rendering> {
+        let asked_ms = now.get().mono_ms();
         let mut job = None;
         loop {
             if let Some(rendering) = (self.renderings)(shared).for_request(asked_ms) {
                 return rendering;
             }
-            if job.get_or_insert_with(|| self.join(shared, workshop)).go_on() {
+            if job.get_or_insert_with(|| self.join((shared, now), workshop)).go_on() {
                 job = None;
             } else {
                 pipe.pause().await;
@@ -77,31 +82,35 @@ impl Document {
     }
 
     /// What this thread renders already, or a rendering that begins.
-    fn join(&'static self, shared: &Arc<Shared>, workshop: &Workshop) -> Rc<Job> {
+    fn join(&'static self, (shared, now): (&Arc<Shared>, &Rc<Cell<Now>>), workshop: &Workshop) -> Rc<Job> {
         let mut under_way = workshop.0.borrow_mut();
         if let Some(job) = under_way.upgrade().filter(|job| job.0.borrow().is_some()) {
             return job;
         }
-        let shared = Arc::clone(shared);
-        let job = Rc::new(Job(RefCell::new(Some(Box::pin(
-            async move { self.work(&shared).await },
-        )))));
+        let (shared, now) = (Arc::clone(shared), Rc::clone(now));
+        let job = Rc::new(Job(RefCell::new(Some(Box::pin(async move {
+            self.work(shared, &now).await
+        })))));
         *under_way = Rc::downgrade(&job);
         job
     }
 
     /// Waits for the right to render, and renders.
-    async fn work(&self, shared: &Shared) {
-        let renderings = (self.renderings)(shared);
-        let asked_ms = shared.clock.now().mono_ms();
+    async fn work(&self, shared: Arc<Shared>, now: &Cell<Now>) {
+        let renderings = (self.renderings)(&shared);
+        let asked_ms = now.get().mono_ms();
         while renderings.for_request(asked_ms).is_none() {
-            let Some(claim) = renderings.claim(shared.clock.now()) else {
+            let Some(claim) = renderings.claim(now.get()) else {
                 // Another thread is at it.
                 metrics::pause().await;
                 continue;
             };
             let mut exposition = Exposition::default();
-            (self.render)(shared, &mut exposition).await;
+            let at = SharedAt {
+                shared: Arc::clone(&shared),
+                now: now.get(),
+            };
+            (self.render)(&at, &mut exposition).await;
             return claim.publish(exposition.into_pieces());
         }
     }

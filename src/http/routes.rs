@@ -14,7 +14,7 @@ use super::{Answer, HttpContext, ListenerKind};
 use crate::admin;
 use crate::metrics::{self, Exposition, RefusalReason, ShardMetrics};
 use crate::settings::Settings;
-use crate::shared::{NotAdmitted, Shared};
+use crate::shared::{NotAdmitted, SharedAt};
 use crate::wire::ws::head::{self, Decision, Refusal, Upgrade};
 use crate::wire::ws::request::{Request as Head, names_host};
 
@@ -79,13 +79,15 @@ pub(super) fn answer(context: &HttpContext, refused: Option<NotAdmitted>, reques
         return plain(context, &settings, request);
     };
     match head::decide(&head, &*settings) {
-        Decision::Upgrade(upgrade) => match refused.map_or_else(|| context.shared.admit(&settings), Err) {
-            Ok(()) => Outcome::Upgrade(upgrade),
-            Err(reason) => {
-                context.refuse(shard, reason.into());
-                Outcome::Answer(unavailable(context, reason))
+        Decision::Upgrade(upgrade) => {
+            match refused.map_or_else(|| context.shared.admit(&settings, context.now.get()), Err) {
+                Ok(()) => Outcome::Upgrade(upgrade),
+                Err(reason) => {
+                    context.refuse(shard, reason.into());
+                    Outcome::Answer(unavailable(context, reason))
+                }
             }
-        },
+        }
         Decision::Refuse(refusal) => Outcome::Answer(refuse(context, &head, refusal)),
         Decision::Plain => plain(context, &settings, request),
     }
@@ -225,9 +227,9 @@ fn plain(context: &HttpContext, settings: &Settings, request: &Parts) -> Outcome
     let route = match request.uri.path() {
         "/health" | "/readyz" => Route::Answer(|context| {
             let settings = context.settings.borrow().clone();
-            verdict(context.shared.readiness(&settings))
+            verdict(context.shared.readiness(&settings, context.now.get()))
         }),
-        "/livez" => Route::Answer(|context| verdict(context.shared.liveness())),
+        "/livez" => Route::Answer(|context| verdict(context.shared.liveness(context.now.get()))),
         "/stats" if shows_numbers => Route::Numbers(&STATS),
         "/metrics" if shows_numbers => Route::Numbers(&METRICS),
         "/dashboard" if shows_numbers => Route::Page(DASHBOARD),
@@ -257,7 +259,7 @@ static METRICS: Numbers = Numbers {
     content_type: "text/plain; version=0.0.4; charset=utf-8",
     document: Document {
         renderings: |shared| &shared.metrics,
-        render: |shared, out| Box::pin(metrics::expose(shared, out)),
+        render: |at, out| Box::pin(metrics::expose(at, out)),
     },
     workshop: |context| &context.metrics_workshop,
 };
@@ -266,7 +268,7 @@ static STATS: Numbers = Numbers {
     content_type: "application/json",
     document: Document {
         renderings: |shared| &shared.stats,
-        render: |shared, out| Box::pin(stats(shared, out)),
+        render: |at, out| Box::pin(stats(at, out)),
     },
     workshop: |context| &context.stats_workshop,
 };
@@ -278,7 +280,7 @@ impl Numbers {
     /// Answers with the numbers as they are, or were a moment ago.
     pub(super) async fn render(&'static self, context: &HttpContext, pipe: &Pipe) -> Answer {
         let workshop = (self.workshop)(context);
-        let rendering = self.document.get(&context.shared, workshop, pipe).await;
+        let rendering = self.document.get((&context.shared, &context.now), workshop, pipe).await;
         let mut answer = with_content(200, self.content_type, Content::shared(&rendering));
         let fields = answer.headers_mut();
         fields.insert(RENDERED_AT, HeaderValue::from(rendering.began.wall_ms));
@@ -406,8 +408,8 @@ struct ShardStats {
     last_turn_ms_ago: u64,
 }
 
-async fn stats(shared: &Shared, out: &mut Exposition) {
-    let now_ms = shared.clock.now().mono_ms();
+async fn stats(at: &SharedAt, out: &mut Exposition) {
+    let (shared, now_ms) = (&at.shared, at.now.mono_ms());
     let sum = |of: fn(&ShardMetrics) -> u64| shared.shards.iter().map(of).sum();
     let stats = Stats {
         gateway_id: &shared.gateway_id,

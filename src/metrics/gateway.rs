@@ -5,6 +5,7 @@ use super::control::ClusterMetrics;
 use super::counter::Counter;
 use super::exposition::Row;
 use super::labels::FetchResult;
+use super::process::ProcessMetrics;
 use super::shard::ShardMetrics;
 
 /// Where the numbers of a gateway are read.
@@ -29,6 +30,8 @@ pub trait GatewayNumbers {
     fn shards(&self) -> &[ShardMetrics];
     /// The counters of the control thread.
     fn cluster(&self) -> &ClusterMetrics;
+    /// What the kernel says about the process.
+    fn process(&self) -> &ProcessMetrics;
     /// What `admin.listen` answered.
     fn admin(&self) -> &HttpMetrics;
 }

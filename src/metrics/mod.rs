@@ -25,11 +25,11 @@ pub use labels::{
     ADMIN_STATUSES, CLOSE_LABELS, CloseCause, ClusterDrop, DropReason, FetchResult, Path, RedisOperation,
     RefusalReason, SentKind, TokenResult,
 };
+pub use process::ProcessMetrics;
 pub use shard::ShardMetrics;
 pub use store::BrokerCounters;
 
 use exposition::{Member, Row};
-use process::Process;
 
 /// Adds every metric of a gateway, table after table.
 pub async fn expose(gateway: &(dyn GatewayNumbers + 'static), out: &mut Exposition) {
@@ -37,7 +37,7 @@ pub async fn expose(gateway: &(dyn GatewayNumbers + 'static), out: &mut Expositi
     out.table(gateway::TABLE, gateway).await;
     out.table(control::TABLE, cluster).await;
     out.table(store::TABLE, &*cluster.broker).await;
-    out.table(process::TABLE, &Process::read()).await;
+    out.table(process::TABLE, gateway.process()).await;
     of_shards(shard::TABLE, shards, out).await;
     of_shards(&[shard::DROPPED], shards, out).await;
     out.samples(&control::DROPPED, Member::Control, cluster).await;

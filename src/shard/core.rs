@@ -90,7 +90,7 @@ impl Core {
     /// Begins a turn at this time.
     pub fn begin_turn(&mut self, now: Now) {
         self.kernel.now = now;
-        self.admission.begin_turn();
+        self.admission.begin_turn(now);
         self.kernel.metrics().last_turn_ms.set(now.mono_ms());
     }
 

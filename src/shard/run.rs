@@ -28,7 +28,8 @@ use crate::lanes::mailbox::Mailboxes;
 use crate::lanes::{Inbox, ShardReply, ToShard};
 use crate::router::HomeMap;
 use crate::settings::Settings;
-use crate::shared::{Clock, Now, Shared};
+use crate::shared::clock::Clock;
+use crate::shared::{Now, Shared};
 
 /// The longest wait inside the engine before the shard parks in the executor. Waiting there halves the cost of low and
 /// middling load; a millisecond is what a foreign task of the executor may have to wait.
@@ -46,6 +47,8 @@ pub struct Plan {
     pub listener: OwnedFd,
     /// What comes to it.
     pub inbox: Inbox<ToShard>,
+    /// The gateway's clock.
+    pub clock: Clock,
     /// What all threads may read.
     pub shared: Arc<Shared>,
     /// What it goes by at first.
@@ -116,7 +119,7 @@ pub async fn run<E: SystemEngine>(plan: Plan) -> std::io::Result<()> {
         shard: Shard::new(core, plan.inbox),
         waker,
         around: Around {
-            clock: plan.shared.clock,
+            clock: plan.clock,
             mailboxes,
         },
         reports: plan.reports,

@@ -3,17 +3,20 @@
 //! One [`Shared`] per gateway, shared by `Arc`. Nothing in it is a table or a queue: counters with one writer each,
 //! one flag, the one word of the admission rate, and numbers as text that was rendered for all.
 
+pub mod clock;
 mod cluster;
 mod gate;
 mod rendering;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use crate::ids::ShardId;
 use crate::lanes::Depths;
-use crate::metrics::{ClusterMetrics, Counter, GatewayNumbers, HttpMetrics, JwksMetrics, RefusalReason, ShardMetrics};
+use crate::metrics::{
+    ClusterMetrics, Counter, GatewayNumbers, HttpMetrics, JwksMetrics, ProcessMetrics, RefusalReason, ShardMetrics,
+};
 use crate::settings::Settings;
 pub use cluster::{ClusterHealth, ClusterView};
 pub use gate::Gate;
@@ -25,12 +28,6 @@ pub const STALLED_AFTER: Duration = Duration::from_secs(5);
 /// What a shard that turned late may catch up with when it tells clients of a drain: shards wake by the millisecond, and many
 /// clients may be due in one.
 const TELL_SLACK_NS: u64 = 20_000_000;
-
-/// The gateway's clock: monotonic time since the start, and wall time.
-#[derive(Debug, Clone, Copy)]
-pub struct Clock {
-    origin: Instant,
-}
 
 /// One look at the clock.
 #[derive(Debug, Clone, Copy, Default)]
@@ -45,27 +42,6 @@ impl Now {
     /// Milliseconds since the gateway's start.
     pub fn mono_ms(self) -> u64 {
         self.mono_ns / 1_000_000
-    }
-}
-
-impl Clock {
-    /// A clock that starts now.
-    pub fn start() -> Self {
-        Clock { origin: Instant::now() }
-    }
-
-    /// Nanoseconds since the start.
-    pub fn mono_ns(&self) -> u64 {
-        self.origin.elapsed().as_nanos() as u64
-    }
-
-    /// Both times.
-    pub fn now(&self) -> Now {
-        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Now {
-            mono_ns: self.mono_ns(),
-            wall_ms: wall.as_millis() as u64,
-        }
     }
 }
 
@@ -138,14 +114,14 @@ pub struct Shared {
     pub depths: Arc<Depths>,
     /// The other gateways.
     pub cluster: ClusterView,
+    /// What the kernel says about the process. Written by the control thread.
+    pub process: ProcessMetrics,
     /// Keys from a URL.
     pub jwks: JwksMetrics,
     /// What `/metrics` answers.
     pub metrics: Renderings,
     /// What `/stats` answers.
     pub stats: Renderings,
-    /// The gateway's clock.
-    pub clock: Clock,
     /// When the control thread last turned, milliseconds of the gateway's clock.
     pub control_turn_ms: Counter,
     draining: AtomicBool,
@@ -179,10 +155,10 @@ impl Shared {
             admin: HttpMetrics::default(),
             depths,
             cluster: ClusterView::default(),
+            process: ProcessMetrics::default(),
             jwks: JwksMetrics::default(),
             metrics: Renderings::default(),
             stats: Renderings::default(),
-            clock: Clock::start(),
             control_turn_ms: Counter::default(),
             draining: AtomicBool::new(false),
             last_health_check_ms: AtomicU64::new(0),
@@ -242,7 +218,7 @@ impl Shared {
     ///
     /// # Errors
     /// The reason to refuse it.
-    pub fn admit(&self, settings: &Settings) -> Result<(), NotAdmitted> {
+    pub fn admit(&self, settings: &Settings, now: Now) -> Result<(), NotAdmitted> {
         if self.is_draining() {
             return Err(NotAdmitted::Draining);
         }
@@ -250,7 +226,7 @@ impl Shared {
         if rate > 0 {
             let interval_ns = 1_000_000_000 / u64::from(rate);
             // One second's worth may come at once.
-            let now = self.clock.mono_ns() + 1_000_000_000;
+            let now = now.mono_ns + 1_000_000_000;
             let admitted = self
                 .admission_due_ns
                 .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |due| {
@@ -292,8 +268,7 @@ impl Shared {
     ///
     /// # Errors
     /// The reasons in words.
-    pub fn readiness(&self, settings: &Settings) -> Result<(), String> {
-        let now = self.clock.now();
+    pub fn readiness(&self, settings: &Settings, now: Now) -> Result<(), String> {
         self.last_health_check_ms.store(now.wall_ms, Ordering::Relaxed);
         let mut reasons = Vec::new();
         if self.is_draining() {
@@ -313,7 +288,7 @@ impl Shared {
             }
         }
         reasons.extend(self.cluster.trouble());
-        if let Err(stalled) = self.liveness() {
+        if let Err(stalled) = self.liveness(now) {
             reasons.push(stalled);
         }
         if reasons.is_empty() {
@@ -327,15 +302,15 @@ impl Shared {
     ///
     /// # Errors
     /// Which one does not, and since when.
-    pub fn liveness(&self) -> Result<(), String> {
-        let now = self.clock.now().mono_ms();
+    pub fn liveness(&self, now: Now) -> Result<(), String> {
+        let now_ms = now.mono_ms();
         let limit = STALLED_AFTER.as_millis() as u64;
-        for (shard, age) in self.turn_ages(now) {
+        for (shard, age) in self.turn_ages(now_ms) {
             if age > limit {
                 return Err(format!("shard {shard} has not turned for {age} ms"));
             }
         }
-        let age = now.saturating_sub(self.control_turn_ms.get());
+        let age = now_ms.saturating_sub(self.control_turn_ms.get());
         if age > limit {
             return Err(format!("the control thread has not turned for {age} ms"));
         }
@@ -372,49 +347,62 @@ impl Shared {
     }
 }
 
-impl GatewayNumbers for Shared {
+/// What is known of the gateway at one time.
+#[derive(Debug)]
+pub struct SharedAt {
+    /// The gateway.
+    pub shared: Arc<Shared>,
+    /// The time.
+    pub now: Now,
+}
+
+impl GatewayNumbers for SharedAt {
     fn engine(&self) -> &str {
-        self.engine
+        self.shared.engine
     }
 
     fn id(&self) -> &str {
-        &self.gateway_id
+        &self.shared.gateway_id
     }
 
     fn uptime_ms(&self) -> u64 {
-        self.clock.now().mono_ms()
+        self.now.mono_ms()
     }
 
     fn is_draining(&self) -> bool {
-        self.is_draining()
+        self.shared.is_draining()
     }
 
     fn redis_answers(&self) -> Option<bool> {
-        (!self.cluster.is_alone()).then(|| self.cluster.health().redis_answers())
+        (!self.shared.cluster.is_alone()).then(|| self.shared.cluster.health().redis_answers())
     }
 
     fn turn_ages_ms(&self) -> Box<dyn Iterator<Item = (usize, u64)> + '_> {
-        Box::new(self.turn_ages(self.clock.now().mono_ms()))
+        Box::new(self.shared.turn_ages(self.now.mono_ms()))
     }
 
     fn lanes(&self) -> Box<dyn Iterator<Item = (String, String, u32)> + '_> {
-        let named = |(from, to, depth)| (self.place_name(from), self.place_name(to), depth);
-        Box::new(self.lanes().map(named))
+        let named = |(from, to, depth)| (self.shared.place_name(from), self.shared.place_name(to), depth);
+        Box::new(self.shared.lanes().map(named))
     }
 
     fn jwks(&self) -> &JwksMetrics {
-        &self.jwks
+        &self.shared.jwks
     }
 
     fn shards(&self) -> &[ShardMetrics] {
-        &self.shards
+        &self.shared.shards
     }
 
     fn cluster(&self) -> &ClusterMetrics {
-        &self.cluster.metrics
+        &self.shared.cluster.metrics
+    }
+
+    fn process(&self) -> &ProcessMetrics {
+        &self.shared.process
     }
 
     fn admin(&self) -> &HttpMetrics {
-        &self.admin
+        &self.shared.admin
     }
 }

@@ -216,7 +216,7 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
     service: &AdminService,
     guest: &Guest,
 ) -> std::io::Result<()> {
-    let mut http = HttpConn::new(context, None);
+    let mut http = HttpConn::new(Rc::clone(&context), None);
     let mut input = vec![0; 8 * 1024];
     let mut output = Vec::new();
     // Bytes that trickle in do not buy time.
@@ -228,6 +228,7 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
             0 => http.end(),
             bytes => http.push(&input[..bytes]),
         }
+        context.set_now(service.now());
         let mut progress = http.go_on(&mut output);
         loop {
             while let Some(request) = http.take_request() {
@@ -239,6 +240,7 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
                     Some(_) => service.serve(&request, peer).await,
                     None => Answer::ending(),
                 };
+                context.set_now(service.now());
                 progress = http.answer(answer, &mut output);
             }
             if output.is_empty() {
@@ -253,6 +255,7 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
             if !http.is_blocked() {
                 break;
             }
+            context.set_now(service.now());
             progress = http.go_on(&mut output);
         }
         if !matches!(progress, HttpProgress::Continue) || http.has_ended() {

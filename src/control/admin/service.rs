@@ -25,7 +25,8 @@ use crate::ids::{IdSource, ShardId, SocketKey};
 use crate::lanes::mailbox::Mailboxes;
 use crate::lanes::{AdminToShard, ShardCommand, ShardQuery, ShardReply};
 use crate::router::HomeMap;
-use crate::shared::Shared;
+use crate::shared::clock::Clock;
+use crate::shared::{Now, Shared};
 use crate::wire::codec::Codec;
 use crate::wire::framing::Encoded;
 use crate::wire::message::{AckStatus, Broadcast, Message, Publication, ServerMessage};
@@ -78,6 +79,7 @@ pub(in crate::control) struct AdminService {
     handle: Handle,
     mailboxes: Mailboxes,
     homes: HomeMap,
+    clock: Clock,
     shared: Arc<Shared>,
     answer_max: Duration,
     ids: RefCell<IdSource>,
@@ -90,7 +92,7 @@ impl AdminService {
         handle: Handle,
         mailboxes: Mailboxes,
         homes: HomeMap,
-        shared: Arc<Shared>,
+        (shared, clock): (Arc<Shared>, Clock),
         answer_max: Duration,
         seed: u64,
     ) -> Rc<Self> {
@@ -98,11 +100,17 @@ impl AdminService {
             handle,
             mailboxes,
             homes,
+            clock,
             shared,
             answer_max,
             ids: RefCell::new(IdSource::new(seed)),
             waiting: RefCell::default(),
         })
+    }
+
+    /// The time.
+    pub(super) fn now(&self) -> Now {
+        self.clock.now()
     }
 
     /// `None` once the gateway has ended: then [`Answer::ending`] is all there is to say.
@@ -441,7 +449,7 @@ impl AdminService {
     }
 
     async fn send(&self, to: Receivers, from: &str, content: &str) -> Result<Answer, Answer> {
-        let now = self.shared.clock.now();
+        let now = self.clock.now();
         let id = self.ids.borrow_mut().next(now.wall_ms);
         let send_to = |to: Arc<str>| {
             let message = Message {
@@ -481,7 +489,7 @@ impl AdminService {
     }
 
     async fn publish(&self, channel: Arc<str>, from: &str, content: &str) -> Result<Answer, Answer> {
-        let now = self.shared.clock.now();
+        let now = self.clock.now();
         let message_id = self.ids.borrow_mut().next(now.wall_ms);
         let publication = Publication {
             id: message_id,
@@ -513,7 +521,7 @@ impl AdminService {
     }
 
     async fn broadcast(&self, content: &str) -> Result<Answer, Answer> {
-        let now = self.shared.clock.now();
+        let now = self.clock.now();
         let message_id = self.ids.borrow_mut().next(now.wall_ms);
         let broadcast = Broadcast {
             id: message_id,

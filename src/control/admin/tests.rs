@@ -26,7 +26,14 @@ fn who_is_not_answered_in_time_hears_so() {
     let mailboxes = lanes::mailbox::mailboxes(inboxes.senders, wakers, None);
     let answer_max = Duration::from_millis(1);
     let homes = HomeMap::new(2, [7; 16]);
-    let service = AdminService::new(handle, mailboxes, homes, Arc::clone(&shared), answer_max, 1);
+    let service = AdminService::new(
+        handle,
+        mailboxes,
+        homes,
+        (Arc::clone(&shared), Clock::start()),
+        answer_max,
+        1,
+    );
     let requests = [
         ("GET", "/admin/connections", ""),
         ("GET", "/admin/users/bob", ""),

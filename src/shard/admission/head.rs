@@ -68,13 +68,15 @@ impl Admission {
                     RefusalReason::HeadTooLarge,
                 );
             }
-            Progress::Complete(len, Decision::Upgrade(upgrade)) => match kernel.shared.admit(&kernel.settings) {
-                Ok(()) => {
-                    let rest = head[len..].to_vec();
-                    self.upgrade(kernel, slot, upgrade, rest);
+            Progress::Complete(len, Decision::Upgrade(upgrade)) => {
+                match kernel.shared.admit(&kernel.settings, kernel.now) {
+                    Ok(()) => {
+                        let rest = head[len..].to_vec();
+                        self.upgrade(kernel, slot, upgrade, rest);
+                    }
+                    Err(reason) => self.become_http(kernel, slot, head, Some(reason)),
                 }
-                Err(reason) => self.become_http(kernel, slot, head, Some(reason)),
-            },
+            }
             Progress::Complete(_, Decision::Refuse(_) | Decision::Plain) => self.become_http(kernel, slot, head, None),
             Progress::Malformed if looks_like_tls(head) => {
                 self.hint(

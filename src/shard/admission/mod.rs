@@ -37,7 +37,7 @@ use crate::http::{HttpContext, ListenerKind};
 use crate::metrics::RefusalReason;
 use crate::session::{Stage, Tally};
 use crate::settings::Settings;
-use crate::shared::{NotAdmitted, Shared};
+use crate::shared::{NotAdmitted, Now, Shared};
 use crate::wire::ws::close::CloseReason;
 
 pub(super) use addresses::ClientBytes;
@@ -68,7 +68,8 @@ impl Admission {
     }
 
     /// A new turn has its whole budget.
-    pub(super) fn begin_turn(&mut self) {
+    pub(super) fn begin_turn(&mut self, now: Now) {
+        self.http.set_now(now);
         self.budget.begin_turn();
     }
 

@@ -122,6 +122,7 @@ impl World {
 
     /// One turn of the control thread. Returns true if it did anything.
     pub fn turn_control(&mut self, eager: bool) -> bool {
+        self.shared.control_turn_ms.set(self.now_ms());
         let mut busy = false;
         if self.control.keys_wanted && (eager || self.chance.percent(10)) {
             busy = true;

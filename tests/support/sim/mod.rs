@@ -34,7 +34,7 @@ use shardgate::settings::Settings;
 use shardgate::shard::core::Core;
 use shardgate::shard::turn::{Pace, Shard, Surroundings};
 use shardgate::shard::wheel::TICK_MS;
-use shardgate::shared::{Now, Shared};
+use shardgate::shared::{Now, Shared, SharedAt};
 use shardgate::wire::codec::Codec;
 use shardgate::wire::framing::Encoded;
 use shardgate::wire::message::{self, ServerMessage};
@@ -657,7 +657,14 @@ impl World {
     pub fn metric(&self, name: &str, labels: &str) -> u64 {
         let mut exposition = Exposition::default();
         {
-            let mut exposed = pin!(metrics::expose(&*self.shared, &mut exposition));
+            let at = SharedAt {
+                shared: Arc::clone(&self.shared),
+                now: Now {
+                    mono_ns: self.now_ns,
+                    wall_ms: 0,
+                },
+            };
+            let mut exposed = pin!(metrics::expose(&at, &mut exposition));
             // It pauses for others, of whom there are none.
             while exposed
                 .as_mut()
