@@ -21,9 +21,11 @@ mod sim;
 #[allow(unreachable_pub, missing_docs, reason = "a test's own")]
 mod sim_cluster;
 
+use shardgate::redis::keys::Names;
 use sim::chance::Chance;
 use sim_cluster::faults::Fault;
 use sim_cluster::link::MS;
+use sim_cluster::store::Common;
 use sim_cluster::{Setup, World};
 
 /// Says which seed it was when a run fails.
@@ -53,8 +55,8 @@ fn seeds(usual: u64, one: impl Fn(Chance)) {
     }
 }
 
-fn world(mut chance: Chance, faults: &[Fault]) -> World {
-    let setup = Setup {
+fn setup(chance: &mut Chance) -> Setup {
+    Setup {
         gateways: 2 + chance.below(3),
         shards: 1 + chance.below(2) as u16,
         users: 2 + chance.below(7),
@@ -63,7 +65,11 @@ fn world(mut chance: Chance, faults: &[Fault]) -> World {
         ttl_ms: chance.pick(&[9_000, 15_000]),
         pace_ns: chance.pick(&[8 * MS, 40 * MS, 100 * MS]),
         moves: chance.pick(&[1, 5, 20, 50]),
-    };
+    }
+}
+
+fn world(mut chance: Chance, faults: &[Fault]) -> World {
+    let setup = setup(&mut chance);
     let mut world = World::new(setup, chance);
     world.faults = faults.to_vec();
     // What happens soon after trouble, which starting is, proves little.
@@ -183,6 +189,121 @@ fn all_is_well() {
 #[test]
 fn anything_may_fail() {
     seeds(4, |chance| run(chance, &Fault::ALL, 2, 20_000));
+}
+
+/// Discovery changes its mind, and changes it back: recent writes are lost, and for a while gateways are at two masters.
+#[test]
+fn discovery_changes_its_mind() {
+    seeds(3, |chance| {
+        let mut world = world(chance, &[Fault::Move, Fault::Move, Fault::Kill, Fault::Cut]);
+        for _ in 0..2 {
+            world.live(20_000);
+            world.end_faults();
+            world.run_until(world.now_ns + 8_000 * MS);
+            world.live_well(4_000);
+            world.settle();
+        }
+        world.check_empty();
+        if std::env::var_os("SIM_TRACE").is_some() {
+            eprintln!(
+                "{:?} {:?}, {} ms at two masters",
+                world.books.tally,
+                world.faults_seen,
+                world.split_ns / MS
+            );
+        }
+        assert!(world.master >= 2, "there and back again: {}", world.master);
+        assert!(
+            world.split_ns > 500 * MS,
+            "gateways were at two masters for {} ns",
+            world.split_ns
+        );
+    });
+}
+
+/// Two systems on one server, with users, channels and gateways of the same names.
+struct Together {
+    worlds: Vec<World>,
+    common: Common,
+}
+
+impl Together {
+    fn new(chance: &mut Chance, names: [(&str, u32); 2], faults: &[Fault]) -> Self {
+        let systems = names.into_iter().enumerate().map(|(system, (prefix, db))| {
+            let setup = setup(chance);
+            let chance = Chance::seeded(u64::from(chance.word()));
+            let mut world = World::of_system(setup, system, Names::new(prefix, db), chance);
+            world.faults = faults.to_vec();
+            world
+        });
+        Together {
+            worlds: systems.collect(),
+            common: Common::default(),
+        }
+    }
+
+    /// Both run for this long, in turns of a few milliseconds.
+    fn run(&mut self, for_ms: u64) {
+        for _ in 0..for_ms / 5 {
+            for world in &mut self.worlds {
+                world.run_with(&mut self.common, 5);
+            }
+        }
+    }
+}
+
+/// Two systems in two databases, or under two prefixes: nothing crosses.
+#[test]
+fn two_systems_on_one_server() {
+    const LOCAL: &[Fault] = &[
+        Fault::Cut,
+        Fault::CutLookups,
+        Fault::Deaf,
+        Fault::HalfDead,
+        Fault::Lossy,
+        Fault::Astray,
+        Fault::Kill,
+        Fault::Drain,
+        Fault::Stall,
+        Fault::LoseUser,
+    ];
+    seeds(3, |mut chance| {
+        // The last one: one prefix begins with the other.
+        let names = chance.pick(&[
+            [("sg:", 0), ("sg:", 3)],
+            [("a:", 0), ("b:", 0)],
+            [("a:", 0), ("a:a:", 0)],
+        ]);
+        let faults = chance.pick(&[&[], LOCAL]);
+        let mut systems = Together::new(&mut chance, names, faults);
+        systems.run(9_000);
+        systems.worlds.iter_mut().for_each(World::begin_life);
+        systems.run(12_000);
+        systems.worlds.iter_mut().for_each(World::end_life);
+        systems.worlds.iter_mut().for_each(World::end_faults);
+        systems.run(12_000);
+        for world in &mut systems.worlds {
+            std::mem::swap(&mut world.redis.common, &mut systems.common);
+            world.settle();
+            std::mem::swap(&mut world.redis.common, &mut systems.common);
+            let tally = &world.books.tally;
+            assert_eq!(world.foreign_packets, 0, "packets crossed");
+            assert!(tally.acks.values().sum::<u64>() > 0, "nobody wrote: {tally:?}");
+            if std::env::var_os("SIM_TRACE").is_some() {
+                eprintln!("{names:?} {tally:?} {:?}", world.faults_seen);
+            }
+        }
+    });
+}
+
+/// With the same names what one system says does reach the other one: so that it does not otherwise, proves something.
+#[test]
+fn two_systems_of_the_same_names_would_cross() {
+    let mut systems = Together::new(&mut Chance::seeded(1), [("sg:", 0), ("sg:", 0)], &[]);
+    systems.run(6_000);
+    // What the last gateway says to all when it has joined.
+    let crossed: u64 = systems.worlds.iter().map(|world| world.foreign_packets).sum();
+    assert!(crossed > 0);
 }
 
 /// The hostile world is one in which something happens.

@@ -25,14 +25,15 @@ use crate::cluster::store::{Channel, Incarnation, Task};
 
 /// Makes names, all with one prefix.
 #[derive(Debug, Clone)]
-pub(super) struct Names {
+pub struct Names {
     prefix: Arc<str>,
     /// What every channel ends with: the database, unless it is 0.
     channel_end: Arc<str>,
 }
 
 impl Names {
-    pub(super) fn new(prefix: &str, db: u32) -> Names {
+    /// Those of the system with this prefix in this database.
+    pub fn new(prefix: &str, db: u32) -> Names {
         let channel_end = if db == 0 { String::new() } else { format!("@db{db}") };
         Names {
             prefix: prefix.into(),
@@ -69,7 +70,8 @@ impl Names {
         }
     }
 
-    pub(super) fn channel(&self, channel: &Channel) -> String {
+    /// The name of a channel, on the whole server.
+    pub fn channel(&self, channel: &Channel) -> String {
         let end = &self.channel_end;
         match channel {
             Channel::Gateway(id, incarnation) => format!("{}gw:{id}:{incarnation}{end}", self.prefix),

@@ -23,7 +23,7 @@
 //! | `topology` | pure: slots, and who serves them |
 //! | `detours` | pure: order while a slot changes its server |
 //! | `remedies` | pure: what to do about an error |
-//! | `keys` | pure: names of keys and channels |
+//! | [`keys`] | pure: names of keys and channels |
 //! | `backlog` | how many packets may wait |
 //! | `backoff` | how long to wait before the next attempt |
 //! | `counters` | what is counted |
@@ -45,7 +45,7 @@ mod dial;
 mod driver;
 mod facts;
 mod gather;
-mod keys;
+pub mod keys;
 mod masters;
 mod node;
 pub mod pair;

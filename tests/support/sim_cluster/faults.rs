@@ -9,6 +9,8 @@ pub enum Fault {
     RestartEmpty,
     /// Redis starts again with what it had a moment ago.
     RestartOld,
+    /// Discovery leads to another master, a replica that has not got the last writes. Half of the gateways hear of it later.
+    Move,
     /// One gateway's connection for commands, or both, break and stay away.
     Cut,
     /// One gateway's connection for look-ups breaks and stays away.
@@ -44,9 +46,10 @@ pub enum Fault {
 }
 
 impl Fault {
-    pub const ALL: [Fault; 17] = [
+    pub const ALL: [Fault; 18] = [
         Fault::RestartEmpty,
         Fault::RestartOld,
+        Fault::Move,
         Fault::Cut,
         Fault::CutLookups,
         Fault::Deaf,
@@ -65,9 +68,10 @@ impl Fault {
     ];
 
     fn name(self) -> &'static str {
-        const NAMES: [&str; 18] = [
+        const NAMES: [&str; 19] = [
             "restart empty",
             "restart old",
+            "move",
             "cut",
             "cut look-ups",
             "deaf",
@@ -94,6 +98,8 @@ impl Fault {
 pub enum Later {
     Fast(usize),
     Memory,
+    /// A gateway hears that there is another master.
+    Follow(usize),
 }
 
 impl World {
@@ -113,6 +119,7 @@ impl World {
                     }
                 }
                 Later::Memory => self.redis.oom = false,
+                Later::Follow(slot) => self.follow_master(slot),
             }
         }
     }
@@ -125,6 +132,9 @@ impl World {
         self.redis.down_until_ns = self.redis.down_until_ns.min(now_ns);
         self.redis.frozen_until_ns = self.redis.frozen_until_ns.min(now_ns);
         self.agenda.clear();
+        for slot in 0..self.slots.len() {
+            self.follow_master(slot);
+        }
         for slot in &mut self.slots {
             slot.start_ns = slot.start_ns.min(now_ns + 4_000 * MS);
             let Some(gateway) = &mut slot.gateway else { continue };
@@ -168,6 +178,7 @@ impl World {
                 self.redis.restart(data, now_ns + down_ns);
                 return;
             }
+            Fault::Move => return self.move_master(),
             Fault::Freeze => {
                 let spell_ns = self.spell_ns(5_000);
                 self.redis.frozen_until_ns = now_ns + spell_ns;
@@ -215,7 +226,8 @@ impl World {
         let Some(gateway) = &mut self.slots[slot].gateway else {
             return;
         };
-        let (redis, chance) = (&mut self.redis, &mut self.chance);
+        let redis = Self::server(&mut self.redis, &mut self.old, self.master, gateway.link_ref());
+        let chance = &mut self.chance;
         match fault {
             Fault::Cut => gateway.link().cut(redis, now_ns, now_ns + spell_ns, chance),
             Fault::CutLookups => gateway.link().cut_lookups(redis, now_ns, now_ns + spell_ns, chance),
@@ -259,8 +271,44 @@ impl World {
     fn break_everything(&mut self) {
         for slot in &mut self.slots {
             if let Some(gateway) = &mut slot.gateway {
-                gateway.link().lose_all(&mut self.redis, self.now_ns, &mut self.chance);
+                let server = Self::server(&mut self.redis, &mut self.old, self.master, gateway.link_ref());
+                gateway.link().lose_all(server, self.now_ns, &mut self.chance);
             }
+        }
+    }
+
+    /// The replica becomes the master, and the master stays for those who have not heard of it.
+    fn move_master(&mut self) {
+        if self.is_split() {
+            return;
+        }
+        let data = if self.chance.percent(70) {
+            self.redis.snapshot.clone()
+        } else {
+            self.redis.data.clone()
+        };
+        let now_ns = self.now_ns;
+        self.old.restart(data, now_ns);
+        self.old.snapshot = self.old.data.clone();
+        (self.old.oom, self.redis.oom) = (self.redis.oom, false);
+        self.old.silent_until_ns = self.redis.silent_until_ns;
+        std::mem::swap(&mut self.redis, &mut self.old);
+        self.old.locates = 0;
+        self.master += 1;
+        *self.faults_seen.entry("masters moved").or_default() += 1;
+        for slot in 0..self.slots.len() {
+            let late_ms = if self.chance.percent(50) { 200 } else { 6_000 };
+            let after_ns = self.chance.below(late_ms) as u64 * MS;
+            self.later(after_ns, Later::Follow(slot));
+        }
+    }
+
+    fn follow_master(&mut self, slot: usize) {
+        let (master, now_ns) = (self.master, self.now_ns);
+        if let Some(gateway) = &mut self.slots[slot].gateway
+            && gateway.link_ref().master() != master
+        {
+            gateway.link().follow(master, &mut self.old, now_ns, &mut self.chance);
         }
     }
 }

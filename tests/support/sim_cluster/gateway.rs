@@ -67,6 +67,7 @@ impl Gateway {
         shards: u16,
         ttl_ms: u64,
         settings: &Arc<Settings>,
+        link: Link,
         now_ns: u64,
         chance: &mut Chance,
     ) -> Self {
@@ -105,7 +106,7 @@ impl Gateway {
             }
         });
         let shards = shards.collect();
-        let cluster = Some((cluster, Link::new(chance)));
+        let cluster = Some((cluster, link));
         Gateway {
             id: id.into(),
             turn: ControlTurn::new(Arc::clone(&shared), control_inbox, cluster, now),

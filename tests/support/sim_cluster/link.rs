@@ -558,45 +558,63 @@ impl Line {
 
 /// One gateway's connections to Redis: production's pair over two lines.
 #[derive(Debug)]
-pub struct Link(Pair<Line>);
+pub struct Link {
+    pair: Pair<Line>,
+    /// The master that discovery led to when it was last asked, counted from the first one.
+    master: u64,
+}
 
 impl Store for Link {
     fn submit(&mut self, request: Request) {
-        self.0.submit(request);
+        self.pair.submit(request);
     }
 
     fn subscribe(&mut self, channel: Channel) {
-        self.0.subscribe(channel);
+        self.pair.subscribe(channel);
     }
 
     fn unsubscribe(&mut self, channel: &Channel) {
-        self.0.unsubscribe(channel);
+        self.pair.unsubscribe(channel);
     }
 
     fn renew(&mut self, channel: &Channel) {
-        self.0.renew(channel);
+        self.pair.renew(channel);
     }
 
     fn restart(&mut self) {
-        self.0.restart();
+        self.pair.restart();
     }
 
     fn try_next_event(&mut self) -> Option<StoreEvent> {
-        self.0.try_next_event()
+        self.pair.try_next_event()
     }
 }
 
 impl Link {
-    pub fn new(chance: &mut Chance) -> Link {
-        Link(Pair::new(Line::new(chance), Line::new(chance)))
+    pub fn new(master: u64, chance: &mut Chance) -> Link {
+        Link {
+            pair: Pair::new(Line::new(chance), Line::new(chance)),
+            master,
+        }
+    }
+
+    /// The master that discovery led to when it was last asked.
+    pub fn master(&self) -> u64 {
+        self.master
+    }
+
+    /// Discovery leads to another master: all connections to the old one are closed.
+    pub fn follow(&mut self, master: u64, old: &mut Redis, now_ns: u64, chance: &mut Chance) {
+        self.lose_all(old, now_ns, chance);
+        self.master = master;
     }
 
     fn main(&self) -> &Line {
-        self.0.lines()[0]
+        self.pair.lines()[0]
     }
 
     fn main_mut(&mut self) -> &mut Line {
-        let [main, _] = self.0.lines_mut();
+        let [main, _] = self.pair.lines_mut();
         main
     }
 
@@ -607,34 +625,34 @@ impl Link {
 
     /// All is well on all connections.
     pub fn is_sound(&self, now_ns: u64) -> bool {
-        self.0.lines().iter().all(|line| line.is_sound(now_ns))
+        self.pair.lines().iter().all(|line| line.is_sound(now_ns))
     }
 
     /// The control thread wants something.
     pub fn has_calls(&self) -> bool {
-        self.0.lines().iter().any(|line| !line.calls.is_empty())
+        self.pair.lines().iter().any(|line| !line.calls.is_empty())
     }
 
     pub fn due_ns(&self) -> u64 {
-        let [main, lookups] = self.0.lines();
+        let [main, lookups] = self.pair.lines();
         main.due_ns().min(lookups.due_ns())
     }
 
     /// What reached the server by now is carried out.
     pub fn serve(&mut self, redis: &mut Redis, now_ns: u64, chance: &mut Chance, effects: &mut Vec<Effect>) -> bool {
-        let [main, lookups] = self.0.lines_mut();
+        let [main, lookups] = self.pair.lines_mut();
         main.serve(redis, now_ns, chance, effects) | lookups.serve(redis, now_ns, chance, effects)
     }
 
     /// Something for one of our connections from the server.
     pub fn take_effect(&mut self, effect: &Effect, now_ns: u64, chance: &mut Chance) -> bool {
-        let [main, lookups] = self.0.lines_mut();
+        let [main, lookups] = self.pair.lines_mut();
         main.take_effect(effect, now_ns, chance) || lookups.take_effect(effect, now_ns, chance)
     }
 
     /// What the control thread wanted is done; what reached the gateway by now becomes events.
     pub fn work(&mut self, redis: &mut Redis, now_ns: u64, chance: &mut Chance) {
-        for line in self.0.lines_mut() {
+        for line in self.pair.lines_mut() {
             line.follow_calls(redis, now_ns, chance);
             line.work(redis, now_ns, chance);
         }
@@ -642,7 +660,7 @@ impl Link {
 
     /// Commands, or subscriptions too, break and stay away until then.
     pub fn cut(&mut self, redis: &mut Redis, now_ns: u64, until_ns: u64, chance: &mut Chance) {
-        for line in self.0.lines_mut() {
+        for line in self.pair.lines_mut() {
             line.cut_until_ns = until_ns;
         }
         self.lose_commands(redis, now_ns, chance);
@@ -653,7 +671,7 @@ impl Link {
 
     /// The connection for look-ups breaks and stays away until then.
     pub fn cut_lookups(&mut self, redis: &mut Redis, now_ns: u64, until_ns: u64, chance: &mut Chance) {
-        let [_, lookups] = self.0.lines_mut();
+        let [_, lookups] = self.pair.lines_mut();
         lookups.cut_until_ns = until_ns;
         lookups.lose_commands(redis, now_ns, chance);
     }
@@ -671,7 +689,7 @@ impl Link {
     }
 
     fn lose_commands(&mut self, redis: &mut Redis, now_ns: u64, chance: &mut Chance) {
-        for line in self.0.lines_mut() {
+        for line in self.pair.lines_mut() {
             line.lose_commands(redis, now_ns, chance);
         }
     }
@@ -693,14 +711,14 @@ impl Link {
 
     /// Everything takes this much longer.
     pub fn slow_down(&mut self, by_ns: u64) {
-        for line in self.0.lines_mut() {
+        for line in self.pair.lines_mut() {
             line.slow_ns = by_ns;
         }
     }
 
     /// Whatever keeps the connections from working ends.
     pub fn end_faults(&mut self) {
-        for line in self.0.lines_mut() {
+        for line in self.pair.lines_mut() {
             line.slow_ns = 0;
             line.cut_until_ns = 0;
             line.deaf_until_ns = 0;

@@ -20,15 +20,16 @@ use std::sync::Arc;
 
 use shardgate::config::Config;
 use shardgate::control::turn::Stage;
+use shardgate::redis::keys::Names;
 use shardgate::settings::Settings;
 
 use books::{Books, Soundness};
 use gateway::{Gateway, Spoken};
-use link::MS;
+use link::{Link, MS};
 use sim::chance::Chance;
 use sim::channels::ChannelBooks;
 use sim::wire::{Said, Wire};
-use store::{Effect, Redis};
+use store::{Common, Effect, Redis};
 
 const KEY: &str = "Host: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
 
@@ -59,7 +60,12 @@ pub struct World {
     pub setup: Setup,
     pub chance: Chance,
     pub now_ns: u64,
+    /// The master.
     pub redis: Redis,
+    /// The server that was the master before, and is still there for gateways that have not heard of the change.
+    pub old: Redis,
+    /// The number of the master, counted from the first one.
+    pub master: u64,
     pub slots: Vec<Slot>,
     pub books: Books,
     wires: Vec<Wire>,
@@ -78,6 +84,10 @@ pub struct World {
     /// Gateways were killed, at these times.
     pub deaths: Vec<u64>,
     pub slow_sweeps: u64,
+    /// Packets of this system that reached another one.
+    pub foreign_packets: u64,
+    /// So long gateways were at two masters.
+    pub split_ns: u64,
 }
 
 fn settings() -> Arc<Settings> {
@@ -93,6 +103,13 @@ fn settings() -> Arc<Settings> {
 
 impl World {
     pub fn new(setup: Setup, chance: Chance) -> Self {
+        let mut world = World::of_system(setup, 0, Names::new("sg:", 0), chance);
+        world.run_until(world.now_ns + 3_000 * MS);
+        world
+    }
+
+    /// One of several systems on one server. Nothing runs yet.
+    pub fn of_system(setup: Setup, system: usize, names: Names, chance: Chance) -> Self {
         let users = (0..setup.users).map(|user| format!("user{user}"));
         let probers = (0..setup.gateways).map(|slot| format!("prober{slot}"));
         let books = Books {
@@ -102,7 +119,7 @@ impl World {
             ..Books::default()
         };
         let now_ns = 1_000_000_000;
-        let mut world = World {
+        World {
             slots: (0..setup.gateways)
                 .map(|_| Slot {
                     gateway: None,
@@ -113,7 +130,9 @@ impl World {
             setup,
             chance,
             now_ns,
-            redis: Redis::default(),
+            redis: Redis::new(0, system, names.clone()),
+            old: Redis::new(1, system, names),
+            master: 0,
             books,
             wires: Vec::new(),
             settings: settings(),
@@ -129,9 +148,27 @@ impl World {
             effects: Vec::new(),
             deaths: Vec::new(),
             slow_sweeps: 0,
-        };
-        world.run_until(now_ns + 3_000 * MS);
-        world
+            foreign_packets: 0,
+            split_ns: 0,
+        }
+    }
+
+    /// Runs for this long with what a server has for all systems, which another system had until now.
+    pub fn run_with(&mut self, common: &mut Common, for_ms: u64) {
+        std::mem::swap(&mut self.redis.common, common);
+        self.run_until(self.now_ns + for_ms * MS);
+        std::mem::swap(&mut self.redis.common, common);
+    }
+
+    /// The server that this gateway is connected to.
+    fn server<'a>(redis: &'a mut Redis, old: &'a mut Redis, master: u64, link: &Link) -> &'a mut Redis {
+        if link.master() == master { redis } else { old }
+    }
+
+    /// True if a gateway has not heard yet that there is another master.
+    pub fn is_split(&self) -> bool {
+        let mut gateways = self.slots.iter().filter_map(|slot| slot.gateway.as_ref());
+        gateways.any(|gateway| gateway.link_ref().master() != self.master)
     }
 
     /// Time in milliseconds.
@@ -141,13 +178,23 @@ impl World {
 
     /// Runs with clients doing things and faults happening for this long.
     pub fn live(&mut self, for_ms: u64) {
+        self.begin_life();
+        self.run_until(self.now_ns + for_ms * MS);
+        self.end_life();
+    }
+
+    /// Clients do things and faults happen from now on.
+    pub fn begin_life(&mut self) {
         self.next_action_ns = self.now_ns;
         self.next_fault_ns = if self.faults.is_empty() {
             u64::MAX
         } else {
             self.now_ns + 2_000 * MS
         };
-        self.run_until(self.now_ns + for_ms * MS);
+    }
+
+    /// They do no more.
+    pub fn end_life(&mut self) {
         self.next_action_ns = u64::MAX;
         self.next_fault_ns = u64::MAX;
     }
@@ -161,7 +208,12 @@ impl World {
 
     pub fn run_until(&mut self, until_ns: u64) {
         let mut idle = 0;
+        let mut before_ns = self.now_ns;
         while self.now_ns < until_ns {
+            if self.is_split() {
+                self.split_ns += self.now_ns - before_ns;
+            }
+            before_ns = self.now_ns;
             if self.step() {
                 idle = 0;
                 self.now_ns += 1_000 * (10 + self.chance.below(300) as u64);
@@ -232,21 +284,25 @@ impl World {
     fn serve(&mut self) -> bool {
         let mut busy = false;
         let mut effects = std::mem::take(&mut self.effects);
+        effects.append(&mut self.redis.take_foreign());
         for slot in &mut self.slots {
             if let Some(gateway) = &mut slot.gateway {
+                let server = Self::server(&mut self.redis, &mut self.old, self.master, gateway.link_ref());
                 busy |= gateway
                     .link()
-                    .serve(&mut self.redis, self.now_ns, &mut self.chance, &mut effects);
+                    .serve(server, self.now_ns, &mut self.chance, &mut effects);
             }
             effects.append(&mut self.redis.late);
+            effects.append(&mut self.old.late);
         }
         for effect in effects.drain(..) {
-            for slot in &mut self.slots {
-                if let Some(gateway) = &mut slot.gateway
-                    && gateway.link().take_effect(&effect, self.now_ns, &mut self.chance)
-                {
-                    break;
-                }
+            let taken = self.slots.iter_mut().any(|slot| {
+                let gateway = slot.gateway.as_mut();
+                gateway.is_some_and(|gateway| gateway.link().take_effect(&effect, self.now_ns, &mut self.chance))
+            });
+            let is_packet = effect.is_packet();
+            if !taken && self.redis.keep_foreign(effect) && is_packet {
+                self.foreign_packets += 1;
             }
         }
         self.effects = effects;
@@ -261,12 +317,14 @@ impl World {
                 place.life += 1;
                 let id = format!("gw-{slot}");
                 let (shards, ttl_ms) = (self.setup.shards, self.setup.ttl_ms);
-                let started = Gateway::start(&id, shards, ttl_ms, &self.settings, now_ns, &mut self.chance);
+                let link = Link::new(self.master, &mut self.chance);
+                let started = Gateway::start(&id, shards, ttl_ms, &self.settings, link, now_ns, &mut self.chance);
                 place.gateway = Some(started);
             }
             return true;
         };
-        let mut busy = gateway.turn_control(&mut self.redis, now_ns, &mut self.chance);
+        let server = Self::server(&mut self.redis, &mut self.old, self.master, gateway.link_ref());
+        let mut busy = gateway.turn_control(server, now_ns, &mut self.chance);
         for shard in 0..gateway.shards.len() {
             if self.chance.percent(90) {
                 busy |= {
@@ -305,7 +363,8 @@ impl World {
             return;
         };
         place.start_ns = again_ns;
-        gateway.link().kill(&mut self.redis, now_ns, &mut self.chance);
+        let server = Self::server(&mut self.redis, &mut self.old, self.master, gateway.link_ref());
+        gateway.link().kill(server, now_ns, &mut self.chance);
         let life = place.life;
         for (index, client) in self.books.clients.iter_mut().enumerate() {
             if client.slot == slot && client.life == life && client.ended_ns.is_none() {
@@ -318,7 +377,7 @@ impl World {
     fn note_soundness(&mut self) {
         let now_ns = self.now_ns;
         let redis = &self.redis;
-        let calm = !redis.oom && now_ns >= redis.silent_until_ns && redis.takes_connections(now_ns);
+        let calm = !self.is_split() && !redis.oom && now_ns >= redis.silent_until_ns && redis.takes_connections(now_ns);
         for (slot, soundness) in self.slots.iter().zip(&mut self.books.soundness) {
             let sound = slot.gateway.as_ref().is_some_and(|gateway| {
                 // One that drains is as good as any, until its last client has gone.

@@ -1,5 +1,8 @@
 //! Redis as one server, as far as a cluster needs it: data, leases that expire, who reads what, who listens.
 //!
+//! Several systems may share one server, each in a database or under a prefix of its own: data are apart by their keys,
+//! and what a server has for all of them together is [`Common`].
+//!
 //! Operations are carried out one at a time. What comes of one for others (packets, invalidations) is given back and
 //! travels on the others' connections.
 
@@ -11,11 +14,30 @@ use shardgate::cluster::store::{
     Answer, Channel, Failure, FailureKind, Incarnation, Lease, LeaseState, Op, Registered, Task,
 };
 
+use shardgate::redis::keys::Names;
+
 use super::link::MS;
 
-/// One connection that the server has.
+/// One connection that a server has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct ConnId(pub u64);
+pub struct ConnId {
+    number: u64,
+    /// Of which of two servers.
+    server: usize,
+    /// Of a gateway of which system.
+    system: usize,
+}
+
+/// What all systems on a server share.
+#[derive(Debug, Default)]
+pub struct Common {
+    /// Connections with the names of the channels that they are subscribed to, and what these mean to them.
+    subscribers: Vec<(ConnId, String, Channel)>,
+    readers: BTreeMap<Arc<str>, BTreeSet<ConnId>>,
+    last_conn: u64,
+    /// For connections of other systems.
+    foreign: Vec<Effect>,
+}
 
 /// What is written down.
 #[derive(Debug, Clone, Default)]
@@ -49,9 +71,27 @@ pub enum Effect {
     Packet(ConnId, Channel, Bytes),
 }
 
-/// The server.
-#[derive(Debug, Default)]
+impl Effect {
+    fn conn(&self) -> ConnId {
+        match self {
+            Effect::Invalidate(conn, _) | Effect::Packet(conn, ..) => *conn,
+        }
+    }
+
+    /// Something was published.
+    pub fn is_packet(&self) -> bool {
+        matches!(self, Effect::Packet(..))
+    }
+}
+
+/// A server, as one system sees it.
+#[derive(Debug)]
 pub struct Redis {
+    names: Names,
+    server: usize,
+    system: usize,
+    /// Lent to the system that runs.
+    pub common: Common,
     pub data: Data,
     /// What a restart with data comes back with.
     pub snapshot: Data,
@@ -63,9 +103,6 @@ pub struct Redis {
     pub silent_until_ns: u64,
     /// Nothing is carried out before this time.
     pub frozen_until_ns: u64,
-    subscribers: Vec<(ConnId, Channel)>,
-    readers: BTreeMap<Arc<str>, BTreeSet<ConnId>>,
-    last_conn: u64,
     /// Effects of what was carried out on connections that broke.
     pub late: Vec<Effect>,
     /// Users asked for.
@@ -96,14 +133,55 @@ fn place(user: &str) -> u64 {
 const SCANNED: usize = 2;
 
 impl Redis {
+    /// The first or second server, as the system with these names sees it.
+    pub fn new(server: usize, system: usize, names: Names) -> Self {
+        Redis {
+            names,
+            server,
+            system,
+            common: Common::default(),
+            data: Data::default(),
+            snapshot: Data::default(),
+            oom: false,
+            down_until_ns: 0,
+            silent_until_ns: 0,
+            frozen_until_ns: 0,
+            late: Vec::new(),
+            locates: 0,
+        }
+    }
+
     pub fn connect(&mut self) -> ConnId {
-        self.last_conn += 1;
-        ConnId(self.last_conn)
+        self.common.last_conn += 1;
+        ConnId {
+            number: self.common.last_conn,
+            server: self.server,
+            system: self.system,
+        }
+    }
+
+    /// Keeps what is for another system. Returns false if it is not.
+    pub fn keep_foreign(&mut self, effect: Effect) -> bool {
+        let foreign = effect.conn().system != self.system;
+        if foreign {
+            self.common.foreign.push(effect);
+        }
+        foreign
+    }
+
+    /// What other systems have brought for this one.
+    pub fn take_foreign(&mut self) -> Vec<Effect> {
+        let system = self.system;
+        let (ours, others) = std::mem::take(&mut self.common.foreign)
+            .into_iter()
+            .partition(|effect| effect.conn().system == system);
+        self.common.foreign = others;
+        ours
     }
 
     pub fn disconnect(&mut self, conn: ConnId) {
-        self.subscribers.retain(|(subscriber, _)| *subscriber != conn);
-        for readers in self.readers.values_mut() {
+        self.common.subscribers.retain(|(subscriber, ..)| *subscriber != conn);
+        for readers in self.common.readers.values_mut() {
             readers.remove(&conn);
         }
     }
@@ -113,28 +191,33 @@ impl Redis {
         self.data = data;
         self.down_until_ns = until_ns;
         self.frozen_until_ns = 0;
-        self.subscribers.clear();
-        self.readers.clear();
+        let system = self.system;
+        self.common.subscribers.retain(|(conn, ..)| conn.system != system);
+        for readers in self.common.readers.values_mut() {
+            readers.retain(|conn| conn.system != system);
+        }
     }
 
     pub fn subscribe(&mut self, conn: ConnId, channel: Channel) {
         self.unsubscribe(conn, &channel);
-        self.subscribers.push((conn, channel));
+        let name = self.names.channel(&channel);
+        self.common.subscribers.push((conn, name, channel));
     }
 
     pub fn unsubscribe(&mut self, conn: ConnId, channel: &Channel) {
-        self.subscribers
-            .retain(|(subscriber, heard)| *subscriber != conn || heard != channel);
+        self.common
+            .subscribers
+            .retain(|(subscriber, _, heard)| *subscriber != conn || heard != channel);
     }
 
     pub fn is_heard(&self, conn: ConnId, channel: &Channel) -> bool {
-        self.subscribers.iter().any(|(c, heard)| *c == conn && heard == channel)
+        self.heard(conn).any(|heard| heard == channel)
     }
 
     /// What a connection hears.
     pub fn heard(&self, conn: ConnId) -> impl Iterator<Item = &Channel> {
-        let heard = self.subscribers.iter().filter(move |(c, _)| *c == conn);
-        heard.map(|(_, channel)| channel)
+        let heard = self.common.subscribers.iter().filter(move |(c, ..)| *c == conn);
+        heard.map(|(.., channel)| channel)
     }
 
     pub fn lease(&self, id: &str, now_ms: u64) -> Option<Lease> {
@@ -144,7 +227,7 @@ impl Redis {
 
     fn changed(&mut self, user: &Arc<str>, effects: &mut Vec<Effect>) {
         // Once for each reading, and those who change something are told as well.
-        let readers = self.readers.remove(user).unwrap_or_default();
+        let readers = self.common.readers.remove(user).unwrap_or_default();
         effects.extend(
             readers
                 .into_iter()
@@ -224,7 +307,8 @@ impl Redis {
             }
             Op::Locate { user } => {
                 self.locates += 1;
-                self.readers.entry(Arc::clone(&user)).or_default().insert(conn);
+                let readers = self.common.readers.entry(Arc::clone(&user)).or_default();
+                readers.insert(conn);
                 let places = data.users.get(&user).into_iter().flatten();
                 Answer::Places(places.map(|(owner, count)| (*owner, *count)).collect())
             }
@@ -254,11 +338,13 @@ impl Redis {
                 ..
             } if now_ms * MS < self.silent_until_ns => failed(FailureKind::Refused, "NOPERM"),
             Op::Publish { channel, payload } => {
-                let takers: Vec<_> = self.subscribers.iter().filter(|(_, heard)| *heard == channel).collect();
+                let name = self.names.channel(&channel);
+                let takers = self.common.subscribers.iter().filter(|(_, heard, _)| *heard == name);
+                let takers: Vec<_> = takers.collect();
                 effects.extend(
                     takers
                         .iter()
-                        .map(|(conn, _)| Effect::Packet(*conn, channel.clone(), payload.clone())),
+                        .map(|(conn, _, channel)| Effect::Packet(*conn, channel.clone(), payload.clone())),
                 );
                 Answer::Count(takers.len() as u64)
             }
