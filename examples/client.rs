@@ -1,8 +1,10 @@
-//! A client in Rust: joins a channel, publishes each line that it reads and prints what others publish.
+//! A client in Rust: joins a channel, publishes each line that it reads and prints what others
+//! publish.
 //!
 //! `cargo run --example client [ws://127.0.0.1:8080/ws?user=rust] [room1]`
 //!
-//! With a gateway that has a key, TOKEN in the environment is the user's token. It ends with its input, once all is published.
+//! With a gateway that has a key, TOKEN in the environment is the user's token. It ends with its
+//! input, once all is published.
 
 use std::collections::BTreeMap;
 use std::error::Error;

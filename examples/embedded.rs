@@ -1,5 +1,5 @@
-//! A gateway inside another program: it serves on a port of the kernel's choice, the program publishes to all clients, and
-//! a client of the same program hears it and answers.
+//! A gateway inside another program: it serves on a port of the kernel's choice, the program
+//! publishes to all clients, and a client of the same program hears it and answers.
 //!
 //! `cargo run --example embedded [GATEWAY FLAGS]`
 

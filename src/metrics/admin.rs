@@ -1,5 +1,5 @@
-//! What is counted of plain HTTP and of the admin API. Each listener has one writer: the shard that answers on the
-//! public port, or the control thread.
+//! Counters of plain HTTP and of the admin API. Each listener has one writer: the shard that
+//! answers on the public port, or the control thread.
 
 use super::counter::Counter;
 use super::exposition::Row;

@@ -1,4 +1,4 @@
-//! What the control thread counts of the cluster. It alone writes.
+//! Counters of the cluster. The control thread alone writes them.
 
 use std::sync::Arc;
 
@@ -41,7 +41,7 @@ pub struct ClusterMetrics {
     /// Dead gateways whose presence was swept by this one.
     pub sweeps: Counter,
     dropped: [Counter; ClusterDrop::LABELS.len()],
-    /// What is counted of Redis.
+    /// Counters of Redis.
     pub broker: Arc<BrokerCounters>,
 }
 

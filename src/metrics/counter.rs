@@ -28,8 +28,9 @@ impl Counter {
     }
 }
 
-/// Upper edges of the buckets of every histogram, microseconds: from an iteration of the loop without work to a stall
-/// that a person notices. Neighbours are 2 or 2.5 apart, or a quantile is drawn at twice what it was.
+/// Upper edges of the buckets of every histogram, microseconds: from an iteration of the loop
+/// without work to a stall that a person notices. Neighbours are 2 or 2.5 apart, or a quantile is
+/// drawn at twice what it was.
 pub(super) const BUCKET_EDGES_US: [u64; 18] = [
     10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000,
     2_500_000, 5_000_000,
@@ -65,7 +66,7 @@ impl Histogram {
 mod tests {
     use super::*;
 
-    /// Whoever looks at a quantile looks at a bucket: it must not be much wider than what it stands for.
+    /// A quantile is read off a bucket, so no bucket is much wider than what it stands for.
     #[test]
     fn buckets_resolve_what_people_look_at() {
         for pair in BUCKET_EDGES_US.windows(2) {

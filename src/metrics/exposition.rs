@@ -1,8 +1,9 @@
 //! The text format of Prometheus, version 0.0.4, and the tables that it is made of.
 //!
-//! A scope (shard, control thread, Redis, process, gateway, admin API) has one table; a [`Row`] of it is one metric: name,
-//! kind, help, and where its value is read. What renders, renders in slices: the caller who polls decides when the next
-//! slice is rendered, and nothing here waits for anything else.
+//! A scope (shard, control thread, Redis, process, gateway, admin API) has one table; a [`Row`] of
+//! it is one metric: name, kind, help, and where its value is read. What renders, renders in
+//! slices: the caller who polls decides when the next slice is rendered, and nothing here waits for
+//! anything else.
 
 use std::fmt::{self, Display, Write};
 use std::future::poll_fn;
@@ -12,7 +13,8 @@ use bytes::Bytes;
 
 use super::counter::{BUCKET_EDGES_US, Histogram};
 
-/// A slice of a text, bytes: what an ordinary core renders in some 40 microseconds, which is what a turn may give to it.
+/// A slice of a text, bytes: what an ordinary core renders in some 40 microseconds, which is what a
+/// turn may give to it.
 const SLICE_BYTES: usize = 8 * 1024;
 
 /// Lets others have their turn, once.
@@ -29,7 +31,7 @@ pub async fn pause() {
     .await;
 }
 
-/// What a metric is to Prometheus.
+/// The kind of a metric, as Prometheus tells them apart.
 #[derive(Debug, Clone, Copy)]
 enum Kind {
     Gauge,
@@ -148,7 +150,7 @@ impl<S: ?Sized> Row<S> {
         Self::new(name, Kind::Histogram, help, Values::TimesBy(label, values, of))
     }
 
-    /// What runs: labels, and 1.
+    /// The version that runs and its like: labels, and 1.
     pub(super) const fn info(name: &'static str, help: &'static str, labels: fn(&S) -> String) -> Self {
         Self::new(name, Kind::Gauge, help, Values::Info(labels))
     }
@@ -210,7 +212,8 @@ impl Exposition {
         pieces.iter().map(|piece| String::from_utf8_lossy(piece)).collect()
     }
 
-    /// Pauses if there is a slice more than when it last paused. To be called after each thing of a few hundred bytes.
+    /// Pauses if there is a slice more than when it last paused. To be called after each thing of a
+    /// few hundred bytes.
     pub async fn pause_after_slice(&mut self) {
         if self.text.len() >= SLICE_BYTES {
             let next = String::with_capacity(SLICE_BYTES + SLICE_BYTES / 4);

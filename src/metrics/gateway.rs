@@ -1,4 +1,4 @@
-//! What is known of the gateway as a whole. Its values are in many places, which [`GatewayNumbers`] lists.
+//! Numbers of the gateway as a whole. [`GatewayNumbers`] lists where they are read.
 
 use super::admin::HttpMetrics;
 use super::control::ClusterMetrics;

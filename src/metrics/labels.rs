@@ -1,7 +1,8 @@
 //! Labels: each is an enum whose variants stand beside the values that the text shows.
 //!
-//! A counter of a label is an array with an element for each variant, so counting is one addition: no name is looked up.
-//! Codes of close frames and of HTTP are numbers already, and peers choose them: they are searched in a short list.
+//! A counter of a label is an array with an element for each variant, so counting is one addition:
+//! no name is looked up. Codes of close frames and of HTTP are numbers already, and peers choose
+//! them: they are searched in a short list.
 
 use crate::auth;
 use crate::wire::message::ServerMessage;
@@ -24,13 +25,14 @@ macro_rules! labels {
     };
 }
 
-/// Close codes that are counted by themselves, ascending, and their labels with `other` behind them.
+/// Close codes that are counted by themselves, ascending, and their labels with `other` behind
+/// them.
 macro_rules! close_codes {
     ($($code:literal)+) => {
         const CLOSE_CODES: [u16; [$($code),+].len()] = [$($code),+];
 
-        /// Labels of `shardgate_connections_closed_total`: our codes, those of the RFC that peers send, 1005 for a close
-        /// frame without a code, 1006 for an end without a close frame.
+        /// Labels of `shardgate_connections_closed_total`: our codes, those of the RFC that peers
+        /// send, 1005 for a close frame without a code, 1006 for an end without a close frame.
         pub const CLOSE_LABELS: [&str; CLOSE_CODES.len() + 1] = [$(stringify!($code),)+ "other"];
     };
 }
@@ -129,7 +131,7 @@ impl From<head::Refusal> for RefusalReason {
 }
 
 labels! {
-    /// What a look at a token showed: the result of `shardgate_token_verifications_total`.
+    /// The result of a look at a token, in `shardgate_token_verifications_total`.
     TokenResult: &'static str {
         /// It is good.
         Ok => "ok",
@@ -215,8 +217,8 @@ impl SentKind {
         }
     }
 
-    /// True for what a client misses if it does not read it. Greetings, signs of life and goodbyes mean nothing to a client
-    /// that has gone.
+    /// True for what a client misses if it does not read it. Greetings, signs of life and goodbyes
+    /// mean nothing to a client that has gone.
     pub fn is_missed(self) -> bool {
         match self {
             SentKind::Message
@@ -239,7 +241,7 @@ impl SentKind {
 }
 
 labels! {
-    /// What a shard dropped, and why: kind and reason of `shardgate_dropped_total`.
+    /// Drops of a shard: kind and reason of `shardgate_dropped_total`.
     DropReason: (&'static str, &'static str) {
         /// A message for a user who is not there; its sender heard `offline`.
         MessageOffline => ("message", "offline"),
@@ -251,37 +253,46 @@ labels! {
         PresenceLaneFull => ("presence", "lane_full"),
         /// A hand-over did not fit into a lane; the client got 503.
         HandOverLaneFull => ("handover", "lane_full"),
-        /// A frame that a slow consumer's outbox had no room for, or that waited in it; the consumer was closed with 3008.
+        /// A frame that a slow consumer's outbox had no room for, or that waited in it; the
+        /// consumer was closed with 3008.
         FrameSlowConsumer => ("frame", "slow_consumer"),
         /// An answer for a connection that had gone.
         ReplyGone => ("reply", "connection_gone"),
-        /// A message for other gateways while Redis is away; its sender heard `failed` if nobody here took it.
+        /// A message for other gateways while Redis is away; its sender heard `failed` if nobody
+        /// here took it.
         MessageRedisAway => ("message", "redis_away"),
-        /// A message for other gateways that was held while its receiver's place was asked for, and too many were.
+        /// A message for other gateways that was held while its receiver's location was asked for,
+        /// and too many were.
         MessageHeldFull => ("message", "held_full"),
         /// A presence query while Redis is away; its sender heard `unavailable`.
         PresenceRedisAway => ("presence", "redis_away"),
-        /// A message of another gateway for a user who is not here any more; its sender heard `offline`.
+        /// A message of another gateway for a user who is not here any more; its sender heard
+        /// `offline`.
         MessageMissed => ("message", "missed"),
-        /// A publication did not fit into a lane; its publisher heard `failed` if it is on this gateway.
+        /// A publication did not fit into a lane; its publisher heard `failed` if it is on this
+        /// gateway.
         PublicationLaneFull => ("publication", "lane_full"),
-        /// A publication for which too much was on its way to subscribers; its publisher heard `failed` if this is its channel's home.
+        /// A publication for which too much was on its way to subscribers; its publisher heard
+        /// `failed` if this is its channel's home.
         PublicationQueueFull => ("publication", "queue_full"),
-        /// A publication that went to this gateway's subscribers only, while Redis is away; its publisher heard `failed`.
+        /// A publication that went to this gateway's subscribers only, while Redis is away; its
+        /// publisher heard `failed`.
         PublicationRedisAway => ("publication", "redis_away"),
         /// A subscription for which a lane was full; the client heard `unavailable`.
         SubscriptionLaneFull => ("subscription", "lane_full"),
         /// A broadcast for which too many were on their way.
         BroadcastQueueFull => ("broadcast", "queue_full"),
-        /// A presence query whose users could not be looked up, as too many were; its sender heard `unavailable`.
+        /// A presence query whose users could not be looked up, as too many were; its sender heard
+        /// `unavailable`.
         PresenceLookupsFull => ("presence", "lookups_full"),
-        /// A frame that waited for a connection when that was lost, or that it may not have read by then.
+        /// A frame that waited for a connection when that was lost, or that it may not have read by
+        /// then.
         FrameConnectionLost => ("frame", "connectionLost"),
     }
 }
 
 labels! {
-    /// What the control thread dropped, and why: kind and reason of `shardgate_dropped_total`.
+    /// Drops of the control thread: kind and reason of `shardgate_dropped_total`.
     ClusterDrop: (&'static str, &'static str) {
         /// Too much waits for a gateway; the sender heard `failed`.
         MessageGatewayFull => ("message", "gateway_full"),
@@ -289,7 +300,8 @@ labels! {
         MessageGatewayGone => ("message", "gateway_gone"),
         /// A message that was to go to Redis when Redis went; the sender heard `failed`.
         MessageRedisAway => ("message", "redis_away"),
-        /// A message of another gateway did not fit into the lane of its shard; the sender heard `failed`.
+        /// A message of another gateway did not fit into the lane of its shard; the sender heard
+        /// `failed`.
         MessageLaneFull => ("message", "lane_full"),
         /// A packet that was not confirmed in time; its senders heard `failed`.
         PacketUnconfirmed => ("packet", "unconfirmed"),
@@ -301,9 +313,11 @@ labels! {
         PacketVersion => ("packet", "version"),
         /// A packet for which there was no room.
         PacketInboxFull => ("packet", "inbox_full"),
-        /// A broadcast or an order to close a user's connections, which did not reach the other gateways.
+        /// A broadcast or an order to close a user's connections, which did not reach the other
+        /// gateways.
         OrderRedisAway => ("order", "redis_away"),
-        /// The same, when fewer gateways heard it than there are: one was subscribing anew, or has just died.
+        /// The same, when fewer gateways heard it than there are: one was subscribing anew, or has
+        /// just died.
         OrderUnheard => ("order", "unheard"),
         /// A publication that was to go to Redis when Redis went; its publisher heard `failed`.
         PublicationRedisAway => ("publication", "redis_away"),
@@ -315,7 +329,8 @@ labels! {
         PublicationLaneFull => ("publication", "lane_full"),
         /// A packet of another gateway in a partition that we hear, which did not come.
         PacketGap => ("packet", "gap"),
-        /// A partition that was not heard in time; its subscribers were told that they are subscribed.
+        /// A partition that was not heard in time; its subscribers were told that they are
+        /// subscribed.
         SubscriptionUnheard => ("subscription", "unheard"),
         /// A packet without a tag, while there is a `cluster.key`.
         PacketUnsealed => ("packet", "unsealed"),

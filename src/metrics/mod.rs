@@ -1,10 +1,12 @@
-//! What is counted: names, labels, counters, and the text that Prometheus reads.
+//! Metrics: names, labels, counters, and the text that Prometheus reads.
 //!
-//! Each scope is a file with its counters and one table of its metrics: `shard`, `control` (the cluster), `store`
-//! (Redis), `admin` (plain HTTP), `process`, `gateway` (the rest). A row of a table is one metric. `labels` has the enums
-//! that stand behind its labels. To add a metric, add a field, a row, and a line in `docs/metrics.md`.
+//! Each scope is a file with its counters and one table of its metrics: `shard`, `control` (the
+//! cluster), `store` (Redis), `admin` (plain HTTP), `process`, `gateway` (the rest). A row of a
+//! table is one metric. `labels` has the enums that stand behind its labels. To add a metric, add a
+//! field, a row, and a line in `docs/metrics.md`.
 //!
-//! The thread that a scope belongs to is the only one that writes its counters; any thread may read them.
+//! The thread that a scope belongs to is the only one that writes its counters; any thread may read
+//! them.
 
 mod admin;
 mod control;

@@ -1,4 +1,5 @@
-//! What the kernel says about this process, under the names that Prometheus clients use. The control thread asks it.
+//! What the kernel says about this process, under the names that Prometheus clients use. The
+//! control thread asks it.
 
 use super::counter::Counter;
 use super::exposition::Row;

@@ -1,4 +1,5 @@
-//! What a shard counts. It alone writes (plain load and store, no locked instruction); any thread may read at any time.
+//! What a shard counts. It alone writes (plain load and store, no locked instruction); any thread
+//! may read at any time.
 
 use super::admin::HttpMetrics;
 use super::counter::{Counter, Histogram};

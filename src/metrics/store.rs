@@ -1,11 +1,12 @@
-//! What is counted of Redis. The control thread writes.
+//! Counters of Redis. The control thread writes them.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::exposition::Row;
 use super::labels::RedisOperation;
 
-/// Counted since the start. Several tasks of the control thread write; none is exact to the instant.
+/// Counted since the start. Several tasks of the control thread write; none is exact to the
+/// instant.
 #[derive(Debug, Default)]
 pub struct BrokerCounters {
     /// Commands that were sent, those of connections' upkeep too.

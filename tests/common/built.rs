@@ -1,7 +1,8 @@
 //! Programs beside the gateway, for tests that run them: the load generator and the examples.
 //!
-//! Cargo tells a test no path to an example or to the program of another package, and need not have built them. So the
-//! first call for one has cargo build it, in the profile that the gateway under test was built in.
+//! Cargo tells a test no path to an example or to the program of another package, and need not have
+//! built them. So the first call for one has cargo build it, in the profile that the gateway under
+//! test was built in.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -1,6 +1,7 @@
 //! CONTRIBUTING.md names files, identifiers and recipes: each is where it says.
 //!
-//! A step of a list names files and what is in them. So an identifier has to be a word in one of the files of its step.
+//! A step of a list names files and what is in them. So an identifier has to be a word in one of
+//! the files of its step.
 
 use std::path::Path;
 
@@ -10,7 +11,7 @@ use crate::repository;
 
 const DOCUMENT: &str = "CONTRIBUTING.md";
 
-/// What stands between backquotes on each line of prose; lines that go on are one with those that they go on from.
+/// The code spans of each step: of a line of prose and the lines that continue it.
 fn steps(text: &str) -> Vec<Vec<String>> {
     let mut steps: Vec<String> = Vec::new();
     let mut fenced = false;
@@ -66,7 +67,7 @@ fn has_word(text: &str, word: &str) -> bool {
     })
 }
 
-/// What is wrong with one step.
+/// The faults of one step.
 fn wrong(spans: &[String]) -> Vec<String> {
     let mut wrong = Vec::new();
     let paths: Vec<&String> = spans.iter().filter(|span| is_path(span)).collect();
@@ -89,16 +90,16 @@ fn wrong(spans: &[String]) -> Vec<String> {
             }
         } else if is_identifier(span) {
             let everywhere = [repository().join(span)];
-            let places = if files.is_empty() { &everywhere[..] } else { &files };
-            let is_there = |place: &std::path::PathBuf| {
+            let within = if files.is_empty() { &everywhere[..] } else { &files };
+            let is_there = |path: &std::path::PathBuf| {
                 if files.is_empty() {
-                    place.exists()
+                    path.exists()
                 } else {
-                    has_word(&text_of(place), span)
+                    has_word(&text_of(path), span)
                 }
             };
-            if !places.iter().any(is_there) {
-                wrong.push(format!("{span} is not in {places:?}"));
+            if !within.iter().any(is_there) {
+                wrong.push(format!("{span} is not in {within:?}"));
             }
         } else {
             wrong.extend(wrong_command(span));
@@ -121,7 +122,8 @@ fn wrong_command(command: &str) -> Option<String> {
     }
 }
 
-/// A part of a test's name that no test has. `cargo test` would run nothing, and say that all is well.
+/// A part of a test's name that no test has. `cargo test` would run nothing, and say that all is
+/// well.
 fn wrong_filter(command: &str) -> Option<String> {
     let rest = command.split_once("cargo test ")?.1;
     let filter = rest.split(' ').next_back().filter(|word| !word.starts_with('-'))?;

@@ -1,7 +1,8 @@
 //! The justfile and `rust-toolchain.toml`: every recipe is one command that works as it stands.
 //!
-//! just itself need not be installed: what it would type is read from the file, and tried as the documents' commands
-//! are. Programs are started; scripts and what is built from them must be there; what takes minutes must be what CI types.
+//! just itself need not be installed: what it would type is read from the file, and tried as the
+//! documents' commands are. Programs are started; scripts and what is built from them must be
+//! there; what takes minutes must be what CI types.
 
 use std::os::unix::fs::PermissionsExt;
 
@@ -10,7 +11,7 @@ use crate::common::namespace;
 use crate::repository;
 use crate::session::{self, Session};
 
-/// What the recipes that start a program are given.
+/// The words that recipes which start a program are given.
 const WORDS: &[(&str, &str)] = &[
     ("run", "--limits-messages-per-second 0"),
     (
@@ -27,7 +28,7 @@ struct Recipe {
 }
 
 impl Recipe {
-    /// The command with these words in place of all parameters.
+    /// The command with these words instead of all parameters.
     fn with(&self, words: &str) -> String {
         let (before, behind) = self.command.split_once("{{").unwrap_or((&self.command, "}}"));
         let (_, behind) = behind.rsplit_once("}}").expect("a parameter ends");
@@ -78,7 +79,7 @@ fn ours() -> Vec<Recipe> {
     recipes(&std::fs::read_to_string(repository().join("justfile")).unwrap()).unwrap()
 }
 
-/// What is wrong with a command that is not started here.
+/// The fault of a command that is not started here.
 fn wrong(recipe: &Recipe) -> Option<String> {
     let command = recipe.with("");
     if command == "just --list" {

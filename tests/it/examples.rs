@@ -1,5 +1,5 @@
-//! The examples in Rust do what they show. Those in Node, in Python and in a browser are tried by `tests/clients` and
-//! `tests/browser`.
+//! The examples in Rust do what they show. Those in Node, in Python and in a browser are tried by
+//! `tests/clients` and `tests/browser`.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;

@@ -1,4 +1,4 @@
-//! What a handshake shows of who its user is: tokens, and where they may stand. Pure.
+//! Credentials of a handshake: tokens, and where they may stand. Pure.
 
 use std::borrow::Cow;
 
@@ -6,11 +6,12 @@ use super::request::Request;
 use crate::auth::Token;
 use crate::jws::TOKEN_BYTES_MAX;
 
-/// What stands before a token that is offered as a subprotocol. Scripts in browsers can say nothing else in a handshake,
-/// but for its address, which is logged everywhere. It is never selected: the client offers the other subprotocol as well.
+/// The prefix of a token that is offered as a subprotocol. Scripts in browsers can say nothing
+/// else in a handshake, but for its address, which is logged everywhere. It is never selected: the
+/// client offers the other subprotocol as well.
 pub const TOKEN_SUBPROTOCOL: &[u8] = b"shardgate.token.";
 
-/// What users show.
+/// The kind of credentials that users show.
 #[derive(Debug, Clone, Copy)]
 pub enum Credentials<'a> {
     /// Nothing: they name themselves.
@@ -30,8 +31,8 @@ pub enum Credentials<'a> {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Unclear;
 
-/// The first token that is shown: by `Authorization: Bearer`, by `?token=`, by cookie, as a subprotocol. What comes behind it
-/// does not count, not even when the first is bad.
+/// The first token that is shown: by `Authorization: Bearer`, by `?token=`, by cookie, as a
+/// subprotocol. What comes behind it does not count, not even when the first is bad.
 ///
 /// # Errors
 /// The first location that shows one shows it twice, or shows nothing that could be one.
@@ -65,7 +66,8 @@ pub(super) fn token(request: &Request<'_>, query: &str, cookie: &str) -> Result<
     once(offered.filter_map(|protocol| protocol.trim_ascii().strip_prefix(TOKEN_SUBPROTOCOL)))
 }
 
-/// What follows `Bearer`, perhaps nothing; another scheme is somebody else's, a proxy's perhaps.
+/// The value behind `Bearer`, perhaps empty. Another scheme belongs to another party, a proxy
+/// perhaps.
 fn bearer(value: &[u8]) -> Option<&[u8]> {
     let (scheme, rest) = value.split_at_checked(6)?;
     let is_ours = scheme.eq_ignore_ascii_case(b"bearer") && rest.first().is_none_or(u8::is_ascii_whitespace);

@@ -1,4 +1,5 @@
-//! The head of an HTTP request: its target, its host, its fields. Pure; whoever parsed it, hyper or httparse.
+//! The head of an HTTP request: its target, its host, its fields. Pure; whoever parsed it, hyper or
+//! httparse.
 
 use crate::address::local::is_local_host;
 
@@ -15,8 +16,8 @@ pub struct Request<'a> {
     pub headers: &'a [(&'a str, &'a [u8])],
 }
 
-/// True if a head ends at `from` or behind it: with an empty line. So a head that comes in pieces is not read anew for each of
-/// them; `from` is how much was looked at before.
+/// True if a head ends at `from` or behind it: with an empty line. So a head that comes in pieces
+/// is not read anew for each of them; `from` is how much was looked at before.
 pub fn has_end(bytes: &[u8], from: usize) -> bool {
     // The end's own bytes may have come in two pieces.
     let from = from.saturating_sub(2);
@@ -36,8 +37,8 @@ pub fn split_target(target: &str) -> (&str, &str) {
     }
 }
 
-/// The authority of a request target in absolute form, and what comes behind it. A server takes that form with the schemes that
-/// it serves (RFC 9112, 3.2.2; RFC 6455, 3).
+/// The authority of a request target in absolute form, and what comes behind it. A server takes
+/// that form with the schemes that it serves (RFC 9112, 3.2.2; RFC 6455, 3).
 pub(super) fn split_authority(target: &str) -> Option<(&str, &str)> {
     let (scheme, rest) = target.split_once("://")?;
     let is_ours = ["ws", "wss", "http", "https"]
@@ -47,8 +48,8 @@ pub(super) fn split_authority(target: &str) -> Option<(&str, &str)> {
     is_ours.then(|| rest.split_at(end))
 }
 
-/// Is the host of a request named as RFC 9112, 3.2 wants it? HTTP/1.1 has the field once, HTTP/1.0 once at the most, and its value,
-/// which may be empty, is a host with or without a port.
+/// Is the host of a request named as RFC 9112, 3.2 wants it? HTTP/1.1 has the field once, HTTP/1.0
+/// once at the most, and its value, which may be empty, is a host with or without a port.
 pub fn names_host<'a>(mut hosts: impl Iterator<Item = &'a [u8]>, minor_version: u8) -> bool {
     let (first, second) = (hosts.next(), hosts.next());
     let is_host = |host: &[u8]| {
@@ -74,8 +75,8 @@ impl<'a> Request<'a> {
         values.next().is_none().then_some(value)
     }
 
-    /// True if each host that it names is `localhost` or a loopback address. A request without any names none that somebody
-    /// else's DNS could have led here; browsers always name one.
+    /// True if each host that it names is `localhost` or a loopback address. A request without any
+    /// names none that somebody else's DNS could have led here; browsers always name one.
     pub fn is_for_this_machine(&self) -> bool {
         let is_local = |host: &[u8]| std::str::from_utf8(host).is_ok_and(is_local_host);
         let authority = self.target.split_once("://").filter(|_| !self.target.starts_with('/'));
@@ -83,7 +84,8 @@ impl<'a> Request<'a> {
         self.values("host").all(is_local) && authority.is_none_or(is_local_host)
     }
 
-    /// True if the client offers this subprotocol. Their names are compared as they are written (RFC 6455, 11.5).
+    /// True if the client offers this subprotocol. Their names are compared as they are written
+    /// (RFC 6455, 11.5).
     pub(super) fn offers(&self, subprotocol: &str) -> bool {
         self.values("sec-websocket-protocol")
             .flat_map(|value| value.split(|b| *b == b','))

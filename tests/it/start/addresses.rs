@@ -1,4 +1,5 @@
-//! Where a gateway listens: ports and Unix sockets that are taken, forbidden, or claimed by several at once.
+//! Where a gateway listens: ports and Unix sockets that are taken, forbidden, or claimed by several
+//! at once.
 
 use std::net::{SocketAddr, TcpListener};
 
@@ -62,7 +63,8 @@ fn a_port_below_1024() {
     }
 }
 
-/// Whoever is on this host can hold the name in which two gateways meet; that keeps nobody out, and is told.
+/// Whoever is on this host can hold the name in which two gateways meet; that keeps nobody out, and
+/// is told.
 #[test]
 fn a_stranger_who_holds_the_name_of_an_address() {
     use std::os::unix::process::CommandExt;
@@ -75,7 +77,8 @@ fn a_stranger_who_holds_the_name_of_an_address() {
     squatter.arg("600").uid(65534).gid(65534);
     let name = format!("shardgate/listen/{addr}");
     let hold = move || {
-        // SAFETY: plain system calls on a descriptor and a struct of this frame; nothing is allocated.
+        // SAFETY: plain system calls on a descriptor and a struct of this frame; nothing is
+        // allocated.
         unsafe {
             let socket = libc::socket(libc::AF_UNIX, libc::SOCK_STREAM, 0);
             let mut at: libc::sockaddr_un = std::mem::zeroed();

@@ -26,7 +26,8 @@ fn shards_are_pinned_and_say_so() {
     assert!(allowed_to_shards(&gateway).contains(&cpu.to_string()));
 }
 
-/// The CPUs that each thread of a shard may run on, as the kernel writes them; the executor's pool, which sleeps, is not pinned.
+/// The CPUs that each thread of a shard may run on, as the kernel writes them; the executor's pool,
+/// which sleeps, is not pinned.
 fn allowed_to_shards(gateway: &Gateway) -> Vec<String> {
     let tasks = std::fs::read_dir(format!("/proc/{}/task", gateway.pid())).unwrap();
     let of_task = |task: std::io::Result<std::fs::DirEntry>| {
@@ -125,7 +126,8 @@ fn a_cpu_quota_bounds_the_number_of_shards() {
 /// The second gateway of a host does not pin to the same CPUs, and says why.
 #[test]
 fn two_gateways_on_one_host() {
-    // Only CPUs that no other gateway of this host has: a name per CPU, kept here so that no other test's is in the way.
+    // Only CPUs that no other gateway of this host has: a name per CPU, kept here so that no other
+    // test's is in the way.
     let cpu = first_allowed_cpu().to_string();
     let first = Gateway::start(&["--shards", "1", "--cpus", &cpu]);
     let mut second = command("taskset");

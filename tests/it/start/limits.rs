@@ -77,7 +77,8 @@ fn memlock_for_one_shard_and_not_for_all() {
     gateway.connect("alice").close();
 }
 
-/// As above, where nothing but the rings themselves can tell: what a first gateway of the same user has is not to be seen.
+/// As above, where nothing but the rings themselves can tell: what a first gateway of the same user
+/// has is not to be seen.
 #[test]
 fn memlock_is_shared_with_a_second_gateway_of_the_same_user() {
     if !rustix::process::geteuid().is_root() || !rings_are_counted() {
@@ -167,7 +168,8 @@ fn forbid(command: &mut Command, calls: &[libc::c_long]) {
             len: program.len() as u16,
             filter: program.as_ptr().cast_mut(),
         };
-        // SAFETY: prctl with integers; `filter` and the program it points to outlive the second call, which copies them.
+        // SAFETY: prctl with integers; `filter` and the program it points to outlive the second
+        // call, which copies them.
         unsafe {
             if libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0
                 || libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const filter, 0, 0) != 0
@@ -177,7 +179,8 @@ fn forbid(command: &mut Command, calls: &[libc::c_long]) {
         }
         Ok(())
     };
-    // SAFETY: between fork and exec only prctl is called, which allocates nothing and takes no lock.
+    // SAFETY: between fork and exec only prctl is called, which allocates nothing and takes no
+    // lock.
     unsafe { command.pre_exec(install) };
 }
 

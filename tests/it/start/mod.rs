@@ -1,4 +1,5 @@
-//! What keeps a gateway from starting: one clear line with the cause and the remedy, exit 1 or 2, and nothing opened.
+//! What keeps a gateway from starting: one clear line with the cause and the remedy, exit 1 or 2,
+//! and nothing opened.
 
 // A test's helpers are tests too: what they cannot do ends the test.
 #![allow(clippy::unwrap_used)]
@@ -52,7 +53,8 @@ fn as_user(user: u32, place: &tempfile::TempDir, before: &str) -> Command {
     // Where that user may run it.
     let program = place.path().join("shardgate");
     if !program.exists() {
-        // Not by this process: whatever another test starts meanwhile would keep the file open for writing.
+        // Not by this process: whatever another test starts meanwhile would keep the file open for
+        // writing.
         let copied = command("cp").arg(PROGRAM).arg(&program).status().unwrap();
         assert!(copied.success());
     }

@@ -1,4 +1,4 @@
-//! What every scenario is to the driver of a thread.
+//! The interface of a scenario to the driver of a thread.
 
 use crate::board::{Board, Phase};
 use crate::net::{End, Net};
@@ -7,7 +7,8 @@ use crate::tally::Tally;
 /// Messages sent in one turn before the sockets are read again.
 pub(super) const SENDS_PER_TURN_MAX: u32 = 128;
 
-/// One thread's part of a scenario. It sees frames and time, and sends through [`Net`]; it owns no socket.
+/// One thread's part of a scenario. It sees frames and time, and sends through [`Net`]; it owns no
+/// socket.
 pub(crate) trait Scenario {
     /// A text frame came for connection `index`, read at `now_ns`.
     fn handle_text(&mut self, net: &mut Net, index: usize, text: &[u8], now_ns: u64);
