@@ -9,20 +9,18 @@ use super::core::Cluster;
 use super::lookups::Asker;
 use super::requests::Purpose;
 use crate::lanes::{
-    AckTo, Batch, ChannelToControl, Location, MessageToControl, PresenceQuery, PresenceToControl, ToControl,
+    AckTo, Batch, ChannelToControl, Location, MessageToControl, PresenceQuery, PresenceToControl, ToCluster, ToControl,
 };
 use crate::metrics::ClusterDrop;
 use crate::router::Partition;
 
 impl Cluster {
-    /// What shards say.
-    pub fn handle_batch(&mut self, mut batch: Batch<ToControl>) {
-        for item in std::mem::take(&mut batch.items) {
-            match item {
-                ToControl::Message(mail) => self.handle_message_mail(&batch, mail),
-                ToControl::Presence(mail) => self.handle_presence_mail(&batch, mail),
-                ToControl::Channel(mail) => self.handle_channel_mail(&batch, mail),
-            }
+    /// What a shard says. `batch`: what the item came in.
+    pub fn handle_mail(&mut self, batch: &Batch<ToControl>, mail: ToCluster) {
+        match mail {
+            ToCluster::Message(mail) => self.handle_message_mail(batch, mail),
+            ToCluster::Presence(mail) => self.handle_presence_mail(batch, mail),
+            ToCluster::Channel(mail) => self.handle_channel_mail(batch, mail),
         }
     }
 

@@ -24,7 +24,6 @@ use crate::runtime::admin::AdminSocket;
 use crate::runtime::preflight::{self, Host};
 use crate::runtime::{self, Needed, StartError, cpus, listener};
 use crate::settings::Settings;
-use crate::shard::run::Reporter;
 use crate::shared::Shared;
 use crate::shared::clock::Clock;
 use crate::tls::Certificates;
@@ -95,7 +94,6 @@ impl Start<'_> {
         getrandom::fill(&mut key).map_err(no_random)?;
         let homes = HomeMap::new(shards, key).with_partitions(config.channels.partitions);
 
-        let (reports_sender, reports) = unbounded();
         told(handle.clone());
         let plan = ControlPlan {
             config: config.clone(),
@@ -108,7 +106,6 @@ impl Start<'_> {
             seed: getrandom::u64().map_err(no_random)?,
             orders: self.orders,
             ending: Arc::clone(&handle.ending),
-            reports: reports.clone(),
             waker: handle.waker.clone(),
             descriptor: self.descriptor,
         };
@@ -124,16 +121,11 @@ impl Start<'_> {
                 shared: Arc::clone(&shared),
                 settings: Arc::clone(&settings),
                 homes,
-                clustered: config.redis.is_some(),
             },
             inboxes,
             senders,
             sockets,
-            &Reporter {
-                sender: reports_sender,
-                waker: handle.waker.clone(),
-            },
-            &reports,
+            handle.waker.clone(),
         )?;
         Ok(Gateway {
             listen,

@@ -1,6 +1,6 @@
 //! The control thread while the gateway runs: turns, and waits for what makes the next one due.
 //!
-//! Owns the thread, inside a tokio runtime of one thread. The turn itself is [`turn`](super::turn)'s; orders, reports,
+//! Owns the thread, inside a tokio runtime of one thread. The turn itself is [`turn`](super::turn)'s; orders, requests,
 //! keys and certificates are taken here, between its two halves.
 
 use std::fs::File;
@@ -23,7 +23,7 @@ use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::engine::Waker;
 use crate::http::{HttpContext, ListenerKind};
-use crate::lanes::LifecycleToShard;
+use crate::lanes::{AdminRequest, AdminToControl, LifecycleToShard};
 use crate::redis::Broker;
 use crate::redis::pair::Pair;
 use crate::router::HomeMap;
@@ -31,7 +31,6 @@ use crate::runtime::admin::AdminSocket;
 use crate::runtime::cpus::PinnedHere;
 use crate::runtime::listener::Kept;
 use crate::settings::Settings;
-use crate::shard::run::Report;
 use crate::shared::clock::Clock;
 use crate::shared::{STALLED_AFTER, Shared};
 use crate::tls::Certificates;
@@ -55,7 +54,6 @@ pub(super) struct ControlPlan {
     pub(super) orders: Receiver<Order>,
     /// It shall end.
     pub(super) ending: Arc<AtomicBool>,
-    pub(super) reports: Receiver<Report>,
     pub(super) waker: Waker,
     /// Readable when the waker was used while we wait.
     pub(super) descriptor: File,
@@ -97,7 +95,6 @@ pub(super) struct Turns {
     certificates_due_ms: u64,
     turn: ControlTurn<Pair<Broker>>,
     orders: Receiver<Order>,
-    reports: Receiver<Report>,
     woken: Woken,
     keys: Option<FetchedKeys>,
     control: Control,
@@ -147,7 +144,6 @@ impl Turns {
             certificates_due_ms: 0,
             turn,
             orders: plan.orders,
-            reports: plan.reports,
             woken,
             admin,
             http,
@@ -168,7 +164,7 @@ impl Turns {
             let now = self.clock.now();
             let busy = self.turn.begin(now);
             self.take_orders();
-            self.take_reports();
+            self.take_admin_mail();
             self.watch_shards(now.mono_ms());
             self.watch_certificates(now.mono_ms());
             if now.mono_ms() >= self.process_due_ms {
@@ -202,7 +198,7 @@ impl Turns {
         self.woken.set_waiting();
         // Whoever sends after this look sees that we wait.
         let has_keys = self.keys.as_ref().is_some_and(|keys| keys.fetcher.has_news());
-        if has_keys || !(self.turn.is_inbox_empty() && self.orders.is_empty() && self.reports.is_empty()) {
+        if has_keys || !(self.turn.is_inbox_empty() && self.orders.is_empty()) {
             return;
         }
         let now_ns = self.clock.mono_ns();
@@ -244,24 +240,21 @@ impl Turns {
         }
     }
 
-    fn take_reports(&mut self) {
-        while let Ok(report) = self.reports.try_recv() {
-            match report {
-                Report::Asked(shard, conn, from, request) => self.admin.take(shard, conn, from, request),
-                Report::Replied(ticket, reply) => self.admin.replied(ticket, reply),
-                Report::Drained(_, count) => self.turn.handle_drained(count.left, count.closed),
-                Report::Ended(shard, result) => {
-                    let cause = result.map_or_else(|cause| cause.to_string(), |()| "without being asked".into());
-                    log::error!("shard {shard} has ended: {cause}; stopping the gateway");
-                    self.turn.finish(Exit::Broken);
+    /// Takes what shards sent that concerns more than the cluster and the drain.
+    fn take_admin_mail(&mut self) {
+        while let Some((shard, mail)) = self.turn.poll_admin() {
+            match mail {
+                AdminToControl::Request(asked) => {
+                    let AdminRequest { conn, from, request } = *asked;
+                    self.admin.take(shard, conn, from, request);
                 }
-                Report::KeysWanted => {
-                    if let Some(keys) = &self.keys {
-                        keys.fetcher.want();
-                    }
-                }
-                Report::Engine(..) | Report::Accepting(_) => {}
+                AdminToControl::Reply(ticket, reply) => self.admin.replied(ticket, reply),
             }
+        }
+        if self.turn.poll_keys_wanted()
+            && let Some(keys) = &self.keys
+        {
+            keys.fetcher.want();
         }
     }
 

@@ -6,18 +6,18 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use glommio::{ExecutorJoinHandle, GlommioError, LocalExecutorBuilder};
 
 use crate::engine::{EpollEngine, RingEngine, Waker};
 use crate::ids::ShardId;
-use crate::lanes::mailbox::{self, Mailboxes};
-use crate::lanes::{Inbox, LifecycleToShard, Senders, ToShard};
+use crate::lanes::mailbox::{self, Mailbox, Mailboxes};
+use crate::lanes::{Inbox, LifecycleToControl, LifecycleToShard, Senders, ToControl, ToShard};
 use crate::router::HomeMap;
 use crate::runtime::preflight::{EngineKind, Host, out_of_memlock};
 use crate::runtime::{StartError, cpus};
 use crate::settings::Settings;
-use crate::shard::run::{self, Plan, Report, Reporter};
+use crate::shard::run::{self, Plan, Startup};
 use crate::shared::Shared;
 use crate::shared::clock::Clock;
 
@@ -35,8 +35,6 @@ pub(super) struct ShardsPlan<'a> {
     pub(super) shared: Arc<Shared>,
     pub(super) settings: Arc<Settings>,
     pub(super) homes: HomeMap,
-    /// There are other gateways: shards talk to the control thread about them.
-    pub(super) clustered: bool,
 }
 
 /// The shards that run. Dropping it stops and joins them.
@@ -57,12 +55,11 @@ impl Shards {
         inboxes: Vec<Inbox<ToShard>>,
         senders: Senders,
         sockets: Vec<OwnedFd>,
-        reporter: &Reporter,
-        reports: &Receiver<Report>,
+        control: Waker,
     ) -> Result<Self, StartError> {
         let (engine, count) = (plan.host.engine, inboxes.len());
         let mut running = Shards::default();
-        let result = running.start_all(plan, inboxes, senders, sockets, reporter, reports);
+        let result = running.start_all(plan, inboxes, senders, sockets, control);
         match result {
             Ok(()) => Ok(running),
             Err(error) => Err(running.explain(error, engine, count)),
@@ -75,11 +72,11 @@ impl Shards {
         inboxes: Vec<Inbox<ToShard>>,
         senders: Senders,
         sockets: Vec<OwnedFd>,
-        reporter: &Reporter,
-        reports: &Receiver<Report>,
+        control: Waker,
     ) -> Result<(), StartError> {
         let shards = inboxes.len() as u16;
         let (mailboxes_sender, mailboxes_receiver) = bounded::<Mailboxes>(shards.into());
+        let (startup_sender, startup) = unbounded();
         for (((shard, inbox), listener), cpu) in (0..shards).zip(inboxes).zip(sockets).zip(&plan.host.places.cpus) {
             let shard_plan = Plan {
                 shard: ShardId(shard),
@@ -90,25 +87,30 @@ impl Shards {
                 settings: Arc::clone(&plan.settings),
                 homes: plan.homes.clone(),
                 seed: getrandom::u64().map_err(no_random)?,
-                reports: reporter.clone(),
+                startup: startup_sender.clone(),
                 mailboxes: mailboxes_receiver.clone(),
             };
+            let end = EndReport {
+                shard: ShardId(shard),
+                startup: startup_sender.clone(),
+                control: senders.control(control.clone()),
+                result: None,
+            };
             let thread =
-                spawn(shard_plan, *cpu, plan.host.engine).map_err(|cause| StartError::Shard { shard, cause })?;
+                spawn(shard_plan, end, *cpu, plan.host.engine).map_err(|cause| StartError::Shard { shard, cause })?;
             self.threads.push(thread);
         }
         drop(mailboxes_receiver);
-        let wakers = collect_wakers(reports, shards)?;
-        let control = plan.clustered.then(|| reporter.waker.clone());
-        let mailboxes = mailbox::mailboxes(senders, wakers, control);
+        let wakers = collect_wakers(&startup, shards)?;
+        let mailboxes = mailbox::mailboxes(senders, wakers, Some(control));
         for _ in 0..shards {
             let _ = mailboxes_sender.send(mailboxes.clone());
         }
         self.mailboxes = mailboxes;
         for _ in 0..shards {
-            match reports.recv() {
-                Ok(Report::Ended(shard, result)) => return Err(ended_early(shard, result)),
-                Ok(_) => {}
+            match startup.recv() {
+                Ok(Startup::Ended(shard, result)) => return Err(ended_early(shard, result)),
+                Ok(Startup::Engine(..) | Startup::Accepting(_)) => {}
                 Err(_) => return Err(ended_early(ShardId(0), Ok(()))),
             }
         }
@@ -177,25 +179,27 @@ fn ended_early(shard: ShardId, result: io::Result<()>) -> StartError {
 }
 
 /// Waits for each shard's waker. A shard that fails drops the others' mailboxes, and they end by themselves.
-fn collect_wakers(reports: &Receiver<Report>, shards: u16) -> Result<Vec<Waker>, StartError> {
+fn collect_wakers(startup: &Receiver<Startup>, shards: u16) -> Result<Vec<Waker>, StartError> {
     let mut wakers = BTreeMap::new();
     while wakers.len() < usize::from(shards) {
-        match reports.recv() {
-            Ok(Report::Engine(shard, waker)) => {
+        match startup.recv() {
+            Ok(Startup::Engine(shard, waker)) => {
                 wakers.insert(shard, waker);
             }
-            Ok(Report::Ended(shard, result)) => return Err(ended_early(shard, result)),
-            Ok(_) => {}
+            Ok(Startup::Ended(shard, result)) => return Err(ended_early(shard, result)),
+            Ok(Startup::Accepting(_)) => {}
             Err(_) => return Err(ended_early(ShardId(0), Ok(()))),
         }
     }
     Ok(wakers.into_values().collect())
 }
 
-/// Tells the control thread that a shard has ended, also when it ends in a panic or its executor cannot be made.
+/// Tells that a shard has ended, also when it ends in a panic or its executor cannot be made: the thread that starts the
+/// shards, and the control thread, as the shard does not know which of them still waits.
 struct EndReport {
     shard: ShardId,
-    reports: Reporter,
+    startup: Sender<Startup>,
+    control: Mailbox<ToControl>,
     result: Option<io::Result<()>>,
 }
 
@@ -209,17 +213,15 @@ impl Drop for EndReport {
             };
             Err(io::Error::other(words))
         });
-        self.reports.tell(Report::Ended(self.shard, result));
+        let cause = result.as_ref().err().map(|cause| cause.to_string().into());
+        // Once all shards accept, nobody receives this.
+        let _ = self.startup.send(Startup::Ended(self.shard, result));
+        self.control.post(self.shard, LifecycleToControl::Ended { cause });
     }
 }
 
-fn spawn(plan: Plan, cpu: Option<usize>, engine: EngineKind) -> io::Result<ExecutorJoinHandle<()>> {
+fn spawn(plan: Plan, end: EndReport, cpu: Option<usize>, engine: EngineKind) -> io::Result<ExecutorJoinHandle<()>> {
     let shard = plan.shard;
-    let end = EndReport {
-        shard,
-        reports: plan.reports.clone(),
-        result: None,
-    };
     // The shard pins itself: glommio looks for CPUs in /sys, and panics where there is none.
     LocalExecutorBuilder::new(glommio::Placement::Unbound)
         .name(&format!("shard-{shard}"))

@@ -1,7 +1,7 @@
 //! The control thread's turn: what shards say, what the store says, time; then requests to the store and batches to the
 //! shards. It joins the cluster, serves, drains and leaves.
 //!
-//! Pure, and generic over the store: `run` turns it over Redis, with orders and reports between [`ControlTurn::begin`] and
+//! Pure, and generic over the store: `run` turns it over Redis, with orders and requests between [`ControlTurn::begin`] and
 //! [`ControlTurn::end`]; the simulation turns it over a model, in virtual time. Owned by the control thread.
 //!
 //! ```text
@@ -12,13 +12,17 @@
 //!                                                              lease given back, or 500 ms
 //! ```
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::cluster::store::Store;
 use crate::cluster::{Cluster, Subscription};
 use crate::config::DrainConfig;
+use crate::ids::ShardId;
 use crate::lanes::mailbox::Mailboxes;
-use crate::lanes::{Inbox, LifecycleToShard, ShardCommand, ToControl, ToShard, control_id};
+use crate::lanes::{
+    AdminToControl, Batch, Inbox, LifecycleToControl, LifecycleToShard, ShardCommand, ToControl, ToShard, control_id,
+};
 use crate::session::drain::DrainPlan;
 use crate::shared::{Now, Shared};
 
@@ -124,6 +128,9 @@ pub struct ControlTurn<S> {
     link: Option<Link<S>>,
     stage: Stage,
     drained: Drained,
+    /// What shards sent of administrators' requests.
+    admin: VecDeque<(ShardId, AdminToControl)>,
+    keys_wanted: bool,
     /// How it ends, once that is known.
     exit: Exit,
     now: Now,
@@ -139,6 +146,8 @@ impl<S: Store> ControlTurn<S> {
             link: cluster.map(|(cluster, store)| Link { cluster, store }),
             stage: Stage::Joining,
             drained: Drained::default(),
+            admin: VecDeque::new(),
+            keys_wanted: false,
             exit: Exit::Stopped,
             now,
         }
@@ -244,14 +253,53 @@ impl<S: Store> ControlTurn<S> {
         {
             let room = batch.room();
             items += batch.items.len();
-            if let Some(link) = &mut self.link {
-                link.cluster.handle_batch(batch);
-            }
+            self.handle_batch(batch);
             if let Some(room) = room {
                 self.inbox.done(room);
             }
         }
         items > 0
+    }
+
+    fn handle_batch(&mut self, mut batch: Batch<ToControl>) {
+        for item in std::mem::take(&mut batch.items) {
+            match item {
+                ToControl::Cluster(mail) => {
+                    debug_assert!(self.link.is_some(), "there are no other gateways");
+                    if let Some(link) = &mut self.link {
+                        link.cluster.handle_mail(&batch, mail);
+                    }
+                }
+                ToControl::Admin(mail) => self.admin.push_back((batch.from, mail)),
+                ToControl::Lifecycle(mail) => self.handle_lifecycle_mail(batch.from, mail),
+            }
+        }
+    }
+
+    fn handle_lifecycle_mail(&mut self, shard: ShardId, mail: LifecycleToControl) {
+        match mail {
+            LifecycleToControl::KeysWanted => self.keys_wanted = true,
+            LifecycleToControl::Drained { left, closed } => {
+                self.drained.shards += 1;
+                self.drained.left += left;
+                self.drained.closed += closed;
+            }
+            LifecycleToControl::Ended { cause } => {
+                let cause = cause.as_deref().unwrap_or("without being asked");
+                log::error!("shard {shard} has ended: {cause}; stopping the gateway");
+                self.finish(Exit::Broken);
+            }
+        }
+    }
+
+    /// The next thing that a shard has for administrators, or asks for them.
+    pub fn poll_admin(&mut self) -> Option<(ShardId, AdminToControl)> {
+        self.admin.pop_front()
+    }
+
+    /// True once for each time that keys shall be fetched.
+    pub fn poll_keys_wanted(&mut self) -> bool {
+        std::mem::take(&mut self.keys_wanted)
     }
 
     fn take_events(&mut self) -> bool {
@@ -321,13 +369,6 @@ impl<S: Store> ControlTurn<S> {
         // However short the drain is, what clients are told must get out.
         let until_ms = now_ms + timeout_ms.max(FAREWELL_MS);
         self.stage = Stage::Draining { until_ms };
-    }
-
-    /// A shard has no client any more: so many went by themselves, and so many were closed.
-    pub fn handle_drained(&mut self, left: u64, closed: u64) {
-        self.drained.shards += 1;
-        self.drained.left += left;
-        self.drained.closed += closed;
     }
 
     /// Ends the gateway: it gives back its lease. What is written down of its clients is cleared by others.

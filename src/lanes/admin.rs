@@ -3,11 +3,12 @@
 //! Plain data. Each [`ShardQuery`] has a ticket and gets one [`ShardReply`]. None keeps a shard for long: a walk
 //! through its connections is many queries.
 
+use core::net::SocketAddr;
 use std::sync::Arc;
 
 use uuid::Uuid;
 
-use crate::admin::{Answer, ConnectionInfo};
+use crate::admin::{Answer, ConnectionInfo, Request};
 use crate::engine::SocketKey;
 use crate::wire::framing::Encoded;
 use crate::wire::message::AckStatus;
@@ -20,6 +21,26 @@ pub enum AdminToShard {
     Query(u32, Box<ShardQuery>),
     /// The answer to an administrator's request that came over this connection.
     Answer(SocketKey, Box<Answer>),
+}
+
+/// Mail for the control thread about administrators' requests.
+#[derive(Debug)]
+pub enum AdminToControl {
+    /// An administrator asks: to be answered with [`AdminToShard::Answer`].
+    Request(Box<AdminRequest>),
+    /// The reply to [`AdminToShard::Query`] of this ticket.
+    Reply(u32, ShardReply),
+}
+
+/// A request of an administrator over a connection of a shard.
+#[derive(Debug)]
+pub struct AdminRequest {
+    /// The connection.
+    pub conn: SocketKey,
+    /// Where the connection comes from, if that is known.
+    pub from: Option<SocketAddr>,
+    /// What is asked.
+    pub request: Request,
 }
 
 /// What every shard of every gateway does, or the one that is concerned.

@@ -159,11 +159,6 @@ impl Lanes {
         self.shards.is_empty()
     }
 
-    /// True if they lead to the control thread.
-    pub fn lead_to_control(&self) -> bool {
-        self.control.is_some()
-    }
-
     pub(super) fn shard(&mut self, to: ShardId) -> &mut Lane<ToShard> {
         &mut self.shards[to.index()]
     }

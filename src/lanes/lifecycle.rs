@@ -17,3 +17,23 @@ pub enum LifecycleToShard {
     /// Close everything and end.
     Stop,
 }
+
+/// What a shard tells the control thread of its life.
+#[derive(Debug)]
+pub enum LifecycleToControl {
+    /// A client shows a token that is signed with an unknown key. [`LifecycleToShard::KeysFetched`] is the answer,
+    /// whatever came of it.
+    KeysWanted,
+    /// The drain is over here.
+    Drained {
+        /// Clients that went by themselves.
+        left: u64,
+        /// Clients that were closed.
+        closed: u64,
+    },
+    /// The shard has ended.
+    Ended {
+        /// What broke; `None`: nothing did.
+        cause: Option<Box<str>>,
+    },
+}

@@ -3,10 +3,10 @@
 //! Each is a sum of what the services say. A receiver matches it without a catch-all arm, so a new variant does not
 //! compile before its receiver knows it.
 
-use super::admin::{AdminToShard, ShardCommand};
+use super::admin::{AdminToControl, AdminToShard, ShardCommand};
 use super::channels::{ChannelToControl, ChannelToShard};
 use super::handoff::Handoff;
-use super::lifecycle::LifecycleToShard;
+use super::lifecycle::{LifecycleToControl, LifecycleToShard};
 use super::messages::{AckToShard, MessageToControl, MessageToShard};
 use super::presence::{PresenceToControl, PresenceToShard, RosterToShard};
 
@@ -36,6 +36,17 @@ pub enum ToShard {
 /// Mail for the control thread, from a shard.
 #[derive(Debug)]
 pub enum ToControl {
+    /// What concerns other gateways.
+    Cluster(ToCluster),
+    /// Requests of administrators, and what shards reply.
+    Admin(AdminToControl),
+    /// Keys, the drain, the end.
+    Lifecycle(LifecycleToControl),
+}
+
+/// Mail for the control thread that concerns other gateways. A gateway of its own has none.
+#[derive(Debug)]
+pub enum ToCluster {
     /// Direct messages for other gateways, and the locations of their receivers.
     Message(MessageToControl),
     /// Changes of presence, and queries.
@@ -45,11 +56,11 @@ pub enum ToControl {
 }
 
 macro_rules! from_services {
-    ($mail:ident: $($variant:ident($service:ty)),* $(,)?) => {
+    ($mail:ident: $($variant:path: $service:ty),* $(,)?) => {
         $(
             impl From<$service> for $mail {
                 fn from(item: $service) -> Self {
-                    $mail::$variant(item)
+                    $variant(item.into())
                 }
             }
         )*
@@ -57,20 +68,27 @@ macro_rules! from_services {
 }
 
 from_services!(ToShard:
-    Handoff(Box<Handoff>),
-    Message(MessageToShard),
-    Ack(AckToShard),
-    Presence(PresenceToShard),
-    Roster(RosterToShard),
-    Channel(ChannelToShard),
-    Admin(AdminToShard),
-    Command(ShardCommand),
-    Lifecycle(LifecycleToShard),
+    ToShard::Handoff: Box<Handoff>,
+    ToShard::Message: MessageToShard,
+    ToShard::Ack: AckToShard,
+    ToShard::Presence: PresenceToShard,
+    ToShard::Roster: RosterToShard,
+    ToShard::Channel: ChannelToShard,
+    ToShard::Admin: AdminToShard,
+    ToShard::Command: ShardCommand,
+    ToShard::Lifecycle: LifecycleToShard,
+);
+from_services!(ToCluster:
+    ToCluster::Message: MessageToControl,
+    ToCluster::Presence: PresenceToControl,
+    ToCluster::Channel: ChannelToControl,
 );
 from_services!(ToControl:
-    Message(MessageToControl),
-    Presence(PresenceToControl),
-    Channel(ChannelToControl),
+    ToControl::Cluster: MessageToControl,
+    ToControl::Cluster: PresenceToControl,
+    ToControl::Cluster: ChannelToControl,
+    ToControl::Admin: AdminToControl,
+    ToControl::Lifecycle: LifecycleToControl,
 );
 
 #[cfg(test)]

@@ -46,7 +46,7 @@ impl<M> Mailbox<M> {
 pub struct Mailboxes {
     /// The shards'.
     pub shards: Vec<Mailbox<ToShard>>,
-    /// The control thread's, where there is a cluster.
+    /// The control thread's. Tests may run without one.
     pub control: Option<Mailbox<ToControl>>,
 }
 
@@ -82,8 +82,17 @@ impl Mailboxes {
     }
 }
 
-/// Puts senders and wakers together, in the same order. Without the control thread's waker there is nobody to ask about
-/// other gateways: a gateway of its own.
+impl Senders {
+    /// The address of the control thread's inbox, for those who need it before all wakers are known.
+    pub fn control(&self, waker: Waker) -> Mailbox<ToControl> {
+        Mailbox {
+            sender: self.control.clone(),
+            waker,
+        }
+    }
+}
+
+/// Puts senders and wakers together, in the same order. Without the control thread's waker nothing is sent there.
 pub fn mailboxes(senders: Senders, wakers: Vec<Waker>, control: Option<Waker>) -> Mailboxes {
     let shards = senders.shards.into_iter().zip(wakers);
     Mailboxes {

@@ -35,15 +35,15 @@ use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use crossbeam_channel::{Receiver, Sender};
 
 use crate::ids::ShardId;
-pub use admin::{AdminToShard, ShardCommand, ShardQuery, ShardReply};
+pub use admin::{AdminRequest, AdminToControl, AdminToShard, ShardCommand, ShardQuery, ShardReply};
 pub use batch::{Batch, Room, Span};
 pub use channels::{
     ChannelName, ChannelToControl, ChannelToShard, ForwardItem, OutgoingPublication, PublicationItem, PublishItem,
 };
 pub use handoff::Handoff;
 pub use lane::Lanes;
-pub use lifecycle::LifecycleToShard;
-pub use mail::{ToControl, ToShard};
+pub use lifecycle::{LifecycleToControl, LifecycleToShard};
+pub use mail::{ToCluster, ToControl, ToShard};
 pub use messages::{
     AckTo, AckToShard, AckToSpan, Incoming, Location, MessageItem, MessageToControl, MessageToShard, OutgoingMessage,
     Route, RouteItem,

@@ -15,7 +15,7 @@ use crate::admin::Answer;
 use crate::engine::{Payload, SocketKey};
 use crate::http::ListenerKind;
 use crate::ids::ShardId;
-use crate::lanes::{Handoff, Lanes};
+use crate::lanes::{Handoff, Lanes, ToControl};
 use crate::metrics::{CloseCause, ShardMetrics};
 use crate::router::HomeMap;
 use crate::router::users::UserIndex;
@@ -30,8 +30,8 @@ use crate::wire::ws::server_frame;
 use super::admission::Admission;
 use super::channels::Channels;
 pub use super::checks::Outstanding;
+pub use super::kernel::Command;
 use super::kernel::{CLOSE_TIMEOUT_MS, Happened, Kernel};
-pub use super::kernel::{Command, Notice};
 use super::lifecycle::{DrainCount, Lifecycle};
 use super::messages::Messages;
 use super::presence::Presence;
@@ -75,9 +75,9 @@ impl Core {
         self.kernel.poll_command(into)
     }
 
-    /// The next thing to tell the control thread.
-    pub fn poll_notice(&mut self) -> Option<Notice> {
-        self.kernel.poll_notice()
+    /// Sends the control thread something, when lanes are flushed.
+    pub(super) fn tell_control(&mut self, mail: impl Into<ToControl>) {
+        self.kernel.lanes.push_control(mail);
     }
 
     /// The next connection with something to send.
@@ -508,12 +508,6 @@ impl Core {
     pub fn handle_adopted(&mut self, key: SocketKey, hand_off: Handoff) {
         self.admission.handle_adopted(&mut self.kernel, key, hand_off);
         self.settle();
-    }
-
-    /// True once for each time that keys shall be fetched; [`crate::lanes::LifecycleToShard::KeysFetched`] is the
-    /// answer, whatever came of it.
-    pub fn poll_keys_wanted(&mut self) -> bool {
-        self.admission.poll_keys_wanted()
     }
 
     /// The control thread has answered an administrator's request.

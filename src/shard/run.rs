@@ -1,4 +1,4 @@
-//! The thread of one shard, inside its glommio executor: engine, clock, parking, and reports to the control thread.
+//! The thread of one shard, inside its glommio executor: engine, clock, and parking.
 //!
 //! Owns the shard's thread. What a turn does is in [`super::turn`]; this decides when the next one comes.
 //! All sends of a turn leave with the next turn's one system call, or by one of their own before pre-auth work and bulk
@@ -8,7 +8,6 @@
 //! (see `docs/decisions/0001-glommio.md`).
 
 use std::future::poll_fn;
-use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::task::Poll;
@@ -17,15 +16,13 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender};
 use glommio::timer::Timer;
 
-use super::core::{Core, Notice};
-use super::lifecycle::DrainCount;
-use super::turn::{Shard, Surroundings, Turned};
-use crate::admin::Request;
+use super::core::Core;
+use super::turn::{Shard, Surroundings};
 use crate::engine::park::{FdReady, RingYield};
-use crate::engine::{SocketKey, SystemEngine, Waker};
+use crate::engine::{SystemEngine, Waker};
 use crate::ids::ShardId;
 use crate::lanes::mailbox::Mailboxes;
-use crate::lanes::{Inbox, ShardReply, ToShard};
+use crate::lanes::{Inbox, ToShard};
 use crate::router::HomeMap;
 use crate::settings::Settings;
 use crate::shared::clock::Clock;
@@ -57,44 +54,19 @@ pub struct Plan {
     pub homes: HomeMap,
     /// Seed of its ids and jitter.
     pub seed: u64,
-    /// Where to the control thread it reports.
-    pub reports: Reporter,
+    /// Tells the thread that starts it.
+    pub startup: Sender<Startup>,
     /// All mailboxes, once every shard has its waker.
     pub mailboxes: Receiver<Mailboxes>,
 }
 
-/// The way to the control thread.
-#[derive(Debug, Clone)]
-pub struct Reporter {
-    /// Where reports go.
-    pub sender: Sender<Report>,
-    /// Wakes the control thread.
-    pub waker: Waker,
-}
-
-impl Reporter {
-    /// Tells the control thread, which outlives the shards; if it is gone all the same, there is nobody to tell.
-    pub fn tell(&self, report: Report) {
-        let _ = self.sender.send(report);
-        self.waker.wake();
-    }
-}
-
-/// What a shard tells the control thread.
+/// What a shard tells the thread that starts it.
 #[derive(Debug)]
-pub enum Report {
+pub enum Startup {
     /// The engine is made.
     Engine(ShardId, Waker),
     /// The shard accepts.
     Accepting(ShardId),
-    /// An administrator asks, over a connection of this shard, from this address.
-    Asked(ShardId, SocketKey, Option<SocketAddr>, Request),
-    /// What came of a query, by its ticket.
-    Replied(u32, ShardReply),
-    /// Somebody shows a token that is signed with a key that is not known.
-    KeysWanted,
-    /// The drain is over here.
-    Drained(ShardId, DrainCount),
     /// The shard has ended; `Err` says what broke.
     Ended(ShardId, std::io::Result<()>),
 }
@@ -106,7 +78,8 @@ pub enum Report {
 pub async fn run<E: SystemEngine>(plan: Plan) -> std::io::Result<()> {
     let engine = E::new(plan.listener)?;
     let waker = engine.waker();
-    plan.reports.tell(Report::Engine(plan.shard, waker.clone()));
+    // The only error is that the start was given up, which the mailboxes tell.
+    let _ = plan.startup.send(Startup::Engine(plan.shard, waker.clone()));
     let Ok(mailboxes) = plan.mailboxes.recv() else {
         // Another shard could not start.
         return Ok(());
@@ -122,11 +95,11 @@ pub async fn run<E: SystemEngine>(plan: Plan) -> std::io::Result<()> {
             clock: plan.clock,
             mailboxes,
         },
-        reports: plan.reports,
         park,
         ring_yield: RingYield::new()?,
     };
-    runner.live(plan.shard).await
+    let _ = plan.startup.send(Startup::Accepting(plan.shard));
+    runner.live().await
 }
 
 /// What a turn asks of this thread.
@@ -164,20 +137,20 @@ struct Runner<E> {
     shard: Shard,
     waker: Waker,
     around: Around,
-    reports: Reporter,
     park: FdReady,
     ring_yield: RingYield,
 }
 
 impl<E: SystemEngine> Runner<E> {
-    async fn live(mut self, me: ShardId) -> std::io::Result<()> {
-        self.reports.tell(Report::Accepting(me));
+    async fn live(mut self) -> std::io::Result<()> {
         let mut wait = None;
         let mut idle_turns = 0u32;
         let mut yielded_ns = 0;
         loop {
             let turned = self.shard.turn(&mut self.engine, &self.around, wait)?;
-            self.tell(me, &turned);
+            if let Some(error) = &turned.accept_error {
+                log::warn!("accepting paused: {error}; {}", remedy(error));
+            }
             if turned.is_over {
                 return Ok(());
             }
@@ -202,25 +175,6 @@ impl<E: SystemEngine> Runner<E> {
             // A sender that comes after this look sees that the shard waits.
             let is_quiet = self.shard.inbox().is_empty();
             wait = is_quiet.then(|| ENGINE_WAIT.min(until_deadline));
-        }
-    }
-
-    /// Tells the control thread, and the log, what the turn brought for them.
-    fn tell(&mut self, me: ShardId, turned: &Turned) {
-        if let Some(error) = &turned.accept_error {
-            log::warn!("accepting paused: {error}; {}", remedy(error));
-        }
-        if self.shard.core.poll_keys_wanted() {
-            self.reports.tell(Report::KeysWanted);
-        }
-        while let Some(notice) = self.shard.core.poll_notice() {
-            self.reports.tell(match notice {
-                Notice::Asked(conn, from, request) => Report::Asked(me, conn, from, request),
-                Notice::Replied(ticket, reply) => Report::Replied(ticket, reply),
-            });
-        }
-        if let Some(count) = self.shard.poll_drained() {
-            self.reports.tell(Report::Drained(me, count));
         }
     }
 

@@ -12,43 +12,47 @@ use super::turn::{Shard, Surroundings};
 use crate::config::Config;
 use crate::engine::{Engine, EngineStats, Event, Payload, SendStatus, SocketKey, Waker};
 use crate::ids::ShardId;
-use crate::lanes;
 use crate::lanes::mailbox::mailboxes;
+use crate::lanes::{self, Inbox, ToControl};
 use crate::router::HomeMap;
 use crate::settings::Settings;
 use crate::shared::{Now, Shared};
 
 /// The only shard of a gateway in development mode, at the beginning of its first turn.
 pub(super) fn core(configure: impl FnOnce(&mut Config)) -> Core {
-    let mut core = shard(configure).core;
+    let mut core = shard(configure).0.core;
     at(&mut core, 0);
     core
 }
 
-/// The same before its first turn.
-pub(super) fn shard(configure: impl FnOnce(&mut Config)) -> Shard {
+/// The same before its first turn, and the inbox of its control thread.
+fn shard(configure: impl FnOnce(&mut Config)) -> (Shard, Inbox<ToControl>) {
     let mut inboxes = lanes::inboxes(1);
     let shared = Shared::new("gw".into(), true, "model", vec![None], Arc::clone(&inboxes.depths));
-    let mailboxes = mailboxes(inboxes.senders, vec![Waker::inert().unwrap()], None);
+    let waker = || Waker::inert().unwrap();
+    let mailboxes = mailboxes(inboxes.senders, vec![waker()], Some(waker()));
     let lanes = mailboxes.lanes(ShardId(0), &inboxes.depths);
     let mut config = Config::default();
     configure(&mut config);
     let settings = Arc::new(Settings::new(&config, 100).unwrap());
     let core = Core::new(Arc::new(shared), settings, HomeMap::new(1, [7; 16]), lanes, 1);
-    Shard::new(core, inboxes.shards.swap_remove(0))
+    (Shard::new(core, inboxes.shards.swap_remove(0)), inboxes.control)
 }
 
 /// A shard and an engine in which only that happens which a test says.
 pub(super) struct Bench {
     pub(super) shard: Shard,
+    control: Inbox<ToControl>,
     pub(super) engine: Script,
     pub(super) now_ms: u64,
 }
 
 impl Bench {
     pub(super) fn new(configure: impl FnOnce(&mut Config)) -> Self {
+        let (shard, control) = shard(configure);
         Bench {
-            shard: shard(configure),
+            shard,
+            control,
             engine: Script::default(),
             now_ms: 0,
         }
@@ -60,6 +64,14 @@ impl Bench {
         self.shard.turn(&mut self.engine, &Stopped(self.now_ms), None).unwrap();
         self.shard.core.check_invariants();
         std::mem::take(&mut self.engine.asked)
+    }
+}
+
+impl Bench {
+    /// What the shard has sent to its control thread.
+    pub(super) fn to_control(&self) -> Vec<ToControl> {
+        let batches = std::iter::from_fn(|| self.control.try_next());
+        batches.flat_map(|batch| batch.items).collect()
     }
 }
 

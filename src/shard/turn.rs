@@ -9,7 +9,7 @@
 //! 5. Pre-auth work gets its share, then bulk senders get theirs.
 //! 6. Commands are carried out, bytes go to the engine, batches go to the other threads.
 //!
-//! What the control thread shall hear stays in the core; the caller asks for it after the turn.
+//! What the control thread shall hear goes into its lane as well.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use super::core::{Command, Core};
 use super::lifecycle::DrainCount;
 use crate::engine::{Engine, Event, SendStatus};
 use crate::ids::ShardId;
-use crate::lanes::{Inbox, ToShard};
+use crate::lanes::{Inbox, LifecycleToControl, ToShard};
 use crate::shared::Now;
 
 /// A turn goes on to take what bulk senders sent until it has lasted this long. A turn by itself costs a few
@@ -144,6 +144,7 @@ impl Shard {
         engine.hold_accepts(self.core.is_crowded());
         was_busy |= self.take_bulk(engine, around, began_ns);
         self.carry_out(engine);
+        self.tell_drained();
         self.flush_lanes(around);
         self.finish(engine, began_ns, around.mono_ns());
         Ok(Turned {
@@ -167,14 +168,15 @@ impl Shard {
             .min()
     }
 
-    /// What became of the shard's clients, once, when a drain is over here.
-    pub fn poll_drained(&mut self) -> Option<DrainCount> {
-        if self.reported_drained {
-            return None;
+    /// Tells the control thread what became of the shard's clients, once, when a drain is over here.
+    fn tell_drained(&mut self) {
+        if !self.reported_drained
+            && let Some(DrainCount { open: 0, left, closed }) = self.core.drain_count()
+            && !self.core.has_unfinished_sockets()
+        {
+            self.reported_drained = true;
+            self.core.tell_control(LifecycleToControl::Drained { left, closed });
         }
-        let count = self.core.drain_count()?;
-        self.reported_drained = count.open == 0 && !self.core.has_unfinished_sockets();
-        self.reported_drained.then_some(count)
     }
 
     /// Lets the core see what happened to sockets. Returns false if nothing did.

@@ -493,9 +493,14 @@ impl<'a> Hostile<'a> {
     fn turn(&mut self) {
         let now = self.now();
         self.cluster.begin_turn(now);
-        while let Some(batch) = self.control_inbox.try_next() {
+        while let Some(mut batch) = self.control_inbox.try_next() {
             let room = batch.room();
-            self.cluster.handle_batch(batch);
+            for item in std::mem::take(&mut batch.items) {
+                let ToControl::Cluster(mail) = item else {
+                    panic!("not for the cluster: {item:?}")
+                };
+                self.cluster.handle_mail(&batch, mail);
+            }
             if let Some(room) = room {
                 self.control_inbox.done(room);
             }

@@ -20,6 +20,7 @@ use super::Admission;
 use super::budget::TOKEN_US;
 use crate::auth::{Cache, Identity, Refusal, Token};
 use crate::engine::SocketKey;
+use crate::lanes::LifecycleToControl;
 use crate::metrics::TokenResult;
 use crate::session::{Migrating, Stage, Verifying};
 use crate::shard::kernel::{Happened, Kernel};
@@ -48,8 +49,7 @@ pub(super) struct Credentials {
     /// Signed with a key that is not known yet.
     unknown: Vec<Shown>,
     cache: Cache,
-    /// The control thread shall fetch keys; it was told so.
-    wants_keys: bool,
+    /// The control thread was told that keys are wanted, and has not answered.
     asked: bool,
 }
 
@@ -141,11 +141,6 @@ impl Admission {
         false
     }
 
-    /// True once for each time that keys shall be fetched.
-    pub(in crate::shard) fn poll_keys_wanted(&mut self) -> bool {
-        std::mem::take(&mut self.credentials.wants_keys)
-    }
-
     /// Keys were fetched, or could not be: the new settings, if any, came before this.
     pub(in crate::shard) fn handle_keys_fetched(&mut self) {
         self.credentials.look_again();
@@ -181,8 +176,9 @@ impl Admission {
         let may_be_known = !shown.last && verifier.may_learn_keys() && credentials.unknown.len() < UNKNOWN_MAX;
         if result == Err(Refusal::UnknownKey) && may_be_known {
             credentials.unknown.push(shown);
-            credentials.wants_keys |= !credentials.asked;
-            credentials.asked = true;
+            if !std::mem::replace(&mut credentials.asked, true) {
+                kernel.lanes.push_control(LifecycleToControl::KeysWanted);
+            }
             return cost;
         }
         match &result {

@@ -6,8 +6,9 @@
 use super::Admission;
 use crate::admin::{Answer, Refusal, Request};
 use crate::engine::SocketKey;
+use crate::lanes::{AdminRequest, AdminToControl};
 use crate::session::Stage;
-use crate::shard::kernel::{Kernel, Notice};
+use crate::shard::kernel::Kernel;
 
 /// Requests that may wait for the control thread: administrators are few, and it answers in
 /// milliseconds.
@@ -45,8 +46,12 @@ impl Admission {
             return Err(Answer::ending());
         }
         self.inquiries.waiting += 1;
-        let notice = Notice::Asked(kernel.key(slot), kernel.remote_addr(slot), request);
-        kernel.notify(notice);
+        let request = AdminRequest {
+            conn: kernel.key(slot),
+            from: kernel.remote_addr(slot),
+            request,
+        };
+        kernel.lanes.push_control(AdminToControl::Request(Box::new(request)));
         Ok(())
     }
 
@@ -104,6 +109,7 @@ impl Admission {
 mod tests {
     use super::*;
     use crate::admin::Refusal;
+    use crate::lanes::ToControl;
     use crate::shard::core::Command;
     use crate::shard::tests::{Bench, Happens};
     use crate::shard::wheel::TICK_MS;
@@ -119,10 +125,12 @@ mod tests {
             "GET /admin/connections HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n{fields}\r\n"
         );
         bench.turn([Happens::Accepted(CONN), Happens::Received(CONN, head.into_bytes())]);
-        let Some(Notice::Asked(CONN, None, request)) = bench.shard.core.poll_notice() else {
-            panic!("nobody asked");
+        let mail = bench.to_control();
+        let [ToControl::Admin(AdminToControl::Request(asked))] = &mail[..] else {
+            panic!("nobody asked: {mail:?}");
         };
-        assert_eq!(&*request.path, "/admin/connections");
+        assert_eq!((asked.conn, asked.from), (CONN, None));
+        assert_eq!(&*asked.request.path, "/admin/connections");
         bench
     }
 
@@ -221,6 +229,7 @@ mod tests {
             core.admission.pass_on(&mut core.kernel, 0, request),
             Err(Answer::ending())
         );
-        assert!(bench.shard.core.poll_notice().is_none());
+        bench.turn([]);
+        assert!(bench.to_control().is_empty());
     }
 }

@@ -12,14 +12,12 @@ mod send;
 mod tally;
 pub mod wheel;
 
-use core::net::SocketAddr;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use crate::admin::Request;
 use crate::engine::SocketKey;
 use crate::ids::{IdSource, ShardId};
-use crate::lanes::{Handoff, Lanes, ShardReply};
+use crate::lanes::{Handoff, Lanes};
 use crate::metrics::ShardMetrics;
 use crate::router::HomeMap;
 use crate::router::users::Users;
@@ -59,15 +57,6 @@ pub enum Command {
     Detach(SocketKey),
     /// Put the socket into the engine and call [`Core::handle_adopted`].
     Adopt(Box<Handoff>),
-}
-
-/// What the turn must tell the control thread.
-#[derive(Debug)]
-pub enum Notice {
-    /// An administrator asks, over this connection, from there: to be answered with [`crate::lanes::AdminToShard::Answer`].
-    Asked(SocketKey, Option<SocketAddr>, Request),
-    /// The reply to [`crate::lanes::AdminToShard::Query`] of this ticket.
-    Replied(u32, ShardReply),
 }
 
 /// What this turn was about, for its end.
@@ -122,15 +111,13 @@ pub(super) struct Kernel {
     dirty: VecDeque<u32>,
     commands: Vec<Command>,
     events: VecDeque<Happened>,
-    notices: VecDeque<Notice>,
     journal: Journal,
 }
 
 impl Kernel {
     /// No connections of the shard `lanes.me()` of the gateway that `shared` describes.
     pub(super) fn new(shared: Arc<Shared>, settings: Arc<Settings>, homes: HomeMap, lanes: Lanes, seed: u64) -> Self {
-        // A shard with a lane to the control thread has other gateways to talk to.
-        let peers = lanes.lead_to_control().then(Peers::default);
+        let peers = (!shared.cluster.is_alone()).then(Peers::default);
         Kernel {
             me: lanes.me(),
             shared,
@@ -152,7 +139,6 @@ impl Kernel {
             dirty: VecDeque::new(),
             commands: Vec::new(),
             events: VecDeque::new(),
-            notices: VecDeque::new(),
             journal: Journal::default(),
         }
     }
@@ -385,19 +371,9 @@ impl Kernel {
         !into.is_empty()
     }
 
-    /// Tells the control thread when the turn ends.
-    pub(super) fn notify(&mut self, notice: Notice) {
-        self.notices.push_back(notice);
-    }
-
-    /// Commands and notices that nobody has taken.
-    pub(super) fn untaken(&self) -> (usize, usize) {
-        (self.commands.len(), self.notices.len())
-    }
-
-    /// The next thing to tell the control thread.
-    pub(super) fn poll_notice(&mut self) -> Option<Notice> {
-        self.notices.pop_front()
+    /// Commands that nobody has taken.
+    pub(super) fn untaken(&self) -> usize {
+        self.commands.len()
     }
 
     /// The next connection with something to send.

@@ -4,10 +4,10 @@
 
 use bytes::Bytes;
 
-use super::{Kernel, Notice};
+use super::Kernel;
 use crate::auth::Grant;
 use crate::engine::{Payload, SocketKey};
-use crate::lanes::{AckTo, ShardReply};
+use crate::lanes::{AckTo, AdminToControl, ShardReply};
 use crate::metrics::{DropReason, SentKind};
 use crate::session::{Stage, Tally};
 use crate::tls::TlsError;
@@ -207,7 +207,7 @@ impl Kernel {
 
     /// Says what came of a query.
     pub(in crate::shard) fn reply(&mut self, ticket: u32, reply: ShardReply) {
-        self.notify(Notice::Replied(ticket, reply));
+        self.lanes.push_control(AdminToControl::Reply(ticket, reply));
     }
 
     /// The next bytes to send on a connection that speaks TLS; `None` if there are none.

@@ -9,9 +9,10 @@ use shardgate::config::{Config, CredentialSource};
 use shardgate::engine::SocketKey;
 use shardgate::ids::ShardId;
 use shardgate::jws::{Algorithm, Key, KeySet, SigningKey};
-use shardgate::lanes::{AdminToShard, LifecycleToShard, ShardCommand, ShardQuery};
+use shardgate::lanes::{
+    AdminToControl, AdminToShard, LifecycleToControl, LifecycleToShard, ShardCommand, ShardQuery, ToControl,
+};
 use shardgate::settings::Settings;
-use shardgate::shard::core::Notice;
 use shardgate::wire::ws::close::CloseReason;
 use uuid::Uuid;
 
@@ -80,7 +81,8 @@ struct Inquiry {
 
 #[derive(Debug, Default)]
 pub struct Control {
-    notices: VecDeque<(usize, Notice)>,
+    /// What shards have sent of administrators' requests.
+    admin: VecDeque<(usize, AdminToControl)>,
     inquiries: Vec<Inquiry>,
     /// Which inquiry a ticket belongs to.
     tickets: BTreeMap<u32, usize>,
@@ -94,7 +96,7 @@ pub struct Control {
 impl Control {
     /// Nothing waits for it.
     pub fn is_idle(&self) -> bool {
-        self.notices.is_empty() && self.tickets.is_empty() && !self.keys_wanted
+        self.admin.is_empty() && self.tickets.is_empty() && !self.keys_wanted
     }
 }
 
@@ -108,15 +110,25 @@ pub fn with_tokens(config: &mut Config) {
 }
 
 impl World {
-    /// Takes what a shard has for the control thread.
-    pub fn collect_notices(&mut self, shard: usize) {
-        let core = &mut self.shards[shard].real.core;
-        if core.poll_keys_wanted() {
-            self.reach.keys_wanted += 1;
-            self.control.keys_wanted = true;
-        }
-        while let Some(notice) = core.poll_notice() {
-            self.control.notices.push_back((shard, notice));
+    /// Takes what shards have sent to the control thread.
+    pub fn collect_mail(&mut self) {
+        while let Some(mut batch) = self.control_inbox.try_next() {
+            let room = batch.room();
+            for item in std::mem::take(&mut batch.items) {
+                match item {
+                    ToControl::Admin(mail) => self.control.admin.push_back((batch.from.index(), mail)),
+                    ToControl::Lifecycle(LifecycleToControl::KeysWanted) => {
+                        self.reach.keys_wanted += 1;
+                        self.control.keys_wanted = true;
+                    }
+                    ToControl::Lifecycle(LifecycleToControl::Drained { .. }) => {}
+                    ToControl::Lifecycle(LifecycleToControl::Ended { .. }) => panic!("a core does not end"),
+                    ToControl::Cluster(mail) => panic!("there are no other gateways: {mail:?}"),
+                }
+            }
+            if let Some(room) = room {
+                self.control_inbox.done(room);
+            }
         }
     }
 
@@ -130,12 +142,12 @@ impl World {
             self.fetch_keys();
         }
         while (eager || self.chance.percent(50))
-            && let Some((shard, notice)) = self.control.notices.pop_front()
+            && let Some((shard, mail)) = self.control.admin.pop_front()
         {
             busy = true;
-            match notice {
-                Notice::Asked(conn, _, _) => self.handle_request(shard, conn),
-                Notice::Replied(ticket, _) => self.handle_reply(ticket),
+            match mail {
+                AdminToControl::Request(asked) => self.handle_request(shard, asked.conn),
+                AdminToControl::Reply(ticket, _) => self.handle_reply(ticket),
             }
         }
         busy

@@ -26,7 +26,9 @@ use shardgate::config::Config;
 use shardgate::engine::Waker;
 use shardgate::ids::{IdSource, ShardId};
 use shardgate::lanes::mailbox::{Mailboxes, mailboxes};
-use shardgate::lanes::{self, LANE_ITEMS_MAX, LANE_ITEMS_RESERVED, LifecycleToShard, PresenceToShard, ShardCommand};
+use shardgate::lanes::{
+    self, Inbox, LANE_ITEMS_MAX, LANE_ITEMS_RESERVED, LifecycleToShard, PresenceToShard, ShardCommand, ToControl,
+};
 use shardgate::metrics::{self, Exposition};
 use shardgate::router::HomeMap;
 use shardgate::session::drain::DrainPlan;
@@ -96,6 +98,7 @@ pub struct World {
     pub settings: Arc<Settings>,
     homes: HomeMap,
     mailboxes: Mailboxes,
+    control_inbox: Inbox<ToControl>,
     pub shards: Vec<ModelShard>,
     pub reach: Reach,
     pub control: Control,
@@ -111,7 +114,6 @@ pub struct World {
 impl World {
     pub fn new(setup: Setup, mut chance: Chance) -> Self {
         let count = setup.shards;
-        // A gateway of its own has no need of a control thread.
         let inboxes = lanes::inboxes(count);
         let depths = inboxes.depths;
         let cpus = vec![None; usize::from(count)];
@@ -125,7 +127,7 @@ impl World {
         let places = setup.config.limits.connections.unwrap_or(10_000);
         let settings = Arc::new(Settings::new(&setup.config, places).unwrap());
         let wakers = (0..count).map(|_| Waker::inert().unwrap()).collect();
-        let mailboxes = mailboxes(inboxes.senders, wakers, None);
+        let mailboxes = mailboxes(inboxes.senders, wakers, Some(Waker::inert().unwrap()));
         let homes = HomeMap::new(count, [7; 16]);
         let shards = inboxes
             .shards
@@ -177,6 +179,7 @@ impl World {
             settings,
             homes,
             mailboxes,
+            control_inbox: inboxes.control,
             shards,
             reach: Reach::default(),
             control: Control::default(),
@@ -294,7 +297,7 @@ impl World {
         here.held = here.sockets.held();
         here.is_over = turned.is_over;
         let busy = moved || turned.was_busy || here.real.core.has_more();
-        self.collect_notices(shard);
+        self.collect_mail();
         self.check_pings(&pinged);
         self.check_held();
         self.check_silence(shard, gap);

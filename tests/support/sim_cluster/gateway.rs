@@ -54,8 +54,6 @@ pub struct Gateway {
     pub frozen_until_ns: u64,
     wall_offset_ms: u64,
     due_ms: Option<u64>,
-    /// Clients that left, and that were closed, of shards that have none any more, as the control thread will hear.
-    drained: Vec<(u64, u64)>,
     drain_ordered: Option<DrainConfig>,
     spins: u32,
     join_until_ms: u64,
@@ -117,7 +115,6 @@ impl Gateway {
             frozen_until_ns: 0,
             wall_offset_ms,
             due_ms: None,
-            drained: Vec::new(),
             drain_ordered: None,
             spins: 0,
             join_until_ms: now_ns / MS + START_MAX_MS,
@@ -179,7 +176,7 @@ impl Gateway {
 
     /// Other threads have something to say to the control thread.
     fn has_mail(&self) -> bool {
-        !self.turn.is_inbox_empty() || !self.drained.is_empty() || self.drain_ordered.is_some()
+        !self.turn.is_inbox_empty() || self.drain_ordered.is_some()
     }
 
     /// One turn of the control thread, if there is anything to do.
@@ -192,10 +189,7 @@ impl Gateway {
             return false;
         }
         self.link().work(redis, now_ns, chance);
-        let mut busy = self.turn.begin(self.now(now_ns)) | !self.drained.is_empty();
-        for (left, closed) in std::mem::take(&mut self.drained) {
-            self.turn.handle_drained(left, closed);
-        }
+        let mut busy = self.turn.begin(self.now(now_ns));
         let before = self.stage();
         if let Some(drain) = self.drain_ordered.take() {
             self.turn.begin_drain(&drain);
@@ -260,8 +254,6 @@ impl Gateway {
             .expect("the model does not break");
         interactive.append(&mut engine.said);
         here.real.core.check_invariants();
-        let drained = here.real.poll_drained();
-        self.drained.extend(drained.map(|count| (count.left, count.closed)));
         true
     }
 }
