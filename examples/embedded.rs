@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use shardgate::admin::Request;
-use shardgate::config::{self, Outcome};
+use shardgate::config::{self, Loaded};
 use shardgate::control::{Exit, Gateway, Handle};
 use tokio::net::TcpStream;
 use tokio_tungstenite::client_async;
@@ -20,7 +20,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     // Keys are said as flags; `Config` has them as fields for whoever makes one by hand.
     let mut args: Vec<OsString> = std::env::args_os().skip(1).collect();
     args.extend(["--listen", "127.0.0.1:0", "--shards", "1"].map(OsString::from));
-    let Outcome::Run(config) = config::load(args, Vec::<(OsString, OsString)>::new())? else {
+    let Loaded::Run(config) = config::load(args, Vec::<(OsString, OsString)>::new())? else {
         return Err("these flags ask for something else than a gateway".into());
     };
     // Its threads are its own; it returns once clients are let in.

@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use sd_notify::NotifyState;
-use shardgate::config::{self, Config, ConfigError, Listen, Outcome};
+use shardgate::config::{self, Config, ConfigError, Listen, Loaded};
 use shardgate::control::{Exit, Gateway, Handle, log_reload};
 use shardgate::logging;
 use shardgate::runtime::{StartError, limit_remedy, preflight};
@@ -21,13 +21,14 @@ use shardgate::tls::Certificates;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-/// Whoever signals a process and its group, or presses Ctrl-C in a terminal whose shell passes it on, means one order and sends two
-/// signals.
+/// One stop request may send two signals. That happens when a caller signals a process and its
+/// group, or on Ctrl-C in a terminal whose shell passes it on.
 const SECOND_SIGNAL_AFTER: Duration = Duration::from_secs(1);
 
 /// How long the last lines of the log may take.
 const LAST_WORDS_MAX: Duration = Duration::from_secs(1);
-/// How long systemd may take to hear that we are ready. Nothing waits for that but the end of the gateway.
+/// How long systemd may take to receive that we are ready. Nothing waits for that but the end of
+/// the gateway.
 const READY_TOLD_MAX: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
@@ -37,11 +38,11 @@ fn main() -> ExitCode {
         return token::run(args[1..].to_vec(), env);
     }
     match config::load(args.clone(), env.clone()) {
-        Ok(Outcome::Run(config)) => run(*config, &args, &env),
-        Ok(Outcome::Help(text) | Outcome::Version(text)) => print::print(&text),
-        // Whoever asks whether it would start wants to hear of a key that does not belong to its certificate.
-        Ok(Outcome::Checked(config, effective)) => match config.tls.as_ref().map(Certificates::read).transpose() {
-            // The host may be another than the one that it is meant for.
+        Ok(Loaded::Run(config)) => run(*config, &args, &env),
+        Ok(Loaded::Help(text) | Loaded::Version(text)) => print::print(&text),
+        // `--check-config` shall also report a key that does not belong to its certificate.
+        Ok(Loaded::Checked(config, effective)) => match config.tls.as_ref().map(Certificates::read).transpose() {
+            // The check may run on another host than the gateway.
             Ok(_) => print::print(&effective.text(&config, preflight::foresee(&config).ok().as_ref())),
             Err(error) => refuse(&error),
         },
@@ -71,7 +72,7 @@ fn run(config: Config, args: &[OsString], env: &[(OsString, OsString)]) -> ExitC
 }
 
 fn serve(config: Config, args: &[OsString], env: &[(OsString, OsString)]) -> ExitCode {
-    // Before anything is waited for, so that no signal is missed.
+    // Before any wait, so that no signal is missed.
     let mut signals = match Signals::new([SIGTERM, SIGINT, SIGHUP]) {
         Ok(signals) => signals,
         Err(error) => return fail(&format!("cannot handle signals: {error}")),
@@ -80,7 +81,7 @@ fn serve(config: Config, args: &[OsString], env: &[(OsString, OsString)]) -> Exi
     let (told, handle) = std::sync::mpsc::channel::<Handle>();
     let mut watched = config.clone();
     let (args, env) = (args.to_vec(), env.to_vec());
-    // From the start on: it may wait for Redis for long, and must not be deaf meanwhile.
+    // Signals are handled from the start on, as it may wait for Redis for long.
     let watcher = std::thread::Builder::new().name("signals".into()).spawn(move || {
         let Ok(handle) = handle.recv() else {
             return;
@@ -122,7 +123,8 @@ fn serve(config: Config, args: &[OsString], env: &[(OsString, OsString)]) -> Exi
         |handle| {
             let _ = told.send(handle);
         },
-        // Whoever wished it: systemd shall not call a gateway active that lets nobody in any more.
+        // A drain by signal or by the admin API: systemd shall not call a gateway active that
+        // accepts no clients any more.
         || systemd::tell(&NotifyState::Stopping, Duration::ZERO),
     );
     let gateway = match gateway {

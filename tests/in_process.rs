@@ -1,5 +1,6 @@
-//! Two gateways in one process, through the library, are as much one system as two programs are; and what an
-//! administrator may order, broadcasts and closing a user's connections, reaches all of it exactly once.
+//! Two gateways in one process, through the library, are as much one system as two programs are;
+//! and what an administrator may order, broadcasts and closing a user's connections, reaches all of
+//! it exactly once.
 
 #![allow(clippy::unwrap_used)]
 
@@ -14,7 +15,7 @@ use std::sync::mpsc;
 use bytes::Bytes;
 use common::client::{TEXT, upgrade_head};
 use common::{Client, Peer, Redis, SLOW_DRAIN, eventually};
-use shardgate::config::{self, Outcome};
+use shardgate::config::{self, Loaded};
 use shardgate::control::{Exit, Gateway};
 use shardgate::wire::codec::Codec;
 use shardgate::wire::framing::Encoded;
@@ -34,7 +35,7 @@ fn start(engine: &str, args: &[&str]) -> Gateway {
     let more = ["--limits-messages-per-second", "0", "--engine", engine];
     let args: Vec<OsString> = base.iter().chain(&more).chain(args).map(OsString::from).collect();
     match config::load(args, Vec::<(OsString, OsString)>::new()) {
-        Ok(Outcome::Run(config)) => Gateway::start(&config).unwrap(),
+        Ok(Loaded::Run(config)) => Gateway::start(&config).unwrap(),
         other => panic!("{other:?}"),
     }
 }
@@ -97,7 +98,8 @@ fn broadcast(content: &str) -> (Encoded, String) {
     (Encoded::new(&body), text)
 }
 
-/// Waits until both say of each other's users that they are online: messages and orders pass both ways.
+/// Waits until both say of each other's users that they are online: messages and orders pass both
+/// ways.
 #[track_caller]
 fn wait_until_joined(gateways: &[Gateway; 2]) {
     let mut ends = [0, 1].map(|n| peer(&gateways[n], &format!("end{n}")));
@@ -309,8 +311,9 @@ fn orders_while_redis_does_not_answer(engine: &str) {
     there.expect_silence();
 }
 
-/// Orders are given all the time while Redis goes away and comes back empty. Every local client gets each once and in
-/// order, every client of the other gateway at most once and in order; and each that did not go out is counted.
+/// Orders are given all the time while Redis goes away and comes back empty. Every local client
+/// gets each once and in order, every client of the other gateway at most once and in order; and
+/// each that did not go out is counted.
 fn orders_while_redis_goes_and_comes(engine: &str) {
     let mut redis = Redis::start();
     let gateways = pair(engine, &redis, &["--limits-outbox-bytes", "67108864"]);
@@ -459,7 +462,8 @@ fn one_drains_and_the_other_goes_on(engine: &str) {
     assert_eq!(redis.keys(""), Vec::<String>::new());
 }
 
-/// What administrators may ask, the program of the gateway may ask without a token, or any listener.
+/// What administrators may ask, the program of the gateway may ask without a token, or any
+/// listener.
 fn the_program_itself_administers(engine: &str) {
     let redis = Redis::start();
     let gateways = pair(engine, &redis, &[]);

@@ -1,4 +1,5 @@
-//! Gateways through the library: two in one process know nothing of each other, and nothing is left of one that ended.
+//! Gateways through the library: two in one process know nothing of each other, and nothing is left
+//! of one that ended.
 //!
 //! One test function: descriptors and threads are counted for the whole process.
 
@@ -13,14 +14,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use common::{Client, DEADLINE};
-use shardgate::config::{self, Config, Outcome};
+use shardgate::config::{self, Config, Loaded};
 use shardgate::control::{Exit, Gateway};
 
 fn config(args: &[&str]) -> Config {
     let base = ["--listen", "127.0.0.1:0", "--shards", "2", "--cpus", "none"];
     let args: Vec<OsString> = base.iter().chain(args).map(OsString::from).collect();
     match config::load(args, Vec::<(OsString, OsString)>::new()) {
-        Ok(Outcome::Run(config)) => *config,
+        Ok(Loaded::Run(config)) => *config,
         other => panic!("{other:?}"),
     }
 }
@@ -33,8 +34,9 @@ fn connect(addr: SocketAddr, user: &str) -> Client {
     client
 }
 
-/// glommio 0.9 never closes the eventfd of an executor that has ended: one descriptor per shard that ever lived, which a
-/// program that starts its shards once does not notice. More than these must not stay.
+/// glommio 0.9 never closes the eventfd of an executor that has ended: one descriptor per shard
+/// that ever lived, which a program that starts its shards once does not notice. More than these
+/// must not stay.
 const SHARDS: usize = 2;
 
 fn two_gateways_share_nothing(engine: &str) {
@@ -189,7 +191,8 @@ fn nothing_is_left() {
         two_gateways_share_nothing(engine);
         a_crowd_cannot_keep_it_alive(engine);
         channels_come_and_go(engine);
-        // What is made once for the process, such as loggers and thread-local random sources, is made by now.
+        // What is made once for the process, such as loggers and thread-local random sources, is
+        // made by now.
         live(engine, 0);
         let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let (files_before, threads_before) = (open_files().len(), threads().len());

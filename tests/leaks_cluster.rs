@@ -1,5 +1,5 @@
-//! Gateways of one system, started and ended again and again in one process: nothing is left of one that ended, whether
-//! Redis was there, away or silent, and neither of one that could not start.
+//! Gateways of one system, started and ended again and again in one process: nothing is left of one
+//! that ended, whether Redis was there, away or silent, and neither of one that could not start.
 //!
 //! One test function: descriptors and threads are counted for the whole process.
 
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use common::client::upgrade_head;
 use common::{Client, DEADLINE, Peer, Redis, eventually};
-use shardgate::config::{self, Config, Outcome};
+use shardgate::config::{self, Config, Loaded};
 use shardgate::control::{Exit, Gateway};
 use shardgate::runtime::StartError;
 use shardgate::wire::framing::Encoded;
@@ -30,7 +30,7 @@ fn config(engine: &str, redis: &Redis, id: &str) -> Config {
     let more = ["--drain-timeout", "100ms", "--redis-start-timeout", "20s"];
     let args: Vec<OsString> = base.iter().chain(&own).chain(&more).map(OsString::from).collect();
     match config::load(args, Vec::<(OsString, OsString)>::new()) {
-        Ok(Outcome::Run(config)) => *config,
+        Ok(Loaded::Run(config)) => *config,
         other => panic!("{other:?}"),
     }
 }
@@ -105,7 +105,8 @@ fn fail(engine: &str, redis: &Redis) {
     hasty.redis.as_mut().unwrap().start_timeout = Duration::from_millis(50);
     let error = Gateway::start(&hasty).unwrap_err();
     assert!(matches!(error, StartError::NoRedis { .. }), "{error}");
-    // Somebody else listens on its address, when it has joined the cluster and is about to do so itself.
+    // Somebody else listens on its address, when it has joined the cluster and is about to do so
+    // itself.
     let free = SocketAddr::from(([127, fastrand::u8(1..), fastrand::u8(..), fastrand::u8(1..255)], 8080));
     let before = redis.keys("");
     let mut late = config(engine, redis, "gw3");

@@ -1,12 +1,12 @@
-//! Who may administer the gateway, and where.
+//! The admin API's configuration: where it listens, and its secret.
 
 use super::listen::Listen;
 use super::secret::Secret;
 
-/// A token that is shorter is guessed sooner or later, as nobody counts the attempts.
+/// A shorter token is guessed sooner or later, as attempts are not counted.
 pub(super) const TOKEN_BYTES_MIN: usize = 16;
 
-/// True if a client can show it, in a header field, and nobody guesses it.
+/// True if a client can send it in a header field, and it cannot be guessed.
 pub(super) fn is_good_token(token: &str) -> bool {
     token.len() >= TOKEN_BYTES_MIN && token.bytes().all(|byte| byte.is_ascii_graphic())
 }

@@ -4,5 +4,5 @@
 pub(super) const SHARDS_MAX: u64 = 256;
 /// Highest CPU number: `cpu_set_t` of glibc has 1024 bits.
 pub(super) const CPU_MAX: u64 = 1023;
-/// Stands in place of a secret.
+/// Printed instead of a secret.
 pub(super) const MASK: &str = "***";

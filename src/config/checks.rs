@@ -1,4 +1,4 @@
-//! From settings to a [`Config`]: types, what this release has, and contradictions between keys.
+//! From key values to a [`Config`]: types, what this release has, and contradictions between keys.
 //!
 //! Pure. Owns every rule that needs more than one key.
 
@@ -14,7 +14,7 @@ use super::keys::{self, KEYS};
 use super::listen::Listen;
 use super::redis_url::{RedisServers, RedisTarget};
 use super::secret::Secret;
-use super::sources::Settings;
+use super::sources::KeyValues;
 use super::types::{
     AuthConfig, ChannelsConfig, Config, CredentialSource, DrainConfig, EngineChoice, Heartbeat, Limits, LogFormat,
     MessagesConfig, Placement, RedisConfig, TlsFiles,
@@ -22,7 +22,7 @@ use super::types::{
 use super::value::Value;
 use crate::jws::{Algorithm, Key};
 
-/// Keys that say nothing without a place where keys come from.
+/// Keys that mean nothing without a source of verification keys.
 pub(super) const OF_TOKENS: [&str; 5] = [
     "auth.algorithm",
     "auth.issuer",
@@ -31,13 +31,13 @@ pub(super) const OF_TOKENS: [&str; 5] = [
     "auth.require_exp",
 ];
 
-/// A secret that is shorter is found by trying all, from one token.
+/// A shorter secret is found by trying all, from one token.
 const SECRET_BYTES_MIN: usize = 16;
 
-/// A shorter secret is guessed by whoever has heard one packet.
+/// A shorter secret can be guessed by anyone who has seen one packet.
 const CLUSTER_KEY_BYTES_MIN: usize = 16;
 
-impl Settings {
+impl KeyValues {
     /// The checked configuration; `gateway_id` is what to use where none is set.
     pub(super) fn build(
         &self,
@@ -51,7 +51,7 @@ impl Settings {
     fn read(&self, gateway_id: impl FnOnce() -> Result<String, ConfigError>) -> Result<Config, ConfigError> {
         let cpus = self.get("cpus");
         let shards = match &cpus {
-            // Listing CPUs says how many shards there are, unless `shards` says fewer.
+            // A list of CPUs implies the number of shards, unless `shards` is lower.
             Placement::Cpus(cpus) => self.get::<Option<usize>>("shards").or(Some(cpus.len())),
             _ => self.get("shards"),
         };
@@ -259,10 +259,10 @@ impl Settings {
         self.check_credentials(&config.auth)?;
         let is_open = config.is_open();
         if is_open && !config.listen.is_local() {
-            let place = self.setting("listen").place.clone();
+            let from = self.setting("listen").from.clone();
             return Err(ConfigError::OpenDevelopmentMode {
                 listen: config.listen.clone(),
-                place,
+                from,
             });
         }
         if is_open && !config.proxies.is_empty() {
@@ -284,7 +284,7 @@ impl Settings {
         {
             return Err(ConfigError::BadValue {
                 key: "cluster.key".into(),
-                place: self.setting("cluster.key").place.clone(),
+                from: self.setting("cluster.key").from.clone(),
                 value: MASK.into(),
                 allowed: format!(
                     "at least {CLUSTER_KEY_BYTES_MIN} bytes each, such as what openssl rand -hex 32 prints"
@@ -299,14 +299,14 @@ impl Settings {
         if token.is_some_and(|token| !is_good_token(token.expose())) {
             return Err(ConfigError::BadValue {
                 key: "admin.token".into(),
-                place: self.setting("admin.token").place.clone(),
+                from: self.setting("admin.token").from.clone(),
                 value: MASK.into(),
                 allowed: format!(
                     "at least {TOKEN_BYTES_MIN} bytes of visible ASCII, such as what openssl rand -hex 32 prints"
                 ),
             });
         }
-        if config.admin.listen.as_ref() == Some(&config.listen) && config.listen.is_one_place() {
+        if config.admin.listen.as_ref() == Some(&config.listen) && config.listen.is_one_address() {
             return Err(ConfigError::Contradiction {
                 first: self.describe("admin.listen"),
                 second: self.describe("listen"),
@@ -324,7 +324,7 @@ impl Settings {
                 rule,
             })
         };
-        let defaults = Settings::defaults();
+        let defaults = KeyValues::defaults();
         let is_set = |name: &str| self.setting(name).value != defaults.setting(name).value;
         if is_set("auth.key") && is_set("auth.jwks_url") {
             let rule = "keys come from one place: leave one of the two out";
@@ -358,7 +358,7 @@ impl Settings {
             {
                 Err(ConfigError::BadValue {
                     key: "auth.key".into(),
-                    place: self.setting("auth.key").place.clone(),
+                    from: self.setting("auth.key").from.clone(),
                     value: MASK.into(),
                     allowed: format!(
                         "a secret of at least {SECRET_BYTES_MIN} bytes, and this one has {}: whoever has one token could \
@@ -370,7 +370,7 @@ impl Settings {
             CredentialSource::Key(key) => match Key::configured(key.expose(), &auth.algorithms) {
                 Ok(_) => Ok(()),
                 Err(cause) => Err(ConfigError::BadKey {
-                    place: self.setting("auth.key").place.clone(),
+                    from: self.setting("auth.key").from.clone(),
                     algorithm: self.describe("auth.algorithm"),
                     cause,
                 }),
@@ -379,13 +379,13 @@ impl Settings {
         }
     }
 
-    /// `key = value (place)`, secrets masked; `key (not set)` without a value.
+    /// `key = value (source)`, secrets masked; `key (not set)` without a value.
     fn describe(&self, name: &str) -> String {
         let setting = self.setting(name);
         let row = keys::find(name).expect("setting() found it");
         match KEYS[row].kind.write_toml(&setting.value) {
             nothing if nothing.is_empty() => format!("{name} (not set)"),
-            value => format!("{name} = {value} ({})", setting.place),
+            value => format!("{name} = {value} ({})", setting.from),
         }
     }
 
@@ -395,14 +395,15 @@ impl Settings {
     }
 }
 
-/// True if keys come from the same kind of place, and from the same URL.
+/// True if verification keys come from the same kind of source, and from the same URL.
 pub(super) fn is_same_source(old: &CredentialSource, new: &CredentialSource) -> bool {
     matches!((old, new), (CredentialSource::Key(_), CredentialSource::Key(_))) || old == new
 }
 
-/// Compares what can only be changed by a restart; the names of the keys that differ.
+/// The names of the keys that differ and need a restart.
 pub(super) fn restart_keys(old: &Config, new: &Config) -> Vec<&'static str> {
-    // Taken apart without `..`, so that a new field does not compile until somebody decided where it belongs.
+    // Destructured without `..`, so that a new field does not compile until it was decided where it
+    // belongs.
     let Config {
         listen,
         engine,
@@ -441,13 +442,14 @@ pub(super) fn restart_keys(old: &Config, new: &Config) -> Vec<&'static str> {
         CredentialSource::Key(_) | CredentialSource::Development => None,
     };
     let has_key = |auth: &AuthConfig| matches!(auth.source, CredentialSource::Key(_));
-    // Without a URL the other keys of Redis say nothing; with one that comes or goes, all of them begin or cease to.
+    // Without a URL the other keys of Redis mean nothing. When a URL is added or removed, all of
+    // them begin or cease to count.
     let of_redis = |field: &dyn Fn(&RedisConfig, &RedisConfig) -> bool| match (redis, &new.redis) {
         (Some(old), Some(new)) => field(old, new),
         _ => false,
     };
     let another_target = |old: &RedisConfig, new: &RedisConfig| {
-        // Those keys are told of by themselves.
+        // Those keys are reported by themselves.
         let old = old.target.clone();
         let apart = RedisTarget {
             ca: old.ca.clone(),
@@ -516,7 +518,7 @@ pub(super) fn restart_keys(old: &Config, new: &Config) -> Vec<&'static str> {
         .collect()
 }
 
-/// The longest drain without a limit on how many are told per second.
+/// The longest drain if `drain.per_second` sets no limit.
 const DRAIN_MAX: Duration = Duration::from_secs(600);
 
 /// A field's type from a value; `None` if the kind of the key is another, which is a bug of ours.

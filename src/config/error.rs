@@ -1,4 +1,5 @@
-//! Why a configuration was refused: one line with the key, where it was given, its value and what is allowed.
+//! Why a configuration was refused: one line with the key, its source, its value and the allowed
+//! values.
 //!
 //! Values are kept as they may be shown, so that an error never carries a secret.
 
@@ -8,7 +9,8 @@ use std::path::PathBuf;
 
 use super::listen::Listen;
 
-/// Where a value was given.
+/// Where a value was given. Errors keep it in fields named `from`, as `thiserror` takes a field
+/// named `source` for the cause.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
     /// Nowhere.
@@ -38,13 +40,15 @@ impl fmt::Display for Source {
     }
 }
 
-/// A configuration that must not start; the program prints it and exits with [`ConfigError::EXIT_CODE`].
+/// A configuration that must not start; the program prints it and exits with
+/// [`ConfigError::EXIT_CODE`].
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// A flag, variable or TOML key that is not in the table.
     #[error("unknown {name}{}: {}", shown(.value), advice(.nearest))]
     UnknownKey {
-        /// With its place: `flag --listn`, `variable SHARDGATE_LISTN`, `key listn (file "a.toml" line 2)`.
+        /// With its source: `flag --listn`, `variable SHARDGATE_LISTN`, `key listn (file "a.toml"
+        /// line 2)`.
         name: String,
         /// As it may be shown; none where nothing was given with the name.
         value: Option<String>,
@@ -64,11 +68,11 @@ pub enum ConfigError {
         name: String,
     },
     /// A flag or variable without a value.
-    #[error("{place} has no value: {allowed}; leave it out for the default")]
+    #[error("{from} has no value: {allowed}; leave it out for the default")]
     MissingValue {
         /// Which.
-        place: Source,
-        /// What would be a value.
+        from: Source,
+        /// The allowed values.
         allowed: String,
     },
     /// `--help=x` and the like.
@@ -82,74 +86,74 @@ pub enum ConfigError {
     GivenTwice {
         /// Dotted name, or a flag that is no key.
         name: String,
-        /// First place.
+        /// First source.
         first: Source,
-        /// Second place.
+        /// Second source.
         second: Source,
     },
     /// A value that its key does not take.
-    #[error("{key} = {value} ({place}) is not allowed: {allowed}")]
+    #[error("{key} = {value} ({from}) is not allowed: {allowed}")]
     BadValue {
         /// Dotted name.
         key: String,
         /// Where it was given.
-        place: Source,
+        from: Source,
         /// As it may be shown.
         value: String,
-        /// What is allowed.
+        /// The allowed values.
         allowed: String,
     },
     /// Two values that are each fine, but not together.
     #[error("{first} contradicts {second}: {rule}")]
     Contradiction {
-        /// `key = value (place)`
+        /// `key = value (source)`
         first: String,
-        /// `key = value (place)`
+        /// `key = value (source)`
         second: String,
-        /// What must hold, and why.
+        /// The rule that must hold, and its reason.
         rule: &'static str,
     },
-    /// Anyone could be anyone, from anywhere.
+    /// Any client could be any user, from anywhere.
     #[error(
-        "listen = {listen} ({place}) is not a loopback address, and without a key the gateway runs in development mode, \
+        "listen = {listen} ({from}) is not a loopback address, and without a key the gateway runs in development mode, \
          where anyone may be any user: configure a key (auth.key with auth.algorithm, or auth.jwks_url with auth.algorithm), listen on 127.0.0.1, or say --insecure if you mean it"
     )]
     OpenDevelopmentMode {
         /// The address.
         listen: Listen,
         /// Where it was given.
-        place: Source,
+        from: Source,
     },
     /// A key that cannot verify by every one of the algorithms.
-    #[error("auth.key ({place}) does not serve {algorithm}: {cause}")]
+    #[error("auth.key ({from}) does not serve {algorithm}: {cause}")]
     BadKey {
         /// Where it was given.
-        place: Source,
-        /// `auth.algorithm = value (place)`
+        from: Source,
+        /// `auth.algorithm = value (source)`
         algorithm: String,
-        /// What is wrong with it; it is not shown.
+        /// The error in it; the key is not shown.
         cause: crate::jws::BadKey,
     },
-    /// A secret that tools have made another one of, most likely.
-    #[error("{key} ({place}){file} {trouble}")]
+    /// A secret that was most likely changed by a tool, such as an editor.
+    #[error("{key} ({from}){file} {trouble}")]
     BadSecret {
         /// Dotted name.
         key: String,
         /// Where it was given.
-        place: Source,
+        from: Source,
         /// `, read from "secret.txt",` where a file holds it.
         file: String,
-        /// What is wrong with it; it is not shown.
+        /// The error in it; the key is not shown.
         trouble: &'static str,
     },
     /// The TOML file, or a file that an `@` names, cannot be read.
-    #[error("cannot read {path:?} ({place}): {cause}")]
+    #[error("cannot read {path:?} ({from}): {cause}")]
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// Who named it.
-        place: Source,
-        /// What the system said.
+        /// The source that named the file.
+        from: Source,
+        /// The system's error.
         cause: io::Error,
     },
     /// The file is not TOML.
@@ -159,13 +163,13 @@ pub enum ConfigError {
         path: PathBuf,
         /// Counted from 1.
         line: usize,
-        /// What the parser expected; never the line itself, which may hold a secret.
+        /// The parser's message; never the line itself, which may hold a secret.
         message: String,
     },
     /// The system has no random numbers for the default gateway id.
     #[error("no random suffix for the gateway id ({cause}): set gateway_id")]
     NoRandom {
-        /// What the system said.
+        /// The system's error.
         cause: getrandom::Error,
     },
 }

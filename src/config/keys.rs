@@ -1,7 +1,8 @@
-//! The one table of keys: its rows drive flags, variables, TOML, `--help`, `--check-config` and the documentation.
+//! The one table of keys: its rows drive flags, variables, TOML, `--help`, `--check-config` and the
+//! documentation.
 //!
-//! Owns names, kinds, defaults and help lines; knows nothing of where a value comes from. A new key is one row here,
-//! one field in [`Config`](super::Config) and one line in `checks.rs`.
+//! Owns names, kinds, defaults and help lines; knows nothing of where a value comes from. A new key
+//! is one row here, one field in [`Config`](super::Config) and one line in `checks.rs`.
 
 use std::time::Duration;
 
@@ -9,11 +10,11 @@ use super::bounds::{CPU_MAX, SHARDS_MAX};
 use super::value::Kind;
 use crate::jws::Algorithm;
 
-/// What every variable of ours begins with.
+/// Prefix of all variables of the gateway.
 pub(super) const VARIABLE_PREFIX: &str = "SHARDGATE_";
 /// The variable that names the TOML file.
 pub(super) const CONFIG_VARIABLE: &str = "SHARDGATE_CONFIG";
-/// Flags that are no keys, with what `--help` says about them.
+/// Flags that are no keys, with their text for `--help`.
 pub(super) const OTHER_FLAGS: &[(&str, &str)] = &[
     ("--config FILE", "Read this TOML file; also SHARDGATE_CONFIG"),
     (
@@ -31,9 +32,9 @@ pub(super) struct Key {
     pub(super) group: &'static str,
     /// Dotted name, as in TOML.
     pub(super) name: &'static str,
-    /// What values it takes.
+    /// The kind of its values.
     pub(super) kind: Kind,
-    /// What holds when nobody sets it.
+    /// Its value while it is not set.
     pub(super) default: Fallback,
     /// Whether SIGHUP applies a change.
     pub(super) reloadable: bool,
@@ -41,12 +42,12 @@ pub(super) struct Key {
     pub(super) help: &'static str,
 }
 
-/// What holds when nobody sets a key.
+/// The value of a key that is not set.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Fallback {
     /// This value, written as in a flag.
     Value(&'static str),
-    /// No value; these words say what happens then.
+    /// No value; the text describes the behaviour then.
     Unset(&'static str),
 }
 
@@ -73,9 +74,10 @@ pub(super) fn find(name: &str) -> Option<usize> {
     KEYS.iter().position(|key| key.name == name)
 }
 
-/// The candidate that somebody who wrote `wrong` most likely meant, if any is near.
+/// The candidate that was most likely meant by `wrong`, if any is near.
 ///
-/// Case and separators do not count, and neither does a forgotten table (`message_bytes` for `limits.message_bytes`).
+/// Case and separators do not count, and neither does a forgotten table (`message_bytes` for
+/// `limits.message_bytes`).
 pub(super) fn nearest(wrong: &str, candidates: impl Iterator<Item = String>) -> Option<String> {
     let squash = |text: &str| -> String {
         let text = text.trim_start_matches(VARIABLE_PREFIX);
@@ -112,10 +114,12 @@ const ADMIN: &str = "Administration";
 const TLS: &str = "TLS";
 const CLUSTER: &str = "Cluster";
 
-/// Largest message that can be allowed, bytes: what a receiver must be able to hold in memory per connection.
+/// Largest message that can be allowed, bytes: a receiver must be able to hold one in memory per
+/// connection.
 const MESSAGE_BYTES_MAX: u64 = 64 << 20;
-/// Smallest outbox that can be asked for, bytes: `welcome` with the longest names, and what answers the first messages. With
-/// less, whoever comes is closed as too slow before anything was said.
+/// Smallest allowed outbox, bytes: room for `welcome` with the longest names, and for replies to
+/// the first messages. With less, a new connection is closed as too slow before it was sent
+/// anything.
 const OUTBOX_BYTES_MIN: u64 = 4_096;
 const fn number(min: u64, max: u64, unit: &'static str) -> Kind {
     Kind::Integer { min, max, unit }
@@ -126,8 +130,8 @@ const TIME: Kind = Kind::Duration {
     min: Duration::from_millis(1),
     max: DAY,
 };
-/// A lease is renewed several times while it lasts, and a renewal may take as long as Redis is given to answer: below a
-/// second every hiccup would look like a death.
+/// A lease is renewed several times while it lasts, and a renewal may take as long as Redis is
+/// given to reply. With less than a second, every hiccup would look like a death.
 const TTL: Kind = Kind::Duration {
     min: Duration::from_secs(1),
     max: DAY,
@@ -266,9 +270,9 @@ pub(super) static KEYS: &[Key] = &[
         "Channels are spread over so many partitions between gateways; the same number on all gateways of a cluster"),
 
     row(MESSAGES, "messages.send", Kind::Patterns, Value("*"), LIVE,
-        "Users that every user may write to, in patterns as for channels; a token's write_to takes its place"),
+        "Users that every user may write to, in patterns as for channels; a token's write_to takes its from"),
     row(MESSAGES, "messages.presence", Kind::Patterns, Value("*"), LIVE,
-        "Users of whom every user may know whether they are there; a token's see takes its place"),
+        "Users of whom every user may know whether they are there; a token's see takes its from"),
 
     row(ADMIN, "admin.token", Kind::Secret, Unset("none: no /admin"), LIVE,
         "Bearer token of /admin, at least 16 bytes of visible ASCII, or @FILE"),

@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-/// What a path of a Unix socket begins with.
+/// Prefix of a Unix socket's path.
 const UNIX: &str = "unix:";
 /// Longest name of a host (RFC 1035), bytes.
 const NAME_BYTES_MAX: usize = 253;
@@ -33,15 +33,15 @@ impl Listen {
         }
         let (name, port) = text.rsplit_once(':')?;
         let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-        // Without a letter it is an address that somebody got wrong.
+        // Without a letter it is a mistyped address.
         let is_name = name.chars().all(is_plain) && name.contains(|c: char| c.is_ascii_alphabetic());
         let digits = port.bytes().all(|byte| byte.is_ascii_digit());
         (is_name && digits && name.len() <= NAME_BYTES_MAX)
             .then(|| port.parse().ok().map(|port| Listen::Name(name.to_owned(), port)))?
     }
 
-    /// True if nobody but this host gets there. Of a name only those that RFC 6761 keeps for that; what it points to is looked
-    /// at when it is known.
+    /// True if only this host can connect. Of names, only those that RFC 6761 reserves for that
+    /// count; the address behind a name is checked when it is resolved.
     #[must_use]
     pub fn is_local(&self) -> bool {
         match self {
@@ -54,9 +54,9 @@ impl Listen {
         }
     }
 
-    /// True if whoever says the same elsewhere means the same place.
+    /// True if two sockets with this text would have the same address.
     #[must_use]
-    pub fn is_one_place(&self) -> bool {
+    pub fn is_one_address(&self) -> bool {
         match self {
             Listen::Tcp(address) => address.port() != 0,
             Listen::Name(_, port) => *port != 0,

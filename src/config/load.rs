@@ -1,4 +1,5 @@
-//! Reads the configuration: from arguments, variables and the file, at the start and again while running.
+//! Reads the configuration: from arguments, variables and the file, at the start and again while
+//! running.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -7,37 +8,39 @@ use std::time::Duration;
 
 use super::admin::AdminConfig;
 use super::error::ConfigError;
-use super::sources::{self, Request, Settings};
+use super::sources::{self, CommandLine, KeyValues};
 use super::types::{ChannelsConfig, Config};
 use super::{checks, text, value};
 
-/// What the command line asked for.
+/// The request of the command line, with its configuration loaded.
 #[derive(Debug)]
-pub enum Outcome {
+pub enum Loaded {
     /// Start with this.
     Run(Box<Config>),
     /// Print this and exit 0: `--help`.
     Help(String),
     /// Print this and exit 0: `--version`.
     Version(String),
-    /// `--check-config`, and this is good as far as words go: look at the files that it names, then print the text and exit 0.
+    /// `--check-config`, and the values are good. The caller checks the files that they name,
+    /// prints the text and exits 0.
     Checked(Box<Config>, Effective),
 }
 
-/// What `--check-config` prints.
-pub struct Effective(Settings);
+/// The output of `--check-config`.
+pub struct Effective(KeyValues);
 
 impl Effective {
-    /// TOML with every value. `on_host` has those of keys that nobody set and that follow from the host, if it is at hand.
+    /// TOML with every value. `on_host` has the values of unset keys that follow from the host, if
+    /// they are known.
     #[must_use]
     pub fn text(&self, config: &Config, on_host: Option<&OnHost>) -> String {
         let mut derived = vec![("gateway_id", value::write_text(&config.gateway_id))];
         if let Some(host) = on_host {
-            // As `Settings` reads it: all channels in development mode, and else none.
+            // As `settings::Settings` reads it: all channels in development mode, and else none.
             let channels = if config.auth.is_development() { "[\"*\"]" } else { "[]" };
             derived.extend(["channels.subscribe", "channels.publish"].map(|key| (key, channels.to_owned())));
             derived.push(("shards", host.cpus.len().to_string()));
-            derived.push(("cpus", value::write_text(&value::write_places(&host.cpus))));
+            derived.push(("cpus", value::write_text(&value::write_assignment(&host.cpus))));
             derived.push(("limits.connections", host.connections.to_string()));
             derived.push(("limits.handshakes", host.handshakes.to_string()));
         }
@@ -51,7 +54,7 @@ impl fmt::Debug for Effective {
     }
 }
 
-/// What follows from the host where the configuration says nothing.
+/// Values that follow from the host where the configuration sets none.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OnHost {
     /// The CPU of each shard, `None` where it is not pinned.
@@ -69,9 +72,9 @@ pub struct OnHost {
 /// ```
 ///
 /// # Errors
-/// A [`ConfigError`] names the first thing that is wrong, strongest source last; print it and exit with
+/// A [`ConfigError`] names the first mistake, strongest source last; print it and exit with
 /// [`ConfigError::EXIT_CODE`].
-pub fn load<A, E, K, V>(args: A, env: E) -> Result<Outcome, ConfigError>
+pub fn load<A, E, K, V>(args: A, env: E) -> Result<Loaded, ConfigError>
 where
     A: IntoIterator<Item: Into<OsString>>,
     E: IntoIterator<Item = (K, V)>,
@@ -79,26 +82,27 @@ where
     V: Into<OsString>,
 {
     let invocation = match sources::read_args(args.into_iter().map(Into::into).collect())? {
-        Request::Help => return Ok(Outcome::Help(text::help())),
-        Request::Version => return Ok(Outcome::Version(text::version())),
-        Request::Run(invocation) => invocation,
+        CommandLine::Help => return Ok(Loaded::Help(text::help())),
+        CommandLine::Version => return Ok(Loaded::Version(text::version())),
+        CommandLine::Run(invocation) => invocation,
     };
     let env = env
         .into_iter()
         .map(|(name, value)| (name.into(), value.into()))
         .collect();
-    let settings = Settings::gather(&invocation, env)?;
+    let settings = KeyValues::gather(&invocation, env)?;
     let config = settings.build(default_gateway_id)?;
     if invocation.check {
-        return Ok(Outcome::Checked(Box::new(config), Effective(settings)));
+        return Ok(Loaded::Checked(Box::new(config), Effective(settings)));
     }
-    Ok(Outcome::Run(Box::new(config)))
+    Ok(Loaded::Run(Box::new(config)))
 }
 
-/// Reads the configuration again, for SIGHUP, from the arguments and variables that the program was started with.
+/// Reads the configuration again, for SIGHUP, from the arguments and variables that the program was
+/// started with.
 ///
-/// Gives what to run with from now on, and the keys that were changed but need a restart. A gateway without a
-/// configured id keeps the one it has.
+/// Gives the configuration to run with from now on, and the keys that were changed but need a
+/// restart. A gateway without a configured id keeps the one it has.
 ///
 /// # Errors
 /// As [`load`]; the running configuration then stays.
@@ -109,41 +113,42 @@ where
     K: Into<OsString>,
     V: Into<OsString>,
 {
-    let Request::Run(invocation) = sources::read_args(args.into_iter().map(Into::into).collect())? else {
-        // A program that was asked for its help text does not run long enough to be asked to reload.
+    let CommandLine::Run(invocation) = sources::read_args(args.into_iter().map(Into::into).collect())? else {
+        // A program that prints its help text does not run long enough to reload.
         return Ok((running.clone(), Vec::new()));
     };
     let env = env
         .into_iter()
         .map(|(name, value)| (name.into(), value.into()))
         .collect();
-    let new = Settings::gather(&invocation, env)?.build(|| Ok(running.gateway_id.clone()))?;
+    let new = KeyValues::gather(&invocation, env)?.build(|| Ok(running.gateway_id.clone()))?;
     Ok(running.reloadable_changes(&new))
 }
 
 /// Reads a time with its unit, as the configuration writes it: `25s`, `500ms`, `2m`, `1h`.
 ///
 /// # Errors
-/// What is allowed.
+/// The allowed values.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let hint = "a number and its unit, such as 25s, 500ms, 2m or 1h";
     value::parse_duration(text).map_err(|why| format!("{hint}{why}"))
 }
 
-/// A URL as logs and errors may show it: what may be a password or a key is masked.
+/// A URL as logs and errors may show it: passwords and keys are masked.
 #[must_use]
 pub fn shown_url(url: &str) -> String {
     value::mask_url(url)
 }
 
-/// Host name and a random suffix: unique without anybody's care, and a person can tell where it runs.
+/// Host name and a random suffix: unique without configuration, and a person can see on which host
+/// it runs.
 fn default_gateway_id() -> Result<String, ConfigError> {
     const ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
     let random = getrandom::u32().map_err(|cause| ConfigError::NoRandom { cause })?;
     let suffix: String = (0..6)
         .map(|at| char::from(ALPHABET[(random >> (5 * at)) as usize % ALPHABET.len()]))
         .collect();
-    // The kernel limits it to 64 bytes; without /proc the suffix alone has to tell gateways apart.
+    // The kernel limits it to 64 bytes. Without /proc, the suffix alone distinguishes gateways.
     let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let host: String = host.trim().chars().filter(|c| !c.is_control()).take(64).collect();
     let host = if host.is_empty() { "shardgate" } else { &host };
@@ -151,12 +156,15 @@ fn default_gateway_id() -> Result<String, ConfigError> {
 }
 
 impl Config {
-    /// This configuration with what can change while running taken from `new` (log level, limits, origins, proxies,
-    /// patterns of channels, TLS, the administrator's token, keys and what tokens must have), and the names of the keys that
-    /// differ and need a restart.
+    /// This configuration with all values taken from `new` that can change while running, and the
+    /// names of the keys that differ and need a restart.
     ///
-    /// Where credentials come from needs one: a line that is missing from the file for a moment must not open the gateway to
-    /// everyone. A gateway that runs without credentials takes no proxies either, as it would not start with some.
+    /// Can change: log level, limits, origins, proxies, patterns of channels, TLS, the
+    /// administrator's token, keys, and the required claims of tokens.
+    ///
+    /// The source of credentials needs a restart: a line that is missing from the file for a moment
+    /// must not open the gateway to everyone. A gateway that runs without credentials takes no
+    /// proxies either, as it would not start with some.
     #[must_use]
     pub fn reloadable_changes(&self, new: &Config) -> (Config, Vec<&'static str>) {
         let auth = if checks::is_same_source(&self.auth.source, &new.auth.source) {
@@ -189,7 +197,7 @@ impl Config {
 impl Default for Config {
     /// Every key at its default, and the gateway id `shardgate`: reproducible, for tests and tools.
     fn default() -> Self {
-        Settings::defaults()
+        KeyValues::defaults()
             .build(|| Ok("shardgate".to_owned()))
             .expect("a test loads the defaults")
     }

@@ -1,7 +1,9 @@
-//! Configuration: flags over environment over TOML file over defaults, checked before anything is opened.
+//! Configuration: flags over environment over TOML file over defaults, checked before anything is
+//! opened.
 //!
-//! Owns names, defaults and meaning of every key, and the text about them. Pure, except that [`load`] reads the TOML
-//! file, files that an `@` names, the host name and a random suffix; no sockets, no global state.
+//! Owns names, defaults and meaning of every key, and the text about them. Pure, except that
+//! [`load`] reads the TOML file, files that an `@` names, the host name and a random suffix. No
+//! sockets, no global state.
 //!
 //! | file | duty |
 //! | --- | --- |
@@ -22,8 +24,8 @@
 //! | [`origins`] | which web pages may connect |
 //! | [`patterns`] | which channels a user may use, and whom it may write to and see |
 //!
-//! Invariants: a value that nobody can honour is refused, never dropped; what is printed holds no secret; what
-//! `--check-config` prints loads to the same [`Config`].
+//! Invariants: a value that cannot be honoured is refused, never dropped. Printed text holds no
+//! secret. The output of `--check-config` loads to the same [`Config`].
 
 mod admin;
 mod bounds;
@@ -48,7 +50,7 @@ mod tests;
 pub use admin::AdminConfig;
 pub use error::{ConfigError, Source};
 pub use listen::Listen;
-pub use load::{Effective, OnHost, Outcome, load, parse_duration, reload, shown_url};
+pub use load::{Effective, Loaded, OnHost, load, parse_duration, reload, shown_url};
 pub use origins::{OriginError, OriginPolicy};
 pub use patterns::{PatternError, Patterns};
 pub use redis_url::{RedisAddress, RedisServers, RedisTarget};

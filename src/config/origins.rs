@@ -1,17 +1,20 @@
 //! Which web pages may open a connection: the `Origin` header against the key `origins`.
 //!
-//! Pure. A browser sends cookies and can reach a loopback address from any page, so this check is what keeps a foreign
-//! page from speaking as the user. When in doubt the answer is no.
+//! Pure. A browser sends cookies and can reach a loopback address from any page. This check is what
+//! keeps a foreign page from acting as the user. When in doubt, the origin is refused.
 //!
-//! An origin is scheme, host and port (RFC 6454). Scheme and host are compared in ASCII lower case, a port that is the
-//! scheme's default equals none, a trailing dot in a host is another host (as it is for browsers), and an
-//! international name counts in punycode only, the way browsers send it.
+//! An origin is scheme, host and port (RFC 6454):
+//!
+//! - Scheme and host are compared in ASCII lower case.
+//! - A port that is the scheme's default equals none.
+//! - A trailing dot in a host is another host, as it is for browsers.
+//! - An international name counts in punycode only, the way browsers send it.
 
 use std::net::Ipv6Addr;
 
 use crate::address::local::is_local_host;
 
-/// Decides on `Origin` headers; owned by whoever accepts connections, replaced as a whole on reload.
+/// Decides on `Origin` headers; replaced as a whole on reload.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OriginPolicy {
     rules: Vec<Rule>,
@@ -27,7 +30,8 @@ enum Rule {
     /// `null`: sandboxed frames, local files, some redirects.
     Null,
     Exact(Origin),
-    /// `https://*.example.com`; the host is what comes after the star, with its dot: `.example.com`.
+    /// `https://*.example.com`; the host is what comes after the star, with its dot:
+    /// `.example.com`.
     Under(Origin),
 }
 
@@ -45,7 +49,7 @@ struct Origin {
 pub struct OriginError {
     /// The entry.
     pub origin: String,
-    /// What is wrong with it.
+    /// The error in it.
     pub why: &'static str,
 }
 
@@ -68,15 +72,16 @@ impl OriginPolicy {
         })
     }
 
-    /// The same where connections come over TLS, or not. A page that came in plain text may be anybody's on the way, so over
-    /// TLS it is not of the same origin. Without TLS the scheme says nothing: a proxy may speak TLS in front.
+    /// The policy for connections over TLS, or for plain ones. A page that came in plain text may
+    /// have been forged on the way, so over TLS it is not of the same origin. Without TLS the
+    /// scheme means nothing: a proxy may add TLS in front.
     #[must_use]
     pub fn over_tls(self, over_tls: bool) -> OriginPolicy {
         OriginPolicy { over_tls, ..self }
     }
 
-    /// The same in development mode, or not. There a page of a loopback address or of `localhost` may connect without being
-    /// listed: the developer's own server has another port.
+    /// The same in development mode, or not. There a page of a loopback address or of `localhost`
+    /// may connect without being listed: the developer's own server has another port.
     #[must_use]
     pub fn in_development(self, local: bool) -> OriginPolicy {
         OriginPolicy { local, ..self }
@@ -123,7 +128,7 @@ impl Rule {
         if parent.port != default_port(&parent.scheme) {
             return Err("has a wildcard and a port: a wildcard stands for hosts on the default port only");
         }
-        // `*.0.0.1` would be every host of 127.0.0.0/8 and many more; nobody means that.
+        // `*.0.0.1` would be every host of 127.0.0.0/8 and many more: certainly a mistake.
         let top = parent.host.trim_end_matches('.').rsplit('.').next().unwrap_or_default();
         if top.ends_with(']') || top.parse::<u64>().is_ok() {
             return Err("has a wildcard before an address: a wildcard stands for names");
@@ -161,7 +166,8 @@ impl Origin {
 
     /// Whether a page of this origin talks to the very host and port that it came from.
     fn is_of(&self, host_header: &str) -> bool {
-        // Only web pages have a server of their own; the scheme may differ from ours behind a TLS proxy.
+        // Only web pages have a server of their own; the scheme may differ from ours behind a TLS
+        // proxy.
         let Some(default) = default_port(&self.scheme) else {
             return false;
         };
@@ -169,7 +175,7 @@ impl Origin {
             .is_ok_and(|(host, port)| host == self.host && Some(port.unwrap_or(default)) == self.port)
     }
 
-    /// Whether it is a page that a server on this machine gave.
+    /// Whether a server on this machine sent the page.
     fn is_local(&self) -> bool {
         default_port(&self.scheme).is_some() && is_local_host(&self.host)
     }
@@ -180,7 +186,7 @@ impl Origin {
 
     /// Whether the host is one or more labels below that of the wildcard.
     fn is_under(&self, parent: &Origin) -> bool {
-        // No label is empty in a parsed host, so whatever is before the suffix is one label or more.
+        // No label is empty in a parsed host, so the part before the suffix is one label or more.
         let below = self.host.strip_suffix(&parent.host);
         self.scheme == parent.scheme && self.port == parent.port && below.is_some_and(|labels| !labels.is_empty())
     }
@@ -271,7 +277,7 @@ mod tests {
             let listed = policy(&["https://app.example"]).in_development(true);
             assert!(
                 !listed.allows(origin, Some("127.0.0.1:8081")),
-                "a list takes the place: {origin}"
+                "a list takes the from: {origin}"
             );
         }
         for origin in [
@@ -319,7 +325,7 @@ mod tests {
         assert!(!tls.allows("http://example.com", Some("example.com")));
         assert!(!tls.allows("HTTP://example.com:443", Some("example.com:443")));
         assert!(!tls.allows("http://example.com:8443", Some("example.com:8443")));
-        // Whoever wants it can say so.
+        // A list can allow it.
         let listed = policy(&["http://example.com"]).over_tls(true);
         assert!(listed.allows("http://example.com", Some("gateway.example.com")));
     }
@@ -519,7 +525,7 @@ mod tests {
         fn a_foreign_origin_is_refused_however_it_is_dressed(
             inner in "[ -~]{0,24}",
         ) {
-            // Whatever printable text comes between, only a host that ends in the suffix may pass.
+            // For any printable text in between, only a host that ends in the suffix may pass.
             let origin = format!("https://evil.test{inner}");
             let allowed = policy(&["https://*.example.com"]).allows(&origin, None);
             let really_below = inner.to_ascii_lowercase().trim_end_matches(":443").ends_with(".example.com")

@@ -1,19 +1,20 @@
-//! Which names a user may use: those of channels against the keys `channels.subscribe` and `channels.publish`, those of other
-//! users against `messages.send` and `messages.presence`.
+//! The names that a user may use. Names of channels are checked by the keys `channels.subscribe`
+//! and `channels.publish`, those of other users by `messages.send` and `messages.presence`.
 //!
-//! Pure. In a pattern `*` stands for any run of characters, also for none and across any separator, and `{user}` for the
-//! id of the user who asks; all else stands for itself, byte by byte. There is no way to write a literal `*`, `{` or `}`.
+//! Pure. In a pattern, `*` stands for any run of characters, also for none and across any
+//! separator. `{user}` stands for the id of the user whose permission is checked. All else stands
+//! for itself, byte by byte. There is no way to write a literal `*`, `{` or `}`.
 //!
-//! Invariant: an id never widens a pattern. Users may choose their ids, so `{user}` is compared as it is and never
-//! written into a pattern, where an id such as `*` would be everybody's.
+//! Invariant: an id never widens a pattern. Users may choose their ids, so `{user}` is compared as
+//! it is. It is never written into a pattern, where an id such as `*` would match everybody's.
 
 /// The longest pattern, bytes; as long as the longest name of a channel.
 pub const PATTERN_BYTES_MAX: usize = 255;
 
-/// What stands for the user's id.
+/// Stands for the user's id.
 const USER: &str = "{user}";
 
-/// Decides on names; empty: nobody may use any. Owned by whoever asks, replaced as a whole on reload.
+/// Decides on names; if empty, no name is allowed. Replaced as a whole on reload.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Patterns {
     patterns: Vec<Pattern>,
@@ -22,11 +23,11 @@ pub struct Patterns {
 /// No two `Any` stand side by side, and no literal is empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Pattern {
-    tokens: Vec<Token>,
+    parts: Vec<Part>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Token {
+enum Part {
     Literal(String),
     /// `*`
     Any,
@@ -40,7 +41,7 @@ enum Token {
 pub struct PatternError {
     /// The text; a long one is shortened.
     pub pattern: String,
-    /// What is wrong with it, and what to write.
+    /// The error in it, and what to write instead.
     pub why: &'static str,
 }
 
@@ -65,9 +66,7 @@ impl Patterns {
     #[must_use]
     pub fn any() -> Patterns {
         Patterns {
-            patterns: vec![Pattern {
-                tokens: vec![Token::Any],
-            }],
+            patterns: vec![Pattern { parts: vec![Part::Any] }],
         }
     }
 
@@ -90,20 +89,20 @@ impl Pattern {
         if text.chars().any(char::is_control) {
             return Err("has a control character, and no name has one: remove it");
         }
-        let mut tokens = Vec::new();
+        let mut parts = Vec::new();
         let mut rest = text;
         while let Some(at) = rest.find(['*', '{', '}']) {
             let (literal, special) = rest.split_at(at);
             if !literal.is_empty() {
-                tokens.push(Token::Literal(literal.to_owned()));
+                parts.push(Part::Literal(literal.to_owned()));
             }
             rest = if let Some(after) = special.strip_prefix('*') {
-                if tokens.last() != Some(&Token::Any) {
-                    tokens.push(Token::Any);
+                if parts.last() != Some(&Part::Any) {
+                    parts.push(Part::Any);
                 }
                 after
             } else if let Some(after) = special.strip_prefix(USER) {
-                tokens.push(Token::User);
+                parts.push(Part::User);
                 after
             } else if special.starts_with('}') {
                 return Err("has a } without its {: write {user} for the user's id");
@@ -114,29 +113,31 @@ impl Pattern {
             };
         }
         if !rest.is_empty() {
-            tokens.push(Token::Literal(rest.to_owned()));
+            parts.push(Part::Literal(rest.to_owned()));
         }
-        Ok(Pattern { tokens })
+        Ok(Pattern { parts })
     }
 
-    /// Each star takes as little as it can, and only the last one met is ever made to take more: what stands between
-    /// stars has a fixed text, so the first place where it fits leaves the most to what follows.
+    /// Each star takes as little as it can, and only the last one met is ever made to take more.
+    /// The parts between stars have a fixed text. So the first position where one fits leaves the
+    /// most to those behind it.
     ///
-    /// A star is made to take more at most once per byte of the name, and each try compares at most what is left of
-    /// it: n² byte comparisons at worst, n where the text after a star rarely begins in vain.
+    /// A star is made to take more at most once per byte of the name. Each try compares at most the
+    /// bytes that are left of it. That is n² byte comparisons at worst, and n where the text after
+    /// a star rarely begins in vain.
     fn matches(&self, user: &[u8], channel: &[u8]) -> bool {
         let (mut at, mut rest) = (0, channel);
-        // The token after the last star met, and what was left when it was tried last.
+        // The part after the last star met, and the rest of the name when it was tried last.
         let mut last_star = None;
         loop {
-            let fits = match self.tokens.get(at) {
-                Some(Token::Any) if at + 1 == self.tokens.len() => return true,
-                Some(Token::Any) => {
+            let fits = match self.parts.get(at) {
+                Some(Part::Any) if at + 1 == self.parts.len() => return true,
+                Some(Part::Any) => {
                     last_star = Some((at + 1, rest));
                     Some(rest)
                 }
-                Some(Token::Literal(text)) => rest.strip_prefix(text.as_bytes()),
-                Some(Token::User) => rest.strip_prefix(user),
+                Some(Part::Literal(text)) => rest.strip_prefix(text.as_bytes()),
+                Some(Part::User) => rest.strip_prefix(user),
                 None if rest.is_empty() => return true,
                 None => None,
             };
@@ -256,7 +257,7 @@ mod tests {
         assert!(allows(&long[1..], "alice", &long[1..]));
     }
 
-    /// Every star and every id begins in vain at every byte; what is exponential would not end.
+    /// Every star and every id begins in vain at every byte; an exponential search would not end.
     #[test]
     fn the_worst_case_ends() {
         let channel = "a".repeat(PATTERN_BYTES_MAX);
@@ -267,7 +268,7 @@ mod tests {
         assert!(!allows(&format!("{}b", "*{user}".repeat(36)), "", &channel));
     }
 
-    /// What the documentation says, word by word, at any price.
+    /// A literal translation of the documentation, at any cost.
     fn naive(pattern: &[u8], user: &[u8], channel: &[u8]) -> bool {
         if let Some(pattern) = pattern.strip_prefix(b"*") {
             return (0..=channel.len()).any(|taken| naive(pattern, user, &channel[taken..]));

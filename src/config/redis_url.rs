@@ -1,4 +1,4 @@
-//! `redis.url`: text to a checked [`RedisTarget`], or words that say what is allowed.
+//! `redis.url`: text to a checked [`RedisTarget`], or a text with the allowed values.
 //!
 //! Pure. Owns the forms of the URL and keeps its credentials out of everything that is printed.
 
@@ -7,7 +7,8 @@ use std::path::PathBuf;
 
 use super::bounds::MASK;
 
-/// URL schemes of a Redis server, cluster and sentinel, each also over TLS, and of a server's Unix socket.
+/// URL schemes of a Redis server, cluster and sentinel, each also over TLS, and of a server's Unix
+/// socket.
 pub(super) const SCHEMES: &[&str] = &[
     "redis",
     "rediss",
@@ -24,14 +25,15 @@ const SERVER_PORT: u16 = 6379;
 /// Port of a sentinel where the URL names none.
 const SENTINEL_PORT: u16 = 26_379;
 
-/// Where Redis is and how to be let in. `Debug` masks the credentials.
+/// Where Redis is and how to log in. `Debug` masks the credentials.
 #[derive(Clone, PartialEq, Eq)]
 pub struct RedisTarget {
     /// One server, a cluster, or sentinels.
     pub servers: RedisServers,
-    /// Speak TLS to every server and sentinel.
+    /// Use TLS to every server and sentinel.
     pub tls: bool,
-    /// PEM file with the only authorities that may have signed a server's certificate; `None`: the system's.
+    /// PEM file with the only authorities that may have signed a server's certificate; `None`: the
+    /// system's.
     pub ca: Option<PathBuf>,
     /// PEM files with our certificate and its key, for servers that want one.
     pub client: Option<(PathBuf, PathBuf)>,
@@ -56,7 +58,7 @@ pub enum RedisServers {
     Socket(PathBuf),
     /// A cluster, of which these are known.
     Cluster(Vec<RedisAddress>),
-    /// Whoever these sentinels say is the master.
+    /// The master that these sentinels name.
     Sentinel {
         /// The sentinels, in the order in which they are asked.
         sentinels: Vec<RedisAddress>,
@@ -109,8 +111,8 @@ impl fmt::Display for RedisServers {
             RedisServers::Cluster(addresses) => addresses,
             RedisServers::Sentinel { sentinels, .. } => sentinels,
         };
-        for (place, address) in addresses.iter().enumerate() {
-            let comma = if place > 0 { ", " } else { "" };
+        for (index, address) in addresses.iter().enumerate() {
+            let comma = if index > 0 { ", " } else { "" };
             write!(f, "{comma}{address}")?;
         }
         Ok(())
@@ -118,11 +120,11 @@ impl fmt::Display for RedisServers {
 }
 
 impl RedisTarget {
-    /// Reads a URL such as `redis://user:password@host:6379/0`, `redis-cluster://a,b:7000`, `redis-sentinel://a,b/master/0`
-    /// or `unix:///run/redis.sock?db=0`.
+    /// Reads a URL such as `redis://user:password@host:6379/0`, `redis-cluster://a,b:7000`,
+    /// `redis-sentinel://a,b/master/0` or `unix:///run/redis.sock?db=0`.
     ///
     /// # Errors
-    /// What is wrong with it, in words that repeat nothing of the credentials.
+    /// The error in it, in words that repeat nothing of the credentials.
     pub fn parse(url: &str) -> Result<RedisTarget, &'static str> {
         let (scheme, rest) = url.split_once("://").ok_or("there is no ://")?;
         if !SCHEMES.contains(&scheme) {
@@ -230,9 +232,9 @@ impl RedisTarget {
     }
 }
 
-type Credentials = (Option<String>, Option<String>);
+type UserInfo = (Option<String>, Option<String>);
 
-fn parse_credentials(text: &str) -> Result<Credentials, &'static str> {
+fn parse_credentials(text: &str) -> Result<UserInfo, &'static str> {
     if text.contains(['/', '@']) {
         return Err("in a user or password, / and @ are written %2F and %40");
     }

@@ -10,7 +10,7 @@ use super::bounds::MASK;
 pub struct Secret(Arc<str>);
 
 impl Secret {
-    /// The text itself, for whoever has to use it.
+    /// The text itself, for its use.
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.0

@@ -1,6 +1,8 @@
-//! What people's tools do to secrets: line breaks, byte order marks, quotes. Nobody sees a secret, so nobody sees these.
+//! Traces that tools leave in secrets: line breaks, byte order marks, quotes. They go unnoticed, as
+//! secrets are not printed.
 //!
-//! What cannot be a part of any secret is taken off. What may be one, and most likely is not, is refused with its cause.
+//! Characters that cannot be a part of any secret are removed. Characters that may be one, and most
+//! likely are not, are refused with their cause.
 
 use std::fs;
 use std::path::Path;
@@ -8,32 +10,34 @@ use std::path::Path;
 use super::bounds::MASK;
 use super::error::{ConfigError, Source};
 
-/// Most bytes of a file that holds a secret: a file that never ends, or is another one, is not read as a whole.
+/// Most bytes of a file that holds a secret. A file that never ends, or a wrong one, is not read as
+/// a whole.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
-/// The text of a secret, or of a URL that may hold one: itself, or what the file after an `@` holds.
-pub(super) fn resolve(text: &str, key: &str, place: &Source) -> Result<String, ConfigError> {
+/// The text of a secret, or of a URL that may hold one: itself, or the contents of the file after
+/// an `@`.
+pub(super) fn resolve(text: &str, key: &str, from: &Source) -> Result<String, ConfigError> {
     let (path, content) = match text.strip_prefix('@') {
         None => (None, Ok(text.to_owned())),
-        Some(path) => (Some(path), read(Path::new(path), place)?),
+        Some(path) => (Some(path), read(Path::new(path), from)?),
     };
     let cleaned = content.and_then(|content| clean(&content));
     cleaned.map_err(|trouble| ConfigError::BadSecret {
         key: key.to_owned(),
-        place: place.clone(),
+        from: from.clone(),
         file: path.map_or_else(String::new, |path| format!(", read from {path:?},")),
         trouble,
     })
 }
 
-fn read(path: &Path, place: &Source) -> Result<Result<String, &'static str>, ConfigError> {
+fn read(path: &Path, from: &Source) -> Result<Result<String, &'static str>, ConfigError> {
     use std::io::Read;
     let mut bytes = Vec::new();
     let file = fs::File::open(path);
     let read = file.and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes));
     read.map_err(|cause| ConfigError::Unreadable {
         path: path.to_owned(),
-        place: place.clone(),
+        from: from.clone(),
         cause,
     })?;
     if bytes.len() as u64 > FILE_BYTES_MAX {

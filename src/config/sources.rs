@@ -1,7 +1,9 @@
-//! From arguments, variables and the TOML file to one [`Setting`] per key: flag over variable over file over default.
+//! From arguments, variables and the TOML file to one [`Setting`] per key: flag over variable over
+//! file over default.
 //!
-//! Owns precedence and the refusal of everything unknown. A value is checked by its kind even where a stronger source
-//! overrides it. Reads the file, and files that an `@` names; nothing else of the world.
+//! Owns precedence and the refusal of everything unknown. A value is checked by its kind even where
+//! a stronger source overrides it. Reads the file, and files that an `@` names; nothing else of the
+//! world.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -16,18 +18,19 @@ use super::keys::{self, CONFIG_VARIABLE, Fallback, KEYS, Key, OTHER_FLAGS, VARIA
 use super::secrets;
 use super::value::{Kind, Value, show};
 
-/// Prefixes of what Kubernetes injects for a Service named shardgate; a key may not begin like this.
+/// Prefixes of the variables that Kubernetes injects for a Service named shardgate; a key may not
+/// begin like this.
 const KUBERNETES: [&str; 2] = ["SHARDGATE_PORT", "SHARDGATE_SERVICE_"];
 
-/// The value of one key and who gave it.
+/// The value of one key and its source.
 #[derive(Clone)]
 pub(super) struct Setting {
     pub(super) value: Value,
-    pub(super) place: Source,
+    pub(super) from: Source,
 }
 
-/// What the command line asks for.
-pub(super) enum Request {
+/// The request of the command line.
+pub(super) enum CommandLine {
     Help,
     Version,
     Run(Invocation),
@@ -44,20 +47,20 @@ pub(super) struct Invocation {
 }
 
 /// One setting per row of [`KEYS`].
-pub(super) struct Settings(Vec<Setting>);
+pub(super) struct KeyValues(Vec<Setting>);
 
-impl Settings {
-    /// What holds when nothing is given.
-    pub(super) fn defaults() -> Settings {
+impl KeyValues {
+    /// The defaults of all keys.
+    pub(super) fn defaults() -> KeyValues {
         let default = |key: &Key| match key.default {
             Fallback::Value(text) => key.kind.parse_text(text).expect("a test parses every default"),
             Fallback::Unset(_) => Value::Unset,
         };
-        Settings(
+        KeyValues(
             KEYS.iter()
                 .map(|key| Setting {
                     value: default(key),
-                    place: Source::Default,
+                    from: Source::Default,
                 })
                 .collect(),
         )
@@ -73,20 +76,20 @@ impl Settings {
         KEYS.iter().zip(&self.0)
     }
 
-    /// Everything that was given, the strongest source last.
-    pub(super) fn gather(invocation: &Invocation, env: Vec<(OsString, OsString)>) -> Result<Settings, ConfigError> {
+    /// All given values, the strongest source last.
+    pub(super) fn gather(invocation: &Invocation, env: Vec<(OsString, OsString)>) -> Result<KeyValues, ConfigError> {
         let (config, variables) = variables(env)?;
         let file = match (&invocation.file, &config) {
             (Some(file), _) => Some((file, Source::Flag("--config".to_owned()))),
             (None, Some(file)) => Some((file, Source::Variable(CONFIG_VARIABLE.to_owned()))),
             (None, None) => None,
         };
-        let mut settings = Settings::defaults();
-        if let Some((path, place)) = file {
+        let mut settings = KeyValues::defaults();
+        if let Some((path, from)) = file {
             let path = PathBuf::from(path);
             let text = fs::read_to_string(&path).map_err(|cause| ConfigError::Unreadable {
                 path: path.clone(),
-                place,
+                from,
                 cause,
             })?;
             // Some editors put a byte order mark before it.
@@ -101,32 +104,32 @@ impl Settings {
         Ok(settings)
     }
 
-    fn set_from_text(&mut self, row: usize, place: Source, text: &str) -> Result<(), ConfigError> {
+    fn set_from_text(&mut self, row: usize, from: Source, text: &str) -> Result<(), ConfigError> {
         let key = &KEYS[row];
         if text.is_empty() {
             return Err(ConfigError::MissingValue {
-                place,
+                from,
                 allowed: key.kind.allowed(),
             });
         }
         let value = if matches!(key.kind, Kind::Secrets) {
             let texts = text.split(',').map(|text| text.trim().to_owned()).collect();
-            read_secrets(key, texts, &place)?
+            read_secrets(key, texts, &from)?
         } else if key.kind.may_be_secret() {
-            read_secret(key, text, &place)?
+            read_secret(key, text, &from)?
         } else {
             key.kind.parse_text(text).map_err(|allowed| ConfigError::BadValue {
                 key: key.name.to_owned(),
-                place: place.clone(),
+                from: from.clone(),
                 value: key.kind.show(text),
                 allowed,
             })?
         };
-        self.0[row] = Setting { value, place };
+        self.0[row] = Setting { value, from };
         Ok(())
     }
 
-    /// Sets what a TOML document says.
+    /// Sets the values of a TOML document.
     pub(super) fn set_from_toml(&mut self, path: &Path, text: &str) -> Result<(), ConfigError> {
         let line = |at: usize| text[..at.min(text.len())].matches('\n').count() + 1;
         let document = DeTable::parse(text).map_err(|error| ConfigError::Syntax {
@@ -136,24 +139,24 @@ impl Settings {
         })?;
         let mut leaves = Vec::new();
         flatten("", document.get_ref(), &mut leaves);
-        // In the order of the file, so that the first mistake is the one that is told.
+        // In the order of the file, so that the first mistake is the one that is reported.
         leaves.sort_by_key(|leaf| leaf.at);
         let mut seen = BTreeMap::new();
         for leaf in leaves {
-            let place = Source::File {
+            let from = Source::File {
                 path: path.to_owned(),
                 line: line(leaf.at),
             };
             let written = &text[leaf.span.clone()];
             let Some(row) = keys::find(&leaf.name) else {
-                return Err(unknown_toml_key(&leaf, &place, written));
+                return Err(unknown_toml_key(&leaf, &from, written));
             };
             let key = &KEYS[row];
-            if let Some(first) = seen.insert(row, place.clone()) {
+            if let Some(first) = seen.insert(row, from.clone()) {
                 return Err(ConfigError::GivenTwice {
                     name: key.name.to_owned(),
                     first,
-                    second: place,
+                    second: from,
                 });
             }
             let secret = leaf
@@ -161,13 +164,13 @@ impl Settings {
                 .as_str()
                 .filter(|text| key.kind.may_be_secret() && !text.is_empty());
             let value = match secret {
-                Some(text) => read_secret(key, text, &place)?,
+                Some(text) => read_secret(key, text, &from)?,
                 None => key
                     .kind
                     .parse_toml(leaf.value)
                     .map_err(|allowed| ConfigError::BadValue {
                         key: key.name.to_owned(),
-                        place: place.clone(),
+                        from: from.clone(),
                         value: leaf
                             .value
                             .as_str()
@@ -176,31 +179,31 @@ impl Settings {
                     })?,
             };
             let value = match value {
-                Value::List(texts) if matches!(key.kind, Kind::Secrets) => read_secrets(key, texts, &place)?,
+                Value::List(texts) if matches!(key.kind, Kind::Secrets) => read_secrets(key, texts, &from)?,
                 value => value,
             };
-            // An empty list says the default aloud.
-            let place = if value == Value::Unset { Source::Default } else { place };
-            self.0[row] = Setting { value, place };
+            // An empty list is the explicit default.
+            let from = if value == Value::Unset { Source::Default } else { from };
+            self.0[row] = Setting { value, from };
         }
         Ok(())
     }
 }
 
 /// Splits the command line. `--help` and `--version` win over everything else.
-pub(super) fn read_args(args: Vec<OsString>) -> Result<Request, ConfigError> {
+pub(super) fn read_args(args: Vec<OsString>) -> Result<CommandLine, ConfigError> {
     if args.iter().any(|arg| arg == "--help" || arg == "-h") {
-        return Ok(Request::Help);
+        return Ok(CommandLine::Help);
     }
     if args.iter().any(|arg| arg == "--version" || arg == "-V") {
-        return Ok(Request::Version);
+        return Ok(CommandLine::Version);
     }
     let mut invocation = Invocation::default();
     let mut args = utf8(args)?.into_iter().peekable();
     let mut after_secret = false;
     while let Some(arg) = args.next() {
         if !looks_like_a_flag(&arg) {
-            // Part of a secret that was not quoted for the shell must not end up in a log.
+            // A part of a secret that was not quoted for the shell must not end up in a log.
             let hidden = after_secret || arg.starts_with('-') && arg.len() > 1;
             let argument = if hidden { MASK.to_owned() } else { show(&arg) };
             return Err(ConfigError::UnexpectedArgument { argument });
@@ -209,7 +212,7 @@ pub(super) fn read_args(args: Vec<OsString>) -> Result<Request, ConfigError> {
             Some((flag, text)) => (flag, Some(text.to_owned())),
             None => (arg.as_str(), None),
         };
-        let place = || Source::Flag(flag.to_owned());
+        let from = || Source::Flag(flag.to_owned());
         match flag {
             "--check-config" if inline.is_some() => {
                 return Err(ConfigError::NeedlessValue { flag: flag.to_owned() });
@@ -221,15 +224,15 @@ pub(super) fn read_args(args: Vec<OsString>) -> Result<Request, ConfigError> {
                     .unwrap_or_default();
                 if file.is_empty() {
                     return Err(ConfigError::MissingValue {
-                        place: place(),
+                        from: from(),
                         allowed: Kind::File.allowed(),
                     });
                 }
                 if invocation.file.replace(file).is_some() {
                     return Err(ConfigError::GivenTwice {
                         name: "--config".into(),
-                        first: place(),
-                        second: place(),
+                        first: from(),
+                        second: from(),
                     });
                 }
             }
@@ -244,7 +247,8 @@ pub(super) fn read_args(args: Vec<OsString>) -> Result<Request, ConfigError> {
                 let key = &KEYS[row];
                 let is_value = |next: &String| match key.kind {
                     Kind::Bool => key.kind.parse_text(next).is_ok(),
-                    // A key in PEM begins with hyphens, and so may a secret. Only a flag that there is cannot be one.
+                    // A key in PEM begins with hyphens, and so may a secret. Only an existing flag
+                    // cannot be one.
                     Kind::Secrets => !is_known_flag(next),
                     kind if kind.may_be_secret() => !is_known_flag(next),
                     _ => !next.starts_with("--"),
@@ -256,8 +260,8 @@ pub(super) fn read_args(args: Vec<OsString>) -> Result<Request, ConfigError> {
                 if invocation.flags.iter().any(|(other, _)| *other == row) {
                     return Err(ConfigError::GivenTwice {
                         name: key.name.into(),
-                        first: place(),
-                        second: place(),
+                        first: from(),
+                        second: from(),
                     });
                 }
                 after_secret = key.kind.may_be_secret() || matches!(key.kind, Kind::Secrets);
@@ -265,11 +269,11 @@ pub(super) fn read_args(args: Vec<OsString>) -> Result<Request, ConfigError> {
             }
         }
     }
-    Ok(Request::Run(invocation))
+    Ok(CommandLine::Run(invocation))
 }
 
-/// True for `-x` and `--name`, with or without `=value`. Whatever else begins with a hyphen is part of something, such as
-/// of a key in PEM.
+/// True for `-x` and `--name`, with or without `=value`. Any other argument that begins with a
+/// hyphen is part of a value, such as of a key in PEM.
 fn looks_like_a_flag(arg: &str) -> bool {
     let name = arg.split_once('=').map_or(arg, |(name, _)| name);
     let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
@@ -318,7 +322,7 @@ fn variables(env: Vec<(OsString, OsString)>) -> Result<Variables, ConfigError> {
             if value.is_empty() {
                 let allowed = Kind::File.allowed();
                 return Err(ConfigError::MissingValue {
-                    place: Source::Variable(name),
+                    from: Source::Variable(name),
                     allowed,
                 });
             }
@@ -353,7 +357,7 @@ fn unknown_flag(flag: &str, value: Option<&str>) -> ConfigError {
     }
 }
 
-fn unknown_toml_key(leaf: &Leaf<'_>, place: &Source, written: &str) -> ConfigError {
+fn unknown_toml_key(leaf: &Leaf<'_>, from: &Source, written: &str) -> ConfigError {
     let tables = KEYS
         .iter()
         .map(|key| key.table_and_leaf().0)
@@ -364,7 +368,7 @@ fn unknown_toml_key(leaf: &Leaf<'_>, place: &Source, written: &str) -> ConfigErr
         let value = MASK.to_owned();
         return ConfigError::BadValue {
             key: leaf.name.clone(),
-            place: place.clone(),
+            from: from.clone(),
             value,
             allowed,
         };
@@ -378,7 +382,7 @@ fn unknown_toml_key(leaf: &Leaf<'_>, place: &Source, written: &str) -> ConfigErr
     let value = (!is_table).then(|| show_unknown(&leaf.name, nearest.as_deref(), text));
     let what = if is_table { "table" } else { "key" };
     ConfigError::UnknownKey {
-        name: format!("{what} {} ({place})", leaf.name.escape_debug()),
+        name: format!("{what} {} ({from})", leaf.name.escape_debug()),
         value,
         nearest,
     }
@@ -441,24 +445,24 @@ fn flatten<'a>(prefix: &str, table: &'a DeTable<'a>, leaves: &mut Vec<Leaf<'a>>)
 }
 
 /// A value that may be read from a file, and that no message shows.
-fn read_secrets(key: &Key, texts: Vec<String>, place: &Source) -> Result<Value, ConfigError> {
-    let read = texts.iter().map(|text| secrets::resolve(text, key.name, place));
+fn read_secrets(key: &Key, texts: Vec<String>, from: &Source) -> Result<Value, ConfigError> {
+    let read = texts.iter().map(|text| secrets::resolve(text, key.name, from));
     let items = read.collect::<Result<Vec<String>, _>>()?;
     key.kind.parse_list(items).map_err(|allowed| ConfigError::BadValue {
         key: key.name.to_owned(),
-        place: place.clone(),
+        from: from.clone(),
         value: MASK.to_owned(),
         allowed,
     })
 }
 
 /// One secret, or a URL with one in it.
-fn read_secret(key: &Key, text: &str, place: &Source) -> Result<Value, ConfigError> {
-    let resolved = secrets::resolve(text, key.name, place)?;
+fn read_secret(key: &Key, text: &str, from: &Source) -> Result<Value, ConfigError> {
+    let resolved = secrets::resolve(text, key.name, from)?;
     key.kind.parse_text(&resolved).map_err(|allowed| ConfigError::BadValue {
         key: key.name.to_owned(),
-        place: place.clone(),
-        // Whatever the file holds, it was put there to be hidden.
+        from: from.clone(),
+        // The contents of a file are always secret: it was written to hide them.
         value: if text.starts_with('@') {
             format!("{MASK} from {text:?}")
         } else {

@@ -1,10 +1,11 @@
-//! Text for people, made from the table of keys: `--help`, `--check-config` and the table of `docs/configuration.md`.
+//! Text for people, made from the table of keys: `--help`, `--check-config` and the table of
+//! `docs/configuration.md`.
 
 use std::fmt::Write as _;
 
 use super::error::Source;
 use super::keys::{Fallback, KEYS, Key, OTHER_FLAGS};
-use super::sources::Settings;
+use super::sources::KeyValues;
 use super::value::Kind;
 
 /// Columns of `--help`.
@@ -88,7 +89,7 @@ fn wrap(text: &str, width: usize) -> Vec<String> {
     lines
 }
 
-/// The description of `--help`: what it does, which words it takes, what holds without it.
+/// The description for `--help`: effect, allowed words and default of the key.
 fn describe(key: &Key) -> String {
     let words = match key.kind {
         Kind::Choice(words) => format!(": {}", words.join(", ")),
@@ -104,14 +105,16 @@ fn default_of(key: &Key) -> String {
     }
 }
 
-/// `--check-config`: TOML with the value of every key that has one, and where it comes from if it is not the default.
+/// `--check-config`: TOML with the value of every key that has one, and its source if it is not the
+/// default.
 ///
-/// `derived` are values, in TOML, of keys that nobody set and that follow from the host. Secrets are masked; the mask is
-/// refused where it is read, so that nobody starts a gateway without the secret by mistake.
-pub(super) fn effective(settings: &Settings, derived: &[(&'static str, String)]) -> String {
+/// `derived` are values, in TOML, of unset keys that follow from the host. Secrets are masked. The
+/// mask is refused where it is read, so that a gateway is not started without the secret by
+/// mistake.
+pub(super) fn effective(settings: &KeyValues, derived: &[(&'static str, String)]) -> String {
     let mut text = String::from("# Effective configuration of shardgate; keys without a comment have their default.\n");
     let mut tables: Vec<&str> = settings.iter().map(|(key, _)| key.table_and_leaf().0).collect();
-    // Keys without a table come first: in TOML whatever follows a header belongs to it.
+    // Keys without a table come first: in TOML all keys behind a header belong to it.
     tables.sort_by_key(|table| !table.is_empty());
     let mut seen = Vec::new();
     for table in tables {
@@ -126,17 +129,17 @@ pub(super) fn effective(settings: &Settings, derived: &[(&'static str, String)])
             let name = key.table_and_leaf().1;
             let value = key.kind.write_toml(&setting.value);
             let follows = derived.iter().find(|(derived, _)| *derived == key.name);
-            let _ = match (&setting.place, follows) {
+            let _ = match (&setting.from, follows) {
                 _ if value.is_empty() && follows.is_some() => {
                     let value = follows.map_or("", |(_, value)| value);
                     writeln!(text, "{name} = {value} # not set: {}", default_of(key))
                 }
-                // An empty list is what holds without the key.
+                // An empty list is the same as no key.
                 _ if value.is_empty() && key.kind.may_be_empty() => writeln!(text, "{name} = [] # {}", default_of(key)),
                 // TOML has no word for nothing.
                 _ if value.is_empty() => writeln!(text, "# {name}: {}", default_of(key)),
                 (Source::Default, _) => writeln!(text, "{name} = {value}"),
-                (place, _) => writeln!(text, "{name} = {value} # {place}"),
+                (from, _) => writeln!(text, "{name} = {value} # {from}"),
             };
         }
     }

@@ -1,4 +1,5 @@
-//! The configuration as the rest of the program sees it: every value checked, and with its default. Pure.
+//! The configuration as the rest of the program sees it: every value checked, and with its default.
+//! Pure.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,7 +10,7 @@ use super::redis_url::RedisTarget;
 use super::secret::Secret;
 use crate::jws::{Algorithm, Key, ShortSecret};
 
-/// Everything that the gateway was told, checked and with defaults filled in.
+/// The whole configuration of the gateway, checked and with defaults filled in.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     /// Where clients are listened to.
@@ -22,7 +23,8 @@ pub struct Config {
     pub insecure: bool,
     /// Unique name of this gateway in the cluster.
     pub gateway_id: String,
-    /// Number of shards, at least 1 and at most as many as `cpus` lists; `None`: one per allowed CPU.
+    /// Number of shards, at least 1 and at most as many as `cpus` lists; `None`: one per allowed
+    /// CPU.
     pub shards: Option<usize>,
     /// Where shards are pinned.
     pub cpus: Placement,
@@ -36,7 +38,8 @@ pub struct Config {
     pub log_format: LogFormat,
     /// Allowed `Origin` values, good for [`OriginPolicy::parse`]; empty: same origin only.
     pub origins: Vec<String>,
-    /// Addresses and networks of proxies, good for [`Networks::parse`](crate::address::networks::Networks::parse).
+    /// Addresses and networks of proxies, good for
+    /// [`Networks::parse`](crate::address::networks::Networks::parse).
     pub proxies: Vec<String>,
     /// Limits on what one client, one user and all of them may take.
     pub limits: Limits,
@@ -46,9 +49,9 @@ pub struct Config {
     pub auth_timeout: Duration,
     /// How users show who they are.
     pub auth: AuthConfig,
-    /// Who may use which channels, and how those are spread.
+    /// Permissions of channels, and how channels are spread.
     pub channels: ChannelsConfig,
-    /// Who may write to whom, and see whom.
+    /// Permissions to write to users, and to see them.
     pub messages: MessagesConfig,
     /// The admin API.
     pub admin: AdminConfig,
@@ -63,7 +66,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// Development mode that nobody asked for by name: good for one machine.
+    /// Development mode without `--insecure`: good for one machine.
     pub(super) fn is_open(&self) -> bool {
         self.auth.is_development() && !self.insecure
     }
@@ -114,7 +117,8 @@ pub struct Limits {
     pub handshakes_per_second: u32,
     /// Sockets of this gateway that are no WebSocket connections.
     pub handshakes: Option<usize>,
-    /// Connections of one address that have not finished their handshake, on each shard; 0: no limit.
+    /// Connections of one address that have not finished their handshake, on each shard; 0: no
+    /// limit.
     pub handshakes_per_address: u32,
     /// Connects per second of one address, on each shard; 0: no limit.
     pub connects_per_address: u32,
@@ -124,18 +128,20 @@ pub struct Limits {
     pub header_bytes: usize,
 }
 
-/// Who may use which channels, and how those are spread.
+/// Permissions of channels, and how channels are spread.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChannelsConfig {
-    /// What every user may subscribe to, good for [`Patterns::parse`]; `None`: not set, empty: nothing.
+    /// Channels that every user may subscribe to, good for [`Patterns::parse`]; `None`: not set,
+    /// empty: nothing.
     pub subscribe: Option<Vec<String>>,
-    /// What every user may publish to; as `subscribe`.
+    /// Channels that every user may publish to; as `subscribe`.
     pub publish: Option<Vec<String>>,
     /// Number of partitions between gateways; the same on all gateways of a cluster.
     pub partitions: u16,
 }
 
-/// Who may write to whom, and see whom, where a token says nothing of it. Good for [`Patterns::parse`].
+/// Permissions to write to users and to see them, for tokens that list none. Good for
+/// [`Patterns::parse`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MessagesConfig {
     /// Users that every user may write to.
@@ -144,7 +150,7 @@ pub struct MessagesConfig {
     pub presence: Vec<String>,
 }
 
-/// What TLS on the public listener is made of; PEM files.
+/// PEM files for TLS on the public listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TlsFiles {
     /// Certificate chain, the gateway's own first.
@@ -182,7 +188,7 @@ pub enum LogFormat {
 pub struct DrainConfig {
     /// How long a drain may last.
     pub timeout: Duration,
-    /// At most so many connections are told to go per second; 0: no limit.
+    /// At most this many connections are told to go per second; 0: no limit.
     pub per_second: u32,
 }
 
@@ -204,7 +210,7 @@ pub struct AuthConfig {
     pub algorithms: Vec<Algorithm>,
     /// The `iss` that a token must have.
     pub issuer: Option<String>,
-    /// A token must be for one of these; empty: for anybody.
+    /// A token must be for one of these; empty: for any audience.
     pub audience: Vec<String>,
     /// Tolerated difference of clocks.
     pub leeway: Duration,
@@ -214,7 +220,7 @@ pub struct AuthConfig {
     pub required_at_handshake: bool,
     /// A token without `exp` is refused.
     pub require_exp: bool,
-    /// Browsers whose credential is refused hear it by a close code.
+    /// Browsers whose credential is refused get a close code instead of an HTTP status.
     pub browser_close: bool,
     /// User ids may have format characters and outer spaces.
     pub any_user_id: bool,
@@ -238,7 +244,7 @@ impl AuthConfig {
         self.source == CredentialSource::Development
     }
 
-    /// That the key is a secret which is too short for one of the algorithms, if so.
+    /// The algorithm for which the key is a secret that is too short, if there is one.
     #[must_use]
     pub fn short_secret(&self) -> Option<ShortSecret> {
         let CredentialSource::Key(key) = &self.source else {

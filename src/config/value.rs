@@ -1,4 +1,4 @@
-//! Kinds of values: text or a TOML value in, a checked [`Value`] out, or words that say what is allowed.
+//! Kinds of values: text or a TOML value in, and a checked [`Value`] or the allowed values out.
 //!
 //! Pure. Owns how a value is written in all spellings, and which parts of it must not be shown.
 
@@ -15,7 +15,7 @@ use super::redis_url::{self, RedisTarget};
 use super::types::Placement;
 use crate::address::networks::Networks;
 
-/// What values a key takes.
+/// The values that a key takes.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Kind {
     /// `true` or `false`.
@@ -59,7 +59,7 @@ pub(super) enum Kind {
 /// A checked value. No `Debug`: it may be a secret.
 #[derive(Clone, PartialEq)]
 pub(super) enum Value {
-    /// Nobody set the key and it has no default.
+    /// The key was not set and it has no default.
     Unset,
     Bool(bool),
     Integer(u64),
@@ -69,12 +69,12 @@ pub(super) enum Value {
     Cpus(Placement),
 }
 
-/// What is allowed, in words.
-type Refusal = String;
+/// The allowed values, in words.
+type Allowed = String;
 
 impl Kind {
     /// Reads a value from a flag or a variable, where lists are comma-separated.
-    pub(super) fn parse_text(&self, text: &str) -> Result<Value, Refusal> {
+    pub(super) fn parse_text(&self, text: &str) -> Result<Value, Allowed> {
         if text.is_empty() {
             return Err(self.allowed());
         }
@@ -125,8 +125,9 @@ impl Kind {
         }
     }
 
-    /// Reads a value from TOML: booleans and whole numbers bare, lists as arrays or one string, the rest as strings.
-    pub(super) fn parse_toml(&self, value: &DeValue<'_>) -> Result<Value, Refusal> {
+    /// Reads a value from TOML: booleans and whole numbers bare, lists as arrays or one string, the
+    /// rest as strings.
+    pub(super) fn parse_toml(&self, value: &DeValue<'_>) -> Result<Value, Allowed> {
         let refused = || format!("{}, in TOML {}", self.allowed(), self.toml_type());
         match (self, value) {
             (Kind::Bool, DeValue::Boolean(yes)) => Ok(Value::Bool(*yes)),
@@ -151,7 +152,7 @@ impl Kind {
         }
     }
 
-    pub(super) fn parse_list(&self, items: Vec<String>) -> Result<Value, Refusal> {
+    pub(super) fn parse_list(&self, items: Vec<String>) -> Result<Value, Allowed> {
         match self {
             Kind::Choices(words) => {
                 let chosen: Option<Vec<_>> = items.iter().map(|item| choose(words, item)).collect();
@@ -161,13 +162,13 @@ impl Kind {
                     .ok_or_else(|| self.allowed())
             }
             Kind::Origins => match OriginPolicy::parse(&items) {
-                // An empty array is the way to say the default in TOML.
+                // An empty array is the way to write the default in TOML.
                 Ok(_) if items.is_empty() => Ok(Value::Unset),
                 Ok(_) => Ok(Value::List(items)),
                 Err(why) => Err(format!("{}; {why}", self.allowed())),
             },
             Kind::Patterns => match Patterns::parse(&items) {
-                // An empty array stays one: it is the way to say nobody where the default says everybody.
+                // An empty array stays one: it permits nobody where the default permits everybody.
                 Ok(_) => Ok(Value::List(items)),
                 Err(why) => Err(format!("{}; {why}", self.allowed())),
             },
@@ -198,7 +199,7 @@ impl Kind {
         }
     }
 
-    /// What is allowed, in words.
+    /// The allowed values, in words.
     pub(super) fn allowed(&self) -> String {
         match *self {
             Kind::Bool => "true or false".into(),
@@ -240,7 +241,7 @@ impl Kind {
         }
     }
 
-    /// What stands for the value in `--help`.
+    /// Stands for the value in `--help`.
     pub(super) fn metavar(&self) -> &'static str {
         match self {
             Kind::Bool => "",
@@ -259,7 +260,7 @@ impl Kind {
         }
     }
 
-    /// True for what `@FILE` may stand for: secrets, and URLs, which may hold some.
+    /// True for kinds that `@FILE` may stand for: secrets, and URLs, which may hold some.
     pub(super) fn may_be_secret(&self) -> bool {
         matches!(self, Kind::Secret | Kind::Url(_) | Kind::RedisUrl)
     }
@@ -290,7 +291,7 @@ impl Kind {
         }
     }
 
-    /// True for lists whose empty array in TOML says that the key is not set.
+    /// True for lists whose empty array in TOML means that the key is not set.
     pub(super) fn may_be_empty(&self) -> bool {
         matches!(
             self,
@@ -322,7 +323,7 @@ pub(super) fn write_text(text: &str) -> String {
 }
 
 /// CPUs of shards as `cpus` writes them.
-pub(super) fn write_places(cpus: &[Option<usize>]) -> String {
+pub(super) fn write_assignment(cpus: &[Option<usize>]) -> String {
     match cpus.iter().copied().collect::<Option<Vec<usize>>>() {
         Some(cpus) => write_cpus(&Placement::Cpus(cpus)),
         None => write_cpus(&Placement::Unpinned),
@@ -346,7 +347,7 @@ pub(super) fn show(text: &str) -> String {
     }
 }
 
-/// Hides what stands before an `@` and, in a URL, after a `?`: passwords and keys live there.
+/// Hides the parts before an `@` and, in a URL, after a `?`: passwords and keys live there.
 pub(super) fn mask_url(text: &str) -> String {
     let Some(start) = text.find("://").map(|at| at + 3) else {
         return text.to_owned();

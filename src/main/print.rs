@@ -1,12 +1,12 @@
-//! All that the program says on its two streams, besides the log. Neither a pipe that nobody reads nor a full disk is a
-//! reason to panic.
+//! The program's output on its two streams, besides the log. Neither a pipe without a reader nor a
+//! full disk is a reason to panic.
 
 use std::fmt::Display;
 use std::io::{self, ErrorKind, Write};
 use std::process::ExitCode;
 
-/// Prints what was asked for. Exit 0 if it got out, else 1: quietly where the reader has gone, which is its own choice, and
-/// with a line for any other reason.
+/// Prints the output. Exit 0 if it was written, else 1. That is quiet if the reader has gone, which
+/// is its own choice, and with a line for any other reason.
 pub(crate) fn print(text: &str) -> ExitCode {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
@@ -19,7 +19,7 @@ pub(crate) fn print(text: &str) -> ExitCode {
     }
 }
 
-/// One line on standard error. Where that is closed nobody can be told.
+/// One line on standard error. If that is closed, the line is lost.
 pub(crate) fn complain(program: &str, cause: &dyn Display) {
     let _ = writeln!(io::stderr(), "{program}: {cause}");
 }

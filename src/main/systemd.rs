@@ -1,4 +1,5 @@
-//! What systemd is told. The crate `sd-notify` has the words; it would send them with a call that waits for whoever does not read.
+//! Notifications to systemd. The crate `sd-notify` has the words. Its own send would block while
+//! the receiver does not read.
 
 use std::io::{self, ErrorKind};
 use std::os::linux::net::SocketAddrExt;
@@ -8,10 +9,11 @@ use std::time::{Duration, Instant};
 
 use sd_notify::NotifyState;
 
-/// Time between two attempts to get a place in systemd's queue.
+/// Time between two attempts to send while systemd's queue is full.
 const AGAIN: Duration = Duration::from_millis(10);
 
-/// Tells systemd, if it wants to be told; tries for as long as `within`, if its queue is full, and says so in the log if it stays full.
+/// Notifies systemd, if `NOTIFY_SOCKET` is set. While systemd's queue is full, it retries for as
+/// long as `within`. A failure is logged.
 pub(crate) fn tell(state: &NotifyState<'_>, within: Duration) {
     let until = Instant::now() + within;
     loop {

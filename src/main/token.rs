@@ -1,5 +1,5 @@
-//! `shardgate token`: prints a token that a gateway with the same configuration takes. For trying things out: in service, who
-//! knows the users makes the tokens.
+//! `shardgate token`: prints a token that a gateway with the same configuration takes. It is for
+//! trying things out. In service, the system that knows the users makes the tokens.
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Map, Value};
 use shardgate::auth::Verifier;
-use shardgate::config::{self, AuthConfig, ConfigError, CredentialSource, Outcome};
+use shardgate::config::{self, AuthConfig, ConfigError, CredentialSource, Loaded};
 use shardgate::jws::{Algorithm, SigningKey};
 
 use crate::print::{complain, print};
@@ -30,7 +30,7 @@ Examples:
   shardgate token --config shardgate.toml --user alice --private-key private.pem
 ";
 
-/// What was asked for, besides the configuration.
+/// The arguments besides those of the configuration.
 #[derive(Default)]
 struct TokenArgs {
     user: Option<String>,
@@ -58,9 +58,9 @@ pub(crate) fn run(args: Vec<OsString>, env: Vec<(OsString, OsString)>) -> ExitCo
 fn make(args: Vec<OsString>, env: Vec<(OsString, OsString)>) -> Result<String, String> {
     let (wish, rest) = split(args)?;
     let config = match config::load(rest, env).map_err(|error| error.to_string())? {
-        Outcome::Run(config) => config,
-        Outcome::Help(text) | Outcome::Version(text) => return Ok(text),
-        Outcome::Checked(config, effective) => return Ok(effective.text(&config, None)),
+        Loaded::Run(config) => config,
+        Loaded::Help(text) | Loaded::Version(text) => return Ok(text),
+        Loaded::Checked(config, effective) => return Ok(effective.text(&config, None)),
     };
     let auth = &config.auth;
     let algorithm = match &wish.alg {
@@ -75,7 +75,7 @@ fn make(args: Vec<OsString>, env: Vec<(OsString, OsString)>) -> Result<String, S
     let token = key
         .sign(&claims, wish.kid.as_deref())
         .map_err(|error| error.to_string())?;
-    // Better said here than by a 401. The keys of a URL are not at hand.
+    // An error here is better than a 401 later. The keys of a URL are not known here.
     if let (CredentialSource::Key(_), Ok(Some(verifier))) = (&auth.source, Verifier::new(auth, None)) {
         verifier
             .verify(&token, now.as_millis() as u64)
@@ -93,7 +93,7 @@ fn split(args: Vec<OsString>) -> Result<(TokenArgs, Vec<OsString>), String> {
         let (flag, inline) = text
             .split_once('=')
             .map_or((text, None), |(flag, value)| (flag, Some(value)));
-        let place = match flag {
+        let argument = match flag {
             "--user" => &mut wish.user,
             "--ttl" => &mut wish.ttl,
             "--claims" => &mut wish.claims,
@@ -106,7 +106,7 @@ fn split(args: Vec<OsString>) -> Result<(TokenArgs, Vec<OsString>), String> {
             }
         };
         let value = inline.map(str::to_owned).or_else(|| args.next()?.into_string().ok());
-        *place = Some(value.ok_or_else(|| format!("{flag} has no value"))?);
+        *argument = Some(value.ok_or_else(|| format!("{flag} has no value"))?);
     }
     Ok((wish, rest))
 }

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use shardgate::config::{Config, Outcome, load};
+use shardgate::config::{Config, Loaded, load};
 use shardgate::ids::{CHANNEL_BYTES_MAX, USER_ID_BYTES_MAX};
 use shardgate::lanes::LANE_BYTES_MAX;
 use shardgate::wire::json::decode::PRESENCE_USERS_MAX;
@@ -20,7 +20,8 @@ const CONNECTION_BYTES: usize = 1024;
 const COPIES_OF_A_NAME: usize = 4;
 /// Bytes of a subscription besides its name, if it is the only one of its channel.
 const BESIDE_A_NAME_BYTES: usize = 300;
-/// Bytes of an answer that a shard holds, besides those in hyper and its pipe: `go_on` of `src/http`.
+/// Bytes of an answer that a shard holds, besides those in hyper and its pipe: `go_on` of
+/// `src/http`.
 const ANSWER_BYTES: usize = 64 * 1024;
 
 fn names() -> usize {
@@ -30,7 +31,7 @@ fn names() -> usize {
 
 fn defaults() -> Config {
     match load(["--gateway-id=g"], std::iter::empty::<(&str, &str)>()).unwrap() {
-        Outcome::Run(config) => *config,
+        Loaded::Run(config) => *config,
         other => panic!("{other:?}"),
     }
 }

@@ -1,4 +1,4 @@
-//! Values, contradictions, what this release has, and what a reload may change.
+//! Values, contradictions, the keys of this release, and the keys that a reload may change.
 
 use log::LevelFilter;
 
@@ -188,7 +188,7 @@ fn addresses() {
             &["listen", wrong, "IP address and port", "localhost:8080", "unix:/run"],
         );
     }
-    // Whom a name points to is not known yet: only what can be nobody else is at home.
+    // The address of a name is not known yet: only names that are always loopback are at home.
     for away in ["gateway.example:80", "notlocalhost:80", "localhost.example:80"] {
         assert_says(
             &refused(&["--listen", away], &[]),
@@ -316,7 +316,7 @@ fn patterns_of_channels_are_lists_and_checked_when_read() {
     let config = run_toml("[channels]\nsubscribe = [\"a,b\", \"c\"]\npublish = \"*\"");
     assert_eq!(config.channels.subscribe, list(&["a,b", "c"]));
     assert_eq!(config.channels.publish, list(&["*"]));
-    // Nobody is not the same as not set, and stays so when it is printed and read.
+    // An empty list is not the same as not set, and stays so when it is printed and read.
     let nobody = file("channels.publish = []");
     let printed = checked(&["--config", nobody.path().to_str().unwrap()], &[]);
     assert_says(&printed, &["publish = [] # file", "# subscribe: * in development mode"]);
@@ -335,7 +335,7 @@ fn patterns_of_channels_are_lists_and_checked_when_read() {
     assert_says(&refused(&["--channels-partitions=16385"], &[]), &["from 1 to 16384"]);
 }
 
-/// What makes another value than [`other_value`] good, where it contradicts a default.
+/// The keys that make another value than [`other_value`] good, where it contradicts a default.
 fn company(key: &Key) -> &'static [&'static str] {
     match key.name {
         "heartbeat.interval" => &["--heartbeat-timeout=2m"],
@@ -361,7 +361,7 @@ fn company(key: &Key) -> &'static [&'static str] {
     }
 }
 
-/// What the key was before, where it cannot be left out.
+/// The value of the key before, where it cannot be left out.
 fn before(key: &Key) -> &'static [&'static str] {
     match key.name {
         "auth.algorithm" => &["--auth-algorithm=HS512"],
@@ -508,7 +508,7 @@ MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEf83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEXH
 ";
 
 #[test]
-fn keys_come_with_their_algorithms_from_one_place() {
+fn keys_come_with_their_algorithms_from_one_source() {
     let config = run(
         &["--auth-algorithm=HS256,HS512", "--auth-key=s3cret-s3cret-s3cret"],
         &[],
@@ -634,7 +634,8 @@ fn sighup_changes_keys_but_not_where_they_come_from() {
     assert_eq!(key.reloadable_changes(&open), (key.clone(), vec!["auth.key"]));
     assert_eq!(open.reloadable_changes(&key), (open.clone(), vec!["auth.key"]));
     assert_eq!(open.reloadable_changes(&url), (open.clone(), vec!["auth.jwks_url"]));
-    // Proxies come with the key, and like it after a restart: together with development mode they are refused.
+    // Proxies come with the key, and like it after a restart: together with development mode they
+    // are refused.
     let proxied = Config {
         proxies: vec!["10.0.0.1".into()],
         ..key.clone()

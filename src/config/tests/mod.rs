@@ -1,4 +1,4 @@
-//! The room from outside: arguments, variables and files in, [`Outcome`] or [`ConfigError`] out.
+//! The room from outside: arguments, variables and files in, [`Loaded`] or [`ConfigError`] out.
 
 mod checks;
 mod random;
@@ -11,7 +11,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::keys::{Fallback, Key};
-use super::sources::Settings;
+use super::sources::KeyValues;
 use super::value::Kind;
 use super::*;
 
@@ -22,13 +22,13 @@ fn file(toml: &str) -> tempfile::NamedTempFile {
     file
 }
 
-fn outcome(args: &[&str], env: &[(&str, &str)]) -> Result<Outcome, ConfigError> {
+fn outcome(args: &[&str], env: &[(&str, &str)]) -> Result<Loaded, ConfigError> {
     load(args.iter().copied(), env.iter().copied())
 }
 
 fn run(args: &[&str], env: &[(&str, &str)]) -> Config {
     match outcome(args, env).unwrap_or_else(|error| panic!("{args:?} {env:?}: {error}")) {
-        Outcome::Run(config) => *config,
+        Loaded::Run(config) => *config,
         other => panic!("{args:?}: {other:?}"),
     }
 }
@@ -39,7 +39,7 @@ fn run_toml(toml: &str) -> Config {
 
 fn checked(args: &[&str], env: &[(&str, &str)]) -> String {
     match outcome(&[args, &["--check-config"]].concat(), env).unwrap() {
-        Outcome::Checked(config, effective) => effective.text(&config, None),
+        Loaded::Checked(config, effective) => effective.text(&config, None),
         other => panic!("{args:?}: {other:?}"),
     }
 }
@@ -91,8 +91,8 @@ fn other_value(key: &Key) -> &'static str {
 }
 
 /// Settings that no release runs with yet, from TOML.
-fn settings(toml: &str) -> Result<Settings, ConfigError> {
-    let mut settings = Settings::defaults();
+fn settings(toml: &str) -> Result<KeyValues, ConfigError> {
+    let mut settings = KeyValues::defaults();
     settings.set_from_toml(Path::new("gw.toml"), toml)?;
     Ok(settings)
 }

@@ -30,7 +30,7 @@ fn any_flags() -> impl Strategy<Value = Vec<String>> {
         .iter()
         .filter(|key| !APART.contains(&key.name))
         .filter(|key| !OF_TOKENS.contains(&key.name))
-        // What is printed of a secret does not load.
+        // The mask of a secret does not load.
         .filter(|key| !matches!(key.kind, Kind::Secret | Kind::Secrets))
         .collect();
     let flag = |key: &'static Key| -> BoxedStrategy<String> {

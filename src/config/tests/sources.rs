@@ -1,4 +1,4 @@
-//! Precedence, spelling, and the refusal of what is unknown; no secret in any of it.
+//! Precedence, spelling, and the refusal of unknown names; no secret in any of it.
 
 use std::os::unix::ffi::OsStringExt;
 
@@ -222,7 +222,7 @@ fn bytes_that_are_not_utf8_are_named_not_shown() {
 }
 
 #[test]
-fn a_file_that_is_missing_or_broken_is_told_with_its_place() {
+fn a_file_that_is_missing_or_broken_is_reported_with_its_source() {
     let said = refused(&["--config", "/nowhere/shardgate.toml"], &[]);
     assert_says(&said, &["/nowhere/shardgate.toml", "flag --config", "No such file"]);
     let said = refused(&[], &[("SHARDGATE_CONFIG", "/nowhere.toml")]);
@@ -343,7 +343,7 @@ fn an_at_sign_reads_a_url_from_a_file() {
     let keys = format!("--auth-jwks-url=@{}", keys.path().display());
     let config = run(&["--auth-algorithm=ES256", &keys], &[]);
     assert!(matches!(config.auth.source, CredentialSource::Jwks(url) if url.ends_with("key=s3cret")));
-    // Somebody put the password alone there.
+    // The file holds the password alone.
     let password = file("s3cret\n");
     let said = refused(&[&format!("--redis-url=@{}", password.path().display())], &[]);
     assert_says(&said, &["redis.url = *** from", "redis://", "flag --redis-url"]);
@@ -351,7 +351,7 @@ fn an_at_sign_reads_a_url_from_a_file() {
     assert_says(&refused(&["--redis-url=@/nowhere"], &[]), &["/nowhere", "No such file"]);
 }
 
-/// What Windows' editors put before a file is no part of it.
+/// The byte order mark that Windows' editors put before a file is no part of it.
 #[test]
 fn a_byte_order_mark_is_no_syntax_error() {
     assert!(run_toml("\u{feff}echo = true\n").echo);

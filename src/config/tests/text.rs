@@ -1,10 +1,12 @@
-//! What people read: `--check-config`, `--help`, the documentation, the example files, and the table behind them.
+//! Texts for people: `--check-config`, `--help`, the documentation, the example files, and the
+//! table behind them.
 
 use super::*;
 use crate::config::keys::{self, Fallback, KEYS};
 use crate::config::text;
 
-/// What a secret is masked with is none: a file made of what was printed does not open the gateway to everybody.
+/// The mask is refused as a secret: a file made of printed output does not open the gateway to
+/// everybody.
 #[test]
 fn check_config_masks_secrets_and_the_mask_is_refused() {
     let secret = "s3cret-s3cret-s3cret";
@@ -37,7 +39,7 @@ fn check_config_masks_secrets_and_the_mask_is_refused() {
 /// No key that has a value is printed as a comment.
 #[test]
 fn check_config_prints_what_holds() {
-    let Ok(Outcome::Checked(config, effective)) = outcome(&["--check-config", "--gateway-id=a"], &[]) else {
+    let Ok(Loaded::Checked(config, effective)) = outcome(&["--check-config", "--gateway-id=a"], &[]) else {
         panic!("it is good");
     };
     let host = OnHost {
@@ -82,7 +84,7 @@ fn check_config_prints_what_holds() {
         &effective.text(&config, Some(&unpinned)),
         &["shards = 2 #", "\ncpus = \"none\" #"],
     );
-    // What is made up is shown as it would be, each time another one.
+    // A random value is shown as it would be, each time another one.
     assert_says(
         &checked(&[], &[]),
         &["\ngateway_id = \"", "# not set: host name and a random suffix\n"],
@@ -93,7 +95,7 @@ fn check_config_prints_what_holds() {
         "--auth-algorithm=ES256",
         "--auth-jwks-url=https://host/keys",
     ];
-    let Ok(Outcome::Checked(config, effective)) = outcome(&args, &[]) else {
+    let Ok(Loaded::Checked(config, effective)) = outcome(&args, &[]) else {
         panic!("it is good");
     };
     let text = effective.text(&config, Some(&unpinned));
@@ -127,12 +129,12 @@ fn check_config_tells_the_source_of_what_is_not_default() {
 fn help_and_version_win() {
     for args in [&["--help"][..], &["--bogus", "-h"], &["--version", "--help"]] {
         assert!(
-            matches!(outcome(args, &[("SHARDGATE_BOGUS", "")]), Ok(Outcome::Help(_))),
+            matches!(outcome(args, &[("SHARDGATE_BOGUS", "")]), Ok(Loaded::Help(_))),
             "{args:?}"
         );
     }
-    assert!(matches!(outcome(&["-V"], &[]), Ok(Outcome::Version(text)) if text == "shardgate 0.1.0\n"));
-    let Ok(Outcome::Help(help)) = outcome(&["--help"], &[]) else {
+    assert!(matches!(outcome(&["-V"], &[]), Ok(Loaded::Version(text)) if text == "shardgate 0.1.0\n"));
+    let Ok(Loaded::Help(help)) = outcome(&["--help"], &[]) else {
         panic!("help")
     };
     for key in KEYS {
