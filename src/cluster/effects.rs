@@ -15,7 +15,7 @@ use super::store::{Answer, Incarnation, Op};
 use super::sweeps;
 use crate::lanes::{Location, RosterToShard};
 use crate::metrics::ClusterDrop;
-use crate::router::locations::Places;
+use crate::router::locations::PeerSet;
 
 /// Users cleared in one request.
 const CLEARED_MAX: usize = 1_000;
@@ -94,14 +94,14 @@ impl Cluster {
                     self.clear_dead(user, places);
                     match live(&self.directory, places) {
                         // The gateway where the user is may not have come back yet.
-                        Places::Nowhere if !complete => None,
+                        PeerSet::Nowhere if !complete => None,
                         places => Some(places),
                     }
                 }
                 _ => None,
             };
             let found = match &places {
-                Some(Places::Nowhere) => Found::Nowhere,
+                Some(PeerSet::Nowhere) => Found::Nowhere,
                 Some(_) => Found::Elsewhere,
                 None => Found::Unknown,
             };
@@ -176,7 +176,7 @@ impl Cluster {
 }
 
 /// The gateways among these that count.
-fn live(directory: &Directory, places: &[(Incarnation, u32)]) -> Places {
+fn live(directory: &Directory, places: &[(Incarnation, u32)]) -> PeerSet {
     let peers = places.iter().filter_map(|(owner, _)| directory.counts(*owner));
     peers.collect()
 }

@@ -35,7 +35,7 @@ impl Cluster {
                 }
                 let sent = self.outbound.message(
                     self.membership.origin(),
-                    route.places.as_slice(),
+                    route.peers.as_slice(),
                     batch.text(route.to),
                     batch.bytes(route.body),
                     ack_to,

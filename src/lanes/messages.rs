@@ -6,7 +6,7 @@ use super::{LANE_ITEMS_MAX, LANE_ITEMS_RESERVED, LaneFull, Lanes, Span};
 use crate::engine::SocketKey;
 use crate::ids::ShardId;
 use crate::router::UserHash;
-use crate::router::locations::Places;
+use crate::router::locations::PeerSet;
 use crate::wire::message::AckStatus;
 
 /// Mail for a shard about direct messages.
@@ -86,9 +86,9 @@ pub enum MessageToControl {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Location {
     /// There; true until [`MessageToShard::Forget`].
-    Known(Places),
+    Known(PeerSet),
     /// There a moment ago, but perhaps not any more: not to be kept.
-    Fleeting(Places),
+    Fleeting(PeerSet),
     /// The cluster could not be asked.
     Unknown,
 }
@@ -118,7 +118,7 @@ pub struct RouteItem {
     /// Its body.
     pub body: Span,
     /// Where to; not empty.
-    pub places: Places,
+    pub peers: PeerSet,
     /// The sender, if it gave an `id`, and its shard.
     pub ack_to: Option<(ShardId, AckToSpan)>,
 }
@@ -173,7 +173,7 @@ pub struct Route<'a> {
     /// Its body.
     pub body: &'a [u8],
     /// Where to; not empty.
-    pub places: &'a Places,
+    pub peers: &'a PeerSet,
     /// The sender, if it gave an `id`.
     pub ack_to: Option<AckTo<'a>>,
 }
@@ -262,7 +262,7 @@ impl Lanes {
             hash: route.hash,
             to: lane.write(route.to.as_bytes()),
             body: lane.write(route.body),
-            places: route.places.clone(),
+            peers: route.peers.clone(),
             ack_to: route.ack_to.map(|ack_to| (ack_to.shard, lane.write_ack_to(&ack_to))),
         };
         lane.push(MessageToControl::Route(item));

@@ -1,24 +1,25 @@
-//! From the hash of a name to the place of its entry: what the tables of users and channels have in common.
+//! From the hash of a name to the index of its entry: shared by the tables of users and channels.
 //!
 //! Pure; owned by one shard. Holds no names: the table that owns the entries compares them.
 
 use hashbrown::HashTable;
 
-/// The upper half of the hash is left out: the home map uses it, and 32 bits serve four billion entries. What is kept
-/// makes that growing the table touches no entry and most mismatches end here.
+/// The upper half of the hash is left out: the home map uses it, and 32 bits serve four billion
+/// entries. With the kept half, the table grows without touching an entry, and most mismatches end
+/// here.
 #[derive(Debug, Clone, Copy)]
 struct Slot {
     hash: u32,
     index: u32,
 }
 
-/// What the table hashes by.
+/// The hash for the table.
 fn table_hash(low: u32) -> u64 {
     // The table takes its control bits from the top.
     u64::from(low) << 32 | u64::from(low)
 }
 
-/// Places of entries by the hash of their names.
+/// Indexes of entries by the hash of their names.
 #[derive(Debug, Default)]
 pub(super) struct Index {
     table: HashTable<Slot>,
@@ -35,12 +36,12 @@ impl Index {
         self.table.is_empty()
     }
 
-    /// Places of all entries, in no order.
+    /// Indexes of all entries, in no order.
     pub(super) fn iter(&self) -> impl Iterator<Item = u32> + '_ {
         self.table.iter().map(|slot| slot.index)
     }
 
-    /// The place of the entry with this hash that is the right one.
+    /// The index of the entry with this hash for which `is` returns true.
     pub(super) fn find(&self, hash: u64, mut is: impl FnMut(u32) -> bool) -> Option<u32> {
         let low = hash as u32;
         let found = self

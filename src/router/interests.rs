@@ -1,26 +1,28 @@
-//! Who wants the publications of the channels whose home is this shard: which other shards, and so which partitions this
-//! gateway must hear.
+//! Interests in the channels whose home is this shard: which other shards want their publications,
+//! and so which partitions this gateway must subscribe to.
 //!
-//! Pure; owned by one shard. A shard joins a channel with its first subscriber and leaves it with the last one, each
-//! once, in order. A join is confirmed as soon as the gateway is subscribed to the partition, so that whoever has `subscribed` misses nothing.
+//! Pure; owned by one shard. A shard joins a channel with its first subscriber and leaves it with
+//! the last one, each once, in order. A join is confirmed as soon as the gateway is subscribed to
+//! the partition. So a client that has received `subscribed` misses nothing.
 //!
-//! Cost: nothing per channel that only this shard's own connections subscribe to; about 80 bytes and the name otherwise.
+//! Cost: nothing per channel that only this shard's own connections subscribe to; about 80 bytes
+//! and the name otherwise.
 
 use hashbrown::HashTable;
 
 use super::{ChannelHash, Partition};
 use crate::ids::ShardId;
 
-/// Where a confirmed join is to be told.
+/// Where the confirmation of a join is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Join {
     /// The shard that joined.
     pub shard: ShardId,
-    /// What it called its join.
+    /// The number that the shard gave its join.
     pub ticket: u64,
 }
 
-/// What a change means for the control thread.
+/// The meaning of a change for the control thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change {
     /// Nothing.
@@ -57,7 +59,8 @@ pub struct Interests {
     table: HashTable<Interest>,
     /// By number; those of other homes stay empty.
     partitions: Vec<PartitionState>,
-    /// Shards that have too much on its way to the subscribers of a channel. Few, and none as a rule.
+    /// Shards that have too much on its way to the subscribers of a channel. Few, and none as a
+    /// rule.
     crowded: Vec<(ChannelHash, ShardId)>,
 }
 
@@ -70,7 +73,8 @@ impl Interests {
         &mut self.partitions[index]
     }
 
-    /// A shard has its first subscriber of a channel. `elsewhere`: it is another shard than this one.
+    /// A shard has its first subscriber of a channel. `elsewhere`: it is another shard than this
+    /// one.
     pub fn join(
         &mut self,
         partition: Partition,
@@ -122,7 +126,7 @@ impl Interests {
             return Change::None;
         }
         state.subscribed = false;
-        // Whoever waited has left too, and nobody will say that the partition is subscribed to.
+        // All shards that waited have left too, and no confirmation of this partition will come.
         state.waiting.clear();
         Change::Wanted(false)
     }
@@ -138,7 +142,8 @@ impl Interests {
         self.partition(partition).waiting.push(join);
     }
 
-    /// The gateway is subscribed to the partition, or nobody shall wait for that any longer. Gives the joins to confirm.
+    /// The gateway is subscribed to the partition, or the joins shall not wait for that any longer.
+    /// Gives the joins to confirm.
     pub fn subscribed(&mut self, partition: Partition) -> Vec<Join> {
         let state = self.partition(partition);
         state.subscribed = state.joined > 0;

@@ -1,7 +1,8 @@
-//! Where users are besides here: what one shard has learned about the users who live on it.
+//! On which other gateways users are: what one shard has learned about the users who live on it.
 //!
-//! Pure. A bounded memory: two tables, the young and the old one. What is asked for moves to the young table; when that
-//! is half the memory, it becomes the old one, and what nobody asked for since goes with the former old table.
+//! Pure. A bounded memory of two tables, a young and an old one. A look-up moves its entry to the
+//! young table. When the young table has half of all entries, it becomes the old one. The former
+//! old table is dropped, with the entries that were not looked up since.
 //!
 //! Invariant: an entry is in at most one of the two. Cost: about 80 bytes per user.
 
@@ -15,7 +16,7 @@ pub struct PeerId(pub u32);
 
 /// Gateways. Nearly every user is on one.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub enum Places {
+pub enum PeerSet {
     /// None.
     #[default]
     Nowhere,
@@ -25,13 +26,13 @@ pub enum Places {
     Many(Box<[PeerId]>),
 }
 
-impl Places {
+impl PeerSet {
     /// The gateways.
     pub fn as_slice(&self) -> &[PeerId] {
         match self {
-            Places::Nowhere => &[],
-            Places::One(peer) => std::slice::from_ref(peer),
-            Places::Many(peers) => peers,
+            PeerSet::Nowhere => &[],
+            PeerSet::One(peer) => std::slice::from_ref(peer),
+            PeerSet::Many(peers) => peers,
         }
     }
 
@@ -41,44 +42,45 @@ impl Places {
     }
 }
 
-impl FromIterator<PeerId> for Places {
+impl FromIterator<PeerId> for PeerSet {
     fn from_iter<I: IntoIterator<Item = PeerId>>(peers: I) -> Self {
         let mut peers = peers.into_iter();
         match (peers.next(), peers.next()) {
-            (None, _) => Places::Nowhere,
-            (Some(only), None) => Places::One(only),
-            (Some(first), Some(second)) => Places::Many([first, second].into_iter().chain(peers).collect()),
+            (None, _) => PeerSet::Nowhere,
+            (Some(only), None) => PeerSet::One(only),
+            (Some(first), Some(second)) => PeerSet::Many([first, second].into_iter().chain(peers).collect()),
         }
     }
 }
 
-/// Users whose places one shard remembers: 65,536, a few megabytes, more than are written to in a while.
+/// Users whose locations one shard remembers: 65,536, a few megabytes, more than are written to in
+/// a while.
 pub const REMEMBERED_MAX: usize = 65_536;
-/// What is older is asked for again, although nobody said that it changed: no error lasts.
+/// An older entry is looked up again, although no change was announced: no error lasts.
 pub const REMEMBERED_MS: u64 = 300_000;
 
 /// The memory of one shard. Owned by that shard.
 #[derive(Debug, Default)]
 pub struct Locations {
-    young: HashTable<Entry>,
-    old: HashTable<Entry>,
+    young: HashTable<Remembered>,
+    old: HashTable<Remembered>,
 }
 
 #[derive(Debug)]
-struct Entry {
+struct Remembered {
     hash: UserHash,
     name: Box<str>,
-    places: Places,
+    peers: PeerSet,
     learned_ms: u64,
 }
 
-fn take(table: &mut HashTable<Entry>, hash: UserHash, name: &str) -> Option<Entry> {
+fn take(table: &mut HashTable<Remembered>, hash: UserHash, name: &str) -> Option<Remembered> {
     let found = table.find_entry(hash.0, |entry| entry.hash == hash && *entry.name == *name);
     found.ok().map(|entry| entry.remove().0)
 }
 
 impl Locations {
-    /// Users whose places are known.
+    /// Number of users whose locations are known.
     pub fn len(&self) -> usize {
         self.young.len() + self.old.len()
     }
@@ -89,28 +91,28 @@ impl Locations {
     }
 
     /// Where the user is, if that is known.
-    pub fn find(&mut self, hash: UserHash, name: &str, now_ms: u64) -> Option<&Places> {
-        let known = |entry: &Entry| entry.hash == hash && *entry.name == *name;
+    pub fn find(&mut self, hash: UserHash, name: &str, now_ms: u64) -> Option<&PeerSet> {
+        let known = |entry: &Remembered| entry.hash == hash && *entry.name == *name;
         if self.young.find(hash.0, known).is_none() {
             let entry = take(&mut self.old, hash, name)?;
             self.keep(entry);
         }
         let entry = self.young.find(hash.0, known)?;
-        (now_ms.saturating_sub(entry.learned_ms) < REMEMBERED_MS).then_some(&entry.places)
+        (now_ms.saturating_sub(entry.learned_ms) < REMEMBERED_MS).then_some(&entry.peers)
     }
 
     /// Remembers where the user is.
-    pub fn learn(&mut self, hash: UserHash, name: &str, places: Places, now_ms: u64) {
+    pub fn learn(&mut self, hash: UserHash, name: &str, peers: PeerSet, now_ms: u64) {
         self.forget(hash, name);
-        self.keep(Entry {
+        self.keep(Remembered {
             hash,
             name: name.into(),
-            places,
+            peers,
             learned_ms: now_ms,
         });
     }
 
-    fn keep(&mut self, entry: Entry) {
+    fn keep(&mut self, entry: Remembered) {
         if self.young.len() >= REMEMBERED_MAX / 2 {
             self.old = std::mem::take(&mut self.young);
         }
@@ -141,16 +143,16 @@ mod tests {
         let mut locations = Locations::default();
         let (alice, bob) = (map.hash("alice"), map.hash("bob"));
         assert_eq!(locations.find(alice, "alice", 0), None);
-        locations.learn(alice, "alice", Places::Nowhere, 10);
+        locations.learn(alice, "alice", PeerSet::Nowhere, 10);
         locations.learn(bob, "bob", [PeerId(1), PeerId(2), PeerId(3)].into_iter().collect(), 10);
-        assert_eq!(locations.find(alice, "alice", 11), Some(&Places::Nowhere));
+        assert_eq!(locations.find(alice, "alice", 11), Some(&PeerSet::Nowhere));
         assert_eq!(
             locations.find(bob, "bob", 11).unwrap().as_slice(),
             [PeerId(1), PeerId(2), PeerId(3)]
         );
-        locations.learn(alice, "alice", Places::One(PeerId(7)), 20);
+        locations.learn(alice, "alice", PeerSet::One(PeerId(7)), 20);
         assert_eq!(locations.len(), 2);
-        assert_eq!(locations.find(alice, "alice", 21), Some(&Places::One(PeerId(7))));
+        assert_eq!(locations.find(alice, "alice", 21), Some(&PeerSet::One(PeerId(7))));
         assert_eq!(locations.find(alice, "alice", 20 + REMEMBERED_MS), None);
         locations.forget(bob, "bob");
         assert_eq!(locations.find(bob, "bob", 21), None);
@@ -164,10 +166,10 @@ mod tests {
         let mut locations = Locations::default();
         let steps = if cfg!(miri) { 200 } else { 3 * REMEMBERED_MAX };
         let used = map.hash("used");
-        locations.learn(used, "used", Places::One(PeerId(1)), 0);
+        locations.learn(used, "used", PeerSet::One(PeerId(1)), 0);
         for n in 0..steps {
             let name = format!("user{n}");
-            locations.learn(map.hash(&name), &name, Places::Nowhere, 0);
+            locations.learn(map.hash(&name), &name, PeerSet::Nowhere, 0);
             if n % 1000 == 0 {
                 assert!(locations.find(used, "used", 1).is_some(), "{n}");
             }

@@ -1,6 +1,8 @@
-//! Who is where: from user id or channel to shard, from user to connections, from channel to subscribers.
+//! The maps of the gateway: from user id or channel to shard, from user to connections, from
+//! channel to subscribers.
 //!
-//! Pure. [`HomeMap`] is the same immutable value on every shard; the tables belong to one shard each.
+//! Pure. [`HomeMap`] is the same immutable value on every shard; the tables belong to one shard
+//! each.
 
 pub mod channels;
 mod index;
@@ -12,7 +14,7 @@ use siphasher::sip::SipHasher13;
 
 use crate::ids::ShardId;
 
-/// The user-to-shard lookup: a pure function, no table, no lock. Seeded, so that nobody outside can aim
+/// The user-to-shard lookup: a pure function, no table, no lock. Seeded, so that clients cannot aim
 /// many users at one shard; fixed for the life of the process.
 #[derive(Debug, Clone)]
 pub struct HomeMap {
@@ -29,7 +31,8 @@ pub struct UserHash(pub u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ChannelHash(pub u64);
 
-/// A share of all channels. Which one a channel belongs to is the same on all gateways of a cluster.
+/// A share of all channels. Which one a channel belongs to is the same on all gateways of a
+/// cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Partition(pub u16);
 
@@ -37,7 +40,8 @@ pub struct Partition(pub u16);
 pub const PARTITIONS: u16 = 64;
 
 impl HomeMap {
-    /// A map over this many shards, at least one. The key is random and secret, except where a test repeats itself.
+    /// A map over this many shards, at least one. The key is random and secret, except where a test
+    /// repeats itself.
     pub fn new(shards: u16, key: [u8; 16]) -> Self {
         assert!(shards > 0, "a gateway has at least one shard");
         HomeMap {
@@ -58,7 +62,8 @@ impl HomeMap {
         ChannelHash(self.hasher.hash(channel.as_bytes()))
     }
 
-    /// The partition of a channel. Other gateways come to the same one, so nothing secret goes into it.
+    /// The partition of a channel. Other gateways come to the same one, so nothing secret goes into
+    /// it.
     pub fn partition(&self, channel: &str) -> Partition {
         let hash = SipHasher13::new().hash(channel.as_bytes());
         let scaled = ((hash >> 32) * u64::from(self.partitions)) >> 32;
@@ -97,7 +102,8 @@ impl HomeMap {
 mod tests {
     use super::*;
 
-    /// Gateways of a cluster must agree, also those of different releases: these are never to change.
+    /// Gateways of a cluster must agree, also those of different releases: these are never to
+    /// change.
     #[test]
     fn partitions_are_the_same_for_ever() {
         let maps = [

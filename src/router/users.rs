@@ -1,7 +1,7 @@
 //! The users of one shard and their connections, oldest first.
 //!
-//! Invariants: a user is in the table exactly while it has a connection; a slot is in at most one user's list.
-//! Cost: about 75 bytes per user with one device (entry, name on the heap, table).
+//! Invariants: a user is in the table exactly while it has a connection; a slot is in at most one
+//! user's list. Cost: about 75 bytes per user with one device (entry, name on the heap, table).
 
 use super::UserHash;
 use super::index::Index;
@@ -14,12 +14,12 @@ pub struct UserIndex(u32);
 #[derive(Debug, Default)]
 pub struct Users {
     table: Index,
-    entries: Vec<Entry>,
+    entries: Vec<UserEntry>,
     free: Vec<u32>,
 }
 
 #[derive(Debug)]
-struct Entry {
+struct UserEntry {
     hash: UserHash,
     name: Box<str>,
     devices: Devices,
@@ -67,7 +67,7 @@ impl Users {
         found.map(UserIndex)
     }
 
-    /// Adds a connection to a user, who comes into being with its first one.
+    /// Adds a connection to a user; the first connection creates the user.
     pub fn join(&mut self, hash: UserHash, name: &str, slot: u32) -> UserIndex {
         if let Some(user) = self.find(hash, name) {
             let devices = &mut self.entries[user.0 as usize].devices;
@@ -81,7 +81,7 @@ impl Users {
             }
             return user;
         }
-        let entry = Entry {
+        let entry = UserEntry {
             hash,
             name: name.into(),
             devices: Devices::One(slot),
@@ -100,7 +100,7 @@ impl Users {
         UserIndex(index)
     }
 
-    /// Takes a connection away from a user, who goes with the last one.
+    /// Takes a connection away from a user; the last connection takes the user out of the table.
     pub fn leave(&mut self, user: UserIndex, slot: u32) {
         let entry = &mut self.entries[user.0 as usize];
         if let Devices::Many(slots) = &mut entry.devices {
@@ -124,9 +124,10 @@ impl Users {
         self.entries[user.0 as usize].devices.as_slice()
     }
 
-    /// Users from a place of the table on, at most so many places of it, and where to go on.
-    pub fn page(&self, from: u32, places: u32) -> (impl Iterator<Item = (&str, usize)>, Option<u32>) {
-        let end = (from as usize).saturating_add(places as usize).min(self.entries.len());
+    /// A page of users: at most `count` entries of the table from `from` on, and where the next
+    /// page begins.
+    pub fn page(&self, from: u32, count: u32) -> (impl Iterator<Item = (&str, usize)>, Option<u32>) {
+        let end = (from as usize).saturating_add(count as usize).min(self.entries.len());
         let start = (from as usize).min(end);
         // A free entry has no name.
         let users = self.entries[start..end].iter().filter(|entry| !entry.name.is_empty());

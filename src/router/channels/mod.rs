@@ -1,8 +1,9 @@
-//! The channels of one shard: who here subscribes to what, and what is on its way to them.
+//! The channels of one shard: its subscriptions, and the publications on their way to subscribers.
 //!
-//! Pure; owned by one shard. What is published on a channel goes round its subscribers, as many per turn as the shard
-//! likes, so that a channel with every user in it does not stall the others. A subscriber gets everything that was
-//! published since it was last visited, at once: the more is published, the fewer sends it takes.
+//! Pure; owned by one shard. A publication goes round the subscribers of its channel, as many per
+//! turn as the shard likes. So a channel with every user in it does not stall the others. A
+//! subscriber gets everything that was published since its last visit at once: the more is
+//! published, the fewer sends it takes.
 //!
 //! ```text
 //!   subscribers   0  1  2  3  4  5  6  7        each knows the last publication that it has (`seen`)
@@ -12,13 +13,14 @@
 //! ```
 //!
 //! Invariants:
-//! - *round*: every subscriber that lacks something of the log is visited before that is due: it lies ahead of the
-//!   cursor, or is among the `first`.
-//! - *cross*: a subscriber names its place among the memberships of its slot and the other way round.
+//! - *round*: every subscriber that lacks something of the log is visited before that is due: it
+//!   lies ahead of the cursor, or is among the `first`.
+//! - *cross*: a subscriber names its position among the memberships of its slot and the other way
+//!   round.
 //! - *there*: a channel is in the table exactly while it has subscribers.
 //!
-//! Cost: 20 bytes per subscription, up to 12 more for room to grow, and 16 per slot; about 90 bytes and the name per
-//! channel.
+//! Cost: 20 bytes per subscription, up to 12 more for room to grow, and 16 per slot; about 90 bytes
+//! and the name per channel.
 
 mod queue;
 
@@ -32,10 +34,12 @@ use queue::Queue;
 
 /// Bytes of publications that one shard may have on their way to subscribers' outboxes.
 const QUEUED_BYTES_MAX: usize = 32 * 1024 * 1024;
-/// Bytes of them that one channel may have, so that one burst in a large channel does not shut all others out: a third of a
-/// second at 48 MB/s, after which it is known whether somebody who is behind reads at all.
+/// The part of them that one channel may have, so that one burst in a large channel does not shut
+/// all others out. It is a third of a second at 48 MB/s. By then it is known whether a subscriber
+/// that is behind reads at all.
 const CHANNEL_BYTES_MAX: usize = QUEUED_BYTES_MAX / 2;
-/// The same while subscribers read and cannot be given more: what waits only makes everything late.
+/// The same while subscribers read and cannot be given more: a longer queue only makes everything
+/// late.
 const CHANNEL_BYTES_OVERLOADED_MAX: usize = 2 * 1024 * 1024;
 /// Queues kept for use again.
 const SPARE_MAX: usize = 256;
@@ -48,8 +52,8 @@ pub struct ChannelIndex(u32);
 #[derive(Debug, Clone, Copy)]
 struct Subscriber {
     slot: u32,
-    /// Place among the slot's memberships.
-    place: u32,
+    /// Position among the slot's memberships.
+    position: u32,
     /// Number of the last publication that it has, or that it came too late for.
     seen: u32,
 }
@@ -58,11 +62,12 @@ struct Subscriber {
 #[derive(Debug, Clone, Copy)]
 struct Membership {
     channel: ChannelIndex,
-    /// Place among the channel's subscribers.
-    place: u32,
+    /// Position among the channel's subscribers.
+    position: u32,
 }
 
-/// The channels of one connection. Many have none or one; no spare capacity, as they come and go rarely.
+/// The channels of one connection. Many have none or one; no spare capacity, as they come and go
+/// rarely.
 #[derive(Debug)]
 enum Memberships {
     One(Membership),
@@ -104,13 +109,13 @@ impl Memberships {
         };
     }
 
-    /// Takes one out; the last one takes its place.
-    fn swap_remove(&mut self, place: u32) {
+    /// Takes one out; the last one moves to its position.
+    fn swap_remove(&mut self, position: u32) {
         *self = match std::mem::take(self) {
             Memberships::One(_) => Memberships::default(),
             Memberships::Many(memberships) => {
                 let mut left = memberships.into_vec();
-                left.swap_remove(place as usize);
+                left.swap_remove(position as usize);
                 match left[..] {
                     [last] => Memberships::One(last),
                     _ => Memberships::Many(left.into_boxed_slice()),
@@ -137,13 +142,13 @@ pub struct QueueFull;
 
 /// The channels of one shard. Owned by that shard.
 #[derive(Debug, Default)]
-pub struct Channels {
+pub struct ChannelTable {
     table: Index,
     channels: Vec<Channel>,
     free: Vec<u32>,
     memberships: Vec<Memberships>,
     subscriptions: usize,
-    /// Channels with a queue, in turn. May name some that have none any more.
+    /// Channels with a queue, round-robin. May name some that have none any more.
     busy: VecDeque<ChannelIndex>,
     /// Channels with a queue that wait until their subscribers can take more. As `busy` otherwise.
     held: Vec<ChannelIndex>,
@@ -155,7 +160,7 @@ pub struct Channels {
     spare: Vec<Box<Queue>>,
 }
 
-impl Channels {
+impl ChannelTable {
     /// Number of channels that have a subscriber here.
     pub fn len(&self) -> usize {
         self.table.len()
@@ -184,8 +189,9 @@ impl Channels {
         found.map(ChannelIndex)
     }
 
-    /// Some channels with the number of their subscribers, from a place on that begins with 0, and where to go on. A channel keeps
-    /// its place for as long as it has subscribers.
+    /// A page of channels with the number of their subscribers, and the index where the next page
+    /// begins. `from` is 0 for the first page. A channel keeps its index for as long as it has
+    /// subscribers.
     pub fn page(&self, from: u32, count: u32) -> (impl Iterator<Item = (&str, usize)>, Option<u32>) {
         let end = self.channels.len().min(from.saturating_add(count) as usize);
         let page = self.channels.get(from as usize..end).unwrap_or_default();
@@ -212,11 +218,11 @@ impl Channels {
         channels.iter().map(|m| self.name(m.channel).len()).sum()
     }
 
-    /// One of the channels of a connection, by its place in the list. A new one stands at the end; the last one takes the place
-    /// of one that goes.
-    pub fn nth(&self, slot: u32, place: usize) -> Option<ChannelIndex> {
+    /// One of the channels of a connection, by its position in the list. A new channel is put at
+    /// the end. When one is removed, the last one moves to its position.
+    pub fn nth(&self, slot: u32, position: usize) -> Option<ChannelIndex> {
         let memberships = self.memberships.get(slot as usize)?.as_slice();
-        memberships.get(place).map(|membership| membership.channel)
+        memberships.get(position).map(|membership| membership.channel)
     }
 
     fn membership(&self, slot: u32, channel: ChannelIndex) -> Option<Membership> {
@@ -227,7 +233,7 @@ impl Channels {
             of_slot.iter().find(|m| m.channel == channel).copied()
         } else {
             let subscriber = of_channel.iter().find(|subscriber| subscriber.slot == slot)?;
-            Some(of_slot[subscriber.place as usize])
+            Some(of_slot[subscriber.position as usize])
         }
     }
 
@@ -236,8 +242,8 @@ impl Channels {
         self.membership(slot, channel).is_some()
     }
 
-    /// Adds a connection, which is not subscribed yet, to a channel, which comes into being with its first one. What is
-    /// on its way already is not for it.
+    /// Adds a connection, which is not subscribed yet, to a channel; the first subscriber creates
+    /// it. Publications that are on their way already are not for the new subscriber.
     pub fn subscribe(&mut self, slot: u32, hash: ChannelHash, name: &str) -> ChannelIndex {
         let channel = self.find(hash, name).unwrap_or_else(|| self.add(hash, name));
         debug_assert!(!self.is_subscribed(slot, channel), "subscribed twice");
@@ -251,15 +257,15 @@ impl Channels {
             newest,
             ..
         } = &mut self.channels[channel.0 as usize];
-        let (place, back) = (subscribers.len() as u32, memberships.as_slice().len() as u32);
-        memberships.push(Membership { channel, place });
+        let (position, back) = (subscribers.len() as u32, memberships.as_slice().len() as u32);
+        memberships.push(Membership { channel, position });
         // Most channels are small; a Vec would begin with four.
         if subscribers.capacity() < 2 {
             subscribers.reserve_exact(1);
         }
         subscribers.push(Subscriber {
             slot,
-            place: back,
+            position: back,
             seen: *newest,
         });
         if let Some(queue) = queue {
@@ -291,7 +297,8 @@ impl Channels {
         ChannelIndex(index)
     }
 
-    /// Takes a connection out of a channel, which goes with the last one: then its name is given.
+    /// Takes a connection out of a channel. The last one removes the channel: then its name is
+    /// returned.
     pub fn unsubscribe(&mut self, slot: u32, channel: ChannelIndex) -> Option<Box<str>> {
         let membership = self.membership(slot, channel)?;
         self.leave(slot, membership)
@@ -299,16 +306,16 @@ impl Channels {
 
     fn leave(&mut self, slot: u32, membership: Membership) -> Option<Box<str>> {
         let memberships = &mut self.memberships[slot as usize];
-        let back = self.channels[membership.channel.0 as usize].subscribers[membership.place as usize].place;
+        let back = self.channels[membership.channel.0 as usize].subscribers[membership.position as usize].position;
         memberships.swap_remove(back);
         if let Some(moved) = memberships.as_slice().get(back as usize) {
-            self.channels[moved.channel.0 as usize].subscribers[moved.place as usize].place = back;
+            self.channels[moved.channel.0 as usize].subscribers[moved.position as usize].position = back;
         }
         self.remove(membership)
     }
 
-    /// Takes a connection out of one of its channels, any one; `None` when it has none left. A channel that goes with it
-    /// is named.
+    /// Takes a connection out of one of its channels, any one; `None` when it has none left. A
+    /// channel that goes with it is named.
     pub fn leave_one(&mut self, slot: u32) -> Option<(ChannelIndex, Option<Box<str>>)> {
         let last = *self.memberships.get(slot as usize)?.as_slice().last()?;
         Some((last.channel, self.leave(slot, last)))
@@ -317,14 +324,14 @@ impl Channels {
     /// Takes the subscriber out of its channel; the slot has forgotten it.
     fn remove(&mut self, membership: Membership) -> Option<Box<str>> {
         let channel = &mut self.channels[membership.channel.0 as usize];
-        let place = membership.place;
-        channel.subscribers.swap_remove(place as usize);
-        let moved = channel.subscribers.get(place as usize);
+        let position = membership.position;
+        channel.subscribers.swap_remove(position as usize);
+        let moved = channel.subscribers.get(position as usize);
         if let Some(moved) = moved {
-            self.memberships[moved.slot as usize].as_mut_slice()[moved.place as usize].place = place;
+            self.memberships[moved.slot as usize].as_mut_slice()[moved.position as usize].position = position;
         }
         if let Some(queue) = &mut channel.queue {
-            queue.handle_left(place, moved.map(|moved| moved.slot), channel.subscribers.len());
+            queue.handle_left(position, moved.map(|moved| moved.slot), channel.subscribers.len());
         }
         self.subscriptions -= 1;
         if channel.subscribers.is_empty() {
@@ -374,8 +381,9 @@ impl Channels {
         self.busy.len()
     }
 
-    /// The next channel to go on with; channels take turns. Make visits with [`Channels::next_visit`], then
-    /// [`Channels::pause`], or it will not come again. What one subscriber gets at once is up to `visit_bytes_max`, or one frame.
+    /// The next channel to go on with; channels are served round-robin. Make visits with
+    /// [`ChannelTable::next_visit`], then [`ChannelTable::pause`], or it will not come again. One
+    /// subscriber gets up to `visit_bytes_max` at once, or one frame.
     pub fn next_busy(&mut self, visit_bytes_max: usize) -> Option<ChannelIndex> {
         loop {
             let channel = self.busy.pop_front()?;
@@ -387,18 +395,18 @@ impl Channels {
         }
     }
 
-    /// The next connection that is to get something: its slot, one or more whole frames, and how many. `None`: what is in
-    /// the log has gone round.
+    /// The next visit: the slot of a connection, one or more whole frames for it, and their number.
+    /// `None`: the whole log has gone round.
     pub fn next_visit(&mut self, channel: ChannelIndex) -> Option<(u32, Bytes, u32)> {
         loop {
-            let place = self.next_place(channel)?;
+            let position = self.next_position(channel)?;
             let Channel {
                 subscribers,
                 queue,
                 newest,
                 ..
             } = &mut self.channels[channel.0 as usize];
-            let subscriber = &mut subscribers[place as usize];
+            let subscriber = &mut subscribers[position as usize];
             if let Some((frames, count)) = queue.as_ref()?.lacking(subscriber.seen, *newest) {
                 subscriber.seen = subscriber.seen.wrapping_add(count);
                 return Some((subscriber.slot, frames, count));
@@ -406,29 +414,30 @@ impl Channels {
         }
     }
 
-    /// The last visit came too early: the connection can take nothing yet, and is the first to be visited when this goes
-    /// on, after [`Channels::pause`]. `count`: what it was to get.
+    /// The last visit came too early: the connection can take nothing yet. It is the first to be
+    /// visited when this goes on, after [`ChannelTable::pause`]. `count`: the frames that it was to
+    /// get.
     pub fn put_back(&mut self, channel: ChannelIndex, slot: u32, count: u32) {
         let Some(membership) = self.membership(slot, channel) else {
             return;
         };
         let Channel { subscribers, queue, .. } = &mut self.channels[channel.0 as usize];
         if let Some(queue) = queue {
-            let subscriber = &mut subscribers[membership.place as usize];
+            let subscriber = &mut subscribers[membership.position as usize];
             subscriber.seen = subscriber.seen.wrapping_sub(count);
             queue.put_first(slot);
         }
     }
 
-    fn next_place(&mut self, channel: ChannelIndex) -> Option<u32> {
+    fn next_position(&mut self, channel: ChannelIndex) -> Option<u32> {
         while let Some(slot) = self.channels[channel.0 as usize].queue.as_mut()?.next_first() {
             if let Some(membership) = self.membership(slot, channel) {
-                return Some(membership.place);
+                return Some(membership.position);
             }
         }
         self.take_out_due(channel);
         let Channel { subscribers, queue, .. } = &mut self.channels[channel.0 as usize];
-        queue.as_mut()?.next_place(subscribers.len())
+        queue.as_mut()?.next_position(subscribers.len())
     }
 
     fn take_out_due(&mut self, channel: ChannelIndex) {
@@ -444,7 +453,8 @@ impl Channels {
         }
     }
 
-    /// As [`Channels::pause`], but the channel comes again only after [`Channels::release_held`].
+    /// As [`ChannelTable::pause`], but the channel comes again only after
+    /// [`ChannelTable::release_held`].
     pub fn hold(&mut self, channel: ChannelIndex) {
         if self.has_rest(channel) {
             self.held.push(channel);
@@ -468,7 +478,8 @@ impl Channels {
         false
     }
 
-    /// True if a frame of this size would be refused by [`Channels::publish`], or should be as subscribers are `overloaded`.
+    /// True if a frame of this size would be refused by [`ChannelTable::publish`], or should be as
+    /// subscribers are `overloaded`.
     pub fn is_full_for(&self, channel: ChannelIndex, frame_bytes: usize, overloaded: bool) -> bool {
         // Any one frame goes where nothing is on its way.
         let is_full = |bytes: usize, max: usize| bytes > 0 && bytes + frame_bytes > max;
@@ -484,8 +495,9 @@ impl Channels {
         }
     }
 
-    /// True if so much is on its way that publishers on other shards shall hear of it before something is refused here:
-    /// what they say until then still has room. Once it is `already` crowded, it is so until most has gone.
+    /// True if so much is on its way that publishers on other shards shall be notified before
+    /// something is refused here. What they publish until the notice arrives still has room. Once
+    /// it is `already` crowded, it stays so until most has gone.
     pub fn is_crowded(&self, channel: ChannelIndex, overloaded: bool, already: bool) -> bool {
         let most = Self::channel_bytes_max(overloaded) / 4 * if already { 1 } else { 3 };
         self.bytes_of(channel) > most || self.queued_bytes > QUEUED_BYTES_MAX / 4 * 3
@@ -496,7 +508,8 @@ impl Channels {
         queue.as_ref().map_or(0, |queue| queue.bytes())
     }
 
-    /// Up to `most` subscribers, evenly spread over all of them, from a place that `start` chooses.
+    /// Up to `most` subscribers, evenly spread over all of them, from a position that `start`
+    /// chooses.
     pub fn sample(&self, channel: ChannelIndex, most: usize, start: usize) -> impl Iterator<Item = u32> + '_ {
         let subscribers = &self.channels[channel.0 as usize].subscribers;
         let len = subscribers.len();
@@ -504,13 +517,14 @@ impl Channels {
         (0..count).map(move |n| subscribers[(start + n * len / count) % len].slot)
     }
 
-    /// Publications that have gone round since this was last asked: when each was received.
+    /// When each publication was received that has gone round since the last call.
     pub fn gone_round(&mut self) -> std::vec::Drain<'_, u64> {
         self.gone_round.drain(..)
     }
 
-    /// What was published for this subscriber and has not come yet: frames, and how many. `None` if there is nothing, or more
-    /// than so many bytes: it is a copy for this subscriber alone.
+    /// The frames that were published for this subscriber and have not reached it yet, and their
+    /// number. `None` if there are none, or more than `bytes_max` bytes: they are copied for this
+    /// subscriber alone.
     pub fn on_its_way(&self, slot: u32, channel: ChannelIndex, bytes_max: usize) -> Option<(Bytes, u32)> {
         let membership = self.membership(slot, channel)?;
         let Channel {
@@ -519,7 +533,7 @@ impl Channels {
             newest,
             ..
         } = &self.channels[channel.0 as usize];
-        let seen = subscribers[membership.place as usize].seen;
+        let seen = subscribers[membership.position as usize].seen;
         queue.as_ref()?.not_come(seen, *newest, bytes_max)
     }
 
@@ -533,11 +547,11 @@ impl Channels {
             let channel = &self.channels[index as usize];
             assert!(!channel.subscribers.is_empty(), "there");
             subscriptions += channel.subscribers.len();
-            for (place, subscriber) in channel.subscribers.iter().enumerate() {
-                let membership = self.memberships[subscriber.slot as usize].as_slice()[subscriber.place as usize];
+            for (position, subscriber) in channel.subscribers.iter().enumerate() {
+                let membership = self.memberships[subscriber.slot as usize].as_slice()[subscriber.position as usize];
                 assert_eq!(
-                    (membership.channel.0, membership.place as usize),
-                    (index, place),
+                    (membership.channel.0, membership.position as usize),
+                    (index, position),
                     "cross"
                 );
             }
@@ -567,7 +581,8 @@ mod tests {
     const SLOTS: u32 = 7;
     const NAMES: [&str; 3] = ["a", "b", "c"];
 
-    /// What each subscriber of each channel has got, and is to get before it leaves.
+    /// The publications that each subscriber of each channel has, and those it is to get before it
+    /// leaves.
     #[derive(Default)]
     struct Model {
         /// By slot and channel: frames published since it subscribed, and frames that came.
@@ -586,7 +601,7 @@ mod tests {
         }
     }
 
-    fn visit(channels: &mut Channels, model: &mut Model, mut budget: u32) {
+    fn visit(channels: &mut ChannelTable, model: &mut Model, mut budget: u32) {
         while budget > 0
             && let Some(channel) = channels.next_busy(3)
         {
@@ -603,14 +618,14 @@ mod tests {
     }
 
     proptest! {
-        /// Whoever subscribes gets what is published from then on, each once and in order, whatever others do meanwhile;
-        /// whoever leaves can be given the rest.
+        /// A subscriber gets all publications from its subscription on, each once and in order,
+        /// whatever others do meanwhile. A leaving subscriber can be given the rest.
         #[test]
         fn everybody_gets_all_once_in_order(
             steps in prop::collection::vec((0u8..7, 0..SLOTS, 0..NAMES.len(), 1u32..5), 0..300)
         ) {
             let map = HomeMap::new(1, [1; 16]);
-            let mut channels = Channels::default();
+            let mut channels = ChannelTable::default();
             let mut model = Model::default();
             for (number, (what, slot, name, budget)) in steps.into_iter().enumerate() {
                 let hash = map.channel_hash(NAMES[name]);
@@ -664,14 +679,14 @@ mod tests {
     #[test]
     fn what_comes_during_a_round_goes_together() {
         let hash = ChannelHash(1);
-        let mut channels = Channels::default();
+        let mut channels = ChannelTable::default();
         let channel = channels.subscribe(0, hash, "a");
         channels.subscribe(1, hash, "a");
         channels.subscribe(2, hash, "a");
-        let publish = |channels: &mut Channels, frame: &'static [u8]| {
+        let publish = |channels: &mut ChannelTable, frame: &'static [u8]| {
             channels.publish(channel, Bytes::from_static(frame), 7).unwrap();
         };
-        let turn = |channels: &mut Channels, visits: usize| {
+        let turn = |channels: &mut ChannelTable, visits: usize| {
             let channel = channels.next_busy(3).unwrap();
             let made: Vec<(u32, Bytes, u32)> = std::iter::from_fn(|| channels.next_visit(channel))
                 .take(visits)
@@ -702,7 +717,7 @@ mod tests {
 
     #[test]
     fn what_is_on_its_way_is_bounded() {
-        let mut channels = Channels::default();
+        let mut channels = ChannelTable::default();
         let channel = channels.subscribe(0, ChannelHash(1), "a");
         let frame = Bytes::from(vec![0; QUEUED_BYTES_MAX]);
         // Any one frame goes, whatever its size.

@@ -1,4 +1,4 @@
-//! What is on its way to the subscribers of one channel, and how far round it is.
+//! The publications on their way to the subscribers of one channel, and how far round they are.
 //!
 //! Pure; owned by the channel. See the parent for the picture.
 
@@ -9,7 +9,7 @@ use bytes::{Buf as _, Bytes};
 /// Publications that a queue kept for use again may have had at once.
 const SPARE_CAPACITY_MAX: usize = 16;
 
-/// What is on its way to the subscribers of a channel.
+/// The publications on their way to the subscribers of a channel.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     log: VecDeque<Logged>,
@@ -20,7 +20,7 @@ pub(super) struct Queue {
     /// Not in the log yet.
     waiting: VecDeque<Waiting>,
     waiting_bytes: usize,
-    /// The place to visit next.
+    /// Position of the subscriber to visit next.
     cursor: u32,
     /// Visits made, less the subscribers that came since: each makes the round longer by one.
     visits: u64,
@@ -34,7 +34,7 @@ struct Logged {
     /// Where it ends, counted from the first byte that was ever in the log.
     end: u64,
     received_ns: u64,
-    /// The number of visits after which everybody has it.
+    /// The number of visits after which every subscriber has it.
     due: u64,
 }
 
@@ -46,7 +46,7 @@ struct Waiting {
 }
 
 impl Queue {
-    /// Makes it like a new one. What was in it has gone round.
+    /// Makes it like a new one. Its publications have all gone round.
     pub(super) fn renew(&mut self) {
         debug_assert!(self.is_empty());
         self.frames = Bytes::new();
@@ -61,7 +61,8 @@ impl Queue {
         self.frames.len() + self.waiting_bytes
     }
 
-    /// Lets in what waits, as long as the log has not more than so many bytes; any one publication if it has none.
+    /// Moves waiting publications to the log while it has at most `log_bytes_max` bytes; an empty
+    /// log takes any one publication.
     pub(super) fn fill(&mut self, log_bytes_max: usize, subscribers: usize) {
         let before = self.frames.len();
         let (mut count, mut bytes) = (0, before);
@@ -100,7 +101,7 @@ impl Queue {
     /// The frames that a subscriber lacks, of those in the log, and how many.
     pub(super) fn lacking(&self, seen: u32, newest: u32) -> Option<(Bytes, u32)> {
         let newest_in_log = newest.wrapping_sub(self.waiting.len() as u32);
-        // Who came when something waited has seen more than there is in the log.
+        // A subscriber that came while something waited has seen more than there is in the log.
         let count = newest_in_log.wrapping_sub(seen) as i32;
         if count <= 0 {
             return None;
@@ -112,11 +113,12 @@ impl Queue {
         Some((self.frames.slice(skip..), count as u32))
     }
 
-    /// What was published for a subscriber and has not come yet, of the log and of what waits, and how many; `None` if there is
-    /// nothing, or more than so many bytes.
+    /// The frames that were published for a subscriber and have not reached it yet, and their
+    /// number. They come from the log and from the waiting ones. `None` if there are none, or more
+    /// than `bytes_max` bytes.
     pub(super) fn not_come(&self, seen: u32, newest: u32, bytes_max: usize) -> Option<(Bytes, u32)> {
         let (logged, in_log) = self.lacking(seen, newest).unwrap_or_default();
-        // Of those that wait it lacks all but the ones that it came too late for.
+        // It lacks all waiting publications but those that it came too late for.
         let count = newest.wrapping_sub(seen);
         let late = self.waiting.len() - (count - in_log) as usize;
         let waiting = self.waiting.iter().skip(late);
@@ -141,9 +143,10 @@ impl Queue {
         self.visits -= 1;
     }
 
-    /// A subscriber left; there are so many now, and the last one may have been moved to its place.
-    pub(super) fn handle_left(&mut self, place: u32, moved_slot: Option<u32>, subscribers: usize) {
-        if let Some(slot) = moved_slot.filter(|_| place < self.cursor) {
+    /// A subscriber left the position. `subscribers` is the number that remains; the last one may
+    /// have been moved there.
+    pub(super) fn handle_left(&mut self, position: u32, moved_slot: Option<u32>, subscribers: usize) {
+        if let Some(slot) = moved_slot.filter(|_| position < self.cursor) {
             // It was ahead of the cursor, and is behind it now.
             self.first.push(slot);
         }
@@ -160,8 +163,8 @@ impl Queue {
         self.first.pop()
     }
 
-    /// The next place to visit; `None` if nothing goes round.
-    pub(super) fn next_place(&mut self, subscribers: usize) -> Option<u32> {
+    /// The next position to visit; `None` if nothing goes round.
+    pub(super) fn next_position(&mut self, subscribers: usize) -> Option<u32> {
         if self.log.is_empty() {
             return None;
         }
@@ -173,7 +176,8 @@ impl Queue {
         Some(self.cursor - 1)
     }
 
-    /// What has gone round leaves the log: when it was received is noted. Returns its bytes.
+    /// Removes publications that have gone round from the log, and notes when each was received.
+    /// Returns their bytes.
     pub(super) fn take_out_due(&mut self, gone_round: &mut Vec<u64>) -> usize {
         let mut taken = 0;
         while self.first.is_empty()
@@ -199,17 +203,17 @@ impl Queue {
         self.log.capacity().max(self.waiting.capacity()) <= SPARE_CAPACITY_MAX
     }
 
-    /// Asserts that everybody who lacks the oldest of the log is visited before that is due. `subscribers`: slots, and the
-    /// last publication of each.
+    /// Asserts that each subscriber that lacks the oldest publication of the log is visited before
+    /// that is due. `subscribers`: slots, and the last publication of each.
     pub(super) fn check_invariants(&self, subscribers: impl ExactSizeIterator<Item = (u32, u32)>, newest: u32) {
         let end = self.log.back().map_or(self.gone, |last| last.end);
         assert_eq!((end - self.gone) as usize, self.frames.len(), "log");
         let Some(oldest) = self.log.front() else { return };
         let len = subscribers.len() as u64;
-        for (place, (slot, seen)) in subscribers.enumerate() {
+        for (position, (slot, seen)) in subscribers.enumerate() {
             let lacking = self.lacking(seen, newest);
             if lacking.is_some_and(|(_, count)| count as usize == self.log.len()) && !self.first.contains(&slot) {
-                let ahead = (place as u64 + len - u64::from(self.cursor) % len) % len;
+                let ahead = (position as u64 + len - u64::from(self.cursor) % len) % len;
                 assert!(self.visits + ahead < oldest.due, "round");
             }
         }

@@ -1,15 +1,16 @@
 //! Channels: who subscribes, what is published, and how it reaches every subscriber of this shard.
 //!
-//! Owned by the shard. All publications of a channel pass its home shard, which knows the shards with subscribers, so that those
-//! of one connection come in order everywhere:
+//! Owned by the shard. All publications of a channel pass its home shard, which knows the shards
+//! with subscribers, so that those of one connection come in order everywhere:
 //!
 //! ```text
 //! publisher's shard ── Publish ──> home shard ──┬─ Publication ──> shards with subscribers
 //!                                               └─ Forward ──> control thread ──> other gateways
 //! ```
 //!
-//! A shard joins a channel at its home with its first subscriber. No client hears `subscribed` before the home has confirmed
-//! it: from then on nothing is missed. Fan-out is spread over turns: each does so much and no more.
+//! A shard joins a channel at its home with its first subscriber. No client hears `subscribed`
+//! before the home has confirmed it: from then on nothing is missed. Fan-out is spread over turns:
+//! each does so much and no more.
 
 mod fanout;
 mod home;
@@ -21,7 +22,7 @@ use crate::engine::SocketKey;
 use crate::ids::CHANNEL_BYTES_MAX;
 use crate::lanes::{AckTo, OutgoingPublication};
 use crate::metrics::DropReason;
-use crate::router::channels::{ChannelIndex, Channels as Table};
+use crate::router::channels::{ChannelIndex, ChannelTable as Table};
 use crate::router::interests::Interests;
 use crate::wire::codec::Codec;
 use crate::wire::framing::Encoded;
@@ -59,7 +60,8 @@ impl Channels {
         self.overload.look_again_ms()
     }
 
-    /// Writes down how many there are, and how long publications took whose last subscriber has them now.
+    /// Writes down how many there are, and how long publications took whose last subscriber has
+    /// them now.
     pub(super) fn end_turn(&mut self, kernel: &Kernel, now_ns: u64) {
         let metrics = kernel.metrics();
         for received_ns in self.table.gone_round() {
@@ -78,7 +80,8 @@ impl Channels {
         }
     }
 
-    /// Some channels with subscribers here, from this index on, with their numbers of subscribers; and where to go on.
+    /// Some channels with subscribers here, from this index on, with their numbers of subscribers;
+    /// and where to go on.
     pub(super) fn page(&self, from: u32, count: u32) -> (impl Iterator<Item = (&str, usize)>, Option<u32>) {
         self.table.page(from, count)
     }
@@ -94,7 +97,8 @@ impl Channels {
         }
     }
 
-    /// True if the names of a connection's channels would be longer together than they may be with this one.
+    /// True if the names of a connection's channels would be longer together than they may be with
+    /// this one.
     fn has_no_room_for_name(&self, kernel: &Kernel, slot: u32, name: &str) -> bool {
         let most = kernel.settings.limits.channel_name_bytes;
         // So few need not be added up.
@@ -144,7 +148,8 @@ impl Channels {
         kernel.send(slot, &ServerMessage::Unsubscribed { channel, id: client_id });
     }
 
-    /// Takes a connection out of a channel, after what it was to hear until now. Returns false if it was not in it.
+    /// Takes a connection out of a channel, after what it was to hear until now. Returns false if
+    /// it was not in it.
     pub(super) fn take_out(&mut self, kernel: &mut Kernel, slot: u32, channel: &str) -> bool {
         let found = self.table.find(kernel.homes.channel_hash(channel), channel);
         let Some(index) = found.filter(|index| self.table.is_subscribed(slot, *index)) else {
@@ -318,7 +323,8 @@ mod tests {
         [header, text.as_bytes()].concat()
     }
 
-    /// Two answers are owed to one who leaves before the channel's home has said anything, and there is no room for the first.
+    /// Two answers are owed to one who leaves before the channel's home has said anything, and
+    /// there is no room for the first.
     #[test]
     fn who_is_too_slow_for_subscribed_hears_nothing_behind_its_close_frame() {
         let names = (0..).map(|number| format!("room{number}"));

@@ -14,7 +14,7 @@ use crate::ids::ShardId;
 use crate::lanes::{AckTo, Location, MessageToControl, OutgoingMessage, Route};
 use crate::metrics::DropReason;
 use crate::router::UserHash;
-use crate::router::locations::Places;
+use crate::router::locations::PeerSet;
 use crate::shard::kernel::Kernel;
 use crate::wire::message::AckStatus;
 
@@ -154,13 +154,13 @@ impl Messages {
         let now_ms = kernel.now.mono_ms();
         let peers = kernel.peers.as_mut()?;
         match peers.locations.find(hash, to, now_ms) {
-            Some(Places::Nowhere) => delivered.or(Some(AckStatus::Offline)),
-            Some(places) => {
+            Some(PeerSet::Nowhere) => delivered.or(Some(AckStatus::Offline)),
+            Some(peers_of_user) => {
                 let route = Route {
                     hash,
                     to,
                     body,
-                    places,
+                    peers: peers_of_user,
                     ack_to,
                 };
                 if kernel.lanes.try_route(&route).is_err() {
@@ -212,7 +212,7 @@ impl Messages {
                         hash,
                         to,
                         body: &held.body,
-                        places,
+                        peers: places,
                         ack_to,
                     };
                     match kernel.lanes.try_route(&route) {
