@@ -1,11 +1,14 @@
 //! How fast a drain tells clients to go, and when it closes those that stay.
 //!
-//! Pure; made once by the control thread and the same on all shards. A drain takes as long as its connections need, and no
-//! longer: two clients are told at once, a hundred thousand are spread over the time that there is.
+//! Pure; made once by the control thread and the same on all shards. A drain takes as long as its
+//! connections need, and no longer. Two clients are told at once; a hundred thousand are spread
+//! over the time that there is.
 
-/// Connections told per second where nothing else is said and there is time: what another gateway takes without noticing.
+/// Connections told per second if none is configured and there is time: as many as another gateway
+/// takes without noticing.
 const TOLD_PER_SECOND: u64 = 1_000;
-/// `reconnectAfterMs` is spread over this time, so that clients that are told together do not come back together.
+/// `reconnectAfterMs` is spread over this time, so that clients that are told together do not come
+/// back together.
 const SPREAD_MS: u64 = 1_000;
 /// A client that was told to go has this time more before it is closed.
 const GRACE_MS: u64 = 500;
@@ -15,17 +18,19 @@ const FAREWELL_MS: u64 = 500;
 /// The plan of one drain. Times are milliseconds of the gateway's clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DrainPlan {
-    /// Whoever is still there is closed then.
+    /// A client that is still there is closed at this time.
     pub close_ms: u64,
     /// Nanoseconds from one connection that is told to the next, on the whole gateway.
     pub tell_every_ns: u64,
 }
 
 impl DrainPlan {
-    /// For so many connections, from now on and for `timeout_ms`; `per_second` is the configured limit, 0 for none.
+    /// A plan for this many connections, from now on and for `timeout_ms`. `per_second` is the
+    /// configured limit, 0 for none.
     pub fn new(connections: u64, now_ms: u64, timeout_ms: u64, per_second: u32) -> DrainPlan {
         let time_ms = timeout_ms - FAREWELL_MS.min(timeout_ms / 6);
-        // Who is told last shall have its time as well. A drain too short for that tells in its first third.
+        // The client that is told last shall have its grace as well. A drain too short for that
+        // tells in its first third.
         let telling_ms = time_ms.saturating_sub(SPREAD_MS + GRACE_MS).max(time_ms / 3);
         let fitting_ns = telling_ms * 1_000_000 / connections.max(1);
         let usual_ns = fitting_ns.min(1_000_000_000 / TOLD_PER_SECOND);
@@ -40,7 +45,7 @@ impl DrainPlan {
         }
     }
 
-    /// How many of so many connections are told in time, if none of them leaves by itself.
+    /// How many of these connections are told in time, if none of them leaves by itself.
     pub fn told_in_time(&self, connections: u64, now_ms: u64) -> u64 {
         let time_ns = self.close_ms.saturating_sub(now_ms) * 1_000_000;
         match self.tell_every_ns {
@@ -49,7 +54,8 @@ impl DrainPlan {
         }
     }
 
-    /// For a client that is told now, by a random number below [`DrainPlan::SPREAD_MS`]: when it is closed if it stays.
+    /// When a client that is told now is closed if it stays, by a random number below
+    /// [`DrainPlan::SPREAD_MS`].
     pub fn close_at_ms(&self, now_ms: u64, reconnect_after_ms: u64) -> u64 {
         (now_ms + reconnect_after_ms + GRACE_MS).min(self.close_ms)
     }

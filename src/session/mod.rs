@@ -1,6 +1,7 @@
 //! One connection's life, as data.
 //!
-//! Pure; a [`Connection`] is a slab entry owned by one shard. No buffer, timer or task belongs to an idle one.
+//! Pure; a [`Connection`] is a slab entry owned by one shard. No buffer, timer or task belongs to
+//! an idle one.
 //!
 //! ```text
 //! Head ──> Http ──> (Head's decision, or the end)
@@ -36,13 +37,14 @@ use rate::RateLimiter;
 /// How many frames in a row may be malformed before the connection is closed with 3501.
 pub const BAD_FRAMES_MAX: u8 = 10;
 
-/// Where a connection is in its life. `H` is who answers its plain HTTP requests, which this room does not know.
+/// The stage of a connection's life. `H` answers its plain HTTP requests; this room does not know
+/// its type.
 #[derive(Debug, Default)]
 pub enum Stage<H> {
     /// The slot is free.
     #[default]
     Free,
-    /// Reading a request head; what came of it so far.
+    /// Reading a request head; the bytes so far.
     Head(Vec<u8>),
     /// Plain HTTP.
     Http(Box<H>),
@@ -50,48 +52,49 @@ pub enum Stage<H> {
     Migrating(Box<Migrating>),
     /// `101` is sent; the user is not known yet.
     Authenticating,
-    /// A token was shown and is looked at. Nothing is received meanwhile.
+    /// A token was received and is being verified. Nothing is received meanwhile.
     Verifying(Box<Verifying>),
     /// Authenticated.
     Open,
     /// Gives back what it gets.
     Echo,
-    /// Marked to end when the event that is under way is through. It is in all its tables until then, and nothing more is
-    /// sent to it.
+    /// Marked to end when the current event is through. It is in all its tables until then, and
+    /// nothing more is sent to it.
     Doomed(End),
     /// Our close frame is queued; reading for the peer's.
     Closing {
         /// The peer's close frame was seen: nothing is left to read.
         peer_closed: bool,
     },
-    /// Nothing more can be understood; everything queued is sent, then FIN, then input is discarded until the peer's end.
+    /// Nothing more can be understood; everything queued is sent, then FIN, then input is discarded
+    /// until the peer's end.
     Lingering {
         /// FIN is sent.
         finished: bool,
     },
-    /// The engine was told to close it.
+    /// The engine closes it.
     Closed,
 }
 
-/// How a connection that is marked to end goes.
+/// How a connection that is marked to end is closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
     /// Our close frame is sent, and the peer's is waited for.
     Close(CloseReason),
-    /// Our close frame is sent, then FIN: what the peer sends has no meaning any more.
+    /// Our close frame is sent, then FIN: bytes of the peer have no meaning any more.
     Fail(CloseReason),
-    /// The socket is closed without a word: nothing can be sent on it.
+    /// The socket is closed at once: nothing can be sent on it.
     Lost,
 }
 
-/// What the home shard needs to know.
+/// The facts that the home shard needs.
 #[derive(Debug)]
 pub struct Migrating {
     /// The user.
     pub user: String,
     /// The user's hash.
     pub hash: UserHash,
-    /// What the user's token permits; `None` in development mode.
+    /// The permissions of the user's token; `None` in development mode.
     pub grant: Option<Arc<Grant>>,
     /// The handshake, if its `101` is still owed.
     pub upgrade: Option<Upgrade>,
@@ -99,7 +102,7 @@ pub struct Migrating {
     pub rest: Vec<u8>,
 }
 
-/// What goes on when a token is found good.
+/// The next step when a token is found good.
 #[derive(Debug)]
 pub struct Verifying {
     /// The handshake, if its `101` is still owed.
@@ -118,13 +121,14 @@ impl<H> Stage<H> {
             (S::Free | S::Closed, _) | (_, S::Free) => false,
             (_, S::Closed) => true,
             (S::Head(_), S::Head(_) | S::Http(_)) => true,
-            // The head was read, by us or by hyper, or a token was found good, or the handshake is refused.
+            // A request head was read, by us or by hyper, or a token was found good, or the
+            // handshake is refused.
             (
                 S::Head(_) | S::Http(_) | S::Authenticating,
                 S::Authenticating | S::Echo | S::Verifying(_) | S::Migrating(_) | S::Open | S::Lingering { .. },
             ) => true,
             (S::Verifying(_), S::Authenticating | S::Open | S::Migrating(_) | S::Lingering { .. }) => true,
-            // Without its `101` it is no connection that could be told anything.
+            // Without its `101` the client cannot be sent a close frame.
             (S::Verifying(verifying), S::Doomed(_)) => verifying.upgrade.is_none(),
             (S::Authenticating | S::Open | S::Echo, S::Doomed(_) | S::Closing { peer_closed: true }) => true,
             // TLS broke.
@@ -139,7 +143,8 @@ impl<H> Stage<H> {
     }
 }
 
-/// By which limit a socket is counted. Each socket is counted by exactly one, for as long as it is held.
+/// By which limit a socket is counted. Each socket is counted by exactly one, for as long as it is
+/// held.
 ///
 /// ```text
 /// Nobody ──> Pending ──> PreAuth ──> Permit ──> Ended or Draining ──> Nobody
@@ -149,7 +154,7 @@ impl<H> Stage<H> {
 /// The shard's `count_as` is the only function that writes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Tally {
-    /// The slot is free, or the engine was told to close the socket and waits for nobody.
+    /// The slot is free, or the engine closes the socket and no peer is waited for.
     #[default]
     Nobody,
     /// No WebSocket connection: counted by `limits.handshakes`.
@@ -158,9 +163,11 @@ pub enum Tally {
     PreAuth,
     /// A connection that holds a permit of `limits.connections`.
     Permit,
-    /// The connection ended and gave its permit back; the socket waits for the peer: counted by `limits.handshakes`.
+    /// The connection ended and gave its permit back; the socket waits for the peer: counted by
+    /// `limits.handshakes`.
     Ended,
-    /// The same in a drain. No permit is given anew in a drain, so those that there were are the limit.
+    /// The same in a drain. No permit is given anew in a drain, so those that there were are the
+    /// limit.
     Draining,
 }
 
@@ -181,35 +188,36 @@ impl Tally {
 pub struct Connection<H> {
     /// Generation of the slot's socket.
     pub generation: u32,
-    /// Frames that this connection sent in a row and nobody understood.
+    /// Unknown frames that this connection sent in a row.
     pub bad_frames: u8,
-    /// The socket receives by itself (not armed once at a time).
+    /// A streaming receive is armed (not one receive at a time).
     pub streaming: bool,
-    /// One receive is armed, or will be without being asked for again: it waits for its turn, or its last bytes do.
+    /// One receive is armed, or will be without another request: it waits for its turn, or its last
+    /// bytes do.
     pub armed: bool,
     /// In the list of connections with something to send this turn.
     pub dirty: bool,
     /// By which limit the socket is counted.
     pub tally: Tally,
-    /// Open, and a new token is looked at.
+    /// Open, and a new token is being verified.
     pub refreshing: bool,
     /// The user, while the connection is in the user's list.
     pub user: Option<UserIndex>,
     /// Where it is in its life.
     pub stage: Stage<H>,
-    /// What its token permits; `None` in development mode.
+    /// The permissions of its token; `None` in development mode.
     pub grant: Option<Arc<Grant>>,
     /// The id that the client knows.
     pub id: Uuid,
     /// When it was accepted, Unix milliseconds.
     pub connected_at_ms: u64,
-    /// When something last came from it, milliseconds of the gateway's clock.
+    /// When bytes last came from it, milliseconds of the gateway's clock.
     pub last_seen_ms: u64,
     /// Frames received.
     pub messages_in: u32,
     /// Frames sent.
     pub messages_out: u32,
-    /// Frames queued since something last came from it: nobody knows whether it has read them.
+    /// Frames queued since bytes last came from it: it may not have read them.
     pub unheard: u32,
     /// How fast it may send.
     pub rate: RateLimiter,
@@ -217,9 +225,9 @@ pub struct Connection<H> {
     pub decoder: Decoder,
     /// Frames half-way out; none while idle.
     pub outbox: Option<Box<Outbox>>,
-    /// What is below, if it is not the socket itself.
+    /// The TLS layer below, if there is one.
     pub tls: Option<Box<Tls>>,
-    /// How what the gateway says becomes a body.
+    /// How a message to the client becomes a body.
     pub codec: Codec,
     /// How a body becomes bytes of its stream.
     pub framing: Framing,
@@ -266,8 +274,8 @@ impl<H> Connection<H> {
         self.outbox.is_none() && self.tls.as_ref().is_none_or(|tls| tls.is_flushed())
     }
 
-    /// True if a frame would make the peer a slow consumer. An empty outbox takes any one frame, or a message of the
-    /// largest size could close a peer that keeps up.
+    /// True if a frame would make the peer a slow consumer. An empty outbox takes any one frame, or
+    /// a message of the largest size could close a peer that keeps up.
     pub fn has_no_room(&self, frame_bytes: usize, outbox_bytes_max: usize) -> bool {
         let waiting = self.outbox_bytes();
         waiting > 0 && waiting + frame_bytes > outbox_bytes_max
@@ -278,8 +286,9 @@ impl<H> Connection<H> {
         matches!(self.stage, Stage::Open | Stage::Echo | Stage::Closing { .. })
     }
 
-    /// True where one receive at a time is armed, so that the socket can leave without a cancellation, and says no more than there
-    /// is time for; who was read by streaming receives before still is.
+    /// True in stages that arm one receive at a time. So the socket can migrate without a
+    /// cancellation, and the shard receives no more of it than it has time for. A streaming receive
+    /// that was armed before goes on.
     pub fn wants_once(&self) -> bool {
         matches!(
             self.stage,
@@ -321,7 +330,8 @@ mod tests {
         ]
     }
 
-    /// No socket is let go without having been closed, none comes back, and nobody who is marked is sent anything but its end.
+    /// No socket is let go without having been closed, and none comes back. A doomed connection is
+    /// sent nothing but its end.
     #[test]
     fn stages_go_forward() {
         let all = stages();

@@ -1,11 +1,12 @@
-//! What waits to be sent on one connection.
+//! The bytes that wait to be sent on one connection.
 //!
-//! Pure; owned by one shard. A connection has an outbox only while something waits or is in flight; the shard keeps
-//! a few spare ones. Small frames are put together into one buffer, so that ten answers to one socket are one send;
-//! shared frames are held by reference while they are alone or large.
+//! Pure; owned by one shard. A connection has an outbox only while bytes wait or are in flight; the
+//! shard keeps a few spare ones. Small frames are copied together into one buffer, so that ten
+//! replies to one socket are one send. Shared frames are held by reference while they are alone or
+//! large.
 //!
 //! Invariants: a segment begins and ends at a frame's edge (a close frame may follow any segment);
-//! `bytes` is the sum of the waiting segments and of what is in flight.
+//! `bytes` is the sum of the waiting segments and of those in flight.
 
 use std::collections::VecDeque;
 
@@ -13,8 +14,8 @@ use bytes::Bytes;
 
 use crate::payload::Payload;
 
-/// Frames up to this size are copied together rather than sent one by one: copying 1 KiB costs less than
-/// a tenth of a send.
+/// Frames up to this size are copied together rather than sent one by one: copying 1 KiB costs less
+/// than a tenth of a send.
 const COPY_BYTES_MAX: usize = 1024;
 /// A buffer of copied frames is closed at this size; one send then fills a socket buffer well.
 const SEGMENT_BYTES_MAX: usize = 64 * 1024;
@@ -26,7 +27,7 @@ const SPARE_BUFFER_BYTES_MAX: usize = 4096;
 #[derive(Debug)]
 struct Segment {
     payload: Payload,
-    /// Frames in it whose loss would be one.
+    /// Frames in it that count as lost if they are dropped.
     frames: u32,
 }
 
@@ -37,7 +38,7 @@ pub struct Outbox {
     bytes: usize,
     in_flight_bytes: usize,
     in_flight_frames: u32,
-    /// Waiting bytes, the first ones, that must be sent whatever happens.
+    /// The first waiting bytes, which must be sent in any case.
     kept_bytes: usize,
     /// When bytes last moved, milliseconds of the gateway's clock.
     moved_ms: u64,
@@ -75,7 +76,7 @@ impl Outbox {
         waiting.fold(self.in_flight_frames, u32::saturating_add)
     }
 
-    /// Appends bytes for this connection alone, which are so many frames that count.
+    /// Appends bytes for this connection alone; they hold `frames` frames that count.
     pub fn push(&mut self, bytes: &[u8], frames: u32, spares: &mut Spares) {
         self.push_framed(&[], bytes, frames, spares);
     }
@@ -104,7 +105,7 @@ impl Outbox {
         }
     }
 
-    /// Appends frames, so many of them, that other connections get too.
+    /// Appends `frames` frames that other connections get too.
     pub fn push_shared(&mut self, bytes: &Bytes, frames: u32, spares: &mut Spares) {
         if bytes.len() <= COPY_BYTES_MAX && !self.segments.is_empty() {
             self.push(bytes, frames, spares);
@@ -115,7 +116,8 @@ impl Outbox {
         }
     }
 
-    /// The next bytes to send, if any and if nothing is in flight. They count as in flight from now on.
+    /// The next bytes to send, if any and if nothing is in flight. They count as in flight from now
+    /// on.
     pub fn take(&mut self, spares: &mut Spares) -> Option<Payload> {
         if self.in_flight() {
             return None;
@@ -160,16 +162,18 @@ impl Outbox {
         spares.recycle(payload);
     }
 
-    /// What waits now will not be dropped by [`Outbox::clear_waiting`]: without its `101` a client understands nothing.
+    /// Bytes that wait now will not be dropped by [`Outbox::clear_waiting`]: without its `101` a
+    /// client understands nothing.
     pub fn keep_waiting(&mut self) {
         self.kept_bytes = self.bytes - self.in_flight_bytes;
     }
 
-    /// Drops everything that is not in flight or kept. Returns the frames that were in it; nothing that is kept is one.
+    /// Drops everything that is not in flight or kept. Returns the frames that were in it; nothing
+    /// that is kept is one.
     pub fn clear_waiting(&mut self, spares: &mut Spares) -> u32 {
         let mut dropped = 0u32;
         let mut kept = self.kept_bytes;
-        // In place: the deque's memory serves the next frames.
+        // Without a new deque: its memory serves the next frames.
         for _ in 0..self.segments.len() {
             let Some(mut segment) = self.segments.pop_front() else {
                 break;
@@ -245,7 +249,7 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
-        /// Whatever is pushed comes out, in order, whole, and is counted.
+        /// All pushed frames come out, in order, whole, and are counted.
         #[test]
         fn nothing_lost_or_reordered(
             steps in prop::collection::vec((0u8..3, prop_oneof![1usize..200, 900usize..1200, 60_000usize..70_000]), 1..60)
@@ -254,10 +258,10 @@ mod tests {
             let mut outbox = Outbox::default();
             let (mut pushed, mut sent, mut ends) = (Vec::new(), Vec::new(), Vec::new());
             let mut in_flight: Option<Payload> = None;
-            for (place, (what, size)) in steps.into_iter().enumerate() {
+            for (step, (what, size)) in steps.into_iter().enumerate() {
                 match what {
-                    0 => { let frame = vec![place as u8; size]; outbox.push(&frame, 1, &mut spares); pushed.extend(frame); ends.push(pushed.len()); }
-                    1 => { let frame = Bytes::from(vec![place as u8; size]); outbox.push_shared(&frame, 1, &mut spares); pushed.extend(frame); ends.push(pushed.len()); }
+                    0 => { let frame = vec![step as u8; size]; outbox.push(&frame, 1, &mut spares); pushed.extend(frame); ends.push(pushed.len()); }
+                    1 => { let frame = Bytes::from(vec![step as u8; size]); outbox.push_shared(&frame, 1, &mut spares); pushed.extend(frame); ends.push(pushed.len()); }
                     _ => match in_flight.take() {
                         Some(payload) => { sent.extend_from_slice(payload.as_slice()); outbox.sent(payload, &mut spares); }
                         None => in_flight = outbox.take(&mut spares),

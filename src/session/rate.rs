@@ -2,14 +2,15 @@
 //!
 //! Pure: the generic cell rate algorithm, which is a token bucket in one number.
 
-/// What to do with a frame.
+/// The treatment of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
+pub enum RateVerdict {
     /// Carry it out.
     Pass,
     /// Refuse it with `rateLimited`.
     Refuse,
-    /// Close the connection with 3013: a whole burst was refused, and the bucket was never full in between.
+    /// Close the connection with 3013: a whole burst was refused, and the bucket was never full in
+    /// between.
     Close,
 }
 
@@ -24,22 +25,24 @@ pub struct RateLimiter {
 impl RateLimiter {
     /// One more frame, at `now_us` of the gateway's clock.
     ///
-    /// `rate` is in frames per second, 0 for no limit; `burst` frames (at least 1) may come at once.
-    pub fn check(&mut self, now_us: u64, rate: u32, burst: u32) -> Verdict {
+    /// `rate` is in frames per second, 0 for no limit; `burst` frames (at least 1) may come at
+    /// once.
+    pub fn check(&mut self, now_us: u64, rate: u32, burst: u32) -> RateVerdict {
         self.take(now_us, (rate, burst), 1, 1)
     }
 
-    /// What a frame that has just passed costs besides, in frames. A frame that costs more than the burst passes when the
-    /// bucket was full before it, and is paid off before anything else passes.
-    pub fn charge(&mut self, now_us: u64, rate: u32, burst: u32, extra: u32) -> Verdict {
+    /// Charges a frame that has just passed with `extra` frames more. A frame that costs more than
+    /// the burst passes when the bucket was full before it. It is paid off before anything else
+    /// passes.
+    pub fn charge(&mut self, now_us: u64, rate: u32, burst: u32, extra: u32) -> RateVerdict {
         let needed = extra.min(burst.saturating_sub(1));
         self.take(now_us, (rate, burst), needed, extra)
     }
 
     /// Takes `frames` out of the bucket, if at least `needed` are in it.
-    fn take(&mut self, now_us: u64, (rate, burst): (u32, u32), needed: u32, frames: u32) -> Verdict {
+    fn take(&mut self, now_us: u64, (rate, burst): (u32, u32), needed: u32, frames: u32) -> RateVerdict {
         if rate == 0 {
-            return Verdict::Pass;
+            return RateVerdict::Pass;
         }
         if self.full_at_us <= now_us {
             self.full_at_us = now_us;
@@ -49,13 +52,13 @@ impl RateLimiter {
         let room_us = interval_us * u64::from(burst.max(1));
         if self.full_at_us + interval_us * u64::from(needed) <= now_us + room_us {
             self.full_at_us += interval_us * u64::from(frames);
-            return Verdict::Pass;
+            return RateVerdict::Pass;
         }
         self.refused += 1;
         if self.refused > burst {
-            Verdict::Close
+            RateVerdict::Close
         } else {
-            Verdict::Refuse
+            RateVerdict::Refuse
         }
     }
 }
@@ -68,9 +71,9 @@ mod tests {
         let (mut passed, mut refused, mut closed) = (0, 0, 0);
         for now in times_us {
             match limiter.check(now, 100, 200) {
-                Verdict::Pass => passed += 1,
-                Verdict::Refuse => refused += 1,
-                Verdict::Close => closed += 1,
+                RateVerdict::Pass => passed += 1,
+                RateVerdict::Refuse => refused += 1,
+                RateVerdict::Close => closed += 1,
             }
         }
         (passed, refused, closed)
@@ -98,9 +101,9 @@ mod tests {
     }
 
     /// A frame that costs `extra` besides.
-    fn costly(limiter: &mut RateLimiter, now_us: u64, limits: (u32, u32), extra: u32) -> Verdict {
+    fn costly(limiter: &mut RateLimiter, now_us: u64, limits: (u32, u32), extra: u32) -> RateVerdict {
         match limiter.check(now_us, limits.0, limits.1) {
-            Verdict::Pass => limiter.charge(now_us, limits.0, limits.1, extra),
+            RateVerdict::Pass => limiter.charge(now_us, limits.0, limits.1, extra),
             refused => refused,
         }
     }
@@ -108,32 +111,32 @@ mod tests {
     #[test]
     fn what_asks_for_more_costs_more() {
         let mut limiter = RateLimiter::default();
-        let passed = (0..18).filter(|_| costly(&mut limiter, 0, (100, 200), 10) == Verdict::Pass);
+        let passed = (0..18).filter(|_| costly(&mut limiter, 0, (100, 200), 10) == RateVerdict::Pass);
         assert_eq!(passed.count(), 18, "198 of 200");
-        assert_eq!(costly(&mut limiter, 0, (100, 200), 10), Verdict::Refuse);
+        assert_eq!(costly(&mut limiter, 0, (100, 200), 10), RateVerdict::Refuse);
         // The refused one took one.
-        assert_eq!(costly(&mut limiter, 100_000, (100, 200), 10), Verdict::Pass);
-        assert_eq!(costly(&mut limiter, 100_000, (100, 200), 10), Verdict::Refuse);
+        assert_eq!(costly(&mut limiter, 100_000, (100, 200), 10), RateVerdict::Pass);
+        assert_eq!(costly(&mut limiter, 100_000, (100, 200), 10), RateVerdict::Refuse);
     }
 
     #[test]
     fn a_cost_above_the_burst_passes_once_and_is_paid_off() {
         for burst in [1, 5] {
             let mut limiter = RateLimiter::default();
-            assert_eq!(costly(&mut limiter, 0, (10, burst), 10), Verdict::Pass);
+            assert_eq!(costly(&mut limiter, 0, (10, burst), 10), RateVerdict::Pass);
             let early_us = 1_100_000 - 100_000 * u64::from(burst);
-            assert_eq!(limiter.check(early_us, 10, burst), Verdict::Refuse);
-            assert_eq!(limiter.check(early_us + 100_000, 10, burst), Verdict::Pass);
-            assert_eq!(costly(&mut limiter, 5_000_000, (10, burst), 10), Verdict::Pass);
+            assert_eq!(limiter.check(early_us, 10, burst), RateVerdict::Refuse);
+            assert_eq!(limiter.check(early_us + 100_000, 10, burst), RateVerdict::Pass);
+            assert_eq!(costly(&mut limiter, 5_000_000, (10, burst), 10), RateVerdict::Pass);
         }
     }
 
     #[test]
     fn no_limit_and_the_smallest_limit() {
         let mut limiter = RateLimiter::default();
-        assert!((0..1000).all(|_| limiter.check(0, 0, 0) == Verdict::Pass));
-        assert_eq!(limiter.check(0, 1, 1), Verdict::Pass);
-        assert_eq!(limiter.check(0, 1, 1), Verdict::Refuse);
-        assert_eq!(limiter.check(0, 1, 1), Verdict::Close);
+        assert!((0..1000).all(|_| limiter.check(0, 0, 0) == RateVerdict::Pass));
+        assert_eq!(limiter.check(0, 1, 1), RateVerdict::Pass);
+        assert_eq!(limiter.check(0, 1, 1), RateVerdict::Refuse);
+        assert_eq!(limiter.check(0, 1, 1), RateVerdict::Close);
     }
 }

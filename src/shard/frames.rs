@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use super::core::Core;
 use crate::auth::Token;
 use crate::metrics::{CloseCause, DropReason, SentKind};
-use crate::session::rate::Verdict;
+use crate::session::rate::RateVerdict;
 use crate::session::{BAD_FRAMES_MAX, Migrating, Stage};
 use crate::wire::json::decode::{ClientFrame, FrameKind};
 use crate::wire::message::{ErrorCode, ServerMessage};
@@ -13,8 +13,9 @@ use crate::wire::ws::close::CloseReason;
 use crate::wire::ws::frame::{Message, Opcode};
 use crate::wire::ws::server_frame;
 
-/// The longest message of a client whose user is not known: a token of the largest size, and what JSON puts around it. The
-/// same for a connection that has ended: only its close frame matters then, and no permit counts its memory.
+/// The longest message of a client whose user is not known: a token of the largest size, and what
+/// JSON puts around it. The same for a connection that has ended: only its close frame matters
+/// then, and no permit counts its memory.
 const PRE_AUTH_BYTES_MAX: usize = 16 * 1024;
 
 /// How to go on after a frame.
@@ -130,25 +131,25 @@ impl Core {
         Flow::Next
     }
 
-    fn echo(&mut self, slot: u32, verdict: Verdict, opcode: Opcode, payload: &[u8]) {
+    fn echo(&mut self, slot: u32, verdict: RateVerdict, opcode: Opcode, payload: &[u8]) {
         match verdict {
-            Verdict::Pass => {
+            RateVerdict::Pass => {
                 self.kernel.append_opcode(slot, opcode, payload, SentKind::Echo);
             }
             // There is no `error` frame here.
-            Verdict::Refuse | Verdict::Close => self.kernel.begin_close(slot, CloseReason::TooManyRequests),
+            RateVerdict::Refuse | RateVerdict::Close => self.kernel.begin_close(slot, CloseReason::TooManyRequests),
         }
     }
 
     /// Counts a message against the rate.
-    fn count_frame(&mut self, slot: u32) -> Verdict {
+    fn count_frame(&mut self, slot: u32) -> RateVerdict {
         let conn = self.kernel.conn(slot);
         conn.messages_in = conn.messages_in.saturating_add(1);
         self.check_rate(slot)
     }
 
     /// Counts any one frame against the rate.
-    fn check_rate(&mut self, slot: u32) -> Verdict {
+    fn check_rate(&mut self, slot: u32) -> RateVerdict {
         let now_us = self.kernel.now.mono_ns / 1000;
         let (rate, burst) = (
             self.kernel.settings.limits.messages_per_second,
@@ -157,22 +158,23 @@ impl Core {
         self.kernel.conn(slot).rate.check(now_us, rate, burst)
     }
 
-    /// Counts a frame that is no message: a ping, a pong, a fragment. False if it is refused, which its sender then knows.
+    /// Counts a frame that is no message: a ping, a pong, a fragment. False if it is refused, which
+    /// its sender then knows.
     fn passes(&mut self, slot: u32) -> bool {
         match self.check_rate(slot) {
-            Verdict::Pass => return true,
-            Verdict::Refuse if !matches!(self.kernel.conn(slot).stage, Stage::Echo) => {
+            RateVerdict::Pass => return true,
+            RateVerdict::Refuse if !matches!(self.kernel.conn(slot).stage, Stage::Echo) => {
                 self.refuse_too_many(slot, None);
             }
-            Verdict::Refuse | Verdict::Close => self.kernel.begin_close(slot, CloseReason::TooManyRequests),
+            RateVerdict::Refuse | RateVerdict::Close => self.kernel.begin_close(slot, CloseReason::TooManyRequests),
         }
         false
     }
 
     /// What a frame that was counted costs besides, in frames.
-    fn charge(&mut self, slot: u32, extra: u32) -> Verdict {
+    fn charge(&mut self, slot: u32, extra: u32) -> RateVerdict {
         if extra == 0 {
-            return Verdict::Pass;
+            return RateVerdict::Pass;
         }
         let now_us = self.kernel.now.mono_ns / 1000;
         let (rate, burst) = (
@@ -197,8 +199,8 @@ impl Core {
         }
         let codec = self.kernel.conn(slot).codec;
         match verdict {
-            Verdict::Pass => {}
-            Verdict::Refuse => {
+            RateVerdict::Pass => {}
+            RateVerdict::Refuse => {
                 // The id is worth reading: the client must know which of its frames was refused.
                 let id = match codec.decode(text) {
                     Ok(frame) => frame.id().map(str::to_owned),
@@ -207,7 +209,7 @@ impl Core {
                 self.refuse_too_many(slot, id.as_deref());
                 return Flow::Next;
             }
-            Verdict::Close => {
+            RateVerdict::Close => {
                 self.kernel.begin_close(slot, CloseReason::TooManyRequests);
                 return Flow::Next;
             }
@@ -216,9 +218,9 @@ impl Core {
             Ok(frame) => {
                 self.kernel.metrics().received(frame.kind());
                 match self.charge(slot, frame.extra_cost()) {
-                    Verdict::Pass => return self.carry_out(slot, frame),
-                    Verdict::Refuse => self.refuse_too_many(slot, frame.id()),
-                    Verdict::Close => self.kernel.begin_close(slot, CloseReason::TooManyRequests),
+                    RateVerdict::Pass => return self.carry_out(slot, frame),
+                    RateVerdict::Refuse => self.refuse_too_many(slot, frame.id()),
+                    RateVerdict::Close => self.kernel.begin_close(slot, CloseReason::TooManyRequests),
                 }
                 Flow::Next
             }
@@ -274,7 +276,8 @@ impl Core {
             ClientFrame::Presence { id, users } => {
                 let mut distinct: Vec<Box<str>> = Vec::with_capacity(users.len());
                 for user in users {
-                    // An object has each key once. Of whom this user may not know it hears nothing at all.
+                    // An object has each key once. Of whom this user may not know it hears nothing
+                    // at all.
                     if self.kernel.may_see(slot, &user) && !distinct.iter().any(|known| **known == *user) {
                         distinct.push(user.into());
                     }
