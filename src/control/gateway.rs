@@ -55,7 +55,7 @@ struct Start<'a> {
 impl Start<'_> {
     fn run(mut self, told: impl FnOnce(Handle)) -> Result<Gateway, StartError> {
         let (config, handle) = (self.config, self.handle);
-        let shards = self.host.places.cpus.len() as u16;
+        let shards = self.host.pinning.cpus.len() as u16;
         let listeners = listener::bind(&config.listen, shards.into())?;
         let listen = listeners.at.clone();
         if config.auth.is_development() && !config.insecure && !listen.is_local() {
@@ -67,7 +67,7 @@ impl Start<'_> {
         let admin_socket = config.admin.listen.as_ref().map(runtime::admin::bind).transpose()?;
         let admin = admin_socket.as_ref().and_then(AdminSocket::listen);
         // A gateway that has just ended at this address has let its CPUs go by now.
-        let pinned = cpus::settle(&mut self.host.places, config);
+        let pinned = cpus::settle(&mut self.host.pinning, config);
         let host = self.host;
         let Inboxes {
             shards: inboxes,
@@ -80,7 +80,7 @@ impl Start<'_> {
             config.gateway_id.clone(),
             config.auth.is_development(),
             host.engine.name(),
-            host.places.cpus.clone(),
+            host.pinning.cpus.clone(),
             depths,
         ));
         // Before anything is waited for.

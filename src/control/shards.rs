@@ -77,7 +77,7 @@ impl Shards {
         let shards = inboxes.len() as u16;
         let (mailboxes_sender, mailboxes_receiver) = bounded::<Mailboxes>(shards.into());
         let (startup_sender, startup) = unbounded();
-        for (((shard, inbox), listener), cpu) in (0..shards).zip(inboxes).zip(sockets).zip(&plan.host.places.cpus) {
+        for (((shard, inbox), listener), cpu) in (0..shards).zip(inboxes).zip(sockets).zip(&plan.host.pinning.cpus) {
             let shard_plan = Plan {
                 shard: ShardId(shard),
                 listener,

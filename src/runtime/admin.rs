@@ -35,7 +35,7 @@ impl AdminSocket {
 /// Listens.
 ///
 /// # Errors
-/// Somebody else does, or the system refuses.
+/// Another process listens there, or the system refuses.
 pub fn bind(listen: &Listen) -> Result<AdminSocket, StartError> {
     let in_use = |holder: Holder| StartError::AdminInUse {
         listen: listen.to_string(),

@@ -1,12 +1,14 @@
-//! What keeps two gateways off one address.
+//! Keeps two gateways off one address.
 //!
-//! SO_REUSEPORT lets all sockets of one user share an address, so it would hide a second gateway of the same user and split
-//! the clients between the two. Two gateways that start at the same instant meet in a name of the abstract socket
-//! namespace, which like a port belongs to the network namespace and ends with the process.
+//! SO_REUSEPORT lets all sockets of one user share an address. So it would hide a second gateway of
+//! the same user and split the clients between the two. Two gateways that start at the same instant
+//! meet in a name of the abstract socket namespace. Like a port, such a name belongs to the network
+//! namespace and ends with the process.
 //!
-//! Anybody on the host may hold such a name. A holder of another user cannot share the address with us, and finds no
-//! gateway to keep out: the name counts only where a process of our own user holds it. Two gateways that find it held by
-//! a stranger meet in the lock of a file, in a folder that only our user may write to.
+//! Any process on the host may hold such a name. A holder of another user cannot share the address
+//! with us, and there is no gateway to keep out. So the name counts only where a process of our own
+//! user holds it. Where another user's process holds it, two gateways meet in the lock of a file.
+//! Its folder is one that only our user may write to.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -39,7 +41,7 @@ impl Drop for Lock {
     }
 }
 
-/// Who has what we want, as far as can be seen.
+/// The process that has the address, as far as it can be seen.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Holder {
     pid: Option<u32>,
@@ -65,7 +67,7 @@ impl fmt::Display for Holder {
 /// Claims `what` for this process, such as `listen/127.0.0.1:8080`.
 ///
 /// # Errors
-/// The system refuses; within, who holds it.
+/// The system refuses. The inner error is the process that holds it.
 pub fn take(what: &str) -> io::Result<Result<Claim, Holder>> {
     take_in(what, lock_folder().as_deref())
 }
@@ -86,7 +88,7 @@ fn take_in(what: &str, folder: Option<&Path>) -> io::Result<Result<Claim, Holder
     let lock = match folder.map(|folder| lock(folder, what)) {
         Some(Ok(Err(holder))) => return Ok(Err(holder)),
         Some(Ok(Ok(lock))) => Some(lock),
-        // A full disk keeps nobody from starting who has the name.
+        // A full disk keeps no process from starting that has the name.
         Some(Err(_)) | None => None,
     };
     if held.is_none() {
@@ -101,7 +103,7 @@ fn take_in(what: &str, folder: Option<&Path>) -> io::Result<Result<Claim, Holder
     }))
 }
 
-/// Who listens at a name: the kernel keeps what they were when they began to.
+/// The process that listens at a name: the kernel keeps its credentials from when it began to.
 fn holder_of(name: &str) -> Holder {
     let ask = || -> io::Result<Holder> {
         let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking().cloexec(), None)?;
@@ -112,11 +114,11 @@ fn holder_of(name: &str) -> Holder {
             user: Some(peer.uid.as_raw()),
         })
     };
-    // Nobody listens there, or too many knock: a gateway of ours would answer.
+    // No process listens there, or its queue is full: a gateway of ours would answer.
     ask().unwrap_or_default()
 }
 
-/// A folder that only our user may write to; what lies there is gone when the host starts again.
+/// A folder that only our user may write to; its files are gone when the host starts again.
 fn lock_folder() -> Option<PathBuf> {
     let user = rustix::process::geteuid().as_raw();
     let named = |name: &str| {
@@ -159,7 +161,8 @@ fn lock(folder: &Path, what: &str) -> io::Result<Result<Lock, Holder>> {
             }
             Err(error) => return Err(error.into()),
         }
-        // Between the two calls its owner may have removed it: a lock that nobody else finds is none.
+        // Between the two calls its owner may have removed it: a lock that others cannot find is
+        // none.
         let is_there =
             fs::metadata(&path).is_ok_and(|there| file.metadata().is_ok_and(|ours| ours.ino() == there.ino()));
         if is_there {
@@ -191,7 +194,7 @@ mod tests {
         take(&what).unwrap().unwrap();
     }
 
-    /// A name that nobody answers at is no gateway's, as one of another user would not be.
+    /// A name without a listener is no gateway's, as one of another user would not be.
     #[test]
     fn a_stranger_with_the_name_stops_nobody_and_two_meet_in_the_lock() {
         let what = a_name();
@@ -210,7 +213,7 @@ mod tests {
             0,
             "nothing is left behind"
         );
-        // Without a folder of our own nobody could tell two gateways apart.
+        // Without a folder of our own, two gateways could not be told apart.
         let holder = take_in(&what, None).unwrap().unwrap_err();
         assert_eq!(holder.to_string(), "another program or another shardgate");
     }

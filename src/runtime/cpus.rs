@@ -1,6 +1,7 @@
 //! Which CPUs this process may use, how much of them, and where shards run.
 //!
-//! What the machine has is not what we may use: the affinity leaves CPUs out, and the quota of a cgroup leaves time out.
+//! The process may use less than the machine has: the affinity leaves CPUs out, and the quota of a
+//! cgroup leaves time out.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,17 +14,17 @@ use crate::config::{Config, Placement};
 
 /// How many shards run, and on which CPUs.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Places {
+pub struct Pinning {
     /// The CPU of each shard, `None` where it is not pinned.
     pub cpus: Vec<Option<usize>>,
-    /// What the log says about it, for people who expected something else.
+    /// An explanation for the log, for operators who expect another number.
     pub remark: Option<String>,
 }
 
 /// The CPUs that this process may use.
 ///
 /// # Errors
-/// The kernel does not say.
+/// The kernel refuses the question.
 pub fn allowed_cpus() -> Result<BTreeSet<usize>, StartError> {
     let set = rustix::thread::sched_getaffinity(None).map_err(|cause| StartError::System {
         what: "cannot read the CPU affinity",
@@ -48,11 +49,11 @@ pub fn pin(cpu: usize) -> std::io::Result<()> {
 ///
 /// # Errors
 /// A key names a CPU that this process may not use.
-pub fn place(config: &Config) -> Result<Places, StartError> {
-    place_within(config, &allowed_cpus()?, quota())
+pub fn plan(config: &Config) -> Result<Pinning, StartError> {
+    plan_within(config, &allowed_cpus()?, quota())
 }
 
-fn place_within(config: &Config, allowed: &BTreeSet<usize>, quota: Option<f64>) -> Result<Places, StartError> {
+fn plan_within(config: &Config, allowed: &BTreeSet<usize>, quota: Option<f64>) -> Result<Pinning, StartError> {
     let check = |key: &'static str, cpu: usize| {
         if allowed.contains(&cpu) {
             return Ok(());
@@ -67,13 +68,14 @@ fn place_within(config: &Config, allowed: &BTreeSet<usize>, quota: Option<f64>) 
     if let Some(cpu) = config.control_cpu {
         check("control_cpu", cpu)?;
     }
-    // A shard with half a CPU is stopped for half of the time, and so are its users: the quota is rounded down.
+    // A shard with half a CPU is stopped for half of the time, and so are its users. So the quota
+    // is rounded down.
     let paid = quota.map_or(usize::MAX, |cpus| (cpus as usize).max(1));
     let shards = config.shards.unwrap_or(match &config.cpus {
         Placement::Cpus(cpus) => cpus.len(),
         Placement::FirstAllowed | Placement::Unpinned => allowed.len().clamp(1, crate::config::SHARDS_MAX).min(paid),
     });
-    let unpinned = |remark| Places {
+    let unpinned = |remark| Pinning {
         cpus: vec![None; shards],
         remark,
     };
@@ -82,7 +84,7 @@ fn place_within(config: &Config, allowed: &BTreeSet<usize>, quota: Option<f64>) 
         Placement::Cpus(cpus) => {
             let used = &cpus[..shards.min(cpus.len())];
             used.iter().try_for_each(|cpu| check("cpus", *cpu))?;
-            Ok(Places {
+            Ok(Pinning {
                 cpus: used.iter().copied().map(Some).collect(),
                 remark: None,
             })
@@ -97,9 +99,10 @@ fn place_within(config: &Config, allowed: &BTreeSet<usize>, quota: Option<f64>) 
             counted(shards, "shard"),
             quota.unwrap_or_default()
         )))),
-        // Where CPU time is shared out, every gateway of the host would pin its shards to the same first CPUs.
+        // Where CPU time is shared, every gateway of the host would pin its shards to the same
+        // first CPUs.
         Placement::FirstAllowed if paid < allowed.len() => Ok(unpinned(None)),
-        Placement::FirstAllowed => Ok(Places {
+        Placement::FirstAllowed => Ok(Pinning {
             cpus: allowed.iter().take(shards).copied().map(Some).collect(),
             remark: None,
         }),
@@ -113,7 +116,8 @@ pub fn counted(count: usize, what: &str) -> String {
     format!("{count} {what}{plural}")
 }
 
-/// The CPU time that the cgroups of this process may use, in CPUs; `None` without a quota, or where nobody says.
+/// The CPU time that the cgroups of this process may use, in CPUs; `None` without a quota, or where
+/// it cannot be read.
 pub fn quota() -> Option<f64> {
     let read = |path: &Path| fs::read_to_string(path).ok();
     let own = read(Path::new("/proc/self/cgroup"))?;
@@ -136,7 +140,7 @@ fn quota_of(own: &str, mounts: &str, read: impl Fn(&Path) -> Option<String>) -> 
             is_ours.then_some(path)
         });
         let Some(path) = path else { continue };
-        // A container sees its own cgroup as the root of the mount, whatever `/proc` calls it.
+        // A container sees its own cgroup as the root of the mount, under any name in `/proc`.
         let below = Path::new(path).strip_prefix(&mount.root).unwrap_or(Path::new(""));
         let below = below.strip_prefix("/").unwrap_or(below);
         let mut group = mount.at.join(below);
@@ -196,21 +200,24 @@ impl Mount {
     }
 }
 
-/// Says to other gateways on this host which CPUs our shards are pinned to. Names in the abstract socket namespace, which
-/// end with the process. Anybody may hold them, so they are a hint and no lock.
+/// Announces to other gateways on this host which CPUs our shards are pinned to. These are names in
+/// the abstract socket namespace, which end with the process. Any process may hold them, so they
+/// are a hint and no lock.
 #[derive(Debug, Default)]
 pub struct PinnedHere {
     _names: Vec<UnixListener>,
 }
 
-/// Looks for CPUs that no other gateway of this host has pinned shards to. Whoever names CPUs gets them, and is told.
+/// Looks for CPUs that no other gateway of this host has pinned shards to. Configured CPUs are used
+/// all the same, with a warning.
 ///
-/// Two gateways that are started without `cpus` would else pin to the same first CPUs and leave the others idle.
-pub fn settle(places: &mut Places, config: &Config) -> PinnedHere {
+/// Two gateways that are started without `cpus` would else pin to the same first CPUs and leave the
+/// others idle.
+pub fn settle(pinning: &mut Pinning, config: &Config) -> PinnedHere {
     let mut names = Vec::new();
     let mut taken = Vec::new();
     let mut settled = Vec::new();
-    let chosen: Vec<usize> = places.cpus.iter().copied().flatten().collect();
+    let chosen: Vec<usize> = pinning.cpus.iter().copied().flatten().collect();
     let others = match &config.cpus {
         Placement::FirstAllowed if !chosen.is_empty() => allowed_cpus().unwrap_or_default(),
         _ => BTreeSet::new(),
@@ -239,13 +246,13 @@ pub fn settle(places: &mut Places, config: &Config) -> PinnedHere {
         );
     } else if settled.len() == chosen.len() {
         log::info!("another gateway on this host has pinned shards to CPU {taken}: taking others");
-        places.cpus = settled.into_iter().map(Some).collect();
+        pinning.cpus = settled.into_iter().map(Some).collect();
     } else {
         log::warn!(
             "another gateway on this host has pinned shards to CPU {taken}: not pinning ours; give each gateway CPUs of its \
              own with cpus, or fewer shards"
         );
-        places.cpus.fill(None);
+        pinning.cpus.fill(None);
         names.clear();
     }
     PinnedHere { _names: names }
@@ -314,32 +321,32 @@ mod tests {
         assert_eq!(quota_with("0::/\n", unified, &files), Some(2.0));
     }
 
-    fn placed(shards: Option<usize>, cpus: Placement, allowed: usize, quota: Option<f64>) -> Vec<Option<usize>> {
+    fn planned(shards: Option<usize>, cpus: Placement, allowed: usize, quota: Option<f64>) -> Vec<Option<usize>> {
         let config = Config {
             shards,
             cpus,
             ..Config::default()
         };
-        place_within(&config, &(0..allowed).collect(), quota).unwrap().cpus
+        plan_within(&config, &(0..allowed).collect(), quota).unwrap().cpus
     }
 
     #[test]
     fn there_are_as_many_shards_as_cpu_time_is_paid_for() {
         let first = || Placement::FirstAllowed;
-        assert_eq!(placed(None, first(), 3, None), [Some(0), Some(1), Some(2)]);
-        assert_eq!(placed(None, first(), 3, Some(3.0)), [Some(0), Some(1), Some(2)]);
+        assert_eq!(planned(None, first(), 3, None), [Some(0), Some(1), Some(2)]);
+        assert_eq!(planned(None, first(), 3, Some(3.0)), [Some(0), Some(1), Some(2)]);
         for (quota, shards) in [(0.1, 1), (0.5, 1), (1.0, 1), (1.9, 1), (2.0, 2), (2.5, 2)] {
-            assert_eq!(placed(None, first(), 3, Some(quota)), vec![None; shards], "{quota}");
-            assert_eq!(placed(None, Placement::Unpinned, 3, Some(quota)).len(), shards);
+            assert_eq!(planned(None, first(), 3, Some(quota)), vec![None; shards], "{quota}");
+            assert_eq!(planned(None, Placement::Unpinned, 3, Some(quota)).len(), shards);
         }
-        // Whoever says how many means it.
-        assert_eq!(placed(Some(2), first(), 3, Some(0.5)), [None, None]);
+        // A configured number counts.
+        assert_eq!(planned(Some(2), first(), 3, Some(0.5)), [None, None]);
         let listed = || Placement::Cpus(vec![2, 0]);
-        assert_eq!(placed(None, listed(), 3, Some(0.5)), [Some(2), Some(0)]);
-        assert_eq!(placed(Some(1), listed(), 3, None), [Some(2)]);
-        assert_eq!(placed(Some(4), first(), 3, None), [None; 4]);
+        assert_eq!(planned(None, listed(), 3, Some(0.5)), [Some(2), Some(0)]);
+        assert_eq!(planned(Some(1), listed(), 3, None), [Some(2)]);
+        assert_eq!(planned(Some(4), first(), 3, None), [None; 4]);
         // More than a gateway has.
-        assert_eq!(placed(None, Placement::Unpinned, 900, None).len(), 256);
+        assert_eq!(planned(None, Placement::Unpinned, 900, None).len(), 256);
     }
 
     #[test]
@@ -348,7 +355,7 @@ mod tests {
             control_cpu: Some(7),
             ..Config::default()
         };
-        let error = place_within(&config, &BTreeSet::from([0, 1]), None)
+        let error = plan_within(&config, &BTreeSet::from([0, 1]), None)
             .unwrap_err()
             .to_string();
         assert!(
@@ -360,7 +367,7 @@ mod tests {
             shards: Some(2),
             ..Config::default()
         };
-        let error = place_within(&config, &BTreeSet::from([0, 1]), None)
+        let error = plan_within(&config, &BTreeSet::from([0, 1]), None)
             .unwrap_err()
             .to_string();
         assert!(error.starts_with("cpus names CPU 9"), "{error}");

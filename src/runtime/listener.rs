@@ -1,4 +1,5 @@
-//! The public listeners, where nobody else listens: one SO_REUSEPORT socket per shard, or one Unix socket for all.
+//! The public listeners, on an address of their own: one SO_REUSEPORT socket per shard, or one Unix
+//! socket for all.
 
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -14,20 +15,23 @@ use super::claim::{self, Claim, Holder};
 use super::unix::{self, SocketFile};
 use crate::config::Listen;
 
-/// The kernel takes the rings of a process down after its end, and with them its listeners: a gateway that is started
-/// again at once finds its own port in use for some milliseconds.
+/// The kernel takes the rings of a process down after its end, and with them its listeners. So a
+/// gateway that is started again at once finds its own port in use for some milliseconds.
 const PREDECESSOR_GOES: Duration = Duration::from_secs(1);
 const TRY_AGAIN: Duration = Duration::from_millis(10);
-/// Bytes of a connection that the kernel takes beyond what the network does: what more there is stays in the outbox, where
-/// `limits.outbox_bytes` bounds it. Without this the kernel takes up to 4 MiB and says only at every third of it that there is
-/// room again, more than an outbox holds: of two readers who are equally fast one would be closed as slow.
+/// Bytes of a connection that the kernel takes beyond those that the network takes. More bytes stay
+/// in the outbox, where `limits.outbox_bytes` bounds them.
+///
+/// Without this the kernel takes up to 4 MiB. It reports room only at every third of that, more
+/// than an outbox holds. Of two readers who are equally fast one would then be closed as slow.
 const UNSENT_BYTES_MAX: u32 = 128 * 1024;
 
-/// The listeners of all shards, and what keeps other gateways off the address while they live.
+/// The listeners of all shards, and the claim that keeps other gateways off the address while they
+/// live.
 #[derive(Debug)]
 pub struct Listeners {
     sockets: Sockets,
-    /// Where, with the port that the kernel chose if none was given.
+    /// The address, with the port that the kernel chose if none was given.
     pub at: Listen,
     kept: Kept,
 }
@@ -37,11 +41,11 @@ pub struct Listeners {
 enum Sockets {
     /// One per shard, between which the kernel divides connections.
     Tcp(Vec<Socket>),
-    /// One that so many shards accept from: SO_REUSEPORT is nothing to a path.
+    /// One socket that this many shards accept from: SO_REUSEPORT does not apply to a path.
     Unix(Socket, usize),
 }
 
-/// What keeps other gateways away. Held for the life of the gateway.
+/// Keeps other gateways away. Held for the life of the gateway.
 #[derive(Debug)]
 pub enum Kept {
     /// None for a port of the kernel's choice.
@@ -50,10 +54,10 @@ pub enum Kept {
     File(SocketFile),
 }
 
-/// Binds `count` listeners to one place.
+/// Binds `count` listeners to one address.
 ///
 /// # Errors
-/// It is in use, cannot be bound, or is a name that nobody knows.
+/// It is in use, cannot be bound, or is an unknown name.
 pub fn bind(listen: &Listen, count: usize) -> Result<Listeners, StartError> {
     let addr = match listen {
         Listen::Tcp(addr) => *addr,
@@ -63,10 +67,10 @@ pub fn bind(listen: &Listen, count: usize) -> Result<Listeners, StartError> {
     when_predecessor_has_gone(|| try_bind(addr, count))
 }
 
-/// Where a name points now; to IPv4 where it points to both, as most programs do.
+/// The address of a name now; the IPv4 one where it has both kinds, as most programs do.
 ///
 /// # Errors
-/// Nowhere, as far as this host knows.
+/// It has none, as far as this host knows.
 pub(super) fn resolve(key: &'static str, name: &str, port: u16) -> Result<SocketAddr, StartError> {
     let unknown = |cause: io::Error| StartError::Unresolved {
         key,
@@ -111,8 +115,8 @@ fn try_bind(addr: SocketAddr, count: usize) -> Result<Listeners, StartError> {
         let claim = claim::take(&format!("listen/{addr}"))
             .map_err(refused)?
             .map_err(|holder| StartError::AddressInUse { at: at.clone(), holder })?;
-        // Whoever listens already is seen by a socket without SO_REUSEPORT; with SO_REUSEADDR, for the TIME_WAIT of a
-        // predecessor's connections.
+        // A socket without SO_REUSEPORT finds a process that listens already. It has SO_REUSEADDR,
+        // for the TIME_WAIT of a predecessor's connections.
         open(addr, false).map(drop).map_err(refused)?;
         Some(claim)
     };
@@ -131,7 +135,7 @@ fn try_bind(addr: SocketAddr, count: usize) -> Result<Listeners, StartError> {
 }
 
 impl Listeners {
-    /// Listens on all of them. Nobody is let in before.
+    /// Listens on all of them. No client can connect before.
     ///
     /// # Errors
     /// The address was taken meanwhile.
@@ -173,9 +177,9 @@ fn open(addr: SocketAddr, shared: bool) -> io::Result<Socket> {
     if shared {
         socket.set_reuse_port(true)?;
     }
-    // Accepted sockets inherit it: answers are small and wait for nothing.
+    // Accepted sockets inherit it: replies are small and wait for nothing.
     socket.set_tcp_nodelay(true)?;
-    // What accepted sockets inherit, too.
+    // Accepted sockets inherit it, too.
     socket.set_tcp_notsent_lowat(UNSENT_BYTES_MAX)?;
     socket.bind(&addr.into())?;
     Ok(socket)
@@ -246,7 +250,7 @@ mod tests {
         std::os::unix::net::UnixStream::connect(&path).unwrap();
         drop((sockets, kept));
         assert!(!path.exists(), "the file goes with the gateway");
-        // What a killed one leaves is replaced, and what is no socket is left alone.
+        // The file of a killed gateway is replaced, and a file that is no socket is left alone.
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         assert!(path.exists());
         drop(bind(&there, 1).unwrap());

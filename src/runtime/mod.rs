@@ -1,4 +1,4 @@
-//! The host under the gateway: what it allows, where shards run, which sockets they listen on.
+//! The host under the gateway: its limits, the CPUs of shards, and the sockets they listen on.
 //!
 //! Everything here happens once, on the starting thread, before the first shard exists.
 
@@ -26,13 +26,13 @@ pub enum StartError {
     /// The kernel or a sandbox forbids io_uring, which the executor needs.
     #[error("io_uring is not available ({cause}): {}", ring_remedy(.cause))]
     NoIoUring {
-        /// What the kernel said.
+        /// The kernel's error.
         cause: io::Error,
     },
     /// `--engine ring`, and the kernel lacks what it needs.
     #[error("the ring engine cannot run here ({cause}): {}, or --engine epoll", ring_remedy(.cause))]
     NoRing {
-        /// What is missing.
+        /// The kernel's error, or the missing feature.
         cause: io::Error,
     },
     /// RLIMIT_MEMLOCK is too low for the rings of all shards.
@@ -45,7 +45,7 @@ pub enum StartError {
     Nofile {
         /// The limit now.
         available: u64,
-        /// What the gateway itself uses.
+        /// Descriptors that the gateway itself uses.
         needed: u64,
     },
     /// More connections were asked for than the host permits.
@@ -53,9 +53,9 @@ pub enum StartError {
         "limits.connections is {wanted}, but RLIMIT_NOFILE {nofile} permits {possible}: lower it, or raise nofile (LimitNOFILE= in the systemd unit)"
     )]
     TooManyConnections {
-        /// What was asked for.
+        /// The configured number.
         wanted: usize,
-        /// What is possible.
+        /// The possible number.
         possible: usize,
         /// The hard limit.
         nofile: u64,
@@ -77,7 +77,7 @@ pub enum StartError {
     AddressInUse {
         /// The address.
         at: Listen,
-        /// Who has it, as far as can be seen.
+        /// The process that has it, as far as it can be seen.
         holder: Holder,
     },
     /// The address cannot be bound for another reason.
@@ -85,7 +85,7 @@ pub enum StartError {
     Listen {
         /// The address.
         at: Listen,
-        /// What the kernel said.
+        /// The kernel's error.
         cause: io::Error,
     },
     /// A name that points nowhere.
@@ -95,10 +95,10 @@ pub enum StartError {
         key: &'static str,
         /// The name.
         name: String,
-        /// What the resolver said.
+        /// The resolver's error.
         cause: io::Error,
     },
-    /// A name that is kept for this host points elsewhere, and anyone could be anyone.
+    /// A name that is reserved for this host points elsewhere, and any client could be any user.
     #[error(
         "listen = {name} is {at}, which is not a loopback address, and without a key the gateway runs in development mode: \
          configure a key (auth.key or auth.jwks_url, with auth.algorithm), listen on 127.0.0.1, or say --insecure if you mean it"
@@ -109,15 +109,15 @@ pub enum StartError {
         /// Where it points.
         at: Listen,
     },
-    /// The certificate, its key or the clients' authorities are no good.
+    /// The certificate, its key or the clients' authorities cannot be used.
     #[error("no TLS: {0}")]
     Tls(#[from] crate::tls::CertificatesError),
-    /// Somebody else listens on `admin.listen`.
+    /// Another process listens on `admin.listen`.
     #[error("admin.listen = {listen} is in use by {holder}: stop it, or choose another")]
     AdminInUse {
         /// Where.
         listen: String,
-        /// Who has it, as far as can be seen.
+        /// The process that has it, as far as it can be seen.
         holder: Holder,
     },
     /// `admin.listen` cannot be bound for another reason.
@@ -125,10 +125,10 @@ pub enum StartError {
     AdminListen {
         /// Where.
         listen: String,
-        /// What the system said.
+        /// The system's error.
         cause: io::Error,
     },
-    /// A list that shards cannot go by.
+    /// A list that shards cannot use.
     #[error(transparent)]
     Settings(#[from] crate::settings::SettingsError),
     /// A shard's thread, its rings or its engine could not be made.
@@ -136,7 +136,7 @@ pub enum StartError {
     Shard {
         /// Which shard.
         shard: u16,
-        /// What broke.
+        /// The error.
         cause: io::Error,
     },
     /// A limit leaves no room for the threads of all shards.
@@ -146,13 +146,13 @@ pub enum StartError {
         count: usize,
         /// How many shards.
         shards: usize,
-        /// What the kernel said.
+        /// The kernel's error.
         cause: io::Error,
     },
-    /// Redis did not let us in within `redis.start_timeout`.
+    /// Redis did not accept us within `redis.start_timeout`.
     #[error("{cause} (waited {waited:?}): start Redis, correct redis.url, or raise redis.start_timeout")]
     NoRedis {
-        /// What Redis said, or what became of asking.
+        /// The reply of Redis, or the error of the request.
         cause: String,
         /// `redis.start_timeout`.
         waited: std::time::Duration,
@@ -162,7 +162,7 @@ pub enum StartError {
     NoKeys {
         /// The URL, as it may be shown.
         url: String,
-        /// What the last try brought.
+        /// The error of the last try.
         cause: String,
         /// How long it was tried.
         waited: std::time::Duration,
@@ -175,7 +175,7 @@ pub enum StartError {
         /// The id.
         id: String,
     },
-    /// Gateways that divide channels differently do not hear each other's publications.
+    /// Gateways that divide channels differently do not receive each other's publications.
     #[error(
         "gateway {other:?} of this cluster has channels.partitions = {theirs}, this one {ours}: give all the same number, or another redis.prefix"
     )]
@@ -187,15 +187,15 @@ pub enum StartError {
         /// Ours.
         ours: u16,
     },
-    /// Its handle was told to end it.
+    /// Its handle ended it.
     #[error("told to end while starting")]
     GivenUp,
     /// Something the system should always grant.
     #[error("{what}: {cause}{}", limit_remedy(.cause))]
     System {
-        /// What was wanted.
+        /// The operation that failed.
         what: &'static str,
-        /// What the kernel said.
+        /// The kernel's error.
         cause: io::Error,
     },
 }
@@ -205,7 +205,7 @@ pub enum StartError {
 pub struct Needed {
     /// The limit now.
     pub available_kib: u64,
-    /// What `shards` take of it.
+    /// The part of it that `shards` take.
     pub needed_kib: u64,
     /// How many there shall be.
     pub shards: usize,
@@ -232,7 +232,8 @@ impl fmt::Display for Needed {
     }
 }
 
-/// What to do about an address that cannot be bound, with a colon before it; nothing where the kernel's word says it all.
+/// The remedy for an address that cannot be bound, with a colon before it; empty where the kernel's
+/// error is enough.
 fn bind_remedy(cause: &io::Error) -> &'static str {
     match cause.raw_os_error() {
         Some(libc::EACCES) => {
@@ -250,7 +251,7 @@ fn bind_remedy(cause: &io::Error) -> &'static str {
     }
 }
 
-/// What to do about a limit that a thread or a descriptor ran into, with a colon before it.
+/// The remedy for a limit that a thread or a descriptor ran into, with a colon before it.
 #[must_use]
 pub fn limit_remedy(cause: &io::Error) -> String {
     match cause.raw_os_error() {
@@ -259,7 +260,7 @@ pub fn limit_remedy(cause: &io::Error) -> String {
     }
 }
 
-/// What to do about a shard that cannot be started, with a colon before it.
+/// The remedy for a shard that cannot be started, with a colon before it.
 fn shard_remedy(cause: &io::Error) -> String {
     match cause.raw_os_error() {
         Some(_) => format!(": {}", ring_remedy(cause)),

@@ -1,4 +1,4 @@
-//! What this host allows, looked at before anything is opened.
+//! The limits of this host, looked at before anything is opened.
 
 use std::fs;
 use std::io;
@@ -7,23 +7,25 @@ use std::os::unix::net::{SocketAddr, UnixListener};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use super::cpus::{self, Places, counted};
+use super::cpus::{self, Pinning, counted};
 use super::{Needed, StartError};
 use crate::config::{Config, EngineChoice, OnHost};
 use crate::engine::{EpollEngine, RingEngine, SystemEngine};
 use crate::settings::HANDSHAKES_PER_SHARD;
 
-/// What glommio insists on, however many executors there are.
+/// The least that glommio insists on, however many executors there are.
 const MEMLOCK_KIB_MIN: u64 = 512;
-/// What the rings of one shard take of memlock with each engine, measured on Linux 6.18 and rounded up: the executor's
-/// three rings and their buffers, and the ring engine's own.
+/// Memlock that the rings of one shard take with each engine, measured on Linux 6.18 and rounded
+/// up: the executor's three rings and their buffers, and the ring engine's own.
 const MEMLOCK_KIB_PER_RING: u64 = 640;
 const MEMLOCK_KIB_PER_EPOLL: u64 = 256;
-/// The first Linux that counts the memory of rings against memlock again, and not only registered buffers.
+/// The first Linux that counts the memory of rings against memlock again, and not only registered
+/// buffers.
 const RINGS_ARE_COUNTED_SINCE: (u32, u32) = (6, 14);
-/// In `CapEff`: whoever has it is not counted.
+/// In `CapEff`: a process that has it is not limited.
 const CAP_IPC_LOCK: u32 = 14;
-/// Descriptors besides connections: logs, listeners, rings, eventfds, and room for clients that are refused politely.
+/// Descriptors besides connections: logs, listeners, rings, eventfds, and room for clients that are
+/// refused politely.
 const FILES_RESERVED: u64 = 100;
 /// Descriptors of one shard: listener, two rings and the executor's three, eventfds, duplicates.
 const FILES_PER_SHARD: u64 = 24;
@@ -38,7 +40,7 @@ pub enum EngineKind {
 }
 
 impl EngineKind {
-    /// As metrics and the log call it.
+    /// Its name in metrics and in the log.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -48,11 +50,11 @@ impl EngineKind {
     }
 }
 
-/// What the host allows this gateway.
+/// The limits of the host for this gateway.
 #[derive(Debug, Clone)]
 pub struct Host {
     /// Where shards run.
-    pub places: Places,
+    pub pinning: Pinning,
     /// The engine.
     pub engine: EngineKind,
     /// Connections that are allowed: `limits.connections`, or all that fit.
@@ -67,8 +69,8 @@ pub struct Host {
 /// The first thing that keeps the gateway from running, with its remedy.
 pub fn inspect(config: &Config) -> Result<Host, StartError> {
     check_io_uring()?;
-    let places = cpus::place(config)?;
-    let shards = places.cpus.len();
+    let pinning = cpus::plan(config)?;
+    let shards = pinning.cpus.len();
     check_threads(shards)?;
     raise(Resource::Memlock);
     let engine = choose_engine(config.engine, shards)?;
@@ -90,7 +92,7 @@ pub fn inspect(config: &Config) -> Result<Host, StartError> {
             nofile,
         });
     }
-    if let Some(remark) = &places.remark {
+    if let Some(remark) = &pinning.remark {
         log::warn!("{remark}");
     }
     log::info!(
@@ -100,19 +102,19 @@ pub fn inspect(config: &Config) -> Result<Host, StartError> {
         counted(connections_max, "connection"),
     );
     Ok(Host {
-        places,
+        pinning,
         engine,
         connections_max,
         connections_possible: possible,
     })
 }
 
-/// What a start would find, for people who ask before. Changes nothing.
+/// The values that a start would find, for a check before it. Changes nothing.
 ///
 /// # Errors
 /// A key names a CPU that this process may not use.
 pub fn foresee(config: &Config) -> Result<OnHost, StartError> {
-    let cpus = cpus::place(config)?.cpus;
+    let cpus = cpus::plan(config)?.cpus;
     let nofile = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);
     Ok(OnHost {
         connections: nofile.saturating_sub(reserve(cpus.len())) as usize,
@@ -126,7 +128,8 @@ fn reserve(shards: usize) -> u64 {
     FILES_RESERVED + FILES_PER_SHARD * shards as u64
 }
 
-/// Raises a soft limit to its hard one. Failing is not an error here: what counts is the limit afterwards.
+/// Raises a soft limit to its hard one. Failing is not an error here: what counts is the limit
+/// afterwards.
 fn raise(resource: Resource) {
     let Rlimit { maximum, .. } = getrlimit(resource);
     let _ = setrlimit(
@@ -138,8 +141,9 @@ fn raise(resource: Resource) {
     );
 }
 
-/// An executor starts a thread besides its own, and panics without it. So as many as there will be are started here first:
-/// limits of the cgroup, of the user and of the kernel are too many to compute.
+/// An executor starts a thread besides its own, and panics without it. So as many threads as there
+/// will be are started here first. The limits of the cgroup, of the user and of the kernel are too
+/// many to compute.
 fn check_threads(shards: usize) -> Result<(), StartError> {
     const BESIDES: usize = 4;
     let count = 2 * shards + BESIDES;
@@ -168,7 +172,8 @@ fn check_io_uring() -> Result<(), StartError> {
         .map_err(|cause| StartError::NoIoUring { cause })
 }
 
-/// What to do about a ring that cannot be made, by what the kernel said; each errno has several causes, and a file.
+/// The remedy for a ring that cannot be made, by the kernel's error; each errno has several causes,
+/// and a file.
 pub(super) fn ring_remedy(cause: &io::Error) -> &'static str {
     let disabled = fs::read_to_string("/proc/sys/kernel/io_uring_disabled").unwrap_or_default();
     match (cause.raw_os_error(), disabled.trim()) {
@@ -212,8 +217,9 @@ fn choose_engine(choice: EngineChoice, shards: usize) -> Result<EngineKind, Star
     }
 }
 
-/// What a start needed that ran out of memlock all the same: another process of this user has taken some, such as a second
-/// gateway, or one that has just ended and whose rings the kernel still takes down.
+/// The memlock that a start needed and did not get, although the check passed. Another process of
+/// this user has taken some. It is a second gateway, say, or one that has just ended and whose
+/// rings the kernel still takes down.
 pub fn out_of_memlock(engine: EngineKind, shards: usize) -> StartError {
     Memlock::now().too_little(shards, engine == EngineKind::Ring)
 }
@@ -270,7 +276,8 @@ fn version(release: &str) -> Option<(u32, u32)> {
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
-/// Makes a ring engine and lets it go: the only way to know is to try. It listens where nobody can connect by chance.
+/// Makes a ring engine and drops it: only a try tells. It listens where no client can connect by
+/// chance.
 fn try_ring() -> io::Result<()> {
     let name = format!("shardgate/probe/{}/{:x}", std::process::id(), getrandom::u64()?);
     let listener = UnixListener::bind_addr(&SocketAddr::from_abstract_name(name)?)?;

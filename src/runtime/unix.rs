@@ -11,8 +11,8 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::claim::{self, Claim, Holder};
 
-/// The file of a Unix socket of ours, and what keeps other gateways from it. Dropping it removes the file, if it is still
-/// the one that we made.
+/// The file of a Unix socket of ours, and the claim that keeps other gateways from it. Dropping it
+/// removes the file, if it is still the one that we made.
 #[derive(Debug)]
 pub struct SocketFile {
     pub(super) path: PathBuf,
@@ -28,10 +28,11 @@ impl Drop for SocketFile {
     }
 }
 
-/// Binds a socket to a path; it does not listen yet. A file that a killed gateway left there is replaced.
+/// Binds a socket to a path; it does not listen yet. A file that a killed gateway left there is
+/// replaced.
 ///
 /// # Errors
-/// The system refuses; within, who listens there.
+/// The system refuses. The inner error is the process that listens there.
 pub(super) fn bind(path: &Path) -> io::Result<Result<(Socket, SocketFile), Holder>> {
     let claim = match claim(path)? {
         Ok(claim) => claim,
@@ -58,8 +59,8 @@ pub(super) fn bind(path: &Path) -> io::Result<Result<(Socket, SocketFile), Holde
     Ok(Ok((socket, file)))
 }
 
-/// Two gateways that start at the same moment and both find a stale file meet in this claim: else the second would take the
-/// first one's file away.
+/// Two gateways that start at the same moment and both find a stale file meet in this claim.
+/// Without it the second would take the first one's file away.
 fn claim(path: &Path) -> io::Result<Result<Claim, Holder>> {
     let mut hasher = DefaultHasher::new();
     std::path::absolute(path)?.hash(&mut hasher);
@@ -67,7 +68,8 @@ fn claim(path: &Path) -> io::Result<Result<Claim, Holder>> {
     claim::take(&format!("admin/{:016x}", hasher.finish()))
 }
 
-/// True if a socket lies there that nobody listens on: its owner was killed. A file of another kind is not ours to touch.
+/// True if a socket without a listener lies there: its owner was killed. A file of another kind is
+/// not ours to touch.
 fn is_stale(path: &Path) -> io::Result<bool> {
     if !fs::symlink_metadata(path)?.file_type().is_socket() {
         let words = "there is a file that is not a socket";
