@@ -1,12 +1,13 @@
 //! Names of things: shards, connections, users, messages.
 //!
-//! Pure. [`IdSource`] is owned by one shard; it is seeded from outside, so that a simulation can repeat itself.
+//! Pure. [`IdSource`] is owned by one shard; it is seeded from outside, so that a simulation can
+//! repeat itself.
 
 use std::fmt;
 
 use uuid::Uuid;
 
-/// A shard's place in its gateway, counted from 0.
+/// A shard's index in its gateway, counted from 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ShardId(pub u16);
 
@@ -23,8 +24,8 @@ impl fmt::Display for ShardId {
     }
 }
 
-/// Names one socket of one shard's engine. The generation differs each time a slot is used again, so that
-/// a late completion or a late lane item never reaches the slot's next tenant.
+/// Names one socket of one shard's engine. The generation differs each time a slot is used again.
+/// So a late completion or a late lane item never reaches the slot's next tenant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct SocketKey {
     /// Index into the engine's slab, and into the shard's parallel table of connections.
@@ -37,7 +38,8 @@ pub struct SocketKey {
 const SYSTEM_SLOT: u32 = u32::MAX;
 
 impl SocketKey {
-    /// Stands where a sender's connection is named, for a sender who has none: an administrator's request, by its ticket.
+    /// Stands for the sender's connection where there is none: an administrator's request, by its
+    /// ticket.
     pub fn of_system(ticket: u32) -> Self {
         SocketKey {
             slot: SYSTEM_SLOT,
@@ -62,8 +64,9 @@ pub fn is_valid_user_id(user: &str) -> bool {
     is_valid_name(user, USER_ID_BYTES_MAX)
 }
 
-/// True for a valid user id that looks like what it is: no outer spaces, which nobody sees, and no format characters, by which two
-/// ids can look the same, or one like another read backwards.
+/// True for a valid user id that looks like what it is. It has no outer spaces, which are
+/// invisible. It has no format characters, by which two ids can look the same, or one like another
+/// read backwards.
 pub fn is_plain_user_id(user: &str) -> bool {
     let has_format = |user: &str| !user.is_ascii() && user.chars().any(is_format);
     is_valid_user_id(user) && user.trim().len() == user.len() && !has_format(user)
@@ -104,7 +107,8 @@ pub fn is_valid_channel(channel: &str) -> bool {
 }
 
 fn is_valid_name(name: &str, bytes_max: usize) -> bool {
-    // Most names are plain ASCII, which is told without decoding; 0x7f is a control character too.
+    // Most names are plain ASCII, which is checked without decoding; 0x7f is a control character
+    // too.
     let plain = |name: &str| name.bytes().fold(true, |plain, b| plain & (0x20..0x7f).contains(&b));
     (1..=bytes_max).contains(&name.len()) && (plain(name) || !name.chars().any(char::is_control))
 }
@@ -114,7 +118,8 @@ fn is_valid_name(name: &str, bytes_max: usize) -> bool {
 pub struct IdSource {
     rng: fastrand::Rng,
     millis: u64,
-    /// Counts ids within one millisecond; begins at random in its lower half, so that it has room and is not guessed.
+    /// Counts ids within one millisecond. It begins at random in its lower half, so that it has
+    /// room and cannot be guessed.
     counter: u32,
 }
 
@@ -139,8 +144,8 @@ impl IdSource {
             self.millis += 1;
             self.counter = 0;
         }
-        // 74 bits are ours: 32 of counter, then chance. The uuid crate sets version and variant over
-        // four bits of byte 0 and two of byte 2, so the counter is spread around them.
+        // 74 bits are ours: 32 of counter, then chance. The uuid crate sets version and variant
+        // over four bits of byte 0 and two of byte 2, so the counter is spread around them.
         let [a, b, c, d] = self.counter.to_be_bytes();
         let chance = self.rng.u64(..).to_be_bytes();
         let bytes = [

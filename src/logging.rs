@@ -1,9 +1,11 @@
 //! The log: how its lines look, and the one thread that writes them.
 //!
-//! Nobody waits for whoever reads the log: a line is handed over, or dropped and counted. A terminal that stands still, a pipe that
-//! nobody reads and a full disk cost lines and nothing else.
+//! No thread waits for the reader of the log: a line is queued for the writer, or dropped and
+//! counted. A terminal that stands still, a pipe without a reader and a full disk cost lines and
+//! nothing else.
 //!
-//! The log is the process's and not a gateway's, as the `log` crate's logger is: two gateways in one process share it.
+//! The log is the process's and not a gateway's, as the `log` crate's logger is: two gateways in
+//! one process share it.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::fs::File;
@@ -21,15 +23,17 @@ use log::{LevelFilter, Record};
 
 use crate::config::LogFormat;
 
-/// What may wait to be written: some thousand lines, more than a second of the busiest log that there is.
+/// Bytes that may wait to be written: some thousand lines, more than a second of the busiest log
+/// that there is.
 const WAITING_BYTES_MAX: usize = 1 << 20;
-/// Lines that wait are written together, up to so many bytes at once.
+/// Waiting lines are written together, up to this many bytes at once.
 const WRITE_BYTES_MAX: usize = 64 * 1024;
-/// How long the writer pauses when it cannot write now, as somebody else made stderr non-blocking.
+/// How long the writer pauses when it cannot write now, as another process made stderr
+/// non-blocking.
 const PAUSE: Duration = Duration::from_millis(10);
-/// That lines were dropped is said at most this often.
+/// Dropped lines are reported at most this often.
 const TELL_EVERY: Duration = Duration::from_secs(1);
-/// How long the last words before a panic ends its thread may take.
+/// How long the last lines before a panic ends its thread may take.
 const PANIC_FLUSH: Duration = Duration::from_secs(1);
 
 static LOG: OnceLock<(LogFormat, Queue)> = OnceLock::new();
@@ -37,11 +41,11 @@ static LOG: OnceLock<(LogFormat, Queue)> = OnceLock::new();
 enum Job {
     /// A whole line, its end included.
     Line(Box<[u8]>),
-    /// Tells when everything before it is written, or given up.
+    /// Replies when everything before it is written, or given up.
     Flush(Sender<()>),
 }
 
-/// What threads hand their lines to. Its bound is in bytes, as lines may be long.
+/// The queue from all threads to the writer. Its bound is in bytes, as lines may be long.
 #[derive(Clone)]
 struct Queue {
     jobs: Sender<Job>,
@@ -71,11 +75,12 @@ pub fn lines_dropped() -> u64 {
     LOG.get().map_or(0, |(_, queue)| queue.counts.dropped.load(Relaxed))
 }
 
-/// Begins to write the log to stderr, by the level that `log` has at each moment. Lines of other crates appear from `warn` on only: they
-/// say what is nobody's business, such as a URL with the key in it. rustls says nothing.
+/// Begins to write the log to stderr, by the level that `log` has at each moment. Lines of other
+/// crates appear from `warn` on only: below, they may print secrets, such as a URL with the key in
+/// it. rustls logs nothing.
 ///
 /// # Errors
-/// Stderr is closed, or there is no thread to be had.
+/// Stderr is closed, or no thread can be started.
 pub fn start(format: LogFormat) -> io::Result<()> {
     // A descriptor of its own: the lock of std's stderr would be held for as long as a write takes.
     let out = File::from(io::stderr().as_fd().try_clone_to_owned()?);
@@ -92,7 +97,8 @@ pub fn start(format: LogFormat) -> io::Result<()> {
     env_logger::Builder::new()
         .filter_level(LevelFilter::Warn)
         .filter_module("shardgate", LevelFilter::Trace)
-        // It warns of each record that it did not expect, so strangers would write our log. The gateway counts those itself.
+        // It warns of each unexpected record, so unauthenticated peers would fill our log. The
+        // gateway counts those itself.
         .filter_module("rustls", LevelFilter::Off)
         .target(Target::Pipe(Box::new(Lines(queue))))
         .format(move |out, record| match format {
@@ -113,7 +119,7 @@ pub fn start(format: LogFormat) -> io::Result<()> {
     Ok(())
 }
 
-/// Says why the program ends, whatever the level. Follows [`start`].
+/// Logs why the program ends, at any level. Follows [`start`].
 pub fn say_last(cause: &str) {
     match LOG.get() {
         Some((LogFormat::Json, _)) => {
@@ -125,7 +131,7 @@ pub fn say_last(cause: &str) {
     }
 }
 
-/// Waits until what was said so far is written, but no longer than this. For the end of the program.
+/// Waits until all lines so far are written, but no longer than this. For the end of the program.
 pub fn flush(within: Duration) {
     let (done, written) = bounded(1);
     if let Some((_, queue)) = LOG.get()
@@ -156,7 +162,7 @@ struct Writer<W> {
     buffer: Vec<u8>,
     /// Lines in it.
     lines: u64,
-    /// So many dropped lines were told of, and when.
+    /// The number of dropped lines that was last reported, and when.
     told: u64,
     told_at: Option<Instant>,
 }
@@ -209,7 +215,7 @@ impl<W: Write> Writer<W> {
         self.lines = 0;
     }
 
-    /// Somebody reads again: they shall know that they have not seen all.
+    /// The log is read again: the reader shall know that lines are missing.
     fn tell_dropped(&mut self) {
         let dropped = self.counts.dropped.load(Relaxed);
         let is_due = self.told_at.is_none_or(|at| at.elapsed() >= TELL_EVERY);
@@ -235,13 +241,14 @@ fn write_patiently(out: &mut impl Write, mut bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// `[2026-11-29T12:00:00.000Z DEBUG shardgate::shard] connected user="alice" address=192.0.2.1:50000`
+/// `[2026-11-29T12:00:00.000Z DEBUG shardgate::shard] connected user="alice"
+/// address=192.0.2.1:50000`
 fn write_text(out: &mut Formatter, record: &Record<'_>) -> io::Result<()> {
     struct Fields<'a>(&'a mut Formatter);
 
     impl<'kvs> VisitSource<'kvs> for Fields<'_> {
         fn visit_pair(&mut self, key: Key<'kvs>, value: Value<'kvs>) -> Result<(), log::kv::Error> {
-            // Names of users are theirs to choose: quoted, they begin no line of their own.
+            // Users choose their names: quoted, they begin no line of their own.
             let written = match value.to_borrowed_str() {
                 Some(text) => write!(self.0, " {key}={text:?}"),
                 None => write!(self.0, " {key}={value}"),

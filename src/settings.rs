@@ -1,4 +1,4 @@
-//! What shards go by, made of the configuration and of what the host permits.
+//! The settings of shards, made of the configuration and of the host's limits.
 //!
 //! Immutable; shared by `Arc`, and replaced as a whole when the configuration is read again.
 
@@ -17,10 +17,11 @@ use crate::tls::ServerConfig;
 use crate::wire::ws::credentials::Credentials;
 use crate::wire::ws::head::Policy;
 
-/// `limits.handshakes` of a shard where nothing is configured: 10,000 connects per second that take 400 ms each.
+/// `limits.handshakes` of a shard if none is configured: 10,000 connects per second that take 400
+/// ms each.
 pub const HANDSHAKES_PER_SHARD: usize = 4096;
 
-/// What a shard goes by; replaced as a whole when the configuration is read again.
+/// The settings of a shard; replaced as a whole when the configuration is read again.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// Limits of connections, users and handshakes.
@@ -37,7 +38,7 @@ pub struct Settings {
     pub cookie: String,
     /// A handshake without a token is refused.
     pub token_required: bool,
-    /// Browsers whose credential is refused hear it by a close code.
+    /// Browsers whose credential is refused get a close code instead of an HTTP status.
     pub browser_close: bool,
     /// User ids may have format characters and outer spaces.
     pub any_user_id: bool,
@@ -47,27 +48,28 @@ pub struct Settings {
     pub admin_local_only: bool,
     /// Allowed origins.
     pub origins: OriginPolicy,
-    /// Whose word about clients' addresses is believed.
+    /// Proxies that are trusted to name their clients' addresses.
     pub proxies: Networks,
     /// Channels that every user may subscribe to.
     pub subscribe: Patterns,
     /// Channels that every user may publish to.
     pub publish: Patterns,
-    /// Users that every user may write to, where the token says nothing.
+    /// Users that every user may write to, unless the token lists its own.
     pub send: Patterns,
-    /// Users that every user may see, where the token says nothing.
+    /// Users that every user may see, unless the token lists its own.
     pub see: Patterns,
     /// Serve `/echo`.
     pub echo: bool,
-    /// What new connections begin TLS with; `None`: they speak plain text.
+    /// The TLS configuration of new connections; `None`: plain text.
     pub tls: Option<Arc<ServerConfig>>,
-    /// Who may administer; `None`: there is no admin API.
+    /// The secret of administrators; `None`: there is no admin API.
     pub admin_token: Option<Secret>,
     /// Administrators and their tools have a listener of their own.
     pub admin_elsewhere: bool,
 }
 
-/// Lists that no shard can go by. The configuration room refuses them earlier and with their place.
+/// Lists that a shard cannot use. The configuration room refuses them earlier and with their
+/// source.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum SettingsError {
     /// `origins` has an entry that is no origin.
@@ -94,7 +96,8 @@ pub enum SettingsError {
 }
 
 impl Settings {
-    /// What `config` says, with at most `connections_max` connections. With a JWKS URL no key is known.
+    /// The settings of `config`, with at most `connections_max` connections. With a JWKS URL no key
+    /// is known.
     ///
     /// # Errors
     /// Origins, proxies, patterns or the key cannot be understood.
@@ -114,7 +117,7 @@ impl Settings {
         let auth = Verifier::new(&config.auth, fetched)?;
         let development = auth.is_none();
         let local_only = development && !config.insecure;
-        // Browsers reach no Unix socket, and an address that is meant for others has names of others.
+        // Browsers reach no Unix socket. An address for other hosts has names of other hosts.
         let is_loopback = |listen: &Listen| !matches!(listen, Listen::Unix(_)) && listen.is_local();
         let admin_local_only = local_only && config.admin.listen.as_ref().is_some_and(is_loopback);
         let channels = &config.channels;
@@ -143,7 +146,7 @@ impl Settings {
         })
     }
 
-    /// The same with TLS, or without. The certificates are read by whoever looks after them.
+    /// The same with TLS, or without. The control thread reads the certificates.
     #[must_use]
     pub fn with_tls(self, tls: Option<Arc<ServerConfig>>) -> Self {
         let origins = self.origins.over_tls(tls.is_some());
@@ -151,8 +154,8 @@ impl Settings {
     }
 }
 
-/// What is configured; where nothing is, every channel in development mode, in which a permission would keep out nobody
-/// who takes another name, and else none.
+/// The configured patterns. Without any: every channel in development mode, and else none. In
+/// development mode a permission would keep nobody out who takes another name.
 fn patterns(configured: Option<&[String]>, development: bool) -> Result<Patterns, PatternError> {
     match configured {
         Some(patterns) => Patterns::parse(patterns),

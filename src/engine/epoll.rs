@@ -1,10 +1,12 @@
 //! The engine for kernels that refuse io_uring: one level-triggered epoll set per shard.
 //!
-//! Owns the listener, the sockets, one receive buffer for all of them, and the bytes that did not fit at once.
+//! Owns the listener, the sockets, one receive buffer for all of them, and the bytes that did not
+//! fit at once.
 //!
-//! Invariant *quiet*: epoll reports errors and hang-ups whether asked or not, again and again. So a socket is in the set
-//! only while something is wanted of it, or with `EPOLLONESHOT`, which silences it altogether once it has fired.
-//! Only a socket that receives a stream is watched without `EPOLLONESHOT`; it leaves the set when it ends.
+//! Invariant *quiet*: epoll reports errors and hang-ups whether asked or not, again and again. So a
+//! socket is in the set only while something is wanted of it, or with `EPOLLONESHOT`, which
+//! silences it altogether once it has fired. Only a socket that receives a stream is watched
+//! without `EPOLLONESHOT`; it leaves the set when it ends.
 
 use std::collections::VecDeque;
 use std::io;
@@ -16,24 +18,26 @@ use super::sends::Sends;
 use super::slab::{CLOSING, ENDED, Entry, RECEIVING, SENDING, STREAM, Slab, WAITING};
 use super::{Engine, EngineStats, Event, Payload, SendStatus, SocketKey, SystemEngine, Waker, sys};
 
-/// Sockets that one turn looks at; the kernel keeps the others in line, so none starves.
+/// Sockets that one turn looks at; the kernel keeps the others queued, so none starves.
 const EVENTS_MAX: usize = 1024;
 
-/// Connections accepted per turn. Each costs some tens of microseconds, and under a flood as much again to close somebody else.
+/// Connections accepted per turn. Each costs some tens of microseconds, and under a flood as much
+/// again to close another connection.
 const ACCEPTS_MAX: usize = 8;
 
-/// The most that is received from one socket at once. Who fills it is a bulk sender. With 64 KiB, a default TCP window, others
-/// waited for 10,000 fragments of nothing at once, half a millisecond.
+/// The most bytes that one receive of one socket takes. A socket that fills them is a bulk sender.
+/// With 64 KiB, a default TCP window, other sockets waited for 10,000 tiny fragments at once, half
+/// a millisecond.
 const BUFFER_BYTES: usize = 16 * 1024;
 
-/// Bulk senders that are looked at for one that has something.
+/// Bulk senders that one call looks at to find one with bytes.
 const BULK_LOOKS: usize = 32;
 
 // Values of `epoll_data` beside keys. A key's upper half is its generation, which has 24 bits.
 const LISTENER: u64 = u64::MAX;
 const WAKE: u64 = u64::MAX - 1;
 
-// What the kernel was last told of a socket (`Entry::watch`).
+// The events that the kernel was last asked to report of a socket (`Entry::watch`).
 const WATCH_IN: u8 = 1;
 const WATCH_OUT: u8 = 2;
 const WATCH_ONCE: u8 = 4;
@@ -54,7 +58,7 @@ fn key_of(data: u64) -> SocketKey {
     }
 }
 
-/// What the owner's calls led to; reported by the next `next_event`.
+/// Events that the owner's own calls caused; reported by the next `next_event`.
 enum Local {
     Closed(SocketKey),
     Ended(SocketKey, io::Error),
@@ -73,18 +77,19 @@ pub struct EpollEngine {
     slab: Slab,
     sends: Sends,
     buffer: Box<[u8]>,
-    /// What the kernel reported this turn, from `at` on not handled yet.
+    /// The events that the kernel reported this turn. Those from `at` on are not handled yet.
     events: Vec<libc::epoll_event>,
     at: usize,
-    /// The event at `at` has had its chance to send.
+    /// The event at `at` was already tried for sending.
     send_handled: bool,
     local: VecDeque<Local>,
-    /// Bulk senders, in turn; the kernel goes on to report them, to no effect.
+    /// Bulk senders, round-robin. The kernel goes on to report them, to no effect.
     bulk: VecDeque<SocketKey>,
     /// Connections that this turn may still accept.
     accepts_left: usize,
     accept_paused: bool,
-    /// The kernel goes on to report the listener, so that a wait is none; who holds accepts has work.
+    /// Accepts are held back. The kernel goes on to report the listener, so a wait would return at
+    /// once: an owner that holds accepts has work.
     accept_held: bool,
     waker: Waker,
     stats: EngineStats,
@@ -103,7 +108,7 @@ impl Epoll {
         // SAFETY: no pointers; the result is checked before it is owned (every test makes one).
         let fd = sys::check(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) })?;
         Ok(Epoll {
-            // SAFETY: `fd` was just made and nobody else owns it; `leaks_no_descriptor` would break.
+            // SAFETY: `fd` was just made and has no other owner; `leaks_no_descriptor` would break.
             fd: unsafe { OwnedFd::from_raw_fd(fd) },
             coarse: false,
             syscalls: 0,
@@ -113,7 +118,8 @@ impl Epoll {
     fn control(&mut self, op: libc::c_int, fd: RawFd, events: u32, data: u64) -> io::Result<()> {
         let mut event = libc::epoll_event { events, u64: data };
         self.syscalls += 1;
-        // SAFETY: the event is alive for the call and the kernel copies it (`receives_a_stream` would break).
+        // SAFETY: the event is alive for the call and the kernel copies it (`receives_a_stream`
+        // would break).
         sys::check(unsafe { libc::epoll_ctl(self.fd.as_raw_fd(), op, fd, &raw mut event) }).map(drop)
     }
 
@@ -132,7 +138,8 @@ impl Epoll {
         };
         match count {
             Ok(count) => {
-                // SAFETY: the kernel wrote `count` elements, at most the capacity (`receives_a_stream` would break).
+                // SAFETY: the kernel wrote `count` elements, at most the capacity
+                // (`receives_a_stream` would break).
                 unsafe { events.set_len(count) };
                 Ok(())
             }
@@ -147,7 +154,8 @@ impl Epoll {
 
     fn wait_coarse(&self, events: &mut Vec<libc::epoll_event>, millis: libc::c_int) -> io::Result<usize> {
         let room = events.capacity().min(EVENTS_MAX) as libc::c_int;
-        // SAFETY: there is room for `room` elements at the pointer (`receives_a_stream` would break).
+        // SAFETY: there is room for `room` elements at the pointer (`receives_a_stream` would
+        // break).
         let count = sys::check(unsafe { libc::epoll_wait(self.fd.as_raw_fd(), events.as_mut_ptr(), room, millis) })?;
         Ok(count as usize)
     }
@@ -158,8 +166,9 @@ impl Epoll {
             tv_sec: wait.as_secs().min(i64::MAX as u64) as libc::time_t,
             tv_nsec: libc::c_long::from(wait.subsec_nanos() as i32),
         };
-        // SAFETY: room as above; the timeout is alive for the call; no signal mask (`wakes_while_waiting` would break).
-        // By number, as the C library may be older than the kernel.
+        // SAFETY: room as above; the timeout is alive for the call; no signal mask
+        // (`wakes_while_waiting` would break). By number, as the C library may be older than the
+        // kernel.
         let count = sys::check(unsafe {
             libc::syscall(
                 libc::SYS_epoll_pwait2,
@@ -174,7 +183,7 @@ impl Epoll {
         Ok(count as usize)
     }
 
-    /// Tells the kernel what is wanted of a socket, if that is not what it knows already.
+    /// Registers the events that are wanted of a socket, if the kernel does not have them already.
     fn watch(&mut self, key: SocketKey, entry: &mut Entry) -> io::Result<()> {
         let wants_in = entry.any(RECEIVING) && !entry.any(ENDED);
         let mut want = 0;
@@ -197,7 +206,7 @@ impl Epoll {
             if silent {
                 return Ok(());
             }
-            // Without this it would go on to report a hang-up that nobody takes.
+            // Without this the kernel would go on to report a hang-up that the owner does not take.
             want = 0;
             libc::EPOLL_CTL_DEL
         } else if known == want | WATCH_MEMBER {
@@ -217,7 +226,7 @@ impl Epoll {
 }
 
 impl EpollEngine {
-    /// As [`Epoll::watch`]; that the kernel refuses (out of memory) ends the socket.
+    /// As [`Epoll::watch`]; a refusal of the kernel (out of memory) ends the socket.
     fn watch(&mut self, key: SocketKey) {
         let Some(entry) = self.slab.open(key) else {
             return;
@@ -299,7 +308,8 @@ impl EpollEngine {
         }
     }
 
-    /// One step for the event at `at`: sending first; receiving, and on to the next event, with the call after a `Sent`.
+    /// One step for the event at `at`: sending first. Receiving comes with the call after a `Sent`,
+    /// which then goes on to the next event.
     fn ready(&mut self, key: SocketKey, events: u32) -> Option<Found> {
         let Some(entry) = self.slab.open(key) else {
             // Closed, or gone and used again, since the kernel reported it.
@@ -349,7 +359,8 @@ impl EpollEngine {
                     error: Some(error),
                 })
             }
-            // `Ended` comes at most once, and an owner that waits for this send to end must hear of it.
+            // `Ended` comes at most once, and an owner that waits for this send to end must be
+            // notified.
             _ => Some(Event::Sent { key, payload }),
         }
     }
@@ -382,7 +393,7 @@ impl EpollEngine {
     }
 
     fn next_of_bulk(&mut self) -> Option<Found> {
-        // Those that have nothing after all leave the line.
+        // Bulk senders whose receive finds nothing leave the queue.
         for _ in 0..BULK_LOOKS {
             let key = self.bulk.pop_front()?;
             if let Some(entry) = self.slab.open(key) {
@@ -419,7 +430,8 @@ impl EpollEngine {
             self.sends.finish(entry.end_send());
         }
         if entry.watch & WATCH_MEMBER != 0 {
-            // Closing takes it out of the set only if nobody else has the socket open, a forked child for one.
+            // Closing takes it out of the set only if no other process, such as a forked child, has
+            // the socket open.
             let fd = entry.raw_fd();
             let _ = self.epoll.control(libc::EPOLL_CTL_DEL, fd, 0, 0);
         }
@@ -453,7 +465,7 @@ impl Engine for EpollEngine {
     }
 
     fn submit(&mut self) -> io::Result<()> {
-        // Whatever could leave has left.
+        // All bytes that could leave have left.
         Ok(())
     }
 
@@ -536,7 +548,7 @@ impl Engine for EpollEngine {
         if let Some(entry) = self.slab.open(key) {
             debug_assert!(!entry.any(SENDING), "finish before the send ended on {key:?}");
             if let Some(fd) = entry.fd() {
-                // Fails only if the socket is broken already, which receiving tells.
+                // Fails only if the socket is broken already, which the next receive reports.
                 let _ = sys::shutdown(fd, Shutdown::Write);
                 self.stats.syscalls += 1;
             }
@@ -566,7 +578,7 @@ impl Engine for EpollEngine {
             let added = self.epoll.control(libc::EPOLL_CTL_ADD, fd, events, LISTENER);
             self.accept_paused = false;
             if added.is_err() {
-                // Out of memory: the next `accept` says so, and pauses again.
+                // Out of memory: the next `accept` reports it, and pauses again.
                 self.accepts_left = 1;
             }
         }
@@ -622,7 +634,7 @@ impl SystemEngine for EpollEngine {
     }
 
     fn prepare_park(&mut self) -> bool {
-        // What the kernel has is told by the set itself, which stays readable until it was asked.
+        // Events that the kernel holds make the set itself readable, until they are fetched.
         !self.has_work()
     }
 

@@ -1,14 +1,20 @@
 //! Socket engines: accept, receive, send, close. Nothing else.
 //!
-//! An engine is owned by one shard thread, from creation to drop, and never leaves it; only [`Waker`]
-//! may be used from other threads. It knows no frames, users or limits: bytes in, bytes out, by [`SocketKey`].
+//! An engine is owned by one shard thread, from creation to drop, and never leaves it; only
+//! [`Waker`] may be used from other threads. It knows no frames, users or limits: bytes in, bytes
+//! out, by [`SocketKey`].
 //!
-//! One turn of the shard is: [`Engine::turn`] (submit everything, reap), then [`Engine::next_event`] until it
-//! returns `None`, then [`Engine::next_bulk`] for as long as the turn may take, then `send`/`receive_*`/`finish`/`close` calls,
-//! which are collected and leave with the next `turn`.
+//! One turn of the shard has three steps:
 //!
-//! Who fills a receive has more behind it: a bulk sender. What it sends is not in line with what others say but waits for
-//! `next_bulk`, where bulk senders take turns, so that nobody waits for more than a share of each.
+//! 1. [`Engine::turn`] submits everything and reaps.
+//! 2. [`Engine::next_event`] is called until it returns `None`, then [`Engine::next_bulk`] for as
+//!    long as the turn may take.
+//! 3. `send`, `receive_*`, `finish` and `close` calls are collected; they leave with the next
+//!    `turn`.
+//!
+//! A *bulk sender* is a connection whose receive came back full: more bytes are behind it. Its
+//! bytes are not delivered by `next_event` but by `next_bulk`, round-robin, after all other events.
+//! So another connection waits for at most one share of each bulk sender.
 //!
 //! Life of a socket:
 //!
@@ -48,12 +54,12 @@ pub use epoll::EpollEngine;
 pub use ring::RingEngine;
 pub use waker::Waker;
 
-/// What came of [`Engine::send`].
+/// The result of [`Engine::send`].
 #[derive(Debug)]
 pub enum SendStatus {
-    /// In flight: an [`Event::Sent`] or [`Event::Ended`] follows, and no other send may start before it.
-    /// Once `Ended` was reported, a send that fails comes back as `Sent`, as `Ended` comes at most once; and so does one of a bulk
-    /// sender, whose `Ended` comes behind its bytes.
+    /// In flight: an [`Event::Sent`] or [`Event::Ended`] follows, and no other send may start
+    /// before it. `Ended` comes at most once. So a send that fails after `Ended` was reported comes
+    /// back as `Sent`. So does one of a bulk sender, whose `Ended` comes behind its bytes.
     InFlight,
     /// The kernel took everything at once; the socket is free for the next send.
     Done(Payload),
@@ -67,31 +73,34 @@ pub enum Event<'a> {
         /// The new socket.
         key: SocketKey,
     },
-    /// `accept` failed (out of descriptors, say) and stopped; [`Engine::resume_accept`] starts it again.
+    /// `accept` failed, for example out of descriptors, and stopped; [`Engine::resume_accept`]
+    /// starts it again.
     AcceptPaused {
         /// Why.
         error: io::Error,
     },
-    /// Bytes arrived. The buffer may be written to (unmasked in place) and goes back to the engine with the next call.
+    /// Bytes arrived. The owner may overwrite the buffer to unmask it. The buffer goes back to the
+    /// engine with the next call.
     Received {
         /// Which socket.
         key: SocketKey,
         /// The bytes, at least one.
         bytes: &'a mut [u8],
     },
-    /// The send in flight is complete. Also reported for a socket being closed, if the send got through.
+    /// The send in flight is complete. Also reported for a socket being closed, if the send got
+    /// through.
     Sent {
         /// Which socket.
         key: SocketKey,
         /// The buffer, for use again.
         payload: Payload,
     },
-    /// The peer ended its side (`error` is `None`), or the socket broke. Nothing more is received; the owner must `close`.
-    /// At most once per socket.
+    /// The peer ended its side (`error` is `None`), or the socket broke. Nothing more is received;
+    /// the owner must `close`. At most once per socket.
     Ended {
         /// Which socket.
         key: SocketKey,
-        /// What broke, if it broke.
+        /// The error, if the connection broke.
         error: Option<io::Error>,
     },
     /// A socket that `close` was called for is gone; its slot is free.
@@ -112,22 +121,25 @@ pub struct EngineStats {
     pub short_sends: u64,
 }
 
-/// What a turn needs of an engine. All calls come from the owning shard's thread.
+/// The calls of an engine that a turn makes. All calls come from the owning shard's thread.
 ///
-/// Calls with a key whose generation is stale are ignored (`send` gives `Done`, `detach` gives `None`).
+/// Calls with a key whose generation is stale are ignored (`send` gives `Done`, `detach` gives
+/// `None`).
 pub trait Engine {
-    /// Submits what was collected and reaps what completed; waits up to `wait` if there is nothing (`None`: does not wait).
-    /// A wait also ends when [`Waker::wake`] is called, and may end early for no reason of the engine's: a signal, or a
-    /// completion of the executor's own ring. After a wait the engine's waker is set to running.
+    /// Submits collected calls and reaps completed ones; waits up to `wait` if there is nothing
+    /// (`None`: does not wait). A wait also ends when [`Waker::wake`] is called. It may end early
+    /// for reasons outside the engine: a signal, or a completion of the executor's own ring. After
+    /// a wait the engine's waker is set to running.
     ///
     /// # Errors
     /// Only for faults of the engine itself, after which the shard cannot go on.
     fn turn(&mut self, wait: Option<Duration>) -> io::Result<()>;
 
-    /// The next event of this turn. At most a bounded number per turn: what is over stays for the next one.
+    /// The next event of this turn. Their number per turn is bounded; the remaining events stay for
+    /// the next turn.
     fn next_event(&mut self) -> Option<Event<'_>>;
 
-    /// Lets what was collected leave now, in the middle of a turn, and reaps nothing.
+    /// Submits the collected calls now, in the middle of a turn, and reaps nothing.
     ///
     /// # Errors
     /// As [`Engine::turn`].
@@ -136,8 +148,9 @@ pub trait Engine {
     /// True if [`Engine::next_bulk`] may have something.
     fn has_bulk(&self) -> bool;
 
-    /// The next bytes of a bulk sender, or what comes behind them; each bulk sender in turn. Comes after `next_event` gave
-    /// `None`, or was asked often enough; what is not taken stays.
+    /// The next bytes of a bulk sender, or the event behind them; bulk senders are served
+    /// round-robin. Called after `next_event` gave `None` or was called often enough for this turn.
+    /// Events that are not taken stay.
     fn next_bulk(&mut self) -> Option<Event<'_>>;
 
     /// Takes over an accepted, non-blocking socket from another shard. Nothing is armed for it.
@@ -150,7 +163,8 @@ pub trait Engine {
     /// `None`, and nothing changes, while a receive is armed or a send is in flight.
     fn detach(&mut self, key: SocketKey) -> Option<OwnedFd>;
 
-    /// Receives once: exactly one [`Event::Received`] or [`Event::Ended`] follows, then nothing is armed.
+    /// Receives once: exactly one [`Event::Received`] or [`Event::Ended`] follows, then nothing is
+    /// armed.
     fn receive_once(&mut self, key: SocketKey);
 
     /// Receives until the end of the socket. Survives lack of buffers by itself.
@@ -159,26 +173,30 @@ pub trait Engine {
     /// Sends all of `payload` (never empty). At most one send per socket may be in flight.
     fn send(&mut self, key: SocketKey, payload: Payload) -> SendStatus;
 
-    /// Ends the sending side (FIN) after what was sent; receiving goes on. Call it with no send in flight.
+    /// Ends the sending side (FIN) after what was sent; receiving goes on. Call it with no send in
+    /// flight.
     fn finish(&mut self, key: SocketKey);
 
-    /// Ends both sides now, whatever is in flight, and frees the slot when the kernel has let go: then [`Event::Closed`].
+    /// Ends both sides now, whatever is in flight, and frees the slot when the kernel has let go:
+    /// then [`Event::Closed`].
     fn close(&mut self, key: SocketKey);
 
-    /// As [`Engine::close`], but the peer sees a reset, and the kernel keeps nothing of the connection: for peers that
-    /// would not answer a FIN.
+    /// As [`Engine::close`], but the peer sees a reset, and the kernel keeps nothing of the
+    /// connection: for peers that would not answer a FIN.
     fn reset(&mut self, key: SocketKey);
 
     /// Address of the peer; `None` if the socket is gone.
     fn peer_addr(&self, key: SocketKey) -> Option<SocketAddr>;
 
-    /// Bytes that the kernel has taken and the peer has not acknowledged; `None` if that cannot be known. A system call.
+    /// Bytes that the kernel has taken and the peer has not acknowledged; `None` if that cannot be
+    /// known. A system call.
     fn unacknowledged(&self, key: SocketKey) -> Option<usize>;
 
     /// Starts accepting again after [`Event::AcceptPaused`].
     fn resume_accept(&mut self);
 
-    /// Leaves new connections in the listener's queue, or takes them again. A few that are under way may still come.
+    /// Leaves new connections in the listener's queue, or takes them again. A few that are under
+    /// way may still come.
     fn hold_accepts(&mut self, hold: bool);
 
     /// True when a `turn` without waiting would find or submit something.
@@ -191,7 +209,8 @@ pub trait Engine {
     fn stats(&self) -> EngineStats;
 }
 
-/// An engine of the operating system: what a shard's thread needs besides, to make it, to sleep and to be woken.
+/// An engine of the operating system, with the calls that a shard's thread needs to make it, to
+/// sleep and to be woken.
 pub trait SystemEngine: Engine + Sized {
     /// `ring` or `epoll`, for logs and `/stats`.
     const NAME: &'static str;
@@ -199,17 +218,19 @@ pub trait SystemEngine: Engine + Sized {
     /// Makes an engine that accepts from `listener` (bound, listening, non-blocking).
     ///
     /// # Errors
-    /// The kernel refuses something that the engine needs; `io::ErrorKind::Unsupported` means that another engine may do.
+    /// The kernel refuses something that the engine needs; `io::ErrorKind::Unsupported` means that
+    /// another engine may do.
     fn new(listener: OwnedFd) -> io::Result<Self>;
 
-    /// Makes [`SystemEngine::park_fd`] report activity. Returns false, and parks nothing, when there is work already.
-    /// Comes after [`Waker::set_parked`] and the last look at the inbox.
+    /// Makes [`SystemEngine::park_fd`] report activity. Returns false, and parks nothing, when
+    /// there is work already. Comes after [`Waker::set_parked`] and the last look at the inbox.
     fn prepare_park(&mut self) -> bool;
 
     /// Ends what `prepare_park` began, whether or not it fired.
     fn unpark(&mut self);
 
-    /// A descriptor that is readable when there is something to do, between `prepare_park` and `unpark`.
+    /// A descriptor that is readable when there is something to do, between `prepare_park` and
+    /// `unpark`.
     fn park_fd(&self) -> RawFd;
 
     /// The handle by which other threads wake this engine.

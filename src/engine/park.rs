@@ -1,8 +1,10 @@
-//! Waiting for a descriptor inside glommio: how a shard parks, and how it lets the executor look around.
+//! Waiting for a descriptor inside glommio: how a shard parks, and how it lets the executor look
+//! around.
 //!
-//! glommio has no public way to wait for a descriptor that is not a socket of its own. But its streams first arm a poll in
-//! its reactor and then try `recv`: made from any pollable descriptor, a stream pends until that is readable, and then
-//! `recv` fails with `ENOTSOCK`, which therefore means *ready*. `tests/quirks.rs` pins this.
+//! glommio has no public way to wait for a descriptor that is not a socket of its own. But its
+//! streams first arm a poll in its reactor and then try `recv`. A stream made from any pollable
+//! descriptor pends until that is readable. Then `recv` fails with `ENOTSOCK`, which therefore
+//! means *ready*. `tests/quirks.rs` pins this.
 
 use std::fs::File;
 use std::io;
@@ -16,12 +18,14 @@ use glommio::net::UnixStream;
 
 use super::sys;
 
-/// Awaits, inside a glommio executor, that a pollable descriptor is readable. Owned by one task of one executor.
+/// Awaits, inside a glommio executor, that a pollable descriptor is readable. Owned by one task of
+/// one executor.
 ///
-/// Not for descriptors of sockets that other code receives from: it makes one `recv` of no bytes on them.
+/// Not for descriptors of sockets that other code receives from: it makes one `recv` of no bytes on
+/// them.
 pub struct FdReady {
-    /// A duplicate, so that no other code's `close` can reuse the number under the executor's poll. Made once and not per
-    /// wait, as a process out of descriptors must be able to park.
+    /// A duplicate, so that no other code's `close` can reuse the number under the executor's poll.
+    /// Made once and not per wait, as a process out of descriptors must be able to park.
     fd: ManuallyDrop<OwnedFd>,
     /// The stream whose poll is armed. It believes to own `fd`, so it is never dropped as it is.
     armed: Option<ManuallyDrop<UnixStream>>,
@@ -36,8 +40,8 @@ impl FdReady {
         if fd < 0 {
             return Err(io::Error::from_raw_os_error(libc::EBADF));
         }
-        // SAFETY: the number is only used for the duplication, which fails if it is not open (`parks_until_readable`
-        // would break).
+        // SAFETY: the number is only used for the duplication, which fails if it is not open
+        // (`parks_until_readable` would break).
         let fd = unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned()?;
         Ok(FdReady {
             fd: ManuallyDrop::new(fd),
@@ -47,23 +51,25 @@ impl FdReady {
 
     /// Ready once the descriptor is readable. After that the next call arms a new wait.
     ///
-    /// Always passes through the executor's reactor, so the first call after a `Ready` is `Pending` even if the descriptor
-    /// is readable.
+    /// Always passes through the executor's reactor, so the first call after a `Ready` is `Pending`
+    /// even if the descriptor is readable.
     ///
     /// # Panics
     /// Outside a glommio executor.
     pub fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let fd = self.fd.as_raw_fd();
         let stream = self.armed.get_or_insert_with(|| {
-            // SAFETY: `fd` is open as long as `self`; the second owner that this makes never closes it: `poll_ready`
-            // forgets it, `drop` makes it the only owner (`parking_keeps_the_descriptor` would break).
+            // SAFETY: `fd` is open as long as `self`. The second owner that this makes never closes
+            // it: `poll_ready` forgets it, `drop` makes it the only owner
+            // (`parking_keeps_the_descriptor` would break).
             ManuallyDrop::new(unsafe { UnixStream::from_raw_fd(fd) })
         });
         // No bytes: should it be a socket after all, nothing is taken from it.
         match Pin::new(&mut **stream).poll_read(cx, &mut []) {
             Poll::Pending => Poll::Pending,
             Poll::Ready(_) => {
-                // Its poll is over and its source gone, so all that is forgotten is a weak count of the reactor.
+                // Its poll is over and its source gone, so all that is forgotten is a weak count of
+                // the reactor.
                 self.armed = None;
                 Poll::Ready(())
             }
@@ -81,7 +87,8 @@ impl Drop for FdReady {
         // SAFETY: `self.fd` is not used after this (`parking_keeps_the_descriptor` would break).
         let fd = unsafe { ManuallyDrop::take(&mut self.fd) };
         if let Some(stream) = self.armed.take() {
-            // Dropping the stream takes its poll back, and closes the descriptor; so that is left to it.
+            // Dropping the stream takes its poll back, and closes the descriptor; so that is left
+            // to it.
             let _ = fd.into_raw_fd();
             drop(ManuallyDrop::into_inner(stream));
         }
@@ -90,8 +97,9 @@ impl Drop for FdReady {
 
 /// Lets the executor look at its reactor: foreign wakes, timers and other tasks get their turn.
 ///
-/// Waking oneself is not enough, as glommio then runs the task again without a look at its reactor. This awaits a descriptor that
-/// is always readable, so it completes with the reactor's next pass. Owned by one task of one executor.
+/// Waking oneself is not enough, as glommio then runs the task again without a look at its reactor.
+/// This awaits a descriptor that is always readable, so it completes with the reactor's next pass.
+/// Owned by one task of one executor.
 pub struct RingYield {
     ready: FdReady,
 }

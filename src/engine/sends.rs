@@ -1,4 +1,5 @@
-//! Sends that the kernel has not finished. Owned by the engine; each entry owns its payload until then.
+//! Sends that the kernel has not finished. Owned by the engine; each entry owns its payload until
+//! then.
 
 use super::Payload;
 
@@ -13,8 +14,8 @@ struct Outgoing {
 
 /// Payloads by index.
 ///
-/// Moving an entry (the table grows) does not move the bytes: both kinds of [`Payload`] keep them on the heap.
-/// The ring relies on that, and on nobody touching a payload before [`Sends::finish`].
+/// Moving an entry (the table grows) does not move the bytes: both kinds of [`Payload`] keep them
+/// on the heap. The ring relies on that, and on nobody touching a payload before [`Sends::finish`].
 #[derive(Debug, Default)]
 pub(super) struct Sends {
     entries: Vec<Outgoing>,
@@ -41,7 +42,7 @@ impl Sends {
         }
     }
 
-    /// What is to be sent next.
+    /// The bytes that are to be sent next.
     pub(super) fn rest(&self, index: u32) -> &[u8] {
         let outgoing = &self.entries[index as usize];
         let bytes = outgoing.payload.as_ref().map_or(&[][..], Payload::as_slice);

@@ -22,7 +22,7 @@ pub(super) const CLOSING: u8 = 8;
 pub(super) const ENDED: u8 = 16;
 /// Ring only: receiving stopped for lack of buffers and is armed again in the next turn.
 pub(super) const REARM: u8 = 32;
-/// A bulk sender, whose bytes wait for their turn: in buffers (ring), or in the kernel (epoll).
+/// A bulk sender whose bytes wait: in buffers (ring), or in the kernel (epoll).
 pub(super) const WAITING: u8 = 64;
 /// Ring only: receiving is armed for one buffer at a time, as the last ones were filled.
 pub(super) const BULK: u8 = 128;
@@ -36,10 +36,10 @@ pub(super) struct Entry {
     /// Index of the send in flight; of the next free slot when this one is free.
     link: u32,
     flags: u8,
-    /// Epoll only: what the kernel was last told to watch for.
+    /// Epoll only: the events that the kernel was last asked to report.
     pub(super) watch: u8,
-    /// Ring only: where its bytes are, while `WAITING`.
-    pub(super) line: u16,
+    /// Ring only: the queue that has its bytes, while `WAITING`.
+    pub(super) bulk_queue: u16,
 }
 
 const _: () = assert!(size_of::<Entry>() == 16);
@@ -88,7 +88,8 @@ impl Entry {
     }
 }
 
-/// Slots with use counts. Freed slots are used again last in, first out, which keeps the table dense.
+/// Slots with use counts. Freed slots are used again last in, first out, which keeps the table
+/// dense.
 #[derive(Debug)]
 pub(super) struct Slab {
     entries: Vec<Entry>,
@@ -122,7 +123,7 @@ impl Slab {
                 link: NONE,
                 flags: 0,
                 watch: 0,
-                line: 0,
+                bulk_queue: 0,
             });
             return SocketKey { slot, generation: 0 };
         }
@@ -136,7 +137,8 @@ impl Slab {
         }
     }
 
-    /// Frees a slot and changes its generation, so that keys of its last tenant are stale from here on.
+    /// Frees a slot and changes its generation, so that keys of its last tenant are stale from here
+    /// on.
     pub(super) fn remove(&mut self, slot: u32) -> Option<OwnedFd> {
         let entry = &mut self.entries[slot as usize];
         let fd = entry.fd.take();
@@ -149,14 +151,14 @@ impl Slab {
         fd
     }
 
-    /// The socket of a key, unless it is gone or being closed: what calls of the owner go through.
+    /// The socket of a key, unless it is gone or being closed: for calls of the owner.
     pub(super) fn open(&mut self, key: SocketKey) -> Option<&mut Entry> {
         let entry = self.entries.get_mut(key.slot as usize)?;
         let open = entry.generation == key.generation && entry.fd.is_some() && !entry.any(CLOSING);
         open.then_some(entry)
     }
 
-    /// The socket of a key, also while it is being closed: what completions go through.
+    /// The socket of a key, also while it is being closed: for completions.
     pub(super) fn get(&mut self, key: SocketKey) -> Option<&mut Entry> {
         let entry = self.entries.get_mut(key.slot as usize)?;
         (entry.generation == key.generation && entry.fd.is_some()).then_some(entry)

@@ -1,6 +1,7 @@
 //! The few system calls that std does not offer, behind safe functions.
 //!
-//! None of them keeps a pointer beyond the call; what outlives a call (buffers of the ring) is in `ring`.
+//! None of them keeps a pointer beyond the call; memory that outlives a call (buffers of the ring)
+//! is in `ring`.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -28,7 +29,7 @@ fn check_len(result: libc::ssize_t) -> io::Result<usize> {
 pub(super) fn eventfd(initial: u32) -> io::Result<File> {
     // SAFETY: no pointers; the result is checked before it is owned (every test makes one).
     let fd = check(unsafe { libc::eventfd(initial, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })?;
-    // SAFETY: `fd` was just made and nobody else owns it; `leaks_no_descriptor` would break.
+    // SAFETY: `fd` was just made and has no other owner; `leaks_no_descriptor` would break.
     Ok(File::from(unsafe { OwnedFd::from_raw_fd(fd) }))
 }
 
@@ -53,13 +54,14 @@ pub(super) fn accept(listener: &OwnedFd) -> io::Result<OwnedFd> {
             libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC,
         )
     })?;
-    // SAFETY: `fd` was just made and nobody else owns it; `leaks_no_descriptor` would break.
+    // SAFETY: `fd` was just made and has no other owner; `leaks_no_descriptor` would break.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Receives what is there, without waiting.
+/// Receives the bytes that are there, without waiting.
 pub(super) fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> io::Result<usize> {
-    // SAFETY: the pointer and length are of one live, exclusively borrowed slice (`receives_a_stream` would break).
+    // SAFETY: the pointer and length are of one live, exclusively borrowed slice
+    // (`receives_a_stream` would break).
     check_len(unsafe {
         libc::recv(
             socket.as_raw_fd(),
@@ -72,7 +74,8 @@ pub(super) fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> io::Result<usize> 
 
 /// Sends what fits, without waiting and without SIGPIPE.
 pub(super) fn send(socket: &OwnedFd, bytes: &[u8]) -> io::Result<usize> {
-    // SAFETY: the pointer and length are of one live slice, only read (`sends_to_a_slow_peer` would break).
+    // SAFETY: the pointer and length are of one live slice, only read (`sends_to_a_slow_peer` would
+    // break).
     check_len(unsafe {
         libc::send(
             socket.as_raw_fd(),
@@ -96,7 +99,8 @@ pub(super) fn reset_on_close(socket: &OwnedFd) -> io::Result<()> {
 /// Bytes in the socket's send queue that the peer has not acknowledged.
 pub(super) fn unacknowledged(socket: &OwnedFd) -> Option<usize> {
     let mut bytes: libc::c_int = 0;
-    // SAFETY: the kernel writes one int to a live, exclusively borrowed int (`bytes_nobody_reads_are_known` would break).
+    // SAFETY: the kernel writes one int to a live, exclusively borrowed int
+    // (`bytes_nobody_reads_are_known` would break).
     check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) }).ok()?;
     usize::try_from(bytes).ok()
 }

@@ -17,18 +17,19 @@ const PARKED: u8 = 2;
 
 /// Wakes a shard from another thread.
 ///
-/// The shard says what it is about to do (`set_waiting`, `set_parked`), *then* looks at its inbox once more, then waits;
-/// a sender first puts its item into the inbox, then calls [`Waker::wake`]. With sequentially consistent order on both
-/// sides, either the shard sees the item or the sender sees the state. A running shard costs a sender no system call.
+/// The shard announces its next state (`set_waiting`, `set_parked`), *then* looks at its inbox once
+/// more, then waits. A sender first puts its item into the inbox, then calls [`Waker::wake`]. With
+/// sequentially consistent order on both sides, either the shard sees the item or the sender sees
+/// the state. A running shard costs a sender no system call.
 #[derive(Debug, Clone)]
 pub struct Waker {
-    shared: Arc<Shared>,
+    inner: Arc<WakerState>,
 }
 
-/// Shared by all clones. The descriptors live as long as the last of them, so that a wake after the engine's end is
-/// a write to nobody, never to a descriptor of somebody else.
+/// The state that all clones share. The descriptors live as long as the last clone. So a wake after
+/// the engine's end never writes to a reused descriptor.
 #[derive(Debug)]
-struct Shared {
+struct WakerState {
     state: AtomicU8,
     wait_fd: File,
     /// `None`: `wait_fd` serves both (epoll, where the set itself is what the executor watches).
@@ -46,14 +47,14 @@ impl Waker {
         Self::make(None)
     }
 
-    /// A waker for a thread without an engine, and the descriptor that is readable when it was woken from waiting. Whoever
-    /// waits on the descriptor reads it empty.
+    /// A waker for a thread without an engine, and the descriptor that becomes readable when the
+    /// thread was woken from waiting. The thread that waits on the descriptor reads it empty.
     ///
     /// # Errors
     /// Out of descriptors.
     pub fn with_descriptor() -> io::Result<(Self, File)> {
         let waker = Self::make(None)?;
-        let descriptor = waker.shared.wait_fd.try_clone()?;
+        let descriptor = waker.inner.wait_fd.try_clone()?;
         Ok((waker, descriptor))
     }
 
@@ -68,7 +69,7 @@ impl Waker {
 
     fn make(park_fd: Option<File>) -> io::Result<Self> {
         Ok(Waker {
-            shared: Arc::new(Shared {
+            inner: Arc::new(WakerState {
                 state: AtomicU8::new(RUNNING),
                 wait_fd: sys::eventfd(0)?,
                 park_fd,
@@ -88,21 +89,25 @@ impl Waker {
 
     /// The shard runs and looks at its inbox every turn.
     pub fn set_running(&self) {
-        // Late is harmless: a sender that still sees the old state writes once too often, and the next wait ends early.
-        self.shared.state.store(RUNNING, Ordering::Release);
+        // Late is harmless: a sender that still sees the old state writes once too often, and the
+        // next wait ends early.
+        self.inner.state.store(RUNNING, Ordering::Release);
     }
 
-    /// Any thread: makes the shard look at its inbox soon. At most one write per wait, however many callers.
+    /// Any thread: makes the shard look at its inbox soon. At most one write per wait, however many
+    /// callers.
     pub fn wake(&self) {
-        // Puts the caller's item before the look at the state in the one order of all SeqCst operations; `announce` has
-        // the counterpart. Without both fences each side may act on what was before the other's store, and the wake is lost.
+        // Puts the caller's item before the look at the state in the one order of all SeqCst
+        // operations; `announce` has the counterpart. Without both fences each side may act on what
+        // was before the other's store, and the wake is lost.
         fence(Ordering::SeqCst);
-        // Looking first keeps the cache line shared while the shard runs, which under load is nearly always.
-        if self.shared.state.load(Ordering::SeqCst) == RUNNING {
+        // Looking first keeps the cache line shared while the shard runs, which under load is
+        // nearly always.
+        if self.inner.state.load(Ordering::SeqCst) == RUNNING {
             return;
         }
         // The swap decides which of many callers writes.
-        match self.shared.state.swap(RUNNING, Ordering::SeqCst) {
+        match self.inner.state.swap(RUNNING, Ordering::SeqCst) {
             WAITING => self.notify_waiting(),
             PARKED => sys::notify(self.park_file()),
             _ => {}
@@ -111,15 +116,17 @@ impl Waker {
 
     /// Ends a wait, and a park too if that is what the shard has come to since it was seen waiting.
     ///
-    /// A write to `wait_fd` that comes after the shard has parked is worse than useless: it becomes a completion of the
-    /// shard's ring, the kernel does not tell completions that an eventfd led to, nor any behind it, and so the
-    /// shard would be deaf (`what_an_eventfd_leads_to_is_not_told`). Either the shard sees that completion before it
-    /// parks, or the look here comes after it said so: the fence is the counterpart of that in `prepare_park`.
+    /// A write to `wait_fd` that comes after the shard has parked is worse than useless. It becomes
+    /// a completion of the shard's ring. The kernel does not notify completions that an eventfd led
+    /// to, nor any behind them, and the shard would miss them all
+    /// (`what_an_eventfd_leads_to_is_not_told`). Either the shard sees that completion before it
+    /// parks, or this look at the state comes after the shard announced it. The fence is the
+    /// counterpart of the one in `prepare_park`.
     pub(super) fn notify_waiting(&self) {
-        sys::notify(&self.shared.wait_fd);
+        sys::notify(&self.inner.wait_fd);
         fence(Ordering::SeqCst);
-        let state = &self.shared.state;
-        if self.shared.park_fd.is_some()
+        let state = &self.inner.state;
+        if self.inner.park_fd.is_some()
             && state
                 .compare_exchange(PARKED, RUNNING, Ordering::SeqCst, Ordering::SeqCst)
                 .is_ok()
@@ -129,22 +136,22 @@ impl Waker {
     }
 
     fn announce(&self, state: u8) {
-        self.shared.state.store(state, Ordering::SeqCst);
+        self.inner.state.store(state, Ordering::SeqCst);
         // Puts the state before the look at the inbox that follows; see `wake`.
         fence(Ordering::SeqCst);
     }
 
-    /// What the engine watches while it waits. Never drained: engines watch for the edge, which each write makes,
-    /// and a counter of 64 bits does not fill up.
+    /// The descriptor that the engine watches while it waits. Never drained: engines watch for the
+    /// edge, which each write makes, and a counter of 64 bits does not fill up.
     pub(super) fn wait_fd(&self) -> RawFd {
-        self.shared.wait_fd.as_raw_fd()
+        self.inner.wait_fd.as_raw_fd()
     }
 
     fn park_file(&self) -> &File {
-        self.shared.park_fd.as_ref().unwrap_or(&self.shared.wait_fd)
+        self.inner.park_fd.as_ref().unwrap_or(&self.inner.wait_fd)
     }
 
-    /// What the executor watches, where the engine has no better one.
+    /// The descriptor that the executor watches, where the engine has no better one.
     pub(super) fn park_fd(&self) -> RawFd {
         self.park_file().as_raw_fd()
     }

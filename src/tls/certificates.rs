@@ -1,7 +1,8 @@
-//! Certificate, key and authorities: from PEM files to a `ServerConfig`, and again when the files change.
+//! Certificate, key and authorities: from PEM files to a `ServerConfig`, and again when the files
+//! change.
 //!
-//! Owned by the control thread, which is the only one that reads the files. A `ServerConfig` is never changed, only
-//! replaced, so connections keep the one that they began with.
+//! Owned by the control thread, which is the only one that reads the files. A `ServerConfig` is
+//! never changed, only replaced. So connections keep the one that they began with.
 
 use std::hash::Hasher;
 use std::path::{Path, PathBuf};
@@ -19,7 +20,8 @@ use siphasher::sip128::{Hasher128, SipHasher13};
 
 use crate::config::TlsFiles;
 
-/// Tickets that a TLS 1.3 client gets. One is enough to come back with, and it gets another one then.
+/// Tickets that a TLS 1.3 client gets. One is enough to come back with, and it gets another one
+/// then.
 const TICKETS: usize = 1;
 /// Sessions of TLS 1.2 clients without tickets that are remembered.
 const SESSIONS_MAX: usize = 4096;
@@ -34,7 +36,7 @@ pub enum CertificatesError {
         key: &'static str,
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         cause: io::Error,
     },
     /// A file does not have what it should have.
@@ -46,7 +48,7 @@ pub enum CertificatesError {
         path: PathBuf,
         /// `certificate` or `private key`.
         wanted: &'static str,
-        /// What was wrong, if it was not that there is none.
+        /// The error; empty if the file has none at all.
         cause: String,
     },
     /// The two do not belong together.
@@ -57,7 +59,7 @@ pub enum CertificatesError {
         /// `tls.key`
         key: PathBuf,
     },
-    /// Nobody would accept it.
+    /// No client would accept it.
     #[error("tls.cert {cert:?} {why}: renew it, or look at the clock")]
     NotValidNow {
         /// `tls.cert`
@@ -75,7 +77,7 @@ pub enum CertificatesError {
         /// Why.
         cause: rustls::Error,
     },
-    /// Authorities that nobody can be checked against.
+    /// Authorities that no certificate can be checked against.
     #[error("tls.client_ca {path:?} cannot be used: {cause}")]
     Authorities {
         /// The file.
@@ -85,22 +87,23 @@ pub enum CertificatesError {
     },
 }
 
-/// What tells that a file is not the one that was read: none if it is not there.
+/// Tells one version of a file from another: none if the file is not there.
 type Stamp = Option<(SystemTime, u64, u64)>;
 
-/// The files, and what was made of them.
+/// The files, and the `ServerConfig` made of them.
 #[derive(Debug)]
 pub struct Certificates {
     files: TlsFiles,
-    /// Looked at before the files were read, so that what changes meanwhile is seen the next time.
+    /// Taken before the files were read, so that a change meanwhile is seen the next time.
     stamps: [Stamp; 3],
-    /// Of what is in the files: reading the same again must not forget sessions.
+    /// Fingerprint of the files' contents: reading the same again must not forget sessions.
     fingerprint: u128,
     server: Arc<ServerConfig>,
 }
 
 impl Certificates {
-    /// Reads the files. A certificate that is not valid now is better than none, and gets a line in the log.
+    /// Reads the files. A certificate that is not valid now is better than none, and gets a line in
+    /// the log.
     ///
     /// # Errors
     /// They are not there or no good.
@@ -118,7 +121,7 @@ impl Certificates {
         })
     }
 
-    /// What new connections begin with.
+    /// The TLS configuration that new connections begin with.
     pub fn server(&self) -> &Arc<ServerConfig> {
         &self.server
     }
@@ -129,7 +132,8 @@ impl Certificates {
         std::mem::replace(&mut self.stamps, stamps) != stamps
     }
 
-    /// Reads the files again, or others. True if that makes a difference; sessions of before are forgotten then.
+    /// Reads the files again, or others. True if that makes a difference; sessions of before are
+    /// forgotten then.
     ///
     /// # Errors
     /// They are not there or no good, or the certificate is not valid now: the one of before stays.
@@ -157,7 +161,7 @@ fn stamps(files: &TlsFiles) -> [Stamp; 3] {
     })
 }
 
-/// What is in the files.
+/// The contents of the files.
 struct Contents {
     cert: Vec<u8>,
     key: Vec<u8>,
@@ -197,10 +201,10 @@ impl Contents {
     fn check_validity(&self, files: &TlsFiles) -> Result<(), CertificatesError> {
         let chain = certificates("tls.cert", &files.cert, &self.cert)?;
         let Ok(certificate) = ParsedCertificate::try_from(&chain[0]) else {
-            // What cannot be read is refused elsewhere, with a cause.
+            // A certificate that cannot be parsed is refused elsewhere, with a cause.
             return Ok(());
         };
-        // Times are looked at before signers, of whom there is none.
+        // Times are checked before signers, and there are no signers here.
         let verified =
             verify_server_cert_signed_by_trust_anchor(&certificate, &RootCertStore::empty(), &[], UnixTime::now(), &[]);
         use rustls::CertificateError::{Expired, ExpiredContext, NotValidYet, NotValidYetContext};
@@ -251,7 +255,8 @@ impl Contents {
             cause => unusable(cause),
         })?;
         server.alpn_protocols = vec![b"http/1.1".to_vec()];
-        // Its keys are made here and change every six hours; all shards use them, so a client may come back to any.
+        // Its keys are made here and change every six hours; all shards use them, so a client may
+        // come back to any.
         server.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new().map_err(unusable)?;
         server.send_tls13_tickets = TICKETS;
         server.session_storage = ServerSessionMemoryCache::new(SESSIONS_MAX);
@@ -277,7 +282,7 @@ fn nothing_there(key: &'static str, path: &Path, wanted: &'static str, cause: &p
         wanted,
         cause: match cause {
             pem::Error::NoItemsFound => String::new(),
-            // Without the bytes that it would show: they may be a key's.
+            // Without the bytes of the message: they may be a key's.
             pem::Error::MissingSectionEnd { .. } => ": a section has no end".to_owned(),
             pem::Error::IllegalSectionStart { .. } => ": a section begins wrongly".to_owned(),
             _ => ": it is damaged".to_owned(),

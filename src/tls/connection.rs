@@ -1,11 +1,12 @@
 //! The TLS state of one connection.
 //!
-//! Owned by one shard; no system call, no clock of ours. rustls' *unbuffered* connection, because the other one keeps a
-//! receive buffer of 4 KiB for as long as the connection lives. Here bytes stay only while a record is half-way in or a
-//! payload half-way out: an idle connection has none.
+//! Owned by one shard; no system call, no clock of ours. rustls' *unbuffered* connection, because
+//! the other one keeps a receive buffer of 4 KiB for as long as the connection lives. Here bytes
+//! stay only while a record is half-way in or a payload half-way out: an idle connection has none.
 //!
-//! What leaves must leave in the order in which it was sealed, as records are numbered and keys may change between two of
-//! them. So payloads wait as they are and are sealed when they are sent, behind what TLS itself has to say by then.
+//! Records must leave in the order in which they were sealed, as they are numbered and keys may
+//! change between two of them. So payloads wait as they are. They are sealed when they are sent,
+//! behind the records that TLS itself sends by then.
 
 use std::fmt;
 use std::sync::Arc;
@@ -16,21 +17,22 @@ use rustls::{Error, ServerConfig};
 
 use crate::payload::Payload;
 
-/// Bytes of a payload that are sealed at once: one send then fills a socket buffer well, and a consumer that does not
-/// read holds no sealed copy of all that it is sent.
+/// Bytes of a payload that are sealed at once. One send then fills a socket buffer well. A consumer
+/// that does not read holds no sealed copy of its whole outbox.
 const SEAL_BYTES_MAX: usize = 64 * 1024;
 /// Largest plain text of one record.
 const RECORD_BYTES_MAX: usize = 16 * 1024;
-/// What one record is longer than its text, of the cipher suites that rustls has; a guess is enough.
+/// Bytes by which one record is longer than its text, for the cipher suites of rustls; a guess is
+/// enough.
 const RECORD_OVERHEAD: usize = 32;
-/// Received bytes that may wait for more: a record has at most 16 KiB and a little, a handshake message of rustls 64 KiB,
-/// but one in crumbs brings its headers along.
+/// Received bytes that may wait for more. A record has at most 16 KiB and a little, a handshake
+/// message of rustls 64 KiB. A message in tiny records brings their headers along.
 const PARTIAL_BYTES_MAX: usize = 80 * 1024;
 
 /// Why a connection cannot go on.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// rustls refused what came, or what was to be sent.
+    /// rustls refused received bytes, or bytes that were to be sent.
     #[error(transparent)]
     Refused(#[from] Error),
     /// A handshake message in too many pieces.
@@ -46,7 +48,7 @@ pub struct Tls {
     rustls: UnbufferedServerConnection,
     /// Received bytes that are no whole record or handshake message yet.
     partial: Vec<u8>,
-    /// What TLS itself has to say, sealed: handshake, tickets, alerts.
+    /// Sealed records of TLS itself: handshake, tickets, alerts.
     own: Vec<u8>,
     /// The payload that is being sent, plain, and how much of it is sealed.
     payload: Option<Payload>,
@@ -57,14 +59,14 @@ pub struct Tls {
     begun: bool,
     /// The server has answered the first step of the handshake.
     answered: bool,
-    /// The peer said that it sends no more.
+    /// The peer sent its `close_notify`.
     peer_closed: bool,
-    /// Nothing is read or sealed any more: a fatal alert or our `close_notify` was the last word.
+    /// Nothing is read or sealed any more: a fatal alert or our `close_notify` was sent.
     over: bool,
 }
 
 impl Tls {
-    /// A connection that has said nothing yet.
+    /// A connection that has received nothing yet.
     ///
     /// # Errors
     /// rustls does not take the configuration.
@@ -88,7 +90,8 @@ impl Tls {
         self.begun
     }
 
-    /// True once the server has answered: in nearly every handshake its part is done then, which is most of the work.
+    /// True once the server has answered: in nearly every handshake its part is done then, which is
+    /// most of the work.
     pub fn has_answered(&self) -> bool {
         self.answered
     }
@@ -98,7 +101,7 @@ impl Tls {
         self.rustls.is_handshaking()
     }
 
-    /// True once the peer said that it sends no more. An end without that may be anybody's.
+    /// True once the peer sent its `close_notify`. An end without it may have been forged.
     pub fn peer_has_closed(&self) -> bool {
         self.peer_closed
     }
@@ -108,11 +111,12 @@ impl Tls {
         self.own.is_empty() && self.payload.is_none() && !self.in_flight
     }
 
-    /// Takes received bytes and appends what they say to `plain`. What TLS has to answer is sent with the next
-    /// [`Tls::seal`].
+    /// Takes received bytes and appends their plain text to `plain`. Replies of TLS itself are sent
+    /// with the next [`Tls::seal`].
     ///
     /// # Errors
-    /// The peer is no good. `plain` has what it said before, and the alert that tells it why is ready to be sent.
+    /// The peer breaks the protocol. `plain` has the text before that, and the alert with the cause
+    /// is ready to be sent.
     pub fn read(&mut self, bytes: &mut [u8], plain: &mut Vec<u8>) -> Result<(), TlsError> {
         if self.over {
             return Ok(());
@@ -198,8 +202,8 @@ impl Tls {
         }
     }
 
-    /// Says `close_notify` behind everything that was sealed. Returns whether there is anything to send because of it.
-    /// To be called when everything is sent, and as often as one likes.
+    /// Sends `close_notify` behind everything that was sealed. Returns whether there is anything to
+    /// send because of it. To be called when everything is sent; it may be called again.
     pub fn close(&mut self) -> bool {
         if self.over || self.rustls.is_handshaking() {
             return false;
@@ -207,7 +211,7 @@ impl Tls {
         self.over = true;
         if let Ok(ConnectionState::WriteTraffic(mut traffic)) = self.rustls.process_tls_records(&mut self.partial).state
         {
-            // It cannot fail for another reason than that the keys are used up, and then nothing can be said.
+            // It fails only if the keys are used up, and then no alert can be sealed.
             let _ = append(&mut self.own, RECORD_OVERHEAD, |room| traffic.queue_close_notify(room));
         }
         !self.own.is_empty()
@@ -230,8 +234,8 @@ impl Tls {
         !self.in_flight && (!self.own.is_empty() || (self.payload.is_some() && !self.over))
     }
 
-    /// The next bytes for the socket: what TLS itself has to say, then as much of the payload as goes into one send.
-    /// `wire` is an empty buffer to seal into.
+    /// The next bytes for the socket: first records of TLS itself, then as much of the payload as
+    /// goes into one send. `wire` is an empty buffer to seal into.
     ///
     /// # Errors
     /// Nothing can be sealed any more.
@@ -248,7 +252,8 @@ impl Tls {
             let piece = &rest[..rest.len().min(SEAL_BYTES_MAX)];
             // Room for the records of the piece, and for a change of keys before them.
             let room = piece.len() + (piece.len() / RECORD_BYTES_MAX + 2) * RECORD_OVERHEAD;
-            // What is half-way in is shown again, as rustls remembers places in it; it finds nothing new there.
+            // A record that is half-way in is passed again, as rustls remembers positions in it; it
+            // finds nothing new there.
             match self.rustls.process_tls_records(&mut self.partial).state? {
                 ConnectionState::WriteTraffic(mut traffic) => {
                     append(&mut sealed, room, |room| traffic.encrypt(piece, room)).map_err(|_| TlsError::KeysUsedUp)?;
@@ -276,7 +281,7 @@ impl fmt::Debug for Tls {
     }
 }
 
-/// What rustls says when it is given too little room.
+/// The error of rustls when it is given too little room.
 trait Short: Sized {
     fn required_size(&self) -> Option<usize>;
 }
@@ -299,7 +304,8 @@ impl Short for EncryptError {
     }
 }
 
-/// Lets rustls write behind what is in `out`, with as much room as it wants. `guess` saves it from having to ask.
+/// Lets rustls write behind the bytes in `out`, with as much room as it needs. A good `guess` saves
+/// a second call.
 fn append<E: Short>(
     out: &mut Vec<u8>,
     guess: usize,
@@ -328,7 +334,8 @@ fn append<E: Short>(
 mod tests {
     use super::*;
 
-    /// What we add to rustls' own state, which is ten times as much, most of it behind pointers.
+    /// The bytes that we add to rustls' own state, which is ten times as much, most of it behind
+    /// pointers.
     #[test]
     fn the_state_is_small() {
         let ours = size_of::<Tls>() - size_of::<UnbufferedServerConnection>();

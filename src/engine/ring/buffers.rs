@@ -1,8 +1,9 @@
-//! Receive buffers that the kernel picks from. One mapping, owned by the shard's engine: the ring of free buffers
-//! first, then the buffers.
+//! Receive buffers that the kernel picks from. One mapping, owned by the shard's engine: the ring
+//! of free buffers first, then the buffers.
 //!
-//! Invariant *lent*: a buffer is either free (listed between the kernel's head and our tail) or lent (named by a
-//! completion and not given back yet), never both; only lent ones are read or written here.
+//! Invariant *lent*: a buffer is either free or lent, never both. A free one is listed between the
+//! kernel's head and our tail. A lent one is named by a completion and not given back yet. Only
+//! lent buffers are read or written here.
 
 use std::io;
 use std::ptr::NonNull;
@@ -10,14 +11,17 @@ use std::sync::atomic::{AtomicU16, Ordering};
 
 use io_uring::types::BufRingEntry;
 
-/// Buffers per shard. Between two turns a shard can receive `BUFFERS * BUFFER_BYTES` = 2 MiB; what is more waits in
-/// the kernel. 512 was never the limit with 5,000 echoing sockets. A power of two, as the kernel wants it.
+/// Buffers per shard. Between two turns a shard can receive `BUFFERS * BUFFER_BYTES` = 2 MiB; more
+/// bytes wait in the kernel. 512 was never the limit with 5,000 echoing sockets. A power of two, as
+/// the kernel requires.
 pub(super) const BUFFERS: u16 = 512;
 
-/// Bytes per buffer: a page. Nearly all client frames of a messaging gateway fit; longer ones take several.
+/// Bytes per buffer: a page. Nearly all client frames of a messaging gateway fit; longer ones take
+/// several.
 pub(super) const BUFFER_BYTES: usize = 4096;
 
-/// The kernel reads the free list from page-aligned memory; this is its size, a whole number of pages.
+/// The kernel reads the free list from page-aligned memory; this is its size, a whole number of
+/// pages.
 const LIST_BYTES: usize = BUFFERS as usize * size_of::<BufRingEntry>();
 
 const MAP_BYTES: usize = LIST_BYTES + BUFFERS as usize * BUFFER_BYTES;
@@ -38,7 +42,8 @@ pub(super) struct Buffers {
 impl Buffers {
     /// Maps the memory and lists every buffer as free; nothing is registered yet.
     pub(super) fn new() -> io::Result<Self> {
-        // SAFETY: a new private mapping at an address of the kernel's choice (every test of the ring makes one).
+        // SAFETY: a new private mapping at an address of the kernel's choice (every test of the
+        // ring makes one).
         let map = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
@@ -80,8 +85,9 @@ impl Buffers {
     /// The first `len` bytes of a lent buffer.
     pub(super) fn lent(&mut self, buffer: u16, len: usize) -> &mut [u8] {
         let len = len.min(BUFFER_BYTES);
-        // SAFETY: *lent* means that the kernel does not write here until `give`, which needs `&mut self` as well, so the
-        // slice is ours alone while it lives; `survives_lack_of_buffers` compares every byte and would break.
+        // SAFETY: *lent* means that the kernel does not write here until `give`. `give` needs `&mut
+        // self` as well, so the slice is ours alone while it lives. `survives_lack_of_buffers`
+        // compares every byte and would break.
         unsafe { std::slice::from_raw_parts_mut(self.data(buffer), len) }
     }
 
@@ -89,9 +95,9 @@ impl Buffers {
     pub(super) fn give(&mut self, buffer: u16) {
         let index = usize::from(self.tail % BUFFERS);
         let data = self.data(buffer);
-        // SAFETY: the index is inside the list, and *lent* means that at most `BUFFERS` are listed, so the kernel is
-        // done with this entry. The first entry's last two bytes are the tail, which the setters leave alone.
-        // `survives_lack_of_buffers` would break.
+        // SAFETY: the index is inside the list, and *lent* means that at most `BUFFERS` are listed,
+        // so the kernel is done with this entry. The first entry's last two bytes are the tail,
+        // which the setters leave alone. `survives_lack_of_buffers` would break.
         let entry = unsafe { &mut *self.map.as_ptr().cast::<BufRingEntry>().add(index) };
         entry.set_addr(data as u64);
         entry.set_len(BUFFER_BYTES as u32);
@@ -105,8 +111,9 @@ impl Buffers {
             return;
         }
         self.published = self.tail;
-        // SAFETY: the map begins with the list, whose entries were all written by `new`, and the tail is two aligned bytes
-        // in it that kernel and user share as an atomic (`survives_lack_of_buffers` would break).
+        // SAFETY: the map begins with the list, whose entries were all written by `new`. The tail
+        // is two aligned bytes in it that kernel and user share as an atomic
+        // (`survives_lack_of_buffers` would break).
         let tail = unsafe {
             let tail = BufRingEntry::tail(self.map.as_ptr().cast::<BufRingEntry>());
             &*tail.cast::<AtomicU16>()
@@ -126,8 +133,8 @@ impl Drop for Buffers {
         if self.leaked {
             return;
         }
-        // SAFETY: the mapping is ours; the engine reaps every operation before it drops this, or calls `leak`
-        // (`drops_with_operations_in_flight` would break).
+        // SAFETY: the mapping is ours; the engine reaps every operation before it drops this, or
+        // calls `leak` (`drops_with_operations_in_flight` would break).
         unsafe { libc::munmap(self.map.as_ptr().cast(), MAP_BYTES) };
     }
 }

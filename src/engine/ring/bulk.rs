@@ -1,15 +1,17 @@
-//! What bulk senders sent, and waits for its turn: lines of lent buffers, a line per socket, a few buffers of each in turn.
+//! Bytes of bulk senders that wait to be delivered: one queue of lent buffers per socket, served
+//! round-robin, a few buffers at a time.
 //!
-//! Owned by the shard's engine. A line is there only while it has buffers, so there are never more lines than buffers, and
-//! `u16` counts either.
+//! Owned by the shard's engine. A queue is there only while it has buffers, so there are never more
+//! queues than buffers, and `u16` counts either.
 
 use std::collections::VecDeque;
 
 use super::super::SocketKey;
 use super::super::slab::{Entry, WAITING};
 
-/// Buffers of one line before it is the next one's turn. A message of 16 KB, the usual large one, is put together while it is warm:
-/// with one buffer of each of 100 senders in turn, all their messages were half-way in at once, in nobody's cache.
+/// Buffers that one queue delivers before the next one is served. So a message of 16 KB, the usual
+/// large one, is assembled while it is warm. With one buffer of each of 100 senders at a time, all
+/// their messages were half-way in at once and out of every cache.
 const IN_A_ROW: usize = 4;
 
 /// Bytes in a lent buffer.
@@ -21,31 +23,35 @@ pub(super) struct Part {
 
 /// Of one socket.
 #[derive(Debug)]
-struct Line {
+struct SenderQueue {
     key: SocketKey,
     parts: VecDeque<Part>,
-    /// What ended the socket behind these bytes, as a completion says it: 0 or a negative error.
+    /// The result that ended the socket behind these bytes, as in a completion: 0 or a negative
+    /// error.
     end: Option<i32>,
 }
 
-/// What comes next of all lines.
+/// The next element of all queues.
 #[derive(Debug)]
 pub(super) enum Next {
     /// Bytes, with more behind them.
     Bytes(Part),
-    /// The last bytes that the socket has here, and its line is gone; `ended`: an [`Next::End`] comes next.
+    /// The last bytes that the socket has here, and its queue is gone; `ended`: an [`Next::End`]
+    /// comes next.
     Last { part: Part, ended: bool },
-    /// What ended the socket behind its bytes, as a completion says it.
+    /// The result that ended the socket behind its bytes, as in a completion.
     End(i32),
 }
 
-/// All lines of an engine.
+/// All queues of an engine.
 #[derive(Debug, Default)]
 pub(super) struct Bulk {
-    /// By the number that `Entry::line` has; those in `free` are empty and kept for their capacity.
-    lines: Vec<Line>,
+    /// By the number that `Entry::bulk_queue` has; those in `free` are empty and kept for their
+    /// capacity.
+    queues: Vec<SenderQueue>,
     free: Vec<u16>,
-    /// Whose turn is when, and what the first has had of its own.
+    /// The order in which sockets are served, and how many buffers the first has delivered in a
+    /// row.
     order: VecDeque<u16>,
     in_a_row: usize,
     buffers: usize,
@@ -54,7 +60,7 @@ pub(super) struct Bulk {
 }
 
 impl Bulk {
-    /// Buffers in all lines.
+    /// Buffers in all queues.
     pub(super) fn buffers(&self) -> usize {
         self.buffers
     }
@@ -63,50 +69,51 @@ impl Bulk {
         self.buffers == 0 && self.ended.is_none()
     }
 
-    /// Puts bytes behind what the socket has here already, if `entry` says that it has. Returns how many buffers these are.
+    /// Puts bytes behind those that the socket has here already, if `entry` marks it so. Returns
+    /// the number of these buffers.
     pub(super) fn push(&mut self, key: SocketKey, entry: &mut Entry, part: Part) -> usize {
         if !entry.any(WAITING) {
             entry.set(WAITING);
-            entry.line = self.begin(key);
+            entry.bulk_queue = self.begin(key);
         }
         self.buffers += 1;
-        let line = &mut self.lines[usize::from(entry.line)];
-        debug_assert_eq!(line.key, key, "another socket's line");
-        line.parts.push_back(part);
-        line.parts.len()
+        let queue = &mut self.queues[usize::from(entry.bulk_queue)];
+        debug_assert_eq!(queue.key, key, "another socket's queue");
+        queue.parts.push_back(part);
+        queue.parts.len()
     }
 
     fn begin(&mut self, key: SocketKey) -> u16 {
         let index = self.free.pop().unwrap_or_else(|| {
-            self.lines.push(Line {
+            self.queues.push(SenderQueue {
                 key,
                 parts: VecDeque::new(),
                 end: None,
             });
-            (self.lines.len() - 1) as u16
+            (self.queues.len() - 1) as u16
         });
-        self.lines[usize::from(index)].key = key;
+        self.queues[usize::from(index)].key = key;
         self.order.push_back(index);
         index
     }
 
     /// The socket ended behind what it has here.
     pub(super) fn end(&mut self, entry: &Entry, result: i32) {
-        self.lines[usize::from(entry.line)].end.get_or_insert(result);
+        self.queues[usize::from(entry.bulk_queue)].end.get_or_insert(result);
     }
 
-    /// What comes next, and of which socket.
+    /// The next element, and its socket.
     pub(super) fn pop(&mut self) -> Option<(SocketKey, Next)> {
         if let Some((key, result)) = self.ended.take() {
             return Some((key, Next::End(result)));
         }
         let index = *self.order.front()?;
-        let line = &mut self.lines[usize::from(index)];
-        let part = line.parts.pop_front()?;
+        let queue = &mut self.queues[usize::from(index)];
+        let part = queue.parts.pop_front()?;
         self.buffers -= 1;
         self.in_a_row += 1;
-        let key = line.key;
-        if !line.parts.is_empty() {
+        let key = queue.key;
+        if !queue.parts.is_empty() {
             if self.in_a_row == IN_A_ROW {
                 self.order.rotate_left(1);
                 self.in_a_row = 0;
@@ -116,25 +123,25 @@ impl Bulk {
         self.order.pop_front();
         self.in_a_row = 0;
         self.free.push(index);
-        self.ended = line.end.take().map(|result| (key, result));
+        self.ended = queue.end.take().map(|result| (key, result));
         let ended = self.ended.is_some();
         Some((key, Next::Last { part, ended }))
     }
 
-    /// Nobody wants what this socket has here.
+    /// Gives back the bytes that this socket has here: no owner wants them any more.
     pub(super) fn forget(&mut self, entry: &mut Entry, mut give_back: impl FnMut(u16)) {
         if !entry.any(WAITING) {
             return;
         }
         entry.clear(WAITING);
-        let line = &mut self.lines[usize::from(entry.line)];
-        self.buffers -= line.parts.len();
-        line.parts.drain(..).for_each(|part| give_back(part.buffer));
-        line.end = None;
-        if self.order.front() == Some(&entry.line) {
+        let queue = &mut self.queues[usize::from(entry.bulk_queue)];
+        self.buffers -= queue.parts.len();
+        queue.parts.drain(..).for_each(|part| give_back(part.buffer));
+        queue.end = None;
+        if self.order.front() == Some(&entry.bulk_queue) {
             self.in_a_row = 0;
         }
-        self.order.retain(|&index| index != entry.line);
-        self.free.push(entry.line);
+        self.order.retain(|&index| index != entry.bulk_queue);
+        self.free.push(entry.bulk_queue);
     }
 }

@@ -1,15 +1,19 @@
 //! The engine of choice: one io_uring per shard, beside that of the executor.
 //!
-//! Owns the listener, the sockets, the buffers they receive into and the bytes they send. Receiving is armed once and
-//! completes many times; accepts and sends are submissions, so a turn with any number of them is one system call.
+//! Owns the listener, the sockets, the buffers they receive into and the bytes they send. Receiving
+//! is armed once and completes many times; accepts and sends are submissions, so a turn with any
+//! number of them is one system call.
 //!
 //! Invariants:
-//! - *held*: a slot with an operation in flight (`RECEIVING`, `SENDING`) keeps its descriptor and generation until the last
-//!   completion of it. `close` does not end operations in flight, `shutdown` does; hence the two steps of closing.
+//! - *held*: a slot with an operation in flight (`RECEIVING`, `SENDING`) keeps its descriptor and
+//!   generation until the last completion of it. `close` does not end operations in flight,
+//!   `shutdown` does. Hence the two steps of closing.
 //! - *lent*: see [`buffers`].
-//! - *in line*: while a bulk sender's bytes wait (`WAITING`), whatever comes of its socket goes behind them, and it is armed
-//!   again, for one buffer at a time, when the last of them was looked at.
-//! - *quiet*: between `receive_once` completions nothing is armed, so that a socket can leave without cancelling.
+//! - *in line*: while a bulk sender's bytes wait (`WAITING`), all further events of its socket
+//!   queue behind them. Its receive is armed again, for one buffer at a time, when the last of them
+//!   was looked at.
+//! - *quiet*: between `receive_once` completions nothing is armed, so that a socket can leave
+//!   without cancelling.
 
 mod buffers;
 mod bulk;
@@ -33,30 +37,38 @@ use super::sends::Sends;
 use super::slab::{BULK, CLOSING, ENDED, GENERATION_MASK, REARM, RECEIVING, SENDING, STREAM, Slab, WAITING};
 use super::{Engine, EngineStats, Event, Payload, SendStatus, SocketKey, SystemEngine, Waker, sys};
 
-/// Completions handled per turn; what is over stays in the queue for the next one. At about a microsecond each, a turn
-/// leaves room for the rest of the shard after a millisecond or two.
+/// Completions handled per turn; the remaining ones stay in the queue for the next turn. At about a
+/// microsecond each, they leave the rest of the shard its time after a millisecond or two.
 const EVENTS_MAX: u32 = 1024;
 
-/// Accepts in flight, and so the most connections that are accepted and that the owner has not taken. One accept that
-/// completes many times takes all that the kernel has, however far behind the owner is: a loop of connects and resets
-/// filled the completion queue with 16,384 descriptors. What is not accepted waits in the listener's queue, which is
-/// bounded. Each accept costs a turn some tens of microseconds, most of them the kernel's, and under a flood as much again
-/// to close somebody else: with 64, turns of a flood took half a millisecond. A turn has a cost of its own, so that with 8 a
-/// connect costs one or two percent more than with 64.
+/// Accepts in flight, and so the most accepted connections that the owner has not taken yet.
+/// Further connections wait in the listener's queue, which is bounded.
+///
+/// One accept that completes many times takes all connections that the kernel has, however far
+/// behind the owner is. A loop of connects and resets then filled the completion queue with 16,384
+/// descriptors.
+///
+/// Each accept costs a turn some tens of microseconds, most of them the kernel's, and under a flood
+/// as much again to close another connection. With 64 accepts, turns of a flood took half a
+/// millisecond. A turn has a cost of its own, so with 8 a connect costs one or two percent more
+/// than with 64.
 const ACCEPTS_MAX: usize = 8;
 
-/// Buffers of one socket that may wait before its receive, which would go on to fill more of them, is cancelled: messages of
-/// up to 16 KiB cost no cancelling, and who floods takes what one round of the kernel gives it (32), once.
+/// Buffers of one socket that may wait before its receive, which would go on to fill more of them,
+/// is cancelled. Messages of up to 16 KiB cost no cancelling. A flooding socket takes once the 32
+/// buffers that one round of the kernel gives it.
 const WAITING_MAX: usize = 4;
 
-/// Buffers of all bulk senders that may wait. With more of them, they come in line with everybody else's, as a lack of buffers
-/// would stop receiving for all.
+/// Buffers of all bulk senders that may wait. Further buffers are delivered with all other events,
+/// as a lack of buffers would stop receiving for all.
 const BULK_MAX: usize = BUFFERS as usize / 2;
 
-/// How long dropping an engine waits for the kernel to let go. Cancelled operations complete within microseconds.
+/// How long dropping an engine waits for the kernel to let go. Cancelled operations complete within
+/// microseconds.
 const DROP_WAIT: Duration = Duration::from_secs(2);
 
-// Kinds of operations: the top 8 bits of `user_data`. The generation's 24 bits and the slot's 32 follow.
+// Kinds of operations: the top 8 bits of `user_data`. The generation's 24 bits and the slot's 32
+// follow.
 const ACCEPT: u64 = 1;
 const RECEIVE: u64 = 2;
 const SEND: u64 = 3;
@@ -78,7 +90,7 @@ fn key_of(user_data: u64) -> SocketKey {
     }
 }
 
-/// Why receiving ended; `None` if the peer said so.
+/// Why receiving ended; `None` if the peer closed in order.
 fn end_of(result: i32) -> Option<io::Error> {
     match result {
         0 => None,
@@ -88,7 +100,7 @@ fn end_of(result: i32) -> Option<io::Error> {
     }
 }
 
-/// What a completion means; an event that does not borrow the engine yet.
+/// The meaning of a completion; an event that does not borrow the engine yet.
 enum Found {
     Received { key: SocketKey, buffer: u16, len: usize },
     Other(Event<'static>),
@@ -105,7 +117,7 @@ pub struct RingEngine {
     waker: Waker,
     /// The buffer that the last event showed.
     shown: Option<u16>,
-    /// What bulk senders sent.
+    /// Waiting bytes of bulk senders.
     bulk: Bulk,
     /// Sockets to arm again once buffers were given back.
     rearm: Vec<SocketKey>,
@@ -205,7 +217,7 @@ impl RingEngine {
             let entry = self.slab.open(key);
             debug_assert!(
                 entry.is_some() || matches!(next, Next::End(_)),
-                "a line of a closed socket"
+                "a queue of a closed socket"
             );
             let Some(entry) = entry else {
                 continue;
@@ -270,7 +282,8 @@ impl RingEngine {
     fn accepted(&mut self, completion: Completion) -> Option<Event<'static>> {
         self.accepts -= 1;
         let socket = (completion.result >= 0).then(|| {
-            // SAFETY: the kernel made this descriptor for us and tells it once; `leaks_no_descriptor` would break.
+            // SAFETY: the kernel made this descriptor for us and reports it once;
+            // `leaks_no_descriptor` would break.
             unsafe { OwnedFd::from_raw_fd(completion.result) }
         });
         if self.dropping {
@@ -294,7 +307,8 @@ impl RingEngine {
         };
         self.accept_paused = true;
         self.accept_due = false;
-        // The others would say the same, and keep today's limit of descriptors for as long as they are in flight.
+        // The other accepts would fail alike, and keep today's limit of descriptors while they are
+        // in flight.
         self.queue.cancel(ACCEPT << 56, CANCEL << 56);
         Some(Event::AcceptPaused { error })
     }
@@ -335,7 +349,7 @@ impl RingEngine {
     /// A receive brought no bytes: the socket has ended, or shall be armed again.
     fn receive_stopped(&mut self, key: SocketKey, result: i32, more: bool) -> Option<Event<'static>> {
         let entry = self.slab.get(key)?;
-        // The last is what became of a bulk sender's.
+        // `ECANCELED` is the end of a bulk sender's receive.
         if let libc::ENOBUFS | libc::EINTR | libc::EAGAIN | libc::ECANCELED = -result {
             self.stats.buffers_exhausted += u64::from(-result == libc::ENOBUFS);
             if !more && !entry.any(WAITING) {
@@ -353,7 +367,7 @@ impl RingEngine {
         Some(Event::Ended { key, error })
     }
 
-    /// Bytes came: for now, or, from a bulk sender, for when it is its turn.
+    /// Bytes came: they are delivered now, or, from a bulk sender, in its turn.
     fn received_bytes(&mut self, key: SocketKey, part: Part, more: bool) -> Option<Found> {
         let entry = self.slab.get(key)?;
         let stream = entry.any(STREAM);
@@ -365,7 +379,7 @@ impl RingEngine {
             return None;
         }
         if stream && !more {
-            // The kernel has no more, so the next may be a receive for as long as it goes.
+            // The kernel has no more, so the next may be a streaming receive.
             entry.clear(BULK);
             entry.set(REARM);
             self.rearm.push(key);
@@ -392,7 +406,7 @@ impl RingEngine {
             && matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock)
             && !closing
         {
-            // The rest goes now; if the socket broke after a part, that is what will say so.
+            // The rest is sent now. If the socket broke after a part, that send reports it.
             self.stats.short_sends += 1;
             self.submit_send(key, index);
             return None;
@@ -401,7 +415,7 @@ impl RingEngine {
         let mut ended = entry.any(ENDED);
         if error.is_some() && !closing && !ended {
             if entry.any(WAITING) {
-                // What it said before it broke comes first.
+                // The bytes that it sent before it broke come first.
                 self.bulk.end(entry, completion.result);
                 ended = true;
             } else {
@@ -414,7 +428,8 @@ impl RingEngine {
         }
         match (error, payload) {
             (None, Some(payload)) => Some(Event::Sent { key, payload }),
-            // `Ended` comes at most once, or later, and an owner that waits for this send to end must hear of it.
+            // `Ended` comes at most once, or later, and an owner that waits for this send to end
+            // must be notified.
             (Some(_), Some(payload)) if ended && !closing => Some(Event::Sent { key, payload }),
             (Some(error), _) if !closing => Some(Event::Ended {
                 key,
@@ -430,13 +445,14 @@ impl RingEngine {
         };
         self.in_flight += 1;
         let (fd, bytes) = (entry.raw_fd(), self.sends.rest(index));
-        // SAFETY: `sends` keeps the payload until `finish`, which only the completion calls, and leaks it if the ring
-        // ends without one; `drops_with_operations_in_flight` and `sends_to_a_slow_peer` would break.
+        // SAFETY: `sends` keeps the payload until `finish`, which only the completion calls, and
+        // leaks it if the ring ends without one; `drops_with_operations_in_flight` and
+        // `sends_to_a_slow_peer` would break.
         unsafe { self.queue.send(fd, bytes, tag(SEND, key)) };
     }
 
-    /// Cancels what is in flight on a socket; by name, as what is in flight on a descriptor the kernel looks for among all that is
-    /// in flight on the ring.
+    /// Cancels the operations in flight on a socket, by name. To cancel by descriptor, the kernel
+    /// would search everything in flight on the ring.
     fn cancel(&mut self, key: SocketKey) {
         let Some(entry) = self.slab.get(key) else {
             return;
@@ -549,7 +565,7 @@ impl Engine for RingEngine {
         if let Some(entry) = self.slab.open(key) {
             debug_assert!(!entry.any(SENDING), "finish before the send ended on {key:?}");
             if let Some(fd) = entry.fd() {
-                // Fails only if the socket is broken already, which receiving tells.
+                // Fails only if the socket is broken already, which the next receive reports.
                 let _ = sys::shutdown(fd, Shutdown::Write);
                 self.stats.syscalls += 1;
             }
@@ -568,7 +584,8 @@ impl Engine for RingEngine {
         {
             self.stats.syscalls += 1;
             if sys::shutdown(fd, Shutdown::Both).is_err() {
-                // Not connected any more, so what is in flight should be ending; this makes sure.
+                // The socket is not connected any more, so operations in flight should be ending;
+                // this makes sure.
                 self.cancel(key);
             }
         }
@@ -634,8 +651,8 @@ impl SystemEngine for RingEngine {
     fn new(listener: OwnedFd) -> io::Result<Self> {
         let queue = Queue::new()?;
         let buffers = Buffers::new()?;
-        // SAFETY: `buffers` lives beside `queue`, is dropped after it, and leaked if something is still in flight
-        // then; `drops_with_operations_in_flight` would break.
+        // SAFETY: `buffers` lives beside `queue`, is dropped after it, and leaked if something is
+        // still in flight then; `drops_with_operations_in_flight` would break.
         unsafe { queue.register_buffers(&buffers) }?;
         let waker = Waker::with_park_fd()?;
         let mut engine = RingEngine {
@@ -668,7 +685,8 @@ impl SystemEngine for RingEngine {
 
     fn prepare_park(&mut self) -> bool {
         self.queue.set_notify(true);
-        // The kernel first stores that there is work, then looks whether to tell; here it is the other way round.
+        // The kernel first stores that there is work, then looks whether to notify; here the order
+        // is reversed.
         fence(Ordering::SeqCst);
         if self.has_work() {
             self.queue.set_notify(false);

@@ -15,8 +15,8 @@ const PROBE_WAIT: Duration = Duration::from_secs(2);
 const WORD: &[u8] = b"shardgate";
 
 impl RingEngine {
-    /// Proves what no probe of opcodes shows, with an engine that does not accept yet: a multishot receive that picks
-    /// buffers, and goes on, and ends.
+    /// Checks what a probe of opcodes cannot show, with an engine that does not accept yet: a
+    /// multishot receive that picks buffers, and goes on, and ends.
     ///
     /// # Errors
     /// `io::ErrorKind::Unsupported`, whatever is amiss, so that the other engine is tried.

@@ -12,11 +12,12 @@ use io_uring::{IoUring, cqueue, opcode, squeue};
 use super::super::sys::check;
 use super::buffers::{BUFFERS, Buffers};
 
-/// Submissions collected before they must leave early. 1,024 x 64 bytes; a turn with more makes one more system call
-/// per 1,024.
+/// Submissions collected before they must leave early. 1,024 x 64 bytes; a turn with more makes one
+/// more system call per 1,024.
 const SUBMISSIONS: u32 = 1024;
 
-/// Completions the kernel can store without allocating: 16,384 x 16 bytes, several for each submission of a busy turn.
+/// Completions the kernel can store without allocating: 16,384 x 16 bytes, several for each
+/// submission of a busy turn.
 const COMPLETIONS: u32 = 16 * SUBMISSIONS;
 
 /// The only group of provided buffers.
@@ -70,13 +71,13 @@ pub(super) struct Queue {
     ring: IoUring,
     /// Index of the registered descriptor, which spares the kernel a look-up per call.
     registered: Option<u32>,
-    /// What did not fit, because the kernel could not take submissions for a moment.
+    /// Submissions that did not fit, because the kernel could not take any for a moment.
     backlog: Vec<squeue::Entry>,
     syscalls: u64,
 }
 
-/// The kernel takes rings down after their process has ended, and counts their memory until then: a gateway that is started
-/// again at once finds its own memlock used for some milliseconds.
+/// The kernel takes rings down after their process has ended, and counts their memory until then.
+/// So a gateway that is started again at once finds its own memlock used for some milliseconds.
 const PREDECESSOR_GOES: Duration = Duration::from_secs(1);
 const TRY_AGAIN: Duration = Duration::from_millis(10);
 
@@ -93,8 +94,8 @@ fn when_there_is_memory<R>(make: impl Fn() -> io::Result<R>) -> io::Result<R> {
     }
 }
 
-/// Names the step of the set-up that failed; any of them means "use the other engine". What a limit or a permission is the
-/// reason of stays what it is, so that the remedy is told with it.
+/// Names the step of the set-up that failed; any of them means "use the other engine". An error of
+/// a limit or a permission keeps its kind, so that its remedy is printed with it.
 pub(super) fn unsupported(step: &str, error: &io::Error) -> io::Error {
     if let Some(code @ (libc::ENOMEM | libc::EMFILE | libc::ENFILE | libc::EPERM | libc::EACCES)) = error.raw_os_error()
     {
@@ -131,11 +132,13 @@ impl Queue {
 
     fn make() -> io::Result<IoUring> {
         IoUring::builder()
-            // One thread submits and reaps, and completions are worked off only when it asks: no interrupts of a turn.
+            // One thread submits and reaps, and completions are worked off only when it asks: no
+            // interrupts of a turn.
             .setup_single_issuer()
             .setup_defer_taskrun()
             .setup_coop_taskrun()
-            // Says in shared memory that there is something to ask for, so that an empty turn needs no system call.
+            // Says in shared memory that there is something to ask for, so that an empty turn needs
+            // no system call.
             .setup_taskrun_flag()
             // One bad submission does not hold up those behind it.
             .setup_submit_all()
@@ -144,7 +147,8 @@ impl Queue {
             .build(SUBMISSIONS)
     }
 
-    /// Registers the ring's own descriptor. That the kernel declines (16 per thread) only costs a little time.
+    /// Registers the ring's own descriptor. That the kernel declines (16 per thread) only costs a
+    /// little time.
     fn register_ring(&mut self) {
         let mut update = RingFdUpdate {
             offset: u32::MAX,
@@ -157,8 +161,9 @@ impl Queue {
     }
 
     fn register(&self, operation: libc::c_uint, update: &mut RingFdUpdate) -> io::Result<()> {
-        // SAFETY: `update` is one live `io_uring_rsrc_update`, and the count says so; the kernel does not keep the
-        // pointer (`leaks_no_descriptor` would break, as a ring stays open while it is registered).
+        // SAFETY: `update` is one live `io_uring_rsrc_update`, and the count is 1. The kernel does
+        // not keep the pointer. `leaks_no_descriptor` would break, as a ring stays open while it is
+        // registered.
         let result = unsafe {
             libc::syscall(
                 libc::SYS_io_uring_register,
@@ -185,7 +190,7 @@ impl Queue {
         .map_err(|error| unsupported("ring of provided buffers (Linux 5.19)", &error))
     }
 
-    /// Lets completions be told through an eventfd, silenced until [`Queue::set_notify`].
+    /// Registers an eventfd that completions notify. It is silent until [`Queue::set_notify`].
     pub(super) fn register_eventfd(&mut self, eventfd: RawFd) -> io::Result<()> {
         self.set_notify(false);
         self.ring
@@ -194,7 +199,7 @@ impl Queue {
             .map_err(|error| unsupported("registered eventfd", &error))
     }
 
-    /// Whether completions are told through the eventfd.
+    /// Whether completions notify the eventfd.
     pub(super) fn set_notify(&mut self, on: bool) {
         let completions = self.ring.completion();
         if on {
@@ -208,7 +213,8 @@ impl Queue {
         self.syscalls
     }
 
-    /// Accepts one connection. The kernel keeps the limit of descriptors as it is now, also if it is changed later.
+    /// Accepts one connection. The kernel keeps the limit of descriptors as it is now, also if it
+    /// is changed later.
     pub(super) fn accept(&mut self, listener: RawFd, user_data: u64) {
         let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
         let null: *mut libc::sockaddr = std::ptr::null_mut();
@@ -263,13 +269,14 @@ impl Queue {
         self.push(entry.user_data(user_data));
     }
 
-    /// Collects a submission. Those that did not fit stay in order behind each other.
+    /// Collects a submission. Submissions that did not fit stay in order behind each other.
     fn push(&mut self, entry: squeue::Entry) {
         if self.backlog.is_empty() {
             if self.try_push(&entry) {
                 return;
             }
-            // Full: these leave early. No `GETEVENTS`, so this reaps nothing and starts nothing else.
+            // Full: these leave early. No `GETEVENTS`, so this reaps nothing and starts nothing
+            // else.
             let _ = self.call_enter(0, 0, None);
             if self.try_push(&entry) {
                 return;
@@ -279,8 +286,9 @@ impl Queue {
     }
 
     fn try_push(&mut self, entry: &squeue::Entry) -> bool {
-        // SAFETY: the only pointers in entries made above are those of `send`, whose caller keeps the bytes alive;
-        // descriptors stay open until their operations have completed (`drops_with_operations_in_flight` would break).
+        // SAFETY: the only pointers in entries made above are those of `send`, whose caller keeps
+        // the bytes alive; descriptors stay open until their operations have completed
+        // (`drops_with_operations_in_flight` would break).
         unsafe { self.ring.submission().push(entry) }.is_ok()
     }
 
@@ -362,8 +370,9 @@ impl Queue {
             None => self.ring.as_raw_fd(),
         };
         self.syscalls += 1;
-        // SAFETY: `arg` is null with length 0, or one live `io_uring_getevents_arg` whose timeout is alive as well; the
-        // kernel keeps neither. What the submissions point to is their makers' promise (`try_push`).
+        // SAFETY: `arg` is null with length 0, or one live `io_uring_getevents_arg` whose timeout
+        // is alive as well. The kernel keeps neither. The callers of `try_push` promise that the
+        // pointers in the submissions are good.
         let result = unsafe {
             libc::syscall(
                 libc::SYS_io_uring_enter,
@@ -389,7 +398,8 @@ impl Queue {
     }
 }
 
-/// Takes what is no fault of the ring for success: what was not submitted stays where it is.
+/// Takes errors that are no fault of the ring for success: submissions that were not taken stay
+/// queued.
 fn passing(result: io::Result<()>) -> io::Result<()> {
     match result.map_err(|error| (error.raw_os_error(), error)) {
         Ok(()) => Ok(()),
@@ -401,7 +411,8 @@ fn passing(result: io::Result<()>) -> io::Result<()> {
 
 impl Drop for Queue {
     fn drop(&mut self) {
-        // A registered ring is held by the thread, and with it every socket in flight, until the thread ends.
+        // A registered ring is held by the thread, and with it every socket in flight, until the
+        // thread ends.
         if let Some(offset) = self.registered {
             let mut update = RingFdUpdate {
                 offset,

@@ -1,5 +1,5 @@
-//! What the kernel says only when the host is at its end. It cannot be brought there by a test, as root is exempt from
-//! `fs.file-max`, so a completion is changed on its way from the queue.
+//! Completions that come only when the host is out of resources. A test cannot bring it there, as
+//! root is exempt from `fs.file-max`. So a completion is changed on its way from the queue.
 
 use super::super::tests::{Bed, Seen, ring_usable};
 use super::*;
@@ -14,7 +14,7 @@ impl Bed<RingEngine> {
             }
         };
         assert_eq!(kind_of(completion.user_data), ACCEPT);
-        // SAFETY: the kernel made this descriptor for us, and the engine does not hear of it.
+        // SAFETY: the kernel made this descriptor for us, and the engine is not notified of it.
         drop(unsafe { OwnedFd::from_raw_fd(completion.result) });
         completion.result = -errno;
         match self.engine.complete(completion)? {
@@ -37,7 +37,7 @@ fn pauses_accepting_when_the_host_has_nothing_left() {
             Some(Event::AcceptPaused { error }) => assert_eq!(error.raw_os_error(), Some(errno)),
             other => panic!("{other:?}"),
         }
-        // The other accepts end, and none is made, whoever waits; nor does it spin.
+        // The other accepts end, and none is made, even with clients waiting; nor does it spin.
         bed.nothing();
         clients.push(bed.connect());
         bed.nothing();

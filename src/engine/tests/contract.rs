@@ -1,4 +1,4 @@
-//! What [`Engine`] promises, for both engines, over real loopback sockets.
+//! The contract of [`Engine`], for both engines, over real loopback sockets.
 
 use std::net::{Shutdown, TcpStream};
 
@@ -131,7 +131,8 @@ fn survives_lack_of_buffers<E: SystemEngine>() {
     let mut bed = Bed::<E>::new();
     let mut all: Vec<_> = (0..48).map(|_| bed.quiet_pair()).collect();
     let mut expected = Vec::new();
-    // Half of them fill up before anything is armed, so that more than all buffers is there in the first turn.
+    // Half of them fill up before anything is armed, so that more than all buffers is there in the
+    // first turn.
     for (index, (client, key)) in all.iter().enumerate() {
         let mut bytes = pattern(index, 256 << 10);
         bytes.truncate(fill(client, &bytes));
@@ -191,7 +192,8 @@ fn bulk_senders_take_turns_and_hold_up_nobody<E: SystemEngine>() {
         if (0..senders.len()).all(|n| got[n].len() == senders[n].2.len()) {
             break;
         }
-        // Whatever waits, what somebody else says comes in the turn after it was said.
+        // However much waits, bytes of another socket are delivered in the turn after they were
+        // sent.
         let word = round.to_be_bytes();
         other.write_all(&word).unwrap();
         bed.engine.turn(None).unwrap();
@@ -226,7 +228,7 @@ fn bulk_senders_take_turns_and_hold_up_nobody<E: SystemEngine>() {
         in_a_row = if last == Some(sender) { in_a_row + 1 } else { 1 };
         assert!(in_a_row <= 4 || !more_than_one, "{in_a_row} of one sender's in a row");
         got[sender].extend(bytes);
-        // Who has no more is out of the order for a moment: the next one may be anybody.
+        // A sender without more bytes is out of the order for a moment: the next one may be any.
         last = (got[sender].len() < senders[sender].2.len()).then_some(sender);
     }
     assert!(got.iter().zip(&senders).all(|(got, sender)| *got == sender.2));
@@ -249,7 +251,7 @@ fn the_end_of_a_bulk_sender_comes_behind_its_bytes<E: SystemEngine>() {
                 other => panic!("{other:?}"),
             }
         }
-        // What is there of it has come while others had their turns.
+        // Its bytes have come while others had their turns.
         assert!(bytes.ends_with(&got));
         bed.close(key);
     }
@@ -310,7 +312,7 @@ fn submits_in_the_middle_of_a_turn<E: SystemEngine>() {
     let mut got = [0; 3];
     client.read_exact(&mut got).unwrap();
     assert_eq!(&got, b"now");
-    // What came of it is told in the next turn, as ever.
+    // Its result is reported in the next turn, as ever.
     if let SendStatus::InFlight = status {
         assert!(matches!(bed.next(), Seen::Sent(from, _) if from == key));
     }
@@ -348,7 +350,7 @@ fn sends_to_a_slow_peer<E: SystemEngine>() {
     assert_eq!(read_to_end(&mut client), b"last");
 }
 
-/// While a send is under way the kernel says how far the peer is.
+/// While a send is under way, the kernel knows how far the peer is.
 fn bytes_nobody_reads_are_known<E: SystemEngine>() {
     let mut bed = Bed::<E>::new();
     let (mut client, key) = bed.quiet_pair();
@@ -501,10 +503,12 @@ fn reset_under_a_blocked_send<E: SystemEngine>() {
         assert!(matches!(status, SendStatus::InFlight));
         bed.nothing();
         reset(client);
-        // The kernel tells the reset once, to whichever operation asks first; the other one sees an end without an error.
+        // The kernel reports the reset once, to the operation that asks first; the other one sees
+        // an end without an error.
         let error = bed.expect_ended(key);
         assert!(error.is_some() || receive);
-        // If receiving ended first, the send comes back on its own; either way the socket is free to close.
+        // If receiving ended first, the send comes back on its own; either way the socket is free
+        // to close.
         bed.engine.close(key);
         loop {
             match bed.next() {

@@ -1,4 +1,5 @@
-//! Limits of the process and of the kernel: descriptors, many sockets, system calls, the end of an engine.
+//! Limits of the process and of the kernel: descriptors, many sockets, system calls, the end of an
+//! engine.
 
 use std::fs::File;
 
@@ -78,7 +79,8 @@ fn pauses_accepting_without_descriptors<E: SystemEngine>() {
     });
 }
 
-/// Whoever connects and resets in a loop takes no descriptors for it, however far behind the owner of the engine is.
+/// A client that connects and resets in a loop takes no descriptors for it, however far behind the
+/// owner of the engine is.
 fn leaves_connections_to_the_kernel_until_they_are_taken<E: SystemEngine>() {
     const CONNECTIONS: usize = 900;
     alone(
@@ -98,7 +100,7 @@ fn leaves_connections_to_the_kernel_until_they_are_taken<E: SystemEngine>() {
                 reset(bed.connect());
                 bed.engine.turn(None).unwrap();
                 take(&mut bed.engine);
-                // Those that the owner knows of, and no more than these.
+                // The descriptors of the sockets that the owner knows, and no more.
                 let unknown = open_descriptors().saturating_sub(before + bed.engine.sockets());
                 assert!(unknown <= 64, "{unknown} descriptors for nobody");
             }
@@ -320,7 +322,8 @@ fn with_failing_calls<T: Send>(calls: &[(libc::c_long, libc::c_int)], body: impl
             // SAFETY: no pointers.
             let result = unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
             assert_eq!(result, 0);
-            // SAFETY: the program and its filter are alive for the call, which copies them; it binds this thread only.
+            // SAFETY: the program and its filter are alive for the call, which copies them; it
+            // binds this thread only.
             let result = unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) };
             assert_eq!(result, 0);
             body()
@@ -345,7 +348,8 @@ fn the_ring_says_that_it_is_not_supported() {
 
 #[test]
 fn the_ring_works_without_registering_itself() {
-    // As when the thread has used up its 16 registered rings; the other registrations are needed, so they come first.
+    // As when the thread has used up its 16 registered rings; the other registrations are needed,
+    // so they come first.
     if !ring_usable() {
         return;
     }
@@ -373,8 +377,9 @@ fn epoll_works_without_fine_waits() {
     });
 }
 
-/// Out of descriptors of the whole host, of memory for sockets, of memory. Root is exempt from `fs.file-max`, so the kernel
-/// says it without cause; for the ring, which calls nothing to accept, see its own tests.
+/// Out of descriptors of the whole host, of memory for sockets, of memory. Root is exempt from
+/// `fs.file-max`, so the kernel is made to return them without cause. The ring calls nothing to
+/// accept: see its own tests.
 #[test]
 fn epoll_pauses_accepting_when_the_host_has_nothing_left() {
     for errno in [libc::ENFILE, libc::ENOBUFS, libc::ENOMEM] {

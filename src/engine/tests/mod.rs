@@ -1,4 +1,5 @@
-//! Tests of the engines. Everything in `contract` and `limits` runs for both. What looks inside one of them is beside it.
+//! Tests of the engines. Everything in `contract` and `limits` runs for both. Tests of one engine's
+//! inside stand beside it.
 
 mod contract;
 mod executor;
@@ -17,7 +18,8 @@ use socket2::{Domain, Socket, Type};
 
 use super::{Engine, Event, Payload, RingEngine, SendStatus, SocketKey, SystemEngine};
 
-/// No test waits longer than this for anything. Generous, as the machine may be busy with other things.
+/// No test waits longer than this for anything. Generous, as the machine may be busy with other
+/// things.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Runs each generic test for both engines.
@@ -41,7 +43,7 @@ macro_rules! for_both_engines {
 }
 pub(super) use for_both_engines;
 
-/// False, and says so, on a host whose kernel refuses io_uring: there only epoll can be tested.
+/// False, with a message, on a host whose kernel refuses io_uring: there only epoll can be tested.
 pub(super) fn ring_usable() -> bool {
     match RingEngine::new(listener().0) {
         Ok(_) => true,
@@ -202,7 +204,7 @@ impl<E: SystemEngine> Bed<E> {
     }
 }
 
-/// Bytes that differ at every place where buffers might be mixed up.
+/// Bytes that differ at every offset where buffers might be mixed up.
 fn pattern(seed: usize, len: usize) -> Vec<u8> {
     let mut rng = fastrand::Rng::with_seed(seed as u64);
     (0..len).map(|_| rng.u8(..)).collect()
@@ -225,8 +227,8 @@ fn reset(client: TcpStream) {
     socket.set_linger(Some(Duration::ZERO)).unwrap();
 }
 
-/// Runs `body` in a process of its own: for tests that count descriptors, need many of them, or may hang.
-/// `name` is the test's full path.
+/// Runs `body` in a process of its own: for tests that count descriptors, need many of them, or may
+/// hang. `name` is the test's full path.
 fn alone(name: &str, body: impl FnOnce()) {
     const INSIDE: &str = "SHARDGATE_TEST_ALONE";
     if std::env::var_os(INSIDE).is_some() {

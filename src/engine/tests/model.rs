@@ -1,7 +1,9 @@
-//! The protocol of wakes as a model: every interleaving of two senders and a shard, with store buffers as processors have
-//! them, is tried. Stress tests find a missing fence by luck; this one finds it each time.
+//! The protocol of wakes as a model: every interleaving of two senders and a shard, with store
+//! buffers as processors have them, is tried. Stress tests find a missing fence by luck; this one
+//! finds it each time.
 //!
-//! The steps are those of `waker.rs`, `SystemEngine::prepare_park` and a shard's loop. Who changes them there changes them here.
+//! The steps are those of `waker.rs`, `SystemEngine::prepare_park` and a shard's loop. A change
+//! there needs the same change here.
 
 use std::collections::HashSet;
 
@@ -46,7 +48,7 @@ struct World {
     /// A completion of the shard's ring, made by a write to the descriptor of waiting shards.
     completion: bool,
     park_fd: bool,
-    /// What the shard has taken from its inbox.
+    /// Items that the shard has taken from its inbox.
     taken: [bool; SENDERS],
 }
 
@@ -162,8 +164,8 @@ impl World {
     }
 }
 
-/// Tries everything that can happen. True if the shard can end up asleep with an item in its inbox, or deaf to its
-/// sockets.
+/// Tries everything that can happen. True if the shard can end up asleep with an item in its inbox,
+/// or deaf to its sockets.
 fn can_sleep_too_long(protocol: Protocol) -> bool {
     let mut seen = HashSet::new();
     let mut open = vec![World::new()];
@@ -191,8 +193,9 @@ fn can_sleep_too_long(protocol: Protocol) -> bool {
             }
             open.push(next);
         }
-        // Nothing happens any more: the senders are done and the shard is asleep. Then its inbox must be empty, and no
-        // completion may be there that keeps those of sockets from being told.
+        // Nothing happens any more: the senders are done and the shard is asleep. Then its inbox
+        // must be empty, and no completion may be there that blocks the notification of those of
+        // sockets.
         let stuck = open.len() == before;
         if stuck && (world.taken != [true; SENDERS] || world.completion) {
             return true;

@@ -1,5 +1,5 @@
-//! What we rely on in the kernel and in glommio without their promising it. When one of these fails after an upgrade,
-//! the engine must change, not the test.
+//! Behaviour of the kernel and of glommio that we rely on without their promise. When one of these
+//! fails after an upgrade, the engine must change, not the test.
 
 use std::cell::Cell;
 use std::os::fd::{AsRawFd, RawFd};
@@ -34,8 +34,8 @@ async fn ready_at_once(ready: &mut FdReady) -> bool {
 
 #[test]
 fn parks_until_readable() {
-    // Never delete: parking relies on glommio's streams arming a poll first and failing with ENOTSOCK after it. If either
-    // changes, shards never wake up again or never sleep.
+    // Never delete: parking relies on glommio's streams arming a poll first and failing with
+    // ENOTSOCK after it. If either changes, shards never wake up again or never sleep.
     on_executor(|| async {
         let eventfd = sys::eventfd(0).unwrap();
         let mut ready = FdReady::new(eventfd.as_raw_fd()).unwrap();
@@ -79,8 +79,8 @@ fn parks_on_an_epoll_set() {
 
 #[test]
 fn parking_keeps_the_descriptor() {
-    // Never delete: glommio believes that it owns the descriptor. If it came to close it, the number would be used
-    // again, and shards would read and close sockets of others.
+    // Never delete: glommio believes that it owns the descriptor. If it came to close it, the
+    // number would be used again, and shards would read and close sockets of others.
     alone("engine::tests::quirks::parking_keeps_the_descriptor", || {
         on_executor(|| async {
             let count = || std::fs::read_dir("/proc/self/fd").unwrap().count();
@@ -106,7 +106,8 @@ fn parking_keeps_the_descriptor() {
 
 #[test]
 fn yielding_passes_through_the_reactor() {
-    // Never delete: timers and foreign wakes reach a busy shard only if a yield makes glommio look at its reactor.
+    // Never delete: timers and foreign wakes reach a busy shard only if a yield makes glommio look
+    // at its reactor.
     on_executor(|| async {
         let fired = Rc::new(Cell::new(false));
         let seen = fired.clone();
@@ -200,8 +201,9 @@ fn reap(ring: &mut IoUring, within: Duration) -> Option<cqueue::Entry> {
 
 #[test]
 fn a_watched_eventfd_need_not_be_drained() {
-    // Never delete: the ring never reads the eventfd that wakes it, which saves a call per wake. If the kernel came to
-    // report levels here, a shard that was woken once would spin; if it came to coalesce edges, wakes would be lost.
+    // Never delete: the ring never reads the eventfd that wakes it, which saves a call per wake. If
+    // the kernel came to report levels here, a shard that was woken once would spin; if it came to
+    // coalesce edges, wakes would be lost.
     let Some(mut ring) = raw_ring() else { return };
     let eventfd = sys::eventfd(0).unwrap();
     submit(&mut ring, poll_multi(eventfd.as_raw_fd()));
@@ -215,8 +217,8 @@ fn a_watched_eventfd_need_not_be_drained() {
 
 #[test]
 fn the_registered_eventfd_obeys_its_switch() {
-    // Never delete: while a shard runs, its completions must not cost a write to the eventfd each; while it is parked,
-    // nothing else wakes it.
+    // Never delete: while a shard runs, its completions must not cost a write to the eventfd each;
+    // while it is parked, nothing else wakes it.
     let Some(mut ring) = raw_ring() else { return };
     let told = sys::eventfd(0).unwrap();
     ring.submitter().register_eventfd(told.as_raw_fd()).unwrap();
@@ -239,10 +241,11 @@ fn the_registered_eventfd_obeys_its_switch() {
 
 #[test]
 fn what_an_eventfd_leads_to_is_not_told() {
-    // Never delete: it is why a parked shard is woken through the registered eventfd itself, and why a sender that was
-    // late with the other one looks again (`Waker::notify_waiting`). The kernel does not signal an eventfd from
-    // within a write to another: it puts that off (15 ms), and Linux 6.18 does even that only once per ring. Meanwhile
-    // nothing else is told either, as only the first of several completions is.
+    // Never delete. It is why a parked shard is woken through the registered eventfd itself. It is
+    // also why a sender that was late with the other one looks again (`Waker::notify_waiting`). The
+    // kernel does not signal an eventfd from within a write to another. It puts that off (15 ms),
+    // and Linux 6.18 does even that only once per ring. Meanwhile no other completion is signalled
+    // either, as only the first of several is.
     let Some(mut ring) = raw_ring() else { return };
     let told = sys::eventfd(0).unwrap();
     ring.submitter().register_eventfd(told.as_raw_fd()).unwrap();
@@ -258,7 +261,7 @@ fn what_an_eventfd_leads_to_is_not_told() {
         assert!(ring.submission().taskrun());
         while reap(&mut ring, Duration::ZERO).is_some() {}
         sys::drain(&told);
-        // With nothing of the kind in the queue, sockets are told at once, every time.
+        // With no such completion in the queue, sockets are signalled at once, every time.
         far.write_all(b"x").unwrap();
         assert!(readable(told.as_raw_fd(), PATIENCE));
         while reap(&mut ring, Duration::ZERO).is_some() {}
@@ -269,8 +272,8 @@ fn what_an_eventfd_leads_to_is_not_told() {
 #[test]
 #[ignore = "documents a limitation that a newer kernel may lift; nothing of ours breaks when it does"]
 fn polling_the_ring_itself_does_not_wake() {
-    // Never delete: it is why parking goes through a registered eventfd. When this fails, the detour may go once no
-    // older kernel is supported.
+    // Never delete: it is why parking goes through a registered eventfd. When this fails, the
+    // detour may go once no older kernel is supported.
     let woken = on_executor(|| async {
         let mut ring = raw_ring().unwrap();
         let (near, mut far) = UnixStream::pair().unwrap();
@@ -301,15 +304,16 @@ fn polling_the_ring_itself_does_not_wake() {
 
 #[test]
 fn closing_ends_nothing_in_flight() {
-    // Never delete: it is why closing a socket has two steps. A receive that survived its descriptor would pick a buffer
-    // for a slot that is somebody else's by then.
+    // Never delete: it is why closing a socket has two steps. A receive that survived its
+    // descriptor would pick a buffer for a slot that is somebody else's by then.
     let Some(mut ring) = raw_ring() else { return };
     let (near, _far) = UnixStream::pair().unwrap();
     let also_near = near.try_clone().unwrap();
     let mut byte = [0u8; 1];
     let entry = opcode::Recv::new(Fd(near.as_raw_fd()), byte.as_mut_ptr(), 1).build();
     submit(&mut ring, entry.user_data(2));
-    // The last descriptor of the socket could be closed just as well; this one is kept to end the receive.
+    // The last descriptor of the socket could be closed just as well; this one is kept to end the
+    // receive.
     drop(near);
     assert!(reap(&mut ring, Duration::from_millis(50)).is_none());
     also_near.shutdown(std::net::Shutdown::Both).unwrap();
@@ -319,8 +323,8 @@ fn closing_ends_nothing_in_flight() {
 
 #[test]
 fn an_accept_keeps_its_limit_of_descriptors() {
-    // Never delete: it is why a pause cancels the accepts that are in flight. Those made before the limit was raised would
-    // fail one after another, and pause anew each time.
+    // Never delete: it is why a pause cancels the accepts that are in flight. Accepts made before
+    // the limit was raised would fail one after another, and pause anew each time.
     alone(
         "engine::tests::quirks::an_accept_keeps_its_limit_of_descriptors",
         || {
@@ -330,7 +334,7 @@ fn an_accept_keeps_its_limit_of_descriptors() {
             super::limits::set_nofile(armed_with);
             let (fd, null) = (Fd(listener.as_raw_fd()), std::ptr::null_mut());
             submit(&mut ring, opcode::Accept::new(fd, null, std::ptr::null_mut()).build());
-            // Lower than what is open already, which would refuse every new descriptor.
+            // Lower than the number of open descriptors, so that every new one is refused.
             let client = socket2::Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
             super::limits::set_nofile(3);
             client.connect(&addr.into()).unwrap();
@@ -342,8 +346,8 @@ fn an_accept_keeps_its_limit_of_descriptors() {
 
 #[test]
 fn a_multishot_receive_picks_buffers_and_goes_on() {
-    // Never delete: it is the whole of the ring engine. Its set-up tries the same at every start, so that a kernel
-    // without it gets epoll and not silence.
+    // Never delete: it is the whole of the ring engine. Its set-up tries the same at every start,
+    // so that a kernel without it gets epoll and not silence.
     if !ring_usable() {
         return;
     }

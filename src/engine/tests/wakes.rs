@@ -1,4 +1,5 @@
-//! Waking and parking, for both engines. Parking is looked at with `poll` here, with glommio in `quirks`.
+//! Waking and parking, for both engines. Parking is looked at with `poll` here, with glommio in
+//! `quirks`.
 
 use std::os::fd::RawFd;
 use std::sync::Barrier;
@@ -55,7 +56,7 @@ fn wakes_while_waiting<E: SystemEngine>() {
             bed.engine.waker().set_running();
         }
     });
-    // What was written during the last waits does not cut short more than one of the next.
+    // Wakes that were written during the last waits cut short at most one of the next.
     bed.engine.turn(None).unwrap();
     assert!(bed.engine.next_event().is_none());
     bed.nothing();
@@ -213,8 +214,9 @@ fn loses_no_wake<E: SystemEngine>() {
     });
 }
 
-/// Senders whose write comes when the shard has given up waiting, and parks: bytes must still wake it. The ring's kernel
-/// side tells only the first of several completions, and what an eventfd led to may not be told at all (`quirks`).
+/// Senders whose write comes when the shard has given up waiting, and parks: bytes must still wake
+/// it. The ring's kernel side signals only the first of several completions. A completion that an
+/// eventfd led to may not be signalled at all (`quirks`).
 fn a_late_wake_deafens_nobody<E: SystemEngine>() {
     const ECHOES: usize = 4000;
     let mut bed = Bed::<E>::new();
@@ -222,7 +224,8 @@ fn a_late_wake_deafens_nobody<E: SystemEngine>() {
     bed.engine.receive_stream(key);
     bed.nothing();
     let waker = bed.engine.waker();
-    // The very case, several times, as the kernel may get it right once: a sender was held up before its write.
+    // The very case, several times, as the kernel may get it right once: a sender was held up
+    // before its write.
     for _ in 0..5 {
         waker.set_parked();
         assert!(bed.engine.prepare_park());
@@ -288,7 +291,8 @@ fn await_round(counter: &AtomicUsize, round: usize) {
     }
 }
 
-/// The pattern by itself, with nothing in between that might hide a missing fence: each side stores, then looks.
+/// The pattern by itself, with nothing in between that might hide a missing fence: each side
+/// stores, then looks.
 #[test]
 fn either_the_item_or_the_state_is_seen() {
     const ROUNDS: usize = 100_000;
