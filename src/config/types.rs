@@ -36,7 +36,8 @@ pub struct Config {
     pub log_level: log::LevelFilter,
     /// Form of the log's lines.
     pub log_format: LogFormat,
-    /// Allowed `Origin` values, good for [`OriginPolicy::parse`]; empty: same origin only.
+    /// Allowed `Origin` values, good for
+    /// [`OriginPolicy::parse`](super::origins::OriginPolicy::parse); empty: same origin only.
     pub origins: Vec<String>,
     /// Addresses and networks of proxies, good for
     /// [`Networks::parse`](crate::address::networks::Networks::parse).
@@ -131,8 +132,8 @@ pub struct Limits {
 /// Permissions of channels, and how channels are spread.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChannelsConfig {
-    /// Channels that every user may subscribe to, good for [`Patterns::parse`]; `None`: not set,
-    /// empty: nothing.
+    /// Channels that every user may subscribe to, good for
+    /// [`Patterns::parse`](super::patterns::Patterns::parse); `None`: not set, empty: nothing.
     pub subscribe: Option<Vec<String>>,
     /// Channels that every user may publish to; as `subscribe`.
     pub publish: Option<Vec<String>>,
@@ -141,7 +142,7 @@ pub struct ChannelsConfig {
 }
 
 /// Permissions to write to users and to see them, for tokens that list none. Good for
-/// [`Patterns::parse`].
+/// [`Patterns::parse`](super::patterns::Patterns::parse).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MessagesConfig {
     /// Users that every user may write to.

@@ -30,7 +30,7 @@
 //!
 //! Invariants:
 //! - *answered once*: every request is answered exactly once and within 2.5 s, see `gather` and `node`.
-//! - *order*: what goes to one server goes in the order of [`Store::submit`], see `node`.
+//! - *order*: what goes to one server goes in the order of [`Store::submit`](crate::cluster::store::Store::submit), see `node`.
 //! - *no invalidation is lost*: each becomes an event; one that overtook the answer to a read before it stands in front
 //!   of it, and the asker sees by that that the answer is old.
 //! - *no secret*: credentials are in no event, log line or `Debug`.

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// The gate is closed.
 const CLOSED: u64 = 1 << 63;
 
-/// The gate: answers that are due, and [`CLOSED`].
+/// The gate: answers that are due, and `CLOSED`.
 #[derive(Debug, Default)]
 pub struct Gate(AtomicU64);
 

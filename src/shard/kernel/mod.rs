@@ -51,11 +51,11 @@ pub enum Command {
     Close(SocketKey),
     /// Close now, by a reset.
     Reset(SocketKey),
-    /// Tell [`Core::handle_unacknowledged`] what the peer has not acknowledged, and close now.
+    /// Tell [`Core::handle_unacknowledged`](super::core::Core::handle_unacknowledged) what the peer has not acknowledged, and close now.
     Abandon(SocketKey),
-    /// Take the socket out of the engine and call [`Core::handle_detached`].
+    /// Take the socket out of the engine and call [`Core::handle_detached`](super::core::Core::handle_detached).
     Detach(SocketKey),
-    /// Put the socket into the engine and call [`Core::handle_adopted`].
+    /// Put the socket into the engine and call [`Core::handle_adopted`](super::core::Core::handle_adopted).
     Adopt(Box<Handoff>),
 }
 
