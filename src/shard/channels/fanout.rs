@@ -1,10 +1,9 @@
 //! How publications and broadcasts reach the connections of this shard, a share of them per turn.
 
-use std::collections::VecDeque;
-
 use bytes::Bytes;
 
 use super::Channels;
+use super::tables::{Broadcast, Budget};
 use crate::lanes::ShardReply;
 use crate::metrics::{DropReason, SentKind};
 use crate::session::Stage;
@@ -24,52 +23,6 @@ const FANOUT_BYTES_PER_TURN: usize = 512 * 1024;
 const VISIT_BYTES_MAX: usize = 64 * 1024;
 /// Bytes of broadcasts that may be on their way.
 const BROADCAST_BYTES_MAX: usize = 4 * 1024 * 1024;
-
-/// A message on its way to every connection.
-#[derive(Debug)]
-struct Broadcast {
-    message: Encoded,
-    /// The next slot to look at.
-    next: u32,
-    /// Connections that took it.
-    taken: u64,
-    /// Who wants to know how many.
-    ticket: Option<u32>,
-}
-
-/// What goes on from turn to turn.
-#[derive(Debug, Default)]
-pub(super) struct FanOut {
-    /// Broadcasts on their way, the first one first.
-    broadcasts: VecDeque<Broadcast>,
-    broadcast_bytes: usize,
-    /// Outboxes that the last turn might fill.
-    outboxes: u32,
-}
-
-impl FanOut {
-    /// Bytes of broadcasts on their way.
-    pub(super) fn broadcast_bytes(&self) -> usize {
-        self.broadcast_bytes
-    }
-}
-
-/// What one turn may still do.
-struct Budget {
-    outboxes: u32,
-    bytes: usize,
-}
-
-impl Budget {
-    fn is_spent(&self) -> bool {
-        self.outboxes == 0 || self.bytes == 0
-    }
-
-    fn spend(&mut self, bytes: usize) {
-        self.outboxes = self.outboxes.saturating_sub(1);
-        self.bytes = self.bytes.saturating_sub(bytes);
-    }
-}
 
 impl Channels {
     /// Puts a message on its way to every connection. `ticket`: to be replied to with their number.

@@ -2,10 +2,7 @@
 //!
 //! The home of a channel is the shard of its partition. It knows the shards that have subscribers.
 
-use std::collections::BTreeMap;
-
 use super::Channels;
-use crate::engine::SocketKey;
 use crate::ids::ShardId;
 use crate::lanes::{
     Batch, ChannelToControl, ChannelToShard, LaneFull, OutgoingPublication, PublicationItem, PublishItem, ToShard,
@@ -17,50 +14,6 @@ use crate::router::{ChannelHash, Partition};
 use crate::shard::kernel::Kernel;
 use crate::wire::framing::{Encoded, Framing};
 use crate::wire::message::AckStatus;
-
-/// A channel that waits for its home's confirmation. Its subscribers are in the table; what is published comes later.
-#[derive(Debug)]
-pub(super) struct Joining {
-    ticket: u64,
-    /// Who is to hear `subscribed` then.
-    pub(super) waiting: Vec<(SocketKey, Option<Box<str>>)>,
-}
-
-/// Channels that wait for their homes.
-#[derive(Debug, Default)]
-pub(super) struct Joins {
-    pub(super) joining: BTreeMap<ChannelIndex, Joining>,
-    tickets: BTreeMap<u64, ChannelIndex>,
-    last_ticket: u64,
-}
-
-impl Joins {
-    pub(super) fn len(&self) -> usize {
-        self.joining.len()
-    }
-
-    pub(super) fn begin(&mut self, channel: ChannelIndex) -> u64 {
-        self.last_ticket += 1;
-        let joining = Joining {
-            ticket: self.last_ticket,
-            waiting: Vec::new(),
-        };
-        self.tickets.insert(self.last_ticket, channel);
-        self.joining.insert(channel, joining);
-        self.last_ticket
-    }
-
-    pub(super) fn is_joining(&self, channel: ChannelIndex) -> bool {
-        !self.joining.is_empty() && self.joining.contains_key(&channel)
-    }
-
-    /// Takes out what is confirmed, or given up.
-    pub(super) fn end(&mut self, channel: ChannelIndex) -> Option<Joining> {
-        let joining = self.joining.remove(&channel)?;
-        self.tickets.remove(&joining.ticket);
-        Some(joining)
-    }
-}
 
 impl Channels {
     /// The first subscriber of a channel here: its home shall know.

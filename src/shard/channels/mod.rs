@@ -16,6 +16,7 @@ mod fanout;
 mod home;
 mod overload;
 mod review;
+mod tables;
 
 use super::kernel::{Kernel, OVERLOADED};
 use crate::engine::SocketKey;
@@ -27,10 +28,7 @@ use crate::router::interests::Interests;
 use crate::wire::codec::Codec;
 use crate::wire::framing::Encoded;
 use crate::wire::message::{AckStatus, ErrorCode, Publication, ServerMessage};
-use fanout::FanOut;
-use home::Joins;
-use overload::Overload;
-use review::Reviews;
+use tables::{FanOut, Joins, Overload, Reviews};
 
 /// The channels of a shard: those with subscribers here, and those whose home it is.
 #[derive(Debug, Default)]

@@ -11,6 +11,7 @@
 //! A channel's home on another shard is told when much waits here, so that it refuses before something is lost.
 
 use super::Channels;
+use super::tables::Probe;
 use crate::engine::SocketKey;
 use crate::router::ChannelHash;
 use crate::router::channels::ChannelIndex;
@@ -28,82 +29,10 @@ const STRAGGLER_STUCK_MS: u64 = 500;
 const PROGRESS_BYTES: usize = 16 * 1024;
 /// A socket that has taken nothing for so long does not move, whatever others do.
 const STUCK_MS: u64 = 5_000;
-/// Where none of the sockets that are looked at has taken anything for so long, nobody reads. What is published meanwhile
-/// has room in the channel, so that publishers need not hear `failed` for subscribers that have vanished.
-const NOBODY_MOVES_MS: u64 = 300;
 /// Subscribers that are looked at to tell a slow channel from a slow subscriber.
 const SAMPLE: usize = 16;
 /// How long a channel is held before its subscribers are looked at again.
 const HOLD_MS: u64 = 2;
-
-/// A socket that the kernel is asked about while a channel is held.
-#[derive(Debug)]
-struct Probe {
-    key: SocketKey,
-    /// What its peer had not acknowledged when the kernel was last asked.
-    unacknowledged: usize,
-    /// To be asked again.
-    due: bool,
-}
-
-/// Channels of one shard with more on its way than their subscribers take.
-#[derive(Debug, Default)]
-pub(super) struct Overload {
-    /// When channels that are held are looked at again.
-    look_again_ms: Option<u64>,
-    /// When a channel was last held.
-    held_ms: u64,
-    /// Sockets have moved since channels began to be held: there is more to send than they take.
-    real: bool,
-    /// When a socket with much to take last took something, or a channel was held after a while without.
-    moved_ms: u64,
-    /// No socket has moved although a channel was held for it: none is, until one does.
-    nobody_moves: bool,
-    probes: Vec<Probe>,
-    /// Channels whose homes, which are other shards, were told that much is on its way.
-    crowded: Vec<ChannelIndex>,
-    /// Where the next sample begins.
-    samples: usize,
-}
-
-impl Overload {
-    pub(super) fn look_again_ms(&self) -> Option<u64> {
-        self.look_again_ms
-    }
-
-    /// The channel has no subscriber here any more; its home hears of that anyway.
-    pub(super) fn forget(&mut self, channel: ChannelIndex) {
-        self.crowded.retain(|crowded| *crowded != channel);
-    }
-
-    fn moved(&mut self, now_ms: u64) {
-        self.moved_ms = now_ms;
-        self.real = self.was_held(now_ms);
-        self.nobody_moves = false;
-    }
-
-    /// True if a channel was held a moment ago.
-    fn was_held(&self, now_ms: u64) -> bool {
-        self.held_ms > 0 && now_ms.saturating_sub(self.held_ms) <= NOBODY_MOVES_MS
-    }
-
-    /// True if channels are held for subscribers that read.
-    fn is_real(&self, now_ms: u64) -> bool {
-        self.real && self.was_held(now_ms)
-    }
-
-    /// Decides whether it is worth waiting for sockets that are behind.
-    fn waits(&mut self, now_ms: u64) -> bool {
-        if !self.was_held(now_ms) {
-            // Nothing was known of sockets meanwhile: they have time to show it.
-            self.probes.clear();
-            self.moved_ms = now_ms;
-            self.real = false;
-        }
-        self.nobody_moves |= now_ms.saturating_sub(self.moved_ms) > NOBODY_MOVES_MS;
-        !self.nobody_moves
-    }
-}
 
 impl Channels {
     /// A send is over, and so many bytes still wait for the same connection.

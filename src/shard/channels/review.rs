@@ -12,8 +12,6 @@
 //! keeps its subscriptions in a list; the review goes from its end to its beginning, and whatever moves in between moves towards the
 //! beginning, or was permitted by the new rights.
 
-use std::collections::BTreeMap;
-
 use super::Channels;
 use crate::shard::kernel::Kernel;
 use crate::wire::message::{EndReason, ServerMessage};
@@ -22,21 +20,6 @@ use crate::wire::message::{EndReason, ServerMessage};
 const REVIEWS_PER_TURN: usize = 64;
 /// Connections without subscriptions that one turn passes over meanwhile.
 const SLOTS_PER_TURN: usize = 4_096;
-
-/// What is to be looked at again.
-#[derive(Debug, Default)]
-pub(super) struct Reviews {
-    /// How many subscriptions of a slot are left, counted from the beginning of its list.
-    left: BTreeMap<u32, usize>,
-    /// All slots from this one on come when none is left.
-    next_slot: Option<u32>,
-}
-
-impl Reviews {
-    pub(super) fn is_busy(&self) -> bool {
-        !self.left.is_empty() || self.next_slot.is_some()
-    }
-}
 
 impl Channels {
     /// Ends a subscription that the client did not end, and tells it. Returns false if there was none.

@@ -5,7 +5,6 @@
 use core::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::collections::BTreeMap;
 
-use super::Kernel;
 use crate::address::limits::{AddressLimits, Entry, Table};
 
 /// The addresses of a shard's connections.
@@ -56,7 +55,7 @@ impl Addresses {
         &mut self.by_slot[index]
     }
 
-    fn get(&self, slot: u32) -> Option<SocketAddr> {
+    pub(super) fn get(&self, slot: u32) -> Option<SocketAddr> {
         let remote = self.by_slot.get(slot as usize)?;
         match remote.kind {
             Kind::Unknown => None,
@@ -128,7 +127,7 @@ impl Addresses {
         }
     }
 
-    fn forget(&mut self, slot: u32) {
+    pub(super) fn forget(&mut self, slot: u32) {
         self.settle(slot);
         let remote = std::mem::take(self.remote(slot));
         if remote.kind == Kind::V6 {
@@ -143,23 +142,5 @@ impl Addresses {
         assert_eq!(counted as u64, self.table.open(), "open handshakes by address");
         let v6 = self.by_slot.iter().filter(|r| r.kind == Kind::V6).count();
         assert_eq!(v6, self.v6.len(), "IPv6 addresses");
-    }
-}
-
-impl Kernel {
-    /// Where a connection comes from: the client, as far as proxies that we believe name it. The port is 0 where only the
-    /// address is known.
-    pub(crate) fn remote_addr(&self, slot: u32) -> Option<SocketAddr> {
-        self.addresses.get(slot)
-    }
-
-    /// The handshake is over: the user is known, or nobody is to be.
-    pub(in crate::shard) fn settle_address(&mut self, slot: u32) {
-        self.addresses.settle(slot);
-    }
-
-    /// The slot is free.
-    pub(in crate::shard) fn forget_address(&mut self, slot: u32) {
-        self.addresses.forget(slot);
     }
 }

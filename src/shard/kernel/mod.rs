@@ -5,11 +5,14 @@
 //! Nothing here blocks, reads a clock, or touches a descriptor's bytes.
 
 mod addresses;
+mod counting;
 mod journal;
 mod peers;
 mod rights;
+mod roster;
 mod send;
 mod tally;
+mod tell;
 pub mod wheel;
 
 use std::collections::VecDeque;

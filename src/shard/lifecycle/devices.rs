@@ -7,10 +7,10 @@
 //!
 //! Meanwhile the user has more connections than allowed, but never more than twice as many.
 
-use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use super::Lifecycle;
+use super::asked::Question;
 use crate::auth::Grant;
 use crate::metrics::SentKind;
 use crate::router::users::UserIndex;
@@ -25,46 +25,6 @@ const SILENT_MS: u64 = 1_000;
 const ANSWER_MS: u64 = 1_500;
 /// With more connections than these, answers are not looked at as they come, but when the time is over.
 const WATCHED_MAX: usize = 64;
-
-/// Users whose connections have been asked who is still there.
-#[derive(Debug, Default)]
-pub(super) struct Asked {
-    users: BTreeMap<UserIndex, Question>,
-    /// In the order in which they are due. Those that were decided on earlier are among them.
-    due: VecDeque<(u64, UserIndex)>,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Question {
-    /// How many connections the user may have.
-    limit: usize,
-    /// Who was heard from then on is there.
-    heard_since_ms: u64,
-    due_ms: u64,
-}
-
-impl Asked {
-    /// Users that are waited for.
-    pub(super) fn len(&self) -> usize {
-        self.users.len()
-    }
-
-    /// When the first answer has to be there, milliseconds of the gateway's clock.
-    pub(super) fn next_due_ms(&self) -> Option<u64> {
-        self.due.front().map(|(due_ms, _)| *due_ms)
-    }
-
-    /// The user has so many connections left: if they are few enough, nothing is to be decided.
-    pub(super) fn left(&mut self, user: UserIndex, connections: usize) {
-        if self
-            .users
-            .get(&user)
-            .is_some_and(|question| connections <= question.limit)
-        {
-            self.users.remove(&user);
-        }
-    }
-}
 
 impl Lifecycle {
     /// The user has just got one connection more, and may have `limit`.

@@ -2,6 +2,7 @@
 //!
 //! Owned by the shard.
 
+mod asked;
 mod devices;
 
 use super::kernel::Kernel;
@@ -12,7 +13,7 @@ use crate::session::drain::DrainPlan;
 use crate::wire::message::ServerMessage;
 use crate::wire::ws::close::CloseReason;
 use crate::wire::ws::frame::Opcode;
-use devices::Asked;
+use asked::Asked;
 
 /// A drain under way.
 #[derive(Debug)]

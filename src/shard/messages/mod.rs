@@ -2,6 +2,7 @@
 //!
 //! Owned by the shard. All messages to one user pass the user's home shard, so that they come in order everywhere.
 
+mod elsewhere;
 mod parked;
 
 use super::kernel::Kernel;
