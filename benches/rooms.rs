@@ -1,7 +1,9 @@
-//! What the pure rooms cost: CPU time of this thread per operation, one thread, no sockets. `cargo bench --bench rooms`;
-//! an argument picks benches by a part of their names, and what a run before this one saw is compared with.
+//! What the pure rooms cost: CPU time of this thread per operation, one thread, no sockets. `cargo
+//! bench --bench rooms`; an argument picks benches by a part of their names, and what a run before
+//! this one saw is compared with.
 //!
-//! The rows of tungstenite are why `wire::ws::frame` is ours (`docs/decisions/0002-own-frame-reader.md`).
+//! The rows of tungstenite are why `wire::ws::frame` is ours
+//! (`docs/decisions/0002-own-frame-reader.md`).
 
 #![allow(clippy::unwrap_used, reason = "a bench fails by panicking")]
 
@@ -16,7 +18,7 @@ use shardgate::cluster::presence::PresenceWriter;
 use shardgate::cluster::store::{Answer, Incarnation};
 use shardgate::engine::Waker;
 use shardgate::ids::{IdSource, ShardId};
-use shardgate::jws::{Algorithm, Family, Key, Signed};
+use shardgate::jws::{Algorithm, Family, Signed, VerifyingKey};
 use shardgate::lanes::mailbox::mailboxes;
 use shardgate::lanes::{self, MessageToShard, OutgoingMessage, ToShard};
 use shardgate::router::users::Users;
@@ -279,7 +281,7 @@ fn tokens(table: &mut Table) {
             Family::P384 => include_str!("../tests/keys/p384.pub.pem"),
             Family::Ed25519 => include_str!("../tests/keys/ed25519.pub.pem"),
         };
-        let key = Key::configured(key, &[algorithm]).unwrap().remove(0);
+        let key = VerifyingKey::configured(key, &[algorithm]).unwrap().remove(0);
         table.row(&format!("token: read and verified by {name}"), 1, || {
             let signed = Signed::parse(black_box(token)).unwrap();
             assert!(signed.payload(&key, algorithm).is_some());
@@ -321,7 +323,8 @@ fn tables(table: &mut Table) {
     });
 }
 
-/// Messages from one shard to another, as many as a turn brings: in, over, and read by the receiver.
+/// Messages from one shard to another, as many as a turn brings: in, over, and read by the
+/// receiver.
 fn lanes(table: &mut Table) {
     let inboxes = lanes::inboxes(2);
     let wakers = (0..2).map(|_| Waker::inert().unwrap()).collect();
@@ -362,7 +365,8 @@ fn lanes(table: &mut Table) {
     }
 }
 
-/// What the control thread does for each user who comes or goes, without Redis: noted, made into commands, answered.
+/// What the control thread does for each user who comes or goes, without Redis: noted, made into
+/// commands, answered.
 fn presence(table: &mut Table) {
     const USERS: usize = 1_000;
     let names: Vec<String> = (0..USERS).map(|user| format!("user{user}")).collect();

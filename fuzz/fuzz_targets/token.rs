@@ -9,7 +9,7 @@ use libfuzzer_sys::fuzz_target;
 use shardgate::auth::Verifier;
 use shardgate::config::{AuthConfig, Config, CredentialSource};
 use shardgate::ids::is_valid_user_id;
-use shardgate::jws::{Algorithm, Key, KeySet, Signed, SigningKey};
+use shardgate::jws::{Algorithm, KeySet, Signed, SigningKey, VerifyingKey};
 
 const SECRET: &str = "a secret that nobody guesses";
 const NOW_MS: u64 = 1_700_000_000_000;
@@ -30,7 +30,7 @@ fuzz_target!(|input: &[u8]| {
     };
     let _ = Signed::parse(text);
     for algorithm in [Algorithm::Rs256, Algorithm::Es384, Algorithm::EdDsa] {
-        let _ = Key::configured(text, &[algorithm]);
+        let _ = VerifyingKey::configured(text, &[algorithm]);
     }
     assert!(VERIFIER.verify(text, NOW_MS).is_err(), "nobody signed this");
     let signed = SigningKey::new(Algorithm::Hs256, SECRET).and_then(|key| key.sign(text, None));

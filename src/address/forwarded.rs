@@ -1,21 +1,23 @@
 //! `X-Forwarded-For`: who connected to the proxies in front of us.
 //!
-//! Every proxy appends the address that connected to it, so the list is believed from its end, and only for as long as those
-//! named are proxies themselves. What is further left the client may have written.
+//! Every proxy appends the address that connected to it. The list is therefore believed from its
+//! end, as long as the named addresses are proxies. The client may have written everything further
+//! left.
 
 use core::net::{IpAddr, SocketAddr};
 
-/// The client's address by these field values (in the order in which they came), if the request came from a proxy.
+/// The client's address by these field values (in the order in which they came), if the request
+/// came from a proxy.
 ///
-/// That is the last address which is no proxy's. Where all are, or what is left of them is no address, it is the leftmost proxy
-/// that can be named: that much is known. `None` if nothing is.
+/// That is the last address which is no proxy's. Where all are, or what is left of them is no
+/// address, it is the leftmost proxy that can be named: that much is known. `None` if nothing is.
 pub fn client<'a>(
     values: impl DoubleEndedIterator<Item = &'a [u8]>,
     is_proxy: impl Fn(IpAddr) -> bool,
 ) -> Option<IpAddr> {
     let mut client = None;
     let hops = values.rev().flat_map(|value| value.rsplit(|b| *b == b','));
-    // Elements of a list may be empty, and say nothing (RFC 9110, 5.6.1.2).
+    // Elements of a list may be empty and then have no meaning (RFC 9110, 5.6.1.2).
     for hop in hops.filter(|hop| !hop.trim_ascii().is_empty()) {
         let Some(address) = address(hop) else {
             break;
@@ -97,7 +99,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever a client writes in front, what the proxy appended is what counts.
+        /// Only the proxy's addition counts, whatever the client writes in front of it.
         #[test]
         fn a_client_cannot_choose_its_address(written in prop::collection::vec(any::<u8>(), 0..60), appended: u32) {
             let appended = core::net::Ipv4Addr::from_bits(appended);

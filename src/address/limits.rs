@@ -1,21 +1,24 @@
-//! How much one address may ask for: open handshakes, and connects per second.
+//! Limits per address: open handshakes, and connects per second.
 //!
-//! Owned by a shard, which counts for itself: shards share nothing, so an address whose connections the kernel spreads over all
-//! of them gets up to as many times the limit, and none gets less than it.
+//! Owned by a shard, which counts for itself, as shards share nothing. The kernel may spread an
+//! address over all shards: it then gets up to as many times the limit, and never less than the
+//! limit.
 //!
-//! An IPv6 client has a whole /64 to itself and so counts as one. The table is bounded: an entry stays while a handshake is open,
-//! and a second or two after the last connect. When it is full, addresses that are not in it are not counted: whoever has that
-//! many addresses is not held by a limit per address, and must not keep everybody else out.
+//! An IPv6 client has a whole /64 to itself, so the /64 counts as one. The table is bounded: an
+//! entry stays while a handshake is open, and a second or two after the last connect. When it is
+//! full, addresses that are not in it are not counted. A limit per address cannot hold a client
+//! with that many addresses, and that client must not keep the others out.
 
 use core::net::IpAddr;
 use std::collections::BTreeMap;
 
-/// Entries of one shard's table: some 3 MiB. More than a shard has open handshakes and connects per second at its busiest.
+/// Entries of one shard's table: some 3 MiB. More than a shard has open handshakes and connects per
+/// second at its busiest.
 pub const ENTRIES_MAX: usize = 65_536;
 /// Entries that have expired are looked for this often.
 const SWEEP_EVERY_US: u64 = 1_000_000;
 
-/// What one address may do.
+/// The limits of one address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct AddressLimits {
     /// Connections that have not finished their handshake; 0: no limit.
@@ -24,9 +27,9 @@ pub struct AddressLimits {
     pub connects_per_second: u32,
 }
 
-/// What became of a connection that came in.
+/// The decision about a connection that came in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Entry {
+pub enum AddressDecision {
     /// It may, and is counted as an open handshake until [`Table::settle`].
     Counted,
     /// It may, and is not counted: there is no limit, or no room in the table.
@@ -68,13 +71,13 @@ pub struct Table {
 
 impl Table {
     /// One more connection from this address, at `now_us` of the gateway's clock.
-    pub fn enter(&mut self, address: IpAddr, now_us: u64, limits: AddressLimits) -> Entry {
+    pub fn enter(&mut self, address: IpAddr, now_us: u64, limits: AddressLimits) -> AddressDecision {
         let AddressLimits {
             handshakes,
             connects_per_second,
         } = limits;
         if handshakes == 0 && connects_per_second == 0 {
-            return Entry::Free;
+            return AddressDecision::Free;
         }
         if now_us >= self.sweep_due_us {
             self.sweep_due_us = now_us + SWEEP_EVERY_US;
@@ -85,25 +88,25 @@ impl Table {
         let full = self.clients.len() >= ENTRIES_MAX;
         let state = match self.clients.get_mut(&client) {
             Some(state) => state,
-            None if full => return Entry::Free,
+            None if full => return AddressDecision::Free,
             None => self.clients.entry(client).or_default(),
         };
         if handshakes > 0 && state.open >= handshakes {
-            return Entry::Refused;
+            return AddressDecision::Refused;
         }
         if connects_per_second > 0 {
             let interval_us = 1_000_000 / u64::from(connects_per_second);
             let full_at_us = state.full_at_us.max(now_us) + interval_us;
             if full_at_us > now_us + interval_us * u64::from(connects_per_second) {
-                return Entry::Refused;
+                return AddressDecision::Refused;
             }
             state.full_at_us = full_at_us;
         }
         state.open += 1;
-        Entry::Counted
+        AddressDecision::Counted
     }
 
-    /// A handshake that was [`Entry::Counted`] is finished, well or not.
+    /// A handshake that was [`AddressDecision::Counted`] is finished, well or not.
     pub fn settle(&mut self, address: IpAddr) {
         let Some(state) = self.clients.get_mut(&address.into()) else {
             debug_assert!(false, "settled without having been counted");
@@ -143,12 +146,12 @@ mod tests {
     fn open_handshakes() {
         let mut table = Table::default();
         let (one, other) = (ip("192.0.2.1"), ip("192.0.2.2"));
-        assert_eq!(table.enter(one, 0, limits(2, 0)), Entry::Counted);
-        assert_eq!(table.enter(one, 0, limits(2, 0)), Entry::Counted);
-        assert_eq!(table.enter(one, 9 * S, limits(2, 0)), Entry::Refused);
-        assert_eq!(table.enter(other, 9 * S, limits(2, 0)), Entry::Counted);
+        assert_eq!(table.enter(one, 0, limits(2, 0)), AddressDecision::Counted);
+        assert_eq!(table.enter(one, 0, limits(2, 0)), AddressDecision::Counted);
+        assert_eq!(table.enter(one, 9 * S, limits(2, 0)), AddressDecision::Refused);
+        assert_eq!(table.enter(other, 9 * S, limits(2, 0)), AddressDecision::Counted);
         table.settle(one);
-        assert_eq!(table.enter(one, 9 * S, limits(2, 0)), Entry::Counted);
+        assert_eq!(table.enter(one, 9 * S, limits(2, 0)), AddressDecision::Counted);
         assert_eq!(table.open(), 3);
     }
 
@@ -157,29 +160,47 @@ mod tests {
         let mut table = Table::default();
         let one = ip("192.0.2.1");
         for _ in 0..10 {
-            assert_eq!(table.enter(one, 5 * S, limits(0, 10)), Entry::Counted);
+            assert_eq!(table.enter(one, 5 * S, limits(0, 10)), AddressDecision::Counted);
             table.settle(one);
         }
-        assert_eq!(table.enter(one, 5 * S, limits(0, 10)), Entry::Refused);
+        assert_eq!(table.enter(one, 5 * S, limits(0, 10)), AddressDecision::Refused);
         // Being refused costs nothing: the next one is due after a tenth of a second all the same.
-        assert_eq!(table.enter(one, 5 * S + S / 10, limits(0, 10)), Entry::Counted);
-        assert_eq!(table.enter(one, 5 * S + S / 10, limits(0, 10)), Entry::Refused);
+        assert_eq!(
+            table.enter(one, 5 * S + S / 10, limits(0, 10)),
+            AddressDecision::Counted
+        );
+        assert_eq!(
+            table.enter(one, 5 * S + S / 10, limits(0, 10)),
+            AddressDecision::Refused
+        );
     }
 
     #[test]
     fn an_ipv6_client_is_its_network_and_a_mapped_one_is_ipv4() {
         let mut table = Table::default();
-        assert_eq!(table.enter(ip("2001:db8::1"), 0, limits(1, 0)), Entry::Counted);
-        assert_eq!(table.enter(ip("2001:db8::ffff:1"), 0, limits(1, 0)), Entry::Refused);
-        assert_eq!(table.enter(ip("2001:db8:0:1::1"), 0, limits(1, 0)), Entry::Counted);
-        assert_eq!(table.enter(ip("192.0.2.1"), 0, limits(1, 0)), Entry::Counted);
-        assert_eq!(table.enter(ip("::ffff:192.0.2.1"), 0, limits(1, 0)), Entry::Refused);
+        assert_eq!(
+            table.enter(ip("2001:db8::1"), 0, limits(1, 0)),
+            AddressDecision::Counted
+        );
+        assert_eq!(
+            table.enter(ip("2001:db8::ffff:1"), 0, limits(1, 0)),
+            AddressDecision::Refused
+        );
+        assert_eq!(
+            table.enter(ip("2001:db8:0:1::1"), 0, limits(1, 0)),
+            AddressDecision::Counted
+        );
+        assert_eq!(table.enter(ip("192.0.2.1"), 0, limits(1, 0)), AddressDecision::Counted);
+        assert_eq!(
+            table.enter(ip("::ffff:192.0.2.1"), 0, limits(1, 0)),
+            AddressDecision::Refused
+        );
     }
 
     #[test]
     fn without_limits_nothing_is_kept() {
         let mut table = Table::default();
-        assert_eq!(table.enter(ip("192.0.2.1"), 0, limits(0, 0)), Entry::Free);
+        assert_eq!(table.enter(ip("192.0.2.1"), 0, limits(0, 0)), AddressDecision::Free);
         assert!(table.clients.is_empty());
     }
 
@@ -188,16 +209,22 @@ mod tests {
         let mut table = Table::default();
         let address = |n: usize| IpAddr::from(Ipv6Addr::from_bits((n as u128) << 64));
         for n in 0..ENTRIES_MAX {
-            assert_eq!(table.enter(address(n), 0, limits(1, 1)), Entry::Counted);
+            assert_eq!(table.enter(address(n), 0, limits(1, 1)), AddressDecision::Counted);
         }
-        assert_eq!(table.enter(address(ENTRIES_MAX), 0, limits(1, 1)), Entry::Free);
-        assert_eq!(table.enter(address(0), 0, limits(1, 1)), Entry::Refused);
+        assert_eq!(
+            table.enter(address(ENTRIES_MAX), 0, limits(1, 1)),
+            AddressDecision::Free
+        );
+        assert_eq!(table.enter(address(0), 0, limits(1, 1)), AddressDecision::Refused);
         assert_eq!(table.clients.len(), ENTRIES_MAX);
-        // Those who have gone make room.
+        // Expired entries make room.
         for n in 0..ENTRIES_MAX {
             table.settle(address(n));
         }
-        assert_eq!(table.enter(address(ENTRIES_MAX), 2 * S, limits(1, 1)), Entry::Counted);
+        assert_eq!(
+            table.enter(address(ENTRIES_MAX), 2 * S, limits(1, 1)),
+            AddressDecision::Counted
+        );
         assert_eq!(table.clients.len(), 1);
     }
 
@@ -214,8 +241,8 @@ mod tests {
                 let count = open.entry(n).or_default();
                 if enters {
                     let entry = table.enter(address, now, limits(3, 0));
-                    prop_assert_eq!(entry, if *count < 3 { Entry::Counted } else { Entry::Refused });
-                    *count += u32::from(entry == Entry::Counted);
+                    prop_assert_eq!(entry, if *count < 3 { AddressDecision::Counted } else { AddressDecision::Refused });
+                    *count += u32::from(entry == AddressDecision::Counted);
                 } else if *count > 0 {
                     table.settle(address);
                     *count -= 1;

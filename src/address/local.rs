@@ -1,4 +1,4 @@
-//! Names of this machine: who says them in `Host` was not sent here by somebody else's DNS.
+//! Names of this machine. A request with one of them in `Host` was not sent here by foreign DNS.
 
 use core::net::{IpAddr, Ipv6Addr};
 

@@ -1,4 +1,4 @@
-//! Where clients are, as far as that can be believed, and how much one address may ask for.
+//! The address of a client, as far as it can be believed, and the limits of one address.
 //!
 //! Pure. `core::net` has addresses only, no sockets.
 //!
@@ -10,9 +10,10 @@
 //! | [`local`] | names of this machine |
 //! | [`limits`] | open handshakes and connects of each address |
 //!
-//! A proxy is believed as far as the chain reaches: whoever connects, if it is a proxy, says by the PROXY header who connected to
-//! it; that one, if it is a proxy too, says by `X-Forwarded-For` who connected to it, and so on. The first that is no proxy is the
-//! client, and nothing that it says about itself counts.
+//! A proxy is believed as far as the chain reaches. If the connecting peer is a proxy, its PROXY
+//! header names the address that connected to it. If that address is a proxy too, its
+//! `X-Forwarded-For` names the next, and so on. The first address that is no proxy is the client,
+//! and its own claims about itself do not count.
 
 pub mod forwarded;
 pub mod limits;

@@ -2,17 +2,18 @@
 
 use core::net::{IpAddr, Ipv6Addr};
 
-/// Addresses and networks, as `proxies` lists them. Empty: nobody.
+/// Addresses and networks, as `proxies` lists them. An empty list contains no address.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Networks {
     networks: Vec<Network>,
     on_a_unix_socket: bool,
 }
 
-/// The entry for whoever comes by a Unix socket, and has no address.
+/// The entry for peers on a Unix socket, which have no address.
 pub const ON_A_UNIX_SOCKET: &str = "unix:";
 
-/// All addresses are IPv6 here, IPv4 as `::ffff:a.b.c.d`: a listener on `[::]` sees IPv4 clients that way.
+/// All addresses are IPv6 here, IPv4 as `::ffff:a.b.c.d`: a listener on `[::]` sees IPv4 clients
+/// that way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Network {
     address: u128,
@@ -25,7 +26,7 @@ struct Network {
 pub struct NetworkError {
     /// The entry.
     pub entry: String,
-    /// What is wrong with it.
+    /// The reason.
     pub why: &'static str,
 }
 
@@ -33,8 +34,8 @@ impl Networks {
     /// Reads entries such as `192.0.2.1`, `10.0.0.0/8` or `2001:db8::/32`.
     ///
     /// # Errors
-    /// The first entry that is no address, or whose prefix has bits behind its length: whoever wrote `10.1.2.3/8` may have meant
-    /// one host.
+    /// The first entry that is no address, or whose prefix has bits behind its length. The author
+    /// of `10.1.2.3/8` may have meant one host.
     pub fn parse(entries: &[String]) -> Result<Networks, NetworkError> {
         let network = |entry: &String| {
             Network::parse(entry).map_err(|why| NetworkError {
@@ -50,7 +51,7 @@ impl Networks {
         })
     }
 
-    /// Do they contain whoever comes by a Unix socket?
+    /// True if the list contains peers on a Unix socket.
     #[must_use]
     pub fn contains_unix_socket(&self) -> bool {
         self.on_a_unix_socket
@@ -85,7 +86,7 @@ impl Network {
             Some(_) => return Err("has a prefix length that is no number"),
         };
         let mask = u128::MAX.checked_shl(width - length).unwrap_or(0);
-        // What is before the bits of an IPv4 address belongs to the mask, too.
+        // The bits in front of an IPv4 address belong to the mask, too.
         let mask = if width == 32 { mask | (u128::MAX << 32) } else { mask };
         let address = bits(address);
         if address & !mask != 0 {

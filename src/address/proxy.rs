@@ -1,29 +1,32 @@
-//! The header of the PROXY protocol, versions 1 and 2: what a proxy says before the first byte of its client.
+//! The header of the PROXY protocol, versions 1 and 2: a proxy sends it before the first byte of
+//! its client.
 //!
-//! Read to the byte: what comes behind it is the client's. Version 1 is a line of text, version 2 is binary.
+//! It is read to the byte: all bytes behind it are the client's. Version 1 is a line of text,
+//! version 2 is binary.
 
 use core::net::{IpAddr, SocketAddr};
 
-/// What every header begins with. No HTTP request and no TLS record has these first bytes.
+/// The first bytes of every header. No HTTP request and no TLS record has them.
 pub const SIGNATURE: [u8; 12] = *b"\r\n\r\n\0\r\nQUIT\n";
-/// What every header of version 1 begins with. No method of HTTP is called that.
+/// The first bytes of every header of version 1. No method of HTTP has that name.
 const WORD: &[u8] = b"PROXY ";
 /// The longest line of version 1, its end included.
 const LINE_BYTES_MAX: usize = 107;
 /// Signature, version and command, family, length.
 const FIXED_BYTES: usize = 16;
-/// The longest header that is taken: addresses are at most 36 bytes, the rest is what proxies tell about TLS and the like.
+/// The longest header that is taken: addresses are at most 36 bytes. The rest is for what proxies
+/// add about TLS and the like.
 pub const HEADER_BYTES_MAX: usize = 4096;
 
-/// What the bytes so far are.
+/// The result of reading the bytes so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Header {
     /// No header: the client's own bytes. Known by the first one that is another.
     Absent,
     /// A header that needs so many bytes more, as far as is known; at least one.
     Partial(usize),
-    /// A whole header of this many bytes, and the client's address; `None` where the proxy speaks for itself (health checks) or
-    /// does not know.
+    /// A whole header of this many bytes, and the client's address. The address is `None` for a
+    /// proxy's own connection (health checks) or an unknown client.
     Complete(usize, Option<SocketAddr>),
     /// Begins like a header and is none that we take.
     Garbage,
@@ -51,7 +54,8 @@ pub fn read(bytes: &[u8]) -> Header {
     let addresses = match (command, family) {
         (0x21, 0x11) if body_bytes >= 12 => Addresses::V4,
         (0x21, 0x21) if body_bytes >= 36 => Addresses::V6,
-        // LOCAL: whatever follows is to be skipped. PROXY of what is no TCP over IP (unknown, datagrams, Unix sockets), too.
+        // LOCAL: the rest is skipped. The same goes for PROXY of anything but TCP over IP (unknown,
+        // datagrams, Unix sockets).
         (0x20, _) | (0x21, 0x00 | 0x12 | 0x22 | 0x31 | 0x32) => Addresses::Skip,
         _ => return Header::Garbage,
     };
@@ -91,7 +95,7 @@ fn read_line(bytes: &[u8]) -> Header {
     };
     let parts: Vec<&str> = line.split(' ').collect();
     let client = match parts[..] {
-        // Whatever follows is to be skipped.
+        // The rest is skipped.
         ["UNKNOWN", ..] => return Header::Complete(end + 1, None),
         ["TCP4", source, _, port, _] => source.parse().map(IpAddr::V4).ok().zip(port.parse().ok()),
         ["TCP6", source, _, port, _] => source.parse().map(IpAddr::V6).ok().zip(port.parse().ok()),
@@ -144,7 +148,8 @@ mod tests {
             read(&header(0x21, 0x21, &v6())),
             Header::Complete(52, client("[2001:db8::1]:4711"))
         );
-        // What comes behind the addresses is skipped, what comes behind the header is not looked at.
+        // The bytes behind the addresses are skipped; the bytes behind the header are not looked
+        // at.
         let mut with_more = header(0x21, 0x11, &[&V4[..], &[0x04, 0, 1, 0]].concat());
         with_more.extend_from_slice(b"GET /");
         assert_eq!(read(&with_more), Header::Complete(32, client("192.0.2.1:4711")));
@@ -244,7 +249,7 @@ mod tests {
     }
 
     proptest! {
-        /// Reading as much as was asked for, again and again, ends at the header's last byte.
+        /// Repeated reads of the wanted length end at the header's last byte.
         #[test]
         fn every_prefix_asks_for_no_more_than_the_header(more in prop::collection::vec(any::<u8>(), 0..300), cut in 1usize..328) {
             let whole = header(0x21, 0x11, &[&V4[..], &more].concat());

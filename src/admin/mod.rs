@@ -1,7 +1,8 @@
-//! The admin API as data: what may be asked, what a request asks for, what is answered.
+//! The admin API as data: the routes, the requests and the answers.
 //!
-//! Pure. Requests come in as they are (`Request`), and become an [`Action`] or the [`Answer`] that refuses them; who
-//! carries actions out is the control thread. [`ROUTES`] and `openapi.json` say the same, and a test holds them to it.
+//! Pure. A request comes in as it is ([`Request`]) and becomes an [`Action`] or the
+//! [`AdminReply`] that refuses it. The control thread carries actions out. [`ROUTES`] and
+//! `openapi.json` agree, and a test keeps them so.
 //!
 //! | file | duty |
 //! | --- | --- |
@@ -31,7 +32,7 @@ pub fn is_admin_path(path: &str) -> bool {
         .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-/// A request of somebody who may ask.
+/// An authorized request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
     /// As it came.
@@ -44,20 +45,20 @@ pub struct Request {
     pub body: Bytes,
 }
 
-/// What is answered: JSON, or nothing.
+/// The answer to a request: JSON, or no body.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Answer {
+pub struct AdminReply {
     /// Of HTTP.
     pub status: u16,
-    /// What `Allow` says, with 405.
+    /// The value of `Allow`, with 405.
     pub allow: Option<String>,
-    /// Empty where there is nothing to say.
+    /// Empty if the answer has no content.
     pub body: Bytes,
 }
 
 /// Why a request was not carried out, for programs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refusal {
+pub enum AdminError {
     /// The request makes no sense.
     BadRequest,
     /// No token, or a wrong one.
@@ -76,42 +77,42 @@ pub enum Refusal {
     Internal,
 }
 
-impl Refusal {
+impl AdminError {
     fn status_and_code(self) -> (u16, &'static str) {
         match self {
-            Refusal::BadRequest => (400, "badRequest"),
-            Refusal::Unauthorized => (401, "unauthorized"),
-            Refusal::NotFound => (404, "notFound"),
-            Refusal::MethodNotAllowed => (405, "methodNotAllowed"),
-            Refusal::PayloadTooLarge => (413, "payloadTooLarge"),
-            Refusal::Unavailable => (503, "unavailable"),
-            Refusal::Timeout => (504, "timeout"),
-            Refusal::Internal => (500, "internal"),
+            AdminError::BadRequest => (400, "badRequest"),
+            AdminError::Unauthorized => (401, "unauthorized"),
+            AdminError::NotFound => (404, "notFound"),
+            AdminError::MethodNotAllowed => (405, "methodNotAllowed"),
+            AdminError::PayloadTooLarge => (413, "payloadTooLarge"),
+            AdminError::Unavailable => (503, "unavailable"),
+            AdminError::Timeout => (504, "timeout"),
+            AdminError::Internal => (500, "internal"),
         }
     }
 }
 
-impl Answer {
+impl AdminReply {
     /// 200 with this.
     pub fn json(content: &impl Serialize) -> Self {
         match serde_json::to_vec(content) {
-            Ok(json) => Answer::with_body(200, json.into()),
-            Err(error) => Answer::refuse(Refusal::Internal, &error.to_string()),
+            Ok(json) => AdminReply::with_body(200, json.into()),
+            Err(error) => AdminReply::refuse(AdminError::Internal, &error.to_string()),
         }
     }
 
     /// Nothing but a status.
     pub fn empty(status: u16) -> Self {
-        Answer::with_body(status, Bytes::new())
+        AdminReply::with_body(status, Bytes::new())
     }
 
     /// The document.
     pub fn document() -> Self {
-        Answer::with_body(200, Bytes::from_static(DOCUMENT.as_bytes()))
+        AdminReply::with_body(200, Bytes::from_static(DOCUMENT.as_bytes()))
     }
 
     /// `{"error":{"code","message"}}`
-    pub fn refuse(refusal: Refusal, message: &str) -> Self {
+    pub fn refuse(refusal: AdminError, message: &str) -> Self {
         #[derive(Serialize)]
         struct Body<'a> {
             error: Error<'a>,
@@ -125,16 +126,16 @@ impl Answer {
         let error = Error { code, message };
         // Text alone always becomes JSON.
         let body = serde_json::to_vec(&Body { error }).unwrap_or_default();
-        Answer::with_body(status, body.into())
+        AdminReply::with_body(status, body.into())
     }
 
     /// The refusal of a gateway that carries out nothing more.
     pub fn ending() -> Self {
-        Answer::refuse(Refusal::Unavailable, "the gateway is ending")
+        AdminReply::refuse(AdminError::Unavailable, "the gateway is ending")
     }
 
     fn with_body(status: u16, body: Bytes) -> Self {
-        Answer {
+        AdminReply {
             status,
             allow: None,
             body,
@@ -156,8 +157,8 @@ pub struct ConnectionInfo {
     pub user_id: Box<str>,
     /// Where it is.
     pub shard: u16,
-    /// The client, as far as proxies that are believed name it, else the socket's peer; `None` if it has just gone. Port 0 where
-    /// only the address is known.
+    /// The client, as far as proxies that are believed name it, else the socket's peer; `None` if
+    /// it has just gone. Port 0 where only the address is known.
     pub remote_addr: Option<SocketAddr>,
     /// Unix milliseconds.
     pub connected_at: u64,
@@ -178,7 +179,7 @@ fn as_text<S: serde::Serializer>(id: &Uuid, serializer: S) -> Result<S::Ok, S::E
 /// A page of connections.
 #[derive(Debug, Serialize)]
 pub struct Page {
-    /// At most as many as were asked for.
+    /// At most as many as the request wanted.
     pub connections: Vec<ConnectionInfo>,
     /// Where to go on; `None`: that was the last page.
     #[serde(serialize_with = "as_cursor")]
@@ -195,7 +196,7 @@ fn as_cursor<S: serde::Serializer>(cursor: &Option<Cursor>, serializer: S) -> Re
 /// A page of channels.
 #[derive(Debug, Serialize)]
 pub struct ChannelPage {
-    /// At most as many as were asked for, in byte order.
+    /// At most as many as the request wanted, in byte order.
     pub channels: Vec<ChannelInfo>,
     /// Where to go on; `None`: that was the last page.
     pub cursor: Option<Box<str>>,
@@ -214,7 +215,7 @@ pub struct ChannelInfo {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct UserInfo<'a> {
-    /// Who.
+    /// The user.
     pub user_id: &'a str,
     /// Gateways with a connection of this user.
     pub gateways: Vec<GatewayInfo>,
@@ -230,7 +231,7 @@ pub struct GatewayInfo {
     pub connections: u64,
 }
 
-/// What became of something that was sent.
+/// The outcome of a send.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SentInfo {
@@ -248,7 +249,7 @@ pub struct SentInfo {
     pub recipients: Option<u64>,
 }
 
-/// What became of connections that were to be closed, or of subscriptions that were to end.
+/// How many connections were closed, or how many subscriptions were ended.
 #[derive(Debug, Serialize)]
 pub struct ClosedInfo {
     /// Of this gateway.
@@ -267,7 +268,7 @@ mod tests {
 
     #[test]
     fn answers_are_as_in_the_contract() {
-        let refused = Answer::refuse(Refusal::BadRequest, "a \"b\"");
+        let refused = AdminReply::refuse(AdminError::BadRequest, "a \"b\"");
         assert_eq!(refused.status, 400);
         assert_eq!(refused.body, r#"{"error":{"code":"badRequest","message":"a \"b\""}}"#);
         let page = Page {
@@ -286,7 +287,7 @@ mod tests {
             cursor: Some(Cursor { shard: 2, slot: 7 }),
         };
         assert_eq!(
-            Answer::json(&page).body,
+            AdminReply::json(&page).body,
             r#"{"connections":[{"connId":"00000000-0000-0000-0000-000000000000","userId":"alice","shard":1,"remoteAddr":"127.0.0.1:1","connectedAt":2,"lastSeen":3,"messagesIn":4,"messagesOut":5,"outboxBytes":6}],"cursor":"2.7"}"#
         );
         let sent = SentInfo {
@@ -296,7 +297,7 @@ mod tests {
             recipients: Some(3),
         };
         assert_eq!(
-            Answer::json(&sent).body,
+            AdminReply::json(&sent).body,
             r#"{"messageId":"00000000-0000-0000-0000-000000000000","recipients":3}"#
         );
     }
@@ -305,14 +306,14 @@ mod tests {
     fn every_status_is_counted() {
         use crate::metrics::ADMIN_STATUSES;
         for refusal in [
-            Refusal::BadRequest,
-            Refusal::Unauthorized,
-            Refusal::NotFound,
-            Refusal::MethodNotAllowed,
-            Refusal::PayloadTooLarge,
-            Refusal::Unavailable,
-            Refusal::Timeout,
-            Refusal::Internal,
+            AdminError::BadRequest,
+            AdminError::Unauthorized,
+            AdminError::NotFound,
+            AdminError::MethodNotAllowed,
+            AdminError::PayloadTooLarge,
+            AdminError::Unavailable,
+            AdminError::Timeout,
+            AdminError::Internal,
         ] {
             assert!(ADMIN_STATUSES.contains(&refusal.status_and_code().0), "{refusal:?}");
         }

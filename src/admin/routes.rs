@@ -1,4 +1,4 @@
-//! What a request asks for: its path, method, query and body.
+//! From a request's path, method, query and body to its action.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,13 +7,13 @@ use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use super::{Answer, Refusal, Request};
+use super::{AdminError, AdminReply, Request};
 use crate::ids::{is_valid_channel, is_valid_user_id};
 use crate::wire::ws::close::CloseReason;
 
-/// Connections on a page, if the request does not say.
+/// Connections on a page if the request has no limit.
 const PAGE: usize = 100;
-/// The most that it may say.
+/// The largest limit that a request may have.
 const PAGE_MAX: usize = 1000;
 /// The most receivers of one message.
 const RECEIVERS_MAX: usize = 1000;
@@ -30,8 +30,8 @@ const PUBLISH: &str = "/admin/publish";
 const BROADCAST: &str = "/admin/broadcast";
 const DRAIN: &str = "/admin/drain";
 
-/// Every path with its methods, without the page for people, which is not for programs. `HEAD` goes where `GET` goes. A name
-/// in braces stands for one segment of any text.
+/// Every path with its methods, without the page for people, which is not for programs. `HEAD` goes
+/// where `GET` goes. A name in braces stands for one segment of any text.
 pub const ROUTES: &[(&str, &[&str])] = &[
     (DOCUMENT, &["GET"]),
     (CONNECTIONS, &["GET"]),
@@ -46,10 +46,10 @@ pub const ROUTES: &[(&str, &[&str])] = &[
     (DRAIN, &["POST"]),
 ];
 
-/// What is to be done.
+/// The action of a request.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Action<'a> {
-    /// Shows what can be asked.
+    /// Shows the document of this API.
     Document,
     /// Shows a page of connections.
     ListConnections {
@@ -77,9 +77,9 @@ pub enum Action<'a> {
     },
     /// Shows a page of channels.
     ListChannels {
-        /// What their names begin with.
+        /// The prefix of their names.
         prefix: String,
-        /// What their names come after.
+        /// The name that they come after, in byte order.
         after: String,
         /// At most so many.
         limit: usize,
@@ -111,7 +111,7 @@ pub enum Action<'a> {
     Drain,
 }
 
-/// Who gets a message.
+/// The receivers of a message.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Receivers {
     /// This one.
@@ -121,7 +121,7 @@ pub enum Receivers {
 }
 
 impl Action<'_> {
-    /// What it changes, for the log; `None` if nothing.
+    /// The change that it makes, for the log; `None` if it only reads.
     pub fn change(&self) -> Option<String> {
         match self {
             Action::Document
@@ -154,8 +154,9 @@ fn as_whom(from: &str) -> String {
     }
 }
 
-/// Where a walk through all connections goes on. A connection of a user keeps its place, shard and slot, for as long as it
-/// lives: so one that stays is met exactly once, whoever comes and goes meanwhile.
+/// Where a walk through all connections goes on. A connection of a user keeps its shard and slot
+/// for as long as it lives. So a connection that stays is listed exactly once, even while others
+/// come and go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Cursor {
     /// The shard.
@@ -183,7 +184,7 @@ impl FromStr for Cursor {
             shard: shard.parse().map_err(|_| NotACursor)?,
             slot: slot.parse().map_err(|_| NotACursor)?,
         };
-        // No other spelling of the same.
+        // A second spelling of the same value is refused.
         if cursor.to_string() == text {
             Ok(cursor)
         } else {
@@ -192,13 +193,13 @@ impl FromStr for Cursor {
     }
 }
 
-/// What a request asks for.
+/// Reads the action of a request.
 ///
 /// # Errors
 /// The answer that refuses it.
-pub fn read(request: &Request) -> Result<Action<'_>, Answer> {
+pub fn read(request: &Request) -> Result<Action<'_>, AdminReply> {
     let Some((route, methods, [named, second])) = find(&request.path) else {
-        return Err(Answer::refuse(Refusal::NotFound, "there is no such path"));
+        return Err(AdminReply::refuse(AdminError::NotFound, "there is no such path"));
     };
     let method = match &*request.method {
         "HEAD" => "GET",
@@ -254,44 +255,44 @@ fn find(path: &str) -> Option<(&'static str, &'static [&'static str], [&str; 2])
 }
 
 /// The path has these methods only; `HEAD` goes where `GET` goes.
-pub fn not_allowed(methods: &[&str]) -> Answer {
+pub fn not_allowed(methods: &[&str]) -> AdminReply {
     let mut allowed = methods.to_vec();
     if let Some(get) = allowed.iter().position(|method| *method == "GET") {
         allowed.insert(get + 1, "HEAD");
     }
     let allowed = allowed.join(", ");
-    Answer {
+    AdminReply {
         allow: Some(allowed.clone()),
-        ..Answer::refuse(Refusal::MethodNotAllowed, &format!("only {allowed} here"))
+        ..AdminReply::refuse(AdminError::MethodNotAllowed, &format!("only {allowed} here"))
     }
 }
 
-fn bad(message: impl Into<String>) -> Answer {
-    Answer::refuse(Refusal::BadRequest, &message.into())
+fn bad(message: impl Into<String>) -> AdminReply {
+    AdminReply::refuse(AdminError::BadRequest, &message.into())
 }
 
-fn read_conn_id(segment: &str) -> Result<Uuid, Answer> {
+fn read_conn_id(segment: &str) -> Result<Uuid, AdminReply> {
     let text = read_segment(segment)?;
-    // What is no id at all names no connection either.
+    // Text that is no id names no connection either.
     let hyphenated = Some(&text).filter(|text| text.len() == 36);
     let id = hyphenated.and_then(|text| Uuid::try_parse(text).ok());
     id.ok_or_else(no_such_connection)
 }
 
 /// The connection is not here, or not any more.
-pub fn no_such_connection() -> Answer {
-    Answer::refuse(Refusal::NotFound, "this gateway has no such connection")
+pub fn no_such_connection() -> AdminReply {
+    AdminReply::refuse(AdminError::NotFound, "this gateway has no such connection")
 }
 
-fn read_segment(segment: &str) -> Result<String, Answer> {
+fn read_segment(segment: &str) -> Result<String, AdminReply> {
     decode(segment, false).ok_or_else(|| bad("the path is not percent-encoded UTF-8"))
 }
 
-fn read_user(segment: &str) -> Result<String, Answer> {
+fn read_user(segment: &str) -> Result<String, AdminReply> {
     check_user(read_segment(segment)?)
 }
 
-fn check_channel(channel: String) -> Result<String, Answer> {
+fn check_channel(channel: String) -> Result<String, AdminReply> {
     if is_valid_channel(&channel) {
         Ok(channel)
     } else {
@@ -302,12 +303,12 @@ fn check_channel(channel: String) -> Result<String, Answer> {
 }
 
 /// The close code of `?code=`, else 3503.
-fn read_code(query: &str) -> Result<CloseReason, Answer> {
+fn read_code(query: &str) -> Result<CloseReason, AdminReply> {
     let [code] = read_query(query, ["code"])?;
     let Some(code) = code else {
         return Ok(CloseReason::Administrator);
     };
-    // No other spelling of the same number.
+    // A second spelling of the same number is refused.
     let digits = code.len() == 4 && code.bytes().all(|byte| byte.is_ascii_digit());
     let reason = code.parse().ok().filter(|_| digits).and_then(CloseReason::by_order);
     reason.ok_or_else(|| {
@@ -315,7 +316,7 @@ fn read_code(query: &str) -> Result<CloseReason, Answer> {
     })
 }
 
-fn check_user(user: String) -> Result<String, Answer> {
+fn check_user(user: String) -> Result<String, AdminReply> {
     if is_valid_user_id(&user) {
         Ok(user)
     } else {
@@ -323,24 +324,25 @@ fn check_user(user: String) -> Result<String, Answer> {
     }
 }
 
-/// The values of these names in a query; others are ignored, and an empty value is as good as none.
-fn read_query<const N: usize>(query: &str, names: [&str; N]) -> Result<[Option<String>; N], Answer> {
+/// The values of these names in a query. Other names are ignored, and an empty value counts as
+/// absent.
+fn read_query<const N: usize>(query: &str, names: [&str; N]) -> Result<[Option<String>; N], AdminReply> {
     let mut values = [const { None }; N];
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         let decoded = decode(name, true).zip(decode(value, true));
         let (name, value) = decoded.ok_or_else(|| bad("the query is not percent-encoded UTF-8"))?;
-        let Some(place) = names.iter().position(|known| *known == name) else {
+        let Some(index) = names.iter().position(|known| *known == name) else {
             continue;
         };
-        if !value.is_empty() && values[place].replace(value).is_some() {
+        if !value.is_empty() && values[index].replace(value).is_some() {
             return Err(bad(format!("{name} is given twice")));
         }
     }
     Ok(values)
 }
 
-fn read_list<'a>(query: &str) -> Result<Action<'a>, Answer> {
+fn read_list<'a>(query: &str) -> Result<Action<'a>, AdminReply> {
     let [user, cursor, limit] = read_query(query, ["user", "cursor", "limit"])?;
     Ok(Action::ListConnections {
         user: user.map(check_user).transpose()?,
@@ -351,7 +353,7 @@ fn read_list<'a>(query: &str) -> Result<Action<'a>, Answer> {
     })
 }
 
-fn read_channels<'a>(query: &str) -> Result<Action<'a>, Answer> {
+fn read_channels<'a>(query: &str) -> Result<Action<'a>, AdminReply> {
     let [prefix, cursor, limit] = read_query(query, ["prefix", "cursor", "limit"])?;
     let after = cursor.unwrap_or_default();
     if !after.is_empty() && !is_valid_channel(&after) {
@@ -364,7 +366,7 @@ fn read_channels<'a>(query: &str) -> Result<Action<'a>, Answer> {
     })
 }
 
-fn read_limit(limit: Option<String>) -> Result<usize, Answer> {
+fn read_limit(limit: Option<String>) -> Result<usize, AdminReply> {
     let limit = limit.map_or(Some(PAGE), |limit| {
         limit.parse().ok().filter(|limit| (1..=PAGE_MAX).contains(limit))
     });
@@ -372,7 +374,7 @@ fn read_limit(limit: Option<String>) -> Result<usize, Answer> {
 }
 
 /// Nothing goes on there.
-pub fn bad_cursor() -> Answer {
+pub fn bad_cursor() -> AdminReply {
     bad("cursor is not one that an earlier page gave")
 }
 
@@ -382,7 +384,7 @@ struct Body<'a> {
     to: Option<OneOrMore>,
     channel: Option<String>,
     from: Option<String>,
-    /// `Some` also for a JSON `null`, which is a content like any other.
+    /// `Some` also for a JSON `null`, which is content like any other.
     #[serde(borrow, default, deserialize_with = "raw_even_if_null")]
     content: Option<&'a RawValue>,
 }
@@ -399,13 +401,13 @@ fn raw_even_if_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option
 }
 
 impl<'a> Body<'a> {
-    fn content(&self) -> Result<&'a str, Answer> {
+    fn content(&self) -> Result<&'a str, AdminReply> {
         let content = self.content.ok_or_else(|| bad("content is missing"))?;
         Ok(content.get())
     }
 
-    /// In whose name; the system's, if in nobody's.
-    fn from(&mut self) -> Result<String, Answer> {
+    /// The sender: the named user, or the system if none is named.
+    fn from(&mut self) -> Result<String, AdminReply> {
         match self.from.take() {
             Some(from) if !from.is_empty() => check_user(from),
             _ => Ok(String::new()),
@@ -413,7 +415,7 @@ impl<'a> Body<'a> {
     }
 }
 
-fn read_body(body: &[u8]) -> Result<Body<'_>, Answer> {
+fn read_body(body: &[u8]) -> Result<Body<'_>, AdminReply> {
     let text = std::str::from_utf8(body).map_err(|_| bad("the body is not UTF-8"))?;
     // serde takes an array for a struct.
     if text.trim_start().starts_with('[') {
@@ -422,7 +424,7 @@ fn read_body(body: &[u8]) -> Result<Body<'_>, Answer> {
     serde_json::from_str(text).map_err(|error| bad(format!("the body is not the JSON object that is wanted: {error}")))
 }
 
-fn read_message(body: &[u8]) -> Result<Action<'_>, Answer> {
+fn read_message(body: &[u8]) -> Result<Action<'_>, AdminReply> {
     let mut body = read_body(body)?;
     let content = body.content()?;
     let to = match body.to.take().ok_or_else(|| bad("to is missing"))? {
@@ -441,7 +443,7 @@ fn read_message(body: &[u8]) -> Result<Action<'_>, Answer> {
     Ok(Action::Send { to, from, content })
 }
 
-fn read_publication(body: &[u8]) -> Result<Action<'_>, Answer> {
+fn read_publication(body: &[u8]) -> Result<Action<'_>, AdminReply> {
     let mut body = read_body(body)?;
     let content = body.content()?;
     let channel = check_channel(body.channel.take().ok_or_else(|| bad("channel is missing"))?)?;

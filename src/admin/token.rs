@@ -1,9 +1,9 @@
-//! Who may administer: whoever shows the token.
+//! The admin token: a request that shows it is authorized.
 
 use subtle::ConstantTimeEq;
 
-/// True if `authorization`, the value of the one header of that name, is `Bearer` and this token. How long the comparison
-/// takes tells nothing about the token but its length.
+/// True if `authorization`, the value of the one header of that name, is `Bearer` and this token.
+/// The time of the comparison reveals nothing about the token but its length.
 pub fn is_shown(token: &str, authorization: Option<&[u8]>) -> bool {
     const SCHEME: &[u8] = b"bearer ";
     let Some((scheme, shown)) = authorization.and_then(|value| value.split_at_checked(SCHEME.len())) else {

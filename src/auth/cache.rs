@@ -1,4 +1,5 @@
-//! Verification results of identical tokens, so that a user's devices and reconnects cost one verification.
+//! Verification results of identical tokens, so that a user's devices and reconnects cost one
+//! verification.
 
 use std::collections::BTreeMap;
 
@@ -6,13 +7,14 @@ use aws_lc_rs::digest;
 
 use super::{Identity, Token};
 
-/// What stands for a token: nothing that could be used as one, and no two tokens have the same.
+/// The key of a token in the cache. It cannot be used as a token, and no two tokens share one.
 type TokenHash = [u8; 32];
 
 /// The most results kept, in two halves: when the younger is full, the older goes as a whole.
 const ENTRIES_MAX: usize = 8 * 1024;
 
-/// Good tokens by their hash. Owned by one shard; emptied whenever its settings change, because the keys may have.
+/// Good tokens by their hash. Owned by one shard; emptied whenever its settings change, because the
+/// keys may have.
 #[derive(Debug, Default)]
 pub struct Cache {
     younger: BTreeMap<TokenHash, Identity>,
@@ -20,7 +22,7 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// Whom a token speaks for, if it was verified before and has not expired since.
+    /// The identity of a token, if it was verified before and has not expired since.
     #[must_use]
     pub fn get(&self, token: &Token, now_ms: u64) -> Option<&Identity> {
         let hash = hash(token);

@@ -1,11 +1,11 @@
-//! Who a token speaks for, and what it permits.
+//! The user of a token, and the permissions of that token.
 //!
-//! Pure: tokens, keys and time are arguments. A [`Verifier`] is made from the configuration, never changes, and is replaced as
-//! a whole with the settings; a [`Cache`] belongs to one shard.
+//! Pure: tokens, keys and time are arguments. A [`Verifier`] is made from the configuration, never
+//! changes, and is replaced as a whole with the settings; a [`Cache`] belongs to one shard.
 //!
-//! Invariants: *proven first*: no claim is read before the signature is verified. *Fail closed*: a claim of ours that is there and
-//! is not what it should be refuses the token; one that is not there permits nothing. *Opaque*: neither [`Token`] nor
-//! [`Refusal`] shows what the token holds.
+//! Invariants: *proven first*: no claim is read before the signature is verified. *Fail closed*: a
+//! malformed claim of ours refuses the token; an absent one permits nothing. *Opaque*: neither
+//! [`Token`] nor [`TokenError`] shows the content of the token.
 
 mod cache;
 mod claims;
@@ -28,23 +28,25 @@ impl fmt::Debug for Token {
     }
 }
 
-/// Who a verified token speaks for.
+/// The user of a verified token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     /// The user; a valid user id.
     pub user: String,
-    /// What the connection keeps: not the name, which is in the table of users once.
+    /// The part that the connection keeps. The name is not in it: the table of users has it once.
     pub grant: Arc<Grant>,
 }
 
-/// What a verified token permits, and until when. Immutable; connections with the same token may share it.
+/// The permissions of a verified token, and their end. Immutable; connections with the same token
+/// may share it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Grant {
     /// When it ends, Unix milliseconds, leeway included; [`Grant::FOR_EVER`] without `exp`.
     pub expires_at_ms: u64,
-    /// The most connections that the user may have on this gateway, at least 1; lowers the configured limit only.
+    /// The most connections that the user may have on this gateway, at least 1; lowers the
+    /// configured limit only.
     pub connections: Option<u32>,
-    /// What it permits besides the configuration, or in its place; most tokens say nothing.
+    /// Permissions besides those of the configuration, or instead of them. Most tokens have none.
     pub rights: Option<Box<Rights>>,
 }
 
@@ -55,7 +57,7 @@ pub struct Rights {
     pub subscribe: Patterns,
     /// `pub_channels`, likewise.
     pub publish: Patterns,
-    /// `write_to`: users, in place of what the configuration says.
+    /// `write_to`: users, instead of those of the configuration.
     pub write_to: Option<Patterns>,
     /// `see`, likewise.
     pub see: Option<Patterns>,
@@ -72,18 +74,20 @@ impl Grant {
     }
 }
 
-/// Why a token is refused. What a client hears is only that it is; this is for the metric and for tests.
+/// Why a token is refused. The client learns only that it was refused; the reason is for the metric
+/// and for tests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refusal {
+pub enum TokenError {
     /// No token that we could read.
     Malformed,
     /// Another algorithm than the configured ones.
     Algorithm,
-    /// No key that may have signed it, or none of several fetched ones that it does not choose from. New keys may change that.
+    /// No key that may have signed it, or none of several fetched ones that it does not choose
+    /// from. New keys may change that.
     UnknownKey,
-    /// Signed by somebody else, or changed.
+    /// Signed with another key, or changed.
     Signature,
-    /// `exp` has passed, and all else is good: who comes with a new one is let in.
+    /// `exp` has passed, and all else is good. A client that comes with a new token is let in.
     Expired,
     /// `exp` is missing where it must not.
     NoExpiry,
@@ -97,21 +101,21 @@ pub enum Refusal {
     Claims,
 }
 
-impl Refusal {
+impl TokenError {
     /// The label in `shardgate_token_verifications_total`.
     #[must_use]
     pub fn label(self) -> &'static str {
         match self {
-            Refusal::Malformed => "malformed",
-            Refusal::Algorithm => "algorithm",
-            Refusal::UnknownKey => "unknown_key",
-            Refusal::Signature => "signature",
-            Refusal::Expired => "expired",
-            Refusal::NoExpiry => "no_expiry",
-            Refusal::NotYetValid => "not_yet_valid",
-            Refusal::Issuer => "issuer",
-            Refusal::Audience => "audience",
-            Refusal::Claims => "claims",
+            TokenError::Malformed => "malformed",
+            TokenError::Algorithm => "algorithm",
+            TokenError::UnknownKey => "unknown_key",
+            TokenError::Signature => "signature",
+            TokenError::Expired => "expired",
+            TokenError::NoExpiry => "no_expiry",
+            TokenError::NotYetValid => "not_yet_valid",
+            TokenError::Issuer => "issuer",
+            TokenError::Audience => "audience",
+            TokenError::Claims => "claims",
         }
     }
 }

@@ -29,11 +29,11 @@ fn sign(claims: &str) -> String {
     key.sign(claims, None).unwrap()
 }
 
-fn verify(claims: &str) -> Result<Identity, Refusal> {
+fn verify(claims: &str) -> Result<Identity, TokenError> {
     verifier(&config()).verify(&sign(claims), NOW)
 }
 
-fn verify_with(change: impl FnOnce(&mut AuthConfig), claims: &str) -> Result<String, Refusal> {
+fn verify_with(change: impl FnOnce(&mut AuthConfig), claims: &str) -> Result<String, TokenError> {
     let mut config = config();
     change(&mut config);
     verifier(&config)
@@ -49,7 +49,7 @@ fn the_user_is_sub() {
     }
     for odd in [" ", "alice ", "al\u{200b}ice", "\u{202e}ecila"] {
         let claims = serde_json::json!({"sub": odd}).to_string();
-        assert_eq!(verify(&claims), Err(Refusal::Claims), "{odd:?}");
+        assert_eq!(verify(&claims), Err(TokenError::Claims), "{odd:?}");
         let any = |config: &mut AuthConfig| config.any_user_id = true;
         assert_eq!(verify_with(any, &claims).as_deref(), Ok(odd));
     }
@@ -66,7 +66,7 @@ fn the_user_is_sub() {
         "alice",
         &serde_json::json!({"sub": "x".repeat(129)}).to_string(),
     ] {
-        assert_eq!(verify(claims), Err(Refusal::Claims), "{claims}");
+        assert_eq!(verify(claims), Err(TokenError::Claims), "{claims}");
     }
 }
 
@@ -83,19 +83,22 @@ fn only_the_configured_algorithms() {
     };
     let verifier = verifier(&config());
     assert!(verifier.verify(&token(Algorithm::Hs256), NOW).is_ok());
-    assert_eq!(verifier.verify(&token(Algorithm::Hs512), NOW), Err(Refusal::Algorithm));
+    assert_eq!(
+        verifier.verify(&token(Algorithm::Hs512), NOW),
+        Err(TokenError::Algorithm)
+    );
     // {"alg":"none"}, {"sub":"alice"}, with and without something that looks like a signature.
     for signature in ["", "AAAA"] {
         let none = format!("eyJhbGciOiJub25lIn0.eyJzdWIiOiJhbGljZSJ9.{signature}");
-        assert_eq!(verifier.verify(&none, NOW), Err(Refusal::Algorithm));
+        assert_eq!(verifier.verify(&none, NOW), Err(TokenError::Algorithm));
     }
-    assert_eq!(verifier.verify("nonsense", NOW), Err(Refusal::Malformed));
+    assert_eq!(verifier.verify("nonsense", NOW), Err(TokenError::Malformed));
     let other = SigningKey::new(Algorithm::Hs256, "another").unwrap();
     let forged = other.sign(r#"{"sub":"alice"}"#, None).unwrap();
-    assert_eq!(verifier.verify(&forged, NOW), Err(Refusal::Signature));
+    assert_eq!(verifier.verify(&forged, NOW), Err(TokenError::Signature));
 }
 
-/// What a token costs is what its turn is charged.
+/// The turn is charged with the cost of its tokens.
 #[test]
 fn tries_are_few_and_counted() {
     let stranger = r#"{"kty":"EC","crv":"P-256","x":"f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU","y":"x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0"}"#;
@@ -116,7 +119,7 @@ fn tries_are_few_and_counted() {
             let seen = verifier.verify_counting(&token, NOW);
             assert_eq!(
                 seen,
-                (Err(Refusal::UnknownKey), tried),
+                (Err(TokenError::UnknownKey), tried),
                 "of {keys}: a new key may be there by now"
             );
         }
@@ -135,25 +138,28 @@ fn a_token_ends_with_exp_and_begins_with_nbf() {
     for exp in ["1700000000", "0", "-1", "-1e300", "1699999999.999"] {
         assert_eq!(
             expires(&format!(r#"{{"sub":"a","exp":{exp}}}"#)),
-            Err(Refusal::Expired),
+            Err(TokenError::Expired),
             "{exp}"
         );
     }
-    // What cannot be read must not become no limit.
+    // An unreadable limit must not become no limit.
     for exp in ["null", "\"1800000000\"", "\"\"", "true", "[]", "{}", "1e999"] {
         assert_eq!(
             expires(&format!(r#"{{"sub":"a","exp":{exp}}}"#)),
-            Err(Refusal::Claims),
+            Err(TokenError::Claims),
             "{exp}"
         );
         assert_eq!(
             expires(&format!(r#"{{"sub":"a","nbf":{exp}}}"#)),
-            Err(Refusal::Claims),
+            Err(TokenError::Claims),
             "{exp}"
         );
     }
     assert!(verify(r#"{"sub":"a","nbf":1700000000}"#).is_ok());
-    assert_eq!(verify(r#"{"sub":"a","nbf":1700000000.001}"#), Err(Refusal::NotYetValid));
+    assert_eq!(
+        verify(r#"{"sub":"a","nbf":1700000000.001}"#),
+        Err(TokenError::NotYetValid)
+    );
 }
 
 #[test]
@@ -167,16 +173,19 @@ fn leeway_goes_both_ways_and_stays_with_the_connection() {
             .map(|identity| identity.grant.expires_at_ms)
     };
     assert_eq!(at(r#"{"sub":"a","exp":1699999991}"#), Ok(NOW + 1000));
-    assert_eq!(at(r#"{"sub":"a","exp":1699999990}"#), Err(Refusal::Expired));
+    assert_eq!(at(r#"{"sub":"a","exp":1699999990}"#), Err(TokenError::Expired));
     assert!(at(r#"{"sub":"a","nbf":1700000010}"#).is_ok());
-    assert_eq!(at(r#"{"sub":"a","nbf":1700000011}"#), Err(Refusal::NotYetValid));
+    assert_eq!(at(r#"{"sub":"a","nbf":1700000011}"#), Err(TokenError::NotYetValid));
 }
 
 #[test]
 fn exp_can_be_required() {
     let required = |config: &mut AuthConfig| config.require_exp = true;
-    assert_eq!(verify_with(required, r#"{"sub":"a"}"#), Err(Refusal::NoExpiry));
-    assert_eq!(verify_with(required, r#"{"sub":"a","exp":1}"#), Err(Refusal::Expired));
+    assert_eq!(verify_with(required, r#"{"sub":"a"}"#), Err(TokenError::NoExpiry));
+    assert_eq!(
+        verify_with(required, r#"{"sub":"a","exp":1}"#),
+        Err(TokenError::Expired)
+    );
     assert!(verify_with(required, r#"{"sub":"a","exp":1700000001}"#).is_ok());
 }
 
@@ -190,16 +199,16 @@ fn issuer_and_audience_count_where_they_are_configured() {
         r#"{"sub":"a","iss":"https://id"}"#,
         r#"{"sub":"a","iss":""}"#,
     ] {
-        assert_eq!(verify_with(issuer, claims), Err(Refusal::Issuer), "{claims}");
+        assert_eq!(verify_with(issuer, claims), Err(TokenError::Issuer), "{claims}");
     }
     assert_eq!(
         verify_with(issuer, r#"{"sub":"a","iss":["https://id/"]}"#),
-        Err(Refusal::Claims)
+        Err(TokenError::Claims)
     );
     let stale = r#"{"sub":"a","iss":"x","exp":1}"#;
     assert_eq!(
         verify_with(issuer, stale),
-        Err(Refusal::Issuer),
+        Err(TokenError::Issuer),
         "a new one of theirs is no better"
     );
     let audience = |config: &mut AuthConfig| config.audience = vec!["chat".into(), "news".into()];
@@ -211,12 +220,12 @@ fn issuer_and_audience_count_where_they_are_configured() {
     }
     for aud in ["\"cha\"", "[]", "[\"x\"]", "\"\""] {
         let refused = verify_with(audience, &format!(r#"{{"sub":"a","aud":{aud}}}"#));
-        assert_eq!(refused, Err(Refusal::Audience), "{aud}");
+        assert_eq!(refused, Err(TokenError::Audience), "{aud}");
     }
-    assert_eq!(verify_with(audience, r#"{"sub":"a"}"#), Err(Refusal::Audience));
+    assert_eq!(verify_with(audience, r#"{"sub":"a"}"#), Err(TokenError::Audience));
     for aud in ["null", "1", "[1]", "[\"chat\",1]", "{}"] {
         let refused = verify_with(audience, &format!(r#"{{"sub":"a","aud":{aud}}}"#));
-        assert_eq!(refused, Err(Refusal::Claims), "{aud}");
+        assert_eq!(refused, Err(TokenError::Claims), "{aud}");
     }
 }
 
@@ -229,7 +238,7 @@ fn channels_are_what_the_claims_name_and_nothing_else() {
     let both = both.unwrap().unwrap();
     assert!(both.subscribe.allows("a", "room:2") && both.subscribe.allows("a", "dm:a"));
     assert!(!both.subscribe.allows("a", "dm:b") && !both.publish.allows("a", "room:2"));
-    // What is no pattern permits nothing, and takes nothing from the others.
+    // A text that is no pattern permits nothing, and takes nothing from the other patterns.
     let some = granted(r#"{"sub":"a","sub_channels":["room","","{usr}","*}","a\nb"]}"#)
         .unwrap()
         .unwrap();
@@ -238,14 +247,14 @@ fn channels_are_what_the_claims_name_and_nothing_else() {
     for bad in ["\"*\"", "null", "{}", "[1]", "[null]", "[[\"*\"]]", "true"] {
         for claim in ["sub_channels", "pub_channels", "write_to", "see"] {
             let refused = granted(&format!(r#"{{"sub":"a","{claim}":{bad}}}"#));
-            assert_eq!(refused, Err(Refusal::Claims), "{claim} {bad}");
+            assert_eq!(refused, Err(TokenError::Claims), "{claim} {bad}");
         }
     }
     let many = serde_json::json!({"sub": "a", "sub_channels": vec!["c"; 65]}).to_string();
-    assert_eq!(granted(&many), Err(Refusal::Claims));
+    assert_eq!(granted(&many), Err(TokenError::Claims));
 }
 
-/// An empty list is nobody, and no list is what the configuration says.
+/// An empty list permits no user; without a list the configuration decides.
 #[test]
 fn users_are_what_the_claims_name_where_there_are_any() {
     let rights = |claims: &str| verify(claims).unwrap().grant.rights.clone();
@@ -255,7 +264,7 @@ fn users_are_what_the_claims_name_where_there_are_any() {
     assert!(!granted.see.unwrap().allows("a", "a"));
     let only_see = rights(r#"{"sub":"a","see":["*"],"sub_channels":[]}"#).unwrap();
     assert!(only_see.write_to.is_none() && only_see.see.unwrap().allows("a", "x"));
-    // What is no pattern permits nothing.
+    // A text that is no pattern permits nothing.
     let nobody = rights(r#"{"sub":"a","write_to":["{"]}"#).unwrap();
     assert!(!nobody.write_to.unwrap().allows("a", "{"));
 }
@@ -269,7 +278,7 @@ fn connections_are_one_or_more() {
     assert_eq!(connections("1"), Ok(Some(1)));
     assert_eq!(connections("4294967295"), Ok(Some(u32::MAX)));
     for bad in ["0", "-1", "1.5", "\"1\"", "null", "4294967296", "[]"] {
-        assert_eq!(connections(bad), Err(Refusal::Claims), "{bad}");
+        assert_eq!(connections(bad), Err(TokenError::Claims), "{bad}");
     }
 }
 
@@ -314,9 +323,9 @@ proptest! {
     }
 
     #[test]
-    fn no_change_of_a_token_verifies(place: prop::sample::Index, letter in "[A-Za-z0-9_-]") {
+    fn no_change_of_a_token_verifies(position: prop::sample::Index, letter in "[A-Za-z0-9_-]") {
         let token = sign(r#"{"sub":"alice"}"#);
-        let at = place.index(token.len());
+        let at = position.index(token.len());
         let mut changed = token.clone();
         changed.replace_range(at..=at, &letter);
         prop_assume!(changed != token);

@@ -20,7 +20,7 @@ use super::types::{
     MessagesConfig, Placement, RedisConfig, TlsFiles,
 };
 use super::value::Value;
-use crate::jws::{Algorithm, Key};
+use crate::jws::{Algorithm, VerifyingKey};
 
 /// Keys that mean nothing without a source of verification keys.
 pub(super) const OF_TOKENS: [&str; 5] = [
@@ -367,7 +367,7 @@ impl KeyValues {
                     ),
                 })
             }
-            CredentialSource::Key(key) => match Key::configured(key.expose(), &auth.algorithms) {
+            CredentialSource::Key(key) => match VerifyingKey::configured(key.expose(), &auth.algorithms) {
                 Ok(_) => Ok(()),
                 Err(cause) => Err(ConfigError::BadKey {
                     from: self.setting("auth.key").from.clone(),

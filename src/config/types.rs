@@ -8,7 +8,7 @@ use super::admin::AdminConfig;
 use super::listen::Listen;
 use super::redis_url::RedisTarget;
 use super::secret::Secret;
-use crate::jws::{Algorithm, Key, ShortSecret};
+use crate::jws::{Algorithm, ShortSecret, VerifyingKey};
 
 /// The whole configuration of the gateway, checked and with defaults filled in.
 #[derive(Debug, Clone, PartialEq)]
@@ -251,7 +251,7 @@ impl AuthConfig {
         let CredentialSource::Key(key) = &self.source else {
             return None;
         };
-        let keys = Key::configured(key.expose(), &self.algorithms).ok()?;
+        let keys = VerifyingKey::configured(key.expose(), &self.algorithms).ok()?;
         keys.first()?.short_secret(&self.algorithms)
     }
 }

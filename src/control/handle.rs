@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crossbeam_channel::Sender;
 use tokio::sync::oneshot;
 
-use crate::admin::{Answer, Request};
+use crate::admin::{AdminReply, Request};
 use crate::config::Config;
 use crate::engine::Waker;
 use crate::ids::is_valid_user_id;
@@ -27,7 +27,7 @@ pub(super) enum Order {
     /// On which other gateways is this user? The cluster answers, by ticket.
     Locate(u32, Arc<str>),
     /// Of the program that this gateway is a part of.
-    Administer(Request, oneshot::Sender<Answer>),
+    Administer(Request, oneshot::Sender<AdminReply>),
 }
 
 /// Called when a drain is asked for.
@@ -78,7 +78,7 @@ impl Handle {
 
     /// Carries out a request of the admin API, with no token asked for: sends, publishes, lists and closes. The answer can be
     /// awaited, or waited for with `blocking_recv`; it is an error if the gateway has ended.
-    pub fn administer(&self, request: Request) -> oneshot::Receiver<Answer> {
+    pub fn administer(&self, request: Request) -> oneshot::Receiver<AdminReply> {
         let (sender, answer) = oneshot::channel();
         self.order(Order::Administer(request, sender));
         answer

@@ -1,11 +1,12 @@
-//! One administrator's request at a time, between hyper, which waits, and the owner of the connection, who answers.
+//! One administrator's request at a time, between hyper, which waits, and the owner of the
+//! connection, who answers.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::Poll;
 
-use crate::admin::{Answer, Request};
+use crate::admin::{AdminReply, Request};
 
 /// Both ends of it.
 #[derive(Debug, Clone, Default)]
@@ -17,12 +18,13 @@ enum State {
     Nothing,
     Asked(Request),
     Waiting,
-    Answered(Answer),
+    Answered(AdminReply),
 }
 
 impl Inquiry {
-    /// Asks and waits. Who answers also polls, so nobody needs to be woken.
-    pub(super) async fn ask(&self, request: Request) -> Answer {
+    /// Passes a request on and waits for its answer. The owner that answers also polls, so no waker
+    /// is needed.
+    pub(super) async fn ask(&self, request: Request) -> AdminReply {
         *self.0.borrow_mut() = State::Asked(request);
         poll_fn(|_| match self.0.take() {
             State::Answered(answer) => Poll::Ready(answer),
@@ -48,7 +50,7 @@ impl Inquiry {
         matches!(*self.0.borrow(), State::Asked(_) | State::Waiting)
     }
 
-    pub(super) fn answer(&self, answer: Answer) {
+    pub(super) fn answer(&self, answer: AdminReply) {
         let waited = self.0.replace(State::Answered(answer));
         debug_assert!(matches!(waited, State::Waiting), "answered without being asked");
     }

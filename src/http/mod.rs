@@ -1,12 +1,13 @@
 //! Plain HTTP: health, statistics, metrics, the pages (dashboard, try-it, admin), and the way in for administrators.
 //!
-//! A connection that is not a WebSocket upgrade becomes an [`HttpConn`]: hyper's HTTP/1.1 server over a pipe in memory.
-//! The shard puts in what it received and sends what comes out, so sockets, time limits and backpressure stay the
-//! engine's and the shard's; hyper keeps keep-alive, pipelining, bodies and HEAD right. Owned by one thread, never shared.
+//! A connection that is not a WebSocket upgrade becomes an [`HttpConn`]: hyper's HTTP/1.1 server
+//! over a pipe in memory. The shard pushes received bytes in and sends the bytes that come out.
+//! Sockets, time limits and backpressure thus stay with the engine and the shard; keep-alive,
+//! pipelining, bodies and HEAD are hyper's. One thread owns an [`HttpConn`]; it is never shared.
 //!
-//! An administrator's request is not answered here: whoever owns the connection takes it out
-//! ([`HttpConn::take_request`]), passes it on, and brings the answer later ([`HttpConn::answer`]). Until then nothing
-//! more is read.
+//! An administrator's request is not answered here. The owner of the connection takes it out
+//! ([`HttpConn::take_request`]), passes it on, and brings the answer later ([`HttpConn::answer`]).
+//! Until then nothing more is read.
 
 mod inquiry;
 mod pipe;
@@ -29,7 +30,7 @@ use hyper::server::conn::http1;
 use hyper::service::Service;
 use hyper::{Request, Response};
 
-use crate::admin::{self, Refusal};
+use crate::admin::{self, AdminError};
 use crate::metrics::{HttpMetrics, RefusalReason};
 use crate::settings::Settings;
 use crate::shared::{NotAdmitted, Now, Shared};
@@ -47,22 +48,22 @@ pub enum ListenerKind {
     Admin,
 }
 
-/// What the routes may use. One per shard, and one on the control thread.
+/// The context of the routes. One per shard, and one on the control thread.
 #[derive(Debug)]
 pub struct HttpContext {
-    /// What all threads may read.
+    /// The state that all threads may read.
     pub shared: Arc<Shared>,
     /// The settings now; replaced when they are read again.
     pub settings: RefCell<Arc<Settings>>,
     /// The time of this turn. A rendering that takes several turns sees it go on.
     now: Rc<Cell<Now>>,
-    /// Who answers.
+    /// The thread that answers.
     pub listener_kind: ListenerKind,
     /// Jitter for `Retry-After`.
     jitter: RefCell<fastrand::Rng>,
     metrics_workshop: Workshop,
     stats_workshop: Workshop,
-    /// Why a handshake was refused just now, for whoever knows whose it was.
+    /// Why the last handshake was refused. The connection's owner knows the client and logs it.
     pub refused: Cell<Option<RefusalReason>>,
 }
 
@@ -100,7 +101,7 @@ impl HttpContext {
     }
 }
 
-/// What a connection wants after it was fed.
+/// The next step of a connection after input.
 #[derive(Debug)]
 pub enum HttpProgress {
     /// More requests.
@@ -141,7 +142,8 @@ impl std::fmt::Debug for HttpConn {
 }
 
 impl HttpConn {
-    /// A connection whose first request, if `refused` says so, is a handshake that was not admitted.
+    /// Starts a connection. `refused` is set if its first request is a handshake that was not
+    /// admitted.
     pub fn new(context: Rc<HttpContext>, refused: Option<NotAdmitted>) -> Self {
         let pipe = Pipe::default();
         let upgrade = Rc::new(RefCell::new(None));
@@ -186,8 +188,8 @@ impl HttpConn {
         self.pipe.is_blocked()
     }
 
-    /// Goes on with what came and with what there was no room for, appends the bytes to send to `out`: of one answer, and 64 KiB, at
-    /// the most.
+    /// Goes on with received input and with output that found no room. Appends the bytes to send to
+    /// `out`: at most one answer and 64 KiB.
     pub fn go_on(&mut self, out: &mut Vec<u8>) -> HttpProgress {
         self.pipe.unblock();
         self.drive(out)
@@ -209,7 +211,7 @@ impl HttpConn {
     }
 
     /// Answers what [`HttpConn::take_request`] gave, appends the bytes to send to `out`.
-    pub fn answer(&mut self, answer: admin::Answer, out: &mut Vec<u8>) -> HttpProgress {
+    pub fn answer(&mut self, answer: admin::AdminReply, out: &mut Vec<u8>) -> HttpProgress {
         self.inquiry.answer(answer);
         self.drive(out)
     }
@@ -218,8 +220,9 @@ impl HttpConn {
         let Some(connection) = self.connection.as_mut() else {
             return HttpProgress::Close;
         };
-        // Every await in there is for the pipe or for an answer, and both come only by way of this; but after having done much hyper
-        // yields by waking itself, and others may have their turn.
+        // Every await inside waits for the pipe or for an answer, and both arrive only through this
+        // function. After much work hyper yields by waking itself; the shard then serves other
+        // connections first.
         let again = Arc::new(Again::default());
         let waker = Waker::from(Arc::clone(&again));
         let mut context = Context::from_waker(&waker);
@@ -266,7 +269,7 @@ impl Service<Request<Incoming>> for Routes {
         let (context, pipe, inquiry) = (Rc::clone(&self.context), self.pipe.clone(), self.inquiry.clone());
         let (refused, upgrade) = (self.refused.take(), Rc::clone(&self.upgrade));
         let (head, body) = request.into_parts();
-        // By what nobody wants to read hyper knows, before it answers, that no further request can follow.
+        // A dropped body shows hyper, before it answers, that no further request can follow.
         let path = head.uri.path();
         let body = (admin::is_admin_path(path) && !routes::is_admin_page(path)).then_some(body);
         Box::pin(async move {
@@ -285,7 +288,7 @@ impl Service<Request<Incoming>> for Routes {
     }
 }
 
-/// A request of somebody who may ask: read whole, passed on, and answered when the answer comes.
+/// An authorized request: read whole, passed on, and answered when the answer comes.
 async fn administer(context: &HttpContext, inquiry: &Inquiry, head: Parts, body: Option<Incoming>) -> Answer {
     let bytes_max = context.settings.borrow().limits.message_bytes;
     let (method, path) = (head.method.as_str().into(), head.uri.path().into());
@@ -306,9 +309,9 @@ async fn administer(context: &HttpContext, inquiry: &Inquiry, head: Parts, body:
         }
         Err(error) if error.is::<http_body_util::LengthLimitError>() => {
             let words = format!("the body is over limits.message_bytes, {bytes_max}");
-            admin::Answer::refuse(Refusal::PayloadTooLarge, &words)
+            admin::AdminReply::refuse(AdminError::PayloadTooLarge, &words)
         }
-        Err(error) => admin::Answer::refuse(Refusal::BadRequest, &error.to_string()),
+        Err(error) => admin::AdminReply::refuse(AdminError::BadRequest, &error.to_string()),
     };
     routes::administered(context, answer)
 }

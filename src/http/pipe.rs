@@ -9,7 +9,8 @@ use std::task::{Context, Poll};
 
 use hyper::rt::{Read, ReadBufCursor, Write};
 
-/// Bytes of answers that may wait for the socket: beyond that hyper waits, and so do the requests behind.
+/// Bytes of answers that may wait for the socket: beyond that hyper waits, and so do the requests
+/// behind.
 const OUTPUT_BYTES_MAX: usize = 32 * 1024;
 
 /// Both ends of it: hyper's through the traits, the shard's through the methods.
@@ -22,7 +23,7 @@ struct Buffers {
     read: usize,
     ended: bool,
     output: Vec<u8>,
-    /// hyper has more to do, or more to say than there was room for.
+    /// hyper has more work, or more output than there was room for.
     blocked: bool,
 }
 
@@ -48,13 +49,13 @@ impl Pipe {
         self.0.borrow_mut().blocked = true;
     }
 
-    /// There is room again: what was written before is on its way.
+    /// There is room again: earlier output was sent.
     pub(super) fn unblock(&self) {
         self.0.borrow_mut().blocked = false;
     }
 
-    /// Waits until what was said before is on its way, so that a request is carried out when there is room for its answer, and
-    /// one at a time.
+    /// Waits until earlier output was sent. Requests are thus carried out one at a time, when there
+    /// is room for the answer.
     pub(super) async fn room(&self) {
         poll_fn(|_| {
             let mut buffers = self.0.borrow_mut();
@@ -68,7 +69,7 @@ impl Pipe {
         .await
     }
 
-    /// Lets others have their turn: until [`Pipe::unblock`].
+    /// Yields to other connections until [`Pipe::unblock`].
     pub(super) async fn pause(&self) {
         let mut paused = false;
         poll_fn(|_| {
@@ -123,7 +124,8 @@ impl Write for Pipe {
         self.poll_write_vectored(context, &[IoSlice::new(bytes)])
     }
 
-    /// Where this is offered hyper keeps what it is given; elsewhere it copies all of it into a buffer of its own.
+    /// Where this is offered hyper keeps what it is given; elsewhere it copies all of it into a
+    /// buffer of its own.
     fn is_write_vectored(&self) -> bool {
         true
     }

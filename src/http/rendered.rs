@@ -48,7 +48,7 @@ impl Job {
     }
 }
 
-/// What a thread renders now of one document: as long as somebody waits for it.
+/// A thread's present rendering of one document. It lasts as long as some connection waits for it.
 #[derive(Default)]
 pub(super) struct Workshop(RefCell<Weak<Job>>);
 
@@ -81,7 +81,7 @@ impl Document {
         }
     }
 
-    /// What this thread renders already, or a rendering that begins.
+    /// The rendering under way on this thread, or a new one.
     fn join(&'static self, (shared, now): (&Arc<Shared>, &Rc<Cell<Now>>), workshop: &Workshop) -> Rc<Job> {
         let mut under_way = workshop.0.borrow_mut();
         if let Some(job) = under_way.upgrade().filter(|job| job.0.borrow().is_some()) {
@@ -121,9 +121,10 @@ impl Document {
 pub(super) enum Content {
     /// Pieces of memory, this answer's own or the program's.
     Own(VecDeque<Bytes>),
-    /// What was rendered for everybody, from this piece on; so many bytes are left.
+    /// The shared rendering from this piece on; so many bytes are left.
     Shared {
-        /// It does not keep the rendering alive: who does not read holds two pieces of it and not the whole.
+        /// It does not keep the rendering alive: a client that does not read holds two pieces of it
+        /// and not the whole.
         reading: Reading,
         next: usize,
         bytes_left: u64,

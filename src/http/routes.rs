@@ -21,28 +21,30 @@ use crate::wire::ws::request::{Request as Head, names_host};
 /// The try-it page: one file, nothing from elsewhere.
 const PAGE: &str = include_str!("page.html");
 
-/// What `/metrics` and `/stats` say, as pictures; one file as well.
+/// The numbers of `/metrics` and `/stats` as pictures; one file as well.
 const DASHBOARD: &str = include_str!("dashboard.html");
 
-/// The admin API for people. It holds no secret and no data: what it shows it asks the API for, with the token that it is given.
+/// The page for the admin API. It holds no secret and no data: it gets all data from the API, with
+/// the token that the person enters.
 const ADMIN: &str = include_str!("admin.html");
 
-/// What 401 asks for.
+/// The challenge of a 401.
 const CHALLENGE: &str = "Bearer realm=\"shardgate\"";
 
-/// What to do with a request.
+/// The next step for a request.
 pub(super) enum Outcome {
     /// Answer it.
     Answer(Answer),
-    /// Answer it with what is rendered for everybody.
+    /// Answer it with the document that is rendered for all.
     Render(&'static Numbers),
     /// A handshake that is in order and admitted.
     Upgrade(Upgrade),
-    /// Somebody who may asks the admin API.
+    /// An authorized client asks the admin API.
     Admin,
 }
 
-/// Answers one request. `refused`: the shard has already looked at it, and found a handshake that it may not take now.
+/// Answers one request. `refused`: the shard has already looked at it, and found a handshake that
+/// it may not take now.
 pub(super) fn answer(context: &HttpContext, refused: Option<NotAdmitted>, request: &Parts) -> Outcome {
     context.metrics().requests.inc();
     let settings = context.settings.borrow().clone();
@@ -95,7 +97,8 @@ pub(super) fn answer(context: &HttpContext, refused: Option<NotAdmitted>, reques
 
 /// Refuses a handshake, or a request for another machine.
 fn refuse(context: &HttpContext, head: &Head<'_>, refusal: Refusal) -> Answer {
-    // One for each cause: what every request of a page meets is seen, and nobody fills the log.
+    // One log slot for each cause: a page that repeats a failing request shows in the log and
+    // cannot fill it.
     static SAID: [AtomicBool; 2] = [AtomicBool::new(false), AtomicBool::new(false)];
     if let ListenerKind::Public(shard) = context.listener_kind {
         context.refuse(shard, refusal.into());
@@ -133,8 +136,8 @@ fn refuse(context: &HttpContext, head: &Head<'_>, refusal: Refusal) -> Answer {
     answer
 }
 
-/// Lets nobody further who does not show the token: strangers cost the control thread nothing. Where there is no admin API,
-/// its paths are as unknown as any.
+/// Requires the token, so clients without it cost the control thread nothing. Without an admin API
+/// its paths are unknown, like any other.
 fn authorize(context: &HttpContext, settings: &Settings, request: &Parts) -> Outcome {
     let is_here = context.listener_kind == ListenerKind::Admin || !settings.admin_elsewhere;
     let Some(token) = settings.admin_token.as_ref().filter(|_| is_here) else {
@@ -157,8 +160,9 @@ pub(super) fn is_admin_page(path: &str) -> bool {
     matches!(path, "/admin" | "/admin/")
 }
 
-/// The page for administrators, who `may` look at it with the token. A browser that goes to an address cannot show one: it is
-/// refused like everybody, but what comes with the refusal is the page, which asks for the token.
+/// The page for administrators; `may` is true if the request has the token. A browser that opens an
+/// address cannot send one. It gets the refusal that every client gets, with the page as its body;
+/// the page asks for the token.
 fn admin_page(context: &HttpContext, request: &Parts, may: bool) -> Answer {
     let looks = request.method == Method::GET || request.method == Method::HEAD;
     let status = match (may, looks) {
@@ -189,13 +193,16 @@ fn takes_html(request: &Parts) -> bool {
 
 fn unauthorized(context: &HttpContext) -> Answer {
     let words = "this needs Authorization: Bearer and the token of admin.token";
-    let mut answer = administered(context, admin::Answer::refuse(admin::Refusal::Unauthorized, words));
+    let mut answer = administered(
+        context,
+        admin::AdminReply::refuse(admin::AdminError::Unauthorized, words),
+    );
     set(&mut answer, header::WWW_AUTHENTICATE, CHALLENGE);
     answer
 }
 
 /// An answer of the admin API as HTTP.
-pub(super) fn administered(context: &HttpContext, content: admin::Answer) -> Answer {
+pub(super) fn administered(context: &HttpContext, content: admin::AdminReply) -> Answer {
     context.metrics().administered(content.status);
     let mut answer = body(content.status, "application/json", content.body);
     if answer.body().size_hint().exact() == Some(0) {
@@ -288,11 +295,11 @@ impl Numbers {
     }
 }
 
-/// In every page, the end of what holds the links.
+/// The end of the list of links, in every page.
 const LINKS_END: &str = "</nav>";
 
-/// Links from the page at `path` to all pages that there are, if there is more than one. They are relative, so that they hold
-/// below whatever path a proxy serves the gateway.
+/// Links from the page at `path` to all pages that there are, if there is more than one. They are
+/// relative, so that they hold below whatever path a proxy serves the gateway.
 fn links(context: &HttpContext, path: &str) -> String {
     let settings = context.settings.borrow();
     let is_admin = context.listener_kind == ListenerKind::Admin;
@@ -360,7 +367,7 @@ fn unavailable(context: &HttpContext, reason: NotAdmitted) -> Answer {
     answer
 }
 
-/// A page, with links to the others.
+/// A page, with links to the other pages.
 fn page(context: &HttpContext, request: &Parts, status: u16, html: &'static str) -> Answer {
     let (before, after) = html.split_once(LINKS_END).unwrap_or((html, ""));
     let links = links(context, request.uri.path()) + LINKS_END;
@@ -369,7 +376,7 @@ fn page(context: &HttpContext, request: &Parts, status: u16, html: &'static str)
     set(
         &mut answer,
         header::CONTENT_SECURITY_POLICY,
-        // What the page itself may do is in its own policy, with hashes; a header can add only this.
+        // The page's own policy, with hashes, is inside the page; a header can add only this.
         "frame-ancestors 'none'",
     );
     set(&mut answer, header::X_CONTENT_TYPE_OPTIONS, "nosniff");

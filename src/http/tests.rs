@@ -33,7 +33,7 @@ fn pass(context: &HttpContext, ms: u64) {
 
 const SHOWN: &str = "Authorization: Bearer 0123456789abcdef";
 
-/// A connection to a gateway where whoever has the token of [`SHOWN`] may administer.
+/// A connection to a gateway whose administrators have the token of [`SHOWN`].
 fn administrable() -> (HttpConn, Rc<HttpContext>) {
     let (conn, context) = connection(true);
     let mut settings = Settings::clone(&context.settings.borrow());
@@ -52,7 +52,7 @@ fn ask(conn: &mut HttpConn, request: &str) -> (String, HttpProgress) {
     (String::from_utf8(out).unwrap(), progress)
 }
 
-/// A few bytes that ask for much are answered in parts, and none is lost.
+/// Short requests with large answers are answered in parts, and no part is lost.
 #[test]
 fn a_pipeline_is_answered_in_parts() {
     const REQUESTS: usize = 100;
@@ -98,7 +98,7 @@ fn keep_alive_pipelining_and_head() {
     assert!(matches!(progress, HttpProgress::Close));
 }
 
-/// What is left of a body that nobody reads is no request, and the client is told that its connection ends.
+/// The rest of an unread body is no request. The client learns that its connection ends.
 #[test]
 fn half_a_body_ends_the_connection() {
     let page = format!("POST /admin/ HTTP/1.1\r\nHost: localhost\r\n{SHOWN}\r\nContent-Length: 10\r\n\r\nabc");
@@ -181,7 +181,7 @@ fn the_dashboard_always() {
     }
 }
 
-/// Where the API is, and for whom: the page is answered at once, and nobody on the control thread is asked.
+/// Where the API is, and for whom. The page is answered at once, without the control thread.
 #[test]
 fn the_admin_page_where_the_admin_api_is() {
     let looks = |conn: &mut HttpConn, fields: &str| {
@@ -252,9 +252,9 @@ fn an_administrator_waits_for_an_answer() {
     );
     assert_eq!(request.body, "body");
     assert!(conn.take_request().is_none() && conn.is_waiting());
-    // It goes by the token of the moment when it was asked.
+    // The token counts that was valid when the request was made.
     let mut out = Vec::new();
-    conn.answer(crate::admin::Answer::empty(202), &mut out);
+    conn.answer(crate::admin::AdminReply::empty(202), &mut out);
     while conn.is_blocked() {
         conn.go_on(&mut out);
     }
@@ -290,7 +290,7 @@ fn an_upgrade_after_a_request_keeps_the_bytes_behind_it() {
     }
 }
 
-/// Whoever knows where a request came from tells the log of it.
+/// The caller that knows the request's origin logs it.
 #[test]
 fn a_request_without_a_host_is_told_as_refused() {
     let (mut conn, context) = connection(true);
@@ -333,7 +333,7 @@ fn metrics_have_what_the_contract_names() {
     }
 }
 
-/// A gauge says how something is: without Redis, and without keys from a URL, there is nothing to say.
+/// A gauge shows a state. Without Redis, or without keys from a URL, it is absent.
 #[test]
 fn what_is_not_there_is_not_down() {
     const OF_REDIS: [&str; 2] = ["shardgate_redis_up", "shardgate_pubsub_probe_seconds"];
@@ -376,14 +376,15 @@ fn metrics_are_documented() {
             let name = cells.get(1)?.strip_prefix('`')?.strip_suffix('`')?;
             (cells.len() == 6).then(|| (name, cells[4]))
         })
-        // Which of these there are is the kernel's to say.
+        // Which of these are present depends on the kernel.
         .filter(|(name, _)| !name.starts_with("process_") || answer.contains(&format!("# HELP {name} ")))
         .collect();
     assert_eq!(shown, documented);
 }
 
-/// Names, help, kinds, labels and their order are a promise to whoever draws graphs: this is the whole text of two shards
-/// without its values. `UPDATE_DOCS=1 cargo test --lib the_text_of_metrics` writes it anew.
+/// Names, help, kinds, labels and their order are a promise to dashboards. This is the whole text
+/// of two shards without its values. `UPDATE_DOCS=1 cargo test --lib the_text_of_metrics` writes it
+/// anew.
 #[test]
 fn the_text_of_metrics_is_what_it_was() {
     let (mut conn, context) = connection(true);
@@ -393,7 +394,7 @@ fn the_text_of_metrics_is_what_it_was() {
     let (answer, _) = ask(&mut conn, METRICS);
     let (_, text) = answer.split_once("\r\n\r\n").unwrap();
     let mut shown = String::new();
-    // What is known of the process depends on the kernel.
+    // The numbers about the process depend on the kernel.
     for line in text.lines().filter(|line| !line.contains("process_")) {
         let without_value = match line.rsplit_once(' ') {
             Some((sample, _)) if !line.starts_with('#') => sample,
@@ -414,7 +415,8 @@ fn the_text_of_metrics_is_what_it_was() {
     assert!(shown == expected, "the first line that differs: {differs:?}");
 }
 
-/// The table in the documentation has our close codes and no others, and the dashboard has words for whatever it may show.
+/// The table in the documentation has our close codes and no others. The dashboard has words for
+/// every code that it may show.
 #[test]
 fn codes_and_reasons_are_explained() {
     use std::collections::BTreeSet;
@@ -455,14 +457,14 @@ fn end_of_input_ends_the_connection() {
     assert!(out.is_empty());
 }
 
-/// What is asked for after this is not what was rendered before it.
+/// A request made after a rendering does not get that rendering.
 fn wait_for_the_next_rendering(context: &HttpContext) {
     pass(context, crate::shared::RENDER_INTERVAL_MS);
 }
 
 const METRICS: &str = "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
-/// Drives a connection until it has something to say, and no further; how often it had to be.
+/// Drives a connection until it has output, and no further. Returns how many calls that took.
 fn drive_to_output(conn: &mut HttpConn) -> (Vec<u8>, usize) {
     let mut out = Vec::new();
     for turn in 1..10_000 {
@@ -503,7 +505,7 @@ fn numbers_are_rendered_slice_by_slice() {
     }
 }
 
-/// However many ask and do not read: they share one rendering, and each holds a few pieces of it at the most.
+/// Clients that ask and do not read share one rendering. Each holds at most a few pieces of it.
 #[test]
 fn unread_answers_share_one_rendering() {
     let (_, context) = connection_to(true, 64);
@@ -517,7 +519,8 @@ fn unread_answers_share_one_rendering() {
     let rendering = context.shared.metrics.for_request(now_ms);
     if let Some(rendering) = rendering {
         assert!(rendering.bytes() > 500_000);
-        // The list of renderings, and this test. Who has not read its answer keeps it from nothing.
+        // The list of renderings, and this test. A client that has not read its answer keeps it
+        // from nothing.
         assert!(
             Arc::strong_count(&rendering) <= 2 + 1,
             "{}",
@@ -526,7 +529,7 @@ fn unread_answers_share_one_rendering() {
     }
 }
 
-/// Who asks again within the interval gets the same numbers, and learns how old they are.
+/// A second request within the interval gets the same numbers, and their age.
 #[test]
 fn numbers_are_rendered_at_most_every_interval() {
     let (mut conn, context) = connection(true);
@@ -544,7 +547,7 @@ fn numbers_are_rendered_at_most_every_interval() {
     assert!(rendered_at(&ask(&mut conn, METRICS).0) > rendered_at(&first));
 }
 
-/// Those who wait render together, so none is left when another goes.
+/// Connections that wait render together, so none waits for another that goes.
 #[test]
 fn who_waits_is_served_when_who_began_is_gone() {
     let (mut first, context) = connection_to(true, 64);
@@ -558,7 +561,7 @@ fn who_waits_is_served_when_who_began_is_gone() {
     assert!(out.is_empty());
     let (out, _) = drive_to_output(&mut second);
     assert!(out.starts_with(b"HTTP/1.1 200 OK"));
-    // And nobody is kept from rendering by those who went before it was done.
+    // A connection that went before the end keeps no other from rendering.
     let mut gone = HttpConn::new(Rc::clone(&context), None);
     gone.push(METRICS.as_bytes());
     wait_for_the_next_rendering(&context);

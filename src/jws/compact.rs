@@ -3,7 +3,7 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
-use super::{Algorithm, Key, Members, TOKEN_BYTES_MAX};
+use super::{Algorithm, Members, TOKEN_BYTES_MAX, VerifyingKey};
 
 /// The parts of a token in compact form.
 #[derive(Debug)]
@@ -12,13 +12,13 @@ pub struct Signed<'a> {
     pub algorithm: Option<Algorithm>,
     /// Which key it claims to be signed with.
     pub kid: Option<String>,
-    /// What is signed: header and payload, as they came.
+    /// The signed bytes: header and payload, as they came.
     message: &'a str,
     payload: &'a str,
     signature: Vec<u8>,
 }
 
-/// What is no token in compact form that we could verify.
+/// Text that is no token in compact form that we could verify.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("malformed")]
 pub struct Malformed;
@@ -29,8 +29,8 @@ impl<'a> Signed<'a> {
     /// Keys and addresses of keys in the header (`jwk`, `jku`, `x5c`, `x5u`) are not looked at.
     ///
     /// # Errors
-    /// It is too long, not three parts in base64url without padding, its header is no object, it says it is something else
-    /// than a JWT, or it has an extension that must be understood (`crit`).
+    /// The token is too long or not three parts in base64url without padding. Or its header is no
+    /// object, names another type than JWT, or has an extension that must be understood (`crit`).
     pub fn parse(token: &'a str) -> Result<Self, Malformed> {
         if token.len() > TOKEN_BYTES_MAX {
             return Err(Malformed);
@@ -59,7 +59,7 @@ impl<'a> Signed<'a> {
 
     /// The payload, if the signature is this key's by this algorithm.
     #[must_use]
-    pub fn payload(&self, key: &Key, algorithm: Algorithm) -> Option<Vec<u8>> {
+    pub fn payload(&self, key: &VerifyingKey, algorithm: Algorithm) -> Option<Vec<u8>> {
         if !key.verifies(algorithm, self.message.as_bytes(), &self.signature) {
             return None;
         }
@@ -67,8 +67,8 @@ impl<'a> Signed<'a> {
     }
 }
 
-/// A token for access. One that an issuer signed for another purpose (`logout+jwt`, `dpop+jwt`) is none, whatever it claims
-/// (RFC 8725, 3.11).
+/// A token for access. One that an issuer signed for another purpose (`logout+jwt`, `dpop+jwt`) is
+/// none, whatever it claims (RFC 8725, 3.11).
 fn is_jwt(typ: &str) -> bool {
     let typ = typ.to_ascii_lowercase();
     let typ = typ.strip_prefix("application/").unwrap_or(&typ);

@@ -13,17 +13,18 @@ use super::{Algorithm, Family, PROVIDER};
 /// Sizes of RSA moduli that are verified, bits; less is not safe any more.
 const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=8192;
 
-/// How public keys begin in PEM: `SubjectPublicKeyInfo` (RFC 5280, RFC 8410) and the older `RSAPublicKey` (RFC 8017).
+/// How public keys begin in PEM: `SubjectPublicKeyInfo` (RFC 5280, RFC 8410) and the older
+/// `RSAPublicKey` (RFC 8017).
 const PUBLIC: [&str; 2] = ["PUBLIC KEY", "RSA PUBLIC KEY"];
 
 /// A secret or a public key. Immutable. `Debug` does not show what it is made of.
 #[derive(Debug, Clone)]
-pub struct Key {
+pub struct VerifyingKey {
     key: DecodingKey,
     family: Family,
     /// Its name, where keys have names.
     kid: Option<String>,
-    /// The one algorithm that it is for, if it says so.
+    /// The one algorithm that it is for, if it names one.
     only: Option<Algorithm>,
 }
 
@@ -38,7 +39,7 @@ pub enum BadKey {
         "it is no PEM, but the algorithm takes a public key: give the text between and with -----BEGIN PUBLIC KEY----- and -----END PUBLIC KEY-----, or @FILE"
     )]
     NoPem,
-    /// A private key has no place on a gateway.
+    /// A private key must not be on a gateway.
     #[error("it is a private key: give the gateway the public one (openssl pkey -in private.pem -pubout)")]
     Private,
     /// PEM with no public key of a known kind.
@@ -62,13 +63,13 @@ pub enum BadKey {
     TooMany(usize),
 }
 
-/// Why a key of a JWKS cannot be used. Most sets hold some, for other purposes.
+/// Why a key of a JWKS cannot be used. Most sets hold some such keys, for other purposes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum LeftOut {
     /// Not the members of RFC 7517.
     #[error("it is no JWK")]
     NoJwk,
-    /// `use` or `key_ops` say so.
+    /// `use` or `key_ops` exclude it.
     #[error("it is not for signatures (use, key_ops)")]
     Purpose,
     /// `oct`: a set that everybody may read holds none.
@@ -103,9 +104,11 @@ pub struct ShortSecret {
     wanted: usize,
 }
 
-/// The members of a JWK (RFC 7517) that matter here; others, `x5u` and the like among them, are never followed.
+/// The members of a JWK (RFC 7517) that matter here. Other members, `x5u` and the like among them,
+/// are never followed.
 ///
-/// Not the library's type for it: that has no name for `alg` of RFC 9864 and cannot tell it from those that are of no use.
+/// The library's type would not do: it has no name for `alg` of RFC 9864 and cannot tell it from
+/// unusable ones.
 #[derive(Deserialize)]
 struct Jwk {
     kty: String,
@@ -121,22 +124,22 @@ struct Jwk {
     e: Option<String>,
 }
 
-impl Key {
-    /// The configured keys for these algorithms: a secret as it is, or all public keys of a PEM text, of which one takes the
-    /// place of another in time.
+impl VerifyingKey {
+    /// The configured keys for these algorithms: a secret as it is, or all public keys of a PEM
+    /// text. Several keys in one text allow a rotation.
     ///
     /// # Errors
     /// An algorithm has no key, or a key no algorithm.
-    pub fn configured(text: &str, algorithms: &[Algorithm]) -> Result<Vec<Key>, BadKey> {
+    pub fn configured(text: &str, algorithms: &[Algorithm]) -> Result<Vec<VerifyingKey>, BadKey> {
         let is_pem = text.contains("-----BEGIN ");
         let symmetric = algorithms.iter().any(|algorithm| algorithm.is_symmetric());
         let keys = match (symmetric, is_pem) {
             (true, true) => return Err(BadKey::PemAsSecret),
-            (true, false) => vec![Key::secret(text.as_bytes())],
+            (true, false) => vec![VerifyingKey::secret(text.as_bytes())],
             (false, false) => return Err(BadKey::NoPem),
-            (false, true) => Key::all_from_pem(text)?,
+            (false, true) => VerifyingKey::all_from_pem(text)?,
         };
-        let fits = |key: &Key| algorithms.iter().any(|algorithm| key.fits(*algorithm));
+        let fits = |key: &VerifyingKey| algorithms.iter().any(|algorithm| key.fits(*algorithm));
         if let Some(algorithm) = algorithms
             .iter()
             .find(|algorithm| !keys.iter().any(|key| key.fits(**algorithm)))
@@ -156,8 +159,8 @@ impl Key {
     }
 
     /// A shared secret.
-    pub(super) fn secret(secret: &[u8]) -> Key {
-        Key {
+    pub(super) fn secret(secret: &[u8]) -> VerifyingKey {
+        VerifyingKey {
             key: DecodingKey::from_secret(secret),
             family: Family::Hmac,
             kid: None,
@@ -165,7 +168,7 @@ impl Key {
         }
     }
 
-    fn all_from_pem(text: &str) -> Result<Vec<Key>, BadKey> {
+    fn all_from_pem(text: &str) -> Result<Vec<VerifyingKey>, BadKey> {
         // The library takes a private key for the public one that is in it.
         if text.contains(" PRIVATE KEY-----") {
             return Err(BadKey::Private);
@@ -176,12 +179,12 @@ impl Key {
         }
         sections
             .iter()
-            .map(|section| Key::from_pem(section.as_bytes()))
+            .map(|section| VerifyingKey::from_pem(section.as_bytes()))
             .collect()
     }
 
     /// The key of one section.
-    fn from_pem(pem: &[u8]) -> Result<Key, BadKey> {
+    fn from_pem(pem: &[u8]) -> Result<VerifyingKey, BadKey> {
         let key = DecodingKey::from_rsa_pem(pem)
             .and_then(|key| {
                 let components = PROVIDER.key_utils.rsa_pub_components_from_public_key;
@@ -190,23 +193,23 @@ impl Key {
             })
             .or_else(|_| DecodingKey::from_ec_pem(pem))
             .or_else(|_| DecodingKey::from_ed_pem(pem));
-        Key::public(key.map_err(|_| BadKey::Unknown)?)
+        VerifyingKey::public(key.map_err(|_| BadKey::Unknown)?)
     }
 
     /// A public key of a JWKS.
     ///
     /// # Errors
     /// We cannot use it; with its name, if it has one.
-    pub(super) fn from_jwk(json: &str) -> Result<Key, (Option<String>, LeftOut)> {
+    pub(super) fn from_jwk(json: &str) -> Result<VerifyingKey, (Option<String>, LeftOut)> {
         let jwk: Jwk = serde_json::from_str(json).map_err(|_| (None, LeftOut::NoJwk))?;
         let kid = jwk.kid.clone();
-        match Key::of_members(jwk) {
+        match VerifyingKey::of_members(jwk) {
             Ok(key) => Ok(key),
             Err(why) => Err((kid, why)),
         }
     }
 
-    fn of_members(jwk: Jwk) -> Result<Key, LeftOut> {
+    fn of_members(jwk: Jwk) -> Result<VerifyingKey, LeftOut> {
         let verifies = jwk.key_ops.is_none_or(|ops| ops.iter().any(|op| op == "verify"));
         if jwk.usage.is_some_and(|usage| usage != "sig") || !verifies {
             return Err(LeftOut::Purpose);
@@ -236,21 +239,21 @@ impl Key {
             Some(name) => Some(Algorithm::by_name(name).ok_or(LeftOut::Algorithm)?),
             None => None,
         };
-        let key = Key::public(key).map_err(|bad| match bad {
+        let key = VerifyingKey::public(key).map_err(|bad| match bad {
             BadKey::RsaBits(bits) => LeftOut::RsaBits(bits),
             _ => LeftOut::NoKey,
         })?;
         if key.family != family {
             return Err(LeftOut::NoKey);
         }
-        Ok(Key {
+        Ok(VerifyingKey {
             kid: jwk.kid,
             only,
             ..key
         })
     }
 
-    fn public(key: DecodingKey) -> Result<Key, BadKey> {
+    fn public(key: DecodingKey) -> Result<VerifyingKey, BadKey> {
         if let DecodingKeyKind::RsaModulusExponent { n, e } = key.kind() {
             let bits = n.len() * 8 - n.first().map_or(0, |first| first.leading_zeros() as usize);
             if !RSA_BITS.contains(&bits) {
@@ -261,7 +264,7 @@ impl Key {
             }
         }
         let family = family_of(&key).ok_or(BadKey::Unknown)?;
-        Ok(Key {
+        Ok(VerifyingKey {
             key,
             family,
             kid: None,
@@ -306,7 +309,7 @@ impl Key {
                 .is_ok_and(|verifier| verifier.verify(message, signature).is_ok())
     }
 
-    /// What it is made of: a secret, a point, or modulus and exponent.
+    /// The material of a key: a secret, a point, or modulus and exponent.
     pub(super) fn material(&self) -> (&[u8], &[u8]) {
         match self.key.kind() {
             DecodingKeyKind::SecretOrDer(bytes) => (bytes, &[]),
@@ -315,8 +318,8 @@ impl Key {
     }
 }
 
-/// The public keys of a PEM text, each as a text of its own. What stands around them does not matter, and neither does what
-/// tools make of line breaks: spaces, `\n` written out, nothing.
+/// The public keys of a PEM text, each as a text of its own. Text around them does not matter.
+/// Tools may have changed line breaks to spaces, to a written `\n`, or to nothing.
 fn public_sections(text: &str) -> Vec<String> {
     let text = text.replace("\\r", "").replace("\\n", "\n");
     let mut sections = Vec::new();
@@ -340,17 +343,17 @@ fn public_sections(text: &str) -> Vec<String> {
 }
 
 /// The library's keys cannot be compared.
-impl PartialEq for Key {
-    fn eq(&self, other: &Key) -> bool {
+impl PartialEq for VerifyingKey {
+    fn eq(&self, other: &VerifyingKey) -> bool {
         let same_name = self.kid == other.kid && self.only == other.only;
         same_name && self.family == other.family && self.material() == other.material()
     }
 }
 
-impl Eq for Key {}
+impl Eq for VerifyingKey {}
 
-/// Which kind of public key this is: the library goes by what PEM or JWK call it, and would find out at the first token that
-/// it is no point of the curve.
+/// Which kind of public key this is. The library goes by the label of PEM or JWK. It would only
+/// find at the first token that a key is no point of the curve.
 fn family_of(key: &DecodingKey) -> Option<Family> {
     let is = |algorithm: &'static dyn VerificationAlgorithm| {
         key.try_get_as_bytes()
@@ -365,8 +368,8 @@ fn family_of(key: &DecodingKey) -> Option<Family> {
     }
 }
 
-/// True if they are odd, and the exponent is one that AWS-LC takes: from 3 to 33 bits. Whoever verifies with another would keep
-/// everybody out.
+/// True if they are odd, and AWS-LC takes the exponent: from 3 to 33 bits. A verifier with any
+/// other exponent would keep all clients out.
 fn is_rsa_key(n: &[u8], e: &[u8]) -> bool {
     let is_odd = |number: &[u8]| number.last().is_some_and(|last| last % 2 == 1);
     let exponent = e.iter().try_fold(0u64, |number, byte| {
@@ -375,7 +378,8 @@ fn is_rsa_key(n: &[u8], e: &[u8]) -> bool {
     is_odd(n) && is_odd(e) && exponent.is_some_and(|exponent| (3..1 << 33).contains(&exponent))
 }
 
-/// A number of a JWK, without the leading zeros that some write (RFC 7518, 6.3.1.1, forbids them) and the library refuses.
+/// A number of a JWK, without the leading zeros that some write (RFC 7518, 6.3.1.1, forbids them)
+/// and the library refuses.
 fn number(base64url: &str) -> Result<Vec<u8>, LeftOut> {
     let bytes = URL_SAFE_NO_PAD
         .decode(unpadded(base64url))
@@ -384,7 +388,8 @@ fn number(base64url: &str) -> Result<Vec<u8>, LeftOut> {
     Ok(bytes[zeros..].to_vec())
 }
 
-/// Without the padding that some write and RFC 7515, section 2, forbids: there is one way to read it.
+/// Without the padding that some write and RFC 7515, section 2, forbids: there is one way to read
+/// it.
 fn unpadded(base64url: &str) -> &str {
     base64url.trim_end_matches('=')
 }

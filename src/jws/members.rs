@@ -6,15 +6,16 @@ use std::fmt;
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-/// The most names of one object. Those of identity providers have 30; a hundred are found by looking at all.
+/// The most names of one object. Objects of identity providers have 30; a linear search finds one
+/// of a hundred.
 const MEMBERS_MAX: usize = 100;
 
-/// The members of one JSON object. A name that is there twice makes the whole no object: two readers could each believe
-/// another one of them (RFC 7515, section 4, and RFC 7519, section 4).
+/// The members of one JSON object. A repeated name makes the whole no object: two readers could
+/// each believe another value (RFC 7515, section 4, and RFC 7519, section 4).
 #[derive(Debug)]
 pub struct Members<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
 
-/// What is no object, has a name twice, has too many, or has a value of another type than asked for.
+/// Not an object, a repeated name, too many names, or a value of another type than wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not a JSON object with each name once and each value of its type")]
 pub struct BadObject;
@@ -28,8 +29,8 @@ impl<'a> Members<'a> {
         serde_json::from_slice(json).map_err(|_| BadObject)
     }
 
-    /// The value of a name, `None` if the name is not there. A `null` is there, and is a `T` or an error: a limit that
-    /// is `null` must not become no limit.
+    /// The value of a name, `None` if the name is not there. A `null` is there, and is a `T` or an
+    /// error: a limit that is `null` must not become no limit.
     ///
     /// # Errors
     /// The value is no `T`.

@@ -1,24 +1,26 @@
 //! Signatures of tokens (RFC 7515, compact form): algorithms, keys, who signed this.
 //!
-//! Pure: no socket, file or clock; only [`SigningKey`], which no gateway in service uses, draws random numbers. Knows nothing of
-//! claims or users, which are the `auth` room's.
+//! Pure: no socket, file or clock; only [`SigningKey`], which no gateway in service uses, draws
+//! random numbers. Knows nothing of claims or users, which are the `auth` room's.
 //!
-//! Signatures are made and verified, and PEM is read, by the crate `jsonwebtoken` on AWS-LC, which TLS uses, too. Ours is what it
-//! leaves open: bounds before any work, names that are there twice, `typ`, `crit`, which curve a key is of, which key of a set.
-//! Its `decode` is not used: that reads the system's clock and looks at neither `typ` nor `crit` (`docs/decisions/0003-jsonwebtoken.md` has all reasons).
+//! The crate `jsonwebtoken` on AWS-LC, which TLS uses too, makes and verifies signatures and reads
+//! PEM. This room adds what it leaves open: bounds before any work, repeated names, `typ`, `crit`,
+//! the curve of a key, and which key of a set. Its `decode` is not used: that reads the system's
+//! clock and looks at neither `typ` nor `crit`. `docs/decisions/0003-jsonwebtoken.md` has all
+//! reasons.
 //!
 //! | file | duty |
 //! | --- | --- |
 //! | `mod` | [`Algorithm`] |
-//! | `key` | [`Key`]: a secret or a public key, and what it can verify |
+//! | `key` | [`VerifyingKey`]: a secret or a public key, and what it can verify |
 //! | `set` | [`KeySet`]: the keys that may have signed, from the configuration or a JWKS |
 //! | `compact` | [`Signed`]: the parts of a token, taken apart and not believed yet |
 //! | `members` | JSON objects without duplicate names |
 //! | `sign` | [`SigningKey`], for trying things out |
 //!
-//! Invariants: *pinned*: a token's `alg` only says which of the configured algorithms it claims, and a key verifies by the
-//! algorithms of its own kind only, so that a public key is never a secret. *Opaque*: no `Debug` and no error shows a secret or
-//! a token.
+//! Invariants: *pinned*: a token's `alg` only names which of the configured algorithms it claims. A
+//! key verifies by the algorithms of its own kind only, so a public key is never a secret.
+//! *Opaque*: no `Debug` and no error shows a secret or a token.
 
 mod compact;
 mod key;
@@ -31,16 +33,17 @@ use std::fmt;
 use jsonwebtoken::crypto::{CryptoProvider, aws_lc};
 
 pub use compact::{Malformed, Signed};
-pub use key::{BadKey, Key, LeftOut, ShortSecret};
+pub use key::{BadKey, LeftOut, ShortSecret, VerifyingKey};
 pub use members::{BadObject, Members};
 pub use set::{BadKeySet, Candidates, KeySet, TRIES_MAX};
 pub use sign::{CannotSign, SigningKey};
 
-/// The longest token that is looked at, bytes. Longer than what identity providers issue, shorter than what a proxy lets
-/// through in one header field.
+/// The longest token that is looked at, bytes. Longer than what identity providers issue, shorter
+/// than what a proxy lets through in one header field.
 pub const TOKEN_BYTES_MAX: usize = 8 * 1024;
 
-/// Named here instead of being the process's default, so that whoever runs a gateway inside a program of theirs may have another.
+/// Named here instead of being the process's default, so a program that embeds a gateway may use
+/// another.
 static PROVIDER: &CryptoProvider = &aws_lc::DEFAULT_PROVIDER;
 
 /// An algorithm of RFC 7518 or RFC 8037. There is no `none`.
@@ -77,8 +80,9 @@ pub enum Family {
 }
 
 impl Algorithm {
-    /// What verifying takes, microseconds of an ordinary core: `cargo bench --bench rooms -- token`. RSA keys of 2,048 bits take
-    /// 24, and of 4,096 bits 3.5 times as long (`openssl speed rsa2048 rsa4096`).
+    /// The cost of verifying, microseconds of an ordinary core: `cargo bench --bench rooms --
+    /// token`. RSA keys of 2,048 bits take 24, and of 4,096 bits 3.5 times as long (`openssl speed
+    /// rsa2048 rsa4096`).
     #[must_use]
     pub fn verify_us(self) -> u32 {
         match self.family() {
@@ -136,13 +140,14 @@ impl Algorithm {
         }
     }
 
-    /// True if whoever verifies can also sign.
+    /// True if a verifier can also sign.
     #[must_use]
     pub fn is_symmetric(self) -> bool {
         self.family() == Family::Hmac
     }
 
-    /// How long a secret must at least be, bytes: as long as the hash (RFC 7518, section 3.2). `None` where there is none.
+    /// How long a secret must at least be, bytes: as long as the hash (RFC 7518, section 3.2).
+    /// `None` where there is none.
     fn secret_bytes_min(self) -> Option<usize> {
         match self {
             Algorithm::Hs256 => Some(32),
@@ -152,7 +157,7 @@ impl Algorithm {
         }
     }
 
-    /// What the library calls it.
+    /// The library's name of it.
     fn of_library(self) -> jsonwebtoken::Algorithm {
         use jsonwebtoken::Algorithm as Library;
         match self {

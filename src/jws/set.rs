@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::{Algorithm, Key};
+use super::{Algorithm, VerifyingKey};
 
 /// The most keys of one set; identity providers have two to ten.
 const KEYS_MAX: usize = 64;
@@ -11,19 +11,19 @@ const KEYS_MAX: usize = 64;
 /// U+FEFF in UTF-8.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// The most keys that one token is tried with. Who cannot name the key has it among few: an issuer publishes the next key beside
-/// the present and the last one.
+/// The most keys that one token is tried with. The key of a token without a key name is among few:
+/// an issuer publishes the next key beside the present and the last one.
 pub const TRIES_MAX: usize = 4;
 
 /// Keys, replaced as a whole. Immutable.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct KeySet {
-    keys: Vec<Key>,
+    keys: Vec<VerifyingKey>,
     /// Keys of a JWKS that cannot be used, each with its name and the reason.
     left_out: Vec<String>,
 }
 
-/// What is no JWKS that one could go by.
+/// Why a text is no usable JWKS.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadKeySet {
     /// Not the JSON of RFC 7517.
@@ -32,7 +32,7 @@ pub enum BadKeySet {
     /// More keys than anybody has.
     #[error("the JWKS has more than {KEYS_MAX} keys")]
     TooMany,
-    /// It has no key for any of the configured algorithms; what was left out, and why.
+    /// It has no key for any of the configured algorithms; the left-out keys, with reasons.
     #[error("the JWKS has no key for auth.algorithm{0}")]
     NoneFits(String),
 }
@@ -41,7 +41,7 @@ pub enum BadKeySet {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Candidates<'a> {
     /// In the order in which they are tried; none: no key may have signed it.
-    pub keys: Vec<&'a Key>,
+    pub keys: Vec<&'a VerifyingKey>,
     /// The token names the key. Where it does not, another key than these may have signed it.
     pub named: bool,
 }
@@ -49,19 +49,19 @@ pub struct Candidates<'a> {
 impl KeySet {
     /// The configured keys.
     #[must_use]
-    pub fn of(keys: Vec<Key>) -> KeySet {
+    pub fn of(keys: Vec<VerifyingKey>) -> KeySet {
         KeySet {
             keys,
             left_out: Vec::new(),
         }
     }
 
-    /// The public keys of a JWKS. What is of no use (secrets, other kinds, other purposes) is left out. A byte order mark,
-    /// which some editors put before it, does no harm.
+    /// The public keys of a JWKS. Unusable keys (secrets, other kinds, other purposes) are left
+    /// out. A byte order mark, which some editors write in front, does no harm.
     ///
     /// # Errors
-    /// It is none, or has no key for any of these algorithms. A key set that would keep everybody out is not taken, so that
-    /// garbage does not replace good keys.
+    /// It is none, or has no key for any of these algorithms. A key set that would keep everybody
+    /// out is not taken, so that garbage does not replace good keys.
     pub fn from_jwks(json: &[u8], algorithms: &[Algorithm]) -> Result<KeySet, BadKeySet> {
         #[derive(Deserialize)]
         struct Jwks<'a> {
@@ -75,12 +75,12 @@ impl KeySet {
         }
         let mut set = KeySet::default();
         for json in jwks.keys {
-            match Key::from_jwk(json.get()) {
+            match VerifyingKey::from_jwk(json.get()) {
                 Ok(key) => set.keys.push(key),
                 Err((kid, why)) => set.left_out.push(format!("{}: {why}", shown(kid.as_deref()))),
             }
         }
-        let fits = |key: &Key| algorithms.iter().any(|algorithm| key.fits(*algorithm));
+        let fits = |key: &VerifyingKey| algorithms.iter().any(|algorithm| key.fits(*algorithm));
         if !set.keys.iter().any(fits) {
             let others = set
                 .keys
@@ -97,12 +97,13 @@ impl KeySet {
         Ok(set)
     }
 
-    /// The keys to verify with. A `kid` chooses among the keys that fit the algorithm and does nothing else: several may have
-    /// the same one. Where token or key has none, each key that comes into question is tried.
+    /// The keys to verify with. A `kid` chooses among the keys that fit the algorithm and does
+    /// nothing else: several may have the same one. Where token or key has none, each key that
+    /// comes into question is tried.
     #[must_use]
     pub fn choose(&self, algorithm: Algorithm, kid: Option<&str>) -> Candidates<'_> {
         let fitting = || self.keys.iter().filter(|key| key.fits(algorithm));
-        let named: Vec<&Key> = fitting()
+        let named: Vec<&VerifyingKey> = fitting()
             .filter(|key| kid.is_some() && key.kid() == kid)
             .take(TRIES_MAX)
             .collect();

@@ -35,8 +35,10 @@ fn private(algorithm: Algorithm) -> &'static str {
     }
 }
 
-fn key(algorithm: Algorithm) -> Key {
-    Key::configured(public(algorithm), &[algorithm]).unwrap().remove(0)
+fn key(algorithm: Algorithm) -> VerifyingKey {
+    VerifyingKey::configured(public(algorithm), &[algorithm])
+        .unwrap()
+        .remove(0)
 }
 
 fn of_openssl() -> impl Iterator<Item = (Algorithm, &'static str)> {
@@ -47,7 +49,7 @@ fn of_openssl() -> impl Iterator<Item = (Algorithm, &'static str)> {
 }
 
 /// The payload of a token that this key signed by the algorithm that it claims.
-fn payload(token: &str, key: &Key) -> Option<String> {
+fn payload(token: &str, key: &VerifyingKey) -> Option<String> {
     let signed = Signed::parse(token).ok()?;
     let payload = signed.payload(key, signed.algorithm?)?;
     Some(String::from_utf8(payload).unwrap())
@@ -99,7 +101,8 @@ fn the_hmac_of_the_rfc() {
     let signature = URL_SAFE_NO_PAD
         .decode("dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk")
         .unwrap();
-    let verifies = |secret: &[u8]| Key::secret(secret).verifies(Algorithm::Hs256, message.as_bytes(), &signature);
+    let verifies =
+        |secret: &[u8]| VerifyingKey::secret(secret).verifies(Algorithm::Hs256, message.as_bytes(), &signature);
     assert!(verifies(&secret) && !verifies(&secret[1..]));
 }
 
@@ -112,7 +115,7 @@ fn the_examples_of_the_cookbook() {
     let secret = URL_SAFE_NO_PAD
         .decode("hJtXIZ2uSN5kbQfbtTNWbpdmhkV8FJG-Onbc6mxCcYg")
         .unwrap();
-    let secret = KeySet::of(vec![Key::secret(&secret)]);
+    let secret = KeySet::of(vec![VerifyingKey::secret(&secret)]);
     let body = "SXTigJlzIGEgZGFuZ2Vyb3VzIGJ1c2luZXNzLCBGcm9kbywgZ29pbmcgb3V0IHlvdXIgZG9vci4gWW91IHN0ZXAgb250byB0aGUgcm9hZCwgYW5kIGlmIHlvdSBkb24ndCBrZWVwIHlvdXIgZmVldCwgdGhlcmXigJlzIG5vIGtub3dpbmcgd2hlcmUgeW91IG1pZ2h0IGJlIHN3ZXB0IG9mZiB0by4";
     let of_bilbo = |alg| format!(r#"{{"alg":"{alg}","kid":"bilbo.baggins@hobbiton.example"}}"#);
     let rs256 = "MRjdkly7_-oTPTS3AXP41iQIGKa80A0ZmTuV5MEaHoxnW2e5CZ5NlKtainoFmKZopdHM1O2U4mwzJdQx996ivp83xuglII7PNDi84wnB-BDkoBwA78185hX-Es4JIwmDLJK3lfWRa-XtL0RnltuYv746iYTh_qHRD68BNt1uSNCrUCTJDt5aAE6x8wW1Kt9eRo4QPocSadnHXFxnt8Is9UzpERV0ePPQdLuW3IS_de3xyIrDaLGdjluPxUAhb6L2aXic1U12podGU0KLUQSE_oI-ZnmKJ3F4uOZDnd6QZWJushZ41Axf_fcIe8u9ipH84ogoree7vjbU5y18kDquDg";
@@ -162,13 +165,13 @@ fn what_openssl_signed_and_what_we_sign_verifies_by_the_same_key_and_algorithm_o
 #[test]
 fn keys_are_read_and_others_told_what_they_are() {
     use Algorithm::{EdDsa, Es256, Hs256, Ps512, Rs256};
-    let configured = |text: &str, algorithms: &[Algorithm]| Key::configured(text, algorithms).map(|_| ());
+    let configured = |text: &str, algorithms: &[Algorithm]| VerifyingKey::configured(text, algorithms).map(|_| ());
     assert_eq!(configured(RSA, &[Rs256, Ps512]), Ok(()));
     assert_eq!(
         configured(&format!("\n{}", RSA_PKCS1.replace('\n', "\r\n")), &[Rs256]),
         Ok(())
     );
-    let pkcs1 = Key::configured(RSA_PKCS1, &[Rs256]).unwrap().remove(0);
+    let pkcs1 = VerifyingKey::configured(RSA_PKCS1, &[Rs256]).unwrap().remove(0);
     assert!(of_openssl().any(|(_, token)| payload(token, &pkcs1).is_some()));
     for pem in [RSA, P256, ED25519, RSA_PKCS1, "-----BEGIN nonsense"] {
         assert_eq!(configured(pem, &[Hs256]), Err(BadKey::PemAsSecret));
@@ -192,11 +195,12 @@ fn keys_are_read_and_others_told_what_they_are() {
     assert!(!debug.contains("secret of"), "{debug}");
 }
 
-/// A key that is about to take the place of another stands beside it, and each line break may be what some tool made of it.
+/// The next key stands beside the present one, and tools may have changed each line break.
 #[test]
 fn all_public_keys_of_a_text_count() {
     use Algorithm::{EdDsa, Es256, Es384, Rs256};
-    let count = |text: &str, algorithms: &[Algorithm]| Key::configured(text, algorithms).map(|keys| keys.len());
+    let count =
+        |text: &str, algorithms: &[Algorithm]| VerifyingKey::configured(text, algorithms).map(|keys| keys.len());
     let two = format!("the old one\n{P256}\nand the new one\n{P256}");
     assert_eq!(count(&two, &[Es256]), Ok(2));
     assert_eq!(count(&format!("{RSA}{P384}"), &[Es384, Rs256]), Ok(2));
@@ -206,7 +210,7 @@ fn all_public_keys_of_a_text_count() {
         Err(BadKey::Unfit(EdDsa))
     );
     assert_eq!(count(&P256.repeat(5), &[Es256]), Err(BadKey::TooMany(5)));
-    let as_it_is = Key::configured(P256, &[Es256]).unwrap();
+    let as_it_is = VerifyingKey::configured(P256, &[Es256]).unwrap();
     for (pattern, by) in [
         ("\n", "\\n"),
         ("\n", "\\r\\n"),
@@ -216,19 +220,23 @@ fn all_public_keys_of_a_text_count() {
         ("-----BEGIN", "\u{feff}key: -----BEGIN"),
     ] {
         let bent = P256.replace(pattern, by);
-        assert_eq!(Key::configured(&bent, &[Es256]).as_ref(), Ok(&as_it_is), "{by:?}");
+        assert_eq!(
+            VerifyingKey::configured(&bent, &[Es256]).as_ref(),
+            Ok(&as_it_is),
+            "{by:?}"
+        );
         assert_eq!(count(&format!("\"{bent}\""), &[Es256]), Ok(1), "{by:?}");
     }
 }
 
-/// Of a secret that is as long as the hash nothing is said, of a public key neither.
+/// A secret as long as the hash gives no warning, and neither does a public key.
 #[test]
 fn short_secrets_are_noticed() {
     use Algorithm::{Es256, Hs256, Hs384, Hs512};
     for (algorithms, wanted) in [(&[Hs256][..], 32), (&[Hs256, Hs384], 48), (&[Hs512, Hs256], 64)] {
         let said = |bytes: usize| {
             let secret = "s".repeat(bytes);
-            let short = Key::configured(&secret, algorithms).unwrap()[0].short_secret(algorithms);
+            let short = VerifyingKey::configured(&secret, algorithms).unwrap()[0].short_secret(algorithms);
             short.map(|short| short.to_string())
         };
         assert_eq!((said(wanted), said(wanted + 1)), (None, None));
@@ -242,7 +250,8 @@ fn short_secrets_are_noticed() {
     assert_eq!(key(Es256).short_secret(&[Es256]), None);
 }
 
-/// The library tells curves by the length of their points, and looks at a point when it verifies with it.
+/// The library tells curves by the length of their points, and checks a point when it verifies with
+/// it.
 #[test]
 fn a_point_beside_its_curve_is_no_key() {
     let honest = "f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU";
@@ -267,7 +276,10 @@ fn a_point_beside_its_curve_is_no_key() {
     let der = sequence([sequence(identifiers), b"\x03\x42\x00\x04".to_vec(), point].concat());
     let body = base64::engine::general_purpose::STANDARD.encode(der);
     let pem = format!("-----BEGIN PUBLIC KEY-----\n{body}\n-----END PUBLIC KEY-----\n");
-    assert_eq!(Key::configured(&pem, &[Algorithm::Es256]).unwrap_err(), BadKey::Unknown);
+    assert_eq!(
+        VerifyingKey::configured(&pem, &[Algorithm::Es256]).unwrap_err(),
+        BadKey::Unknown
+    );
 }
 
 /// RFC 7518 forbids them, and some issuers write them.
@@ -302,7 +314,7 @@ fn broken_pem_is_no_key() {
             let body = base64::engine::general_purpose::STANDARD.encode(&der[..cut]);
             let text = format!("{head}-----\n{body}\n-----END{foot}");
             for algorithm in [Algorithm::Rs256, Algorithm::Es256, Algorithm::Es384, Algorithm::EdDsa] {
-                assert!(Key::configured(&text, &[algorithm]).is_err(), "cut at {cut}");
+                assert!(VerifyingKey::configured(&text, &[algorithm]).is_err(), "cut at {cut}");
             }
         }
     }
@@ -368,7 +380,8 @@ fn tokens_that_are_none() {
     }
 }
 
-/// CVE-2015-9235: a server that takes the algorithm from the token takes its public key for a secret.
+/// CVE-2015-9235: a server that takes the algorithm from the token takes its public key for a
+/// secret.
 #[test]
 fn a_public_key_is_never_a_secret() {
     for algorithm in [Algorithm::Hs256, Algorithm::Hs384, Algorithm::Hs512] {
@@ -449,7 +462,8 @@ fn a_kid_only_chooses_among_the_keys_that_fit() {
     );
 }
 
-/// A byte order mark before the set, and padding behind its numbers: there is one way to read either.
+/// A byte order mark before the set, and padding behind its numbers: there is one way to read
+/// either.
 #[test]
 fn what_tools_do_to_a_jwks() {
     let (pem, token) = (
@@ -565,10 +579,10 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
     #[test]
-    fn no_change_of_a_token_verifies(which in 0..12usize, place: prop::sample::Index, byte in "[ -~]", kind in 0..3u8) {
+    fn no_change_of_a_token_verifies(which in 0..12usize, position: prop::sample::Index, byte in "[ -~]", kind in 0..3u8) {
         let (algorithm, token) = of_openssl().nth(which).unwrap();
         let mut changed = token.to_owned();
-        let at = place.index(token.len());
+        let at = position.index(token.len());
         match kind {
             0 => changed.replace_range(at..=at, &byte),
             1 => changed.insert_str(at, &byte),
@@ -583,7 +597,7 @@ proptest! {
         let _ = Signed::parse(&text);
         let _ = Signed::parse(&with_header(&text));
         let _ = KeySet::from_jwks(text.as_bytes(), &Algorithm::ALL);
-        let _ = Key::configured(&text, &[Algorithm::Rs256]);
+        let _ = VerifyingKey::configured(&text, &[Algorithm::Rs256]);
         let _ = SigningKey::new(Algorithm::Rs256, &text);
         let _ = KeySet::of(vec![key(Algorithm::Es256)]).choose(Algorithm::Es256, kid.as_deref());
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use crate::admin::{Answer, ConnectionInfo, Request};
+use crate::admin::{AdminReply, ConnectionInfo, Request};
 use crate::engine::SocketKey;
 use crate::wire::framing::Encoded;
 use crate::wire::message::AckStatus;
@@ -20,7 +20,7 @@ pub enum AdminToShard {
     /// A query, to be replied to with this ticket.
     Query(u32, Box<ShardQuery>),
     /// The answer to an administrator's request that came over this connection.
-    Answer(SocketKey, Box<Answer>),
+    Answer(SocketKey, Box<AdminReply>),
 }
 
 /// Mail for the control thread about administrators' requests.

@@ -16,7 +16,7 @@ pub struct ClusterMetrics {
     pub gateways: Counter,
     /// Packets sent to one gateway or in one partition.
     pub packets_sent: Counter,
-    /// Packets received from other gateways.
+    /// Packets received from peers.
     pub packets_received: Counter,
     /// Messages in the packets sent.
     pub messages_sent: Counter,
@@ -26,11 +26,11 @@ pub struct ClusterMetrics {
     pub publications_sent: Counter,
     /// Publications in the packets received.
     pub publications_received: Counter,
-    /// Partitions of channels that are heard.
+    /// Partitions of channels with a confirmed subscription.
     pub partitions_heard: Counter,
     /// Users whose change of presence is not written yet.
     pub presence_pending: Counter,
-    /// Senders and publishers who have not heard yet.
+    /// Senders and publishers whose ack is due.
     pub acks_waiting: Counter,
     /// Users who are being looked up, for messages or questions.
     pub lookups: Counter,

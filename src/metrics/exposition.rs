@@ -17,7 +17,7 @@ use super::counter::{BUCKET_EDGES_US, Histogram};
 /// turn may give to it.
 const SLICE_BYTES: usize = 8 * 1024;
 
-/// Lets others have their turn, once.
+/// Yields once to the other work of the thread.
 pub async fn pause() {
     let mut paused = false;
     poll_fn(|context| {
@@ -68,7 +68,7 @@ enum Values<S: ?Sized> {
     Times(fn(&S) -> &Histogram),
     /// Times for each value of a label.
     TimesBy(&'static str, &'static [&'static str], fn(&S, usize) -> &Histogram),
-    /// Labels that say something; the value is 1.
+    /// Labels that carry information; the value is 1.
     Info(fn(&S) -> String),
     /// A sample for each of some labels, which only the member knows.
     Each(for<'a> fn(&'a S) -> Samples<'a>),
@@ -82,7 +82,7 @@ pub(super) struct Row<S: ?Sized> {
     values: Values<S>,
 }
 
-/// Constructors of rows, named for what they are.
+/// Constructors of rows, named after their kinds.
 impl<S: ?Sized> Row<S> {
     const fn new(name: &'static str, kind: Kind, help: &'static str, values: Values<S>) -> Self {
         Row {
@@ -98,7 +98,7 @@ impl<S: ?Sized> Row<S> {
         Self::new(name, Kind::Gauge, help, Values::One(of))
     }
 
-    /// A gauge that is absent where there is nothing to say: 0 would be taken for an answer.
+    /// A gauge that is absent if its value is unknown: 0 would look like a value.
     pub(super) const fn optional_gauge(name: &'static str, help: &'static str, of: fn(&S) -> Option<u64>) -> Self {
         Self::new(name, Kind::Gauge, help, Values::Optional(of))
     }
@@ -169,7 +169,7 @@ impl<S: ?Sized> Row<S> {
     }
 }
 
-/// The labels that say which member of a scope a sample is of, and those of the sample itself.
+/// The labels that name a sample's member of the scope, and the labels of the sample itself.
 #[derive(Clone, Copy)]
 pub(super) enum Member {
     /// The scope has one member.

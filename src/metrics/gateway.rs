@@ -32,7 +32,7 @@ pub trait GatewayNumbers {
     fn cluster(&self) -> &ClusterMetrics;
     /// What the kernel says about the process.
     fn process(&self) -> &ProcessMetrics;
-    /// What `admin.listen` answered.
+    /// The counters of `admin.listen`.
     fn admin(&self) -> &HttpMetrics;
 }
 
@@ -92,7 +92,7 @@ pub(super) const TABLE: &[Row<dyn GatewayNumbers>] = &[
             Box::new(lanes.map(|(from, to, depth)| (format!("from=\"{from}\",to=\"{to}\""), depth.into())))
         },
     ),
-    // Absent without Redis: 0 would say that it is down, and an alert would believe it.
+    // Absent without Redis: 0 would mean that Redis is down, and an alert would fire.
     Row::optional_gauge(
         "shardgate_redis_up",
         "1 while Redis answers; absent without Redis.",

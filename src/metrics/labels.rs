@@ -76,7 +76,7 @@ labels! {
         Version => "version",
         /// A page of a site that may not connect.
         Origin => "origin",
-        /// No user id, or one that nobody may have.
+        /// No user id, or a forbidden one.
         User => "user",
         /// No valid token.
         Credential => "credential",
@@ -110,7 +110,7 @@ labels! {
 }
 
 impl RefusalReason {
-    /// The reason as the metric and the log say it.
+    /// The reason as the metric and the log write it.
     pub fn label(self) -> &'static str {
         Self::LABELS[self as usize]
     }
@@ -160,19 +160,19 @@ labels! {
     }
 }
 
-impl From<auth::Refusal> for TokenResult {
-    fn from(refusal: auth::Refusal) -> Self {
+impl From<auth::TokenError> for TokenResult {
+    fn from(refusal: auth::TokenError) -> Self {
         match refusal {
-            auth::Refusal::Malformed => Self::Malformed,
-            auth::Refusal::Algorithm => Self::Algorithm,
-            auth::Refusal::UnknownKey => Self::UnknownKey,
-            auth::Refusal::Signature => Self::Signature,
-            auth::Refusal::Expired => Self::Expired,
-            auth::Refusal::NoExpiry => Self::NoExpiry,
-            auth::Refusal::NotYetValid => Self::NotYetValid,
-            auth::Refusal::Issuer => Self::Issuer,
-            auth::Refusal::Audience => Self::Audience,
-            auth::Refusal::Claims => Self::Claims,
+            auth::TokenError::Malformed => Self::Malformed,
+            auth::TokenError::Algorithm => Self::Algorithm,
+            auth::TokenError::UnknownKey => Self::UnknownKey,
+            auth::TokenError::Signature => Self::Signature,
+            auth::TokenError::Expired => Self::Expired,
+            auth::TokenError::NoExpiry => Self::NoExpiry,
+            auth::TokenError::NotYetValid => Self::NotYetValid,
+            auth::TokenError::Issuer => Self::Issuer,
+            auth::TokenError::Audience => Self::Audience,
+            auth::TokenError::Claims => Self::Claims,
         }
     }
 }
@@ -243,13 +243,13 @@ impl SentKind {
 labels! {
     /// Drops of a shard: kind and reason of `shardgate_dropped_total`.
     DropReason: (&'static str, &'static str) {
-        /// A message for a user who is not there; its sender heard `offline`.
+        /// A message for a user who is not here; its sender got `offline`.
         MessageOffline => ("message", "offline"),
-        /// A client's frame over its rate limit; it heard `rateLimited`.
+        /// A client's frame over its rate limit; the client got `rateLimited`.
         FrameRateLimited => ("frame", "rate_limited"),
-        /// A message did not fit into a lane; its sender heard `failed`.
+        /// A message did not fit into a lane; its sender got `failed`.
         MessageLaneFull => ("message", "lane_full"),
-        /// A presence query did not fit into a lane; its sender heard `unavailable`.
+        /// A presence query did not fit into a lane; its sender got `unavailable`.
         PresenceLaneFull => ("presence", "lane_full"),
         /// A hand-over did not fit into a lane; the client got 503.
         HandOverLaneFull => ("handover", "lane_full"),
@@ -264,7 +264,7 @@ labels! {
         /// A message for other gateways that was held while its receiver's location was asked for,
         /// and too many were.
         MessageHeldFull => ("message", "held_full"),
-        /// A presence query while Redis is away; its sender heard `unavailable`.
+        /// A presence query while Redis is unavailable; its sender got `unavailable`.
         PresenceRedisAway => ("presence", "redis_away"),
         /// A message of another gateway for a user who is not here any more; its sender heard
         /// `offline`.
@@ -278,7 +278,7 @@ labels! {
         /// A publication that went to this gateway's subscribers only, while Redis is away; its
         /// publisher heard `failed`.
         PublicationRedisAway => ("publication", "redis_away"),
-        /// A subscription for which a lane was full; the client heard `unavailable`.
+        /// A subscription for which a lane was full; the client got `unavailable`.
         SubscriptionLaneFull => ("subscription", "lane_full"),
         /// A broadcast for which too many were on their way.
         BroadcastQueueFull => ("broadcast", "queue_full"),
@@ -294,18 +294,18 @@ labels! {
 labels! {
     /// Drops of the control thread: kind and reason of `shardgate_dropped_total`.
     ClusterDrop: (&'static str, &'static str) {
-        /// Too much waits for a gateway; the sender heard `failed`.
+        /// Too much is queued for a gateway; the sender got `failed`.
         MessageGatewayFull => ("message", "gateway_full"),
-        /// A message for a gateway where nobody listens; the sender heard `failed` or `offline`.
+        /// A message for a gateway without a subscription; the sender got `failed` or `offline`.
         MessageGatewayGone => ("message", "gateway_gone"),
-        /// A message that was to go to Redis when Redis went; the sender heard `failed`.
+        /// A message that was queued for Redis when Redis went; the sender got `failed`.
         MessageRedisAway => ("message", "redis_away"),
         /// A message of another gateway did not fit into the lane of its shard; the sender heard
         /// `failed`.
         MessageLaneFull => ("message", "lane_full"),
-        /// A packet that was not confirmed in time; its senders heard `failed`.
+        /// A packet that was not confirmed in time; its senders got `failed`.
         PacketUnconfirmed => ("packet", "unconfirmed"),
-        /// A packet that came behind a later one; its senders heard `failed`.
+        /// A packet that came behind a later one; its senders got `failed`.
         PacketLate => ("packet", "late"),
         /// A packet that made no sense.
         PacketMalformed => ("packet", "malformed"),
@@ -319,15 +319,15 @@ labels! {
         /// The same, when fewer gateways heard it than there are: one was subscribing anew, or has
         /// just died.
         OrderUnheard => ("order", "unheard"),
-        /// A publication that was to go to Redis when Redis went; its publisher heard `failed`.
+        /// A publication that was queued for Redis when Redis went; its publisher got `failed`.
         PublicationRedisAway => ("publication", "redis_away"),
-        /// A publication for which too much waited for Redis; its publisher heard `failed`.
+        /// A publication while too much was queued for Redis; its publisher got `failed`.
         PublicationRedisSlow => ("publication", "redis_slow"),
-        /// A publication whose packet Redis did not take; its publisher heard `failed`.
+        /// A publication whose packet Redis did not take; its publisher got `failed`.
         PublicationFailed => ("publication", "failed"),
         /// A publication of another gateway that did not fit into the lane of its shard.
         PublicationLaneFull => ("publication", "lane_full"),
-        /// A packet of another gateway in a partition that we hear, which did not come.
+        /// A peer's packet in a partition that we subscribe to, which did not arrive.
         PacketGap => ("packet", "gap"),
         /// A partition that was not heard in time; its subscribers were told that they are
         /// subscribed.
@@ -340,7 +340,7 @@ labels! {
         PacketWrongTag => ("packet", "wrong_tag"),
         /// A packet of a gateway that is in no directory, of which there are too many.
         PacketUnknownGateway => ("packet", "unknown_gateway"),
-        /// A message of another gateway that is no frame; its sender heard `failed`.
+        /// A peer's message that is no frame; its sender got `failed`.
         MessageBadFrame => ("message", "bad_frame"),
         /// A publication of another gateway that is no frame.
         PublicationBadFrame => ("publication", "bad_frame"),
@@ -372,7 +372,7 @@ labels! {
 }
 
 labels! {
-    /// Operations of the cluster, as Redis is asked for them.
+    /// Operations of the cluster, as Redis gets them.
     #[allow(missing_docs, reason = "they are those of `cluster::store`, which documents them")]
     RedisOperation: &'static str {
         SetPresence => "set_presence",

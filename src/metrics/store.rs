@@ -17,11 +17,11 @@ pub struct BrokerCounters {
     pub reconnects: AtomicU64,
     /// Servers that throw presence away when their memory is full; as it is now.
     pub evicting: AtomicU64,
-    /// Packets that were heard and dropped, as too much waited.
+    /// Packets that were received and dropped, as too much was queued.
     pub packets_dropped: AtomicU64,
     /// Bytes of payload that were published.
     pub bytes_out: AtomicU64,
-    /// Bytes of payload that were heard and not dropped.
+    /// Bytes of payload that were received and not dropped.
     pub bytes_in: AtomicU64,
 }
 
@@ -64,7 +64,7 @@ pub(super) const TABLE: &[Row<BrokerCounters>] = &[
     ),
 ];
 
-/// Packets that were heard and dropped: a sample of the metric that `shard::DROPPED` begins.
+/// Packets that were received and dropped: a sample of the metric that `shard::DROPPED` begins.
 pub(super) const DROPPED: Row<BrokerCounters> =
     Row::counters_by_reason("shardgate_dropped_total", "", &[("packet", "backlog_full")], |m, _| {
         m.packets_dropped.load(Relaxed)

@@ -18,14 +18,14 @@ use super::tasks::{Context, Input};
 use crate::cluster::store::{Channel, Request, Store, StoreEvent};
 use crate::config::{RedisServers, RedisTarget};
 
-/// What a broker is started with.
+/// The parts that a broker is started with.
 #[derive(Debug, Clone)]
 struct Origin {
     target: RedisTarget,
     prefix: Arc<str>,
     counters: Arc<BrokerCounters>,
-    /// Asks what servers throw away when their memory is full. Of several brokers on the same servers one does, or each
-    /// would overrule what the others found.
+    /// Asks servers for their eviction policy. Of several brokers on the same servers only one
+    /// does, or each would overrule the findings of the others.
     watches_memory: bool,
 }
 
@@ -65,16 +65,16 @@ pub struct Broker {
     names: Names,
     inputs: UnboundedSender<Input>,
     signals: UnboundedReceiver<Signal>,
-    /// Wanted channels by name, and over which server they are heard. Where a channel moved, the old server may say that
-    /// it is gone after the new one said that it is there.
+    /// Wanted channels by name, with the server of the subscription. After a move the old server's
+    /// end may arrive after the new server's confirmation.
     channels: HashMap<String, (Channel, Option<NodeId>)>,
     backlog: Arc<Backlog>,
     driver: AbortHandle,
 }
 
 impl Broker {
-    /// Begins to connect in the background, at once. Trouble comes as [`StoreEvent::Lost`], and attempts go on, 50 ms to 1 s
-    /// apart.
+    /// Begins to connect in the background, at once. Trouble comes as [`StoreEvent::Lost`], and
+    /// attempts go on, 50 ms to 1 s apart.
     ///
     /// # Panics
     /// Outside of a tokio `LocalSet`.
@@ -113,7 +113,7 @@ impl Broker {
         }
     }
 
-    /// Channels by name to channels; nothing for those that nobody wants (any more).
+    /// Channels by name to channels. Names of channels that are not wanted (any more) have none.
     fn translate(&mut self, signal: Signal) -> Option<StoreEvent> {
         match signal {
             Signal::Event(event) => Some(event),

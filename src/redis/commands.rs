@@ -1,6 +1,7 @@
 //! Operations to commands, and replies to answers. Pure.
 //!
-//! What a server's error means for the asker and for the connection is decided here, in [`verdict`], and nowhere else.
+//! [`verdict`] alone decides the meaning of a server's error for the request and for the
+//! connection.
 
 use std::sync::Arc;
 
@@ -11,7 +12,7 @@ use super::remedies;
 use crate::cluster::store::{Answer, Failure, FailureKind, Incarnation, Lease, Op, Registered};
 use crate::metrics::RedisOperation;
 
-/// Users that one SSCAN looks at: few enough for a server that others wait for.
+/// Users that one SSCAN looks at: few enough not to delay the server's other clients.
 const SCAN_COUNT: u32 = 500;
 
 /// One command's purpose.
@@ -23,12 +24,12 @@ pub(super) enum Step {
     Leases(Vec<(Arc<str>, Incarnation)>),
 }
 
-/// What a reply leads to.
+/// The result of a reply.
 #[derive(Debug, PartialEq)]
 pub(super) enum Outcome {
     /// Through.
     Answer(Answer),
-    /// Something more is to be asked first.
+    /// Another step is needed first.
     Then(Step),
     /// Another server has this slot, for good (MOVED) or for this key (ASK).
     Elsewhere {
@@ -41,27 +42,28 @@ pub(super) enum Outcome {
     },
 }
 
-/// What an error means.
+/// The meaning of an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Verdict {
     /// For the asker.
     pub(super) kind: FailureKind,
     /// Nothing good can come from this connection: look for the master again.
     pub(super) connection_is_lost: bool,
-    /// And from no other to this server: it is no master any more.
+    /// As above, and this server gets no more commands: it is no master any more.
     pub(super) is_demoted: bool,
 }
 
-/// What a server's error means.
+/// The meaning of a server's error.
 pub(super) fn verdict(error: &ServerError) -> Verdict {
     let (kind, connection_is_lost) = match error.code() {
         // No master any more: writes belong elsewhere.
         "READONLY" => (FailureKind::Refused, true),
-        // It answers, but serves nobody; trying to connect finds out when that is over.
+        // It answers, but serves no client. Attempts to connect find out when that is over.
         "LOADING" | "MASTERDOWN" => (FailureKind::Unavailable, true),
-        // The password was changed and our user was logged out: the handshake will tell in its own words.
+        // The password was changed and our user was logged out. The next handshake fails with the
+        // server's own words.
         "NOAUTH" => (FailureKind::Refused, true),
-        // BUSY: a script that does not end. UNBLOCKED: somebody else's doing.
+        // BUSY: a script that does not end. UNBLOCKED: another client's doing.
         "CLUSTERDOWN" | "TRYAGAIN" | "MOVED" | "ASK" | "BUSY" | "UNBLOCKED" => (FailureKind::Unavailable, false),
         _ => (FailureKind::Refused, false),
     };
@@ -72,7 +74,7 @@ pub(super) fn verdict(error: &ServerError) -> Verdict {
     }
 }
 
-/// What a command counts as; both halves of `ReadDirectory` count.
+/// The metric's operation of a step; both halves of `ReadDirectory` count.
 pub(super) fn operation(step: &Step) -> RedisOperation {
     let Step::Op(op) = step else {
         return RedisOperation::ReadDirectory;
@@ -97,7 +99,7 @@ pub(super) fn operation(step: &Step) -> RedisOperation {
     }
 }
 
-/// The key or channel that decides which server is asked.
+/// The key or channel that decides which server gets the step.
 pub(super) fn routing_key(names: &Names, step: &Step) -> String {
     let Step::Op(op) = step else { return names.directory() };
     match op {
@@ -172,12 +174,12 @@ pub(super) fn command(names: &Names, step: &Step, sharded: bool) -> Cmd {
     command
 }
 
-/// What a reply to that step leads to.
+/// The result of a reply to that step.
 pub(super) fn outcome(step: &Step, reply: Value) -> Outcome {
     match reply {
         Value::ServerError(error) => outcome_of_error(&error),
         reply => read(step, reply).unwrap_or_else(|| {
-            // Somebody else's key stands where ours should, or this is no Redis.
+            // A foreign value is in our key, or this is no Redis.
             Outcome::Answer(failed(
                 FailureKind::Refused,
                 "the reply is not of the kind that was asked for",
@@ -246,7 +248,8 @@ fn read(step: &Step, reply: Value) -> Option<Outcome> {
         Op::Locate { .. } => Answer::Places(
             pairs(reply)?
                 .into_iter()
-                // A field of a later version or by another hand is no place that anybody could be sent to.
+                // A field of a later version or by another writer is no location that a message
+                // could be sent to.
                 .filter_map(|(owner, count)| Some((text(&owner)?.parse().ok()?, text(&count)?.parse().ok()?)))
                 .collect(),
         ),
@@ -299,7 +302,7 @@ fn leases(gateways: &[(Arc<str>, Incarnation)], reply: Value) -> Option<Answer> 
     let line = |((id, incarnation), value): (&(Arc<str>, Incarnation), &Value)| Registered {
         id: id.clone(),
         incarnation: *incarnation,
-        // One lease that nobody can read must not hide all the others.
+        // One unreadable lease must not hide the others.
         lease: lease(value).flatten(),
     };
     Some(Answer::Directory(gateways.iter().zip(&values).map(line).collect()))

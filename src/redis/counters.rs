@@ -1,4 +1,5 @@
-//! What is counted of each operation. Written on the control thread, read by whoever serves metrics.
+//! Counters of each operation. Written on the control thread, read by the thread that serves
+//! metrics.
 
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -6,7 +7,7 @@ use super::commands::{self, Step};
 use crate::cluster::store::Op;
 pub use crate::metrics::BrokerCounters;
 
-/// Counting by what is sent.
+/// Counts operations by kind when they are sent.
 pub(super) trait Count {
     fn count(&self, step: &Step);
 }

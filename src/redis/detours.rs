@@ -1,9 +1,10 @@
 //! Keeps the order of operations on one slot while the slot changes its server. Pure.
 //!
-//! When a server says that a slot is elsewhere, operations on that slot may be on their way to it still, and newer ones
-//! are being made. Were each repeated as it comes back, a newer one could reach the new server first, and an older
-//! number of connections overwrite it. So from the first detour on, all operations on that slot wait here, until
-//! none of them is under way any more; then they go on in the order in which they were made.
+//! When a server redirects a slot, older operations on that slot may still be on their way to it,
+//! and newer ones are being made. If each were repeated as it comes back, a newer one could reach
+//! the new server first. An older number of connections would then overwrite it. So from the first
+//! redirect on, all operations on that slot wait here until none of them is under way. Then they go
+//! on in the order in which they were made.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -19,7 +20,7 @@ pub(super) struct Detours {
 
 #[derive(Debug, Default)]
 struct Waiting {
-    /// Came back, in order; older than all others.
+    /// Came back, in order; older than all the rest.
     back: VecDeque<Item>,
     /// Were not sent yet.
     new: VecDeque<Item>,
@@ -48,7 +49,8 @@ impl Detours {
         self.waiting.entry(item.slot).or_default().back.push_back(item);
     }
 
-    /// An item on this slot is through with its server, whatever came of it. Gives what is to be sent now.
+    /// An item on this slot is through with its server, whatever came of it. Gives what is to be
+    /// sent now.
     pub(super) fn arrived(&mut self, slot: u16) -> Vec<Item> {
         let under_way = &mut self.under_way[usize::from(slot)];
         *under_way = under_way.saturating_sub(1);

@@ -1,6 +1,6 @@
 //! Opens connections: address, TLS, credentials, socket options.
 //!
-//! Owns the target with its credentials; what it says of a failure never has them.
+//! Owns the target with its credentials. Its error texts never contain them.
 
 use std::path::Path;
 use std::time::Duration;
@@ -18,12 +18,13 @@ use super::topology::ClusterSlots;
 use super::{commands, remedies};
 use crate::config::{RedisAddress, RedisServers, RedisTarget};
 
-/// How long a server may take for anything: to let us in, or to answer one pipeline. A server that takes longer is
-/// treated as gone, so that the asker hears within 2.5 s.
+/// The longest that a server may take to let us in, or to answer one pipeline. A slower server is
+/// treated as gone, so the client gets its error within 2.5 s.
 pub(super) const ANSWER_MAX: Duration = Duration::from_secs(2);
-/// How long one of several servers of a cluster may take to say who is in it.
+/// The longest that one of several servers of a cluster may take to list the cluster's servers.
 const LOOK_ANSWER_MAX: Duration = Duration::from_secs(1);
-/// Unacknowledged bytes for this long end a connection in the kernel, for those that nobody waits for.
+/// Unacknowledged bytes for this long end a connection in the kernel. This covers connections
+/// without a pending reply.
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Requests that may wait inside the crate's connection before their senders wait, in order.
 const PIPELINE_BUFFER: usize = 1024;
@@ -43,12 +44,12 @@ pub(super) enum Login {
     WithoutDatabase,
     /// With the credentials for sentinels.
     Sentinel,
-    /// As nobody.
+    /// Without credentials.
     Anonymous,
 }
 
-/// What a server is asked for its view of the cluster. `CLUSTER SHARDS` would be the newer question, but Redis 6 does not
-/// know it, and all later ones answer this one.
+/// The command for a server's view of the cluster. `CLUSTER SHARDS` is the newer one, but Redis 6
+/// does not know it, and all later versions answer this one.
 pub(super) fn view_commands() -> [Cmd; 2] {
     [cmd("CLUSTER").arg("INFO").clone(), cmd("CLUSTER").arg("SLOTS").clone()]
 }
@@ -56,7 +57,7 @@ pub(super) fn view_commands() -> [Cmd; 2] {
 impl Dialer {
     pub(super) fn new(target: RedisTarget) -> Dialer {
         if target.tls {
-            // The crate takes the process's provider; that somebody chose one before is as good.
+            // The crate takes the process's provider. One that is already installed is as good.
             let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         }
         Dialer { target }
@@ -75,7 +76,7 @@ impl Dialer {
         self.target.sentinel_username.is_some() || self.target.sentinel_password.is_some()
     }
 
-    /// Asks these servers, one after the other, for their view of the cluster; the first that has one is it.
+    /// Asks these servers in turn for their view of the cluster; the first view is taken.
     pub(super) async fn look(&self, candidates: Vec<RedisAddress>) -> Result<ClusterSlots, Cause> {
         let mut cause: Cause = "no server of the cluster is known".into();
         for address in candidates {
@@ -119,7 +120,7 @@ impl Dialer {
             } else {
                 0
             })
-            // Two commands less per connection; CLIENT SETNAME tells who we are.
+            // Two commands less per connection; CLIENT SETNAME identifies us.
             .set_skip_set_lib_name();
         let target = &self.target;
         let (username, password) = match as_whom {
@@ -144,7 +145,8 @@ impl Dialer {
             Endpoint::Tcp(RedisAddress { host, port }) => ConnectionAddr::Tcp(host, port),
         };
         let tcp = TcpSettings::default()
-            // Without it throughput drops by 39 to 68 %, as replies wait for delayed acknowledgements.
+            // Without it throughput drops by 39 to 68 %, as replies wait for delayed
+            // acknowledgements.
             .set_nodelay(true)
             .set_user_timeout(TCP_USER_TIMEOUT)
             .set_keepalive(
@@ -178,7 +180,7 @@ impl Dialer {
         opened.map_err(|error| failed(&error))
     }
 
-    /// The files are read each time: what was replaced counts from the next connection on.
+    /// The files are read for each connection, so a replaced file counts from the next one on.
     fn certificates(&self) -> Result<TlsCertificates, Cause> {
         let read = |key: &str, path: &Path| -> Result<Vec<u8>, Cause> {
             std::fs::read(path).map_err(|error| format!("cannot read {key} {path:?}: {error}").into())

@@ -1,13 +1,13 @@
-//! What a server says of itself in INFO. Pure.
+//! Reads the facts about a server from INFO. Pure.
 
 use std::sync::Arc;
 
 use redis::Value;
 
-/// What `INFO server` says.
+/// The facts of `INFO server`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Facts {
-    /// Of one life of one server; `None` where the server does not say.
+    /// The id of one life of one server; `None` if the server does not give it.
     pub(super) run_id: Option<Arc<str>>,
     /// The server runs in cluster mode.
     pub(super) is_of_cluster: bool,
@@ -24,17 +24,18 @@ impl Facts {
     }
 }
 
-/// What `INFO memory` says of what is thrown away when memory is full.
+/// The eviction facts of `INFO memory`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Eviction {
     /// `maxmemory-policy`.
     pub(super) policy: Arc<str>,
-    /// Memory is bounded, and keys that never expire are thrown away when it is full: presence among them.
+    /// Memory is bounded, and keys that never expire are thrown away when it is full: presence
+    /// among them.
     pub(super) takes_presence: bool,
 }
 
 impl Eviction {
-    /// `None` where the server does not say.
+    /// `None` if the server does not give it.
     pub(super) fn read(reply: &Value) -> Option<Eviction> {
         let text = text(reply)?;
         let policy = field(&text, "maxmemory_policy")?;
@@ -46,7 +47,7 @@ impl Eviction {
     }
 }
 
-/// Several masters share the slots, says `CLUSTER INFO`.
+/// Several masters share the slots, according to `CLUSTER INFO`.
 pub(super) fn shares_slots(reply: &Value) -> bool {
     let text = text(reply).unwrap_or_default();
     field(&text, "cluster_size").is_some_and(|size| !matches!(size, "0" | "1"))

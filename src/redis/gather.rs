@@ -1,7 +1,8 @@
 //! Answers of one request as they come in from several servers, until all are there.
 //!
-//! Owned by the request's items together. When the last of them is gone, the request is answered; an item that got
-//! lost on the way, whatever the reason, counts as failed. So every request is answered exactly once.
+//! Owned by the request's items together. When the last of them is gone, the request is answered;
+//! an item that got lost on the way, whatever the reason, counts as failed. So every request is
+//! answered exactly once.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -27,7 +28,7 @@ impl Drop for Gather {
         let answers = answers.map(|answer| {
             answer.unwrap_or_else(|| failed(FailureKind::Unavailable, "the connection to Redis was given up"))
         });
-        // Nobody listens any more: then nobody waits for it either.
+        // If the receiver is gone, no caller waits for the answer.
         let _ = self.signals.send(Signal::Event(StoreEvent::Answered {
             ticket: self.ticket,
             answers: answers.collect(),
@@ -38,13 +39,13 @@ impl Drop for Gather {
 /// One operation of a request on its way.
 #[derive(Debug)]
 pub(super) struct Item {
-    /// What to ask.
+    /// The step to carry out.
     pub(super) step: Step,
     /// Its slot; 0 where there are none.
     pub(super) slot: u16,
     /// How often it was sent to another server or once more.
     pub(super) tries: u8,
-    /// Goes there, whoever serves its slot: another server said so, and this one must be told.
+    /// Goes to that node whoever owns its slot: a server redirected it there with ASKING.
     pub(super) asking: Option<NodeId>,
     /// When it fails, wherever it is.
     pub(super) deadline: Instant,
@@ -55,12 +56,12 @@ pub(super) struct Item {
 impl Item {
     /// This is its answer.
     pub(super) fn answer(self, answer: Answer) {
-        if let Some(place) = self.gather.answers.borrow_mut().get_mut(self.at) {
-            *place = Some(answer);
+        if let Some(entry) = self.gather.answers.borrow_mut().get_mut(self.at) {
+            *entry = Some(answer);
         }
     }
 
-    /// It was not carried out, or nobody knows.
+    /// It was not carried out, or that is unknown.
     pub(super) fn unavailable(self, text: &str) {
         self.answer(failed(FailureKind::Unavailable, text));
     }

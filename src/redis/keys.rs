@@ -12,12 +12,14 @@
 //! | `<prefix>all` | channel | all gateways |
 //! | `<prefix>part:<n>` | channel | publications of the channels of one partition |
 //!
-//! Keys belong to a database, channels to the whole server: two systems with one prefix in two databases would hear each
-//! other. So every channel of a database other than 0 ends with `@db<n>`. An end, because no other system's channel can
-//! end like that, whatever its prefix is; none in database 0, because that is what earlier versions say.
+//! Keys belong to a database, channels to the whole server: two systems with one prefix in two
+//! databases would receive each other's packets. So every channel of a database other than 0 ends
+//! with `@db<n>`. It is a suffix because no other system's channel can end like that, whatever its
+//! prefix is. Database 0 has none, as in earlier versions.
 //!
-//! `{gateways}` is a hash tag: in a cluster directory and leases share a slot, so that one MGET reads all leases.
-//! A user or gateway id that has braces itself may share a slot with others; nothing depends on where it is.
+//! `{gateways}` is a hash tag: in a cluster directory and leases share a slot, so one MGET reads
+//! all leases. A user or gateway id with braces of its own may share a slot with others. Nothing
+//! depends on the slot of such a key.
 
 use std::sync::Arc;
 
@@ -27,7 +29,7 @@ use crate::cluster::store::{Channel, Incarnation, Task};
 #[derive(Debug, Clone)]
 pub struct Names {
     prefix: Arc<str>,
-    /// What every channel ends with: the database, unless it is 0.
+    /// The suffix of every channel: the database, unless it is 0.
     channel_end: Arc<str>,
 }
 

@@ -1,4 +1,4 @@
-//! Opens connections to masters that can be asked, wherever discovery leads.
+//! Opens connections to masters that take commands, wherever discovery leads.
 
 use std::sync::Arc;
 
@@ -13,8 +13,9 @@ use super::{commands, remedies};
 use crate::config::RedisServers;
 
 impl Dialer {
-    /// Another master than this one to which the place leads by now, if it does. Sentinels are asked; a name or a proxy is
-    /// followed once more, twice where it leads elsewhere: one that gives its servers out in turn leads nowhere.
+    /// The master that the location leads to by now, if it is another one than this. Sentinels are
+    /// asked. A name or a proxy is followed once more, and twice if it leads elsewhere: one that
+    /// rotates between its servers counts as no move.
     pub(super) async fn find_another(&self, location: &Location, current: &Server) -> Result<Option<Server>, Cause> {
         if let Location::BySentinel = location
             && Endpoint::from(self.ask_sentinels().await?) == current.at
@@ -29,8 +30,9 @@ impl Dialer {
         Ok(second.is(&first).then_some(second))
     }
 
-    /// Opens a connection to the master at that place, which has said that it can be asked. For commands tracking is on.
-    /// What the server says unasked goes to `push`, on the connection's own task.
+    /// Opens a connection to the master at that location, once the server has confirmed that it is
+    /// one. For commands tracking is on. Pushes of the server go to `push`, on the connection's own
+    /// task.
     pub(super) async fn open_master<F>(
         &self,
         location: &Location,
@@ -70,7 +72,8 @@ impl Dialer {
         }
     }
 
-    /// Asks the server whether it is a master and ready, and tells it who we are. Returns the id of this life of it.
+    /// Checks that the server is a master and ready, and sends our name. Returns the id of this
+    /// life of the server.
     async fn check_master(
         &self,
         at: &Endpoint,
@@ -85,16 +88,16 @@ impl Dialer {
             cmd("PING"),
         ];
         if line == Line::Commands {
-            // Not NOLOOP: it withholds what we change ourselves, but forgets all the same that we have read the key, and so
-            // the next change of somebody else is not told either.
+            // Not NOLOOP: it withholds our own changes, but still forgets that we have read the
+            // key. The next change by another client would then not be notified either.
             questions.push(cmd("CLIENT").arg("TRACKING").arg("ON").clone());
         }
         let replies = self.ask(at, connection, &questions).await?;
         let mut facts = Facts::default();
         for (which, reply) in replies.iter().enumerate() {
             match (which, reply) {
-                // A name is a courtesy, and who may not ask for the role finds it out by READONLY. Who may not ask which
-                // server it is knows it by its address.
+                // A name is a courtesy. A user without permission for the role gets READONLY
+                // instead; without permission for the run id the address identifies the server.
                 (0..=2, Value::ServerError(error)) if error.code() == "NOPERM" => {}
                 (_, Value::ServerError(error)) => {
                     return Err(format!("Redis at {at} refused: {}", commands::explained(error)).into());

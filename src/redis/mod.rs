@@ -1,7 +1,9 @@
-//! The driver of a cluster's store: carries out [`Op`](crate::cluster::store::Op)s on Redis and says what Redis says.
+//! The driver of a cluster's store: carries out [`Op`](crate::cluster::store::Op)s on Redis and
+//! returns the replies.
 //!
-//! Belongs to the control thread, on a tokio `current_thread` runtime inside a `LocalSet`. Decides nothing: what to write,
-//! when and why is [`crate::cluster`]'s. May touch sockets and clocks; knows no shard.
+//! Belongs to the control thread, on a tokio `current_thread` runtime inside a `LocalSet`. It
+//! decides nothing: what to write, when and why is [`crate::cluster`]'s. May touch sockets and
+//! clocks; knows no shard.
 //!
 //! | file | duty |
 //! | --- | --- |
@@ -29,10 +31,11 @@
 //! | `counters` | what is counted |
 //!
 //! Invariants:
-//! - *answered once*: every request is answered exactly once and within 2.5 s, see `gather` and `node`.
-//! - *order*: what goes to one server goes in the order of [`Store::submit`](crate::cluster::store::Store::submit), see `node`.
-//! - *no invalidation is lost*: each becomes an event; one that overtook the answer to a read before it stands in front
-//!   of it, and the asker sees by that that the answer is old.
+//! - *answered once*: every request is answered exactly once and within 2.5 s, see `gather` and
+//!   `node`.
+//! - *order*: operations for one server are sent in the order of [`Store::submit`](crate::cluster::store::Store::submit), see `node`.
+//! - *no invalidation is lost*: each becomes an event. An invalidation that overtakes the reply to
+//!   a read comes before it in the queue, which shows the reader that the reply is stale.
 //! - *no secret*: credentials are in no event, log line or `Debug`.
 
 mod backlog;

@@ -1,13 +1,15 @@
 //! One server: its command connection, and what is under way on it.
 //!
-//! One task per node, on the control thread. It owns the connection and the items that were given to it, and gives every
-//! one of them back to the driver, with a reply or with the reason why there is none.
+//! One task per node, on the control thread. It owns the connection and the items that were given
+//! to it. It gives every item back to the driver, with a reply or with the reason why there is
+//! none.
 //!
-//! **Order.** Orders come through one channel; for each, in turn, the future that sends its pipeline is polled once
-//! before the next order is looked at. That first poll packs the commands and puts them into the connection's own
-//! channel, or into the first-come-first-served queue of those who wait for a place in it. It runs outside of tokio's
-//! budget for cooperation: with the budget spent, a first poll would come back without having queued anything, and
-//! the next order could overtake. From that channel one task writes to one socket.
+//! **Order.** Orders come through one channel. For each, in turn, the future that sends its
+//! pipeline is polled once before the next order is looked at. That first poll packs the commands
+//! and puts them into the connection's own channel, or into the first-come-first-served queue for
+//! it. The poll runs outside of tokio's budget for cooperation: with the budget spent, a first poll
+//! would return without having queued anything, and the next order could overtake. From that
+//! channel one task writes to one socket.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -38,31 +40,31 @@ use super::tasks::{Context, Down, Input, News, Order};
 use super::topology::ClusterSlots;
 use crate::cluster::store::StoreEvent;
 
-/// A connection on which nothing was asked for this long is asked PING: one that died in silence is to be noticed before
-/// somebody needs it. At the cost of one command per second and idle server.
+/// A connection that was idle for this long gets a PING, so a silently dead one is noticed before
+/// it is needed. It costs one command per second and idle server.
 const IDLE_MAX: Duration = Duration::from_secs(1);
-/// How often a server is asked what it throws away when its memory is full: somebody may change that while it runs.
+/// How often a server's eviction policy is read: an operator may change it while it runs.
 const MEMORY_INTERVAL: Duration = Duration::from_secs(10);
 
 /// One pipeline's end: which, and how it went.
 type Landed = (u64, Result<RedisResult<Vec<Value>>, OutOfTime>);
 
-/// What a pipeline had to wait for too long.
+/// The cause of a pipeline that waited too long.
 #[derive(Debug)]
 enum OutOfTime {
     /// The server: the connection is no good.
     Server,
-    /// Somebody else, before it came here.
+    /// Earlier waits, before it came to this task.
     Before,
 }
 
-/// What a pipeline is for.
+/// The purpose of a pipeline.
 #[derive(Debug)]
 enum Freight {
     Items(Vec<Item>),
     Look,
     Ping,
-    /// What is thrown away when memory is full.
+    /// The eviction policy.
     Memory,
 }
 
@@ -85,8 +87,9 @@ impl From<Cause> for End {
     }
 }
 
-/// Runs until the driver lets go of `orders`, and until what is under way has landed. What comes before there is a
-/// connection fails at once, except that a `patient` node makes it wait for the end of the first attempt.
+/// Runs until the driver lets go of `orders` and everything under way is done. Items that come
+/// before there is a connection fail at once. With `patient` they wait for the end of the first
+/// attempt.
 pub(super) async fn run(
     context: Rc<Context>,
     id: NodeId,
@@ -96,7 +99,7 @@ pub(super) async fn run(
     mut patient: bool,
 ) {
     let tell = |news| {
-        // The driver outlives its nodes; if it does not, nobody is left to tell.
+        // The driver outlives its nodes; if it does not, there is no receiver.
         let _ = inputs.send(Input::Node(id, news));
     };
     let refuse = |order, cause: &Cause| {
@@ -167,9 +170,9 @@ pub(super) async fn run(
     }
 }
 
-/// Invalidations become events at once: on the connection's task, in the order in which the server sent them. A reply
-/// that was sent before may become an event after, as it takes the way over two tasks more; never may an invalidation
-/// that was sent after a read get lost.
+/// Invalidations become events at once: on the connection's task, in the order in which the server
+/// sent them. An earlier reply may become an event later, as it passes through two more tasks. An
+/// invalidation that was sent after a read must never get lost.
 fn push_handler(
     names: Names,
     signals: UnboundedSender<Signal>,
@@ -185,12 +188,13 @@ fn push_handler(
                     });
                     let users: Vec<_> = users.collect();
                     if users.is_empty() {
-                        // The directory and indices are read on this connection too, and so are tracked.
+                        // The directory and indices are read on this connection too, and so are
+                        // tracked.
                         return;
                     }
                     StoreEvent::Forget(users)
                 }
-                // Everything was flushed, or the server's table of who reads what overflowed.
+                // A flush of everything, or an overflow of the server's tracking table.
                 _ => StoreEvent::ForgetAll,
             };
             let _ = signals.send(Signal::Event(event));
@@ -200,12 +204,13 @@ fn push_handler(
     }
 }
 
-/// What is under way on one connection.
+/// The pipelines under way on one connection.
 struct Flight<'a> {
     context: &'a Context,
     at: Endpoint,
     connection: MultiplexedConnection,
-    /// Pipelines under way; the items stay here, so that they come back even when their future does not.
+    /// Pipelines under way; the items stay here, so that they come back even when their future does
+    /// not.
     freight: BTreeMap<u64, Freight>,
     landings: FuturesUnordered<LocalBoxFuture<'static, Landed>>,
     next: u64,
@@ -223,7 +228,8 @@ impl<'a> Flight<'a> {
         }
     }
 
-    /// Until the connection is lost (the reason) or the driver lets go (`None`). All items went back by then.
+    /// Until the connection is lost (the reason) or the driver lets go (`None`). All items went
+    /// back by then.
     async fn serve(
         mut self,
         gone: &Notify,
@@ -329,7 +335,7 @@ impl<'a> Flight<'a> {
             };
             (which, landed.map_err(|_| who()))
         });
-        // The first poll puts it in its place, see above.
+        // The first poll puts it in the queue, see above.
         std::future::poll_fn(|cx| {
             if let Poll::Ready(landed) = landing.as_mut().poll(cx) {
                 landing = Box::pin(std::future::ready(landed));

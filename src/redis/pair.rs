@@ -1,13 +1,13 @@
-//! Two stores on one server as one: look-ups have connections of their own, so that no question of clients delays leases,
-//! probes, packets or presence.
+//! Two stores on one server as one: look-ups have connections of their own, so that no question of
+//! clients delays leases, probes, packets or presence.
 //!
-//! Pure, and generic over the store, so that the simulation runs the same code. Owned by the control thread. The pair is
-//! connected when both stores are, and lost when either is. When the main store is lost, look-ups begin anew: what they
-//! were told came from a server that may be another one by now.
+//! Pure, and generic over the store, so that the simulation runs the same code. Owned by the
+//! control thread. The pair is connected when both stores are, and lost when either is. When the
+//! main store is lost, look-ups begin anew: their server may be another one by now.
 
 use crate::cluster::store::{Channel, Op, Request, Store, StoreEvent};
 
-/// What was last told of the pair as a whole.
+/// The state of the pair that its owner last got.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Told {
     Nothing,
@@ -22,7 +22,7 @@ pub(super) enum Line {
     Lookups,
 }
 
-/// Which stores can be asked, and what was told of that.
+/// Which stores are connected, and the state that the owner got.
 #[derive(Debug)]
 struct Standing {
     main: bool,
@@ -31,7 +31,7 @@ struct Standing {
 }
 
 impl Standing {
-    /// What an event of one store means for the pair.
+    /// The meaning of an event of one store for the pair.
     fn handle(&mut self, line: Line, event: StoreEvent) -> Option<StoreEvent> {
         let up = match line {
             Line::Main => &mut self.main,

@@ -1,21 +1,24 @@
 //! One server: its connection for subscriptions.
 //!
-//! One task per server that has a wanted channel; it owns the connection and what is wanted of it. What is heard goes
-//! from the connection's own task into the queue of signals at once, so that the socket is always read first: Redis cuts
-//! a slow reader (`client-output-buffer-limit pubsub`), we drop and count instead, see [`super::backlog`].
+//! One task per server that has a wanted channel; it owns the connection and its subscriptions. The
+//! connection's own task puts received packets into the queue of signals at once, so the socket is
+//! always read first. Redis cuts a slow reader (`client-output-buffer-limit pubsub`); we drop and
+//! count instead, see [`super::backlog`].
 //!
-//! A subscription is confirmed by the push that names its channel, not by the reply that the crate hands out: a
-//! `sunsubscribe` that a server sends by itself, when a slot moves away, is taken by the crate for the reply to whatever
-//! is under way, and from then on replies belong to the command before. The crate never subscribes again by itself
-//! here: its way is silent, and in a cluster it fails as soon as the channels of one server lie in two slots.
+//! The push that names a channel confirms its subscription, not the reply that the crate hands out.
+//! When a slot moves away, a server sends `sunsubscribe` by itself. The crate takes that for the
+//! reply to the command under way, and from then on replies belong to the command before. The crate
+//! never subscribes again by itself here: it would do so silently, and in a cluster it fails as
+//! soon as the channels of one server lie in two slots.
 //!
-//! There may be thousands of channels. They are asked for in pipelines of one command each: in a cluster one command must
-//! not name channels of two slots, each refusal has a channel, and one command for many would not be faster (16,384 on one
-//! server: 32 ms either way). Few pipelines are under way at a time, so that the time to confirm counts from when a
-//! channel was asked for, and not from when thousands before it were.
+//! There may be thousands of channels. They are subscribed in pipelines of one command each: in a
+//! cluster one command must not name channels of two slots, and each refusal has a channel. One
+//! command for many would not be faster (16,384 on one server: 32 ms either way). Few pipelines are
+//! under way at a time. The time to confirm thus starts with a channel's own command, and not with
+//! thousands before it.
 //!
-//! That a server answers does not show that it delivers. A connection over which nobody said anything for a while says
-//! something to itself, on one of its channels, and is given up if nothing comes.
+//! A server that answers may still not deliver. A silent connection therefore publishes a probe to
+//! one of its own channels, and is given up if the probe does not come back.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
@@ -45,22 +48,23 @@ use crate::cluster::store::{PROBE, StoreEvent};
 
 /// How often the task looks after silence, confirmations and refusals.
 const TICK: Duration = Duration::from_secs(1);
-/// A connection over which nobody said anything for so many ticks is probed. A gateway's own probe, on its own channel, comes
-/// more often than that, but in a cluster only over one of the connections.
+/// A connection that was silent for so many ticks is probed. A gateway's own probe, on its own
+/// channel, comes more often than that, but in a cluster only over one of the connections.
 const SILENT_TICKS: u32 = 3;
-/// Channels that one pipeline asks for. With the crate's work for each, few enough for tasks that wait meanwhile.
+/// Channels of one pipeline. With the crate's work for each, few enough for the other tasks that
+/// wait meanwhile.
 const CHANNELS_TOGETHER: usize = 256;
-/// Pipelines of subscriptions that are under way at a time: one is written while others are answered.
+/// Pipelines of subscriptions under way at a time: one is written while replies to others arrive.
 const ASKING_MAX: usize = 4;
-/// After this time without a connection the log says why.
+/// After this time without a connection the cause is logged.
 const FAILING_MAX: Duration = Duration::from_secs(3);
-/// Wants that are taken together, so that their channels are asked for together.
+/// Wants that are taken together, so that their channels share pipelines.
 const WANTS_TOGETHER: usize = 1024;
 
 /// How far a subscription is.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Stage {
-    /// Not asked for, or refused: at the next tick.
+    /// Not sent, or refused: sent at the next tick.
     Idle,
     /// Asked for, at this time.
     Asked(Instant),
@@ -68,7 +72,7 @@ enum Stage {
     Subscribed,
 }
 
-/// What the connection's task tells ours.
+/// A message of the connection's task to this task.
 #[derive(Debug)]
 enum Note {
     Subscribed(String),
@@ -93,18 +97,18 @@ impl From<String> for End {
     }
 }
 
-/// What was sent.
+/// The command that was sent.
 #[derive(Debug)]
 enum Sent {
     /// Subscriptions to these channels, a command for each.
     Subscriptions(Vec<String>),
     /// A probe.
     Probe,
-    /// What needs nothing but an answer.
+    /// A command that needs nothing but a reply.
     Other,
 }
 
-/// What came of it: a reply to each command, or nothing in time.
+/// The result: a reply to each command, or nothing in time.
 type Landed = (Sent, Result<RedisResult<Vec<Value>>, ()>);
 
 /// Runs until the driver lets go of `wants`.
@@ -119,9 +123,9 @@ pub(super) async fn run(
     let mut told = BTreeMap::new();
     let mut backoff = Backoff::default();
     let mut round = 0;
-    // Since when there is no connection, and whether the log says so.
+    // Since when there is no connection, and whether that was logged.
     let (mut failing, mut said) = (None, false);
-    // Why a connection was lost, as the log said last, and when.
+    // The cause and time of the last logged loss of a connection.
     let mut lost = None;
     loop {
         let (notes, mut noted) = unbounded_channel();
@@ -149,7 +153,7 @@ pub(super) async fn run(
         match opened {
             Ok((server, connection)) => {
                 let began = Instant::now();
-                // The driver outlives its nodes; if it does not, nobody is left to tell.
+                // The driver outlives its nodes; if it does not, there is no receiver.
                 let _ = inputs.send(Input::Listening(source, server, round));
                 let session = Session {
                     context: &context,
@@ -188,7 +192,8 @@ pub(super) async fn run(
                 (failing, said) = (None, false);
             }
             Err(cause) => {
-                // A server that cannot be reached is told of at once by the node of its commands. But it may be this one alone.
+                // The node of the commands reports an unreachable server at once. But this
+                // connection may be the only one that fails.
                 let since = *failing.get_or_insert_with(Instant::now);
                 if since.elapsed() > FAILING_MAX && !said {
                     said = true;
@@ -221,7 +226,7 @@ fn note_want(wanted: &mut BTreeMap<String, Stage>, want: Want, round: &mut u64) 
         Want::NotChannel(channel) => {
             wanted.remove(&channel);
         }
-        // What is being opened is new.
+        // A connection that is being opened is new anyway.
         Want::Redial(_, of_round, _) => *round = of_round,
         // It is about a connection that is not there.
         Want::Check => {}
@@ -257,7 +262,8 @@ fn push_handler(
                     let _ = signals.send(Signal::Packet { channel, payload });
                 }
             }
-            // Signals of both kinds go from here, so that they keep their place between the packets.
+            // Signals of both kinds go from here, so that they keep their position between the
+            // packets.
             (PushKind::Subscribe | PushKind::SSubscribe, _) => {
                 let _ = signals.send(Signal::Subscribed(channel.clone(), source));
                 let _ = notes.send(Note::Subscribed(channel));
@@ -277,20 +283,21 @@ struct Session<'a> {
     source: NodeId,
     connection: MultiplexedConnection,
     wanted: &'a mut BTreeMap<String, Stage>,
-    /// Refused channels with what was told of them, until they are heard.
+    /// Refused channels with the logged reason, until they are confirmed.
     told: &'a mut BTreeMap<String, Arc<str>>,
-    /// Channels to be asked for next; those of them that are not idle (any more) are passed over.
+    /// Channels to subscribe to next; channels that are not idle (any more) are skipped.
     waiting: VecDeque<String>,
     /// Pipelines of subscriptions under way, at most [`ASKING_MAX`].
     asking: usize,
-    /// The channel on which something was said that should come back, and when.
+    /// The channel of the probe under way, and when it was sent.
     probe: Option<(String, Instant)>,
     landings: FuturesUnordered<LocalBoxFuture<'static, Landed>>,
     inputs: &'a UnboundedSender<Input>,
 }
 
 impl Session<'_> {
-    /// Until the connection is lost (the reason) or the driver lets go (`None`). `pulse` counts what was said on channels.
+    /// Runs until the connection is lost (the reason) or the driver lets go (`None`). `pulse`
+    /// counts received packets.
     async fn serve(
         mut self,
         wants: &mut UnboundedReceiver<Want>,
@@ -315,8 +322,8 @@ impl Session<'_> {
                     }
                     Some(Note::Unsubscribed(channel)) => {
                         self.forget_probe_on(&channel);
-                        // Not by our wish, as then it is not wanted any more: its slot has moved.
-                        // Asked again, the server tells where it went.
+                        // An unsubscription that we did not send: the slot has moved. The next
+                        // subscription attempt gets the new server from this one.
                         if let Some(stage) = self.wanted.get_mut(&channel) {
                             *stage = Stage::Idle;
                             self.waiting.push_back(channel);
@@ -357,7 +364,7 @@ impl Session<'_> {
                     if now == beats {
                         silent += 1;
                     } else {
-                        // Whoever said it, and on whatever channel: what is said comes.
+                        // Any packet on any channel proves delivery.
                         (beats, silent, self.probe) = (now, 0, None);
                     }
                     if self.probe.as_ref().is_some_and(|(_, at)| at.elapsed() > ANSWER_MAX) {
@@ -394,14 +401,15 @@ impl Session<'_> {
         }
     }
 
-    /// Asks for all that are not asked for, those too that were refused.
+    /// Subscribes to all channels that are idle, refused ones too.
     fn subscribe_idle(&mut self) {
         let idle = self.wanted.iter().filter(|(_, stage)| **stage == Stage::Idle);
         self.waiting = idle.map(|(channel, _)| channel.clone()).collect();
         self.subscribe_waiting();
     }
 
-    /// Asks for as many of those that wait as may be asked for now; the others follow when answers come.
+    /// Sends as many waiting subscriptions as may be under way now; the rest follow when replies
+    /// come.
     fn subscribe_waiting(&mut self) {
         let name = self.command("SUBSCRIBE", "SSUBSCRIBE");
         while self.asking < ASKING_MAX {
@@ -423,8 +431,9 @@ impl Session<'_> {
         }
     }
 
-    /// Finds out whether the connection is good: says something on a channel that is heard over it, or, if there is none, asks PING.
-    /// The first by name is one that many gateways hear: a probe of one of them is proof for all.
+    /// Probes the connection: publishes to a channel that is subscribed over it or, if there is
+    /// none, sends PING. The first channel by name is one that many gateways subscribe to: one
+    /// gateway's probe is proof for all.
     fn prove(&mut self) {
         let heard = self.wanted.iter().find(|(_, stage)| **stage == Stage::Subscribed);
         let Some((channel, _)) = heard else { return self.ping() };
@@ -458,7 +467,8 @@ impl Session<'_> {
             let replies = timeout(ANSWER_MAX, connection.send_packed_commands(&commands, 0, count)).await;
             (sent, replies.map_err(|_| ()))
         };
-        // Out of tokio's budget for cooperation, as in `node`: with it spent, an end could overtake its beginning.
+        // Out of tokio's budget for cooperation, as in `node`: with it spent, an end could overtake
+        // its beginning.
         self.landings.push(Box::pin(unconstrained(landing)));
     }
 
@@ -473,7 +483,8 @@ impl Session<'_> {
                 }
                 self.subscribe_waiting();
             }
-            // No permission, or its slot has just moved. A server that refuses answers: as good as PING.
+            // No permission, or its slot has just moved. A server that refuses answers: as good as
+            // PING.
             Sent::Probe if matches!(replies[..], [Value::ServerError(_)]) => self.probe = None,
             Sent::Probe | Sent::Other => {}
         }
@@ -486,9 +497,9 @@ impl Session<'_> {
         if error.code() == "MOVED" {
             let named = error.details().and_then(|details| details.split(' ').nth(1));
             let named = named.unwrap_or_default().to_owned();
-            let _ = self.inputs.send(Input::Misplaced(self.source, channel, named));
+            let _ = self.inputs.send(Input::SlotMoved(self.source, channel, named));
         } else {
-            // It is asked for again at each tick, but told of once.
+            // It is retried at each tick, but logged once.
             let why = commands::explained(error);
             let words: Arc<str> = format!("Redis refused the subscription to {channel}: {why}").into();
             if self.wanted.contains_key(&channel) && self.told.get(&channel) != Some(&words) {

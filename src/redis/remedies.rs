@@ -1,6 +1,6 @@
-//! What to do about an error, for those who read it in the log, in `/readyz` or at a start that failed. Pure.
+//! The remedy for an error, for readers of the log, of `/readyz` or of a failed start. Pure.
 //!
-//! Redis says what it did not like; this file says which key or command mends it.
+//! Redis names its complaint; this file names the key or command that mends it.
 
 use redis::RedisError;
 
@@ -40,7 +40,8 @@ pub(super) fn with_connecting(words: String, error: &RedisError, tls: bool) -> S
     format!("{words}; {remedy}")
 }
 
-/// The same for a server that says nothing. Redis waits for the end of a line where TLS has none.
+/// The same for a server that sends nothing. Redis waits for the end of a line while TLS sends
+/// none.
 pub(super) fn with_silent(words: String, tls: bool) -> String {
     if tls {
         format!("{words}; if this port does not speak TLS, begin redis.url with redis instead of rediss")
@@ -53,7 +54,7 @@ fn is_parse_error(error: &RedisError) -> bool {
     error.kind() == redis::ErrorKind::Parse
 }
 
-/// By the code that a message of Redis begins with. Words count where the code says only ERR.
+/// Goes by the code that a message of Redis begins with. The text counts if the code is only ERR.
 fn remedy(code: &str, words: &str) -> Option<&'static str> {
     let remedy = match code {
         "NOAUTH" => "write the password into redis.url, as in redis://user:password@host",

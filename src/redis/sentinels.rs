@@ -1,6 +1,7 @@
-//! Where the master is, as sentinels say.
+//! The master's address, according to the sentinels.
 //!
-//! One sentinel may be cut off and name a master of the past, so all are asked at once and most of them decide.
+//! One sentinel may be cut off and name a former master, so all are asked at once and the majority
+//! decides.
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
@@ -16,8 +17,8 @@ use crate::config::{RedisAddress, RedisServers};
 const SENTINEL_ANSWER_MAX: std::time::Duration = std::time::Duration::from_millis(500);
 
 impl Dialer {
-    /// Where most sentinels say that the master is: as soon as more than half of all agree, else whoever has most of those
-    /// that answer.
+    /// The master's address by majority: as soon as more than half of all sentinels agree, else the
+    /// one with the most votes among those that answer.
     pub(super) async fn ask_sentinels(&self) -> Result<RedisAddress, Cause> {
         let RedisServers::Sentinel { sentinels, master } = self.servers() else {
             return Err("there are no sentinels".into());
@@ -55,7 +56,8 @@ impl Dialer {
         let mut connection = if has_own {
             self.open(&at, |_| {}, Login::Sentinel).await?
         } else {
-            // Most sentinels have no password, and one without it may refuse a user that only the servers know.
+            // Most sentinels have no password, and one without it may refuse a user that only the
+            // servers know.
             match self.open(&at, |_| {}, Login::Anonymous).await {
                 Err(why) if why.contains("NOAUTH") => self.open(&at, |_| {}, Login::WithoutDatabase).await?,
                 opened => opened?,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::config::RedisAddress;
 
-/// Why a server cannot be asked, for the log and `/readyz`.
+/// Why a server is unavailable, for the log and `/readyz`.
 pub(super) type Cause = Arc<str>;
 
 /// Where a server is found.
@@ -14,7 +14,7 @@ pub(super) type Cause = Arc<str>;
 pub(super) enum Location {
     /// Here.
     At(Endpoint),
-    /// Wherever the sentinels say.
+    /// The master that the sentinels name.
     BySentinel,
 }
 
@@ -40,12 +40,12 @@ impl fmt::Display for Endpoint {
     }
 }
 
-/// What a connection to a master is for.
+/// The purpose of a connection to a master.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Line {
     Commands,
     Subscriptions,
-    /// To see who is there, and no more.
+    /// Only for a look at the server.
     Scout,
 }
 
@@ -53,7 +53,7 @@ pub(super) enum Line {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Server {
     pub(super) at: Endpoint,
-    /// Of this life of the server; `None` where it does not say.
+    /// The id of this life of the server; `None` if it gives none.
     pub(super) run_id: Option<Arc<str>>,
 }
 

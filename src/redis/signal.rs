@@ -1,4 +1,4 @@
-//! What the tasks of a broker tell its owner.
+//! Signals from the tasks of a broker to its owner.
 
 use bytes::Bytes;
 
@@ -8,7 +8,7 @@ use crate::cluster::store::StoreEvent;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct NodeId(pub(super) u64);
 
-/// What tasks say, in order; channels by name.
+/// A signal of a task, in order; channels by name.
 #[derive(Debug)]
 pub(super) enum Signal {
     /// As it is.

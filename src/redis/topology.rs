@@ -1,4 +1,4 @@
-//! Who serves which slot of a cluster. Pure.
+//! The owner of each slot of a cluster. Pure.
 //!
 //! Without a cluster there is one server, which serves slot 0, and every key is in slot 0.
 
@@ -10,7 +10,8 @@ use crate::config::RedisAddress;
 /// Slots of a cluster.
 pub(super) const SLOTS: u16 = 16_384;
 
-/// The slot of a key or channel: what stands between the first `{` and the next `}` decides, if there is something.
+/// The slot of a key or channel. Text between the first `{` and the next `}` alone decides, if
+/// there is any.
 pub(super) fn slot_of(key: &str) -> u16 {
     let tag = key.split_once('{').and_then(|(_, rest)| rest.split_once('}'));
     let hashed = match tag {
@@ -32,13 +33,13 @@ fn crc16(bytes: &[u8]) -> u16 {
 /// A cluster as one of its servers sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ClusterSlots {
-    /// The server says that the cluster works.
+    /// The server reports that the cluster works.
     pub(super) works: bool,
     /// Rises with each change, so that a server which was cut off is known by it.
     pub(super) epoch: u64,
     /// First slot, last slot, master.
     pub(super) ranges: Vec<(u16, u16, RedisAddress)>,
-    /// Others that could be asked.
+    /// Other servers that could be asked.
     pub(super) replicas: Vec<RedisAddress>,
 }
 
@@ -74,7 +75,7 @@ impl ClusterSlots {
         Some(shared)
     }
 
-    /// The first slot that nobody serves.
+    /// The first slot without an owner.
     pub(super) fn first_gap(&self) -> Option<u16> {
         let mut ranges: Vec<(u16, u16)> = self.ranges.iter().map(|(first, last, _)| (*first, *last)).collect();
         ranges.sort_unstable();
@@ -106,7 +107,8 @@ fn server(value: &Value, asked: &RedisAddress) -> Option<RedisAddress> {
     })
 }
 
-/// The address in `MOVED 3999 127.0.0.1:6381`; without a host it is another port of the server that said so.
+/// The address in `MOVED 3999 127.0.0.1:6381`. Without a host it is another port of the server that
+/// sent it.
 pub(super) fn named_address(text: &str, asked: &RedisAddress) -> Option<RedisAddress> {
     // IPv6 addresses come without brackets, so the port is what follows the last colon.
     let (host, port) = text.rsplit_once(':')?;

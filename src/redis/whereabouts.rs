@@ -1,9 +1,10 @@
 //! On which server a node's two connections are: one decision for both. Pure.
 //!
-//! Commands and subscriptions have a connection each, and a name, a proxy or a failover may lead the two to different
-//! servers, or leave one of them behind. Each works by itself then, and nothing that is published is heard. So both are
-//! judged together: they must be on one server, by its run id; what is published over one must be heard over the other;
-//! and neither may be on a server that is no master any more. Otherwise they are dialled anew, paced.
+//! Commands and subscriptions have a connection each. A name, a proxy or a failover may lead the
+//! two to different servers, or leave one of them behind. Each then works by itself, and no
+//! publication arrives. So both are judged together, by three rules. They must be on one server, by
+//! its run id. A publication over one must arrive over the other. Neither may be on a server that
+//! is no master any more. Otherwise they are dialled anew, paced.
 //!
 //! ```text
 //!            opened, on one server
@@ -14,8 +15,8 @@
 //!                                        └───────────┘
 //! ```
 //!
-//! Owned by the driver, one for each node. Invariant: *one server*: a node counts as there only while its pair is not in
-//! trouble.
+//! Owned by the driver, one for each node. Invariant: *one server*: a node counts as there only
+//! while its pair is not in trouble.
 
 use std::time::Duration;
 
@@ -26,14 +27,14 @@ use super::server::{Cause, Line, Server};
 
 /// A pair that was together for so long begins anew with short pauses.
 const GOOD: Duration = Duration::from_secs(10);
-/// Servers behind some proxies say another run id to each connection. After so many rounds what they say is not believed
-/// any more, and only whether publications are heard counts.
+/// Servers behind some proxies give another run id to each connection. After so many rounds their
+/// run ids are ignored, and only the arrival of publications counts.
 const ROUNDS_MAX: u32 = 6;
 
 /// How one connection is.
 #[derive(Debug)]
 enum Side {
-    /// Nobody wants it yet.
+    /// Not needed yet.
     Unwanted,
     /// Being opened, or waiting for the next attempt.
     Opening,
@@ -48,7 +49,7 @@ pub(super) struct Redial {
     pub(super) subscriptions: bool,
     pub(super) pause: Duration,
     pub(super) cause: Cause,
-    /// Goes with what is said of the new connections; what is said with an earlier one is of the old.
+    /// The round of the new connections. Reports with an earlier round are about old connections.
     pub(super) round: u64,
 }
 
@@ -96,7 +97,7 @@ impl Whereabouts {
         }
     }
 
-    /// Run ids tell nothing here, see [`ROUNDS_MAX`].
+    /// Run ids prove nothing here, see [`ROUNDS_MAX`].
     pub(super) fn is_taken_on_trust(&self) -> bool {
         self.apart >= ROUNDS_MAX
     }
@@ -139,8 +140,9 @@ impl Whereabouts {
                     "commands go to Redis at {}, and subscriptions are with another server, at {}",
                     commands.at, subscriptions.at
                 );
-                // The later one shows where the way leads now, so the earlier one follows. If that does not help, either or
-                // both: a proxy that gives its servers out in turn would keep the same two apart for ever.
+                // The later one shows where the way leads now, so the earlier one follows. If that
+                // does not help, either or both: a proxy that gives its servers out in turn would
+                // keep the same two apart for ever.
                 let (commands, subscriptions) = match (self.apart, chance % 4) {
                     (0 | 1, _) => (
                         commands_since <= subscriptions_since,
@@ -157,7 +159,8 @@ impl Whereabouts {
         }
     }
 
-    /// A connection is gone, or could not be opened. `moved`: because the server is no master any more.
+    /// A connection is gone, or could not be opened. `moved`: because the server is no master any
+    /// more.
     pub(super) fn lost(&mut self, line: Line, round: u64, moved: Option<&Cause>, now: Instant) -> Option<Redial> {
         if round < self.expected(line) {
             return None;
@@ -167,7 +170,7 @@ impl Whereabouts {
         self.redial(true, true, cause.clone(), now)
     }
 
-    /// What is published is not heard, or the way leads elsewhere by now.
+    /// Publications do not arrive, or the location leads elsewhere by now.
     pub(super) fn doubted(&mut self, cause: Cause, now: Instant) -> Option<Redial> {
         self.apart = 0;
         match (&self.commands, &self.subscriptions) {
@@ -177,7 +180,7 @@ impl Whereabouts {
         }
     }
 
-    /// Those of the two that are open.
+    /// The open ones of the two.
     fn redial(&mut self, commands: bool, subscriptions: bool, cause: Cause, now: Instant) -> Option<Redial> {
         if self.together.take().is_some_and(|since| now - since >= GOOD) {
             self.backoff = Backoff::default();
@@ -281,7 +284,7 @@ mod tests {
             (false, true),
             "commands are gone"
         );
-        // What the old subscriptions say is of the past.
+        // Reports of the old subscriptions are out of date.
         assert_eq!(pair.opened(Line::Subscriptions, 0, server(1), now, 0), None);
         assert_eq!(pair.opened(Line::Commands, 0, server(2), now, 0), None);
         assert_eq!(pair.trouble(), Some(&cause), "until both are there");
@@ -310,7 +313,8 @@ mod tests {
         assert!(pair.opened(Line::Commands, 0, nameless(2), now, 0).is_some());
     }
 
-    /// A proxy behind which every connection says another run id: after some rounds the pair is taken as it is.
+    /// A proxy that gives another run id to every connection: after some rounds the pair is taken
+    /// as it is.
     #[test]
     fn run_ids_that_never_agree_are_not_believed_for_ever() {
         let mut now = Instant::now();
@@ -349,9 +353,9 @@ mod tests {
         Way(u8),
         /// A connection breaks.
         Breaks(bool),
-        /// The server says that it is no master any more.
+        /// The server reports that it is no master any more.
         Demoted,
-        /// What is published is not heard, if that is so.
+        /// The cause, if publications do not arrive.
         Probe,
         /// So many milliseconds pass.
         Wait(u16),
@@ -368,8 +372,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever happens in whatever order: when the way stays, both connections are on one server soon,
-        /// and they are never dialled more often than the pauses allow.
+        /// For any order of events: while the location stays, both connections are on one server
+        /// soon. They are never dialled more often than the pauses allow.
         #[test]
         fn both_are_together_soon_after_discovery_made_up_its_mind(
             events in proptest::collection::vec((event(), any::<u8>()), 0..60),
@@ -379,7 +383,7 @@ mod tests {
             let mut pair = Whereabouts::new();
             pair.want_subscriptions();
             let mut way = 1;
-            // Where each connection is, and when it may be dialled; the round that it was told.
+            // The server of each connection, when it may be dialled, and its round.
             let mut on: [Option<u8>; 2] = [None; 2];
             let mut due = [now; 2];
             let mut rounds = [0u64; 2];

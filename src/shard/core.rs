@@ -11,7 +11,7 @@ use core::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use crate::admin::Answer;
+use crate::admin::AdminReply;
 use crate::engine::{Payload, SocketKey};
 use crate::http::ListenerKind;
 use crate::ids::ShardId;
@@ -511,7 +511,7 @@ impl Core {
     }
 
     /// The control thread has answered an administrator's request.
-    pub(super) fn handle_answer(&mut self, conn: SocketKey, answer: Answer) {
+    pub(super) fn handle_answer(&mut self, conn: SocketKey, answer: AdminReply) {
         self.admission.handle_answer(&mut self.kernel, conn, answer);
         self.receive_again(conn);
     }

@@ -1,4 +1,4 @@
-//! What all threads may read of the cluster. Written by the control thread alone.
+//! The state of the cluster that all threads may read. The control thread alone writes it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -7,7 +7,7 @@ use arc_swap::ArcSwapOption;
 
 use crate::metrics::ClusterMetrics;
 
-/// How this gateway stands with the others.
+/// This gateway's state in the cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[repr(u8)]
 pub enum ClusterHealth {
@@ -22,7 +22,7 @@ pub enum ClusterHealth {
     Unreachable,
     /// Redis has not answered for a second.
     Slow,
-    /// The gateway's own channel is not heard.
+    /// The subscription to the gateway's own channel is lost.
     Deaf,
     /// A probe on the gateway's own channel did not come back.
     ProbeLost,
@@ -30,7 +30,7 @@ pub enum ClusterHealth {
     Refusing,
     /// Another gateway has this one's id.
     IdTaken,
-    /// Publications of some channels are not heard.
+    /// Subscriptions to some channels are lost.
     HalfDeaf,
 }
 
@@ -48,7 +48,7 @@ impl ClusterHealth {
         ClusterHealth::HalfDeaf,
     ];
 
-    /// What is wrong, in words; `None` if nothing is.
+    /// The fault in words; `None` if there is none.
     pub fn trouble(self) -> Option<&'static str> {
         match self {
             ClusterHealth::Alone | ClusterHealth::Member => None,
@@ -74,34 +74,34 @@ impl ClusterHealth {
             )
     }
 
-    /// True if other gateways can be reached, as far as is known.
+    /// True if peers can be reached, as far as is known.
     pub fn is_up(self) -> bool {
         matches!(
             self,
-            // Where our own channel is not heard, no answer of others is.
+            // Without our own channel no reply of a peer arrives.
             ClusterHealth::Member | ClusterHealth::Refusing | ClusterHealth::HalfDeaf
         )
     }
 }
 
-/// What all threads may read of the cluster.
+/// The state of the cluster that all threads may read.
 #[derive(Debug, Default)]
 pub struct ClusterView {
     health: AtomicU8,
     /// Redis' own words about it.
     words: ArcSwapOption<String>,
-    /// What the control thread counts.
+    /// The counters of the control thread.
     pub metrics: ClusterMetrics,
 }
 
 impl ClusterView {
-    /// How this gateway stands with the others.
+    /// This gateway's state in the cluster.
     pub fn health(&self) -> ClusterHealth {
         let health = self.health.load(Ordering::Relaxed);
         ClusterHealth::ALL.get(usize::from(health)).copied().unwrap_or_default()
     }
 
-    /// What is wrong, in our words and in Redis'; `None` if nothing is.
+    /// The fault in our words and in Redis'; `None` if there is none.
     pub fn trouble(&self) -> Option<String> {
         let trouble = self.health().trouble()?;
         Some(match &*self.words.load() {
@@ -118,7 +118,7 @@ impl ClusterView {
         self.health.store(health as u8, Ordering::Relaxed);
     }
 
-    /// True if there are other gateways to talk to, and they can be reached.
+    /// True if there are peers, and they can be reached.
     pub fn is_up(&self) -> bool {
         self.health().is_up()
     }

@@ -1,7 +1,7 @@
 //! The gate of administrators' requests: how many wait for an answer, and whether more are taken.
 //!
-//! Written by every shard and the control thread. "None waits" and "no more are taken" is one compare-and-exchange, so no
-//! request comes between.
+//! Written by every shard and the control thread. "None waits" and "no more are taken" is one
+//! compare-and-exchange, so no request comes between.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -13,14 +13,14 @@ const CLOSED: u64 = 1 << 63;
 pub struct Gate(AtomicU64);
 
 impl Gate {
-    /// From now on an administrator waits for an answer, and a drain does, too, until [`Gate::answered`]. Returns false once
-    /// the gate is closed, as nobody would answer.
+    /// From now on an administrator waits for an answer, and a drain waits too, until
+    /// [`Gate::answered`]. Returns false once the gate is closed, as no thread would answer.
     pub fn expect(&self) -> bool {
         let more = |due| (due & CLOSED == 0).then_some(due + 1);
         self.0.fetch_update(Ordering::AcqRel, Ordering::Relaxed, more).is_ok()
     }
 
-    /// An answer that was expected has left, or nobody is there for it; once for each.
+    /// A due answer was sent, or its client is gone. To be called once for each.
     pub fn answered(&self) {
         let before = self.0.fetch_sub(1, Ordering::AcqRel);
         debug_assert!(before & !CLOSED > 0, "an answer that nobody expected");

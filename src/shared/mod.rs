@@ -1,7 +1,8 @@
-//! What every thread of a gateway may read: who it is, its clock, its counters, whether it drains.
+//! The state that every thread of a gateway may read: its identity, clock, counters and drain flag.
 //!
-//! One [`Shared`] per gateway, shared by `Arc`. Nothing in it is a table or a queue: counters with one writer each,
-//! one flag, the one word of the admission rate, and numbers as text that was rendered for all.
+//! One [`Shared`] per gateway, shared by `Arc`. It holds no table and no queue: counters with one
+//! writer each, one flag, the one word of the admission rate, and numbers as text that was rendered
+//! for all.
 
 pub mod clock;
 mod cluster;
@@ -25,8 +26,8 @@ pub use rendering::{Claim, RENDER_INTERVAL_MS, Reading, Rendering, Renderings};
 /// A shard or control thread that has not turned for this long does not live: parked shards turn once a second.
 pub const STALLED_AFTER: Duration = Duration::from_secs(5);
 
-/// What a shard that turned late may catch up with when it tells clients of a drain: shards wake by the millisecond, and many
-/// clients may be due in one.
+/// The backlog that a late shard may catch up with when it notifies clients of a drain. Shards wake
+/// by the millisecond, and many clients may be due in one.
 const TELL_SLACK_NS: u64 = 20_000_000;
 
 /// One look at the clock.
@@ -95,7 +96,7 @@ impl From<NotAdmitted> for RefusalReason {
     }
 }
 
-/// What every thread may read.
+/// The state that every thread may read.
 #[derive(Debug)]
 pub struct Shared {
     /// Unique name of the gateway.
@@ -108,19 +109,19 @@ pub struct Shared {
     pub cpus: Vec<Option<usize>>,
     /// The counters of each shard.
     pub shards: Box<[ShardMetrics]>,
-    /// What `admin.listen` answered. Written by the control thread.
+    /// The counters of `admin.listen`. Written by the control thread.
     pub admin: HttpMetrics,
     /// Items under way between shards.
     pub depths: Arc<Depths>,
-    /// The other gateways.
+    /// The state of the cluster.
     pub cluster: ClusterView,
     /// What the kernel says about the process. Written by the control thread.
     pub process: ProcessMetrics,
     /// Keys from a URL.
     pub jwks: JwksMetrics,
-    /// What `/metrics` answers.
+    /// The renderings of `/metrics`.
     pub metrics: Renderings,
-    /// What `/stats` answers.
+    /// The renderings of `/stats`.
     pub stats: Renderings,
     /// When the control thread last turned, milliseconds of the gateway's clock.
     pub control_turn_ms: Counter,
@@ -131,9 +132,9 @@ pub struct Shared {
     permits: AtomicU64,
     /// When the next handshake is due by the admission rate, nanoseconds of the gateway's clock (GCRA).
     admission_due_ns: AtomicU64,
-    /// When the next client may be told of a drain, nanoseconds of the gateway's clock (GCRA).
+    /// When the next client may be notified of a drain, nanoseconds of the gateway's clock (GCRA).
     drain_due_ns: AtomicU64,
-    /// Of administrators' requests.
+    /// The gate of administrators' requests.
     pub gate: Gate,
 }
 
@@ -179,10 +180,11 @@ impl Shared {
         !self.draining.swap(true, Ordering::AcqRel)
     }
 
-    /// May one more client be told of the drain, if one is every `every_ns` on the whole gateway? Then it counts as told.
+    /// May one more client be notified of the drain, at one per `every_ns` on the whole gateway?
+    /// `Ok` counts it as notified.
     ///
     /// # Errors
-    /// When to ask again, nanoseconds of the gateway's clock.
+    /// When to try again, nanoseconds of the gateway's clock.
     pub fn may_tell(&self, now_ns: u64, every_ns: u64) -> Result<(), u64> {
         // One by one where there is time between two: a limit of ten per second is a tenth of a second each.
         let slack_ns = if every_ns < TELL_SLACK_NS { TELL_SLACK_NS } else { 0 };
@@ -208,7 +210,7 @@ impl Shared {
         self.shards.iter().map(|shard| shard.users.get()).sum()
     }
 
-    /// When health was last asked for, Unix milliseconds.
+    /// When health was last requested, Unix milliseconds.
     pub fn last_health_check_ms(&self) -> Option<u64> {
         Some(self.last_health_check_ms.load(Ordering::Relaxed)).filter(|ms| *ms > 0)
     }
@@ -283,7 +285,7 @@ impl Shared {
         }
         for (from, to, _) in self.lanes() {
             if self.depths.is_full(from, to) {
-                let (from, to) = (self.place_name(from), self.place_name(to));
+                let (from, to) = (self.end_name(from), self.end_name(to));
                 reasons.push(format!("overloaded: the lane from shard {from} to shard {to} is full"));
             }
         }
@@ -325,12 +327,13 @@ impl Shared {
             .enumerate()
     }
 
-    /// All lanes: from, to, items under way. Those of the control thread only where there is a cluster.
+    /// All lanes: from, to, items under way. Lanes of the control thread are listed only if there
+    /// is a cluster.
     pub fn lanes(&self) -> impl Iterator<Item = (ShardId, ShardId, u32)> {
         let shards = self.shards.len() as u16;
-        let places = if self.cluster.is_alone() { shards } else { shards + 1 };
-        (0..places).flat_map(move |from| {
-            (0..places)
+        let ends = if self.cluster.is_alone() { shards } else { shards + 1 };
+        (0..ends).flat_map(move |from| {
+            (0..ends)
                 .filter(move |to| *to != from)
                 .map(move |to| (ShardId(from), ShardId(to)))
                 .map(|(from, to)| (from, to, self.depths.get(from, to)))
@@ -338,9 +341,9 @@ impl Shared {
     }
 
     /// The name of a lane's end: a shard's number, or `control`.
-    pub fn place_name(&self, place: ShardId) -> String {
-        if place.index() < self.shards.len() {
-            place.to_string()
+    pub fn end_name(&self, end: ShardId) -> String {
+        if end.index() < self.shards.len() {
+            end.to_string()
         } else {
             "control".into()
         }
@@ -382,7 +385,7 @@ impl GatewayNumbers for SharedAt {
     }
 
     fn lanes(&self) -> Box<dyn Iterator<Item = (String, String, u32)> + '_> {
-        let named = |(from, to, depth)| (self.shared.place_name(from), self.shared.place_name(to), depth);
+        let named = |(from, to, depth)| (self.shared.end_name(from), self.shared.end_name(to), depth);
         Box::new(self.shared.lanes().map(named))
     }
 

@@ -1,7 +1,9 @@
-//! What was rendered for everybody: the numbers as text, made at most every [`RENDER_INTERVAL_MS`] and shared by all threads.
+//! Documents rendered for all: the numbers as text, made at most every [`RENDER_INTERVAL_MS`] and
+//! shared by all threads.
 //!
-//! One [`Renderings`] per document. The thread that holds the [`Claim`] renders; all others read. An answer that is under
-//! way keeps no rendering alive: the list here does, and it is bounded, however many requests are never read.
+//! One [`Renderings`] per document. The thread that holds the [`Claim`] renders; all others read.
+//! An answer under way keeps no rendering alive. The list here does, and its length is bounded even
+//! if clients never read.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -11,10 +13,12 @@ use bytes::Bytes;
 
 use super::Now;
 
-/// Two renderings begin so far apart, milliseconds: what is told of numbers is at most so old when it is asked for.
+/// The least time between the starts of two renderings, milliseconds. It bounds the age of the
+/// numbers in an answer.
 pub const RENDER_INTERVAL_MS: u64 = 250;
 
-/// Renderings in memory at the most. With one every [`RENDER_INTERVAL_MS`], a reader has two seconds for the whole of one.
+/// Renderings in memory at the most. With one every [`RENDER_INTERVAL_MS`], a reader has two
+/// seconds for the whole of one.
 const KEPT_MAX: usize = 8;
 
 /// A thread that has been rendering for this long is stuck, and another one may render.
@@ -46,13 +50,14 @@ pub struct Renderings {
 }
 
 impl Renderings {
-    /// A rendering for who asked at `asked_ms` of the gateway's clock, if there is one that is new enough.
+    /// A rendering for a request made at `asked_ms` of the gateway's clock, if there is one that is
+    /// new enough.
     pub fn for_request(&self, asked_ms: u64) -> Option<Arc<Rendering>> {
         let newest = self.kept.load().last().cloned()?;
         (newest.began.mono_ms() + RENDER_INTERVAL_MS > asked_ms).then_some(newest)
     }
 
-    /// The right to render, if nobody has it.
+    /// The right to render, if no other thread has it.
     pub fn claim(&self, now: Now) -> Option<Claim<'_>> {
         let claimed_ns = self.claimed_ns.load(Ordering::Relaxed);
         if claimed_ns != 0 && claimed_ns + CLAIM_MAX_NS > now.mono_ns {
@@ -83,8 +88,8 @@ pub struct Claim<'a> {
 }
 
 impl Claim<'_> {
-    /// Gives everybody what was rendered. Renderings that nobody reads any more go, and the oldest where there are too many:
-    /// answers made of it end before their end.
+    /// Publishes a rendering to all threads. Renderings without readers go, and the oldest if there
+    /// are too many: answers made of those end early.
     pub fn publish(self, pieces: Vec<Bytes>) {
         let rendering = Arc::new(Rendering {
             began: self.began,
@@ -92,7 +97,8 @@ impl Claim<'_> {
         });
         self.renderings.kept.rcu(|kept| {
             let (older, newest) = kept.split_at(kept.len().saturating_sub(1));
-            // The newest so far may have been given to a request that holds on to it only in a moment.
+            // The newest so far may have been given to a request that holds on to it only in a
+            // moment.
             let read = older.iter().filter(|rendering| Arc::weak_count(rendering) > 0);
             let mut kept: Vec<_> = read.chain(newest).chain([&rendering]).cloned().collect();
             kept.drain(..kept.len().saturating_sub(KEPT_MAX));
@@ -111,7 +117,7 @@ impl Drop for Claim<'_> {
     }
 }
 
-/// What an answer under way holds of a rendering.
+/// The reference that an answer under way has to a rendering.
 pub type Reading = Weak<Rendering>;
 
 #[cfg(test)]
@@ -161,7 +167,8 @@ mod tests {
         assert!(renderings.claim(at(2300)).is_some());
     }
 
-    /// However many answers are not read, and however far apart they were asked for.
+    /// Unread answers never add to the memory of renderings, at whatever intervals they were
+    /// requested.
     #[test]
     fn what_is_kept_is_bounded() {
         let renderings = Renderings::default();

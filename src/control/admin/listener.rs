@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::service::AdminService;
-use crate::admin::Answer;
+use crate::admin::AdminReply;
 use crate::http::{HttpConn, HttpContext, HttpProgress};
 use crate::runtime::admin::AdminSocket;
 
@@ -238,7 +238,7 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
                 expected = expected.or_else(|| service.expect_answer());
                 let answer = match expected {
                     Some(_) => service.serve(&request, peer).await,
-                    None => Answer::ending(),
+                    None => AdminReply::ending(),
                 };
                 context.set_now(service.now());
                 progress = http.answer(answer, &mut output);

@@ -17,8 +17,8 @@ use uuid::Uuid;
 use super::super::handle::{Handle, Order};
 use crate::admin::routes::{self, bad_cursor, no_such_connection};
 use crate::admin::{
-    Action, Answer, ChannelInfo, ChannelPage, ClosedInfo, ConnectionInfo, Cursor, GatewayInfo, Page, Receivers,
-    Refusal, Request, SentInfo, UserInfo,
+    Action, AdminError, AdminReply, ChannelInfo, ChannelPage, ClosedInfo, ConnectionInfo, Cursor, GatewayInfo, Page,
+    Receivers, Request, SentInfo, UserInfo,
 };
 use crate::cluster::inquiries::Whereabouts;
 use crate::ids::{IdSource, ShardId, SocketKey};
@@ -113,7 +113,7 @@ impl AdminService {
         self.clock.now()
     }
 
-    /// `None` once the gateway has ended: then [`Answer::ending`] is all there is to say.
+    /// `None` once the gateway has ended: then [`AdminReply::ending`] is all there is to say.
     pub(super) fn expect_answer(&self) -> Option<Expected> {
         self.shared.gate.expect().then(|| Expected(Arc::clone(&self.shared)))
     }
@@ -136,7 +136,7 @@ impl AdminService {
     }
 
     /// Carries out what the program itself wants.
-    pub(in crate::control) fn take_own(self: &Rc<Self>, request: Request, answered: oneshot::Sender<Answer>) {
+    pub(in crate::control) fn take_own(self: &Rc<Self>, request: Request, answered: oneshot::Sender<AdminReply>) {
         let service = Rc::clone(self);
         tokio::task::spawn_local(async move {
             // Without it there is no answer, which says that the gateway has ended.
@@ -177,7 +177,7 @@ impl AdminService {
     }
 
     /// Carries out one request and makes the answer.
-    pub(super) async fn serve(&self, request: &Request, from: Option<SocketAddr>) -> Answer {
+    pub(super) async fn serve(&self, request: &Request, from: Option<SocketAddr>) -> AdminReply {
         let action = match routes::read(request) {
             Ok(action) => action,
             Err(answer) => return answer,
@@ -187,7 +187,7 @@ impl AdminService {
             Ok(Ok(answer) | Err(answer)) => answer,
             Err(_) => {
                 let words = format!("no answer in {:?}; it may be carried out all the same", self.answer_max);
-                Answer::refuse(Refusal::Timeout, &words)
+                AdminReply::refuse(AdminError::Timeout, &words)
             }
         };
         if let Some(change) = change {
@@ -197,17 +197,17 @@ impl AdminService {
         answer
     }
 
-    async fn carry_out(&self, action: Action<'_>) -> Result<Answer, Answer> {
+    async fn carry_out(&self, action: Action<'_>) -> Result<AdminReply, AdminReply> {
         match action {
-            Action::Document => Ok(Answer::document()),
+            Action::Document => Ok(AdminReply::document()),
             Action::ListConnections { user, cursor, limit } => self.list(user.map(Into::into), cursor, limit).await,
             Action::ShowConnection(id) => {
                 let found = self.find(id, None).await?;
-                Ok(Answer::json(&found))
+                Ok(AdminReply::json(&found))
             }
             Action::CloseConnection(id, reason) => {
                 self.find(id, Some(reason)).await?;
-                Ok(Answer::empty(204))
+                Ok(AdminReply::empty(204))
             }
             Action::ShowUser(user) => self.show_user(&user).await,
             Action::CloseUser(user, reason) => self.close_user(user.into(), reason).await,
@@ -220,17 +220,17 @@ impl AdminService {
             Action::Broadcast { content } => self.broadcast(content).await,
             Action::Drain => {
                 self.handle.drain();
-                Ok(Answer::empty(202))
+                Ok(AdminReply::empty(202))
             }
         }
     }
 
-    async fn reply(&self, mut ticket: Ticket<'_>) -> Result<Reply, Answer> {
+    async fn reply(&self, mut ticket: Ticket<'_>) -> Result<Reply, AdminReply> {
         let reply = (&mut ticket.reply).await;
-        reply.map_err(|_| Answer::ending())
+        reply.map_err(|_| AdminReply::ending())
     }
 
-    async fn ask(&self, shard: ShardId, query: ShardQuery) -> Result<ShardReply, Answer> {
+    async fn ask(&self, shard: ShardId, query: ShardQuery) -> Result<ShardReply, AdminReply> {
         let ticket = self.ticket();
         self.mailboxes
             .post(shard, AdminToShard::Query(ticket.number, Box::new(query)));
@@ -240,21 +240,25 @@ impl AdminService {
         }
     }
 
-    async fn ask_page(&self, shard: ShardId, query: ShardQuery) -> Result<(Vec<ConnectionInfo>, Option<u32>), Answer> {
+    async fn ask_page(
+        &self,
+        shard: ShardId,
+        query: ShardQuery,
+    ) -> Result<(Vec<ConnectionInfo>, Option<u32>), AdminReply> {
         match self.ask(shard, query).await? {
             ShardReply::Page { connections, next } => Ok((connections, next)),
             _ => Err(wrong_reply()),
         }
     }
 
-    async fn ask_count(&self, shard: ShardId, query: ShardQuery) -> Result<u64, Answer> {
+    async fn ask_count(&self, shard: ShardId, query: ShardQuery) -> Result<u64, AdminReply> {
         match self.ask(shard, query).await? {
             ShardReply::Count(count) => Ok(count),
             _ => Err(wrong_reply()),
         }
     }
 
-    async fn ask_status(&self, shard: ShardId, query: ShardQuery) -> Result<AckStatus, Answer> {
+    async fn ask_status(&self, shard: ShardId, query: ShardQuery) -> Result<AckStatus, AdminReply> {
         match self.ask(shard, query).await? {
             ShardReply::Status(status) => Ok(status),
             _ => Err(wrong_reply()),
@@ -276,7 +280,12 @@ impl AdminService {
         told.await.unwrap_or(false)
     }
 
-    async fn list(&self, user: Option<Arc<str>>, cursor: Option<Cursor>, limit: usize) -> Result<Answer, Answer> {
+    async fn list(
+        &self,
+        user: Option<Arc<str>>,
+        cursor: Option<Cursor>,
+        limit: usize,
+    ) -> Result<AdminReply, AdminReply> {
         let shards = match &user {
             Some(user) => self.home(user).0..=self.home(user).0,
             None => 0..=self.mailboxes.shards.len() as u16 - 1,
@@ -309,14 +318,14 @@ impl AdminService {
             }
             .filter(|next| shards.contains(&next.shard));
         }
-        Ok(Answer::json(&Page {
+        Ok(AdminReply::json(&Page {
             connections,
             cursor: next,
         }))
     }
 
     /// The connection with this id, closed if that is wanted.
-    async fn find(&self, id: Uuid, close: Option<CloseReason>) -> Result<ConnectionInfo, Answer> {
+    async fn find(&self, id: Uuid, close: Option<CloseReason>) -> Result<ConnectionInfo, AdminReply> {
         let searches = self.shards().map(|shard| self.find_on(shard, id, close));
         for found in join_all(searches).await {
             if let Some(found) = found? {
@@ -331,7 +340,7 @@ impl AdminService {
         shard: ShardId,
         id: Uuid,
         close: Option<CloseReason>,
-    ) -> Result<Option<ConnectionInfo>, Answer> {
+    ) -> Result<Option<ConnectionInfo>, AdminReply> {
         let mut next = Some(0);
         while let Some(from) = next {
             let (found, after) = self.ask_page(shard, ShardQuery::Find { id, from, close }).await?;
@@ -343,7 +352,7 @@ impl AdminService {
         Ok(None)
     }
 
-    async fn show_user(&self, user: &str) -> Result<Answer, Answer> {
+    async fn show_user(&self, user: &str) -> Result<AdminReply, AdminReply> {
         let count = ShardQuery::Count { user: user.into() };
         let here = self.ask_count(self.home(user), count).await?;
         let mut gateways = Vec::new();
@@ -360,44 +369,44 @@ impl AdminService {
                 return Err(wrong_reply());
             };
             let words = "the other gateways cannot be asked: Redis is away, or one of them is coming back";
-            let elsewhere = found.ok_or_else(|| Answer::refuse(Refusal::Unavailable, words))?;
+            let elsewhere = found.ok_or_else(|| AdminReply::refuse(AdminError::Unavailable, words))?;
             gateways.extend(elsewhere.into_iter().map(|(id, connections)| GatewayInfo {
                 gateway_id: id.to_string(),
                 connections: connections.into(),
             }));
         }
-        Ok(Answer::json(&UserInfo {
+        Ok(AdminReply::json(&UserInfo {
             user_id: user,
             gateways,
         }))
     }
 
-    async fn end_subscription(&self, user: Arc<str>, channel: Arc<str>) -> Result<Answer, Answer> {
+    async fn end_subscription(&self, user: Arc<str>, channel: Arc<str>) -> Result<AdminReply, AdminReply> {
         let home = self.home(&user);
         let command = ShardCommand::EndSubscription { user, channel };
         let told = self.forward(command.clone()).await;
         let closed = self.ask_count(home, ShardQuery::Command(command)).await?;
         if !told {
             let words = format!("{closed} subscriptions of this gateway were ended, {NOT_TOLD}");
-            return Err(Answer::refuse(Refusal::Unavailable, &words));
+            return Err(AdminReply::refuse(AdminError::Unavailable, &words));
         }
-        Ok(Answer::json(&ClosedInfo { closed }))
+        Ok(AdminReply::json(&ClosedInfo { closed }))
     }
 
-    async fn close_user(&self, user: Arc<str>, reason: CloseReason) -> Result<Answer, Answer> {
+    async fn close_user(&self, user: Arc<str>, reason: CloseReason) -> Result<AdminReply, AdminReply> {
         let home = self.home(&user);
         let command = ShardCommand::CloseUser { user, reason };
         let told = self.forward(command.clone()).await;
         let closed = self.ask_count(home, ShardQuery::Command(command)).await?;
         if !told {
             let words = format!("{closed} connections of this gateway were closed, {NOT_TOLD}");
-            return Err(Answer::refuse(Refusal::Unavailable, &words));
+            return Err(AdminReply::refuse(AdminError::Unavailable, &words));
         }
-        Ok(Answer::json(&ClosedInfo { closed }))
+        Ok(AdminReply::json(&ClosedInfo { closed }))
     }
 
     /// This gateway's channels by name, from every shard.
-    async fn list_channels(&self, prefix: Arc<str>, after: Arc<str>, limit: usize) -> Result<Answer, Answer> {
+    async fn list_channels(&self, prefix: Arc<str>, after: Arc<str>, limit: usize) -> Result<AdminReply, AdminReply> {
         let walks = self
             .shards()
             .map(|shard| self.channels_of(shard, &prefix, &after, limit + 1));
@@ -413,7 +422,7 @@ impl AdminService {
             .collect();
         let last = channels.last().filter(|_| there_are_more);
         let cursor = last.map(|last| last.channel.clone());
-        Ok(Answer::json(&ChannelPage { channels, cursor }))
+        Ok(AdminReply::json(&ChannelPage { channels, cursor }))
     }
 
     /// The first `most` channels of a shard.
@@ -423,7 +432,7 @@ impl AdminService {
         prefix: &Arc<str>,
         after: &Arc<str>,
         most: usize,
-    ) -> Result<BTreeMap<Box<str>, u64>, Answer> {
+    ) -> Result<BTreeMap<Box<str>, u64>, AdminReply> {
         let mut first = BTreeMap::new();
         let mut next = Some(0);
         while let Some(from) = next {
@@ -448,7 +457,7 @@ impl AdminService {
         Ok(first)
     }
 
-    async fn send(&self, to: Receivers, from: &str, content: &str) -> Result<Answer, Answer> {
+    async fn send(&self, to: Receivers, from: &str, content: &str) -> Result<AdminReply, AdminReply> {
         let now = self.clock.now();
         let id = self.ids.borrow_mut().next(now.wall_ms);
         let send_to = |to: Arc<str>| {
@@ -480,15 +489,15 @@ impl AdminService {
             Receivers::Many(all) => {
                 let sent = all.into_iter().map(|to| {
                     let status = send_to(to.as_str().into());
-                    async { Ok::<_, Answer>((to.into_boxed_str(), status.await?.as_str())) }
+                    async { Ok::<_, AdminReply>((to.into_boxed_str(), status.await?.as_str())) }
                 });
                 info.statuses = Some(try_join_all(sent).await?.into_iter().collect());
             }
         }
-        Ok(Answer::json(&info))
+        Ok(AdminReply::json(&info))
     }
 
-    async fn publish(&self, channel: Arc<str>, from: &str, content: &str) -> Result<Answer, Answer> {
+    async fn publish(&self, channel: Arc<str>, from: &str, content: &str) -> Result<AdminReply, AdminReply> {
         let now = self.clock.now();
         let message_id = self.ids.borrow_mut().next(now.wall_ms);
         let publication = Publication {
@@ -507,7 +516,7 @@ impl AdminService {
             received_ns: now.mono_ns,
         };
         match self.ask_status(home, query).await? {
-            AckStatus::Published => Ok(Answer::json(&SentInfo {
+            AckStatus::Published => Ok(AdminReply::json(&SentInfo {
                 message_id,
                 status: None,
                 statuses: None,
@@ -515,12 +524,12 @@ impl AdminService {
             })),
             _ => {
                 let words = "not every subscriber gets it: Redis is away, or too much is on its way";
-                Err(Answer::refuse(Refusal::Unavailable, words))
+                Err(AdminReply::refuse(AdminError::Unavailable, words))
             }
         }
     }
 
-    async fn broadcast(&self, content: &str) -> Result<Answer, Answer> {
+    async fn broadcast(&self, content: &str) -> Result<AdminReply, AdminReply> {
         let now = self.clock.now();
         let message_id = self.ids.borrow_mut().next(now.wall_ms);
         let broadcast = Broadcast {
@@ -537,9 +546,9 @@ impl AdminService {
         let recipients = try_join_all(queries).await?.into_iter().sum();
         if !told {
             let words = format!("{recipients} connections of this gateway got it, {NOT_TOLD}");
-            return Err(Answer::refuse(Refusal::Unavailable, &words));
+            return Err(AdminReply::refuse(AdminError::Unavailable, &words));
         }
-        Ok(Answer::json(&SentInfo {
+        Ok(AdminReply::json(&SentInfo {
             message_id,
             status: None,
             statuses: None,
@@ -556,9 +565,9 @@ fn body(message: &ServerMessage<'_>) -> Vec<u8> {
 }
 
 /// A fault of ours: each query has its kind of reply.
-fn wrong_reply() -> Answer {
+fn wrong_reply() -> AdminReply {
     debug_assert!(false, "a reply of another kind");
-    Answer::refuse(Refusal::Internal, "a reply of another kind")
+    AdminReply::refuse(AdminError::Internal, "a reply of another kind")
 }
 
 #[cfg(test)]

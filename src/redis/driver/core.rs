@@ -1,6 +1,6 @@
 //! The driver's state: the nodes, who serves which slot, and what is subscribed to where.
 //!
-//! What is done about it is in `slots`, `watch` and `run`, which stand above.
+//! The reactions to events are in `slots`, `watch` and `run`, above this file.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -31,13 +31,13 @@ use crate::config::{RedisAddress, RedisServers};
 pub(super) enum Standing {
     /// First attempt to connect.
     Fresh,
-    /// It can be asked.
+    /// It takes commands.
     Up,
     /// It cannot.
     Down(Cause),
 }
 
-/// A server that can be asked, or is being connected to.
+/// A server that takes commands, or is being connected to.
 #[derive(Debug)]
 pub(super) struct Node {
     pub(super) orders: UnboundedSender<Order>,
@@ -47,16 +47,16 @@ pub(super) struct Node {
     pub(super) location: Location,
     /// Where its connections are.
     pub(super) whereabouts: Whereabouts,
-    /// What it throws away when its memory is full, as far as it says so.
+    /// Its eviction policy, as far as it is known.
     pub(super) eviction: Option<Eviction>,
 }
 
 /// How the cluster is as a whole.
 #[derive(Debug)]
 pub(super) enum Whole {
-    /// No server was asked yet.
+    /// No server has given its view yet.
     Unseen,
-    /// It cannot be asked.
+    /// It is unavailable.
     Broken(Cause),
     /// All slots are served. One server is always whole.
     Works,
@@ -71,15 +71,15 @@ pub(in super::super) struct Driver {
     /// Aborts what it holds when the driver goes.
     pub(super) tasks: JoinSet<()>,
     pub(super) next_node: u64,
-    /// Who serves which slot: one entry without a cluster.
+    /// The owner of each slot: one entry without a cluster.
     pub(super) owners: Vec<Option<NodeId>>,
     pub(super) whole: Whole,
     pub(super) detours: Option<Detours>,
-    /// Servers that were heard of, for when no node can be asked.
+    /// Known addresses of servers, for when no node can be asked.
     pub(super) candidates: Vec<RedisAddress>,
     pub(super) next_look: Instant,
     pub(super) last_look: Instant,
-    /// Who was asked last.
+    /// The node that was asked last.
     pub(super) looked_from: NodeId,
     pub(super) looking_around: bool,
     /// Of the picture that counts, and when it came.
@@ -87,17 +87,17 @@ pub(in super::super) struct Driver {
     pub(super) watch: Watch,
     /// Between attempts to find anybody at all.
     pub(super) backoff: Backoff,
-    /// Wanted channels by slot, with the node that was asked for them: there may be thousands, and one slot moves at a
-    /// time.
+    /// Wanted channels by slot, with the node that has their subscription. There may be thousands,
+    /// and one slot moves at a time.
     pub(super) channels: BTreeMap<(u16, String), Option<NodeId>>,
     pub(super) state: State,
-    /// Why Redis was away when the log said so last, and when.
+    /// The cause and time of the last outage in the log.
     pub(super) told: Option<(Cause, Instant)>,
-    /// The log did not say so this time.
+    /// This outage was not logged.
     pub(super) is_quiet: bool,
 }
 
-/// What was last told.
+/// The state that the owner last got.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum State {
     Beginning,
@@ -164,7 +164,8 @@ impl Driver {
         self.next_node += 1;
         let (orders, receiver) = unbounded_channel();
         let (context, inputs) = (self.context.clone(), self.inputs.clone());
-        // A server that joins a cluster which works is worth waiting for; before that nothing works anyway.
+        // A server that joins a cluster which works is worth waiting for; before that nothing works
+        // anyway.
         let patient = self.state == State::Connected;
         let task = node::run(context, id, location.clone(), receiver, inputs, patient);
         self.tasks.spawn_local(task);
@@ -180,8 +181,8 @@ impl Driver {
         id
     }
 
-    /// Asks the right nodes for the wanted channels of these slots, and no others.
-    pub(super) fn place_channels(&mut self, slots: RangeInclusive<u16>) {
+    /// Subscribes at the right nodes to the wanted channels of these slots, and of no others.
+    pub(super) fn assign_channels(&mut self, slots: RangeInclusive<u16>) {
         let (first, behind) = (*slots.start(), *slots.end() + 1);
         let channels = self.channels.range_mut((first, String::new())..(behind, String::new()));
         let mut moved = Vec::new();
@@ -213,7 +214,7 @@ impl Driver {
         let _ = wants.send(want);
     }
 
-    /// Tells when all can be asked, and, once, when one cannot.
+    /// Sends an event when all nodes can be asked and, once, when one cannot.
     pub(super) fn tell_state(&mut self) {
         let down = self.nodes.values().find_map(|node| match &node.standing {
             Standing::Down(cause) => Some(cause.clone()),
@@ -234,7 +235,7 @@ impl Driver {
                 StoreEvent::Connected
             }
             (State::Beginning | State::Connected, Some(cause)) => {
-                // What comes and goes for one reason is said now and then.
+                // A repeated outage with the same cause is logged at intervals.
                 let told = self
                     .told
                     .take()

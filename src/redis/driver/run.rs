@@ -1,4 +1,4 @@
-//! The driver's task: what reaches it, and which node each operation goes to.
+//! The driver's task: its inputs, and the node of each operation.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -19,7 +19,8 @@ use super::super::tasks::{Down, Input, News, Order, Want};
 use super::core::{Driver, Standing, Whole};
 use crate::cluster::store::{Answer, FailureKind};
 
-/// Every operation is answered within this time, those too that are sent to another server meanwhile.
+/// Every operation is answered within this time, those too that are sent to another server
+/// meanwhile.
 const REQUEST_MAX: Duration = Duration::from_millis(2_300);
 /// How often one operation may be sent to another server.
 const DETOURS_MAX: u8 = 3;
@@ -36,7 +37,7 @@ impl Driver {
                 () = sleep_until(self.next_look), if self.context.sharded && !self.looking_around => self.look(),
                 () = sleep_until(self.watch.next().unwrap_or(self.next_look)), if !self.context.sharded && self.watch.next().is_some() => self.watch(),
                 Some(ended) = self.tasks.join_next() => {
-                    // Only a bug of ours does that; what belonged to the task fails from now on.
+                    // Only a bug of ours does that; the items of that task fail from now on.
                     if let Err(panic) = ended {
                         error!("a task of the broker broke: {panic}");
                     }
@@ -84,7 +85,7 @@ impl Driver {
                 }
             }
             Input::Watched(id, server, found) => self.handle_watched(id, &server, found),
-            Input::Misplaced(id, channel, named) => {
+            Input::SlotMoved(id, channel, named) => {
                 if let Some(owner) = self.named_node(id, &named) {
                     let slot = self.slot(|_| channel.clone());
                     self.learn(slot, owner);

@@ -1,10 +1,10 @@
-//! When discovery is asked again where the master is. Pure.
+//! When discovery looks again for the master. Pure.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How often discovery is asked again: one connection each time, to a sentinel or to the server.
+/// How often discovery looks again: one connection each time, to a sentinel or to the server.
 const WATCH_INTERVAL: Duration = Duration::from_secs(3);
 /// The same at most, where each answer differs from the one before.
 const WATCH_INTERVAL_MAX: Duration = Duration::from_secs(300);
@@ -26,17 +26,17 @@ impl Watch {
         }
     }
 
-    /// When discovery is to be asked; `None` while it is being asked.
+    /// When discovery is due; `None` while it is under way.
     pub(super) fn next(&self) -> Option<Instant> {
         (!self.is_under_way).then_some(self.next)
     }
 
-    /// It is time; there may be nothing to ask.
+    /// It is due; there may be nothing to look for.
     pub(super) fn put_off(&mut self, now: Instant) {
         self.next = now + self.interval;
     }
 
-    /// Discovery is being asked.
+    /// Discovery is under way.
     pub(super) fn asked(&mut self) {
         self.is_under_way = true;
     }

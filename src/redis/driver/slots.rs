@@ -1,4 +1,5 @@
-//! The driver's picture of a cluster: who serves which slot, when to ask, whom to ask.
+//! The driver's picture of a cluster: the owner of each slot, when to ask for a new picture, and
+//! which node to ask.
 
 use std::time::Duration;
 
@@ -14,7 +15,8 @@ use crate::config::{RedisAddress, RedisServers};
 
 /// How often a cluster that works is looked at: two commands each time.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
-/// So long a picture of a later epoch counts against those of earlier ones. After that, those who were of it are gone.
+/// So long a picture of a later epoch counts against those of earlier ones. After that, those who
+/// were of it are gone.
 const STALE_MAX: Duration = Duration::from_secs(30);
 /// How often at most, when something is wrong.
 const LOOK_SPACING: Duration = Duration::from_millis(200);
@@ -41,7 +43,7 @@ impl Driver {
         self.context.sharded.then(|| self.node_at(&address))
     }
 
-    /// A server said that this one has the slot; the others' views follow.
+    /// A server named this one as the slot's owner; the other servers' views follow.
     pub(super) fn learn(&mut self, slot: u16, owner: NodeId) {
         if let Some(entry) = self.owners.get_mut(usize::from(slot)) {
             let before = entry.replace(owner);
@@ -49,14 +51,15 @@ impl Driver {
                 if before.is_some() {
                     self.forget_all();
                 }
-                self.place_channels(slot..=slot);
+                self.assign_channels(slot..=slot);
             }
         }
         self.look_soon();
     }
 
-    /// A slot has another owner, or a node is let go. The old owner invalidates the keys that moved, but not those that were read there and did
-    /// not exist; who makes them now makes them at the new one, which does not know that we have read them.
+    /// A slot has another owner, or a node is let go. The old owner invalidates the keys that
+    /// moved, but not keys that were read there and did not exist. A client that creates such a key
+    /// does so at the new owner, which does not know that we have read it.
     fn forget_all(&self) {
         let _ = self.context.signals.send(Signal::Event(StoreEvent::ForgetAll));
     }
@@ -66,7 +69,8 @@ impl Driver {
         self.next_look = self.next_look.min(soon);
     }
 
-    /// Asks for a picture of the cluster: a node that is up, in turn, as one of them may be behind; else any server.
+    /// Asks for a picture of the cluster: a node that is up, in turn, as one of them may be behind;
+    /// else any server.
     pub(super) fn look(&mut self) {
         self.last_look = Instant::now();
         self.next_look = self.last_look
@@ -97,7 +101,8 @@ impl Driver {
     pub(super) fn apply(&mut self, shared: ClusterSlots) {
         let (epoch, came) = self.epoch;
         if shared.epoch < epoch && came.elapsed() < STALE_MAX {
-            // Of a server that was cut off, forgotten or reset; its picture is of the past. The next one is asked in its turn.
+            // The view of a server that was cut off, forgotten or reset is out of date. The next
+            // server is asked in its turn.
             if self.state != State::Connected {
                 self.look_soon();
             }
@@ -128,7 +133,7 @@ impl Driver {
             let known = self.nodes.len();
             self.nodes.retain(|id, _| serving.contains(id));
             self.count_evicting();
-            // What was read of a node that goes was tracked by a connection that now ends.
+            // The connection that tracked this node's keys ends with the node.
             if moved || self.nodes.len() < known {
                 self.forget_all();
             }
@@ -143,7 +148,7 @@ impl Driver {
             self.candidates = heard_of.chain(seeds.iter().cloned()).collect();
             self.candidates.sort_unstable();
             self.candidates.dedup();
-            self.place_channels(0..=SLOTS - 1);
+            self.assign_channels(0..=SLOTS - 1);
         }
         self.tell_state();
         if self.state != State::Connected {

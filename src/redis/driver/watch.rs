@@ -1,8 +1,8 @@
-//! The driver's decisions about where a node's connections should be: the whereabouts, whoever doubts it, and what discovery says
-//! while all is well.
+//! The driver's decisions about where a node's connections should be: the whereabouts, doubts about
+//! them, and the findings of discovery while all is well.
 //!
-//! Sentinels, names and proxies are asked again every few seconds: they may lead elsewhere while the old server still
-//! answers. A cluster is looked at instead, see [`super::slots`].
+//! Sentinels, names and proxies are asked again every few seconds: they may lead elsewhere while
+//! the old server still answers. A cluster has its own check, see [`super::slots`].
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -33,7 +33,7 @@ impl Driver {
         self.redial(id, redial);
     }
 
-    /// What is published is not heard over this node, or it should be elsewhere.
+    /// Publications do not arrive through this node, or it should be elsewhere.
     pub(super) fn doubt(&mut self, id: NodeId, cause: Cause) {
         let Some(node) = self.nodes.get_mut(&id) else { return };
         let redial = node.whereabouts.doubted(cause, Instant::now());
@@ -76,7 +76,7 @@ impl Driver {
         });
     }
 
-    /// What discovery said; `server` is where we were when it was asked.
+    /// The result of discovery; `server` is where we were when it began.
     pub(super) fn handle_watched(&mut self, id: NodeId, server: &Server, found: Result<Option<Server>, Cause>) {
         let current = self.nodes.get(&id).and_then(|node| node.whereabouts.server());
         let is_another = match &found {

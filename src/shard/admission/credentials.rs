@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use super::Admission;
 use super::budget::TOKEN_US;
-use crate::auth::{Cache, Identity, Refusal, Token};
+use crate::auth::{Cache, Identity, Token, TokenError};
 use crate::engine::SocketKey;
 use crate::lanes::LifecycleToControl;
 use crate::metrics::TokenResult;
@@ -80,9 +80,9 @@ impl Credentials {
 
 /// The reason tells the client whether to come back: with a new token if the old one has expired,
 /// and not at all if it is bad.
-fn close_reason(refusal: Refusal) -> CloseReason {
+fn close_reason(refusal: TokenError) -> CloseReason {
     match refusal {
-        Refusal::Expired => CloseReason::TokenExpired,
+        TokenError::Expired => CloseReason::TokenExpired,
         _ => CloseReason::InvalidCredential,
     }
 }
@@ -167,14 +167,14 @@ impl Admission {
         let Some(verifier) = &settings.auth else {
             // Tokens are shown only where they are verified, and that does not change while
             // running.
-            self.handle_verified(kernel, shown.by.slot, Err(Refusal::Malformed));
+            self.handle_verified(kernel, shown.by.slot, Err(TokenError::Malformed));
             return TOKEN_US;
         };
         let (result, signatures) = verifier.verify_counting(&shown.token.0, now_ms);
         let cost = TOKEN_US + signatures * verifier.signature_us();
         let credentials = &mut self.credentials;
         let may_be_known = !shown.last && verifier.may_learn_keys() && credentials.unknown.len() < UNKNOWN_MAX;
-        if result == Err(Refusal::UnknownKey) && may_be_known {
+        if result == Err(TokenError::UnknownKey) && may_be_known {
             credentials.unknown.push(shown);
             if !std::mem::replace(&mut credentials.asked, true) {
                 kernel.lanes.push_control(LifecycleToControl::KeysWanted);
@@ -192,7 +192,7 @@ impl Admission {
         cost
     }
 
-    fn handle_verified(&mut self, kernel: &mut Kernel, slot: u32, result: Result<Identity, Refusal>) {
+    fn handle_verified(&mut self, kernel: &mut Kernel, slot: u32, result: Result<Identity, TokenError>) {
         if let Stage::Open = kernel.conn(slot).stage {
             return self.refresh(kernel, slot, result);
         }
@@ -213,7 +213,7 @@ impl Admission {
         self.enter(kernel, slot, newcomer);
     }
 
-    fn refresh(&mut self, kernel: &mut Kernel, slot: u32, result: Result<Identity, Refusal>) {
+    fn refresh(&mut self, kernel: &mut Kernel, slot: u32, result: Result<Identity, TokenError>) {
         kernel.conn(slot).refreshing = false;
         let identity = match result {
             Ok(identity) => identity,
@@ -234,7 +234,7 @@ impl Admission {
         kernel.happened(Happened::Refreshed { slot, rights_changed });
     }
 
-    fn refuse_credential(&mut self, kernel: &mut Kernel, slot: u32, why: Refusal) {
+    fn refuse_credential(&mut self, kernel: &mut Kernel, slot: u32, why: TokenError) {
         let Stage::Verifying(verifying) = &mut kernel.conn(slot).stage else {
             return;
         };
@@ -249,7 +249,7 @@ impl Admission {
         let refusal = head::Refusal::Credential;
         kernel.count_refused(slot, refusal.into());
         let (challenge, text) = match why {
-            Refusal::Expired => (
+            TokenError::Expired => (
                 "WWW-Authenticate: Bearer error=\"expired\"\r\n",
                 "the token has expired",
             ),

@@ -4,7 +4,7 @@
 //! until its answer has left, so that a drain waits for it.
 
 use super::Admission;
-use crate::admin::{Answer, Refusal, Request};
+use crate::admin::{AdminError, AdminReply, Request};
 use crate::engine::SocketKey;
 use crate::lanes::{AdminRequest, AdminToControl};
 use crate::session::Stage;
@@ -37,13 +37,13 @@ impl Admission {
     ///
     /// # Errors
     /// The answer, if too many wait or the gateway is ending.
-    pub(super) fn pass_on(&mut self, kernel: &mut Kernel, slot: u32, request: Request) -> Result<(), Answer> {
+    pub(super) fn pass_on(&mut self, kernel: &mut Kernel, slot: u32, request: Request) -> Result<(), AdminReply> {
         if self.inquiries.waiting >= REQUESTS_MAX {
             let words = "too many requests are under way on this shard: try again";
-            return Err(Answer::refuse(Refusal::Unavailable, words));
+            return Err(AdminReply::refuse(AdminError::Unavailable, words));
         }
         if !kernel.shared.gate.expect() {
-            return Err(Answer::ending());
+            return Err(AdminReply::ending());
         }
         self.inquiries.waiting += 1;
         let request = AdminRequest {
@@ -57,7 +57,7 @@ impl Admission {
 
     /// The control thread has answered. The connection receives again when the core has settled
     /// this.
-    pub(in crate::shard) fn handle_answer(&mut self, kernel: &mut Kernel, conn: SocketKey, answer: Answer) {
+    pub(in crate::shard) fn handle_answer(&mut self, kernel: &mut Kernel, conn: SocketKey, answer: AdminReply) {
         self.inquiries.waiting -= 1;
         self.inquiries.leaving.push(conn);
         // The client may be gone.
@@ -108,7 +108,7 @@ impl Admission {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admin::Refusal;
+    use crate::admin::AdminError;
     use crate::lanes::ToControl;
     use crate::shard::core::Command;
     use crate::shard::tests::{Bench, Happens};
@@ -138,7 +138,7 @@ mod tests {
         bench
             .shard
             .core
-            .handle_answer(CONN, Answer::refuse(Refusal::Timeout, "later"));
+            .handle_answer(CONN, AdminReply::refuse(AdminError::Timeout, "later"));
     }
 
     /// Closes the gate if it may.
@@ -227,7 +227,7 @@ mod tests {
         let core = &mut bench.shard.core;
         assert_eq!(
             core.admission.pass_on(&mut core.kernel, 0, request),
-            Err(Answer::ending())
+            Err(AdminReply::ending())
         );
         bench.turn([]);
         assert!(bench.to_control().is_empty());

@@ -5,7 +5,7 @@
 use core::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::collections::BTreeMap;
 
-use crate::address::limits::{AddressLimits, Entry, Table};
+use crate::address::limits::{AddressDecision, AddressLimits, Table};
 
 /// The addresses of a shard's connections.
 #[derive(Debug, Default)]
@@ -88,9 +88,9 @@ impl Addresses {
     /// One more handshake of this address. False if it has too many.
     pub(in crate::shard) fn enter(&mut self, slot: u32, address: IpAddr, now_us: u64, limits: AddressLimits) -> bool {
         match self.table.enter(address, now_us, limits) {
-            Entry::Counted => self.remote(slot).standing = Standing::Counted,
-            Entry::Free => {}
-            Entry::Refused => return false,
+            AddressDecision::Counted => self.remote(slot).standing = Standing::Counted,
+            AddressDecision::Free => {}
+            AddressDecision::Refused => return false,
         }
         true
     }

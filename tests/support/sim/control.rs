@@ -4,11 +4,11 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use shardgate::admin::{Answer, Refusal};
+use shardgate::admin::{AdminError, AdminReply};
 use shardgate::config::{Config, CredentialSource};
 use shardgate::engine::SocketKey;
 use shardgate::ids::ShardId;
-use shardgate::jws::{Algorithm, Key, KeySet, SigningKey};
+use shardgate::jws::{Algorithm, KeySet, SigningKey, VerifyingKey};
 use shardgate::lanes::{
     AdminToControl, AdminToShard, LifecycleToControl, LifecycleToShard, ShardCommand, ShardQuery, ToControl,
 };
@@ -61,7 +61,7 @@ impl Issuer {
     /// The key of now, and the one before.
     fn published(&self) -> Arc<KeySet> {
         let keys = self.secrets.iter().rev().take(2);
-        let keys = keys.flat_map(|secret| Key::configured(secret, &[Algorithm::Hs256]).unwrap());
+        let keys = keys.flat_map(|secret| VerifyingKey::configured(secret, &[Algorithm::Hs256]).unwrap());
         Arc::new(KeySet::of(keys.collect()))
     }
 }
@@ -229,7 +229,7 @@ impl World {
         let any = vec![self.chance.below(self.shards.len())];
         let home = vec![self.home(user)];
         let (query, shards) = match self.chance.below(8) {
-            0 => return self.give_answer(shard, conn, Answer::refuse(Refusal::Timeout, "later")),
+            0 => return self.give_answer(shard, conn, AdminReply::refuse(AdminError::Timeout, "later")),
             1 => {
                 let from = self.chance.below(20) as u32;
                 let (user, limit) = (None, 1 + self.chance.below(20));
@@ -287,11 +287,11 @@ impl World {
         inquiry.left -= 1;
         if inquiry.left == 0 {
             let (shard, conn) = (inquiry.shard, inquiry.conn);
-            self.give_answer(shard, conn, Answer::json(&"done"));
+            self.give_answer(shard, conn, AdminReply::json(&"done"));
         }
     }
 
-    fn give_answer(&mut self, shard: usize, conn: SocketKey, answer: Answer) {
+    fn give_answer(&mut self, shard: usize, conn: SocketKey, answer: AdminReply) {
         self.reach.answered += 1;
         let answer = AdminToShard::Answer(conn, Box::new(answer));
         self.mailboxes.post(ShardId(shard as u16), answer);
