@@ -1,4 +1,4 @@
-//! Certificates for tests: an authority, what it signs, and gateways and clients that use it.
+//! Certificates for tests: an authority, its certificates, and gateways and clients that use it.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -65,7 +65,8 @@ impl Authority {
         }
     }
 
-    /// What a client needs that trusts this authority; `versions` that it speaks, the certificate that it shows.
+    /// The TLS configuration of a client that trusts this authority, with its `versions` and its
+    /// certificate.
     pub fn client_with(&self, versions: &[&'static SupportedProtocolVersion], shows: Option<&Pair>) -> ClientConfig {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_file(&self.ca).unwrap()).unwrap();
@@ -104,14 +105,14 @@ impl Pair {
         text(&self.key)
     }
 
-    /// Puts other files in the place of these, each at once.
+    /// Replaces these files with others, each at once.
     pub fn replace_with(&self, other: &Pair) {
         replace(&self.cert, &other.cert);
         replace(&self.key, &other.key);
     }
 }
 
-/// Puts a copy of `by` in the place of `file`, at once.
+/// Replaces `file` with a copy of `by`, at once.
 pub fn replace(file: &Path, by: &Path) {
     let new = file.with_extension("new");
     std::fs::copy(by, &new).unwrap();

@@ -1,4 +1,4 @@
-//! What clients say and hear about channels.
+//! Frames that clients send and receive about channels.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
@@ -16,7 +16,7 @@ pub fn unsubscribe_text(channel: &str) -> String {
     json!({"type": "unsubscribe", "channel": channel, "id": "u"}).to_string()
 }
 
-/// `content` is JSON as it is to go out; without an id nobody answers.
+/// `content` is JSON as it is sent. A frame without an id gets no answer.
 pub fn publish_text(channel: &str, content: &str, id: Option<&str>) -> String {
     let channel = Value::from(channel);
     match id {
@@ -53,7 +53,8 @@ impl Client {
         assert_eq!(self.recv_json(), json!({"type": kind, "channel": channel, "id": id}));
     }
 
-    /// Publishes and expects the ack, with this status, as the next frame; the id of the publication.
+    /// Publishes and expects the ack, with this status, as the next frame; the id of the
+    /// publication.
     #[track_caller]
     pub fn publish_expecting(&mut self, channel: &str, content: &str, status: &str) -> String {
         self.send_text(&publish_text(channel, content, Some("p")));
@@ -68,9 +69,9 @@ impl Client {
         self.publish_expecting(channel, content, "published")
     }
 
-    /// Subscribes to a channel on which somebody publishes rising numbers, the last one of which is in `sent`; takes so many
-    /// and unsubscribes. What comes between the two answers has no gap and begins where it should; what is on its way
-    /// while somebody leaves may come or not.
+    /// Subscribes to a channel with a publisher of rising numbers, whose last one is in `sent`.
+    /// Takes so many and unsubscribes. The publications between the two answers have no gap and
+    /// begin where they should. Publications on their way during the unsubscribe may come or not.
     #[track_caller]
     pub fn come_and_go(&mut self, channel: &str, sent: &AtomicU64, publications: usize) {
         self.subscribe(channel);

@@ -1,4 +1,4 @@
-//! A blocking WebSocket and HTTP client that sends what it is told to, right or wrong.
+//! A blocking WebSocket and HTTP client that sends the bytes it is given, right or wrong.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -335,7 +335,7 @@ impl Client {
         response
     }
 
-    /// Whatever frame comes next; `None` at the end of the stream.
+    /// The next frame; `None` at the end of the stream.
     #[track_caller]
     pub fn try_recv_frame(&mut self) -> Option<Frame> {
         loop {
@@ -350,8 +350,8 @@ impl Client {
         }
     }
 
-    /// Whatever frame comes next, however long it takes; `None` at the end of the stream, also when that comes within a
-    /// frame, as it does when a gateway is killed.
+    /// The next frame, however long it takes. `None` at the end of the stream, also for an end
+    /// within a frame, as when a gateway is killed.
     pub fn next_frame(&mut self) -> Option<Frame> {
         self.stream.set_read_timeout(None).unwrap();
         loop {
@@ -422,8 +422,8 @@ impl Client {
         frame
     }
 
-    /// Asks for something that is always answered, and expects that answer next: everything before was carried out and
-    /// said nothing.
+    /// Sends a request that is always answered, and expects that answer next. All frames before it
+    /// were then carried out without a reply.
     #[track_caller]
     pub fn expect_silence(&mut self) {
         self.send_text(r#"{"type":"heartbeat"}"#);
@@ -431,7 +431,8 @@ impl Client {
         assert_eq!(frame["type"], "heartbeat", "{frame}");
     }
 
-    /// The next frame must be a close with this code and a reason; it is answered, and the stream must end.
+    /// The next frame must be a close with this code and a reason; it is answered, and the stream
+    /// must end.
     #[track_caller]
     pub fn expect_close(&mut self, code: u16) -> String {
         let frame = self.recv();
@@ -514,8 +515,8 @@ impl Client {
     }
 }
 
-/// A whole frame at the start of `bytes`, and how long it is. The server masks nothing, fragments nothing and sets no
-/// reserved bit.
+/// A whole frame at the start of `bytes`, and how long it is. The server masks nothing, fragments
+/// nothing and sets no reserved bit.
 #[track_caller]
 fn parse_frame(bytes: &[u8]) -> Option<(Frame, usize)> {
     let &[first, second, ref rest @ ..] = bytes else {
@@ -535,7 +536,7 @@ fn parse_frame(bytes: &[u8]) -> Option<(Frame, usize)> {
     Some((Frame { opcode, payload }, len))
 }
 
-/// What a good answer to [`upgrade_head`] looks like.
+/// A good answer to [`upgrade_head`].
 #[track_caller]
 pub fn assert_switched(response: &Response) {
     assert_eq!(response.status, 101, "{response:?}");

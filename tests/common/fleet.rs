@@ -84,7 +84,7 @@ impl Fleet {
         format!("{}gw:{id}:{incarnation}", self.prefix)
     }
 
-    /// Who is written down in a Redis: incarnation to id.
+    /// The directory in a Redis: incarnation to id.
     #[track_caller]
     pub fn directory(&self, redis: &Redis) -> BTreeMap<String, String> {
         hash(redis, &self.directory_key())
@@ -104,7 +104,8 @@ impl Fleet {
         hash(redis, &self.user_key(user))
     }
 
-    /// Waits until these users are written down for this life of a gateway, so that they can be found after its death.
+    /// Waits until these users are written down for this life of a gateway, so that they can be
+    /// found after its death.
     #[track_caller]
     pub fn wait_until_indexed<S: AsRef<str>>(&self, redis: &Redis, incarnation: &str, users: &[S]) {
         let key = self.index_key(incarnation);
@@ -118,7 +119,8 @@ impl Fleet {
         });
     }
 
-    /// Whatever a Redis holds that is about one life of a gateway, but for claims, which end by themselves soon.
+    /// All keys in a Redis about one life of a gateway, but for claims, which end by themselves
+    /// soon.
     #[track_caller]
     pub fn traces(&self, redis: &Redis, incarnation: &str) -> Vec<String> {
         let mut traces = Vec::new();

@@ -18,7 +18,7 @@ pub(super) const PROGRAM: &str = env!("CARGO_BIN_EXE_shardgate");
 /// Arguments with which a drain lasts as long as a test needs it: see [`Gateway::crowd`].
 pub const SLOW_DRAIN: [&str; 4] = ["--drain-timeout", "1h", "--drain-per-second", "1"];
 
-/// What the child wrote to stderr so far.
+/// The child's stderr so far.
 #[derive(Default)]
 struct Log {
     state: Mutex<LogState>,
@@ -44,7 +44,8 @@ impl Log {
         })
     }
 
-    /// The first line after the first `skip` ones that contains `text`; `None` once no further line can come.
+    /// The first line after the first `skip` ones that contains `text`; `None` once no further line
+    /// can come.
     fn wait_for(&self, skip: usize, text: &str) -> Option<String> {
         let until = Instant::now() + DEADLINE;
         let mut state = self.state.lock().unwrap();
@@ -170,12 +171,13 @@ pub struct Gateway {
     log: Arc<Log>,
     log_reader: Option<JoinHandle<()>>,
     reaped: bool,
-    /// How its clients speak TLS, if they do.
+    /// The clients' TLS, if they use it.
     pub tls: Option<Arc<rustls::ClientConfig>>,
 }
 
 impl Gateway {
-    /// Starts a gateway with these arguments, besides a port of the kernel's choice and two shards that are not pinned.
+    /// Starts a gateway with these arguments, besides a port of the kernel's choice and two shards
+    /// that are not pinned.
     #[track_caller]
     pub fn start(args: &[&str]) -> Gateway {
         Gateway::start_with_env(args, &[])
@@ -193,7 +195,8 @@ impl Gateway {
         Gateway::try_spawn(command).unwrap_or_else(|ended| panic!("did not start with {args:?}: {ended:#?}"))
     }
 
-    /// Starts a gateway that listens at this address, whose log goes elsewhere: only its answers tell that it is there.
+    /// Starts a gateway that listens at this address, with its log elsewhere: only its answers show
+    /// that it is there.
     #[track_caller]
     pub fn spawn_unheard(mut command: Command, stderr: Stdio, addr: SocketAddr) -> Gateway {
         let child = command.stdout(Stdio::null()).stderr(stderr).spawn().unwrap();
@@ -252,8 +255,8 @@ impl Gateway {
         client
     }
 
-    /// With [`SLOW_DRAIN`]: so many clients that a drain tells before whoever connects later, one a second. While they are there,
-    /// the drain goes on and nobody else is told.
+    /// With [`SLOW_DRAIN`]: so many clients that a drain notifies before later ones, one a second.
+    /// While they are there, the drain goes on and no other client gets notice.
     #[track_caller]
     pub fn crowd(&self, seconds: usize) -> Vec<Client> {
         (0..seconds).map(|n| self.connect(&format!("crowd{n}"))).collect()
@@ -269,7 +272,7 @@ impl Gateway {
         client
     }
 
-    /// A new connection that has said nothing yet.
+    /// A new silent connection.
     #[track_caller]
     pub fn tcp(&self) -> Client {
         let client = Client::connect(self.addr);
@@ -341,7 +344,7 @@ impl Gateway {
         sum
     }
 
-    /// Waits until nobody is connected and the tables are empty.
+    /// Waits until no client is connected and the tables are empty.
     #[track_caller]
     pub fn wait_until_empty(&self) {
         eventually("0 connections and 0 users", || {
@@ -361,7 +364,7 @@ impl Gateway {
         assert_eq!(result, 0);
     }
 
-    /// Kills it as a crash does: it says goodbye to nobody.
+    /// Kills it as a crash does, without any goodbye.
     pub fn kill(&mut self) {
         if !self.reaped {
             let _ = self.child.kill();

@@ -1,7 +1,8 @@
-//! The harness of all integration tests: the real program as a child process, and a client that can misbehave.
+//! The harness of all integration tests: the real program as a child process, and a client that can
+//! misbehave.
 //!
-//! Nothing here sleeps where it could wait for an event, and nothing waits longer than [`DEADLINE`]. A child is killed by
-//! its own process id and always reaped.
+//! Nothing here sleeps where it could wait for an event, and nothing waits longer than
+//! [`DEADLINE`]. A child is killed by its own process id and always reaped.
 
 #![allow(dead_code, unused_imports, reason = "every test file uses another part of it")]
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
@@ -30,15 +31,15 @@ pub use gateway::{Gateway, SLOW_DRAIN, run_to_exit};
 pub use peer::Peer;
 pub use redis::{Cluster, Redis, Reply, Sentinels};
 
-/// How long anything may take before it counts as never: long, because machines that build and test at the same time are
-/// slow, and it is waited for in full only by a test that fails.
+/// The longest wait before something counts as never. It is long, because machines that build and
+/// test at the same time are slow. Only a failing test waits for all of it.
 pub const DEADLINE: Duration = Duration::from_secs(30);
 
 /// The key of the examples in RFC 6455, and what the server must answer.
 pub const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 pub const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
-/// Asks again and again until the answer is yes, for things that tell nobody when they happen.
+/// Polls until the condition is true, for events without notice.
 #[track_caller]
 pub fn eventually(what: &str, mut happened: impl FnMut() -> bool) {
     let until = Instant::now() + DEADLINE;
@@ -48,8 +49,8 @@ pub fn eventually(what: &str, mut happened: impl FnMut() -> bool) {
     }
 }
 
-/// Asks for numbers until the answer tells of a time after this call: the gateway renders them for everybody, and not for each
-/// request.
+/// Polls numbers until the answer is from after this call: the gateway renders them for all, and
+/// not for each request.
 #[track_caller]
 pub fn numbers_from_now_on(mut ask: impl FnMut() -> Response) -> Response {
     let unix_ms = || {
@@ -57,7 +58,7 @@ pub fn numbers_from_now_on(mut ask: impl FnMut() -> Response) -> Response {
         now.unwrap().as_millis()
     };
     let called = unix_ms();
-    // What is rendered within the millisecond of the call may be from before the call.
+    // A rendering within the millisecond of the call may be from before the call.
     while unix_ms() == called {
         std::thread::sleep(Duration::from_micros(100));
     }
@@ -81,8 +82,8 @@ pub fn at_once_when(what: &str, mut happened: impl FnMut() -> bool) {
     }
 }
 
-/// Makes a `#[test]` per engine from functions that take the engine's name. Where the kernel has no io_uring of the
-/// needed kind, the tests of that engine say so and pass.
+/// Makes a `#[test]` per engine from functions that take the engine's name. If the kernel has no
+/// io_uring of the needed kind, the tests of that engine print so and pass.
 #[macro_export]
 macro_rules! on_both_engines {
     ($($name:ident),+ $(,)?) => {

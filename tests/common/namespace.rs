@@ -1,6 +1,7 @@
-//! A host of a test's own: network, mounts and processes that nobody else sees, and that end with the test.
+//! A host of a test's own: private network, mounts and processes that end with the test.
 //!
-//! In there every port is free, `id.example.com` can be a name, and `pidof` finds nobody else's gateway.
+//! In there every port is free, `id.example.com` can be a name, and `pidof` finds only this test's
+//! gateway.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -9,13 +10,15 @@ use std::time::{Duration, Instant};
 /// Set in the process that runs inside.
 const INSIDE: &str = "TEST_RUNS_INSIDE";
 
-/// How long one test may take in there; documents start many programs one after the other.
+/// The longest time of one test in there; documents start many programs one after the other.
 const PATIENCE: Duration = Duration::from_secs(400);
 
-/// Runs `body` in namespaces of its own, in a process that runs this test alone. `test` is the test's whole name.
+/// Runs `body` in namespaces of its own, in a process that runs this test alone. `test` is the
+/// test's whole name.
 ///
 /// # Panics
-/// The body panicked, or this host does not permit namespaces: then nothing is proven, and it says so.
+/// The body panicked, or this host does not permit namespaces: then nothing is proven, and the test
+/// prints so.
 #[track_caller]
 pub fn inside(test: &str, body: impl FnOnce()) {
     if std::env::var_os(INSIDE).is_some() {
@@ -72,11 +75,11 @@ pub fn run(words: &[&str]) {
     );
 }
 
-/// Gives this host an `/etc` of its own, a copy, in `folder`: what is written there is nobody else's.
+/// Gives this host an `/etc` of its own, a copy in `folder`: writes there touch no other host's.
 #[track_caller]
 pub fn own_etc(folder: &Path) {
     let copy = folder.join("etc");
-    // What only root of the real host may read is left out.
+    // Files that only root of the real host may read are left out.
     let _ = Command::new("cp")
         .args(["-a", "/etc"])
         .arg(&copy)

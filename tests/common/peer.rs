@@ -14,14 +14,15 @@ use serde_json::{Value, json};
 use super::client::{CLOSE, PING, PONG, TEXT, frame_bytes, text_bytes};
 use super::{Client, DEADLINE, Gateway, eventually};
 
-/// What came so far.
+/// The bytes so far.
 #[derive(Default)]
 struct Inbox {
     messages: Vec<Value>,
     publications: Vec<Value>,
-    /// What else came without an id: `shutdown`, errors.
+    /// The other frames without an id: `shutdown`, errors.
     notices: Vec<Value>,
-    /// Answers by the id of the question, in the order in which they came. More than one is a fault.
+    /// Answers by the id of the question, in the order in which they came. More than one is a
+    /// fault.
     answers: BTreeMap<String, Vec<Value>>,
     close: Option<u16>,
     ended: bool,
@@ -153,7 +154,7 @@ impl Peer {
             .unwrap_or_else(|| panic!("{}: ended before the ack of {id}", self.user))
     }
 
-    /// Sends a message and waits for what became of it.
+    /// Sends a message and waits for its ack.
     #[track_caller]
     pub fn tell(&mut self, to: &str, content: impl Into<Value>) -> String {
         let id = self.send(to, content);
@@ -175,7 +176,8 @@ impl Peer {
         }
     }
 
-    /// Tells again and again until this receiver has heard it: for the moment in which others learn where somebody is.
+    /// Sends again and again until this receiver gets it, as other gateways take a moment to learn
+    /// where a user is.
     #[track_caller]
     pub fn tell_until_heard(&mut self, receiver: &Peer, content: impl Into<Value>) {
         let content: Value = content.into();
@@ -210,7 +212,7 @@ impl Peer {
         assert_eq!(answer, json!({"type": expected, "channel": channel, "id": id}));
     }
 
-    /// Publishes and waits for what became of it.
+    /// Publishes and waits for the ack.
     #[track_caller]
     pub fn publish(&mut self, channel: &str, content: impl Into<Value>) -> String {
         let id = self.next_id();
@@ -219,7 +221,7 @@ impl Peer {
         self.status(&id)
     }
 
-    /// Publishes again and again, a higher number each time, until this receiver has heard one of them.
+    /// Publishes again and again, a higher number each time, until this receiver gets one of them.
     #[track_caller]
     pub fn publish_until_heard(&mut self, receiver: &Peer, channel: &str) {
         let before = receiver.publications_on(channel).len();
@@ -256,7 +258,7 @@ impl Peer {
         })
     }
 
-    /// Who of these is online; `Err` with the code of the error.
+    /// The online users of these; `Err` with the code of the error.
     #[track_caller]
     pub fn presence(&mut self, users: &[&str]) -> Result<BTreeMap<String, bool>, String> {
         let id = self.next_id();
@@ -338,7 +340,7 @@ impl Peer {
         });
     }
 
-    /// Waits for a frame of this type that nobody asked for.
+    /// Waits for a frame of this type that is no reply.
     #[track_caller]
     pub fn wait_for_notice(&self, kind: &str) -> Value {
         self.wait(kind, DEADLINE, |inbox| {
@@ -363,7 +365,8 @@ impl Peer {
         !inbox.ended && inbox.close.is_none()
     }
 
-    /// Waits for the answer to something that is always answered: the gateway has read all that was sent before.
+    /// Waits for the answer to something that is always answered: the gateway has read all that was
+    /// sent before.
     #[track_caller]
     pub fn settle(&mut self) {
         let id = self.next_id();
@@ -416,7 +419,8 @@ impl Inbox {
     }
 }
 
-/// A peer that sends 0, 1, 2 and so on to somebody, until it is stopped, and writes down what became of each.
+/// A peer that sends 0, 1, 2 and so on to another user, until it is stopped, and records the ack of
+/// each.
 ///
 /// It waits for each ack before the next message, so that at most one message is in flight.
 pub struct Talk {
@@ -458,13 +462,14 @@ impl Talk {
     }
 }
 
-/// Whether somebody took a message, by its status.
+/// Whether a message was taken, by its status.
 pub fn is_taken(status: Option<&str>) -> bool {
     matches!(status, Some("delivered" | "routed"))
 }
 
-/// Holds what was said about numbers 0, 1, 2 and so on to what came: in order, nothing twice, nothing that was `offline`,
-/// and everything that was taken but for `lost_max` that were in flight when something broke. How many were lost.
+/// Compares the acks of numbers 0, 1, 2 and so on with the received numbers. They must be in order,
+/// with nothing twice and nothing that was `offline`. All taken ones must have come, but for
+/// `lost_max` that were in flight when something broke. Returns how many were lost.
 #[track_caller]
 pub fn assert_truthful(what: &str, said: &[Option<String>], came: &[u64], lost_max: usize) -> usize {
     assert_rising(what, came);

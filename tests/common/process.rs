@@ -1,4 +1,4 @@
-//! What this process holds, for tests that expect nothing to be left.
+//! The resources of this process, for tests that expect no leftovers.
 
 /// Descriptors by kind.
 pub fn open_files() -> Vec<String> {

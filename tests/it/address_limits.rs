@@ -1,5 +1,5 @@
-//! One address may have so many open handshakes and so many connects per second; others do not notice. Proxies that are listed say
-//! who their clients are, and nobody else does.
+//! One address may have so many open handshakes and so many connects per second; other addresses do
+//! not notice. Listed proxies name their clients, and no other peer may.
 
 #![allow(clippy::unwrap_used)]
 
@@ -16,7 +16,8 @@ on_both_engines! {
     a_header_of_anybody_else_is_no_tls, silent_tls_clients_count, proxies_apply_at_sighup,
 }
 
-/// One shard, as each counts for itself. 127.0.0.1, from which tests look at the gateway, is a proxy and so not limited.
+/// One shard, as each counts for itself. 127.0.0.1, from which tests look at the gateway, is a
+/// proxy and so not limited.
 const ALL: [&str; 5] = [
     "--shards",
     "1",
@@ -49,7 +50,7 @@ fn waiting(gateway: &Gateway, source: [u8; 4]) -> Client {
     client
 }
 
-/// What becomes of a handshake that says this about its client.
+/// The fate of a handshake with this claim about its client.
 fn status(gateway: &Gateway, source: [u8; 4], extra_fields: &str) -> (u16, Client) {
     let mut client = Client::connect_from(source, gateway.addr);
     client.send_upgrade("/ws", extra_fields);
@@ -96,12 +97,12 @@ fn connects_per_second(engine: &str) {
     let mut alice = Client::connect_from(ONE, gateway.addr);
     alice.send_upgrade("/ws?user=alice", "");
     assert_eq!(alice.read_head().status, 101);
-    // However slow this machine is, among so many some come in the same second.
+    // Even on a slow machine, some of so many come in the same second.
     eventually("one is refused", || {
         drop(Client::connect_from(ONE, gateway.addr));
         refused(&gateway, "address_limit") >= 1.0
     });
-    // Those who are in are not concerned.
+    // Accepted connections are not concerned.
     assert_eq!(alice.recv_json()["type"], "welcome");
     // And its time comes again.
     eventually("let in again", || {
@@ -147,7 +148,7 @@ fn the_client_of_a_proxy_by_its_header(engine: &str) {
     assert_eq!(other.read_head().status, 101);
     closed_at_once(&gateway, OTHER);
     assert_eq!(refused(&gateway, "address_limit"), 2.0);
-    // The proxy itself is not limited; what it asks for itself it may ask with a header or without.
+    // The proxy itself is not limited. Its own requests may come with a header or without.
     for _ in 0..5 {
         let mut probe = Client::connect_from(PROXY, gateway.addr);
         probe.send_raw(b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n");
@@ -180,7 +181,8 @@ fn the_client_of_a_proxy_by_a_line(engine: &str) {
         std::mem::forget(probe);
     }
     connect("TCP4 nobody 127.0.0.1 4711 80").expect_end();
-    // Cut anywhere; what only begins like it is the client's, also cut where nobody can tell yet.
+    // Cut at every byte. Bytes that only begin like a header are the client's, even if the cut is
+    // where that is not yet decided.
     let gateway = start(engine, &[]);
     let bytes = b"PROXY TCP4 192.0.2.9 127.0.0.1 4711 80\r\nGET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n";
     for cut in 1..bytes.len() {
@@ -201,7 +203,7 @@ fn the_client_of_a_proxy_by_forwarded_for(engine: &str) {
     let gateway = start(engine, &["--limits-handshakes-per-address", "1"]);
     let (first, _one) = status(&gateway, PROXY, "X-Forwarded-For: 192.0.2.1\r\n");
     assert_eq!(first, 101);
-    // What the client wrote itself in front does not help it.
+    // The client's own addition in front does not help it.
     let mut second = Client::connect_from(PROXY, gateway.addr);
     second.send_upgrade(
         "/ws",
@@ -223,7 +225,7 @@ fn the_client_of_a_proxy_by_forwarded_for(engine: &str) {
     let (skipped, _) = status(&gateway, PROXY, "X-Forwarded-For: 192.0.2.1, 10.0.0.4,\r\n");
     assert_eq!(skipped, 429);
     assert_eq!(refused(&gateway, "address_limit"), 3.0);
-    // A place was not lost by the refusals.
+    // The refusals lost no permit.
     assert_eq!(gateway.stats()["connections"], 4);
 }
 
@@ -297,7 +299,7 @@ fn kept_alive_connections_of_a_proxy(engine: &str) {
     let gateway = start(engine, &["--limits-handshakes-per-address", "1"]);
     let (first, _one) = status(&gateway, PROXY, "X-Forwarded-For: 192.0.2.1\r\n");
     assert_eq!(first, 101);
-    // The proxy uses one connection for several clients; whose the handshake is, the handshake says.
+    // The proxy uses one connection for several clients. Each handshake names its client.
     for (client, expected) in [("192.0.2.1", 429), ("192.0.2.2", 101)] {
         let mut connection = Client::connect_from(PROXY, gateway.addr);
         connection.send_raw(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nX-Forwarded-For: 192.0.2.9\r\n\r\n");
@@ -316,7 +318,7 @@ fn limits_apply_at_sighup(engine: &str) {
     let lines = gateway.log_lines();
     gateway.signal(libc::SIGHUP);
     gateway.wait_for_log_after(lines, "configuration");
-    // Those that came before the limit are not counted.
+    // Connections from before the limit are not counted.
     let mut counted = Vec::new();
     eventually("the limit applies", || {
         let mut client = Client::connect_from(ONE, gateway.addr);
@@ -338,7 +340,8 @@ fn a_header_before_tls(engine: &str) {
     let mut one = connect(ONE).over_tls(it.authority.client());
     one.send_upgrade("/ws", "");
     assert_eq!(one.read_head().status, 101);
-    // It waits for `auth`, so the next one from there is one too many, before its TLS has cost anything.
+    // It waits for `auth`, so the next one from there is one too many, before its TLS has cost
+    // anything.
     connect(ONE).expect_end();
     let mut other = connect(OTHER).over_tls(it.authority.client());
     other.send_upgrade("/ws?user=other", "");
@@ -363,7 +366,7 @@ fn a_header_before_tls(engine: &str) {
         client.send_upgrade("/ws", "");
         assert_eq!(client.read_head().status, 101, "cut at {cut}");
     }
-    // A proxy may leave it out, and one that speaks for itself says so.
+    // A proxy may leave it out. A proxy that speaks for itself declares that.
     for header in [&b""[..], b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0"] {
         let mut probe = Client::connect_from(PROXY, it.gateway.addr);
         probe.send_raw(header);

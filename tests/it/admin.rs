@@ -1,5 +1,6 @@
-//! The admin API on the public port: every endpoint, who may, what is refused, and pages that neither skip nor repeat who
-//! stays. And the page for people, which asks for the token itself.
+//! The admin API on the public port: every endpoint, authorization, refusals, and pages that
+//! neither skip nor repeat a user who stays. And the page for people, which asks for the token
+//! itself.
 
 #![allow(clippy::unwrap_used)]
 
@@ -23,7 +24,7 @@ fn start(engine: &str, more: &[&str]) -> Gateway {
     Gateway::start(&[&args, more].concat())
 }
 
-/// What `welcome` calls the connection.
+/// The connection's id in `welcome`.
 fn connect(gateway: &Gateway, user: &str) -> (common::Client, String) {
     let mut client = gateway.upgrade(&format!("/ws?user={}", url_encode(user)));
     let id = client.recv_json()["connId"].as_str().unwrap().to_owned();
@@ -197,7 +198,7 @@ fn messages_publications_and_broadcasts(engine: &str) {
     }
 }
 
-/// An end that the client hears of, and that bars it from nothing.
+/// An end that the client gets notice of, and that bars it from nothing.
 fn subscriptions_are_ended(engine: &str) {
     let gateway = start(engine, &[]);
     let admin = Admin::of(&gateway);
@@ -222,7 +223,7 @@ fn subscriptions_are_ended(engine: &str) {
         assert_eq!(client.recv_publication("other")["content"], 2, "that is all there is");
     }
     alices[2].expect_silence();
-    // Who is permitted may come back.
+    // A permitted client may come back.
     alices[0].subscribe(channel);
     bob.publish(channel, "3");
     alices[0].recv_publication(channel);
@@ -371,7 +372,8 @@ fn a_drain_begins(engine: &str) {
     assert_eq!(gateway.wait_for_exit(), 0);
 }
 
-/// A walk lists whoever stays throughout exactly once, whatever others do meanwhile.
+/// A walk lists every connection that stays throughout exactly once, whatever the others do
+/// meanwhile.
 fn pages_while_connections_come_and_go(engine: &str) {
     let gateway = start(engine, &["--limits-connections-per-user", "0"]);
     let admin = Admin::of(&gateway);
@@ -445,11 +447,11 @@ fn requests_in_pieces_and_in_a_row(engine: &str) {
     for _ in 0..50 {
         assert_eq!([(); 3].map(|()| client.read_response().status), [200, 200, 404]);
     }
-    // The peer that has said everything still hears.
+    // A peer that has closed its sending side still receives.
     client.send_raw(format!("GET /admin/connections HTTP/1.1\r\n{head}\r\n").as_bytes());
     client.half_close();
     assert_eq!(client.read_response().status, 200);
-    // Who does not wait leaves nothing behind.
+    // A client that does not wait leaves nothing behind.
     for _ in 0..100 {
         let mut hasty = gateway.tcp();
         hasty.send_raw(post.as_bytes());
@@ -540,7 +542,7 @@ fn methods_and_unknown_paths() {
 }
 
 const PAGE: &str = include_str!("../../src/http/admin.html");
-/// What a browser says when somebody goes to an address.
+/// The request of a browser when a person opens an address.
 const BROWSER: &str = "Accept: text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8\r\n";
 
 /// The page as it is at this address: with links to the others.
@@ -553,7 +555,7 @@ fn page_at(path: &str) -> String {
     PAGE.replacen("</nav>", &links, 1)
 }
 
-/// That this is the page, whole and with what belongs to it.
+/// The body is the page, whole and with everything that belongs to it.
 #[track_caller]
 fn is_page(answer: &common::Response, path: &str, status: u16) {
     assert_eq!(answer.status, status);
@@ -576,7 +578,8 @@ fn has_head_of_page(answer: &common::Response, path: &str, status: u16) {
     }
 }
 
-/// A browser shows no token when it goes to an address: it gets the page with the refusal, and others get words.
+/// A browser shows no token when it opens an address: it gets the page with the refusal, and
+/// programs get words.
 #[test]
 fn the_page_is_shown_to_browsers_and_to_who_shows_the_token() {
     let gateway = start("auto", &[]);
@@ -600,7 +603,7 @@ fn the_page_is_shown_to_browsers_and_to_who_shows_the_token() {
             is_page(&admin.raw("GET", path, &fields, ""), path, 200);
         }
     }
-    // The API itself is for programs, whoever asks.
+    // The API itself is for programs, whatever the client.
     is_refused(&admin.raw("GET", "/admin/connections", BROWSER, ""));
     // It is not made for anybody: nothing of this gateway is in it.
     assert!(!PAGE.contains(TOKEN) && !PAGE.contains(&gateway.id));
@@ -643,7 +646,7 @@ fn the_page_is_only_looked_at() {
             is_refused(&admin.raw(method, path, BROWSER, ""));
         }
     }
-    // Nobody reads what is sent along, and the connection goes on after a refusal without.
+    // The body is not read, and the connection goes on after a refusal of a request without one.
     let mut client = gateway.tcp();
     let look = format!("GET /admin/ HTTP/1.1\r\nHost: localhost\r\n{BROWSER}\r\n");
     client.send_raw(look.repeat(20).as_bytes());

@@ -1,5 +1,5 @@
-//! What an administrator asks of one gateway reaches the cluster where the contract says so, and without Redis the truth is
-//! told.
+//! An administrator's request to one gateway reaches the cluster where the contract promises that.
+//! Without Redis the answer is honest.
 
 #![allow(clippy::unwrap_used)]
 
@@ -9,7 +9,7 @@ use common::admin::{Admin, TOKEN};
 use common::{Client, Fleet, Gateway, Peer, Redis, SLOW_DRAIN, eventually};
 use serde_json::{Value, json};
 
-/// Two gateways that hear each other.
+/// Two gateways that reach each other.
 fn pair(redis: &Redis) -> (Fleet, [Gateway; 2]) {
     let fleet = Fleet::new(redis.url()).with_args(&["--admin-token", TOKEN]);
     let gateways = fleet.start();
@@ -155,7 +155,7 @@ fn messages_publications_and_broadcasts_go_everywhere() {
     }
 }
 
-/// A Redis that says nothing keeps nobody waiting for long, and only so many at a time.
+/// A silent Redis keeps no request waiting for long, and only so many at a time.
 #[test]
 fn with_a_silent_redis_requests_end() {
     let redis = Redis::start();
@@ -178,7 +178,7 @@ fn with_a_silent_redis_requests_end() {
     assert!((1..=136).contains(&refused), "{refused}");
     redis.resume();
     eventually("Redis is back", || admin.get("/admin/users/alice").0 == 200);
-    // Nobody holds a place any more.
+    // All permits are free again.
     for client in &mut waiting {
         client.send_raw(
             format!(
@@ -191,7 +191,7 @@ fn with_a_silent_redis_requests_end() {
     }
 }
 
-/// When everybody has gone, a drain still waits for those who have asked something.
+/// When all clients have gone, a drain still waits for pending administrators' requests.
 #[test]
 fn a_drain_waits_for_answers() {
     for own_door in [false, true] {
@@ -249,7 +249,7 @@ fn without_redis_the_truth_is_told() {
         );
         error["error"]["message"].as_str().unwrap().to_owned()
     };
-    // What can be done here is done.
+    // The local part is done.
     let sent = admin.ask("POST", "/admin/messages", r#"{"to":"alice","content":1}"#).1;
     assert_eq!(
         (&sent["status"], &alice.recv_json()["content"]),

@@ -1,5 +1,5 @@
-//! With `admin.listen` what is for administrators is served there and nowhere else; a Unix socket leaves nothing behind and
-//! takes nothing away; a token changes on SIGHUP.
+//! With `admin.listen` the administrators' paths are served there and nowhere else. A Unix socket
+//! leaves nothing behind and takes nothing away. A token changes on SIGHUP.
 
 #![allow(clippy::unwrap_used)]
 
@@ -22,7 +22,7 @@ fn start(listen: &str, more: &[&str]) -> (Gateway, String) {
     (gateway, place)
 }
 
-/// What both kinds of listener serve, and the public port then does not.
+/// The paths that both kinds of listener serve, and that the public port then does not.
 fn serves_everything(gateway: &Gateway, admin: &Admin, from: &Value) {
     let mut alice = gateway.connect("alice");
     for path in ["/metrics", "/stats", "/dashboard", "/health", "/readyz", "/livez"] {
@@ -84,7 +84,7 @@ fn on_an_address() {
     }
     client.half_close();
     assert!(client.next_frame().is_none());
-    // Nobody else can have it meanwhile.
+    // No other process can have it meanwhile.
     let ended = run_to_exit(&["--listen", "127.0.0.1:0", "--admin-listen", &place]);
     assert_eq!(ended.code, Some(1), "{ended:?}");
     assert!(
@@ -103,20 +103,20 @@ fn on_a_unix_socket() {
     let (mut gateway, place) = start(&listen, &["--admin-token", TOKEN]);
     assert_eq!(place, listen);
     serves_everything(&gateway, &Admin::at_unix(&path), &json!("somebody on this host"));
-    // Somebody listens: another gateway does not take it away.
+    // A gateway listens: another one does not take it away.
     refuses(&listen, "in use");
     assert_eq!(Admin::at_unix(&path).get("/admin/connections").0, 200);
     gateway.signal(libc::SIGTERM);
     assert_eq!(gateway.wait_for_exit(), 0);
     assert!(!path.exists());
 
-    // Who was killed leaves a file, which is replaced.
+    // A killed gateway leaves a file, which is replaced.
     let (mut gateway, _) = start(&listen, &["--admin-token", TOKEN]);
     gateway.kill();
     assert!(path.exists());
     let (gateway, _) = start(&listen, &["--admin-token", TOKEN]);
     assert_eq!(Admin::at_unix(&path).get("/admin/connections").0, 200);
-    // A file that has taken its place meanwhile is not its to remove.
+    // A file that has replaced it meanwhile is not its to remove.
     std::fs::remove_file(&path).unwrap();
     let other = UnixListener::bind(&path).unwrap();
     let mut gateway = gateway;
@@ -204,7 +204,8 @@ fn the_token_changes_on_sighup() {
     }
 }
 
-/// More than there are places for: whoever comes is served, and whoever has shown the token stays.
+/// More connections than permits: each newcomer is served, and connections that have shown the
+/// token stay.
 #[test]
 fn silent_sockets_keep_nobody_out() {
     let (gateway, place) = start("127.0.0.1:0", &["--admin-token", TOKEN]);
@@ -221,7 +222,8 @@ fn silent_sockets_keep_nobody_out() {
     for path in ["/livez", "/metrics", "/admin/connections"] {
         assert_eq!(admin.raw("GET", path, &admin.authorization(), "").status, 200, "{path}");
     }
-    // The oldest went, the youngest are there; a stranger that is served is no older than its last answer.
+    // The oldest went, the youngest are there. The age of a served connection without a token
+    // counts from its last answer.
     silent[0].expect_end();
     let last = silent.last_mut().unwrap();
     for _ in 0..2 {

@@ -1,5 +1,5 @@
-//! The document at `/admin/openapi.json` says what the server does: the same routes and methods, and answers of the shapes
-//! that it promises, to its own examples.
+//! The document at `/admin/openapi.json` describes the server: the same routes and methods, and
+//! answers of the promised shapes, to its own examples.
 
 #![allow(clippy::unwrap_used)]
 
@@ -19,7 +19,7 @@ fn document(admin: &Admin) -> Value {
     document
 }
 
-/// What `$ref` leads to.
+/// The target of a `$ref`.
 fn follow<'a>(document: &'a Value, value: &'a Value) -> &'a Value {
     let Some(target) = value["$ref"].as_str() else {
         return value;
@@ -28,7 +28,8 @@ fn follow<'a>(document: &'a Value, value: &'a Value) -> &'a Value {
     found.unwrap_or_else(|| panic!("{target} is not in the document"))
 }
 
-/// Checks a value against a schema, in the words of JSON Schema that the document uses. A word that is not known here fails.
+/// Checks a value against a schema, in the words of JSON Schema that the document uses. A word that
+/// is not known here fails.
 fn check(document: &Value, schema: &Value, value: &Value) -> Result<(), String> {
     let schema = follow(document, schema);
     let refuse = |why: &str| Err(format!("{why}: {value} against {schema}"));
@@ -104,7 +105,7 @@ fn check(document: &Value, schema: &Value, value: &Value) -> Result<(), String> 
     Ok(())
 }
 
-/// Checks an answer against what the document says of its status.
+/// Checks an answer against the document's schema of its status.
 fn check_answer(document: &Value, operation: &Value, status: u16, body: &Value) {
     let response = &operation["responses"][status.to_string()];
     assert!(!response.is_null(), "{status} is not documented: {body}, {operation}");
@@ -138,7 +139,7 @@ fn the_document_has_the_routes_of_the_server() {
         .collect();
     table.sort_unstable();
     assert_eq!(operations.keys().cloned().collect::<Vec<_>>(), table);
-    // And the server itself says so.
+    // The server itself agrees.
     for (path, _) in shardgate::admin::ROUTES {
         let target = path
             .replace("{connId}", "x")

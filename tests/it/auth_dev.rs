@@ -1,4 +1,4 @@
-//! Who a client is, in development mode: `?user=` or the `auth` frame, once, in time.
+//! The identity of a client in development mode: `?user=` or the `auth` frame, once, in time.
 
 #![allow(clippy::unwrap_used)]
 
@@ -32,7 +32,7 @@ fn auth_names_the_user(engine: &str) {
     }
 }
 
-/// A name that somebody else's DNS pointed here: a page of theirs would be of the same origin.
+/// A name that foreign DNS pointed here: a page from there would be of the same origin.
 fn other_names_are_misdirected(engine: &str) {
     let args = ["--engine", engine, "--echo", "--admin-token", TOKEN];
     let gateway = Gateway::start(&args);
@@ -86,7 +86,7 @@ fn other_names_are_misdirected(engine: &str) {
     let log = gateway.wait_for_log("evil.example");
     assert!(log.contains("development mode"), "{log}");
     assert_eq!(gateway.log().matches("was refused").count(), 1, "said once");
-    // Who means it has other names.
+    // An operator who means it has other names.
     let meant = Gateway::start(&[&args[..], &["--insecure"]].concat());
     assert_eq!(ask(&meant, "/ws?user=alice", "evil.example").0, 101);
 }
@@ -138,7 +138,7 @@ fn ids_look_like_what_they_are(engine: &str) {
         assert_eq!(client.recv_json()["userId"], odd);
         client.send_json(&json!({"type": "auth", "userId": odd}));
         assert_eq!(client.recv_json()["userId"], odd);
-        // Nobody has such an id where nobody may.
+        // No user has such an id if it is forbidden.
         let mut alice = gateway.connect("alice");
         alice.send_message_expecting(odd, "1", "offline");
     }
@@ -242,7 +242,8 @@ fn frames_right_behind_auth(engine: &str) {
     let gateway = Gateway::start(&["--engine", engine, "--shards", "4", "--limits-messages-per-second", "0"]);
     for n in 0..16 {
         let user = format!("user{n}");
-        // Something before it, so that answers are still owed when the connection changes its shard.
+        // Something before it, so that answers are still owed when the connection changes its
+        // shard.
         let mut bytes = if n % 2 == 0 {
             upgrade_head("/ws", "").into_bytes()
         } else {

@@ -1,4 +1,4 @@
-//! Keys from a URL: fetched, rotated, kept while nothing better comes, and asked for with a limit.
+//! Keys from a URL: fetched, rotated, kept while nothing better comes, and fetched with a limit.
 
 #![allow(clippy::unwrap_used)]
 
@@ -19,11 +19,11 @@ use common::{Gateway, eventually, run_to_exit};
 use serde_json::json;
 use shardgate::jws::Algorithm::{self, EdDsa, Es256};
 
-/// What the server answers with.
+/// The server's answer.
 #[derive(Clone)]
 enum Answer {
     Body(u16, String),
-    /// Takes the connection and says nothing, for good.
+    /// Takes the connection and stays silent, for good.
     Nothing,
     /// Closes it.
     Close,
@@ -189,7 +189,8 @@ fn keys_are_fetched_before_anybody_comes() {
     assert!(line.contains("a, b") && !gateway.log().contains("s3cret"), "{line}");
 }
 
-/// A client with a token of the new key is let in at once, or as soon as the limit allows; the old key goes.
+/// A client with a token of the new key is let in at once, or as soon as the limit allows; the old
+/// key goes.
 #[test]
 fn a_rotation_is_noticed_by_the_first_token_of_the_new_key() {
     let server = Server::start(jwks(&[(Es256, "a")]));
@@ -223,7 +224,7 @@ fn stranger(kid: &str) -> serde_json::Value {
     json!({"kty": "EC", "crv": "P-256", "kid": kid, "x": x, "y": y})
 }
 
-/// Nobody is kept out because a second key was published.
+/// A second published key keeps no client out.
 #[test]
 fn each_key_that_fits_is_tried() {
     let server = Server::start(jwks(&[]));
@@ -324,7 +325,7 @@ fn old_keys_stay_while_nothing_better_comes() {
     gateway.wait_for_log("again");
 }
 
-/// Who waits for a server that is silent hears so in time, and may come again.
+/// A client that waits for a silent server gets its refusal in time, and may come again.
 #[test]
 fn a_silent_server_does_not_keep_anybody_waiting_for_ever() {
     let server = Server::start(jwks(&[(Es256, "a")]));
@@ -400,7 +401,7 @@ fn https_with_an_authority_of_its_own() {
     let mut client = gateway.tcp();
     client.send_upgrade(&format!("/ws?token={}", token(Es256, "a")), "");
     assert_switched(&client.read_head());
-    // Nobody else may answer.
+    // No other server may answer.
     let args = [
         "--listen=127.0.0.1:0",
         "--shards=1",

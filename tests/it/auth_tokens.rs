@@ -1,4 +1,4 @@
-//! Who a client is, by token: every way of showing one, what it permits, when it ends.
+//! The identity of a client by token: every way of showing one, its permissions, and its end.
 
 #![allow(clippy::unwrap_used)]
 
@@ -139,7 +139,7 @@ fn a_bad_token_is_refused_in_band(engine: &str) {
         client.send_text(auth);
         client.expect_close(3500);
     }
-    // Longer than a token may be, and longer than a message of a stranger may be.
+    // Longer than a token may be, and longer than a pre-auth message may be.
     for (bytes, code) in [(10_000, 3500), (20_000, 1009)] {
         let mut client = gateway.upgrade("/ws");
         client.send_json(&json!({"type": "auth", "token": "x".repeat(bytes)}));
@@ -265,7 +265,7 @@ fn a_token_is_refreshed(engine: &str) {
     client.expect_close(3005);
 }
 
-/// Scripts in browsers can say nothing else with a handshake, but for its address.
+/// Scripts in browsers can set nothing else in a handshake but its address.
 fn a_subprotocol_may_carry_a_token(engine: &str) {
     let gateway = gateway(engine, &["--shards", "3", "--auth-required-at-handshake"]);
     for n in 0..6 {
@@ -296,7 +296,8 @@ fn a_subprotocol_may_carry_a_token(engine: &str) {
     );
 }
 
-/// Who has one that ended fetches another and comes back; who has a bad one has no reason to.
+/// A client with an expired token fetches another and comes back; a client with a bad one has no
+/// reason to.
 fn expired_is_not_bad(engine: &str) {
     let gateway = gateway(engine, &["--shards", "3", "--auth-issuer", "us"]);
     let expired = |n: u32| claims(&json!({"sub": format!("user{n}"), "iss": "us", "exp": 1}));
@@ -311,7 +312,7 @@ fn expired_is_not_bad(engine: &str) {
         client.send_json(&json!({"type": "auth", "token": expired(n)}));
         client.expect_close(3005);
     }
-    // A new one of somebody else would be no better.
+    // A new one of another user would be no better.
     let foreign = claims(&json!({"sub": "alice", "iss": "them", "exp": 1}));
     let answer = gateway.try_upgrade(&format!("/ws?token={foreign}"), "");
     assert_eq!((answer.status, answer.field("www-authenticate")), (401, Some("Bearer")));
@@ -399,7 +400,7 @@ fn subscriptions_end_with_their_right(engine: &str) {
         }
         let mut left = vec!["group:7", "news", "group:8", &own, "group:9"];
         for (channels, ending) in [
-            // Other words for the same, less, more, nothing. What is configured stays.
+            // Other words for the same, less, more, nothing. The configured lists stay.
             (&["group:*", "dm:*"][..], &[][..]),
             (&["group:8"], &[own.as_str(), "group:7", "group:9"]),
             (&["*"], &[]),
@@ -428,7 +429,7 @@ fn subscriptions_end_with_their_right(engine: &str) {
     }
 }
 
-/// However many there are: all end, and others are served meanwhile.
+/// All of them end, however many there are, and other clients are served meanwhile.
 fn reviews_take_turns(engine: &str) {
     const CHANNELS: usize = 3_000;
     let limits = [
@@ -495,7 +496,7 @@ fn users_to_write_to_and_to_see(engine: &str) {
     assert_eq!(say(&mut alice, "alice"), "delivered");
     assert_eq!(say(&mut alice, "bob"), "notPermitted");
     assert_eq!(see(&mut alice), seen(json!({"support": true})));
-    // The claims take the place of the lists.
+    // The claims replace the lists.
     assert_eq!(say(&mut bob, "support"), "notPermitted");
     assert_eq!(say(&mut bob, "bob"), "notPermitted");
     assert_eq!(say(&mut bob, "alice"), "delivered");
@@ -509,7 +510,7 @@ fn users_to_write_to_and_to_see(engine: &str) {
         seen(json!({"support": true, "alice": true, "bob": true}))
     );
     assert_eq!(say(&mut bob, "alice"), "notPermitted");
-    // Nothing of what was refused reached anybody.
+    // No refused message reached a client.
     support.expect_silence();
     alice.expect_silence();
 }
@@ -557,7 +558,7 @@ fn claims_permit_channels(engine: &str) {
         ] {
             assert_eq!(ask(kind, channel), expected, "{kind} {channel}");
         }
-        // A new token permits what it says, and no more what the old one said.
+        // A new token gives its own permissions, and none of the old one's.
         client.send_json(&json!({"type": "auth", "token": claims(&json!({"sub": user, "pub_channels": ["x"]}))}));
         assert_eq!(client.recv_json()["type"], "welcome");
         client.send_json(&json!({"type": "publish", "channel": "room:1", "content": 1}));
@@ -638,14 +639,15 @@ fn keys_change_by_sighup(engine: &str) {
         key_file(Algorithm::Es256)
     );
     reload(&es256, "configuration read again");
-    // What was verified by the old key and remembered is forgotten; who is connected stays.
+    // Results verified by the old key are forgotten; connected clients stay.
     eventually("on every shard", || {
         (0..12).all(|_| status(&old) == 401 && status(&new) == 101)
     });
     client.expect_silence();
     client.send_json(&json!({"type": "auth", "token": new}));
     assert_eq!(client.recv_json()["type"], "welcome");
-    // A file without its key does not open the gateway, nor does one with a bad key change anything.
+    // A file without its key does not open the gateway, nor does one with a bad key change
+    // anything.
     let line = reload("", "only a restart");
     assert!(line.contains("auth.key"), "{line}");
     reload(
@@ -672,7 +674,7 @@ fn a_refused_handshake_leaves_nothing(engine: &str) {
     gateway.wait_until_empty();
 }
 
-/// More than a turn takes at once, good and bad ones; everybody is told.
+/// More than a turn takes at once, good and bad ones; every client gets its answer.
 fn a_rush_of_tokens(engine: &str) {
     let gateway = Gateway::start(&[
         "--engine",
@@ -751,7 +753,7 @@ fn the_subcommand_prints_what_the_gateway_takes() {
     }
 }
 
-/// It serves, and says what is wrong with it; again when another one is read.
+/// It serves, and logs the fault; again when another one is read.
 #[test]
 fn a_short_secret_is_warned_of() {
     let directory = tempfile::tempdir().unwrap();
@@ -780,7 +782,7 @@ fn a_short_secret_is_warned_of() {
     assert!(!gateway.log().contains("s3cret"), "{}", gateway.log());
 }
 
-/// Whoever has to show a token may come from elsewhere.
+/// A client that must show a token may come from elsewhere.
 #[test]
 fn tokens_lift_the_bar_of_development_mode() {
     let listen = "--listen=0.0.0.0:0";

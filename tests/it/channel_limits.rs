@@ -1,4 +1,5 @@
-//! Limits of channels: how many one connection may have, what counts towards its rate, and what closes it.
+//! Limits of channels: how many one connection may have, what counts towards its rate, and what
+//! closes it.
 
 #![allow(clippy::unwrap_used)]
 
@@ -26,7 +27,7 @@ fn bytes_of_names(engine: &str) {
         error["message"].as_str().unwrap().contains("limits.channel_name_bytes"),
         "{error}"
     );
-    // What is short enough still fits, what is there already takes no more, and what was left makes room.
+    // A short enough name still fits, a repeated one takes no more, and an ended one makes room.
     alice.subscribe(&"y".repeat(100));
     alice.subscribe(&long(1));
     alice.send_text(&subscribe_text("z"));
@@ -35,7 +36,8 @@ fn bytes_of_names(engine: &str) {
     alice.subscribe(&long(3));
     let mut bob = gateway.connect("bob");
     bob.subscribe(&long(1));
-    // By default 128 names of the greatest length fit, and of a raised number of channels as many bytes as of these.
+    // By default 128 names of the greatest length fit, and of a raised number of channels as many
+    // bytes as of these.
     let gateway = Gateway::start(&[
         "--engine",
         engine,

@@ -1,4 +1,5 @@
-//! Who may subscribe and publish where: the patterns of `channels.subscribe` and `channels.publish`, at once after a reload.
+//! Permissions to subscribe and publish: the patterns of `channels.subscribe` and
+//! `channels.publish`, at once after a reload.
 
 #![allow(clippy::unwrap_used)]
 
@@ -89,7 +90,7 @@ fn patterns(engine: &str) {
         }
         // The braces are no one's name.
         assert_may(&mut client, "inbox:{user}", false, false);
-        // What was refused reached nobody, what was not did: room:1:open.
+        // Refused publications reached no client, the permitted one did: room:1:open.
         assert_eq!(listener.recv_publication("room:1:open")["from"], user);
         listener.expect_silence();
         // Everybody may leave what they may not enter.
@@ -194,10 +195,10 @@ fn sighup_changes_the_lists(engine: &str) {
         gateway.wait_for_log_after(lines, logged);
     };
     reload(r#"["b:*"]"#, r#"["a:*"]"#, "configuration read again");
-    // The right of who is in has ended, and so has the subscription.
+    // The permission of a subscriber has ended, and so has the subscription.
     let ended = json!({"type": "unsubscribed", "channel": "a:ends", "reason": "notPermitted"});
     assert_eq!(clients[0].recv_json(), ended);
-    // The shards hear of it a moment after the log does.
+    // The shards get it a moment after the log.
     for client in &mut clients {
         common::eventually("the new lists hold", || {
             may_subscribe(client, "b:1") && !may_subscribe(client, "a:1")

@@ -1,4 +1,5 @@
-//! Channels: who hears what is published, from when on and until when, byte for byte, and what each frame is answered with.
+//! Channels: which subscribers get a publication, from when on and until when, byte for byte, and
+//! the answer to each frame.
 
 #![allow(clippy::unwrap_used)]
 
@@ -132,7 +133,7 @@ fn without_an_id_there_is_no_ack(engine: &str) {
     let mut bob = gateway.connect("bob");
     for n in 0..6 {
         for id in ["", r#","id":null"#] {
-            // What was published before and is still on its way home is not for the next round.
+            // Earlier publications that are still on their way home are not for the next round.
             let room = format!("room{n}{}", id.len());
             let say = |what: &str| format!(r#"{{"type":"{what}","channel":"{room}","content":1{id}}}"#);
             bob.send_text(&say("subscribe"));
@@ -372,7 +373,7 @@ fn before_auth(engine: &str) {
     assert_eq!(gateway.metric("shardgate_publications_total", &[]), 2.0);
 }
 
-/// In the same packet: what comes behind `auth` goes with the connection to the user's shard.
+/// In the same packet: the frames behind `auth` go with the connection to the user's shard.
 fn right_after_auth(engine: &str) {
     let gateway = start(engine);
     let mut alice = gateway.connect("alice");
@@ -395,7 +396,8 @@ fn twice_is_once(engine: &str) {
     let mut bob = gateway.connect("bob");
     for n in 0..6 {
         let room = format!("room{n}");
-        // One behind the other, and in one packet, in which the second comes while the first is not confirmed.
+        // One behind the other, and in one packet, in which the second comes while the first is not
+        // confirmed.
         bob.send_raw(&frames([subscribe_text(&room), subscribe_text(&room)]));
         bob.expect_answer("subscribed", &room, "s");
         bob.expect_answer("subscribed", &room, "s");
@@ -439,7 +441,7 @@ fn who_has_gone_hears_nothing(engine: &str) {
             1 => bob.reset(),
             _ => drop(bob),
         }
-        // The next one in its place is no subscriber.
+        // The next connection in its slot is no subscriber.
         let mut next = gateway.connect(&format!("bob{round}"));
         alice.publish("room", "1");
         assert_eq!(carol.recv_publication("room")["content"], 1);
@@ -454,7 +456,8 @@ fn who_has_gone_hears_nothing(engine: &str) {
     });
 }
 
-/// Subscribes, publishes and unsubscribes in one packet; what came back in its order, but for the acks, which all came.
+/// Subscribes, publishes and unsubscribes in one packet. Returns the replies in their order, but
+/// for the acks, which all came.
 fn all_at_once(alice: &mut Client, room: &str) -> Vec<String> {
     alice.send_raw(&frames([
         subscribe_text(room),
@@ -482,7 +485,7 @@ fn all_at_once(alice: &mut Client, room: &str) -> Vec<String> {
     got
 }
 
-/// What one connection says in one packet happens in its order.
+/// Frames of one packet are carried out in their order.
 fn all_in_one_segment(engine: &str) {
     let gateway = with_shards(engine, 1);
     let mut alice = gateway.connect("alice");
@@ -492,7 +495,8 @@ fn all_in_one_segment(engine: &str) {
     }
 }
 
-/// A publication goes by way of the channel's home, and finds who is still there when it comes back.
+/// A publication goes by way of the channel's home, and reaches the subscribers that are still
+/// there when it comes back.
 fn all_in_one_segment_on_three_shards(engine: &str) {
     let gateway = with_shards(engine, 3);
     let mut alice = gateway.connect("alice");
@@ -505,7 +509,8 @@ fn all_in_one_segment_on_three_shards(engine: &str) {
     }
 }
 
-/// One that goes in and out while others publish sees all that was published between, once and in order, and nothing else.
+/// A subscriber that comes and goes while others publish gets all publications between, once and in
+/// order, and no other.
 fn in_and_out_of_a_stream(engine: &str) {
     const ROUNDS: usize = 120;
     const AHEAD: u64 = 16;

@@ -1,5 +1,6 @@
-//! With one Redis, gateways share channels: a publication reaches all subscribers, each once and in order, and whoever has
-//! `subscribed` misses nothing from then on, wherever it is published. Gateways without subscribers are left alone.
+//! With one Redis, gateways share channels. A publication reaches all subscribers, each once and in
+//! order. A client with `subscribed` misses nothing from then on, on whichever gateway it is
+//! published. Gateways without subscribers are left alone.
 
 #![allow(clippy::unwrap_used)]
 
@@ -21,7 +22,7 @@ fn system<const N: usize>(args: &[&str]) -> (Redis, Fleet, [Gateway; N]) {
     (redis, fleet, gateways)
 }
 
-/// Partitions that gateways hear, with how many do.
+/// Partitions that gateways subscribe to, with the number of gateways.
 fn heard(redis: &Redis, fleet: &Fleet) -> Vec<(String, i64)> {
     let pattern = format!("{}part:*", fleet.prefix);
     let channels = redis.cmd(&["PUBSUB", "CHANNELS", &pattern]).good().sorted();
@@ -129,7 +130,8 @@ fn in_order_once_and_all() {
     });
 }
 
-/// Whoever has `subscribed` on one gateway gets what is published on another one in the instant after.
+/// A client with `subscribed` on one gateway gets a publication made on another one in the next
+/// instant.
 fn published_right_after_subscribed(args: &[&str], rounds: usize) {
     let (_redis, _fleet, gateways) = system::<2>(args);
     std::thread::scope(|scope| {
@@ -143,7 +145,8 @@ fn published_right_after_subscribed(args: &[&str], rounds: usize) {
                     alice.subscribe(&channel);
                     bob.send_text(&publish_text(&channel, &round.to_string(), None));
                     assert_eq!(alice.recv_publication(&channel)["content"], round);
-                    // Its partition is heard some time longer, so the next round has another one, if there are many.
+                    // Its partition stays subscribed for some time, so the next round has another
+                    // one, if there are many.
                     if round % 2 == 0 {
                         alice.unsubscribe(&channel);
                     }
@@ -178,7 +181,8 @@ fn published_right_after_subscribed_in_fresh_partitions() {
     );
 }
 
-/// One that goes in and out of what another gateway publishes sees no gap, nothing twice, and nothing outside.
+/// A subscriber that comes and goes under publications of another gateway sees no gap, nothing
+/// twice, and nothing outside.
 #[test]
 fn in_and_out_of_a_stream() {
     const ROUNDS: usize = 100;
@@ -238,7 +242,7 @@ fn after_unsubscribed_nothing() {
     }
 }
 
-/// A gateway hears the partitions in which it has subscribers, and is spared all others.
+/// A gateway gets the partitions in which it has subscribers, and no others.
 #[test]
 fn no_copies_without_subscribers() {
     let (redis, fleet, [gw1, gw2, gw3]) = system(&[]);
@@ -256,7 +260,8 @@ fn no_copies_without_subscribers() {
     }
     assert_eq!([&gw1, &gw2, &gw3].map(received), [0.0, 50.0, 0.0]);
     assert_eq!(gw1.metric("shardgate_cluster_publications_sent_total", &[]), 50.0);
-    // What is published in other partitions does not even come to gw2: some of these, as there are 64 of them.
+    // Publications in other partitions do not even come to gw2: some of these, as there are 64 of
+    // them.
     for n in 0..100 {
         alice.publish(&format!("elsewhere{n}"), "1");
     }
@@ -268,7 +273,7 @@ fn no_copies_without_subscribers() {
         "{more} of 100 publications came to a gateway that hears one partition of 64"
     );
     assert_eq!(received(&gw3), 0.0);
-    // One that publishes and subscribes hears its own publications once.
+    // A client that publishes and subscribes gets its own publications once.
     let mut carol = gw1.connect("carol");
     carol.subscribe("room");
     assert_eq!(heard(&redis, &fleet), [(only_room[0].0.clone(), 2)]);
@@ -277,7 +282,7 @@ fn no_copies_without_subscribers() {
         assert_eq!(client.recv_publication("room")["content"], "to both");
         client.expect_silence();
     }
-    // Some time after the last subscriber has gone, Redis is told.
+    // Some time after the last subscriber has gone, the gateway unsubscribes in Redis.
     bob.unsubscribe("room");
     carol.close();
     eventually("nobody hears anything any more", || heard(&redis, &fleet).is_empty());

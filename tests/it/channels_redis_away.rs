@@ -1,5 +1,5 @@
-//! Redis goes away and comes back under channels: what is local goes on, what is not is told, and publications cross again
-//! by themselves, on the subscriptions of before.
+//! Redis goes away and comes back under channels. Local publications go on, the others fail with
+//! notice. Publications cross again by themselves, on the subscriptions of before.
 
 #![allow(clippy::unwrap_used)]
 
@@ -16,7 +16,7 @@ fn system() -> (Redis, [Gateway; 2]) {
     (redis, gateways)
 }
 
-/// What came from one publisher on a channel is in order and came once, whatever was lost.
+/// Publications of one publisher on a channel came in order and once, whatever was lost.
 #[track_caller]
 fn assert_orderly(peer: &Peer, channel: &str, from: &str) {
     let publications = peer.publications_on(channel);
@@ -61,7 +61,7 @@ fn killed_and_back() {
                 receiver.wait_for_publication(room, content);
             }
         }
-        // Channels that nobody had until now, on either gateway.
+        // Channels without a subscriber until now, on either gateway.
         let mut dave = Peer::connect(&gw1, "dave");
         let mut erin = Peer::connect(&gw2, "erin");
         for room in ROOMS {
@@ -110,7 +110,7 @@ fn killed_and_back() {
     }
 }
 
-/// A subscriber that asks in the instant in which Redis dies is answered all the same.
+/// A client that subscribes in the instant in which Redis dies gets an answer all the same.
 #[test]
 fn subscribing_while_it_dies() {
     let (mut redis, [gw1, gw2]) = system();
@@ -136,7 +136,8 @@ fn subscribing_while_it_dies() {
     }
 }
 
-/// The connections for subscriptions break, and those for commands: publications cross again, in order and once.
+/// The connections for subscriptions break, and those for commands: publications cross again, in
+/// order and once.
 #[test]
 fn connections_are_killed() {
     let (redis, [gw1, gw2]) = system();

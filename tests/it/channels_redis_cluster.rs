@@ -1,4 +1,5 @@
-//! Redis Cluster: publications cross in all partitions, wherever their slots are, while these move, and after a master died.
+//! Redis Cluster: publications cross in all partitions, wherever their slots are, while these move,
+//! and after a master died.
 
 #![allow(clippy::unwrap_used)]
 
@@ -109,7 +110,7 @@ fn a_master_dies() {
     let mut traffic = Traffic::start(&gw1, &gw2);
     traffic.works();
     let old = cluster.kill_master_of(Cluster::slot_of(&format!("{}part:0", fleet.prefix)));
-    // Somebody subscribes meanwhile, and is answered.
+    // A client subscribes meanwhile, and is answered.
     let mut dave = Peer::connect(&gw2, "dave");
     for room in &traffic.rooms {
         dave.subscribe(room);

@@ -1,5 +1,6 @@
-//! Many clients that connect, talk, are cut half-way, reset, half-close, stall and talk nonsense, by chance but from a
-//! seed. Afterwards nothing is left of them, and the gateway serves as on its first day.
+//! Many clients that connect, talk, are cut half-way, reset, half-close, stall and send nonsense,
+//! by chance but from a seed. Afterwards nothing is left of them, and the gateway serves as on its
+//! first day.
 //!
 //! `CHAOS_SEED=… CHAOS_STEPS=… cargo test --test chaos` repeats or prolongs a run.
 
@@ -66,7 +67,7 @@ fn crowd(engine: &str, authority: Option<&Authority>) {
             let gateway = &gateway;
             scope.spawn(move || misbehave(gateway, Rng::with_seed(seed ^ thread), steps));
         }
-        // Meanwhile somebody who behaves is served.
+        // A well-behaved client is served meanwhile.
         let mut client = gateway.connect("well-behaved");
         for n in 0..steps / 10 {
             client.send_message_expecting("nobody", &n.to_string(), "offline");

@@ -1,5 +1,6 @@
-//! Who may publish in Redis cannot speak as a gateway: with `cluster.key` nothing without its tag is believed, and without it nothing
-//! that is no frame enters a client's stream, and gateways that do not exist cost little.
+//! A client that may publish in Redis cannot pose as a gateway. With `cluster.key` nothing without
+//! its tag is believed. Without it only whole frames enter a client's stream, and gateways that do
+//! not exist cost little.
 
 #![allow(clippy::unwrap_used)]
 
@@ -19,7 +20,7 @@ use shardgate::wire::ws::server_frame;
 const KEY: &str = "the-first-key-of-this-cluster";
 const NEXT_KEY: &str = "the-second-key-of-this-cluster";
 
-/// Somebody who may publish in Redis, and who knows everything but the key.
+/// An attacker that may publish in Redis, and that knows everything but the key.
 struct Forger<'a> {
     redis: &'a Redis,
     channel: String,
@@ -145,7 +146,7 @@ fn a_key_is_replaced_while_all_understand_each_other_and_other_keys_are_told_apa
     let mut bob = Peer::connect(&new_first, "bob");
     alice.tell_until("bob", 1, "routed");
     bob.tell_until("alice", 1, "routed");
-    // One without a key is refused, and refuses: both say so.
+    // A gateway without a key is refused, and refuses: both log it.
     let keyless = fleet.gateway("keyless");
     let carol = Peer::connect(&keyless, "carol");
     eventually("carol is seen, as presence needs no packet", || {

@@ -1,4 +1,5 @@
-//! Redis Cluster: slots move from node to node and masters die while gateways talk; within moments all is well again.
+//! Redis Cluster: slots move from node to node and masters die while gateways talk; within moments
+//! all is well again.
 
 #![allow(clippy::unwrap_used)]
 
@@ -52,7 +53,7 @@ impl Traffic {
         self.far_watcher.wait_to_see_all(&all, true);
     }
 
-    /// All that was said is true, but for that many that were in flight when something broke.
+    /// All acks were true, but for so many messages that were in flight when something broke.
     #[track_caller]
     fn end(self, lost_max: usize) {
         let (mut alice, said) = self.there.stop();
@@ -95,7 +96,8 @@ fn slots_move() {
         cluster.finish_migration(slot, from, to);
         traffic.works(&format!("{n}: moved, slot of {key}"));
     }
-    // In a slot that is half-way, keys come and go: the first is refused with ASK, and so is the second.
+    // In a slot that is half-way, keys come and go: the first is refused with ASK, and so is the
+    // second.
     for user in ["erin", "frank"] {
         let slot = Cluster::slot_of(&fleet.user_key(user));
         let from = cluster.owner_of(slot);

@@ -1,5 +1,5 @@
-//! A gateway that dies without a goodbye: within `presence.ttl` its users are offline for all others, and nothing of it is
-//! left in Redis.
+//! A gateway that dies without a goodbye: within `presence.ttl` its users are offline for all
+//! others, and nothing of it is left in Redis.
 
 #![allow(clippy::unwrap_used)]
 
@@ -21,7 +21,7 @@ fn users_of_a_dead_gateway_go_offline() {
     let mut carol = Peer::connect(&gw2, "carol");
     let users: Vec<String> = (0..50).map(|n| format!("user{n}")).collect();
     let devices: Vec<_> = users.iter().map(|user| gw3.connect(user)).collect();
-    // Somebody who is elsewhere too.
+    // A user that is elsewhere too.
     let dave = [Peer::connect(&gw2, "dave"), Peer::connect(&gw3, "dave")];
     for watcher in [&mut alice, &mut carol] {
         watcher.wait_to_see_all(&users, true);
@@ -69,11 +69,11 @@ fn users_of_a_dead_gateway_go_offline() {
     drop(devices);
 }
 
-/// Nobody is told of a death: but whoever sends soon learns that nobody takes it any more.
+/// A death has no notice, but a sender soon learns that its messages are not taken any more.
 #[test]
 fn a_message_to_a_dead_gateway_is_not_routed() {
     let redis = Redis::start();
-    // Long, so that it is not the time that tells.
+    // Long, so that time does not decide.
     let fleet = Fleet::new(redis.url()).with_args(&["--presence-ttl", "10m"]);
     let [gw1, mut gw2] = fleet.start();
     let mut alice = Peer::connect(&gw1, "alice");
@@ -109,7 +109,8 @@ fn all_die_at_once() {
     }
 }
 
-/// Should the list for sweeping be written later than the users, it lacks who came right before the death.
+/// Should the list for sweeping be written later than the users, it lacks who came right before the
+/// death.
 #[test]
 fn who_came_right_before_the_death() {
     let redis = Redis::start();
@@ -117,7 +118,7 @@ fn who_came_right_before_the_death() {
     let [gw1, mut gw2] = fleet.start();
     let mut alice = Peer::connect(&gw1, "alice");
     let incarnation = fleet.incarnation(&redis, "gw2");
-    // The list was written just now, for somebody else.
+    // The list was written just now, for another user.
     let first = Peer::connect(&gw2, "first");
     at_once_when("somebody is written down", || !fleet.places(&redis, "first").is_empty());
     let bob = gw2.connect("bob");

@@ -1,4 +1,5 @@
-//! The end of a gateway: told to all, spread over time, counted, and at once when asked twice.
+//! The end of a gateway: all clients get notice, spread over time, counted, and at once at the
+//! second request.
 
 #![allow(clippy::unwrap_used)]
 
@@ -77,7 +78,7 @@ fn clients_are_told_then_closed(engine: &str) {
     let distinct: BTreeSet<_> = wishes.iter().collect();
     assert!(distinct.len() > 20, "spread: {wishes:?}");
     assert!(wishes.iter().all(|ms| *ms <= 3000), "within the drain: {wishes:?}");
-    // Nobody goes: each is closed, and not all at once.
+    // No client goes by itself: each is closed, and not all at once.
     let closed: Vec<Duration> = std::thread::scope(|scope| {
         let readers: Vec<_> = clients
             .into_iter()
@@ -133,7 +134,7 @@ fn newcomers_get_503(engine: &str) {
     }
     assert!(seconds.len() > 1, "jitter: {seconds:?}");
     assert_eq!(gateway.try_upgrade("/ws", "").status, 503);
-    // What is wrong anyway is told as ever.
+    // Other faults are reported as ever.
     assert_eq!(gateway.try_upgrade("/ws?user=", "").status, 400);
     assert_eq!(
         gateway.metric("shardgate_handshakes_refused_total", &["reason=\"draining\""]),
@@ -154,7 +155,8 @@ fn clients_that_leave_end_it_early(engine: &str) {
             _ => drop(client),
         }
     }
-    // Long before the minute that telling them all would have taken. The first ones may have been closed meanwhile.
+    // Long before the minute that notices to all would have taken. The first ones may have been
+    // closed meanwhile.
     assert_eq!(gateway.wait_for_exit(), 0);
     let line = gateway.wait_for_log(" clients left, ");
     let numbers: Vec<u64> = line.split_whitespace().filter_map(|word| word.parse().ok()).collect();
@@ -163,7 +165,8 @@ fn clients_that_leave_end_it_early(engine: &str) {
     assert!(left >= 30, "{line}");
 }
 
-/// Nobody waits for the sake of waiting: two clients that stay are told at once, and closed soon after.
+/// The drain does not wait in vain: two clients that stay get notice at once, and are closed soon
+/// after.
 fn a_handful_is_gone_within_two_seconds(engine: &str) {
     let mut gateway = start(engine, "30s");
     let mut clients = [gateway.connect("alice"), gateway.connect("bob")];
@@ -180,7 +183,8 @@ fn a_handful_is_gone_within_two_seconds(engine: &str) {
     gateway.wait_for_log("0 clients left, 2 were closed");
 }
 
-/// No more are told per second than the limit says, on both shards together; each has the same time to go when told.
+/// No more clients get notice per second than the limit, on both shards together. Each has the same
+/// time to go after it.
 fn a_limit_is_kept(engine: &str) {
     const PER_SECOND: usize = 10;
     let mut gateway = Gateway::start(&["--engine", engine, "--drain-timeout", "1h", "--drain-per-second", "10"]);
@@ -209,7 +213,7 @@ fn a_limit_is_kept(engine: &str) {
 
 fn nobody_there_is_no_wait(engine: &str) {
     let mut gateway = start(engine, "10m");
-    // Sockets that said nothing or speak HTTP hold nothing up.
+    // Silent sockets and those with HTTP hold nothing up.
     let _silent = gateway.tcp();
     let mut http = gateway.tcp();
     http.send_raw(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n");
@@ -252,11 +256,11 @@ fn a_second_signal_ends_it_at_once(engine: &str) {
     }
 }
 
-/// What signals a process and its group, or a terminal and its shell, means one order.
+/// A signal to a process and its group, or to a terminal and its shell, counts once.
 fn two_signals_at_once_are_one(engine: &str) {
     let mut gateway = start(engine, "30s");
     let mut clients = [gateway.connect("alice"), gateway.connect("bob")];
-    // Two different ones, as the kernel makes one of two equal ones that nobody has looked at yet.
+    // Two different ones, as the kernel merges two equal pending signals into one.
     gateway.signal(SIGTERM);
     gateway.signal(SIGINT);
     for client in &mut clients {
@@ -323,7 +327,7 @@ fn a_client_that_does_not_answer_cannot_hold_it_up(engine: &str) {
     eprintln!("a drain of 1 s took {:?}", began.elapsed());
 }
 
-/// What has been asked for is waited for, but no longer than a drain may take.
+/// Pending requests are waited for, but no longer than a drain may take.
 fn an_administrator_who_does_not_read_cannot_hold_it_up(engine: &str) {
     let args = ["--engine", engine, "--drain-timeout", "1s", "--admin-token", TOKEN];
     let mut gateway = Gateway::start(&args);
@@ -338,8 +342,8 @@ fn an_administrator_who_does_not_read_cannot_hold_it_up(engine: &str) {
     assert!(gateway.log().contains("requests of administrators are not answered"));
 }
 
-/// With nobody there the drain is over at once, and the answer still comes: over a connection that stays open, which does not
-/// hold it up, and over one that does not.
+/// Without clients the drain is over at once, and the answer still comes: over a connection that
+/// stays open, which does not hold it up, and over one that does not.
 fn whoever_asks_for_it_is_answered(engine: &str) {
     for last in ["", "Connection: close\r\n"] {
         let args = ["--engine", engine, "--drain-timeout", "10m", "--admin-token", TOKEN];

@@ -1,5 +1,5 @@
-//! A gateway that drains: its users are present and reachable from all gateways until they have gone, and then it leaves nothing
-//! behind.
+//! A gateway that drains: its users are present and reachable from all gateways until they have
+//! gone, and then it leaves nothing behind.
 
 #![allow(clippy::unwrap_used)]
 
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use common::{Fleet, Peer, Redis, SLOW_DRAIN, eventually};
 use libc::SIGTERM;
 
-/// Present, and reached by messages, until they go: whoever goes, when they go.
+/// Present, and reached by messages, until they go.
 #[test]
 fn others_reach_its_users_until_they_have_gone() {
     let redis = Redis::start();
@@ -54,10 +54,10 @@ fn others_reach_its_users_until_they_have_gone() {
     bob.wait_for("local");
     assert_eq!(carol.tell("alice", "to the other"), "routed");
     alice.wait_for("to the other");
-    // Nobody new comes in.
+    // No new client comes in.
     assert_eq!(gw2.try_upgrade("/ws?user=late", "").status, 503);
 
-    // Whoever goes is gone, and nobody with them.
+    // A closed client is gone, and the others stay.
     bob.leave();
     alice.wait_to_see("bob", false);
     alice.tell_until("bob", "too late", "offline");
@@ -73,7 +73,8 @@ fn others_reach_its_users_until_they_have_gone() {
     here.wait_for("still here");
 }
 
-/// A rolling deploy as it happens: whoever is told stays until they are closed, and others write to them all the while.
+/// A rolling deploy as it happens: a client with notice stays until it is closed, and others write
+/// to it all the while.
 #[test]
 fn messages_arrive_until_the_close() {
     let redis = Redis::start();
@@ -94,7 +95,7 @@ fn messages_arrive_until_the_close() {
     };
     let since = Instant::now();
     assert_eq!(bob.wait_for_close(), 3001);
-    // He was as good as closed when somebody first heard so.
+    // He was as good as closed when the first client saw it.
     assert!(
         since.elapsed() < Duration::from_secs(2),
         "{last} for {:?}",
@@ -126,7 +127,7 @@ fn the_last_one_leaves_nothing() {
     assert!(left.is_empty(), "{left:?}");
 }
 
-/// With Redis away a drain is as orderly; it must not wait for somebody who does not answer.
+/// With Redis away a drain is as orderly; it must not wait for a missing answer.
 #[test]
 fn without_redis_it_ends_too() {
     let mut redis = Redis::start();

@@ -1,7 +1,9 @@
-//! A fan-out to thousands of subscribers stalls nobody: what others want of the same shard comes before its end.
+//! A fan-out to thousands of subscribers stalls no other client: other requests on the same shard
+//! are answered before its end.
 //!
-//! Nothing here looks at a clock. One shard serves subscribers in the order in which they came, so what the last of them
-//! hears before its publication was done in the middle of the fan-out.
+//! Nothing here looks at a clock. One shard serves subscribers in the order in which they came. So
+//! everything that the last of them gets before its publication was done in the middle of the
+//! fan-out.
 
 #![allow(clippy::unwrap_used)]
 
@@ -46,7 +48,8 @@ fn a_small_channel_overtakes(engine: &str) {
     }
 }
 
-/// What is asked when the first one has its publication is done before the last one has it.
+/// A request made when the first subscriber has its publication is answered before the last one has
+/// it.
 fn messages_heartbeats_and_http_overtake(engine: &str) {
     let gateway = start(engine);
     let mut crowd = gateway.subscribers(CROWD, "crowd");
@@ -55,7 +58,8 @@ fn messages_heartbeats_and_http_overtake(engine: &str) {
     let mut alice = gateway.connect("alice");
     let mut bob = gateway.connect("bob");
     let mut within = BTreeMap::from([("heartbeat", 0), ("message", 0), ("http", 0)]);
-    // The machine may let us sleep through a whole fan-out, but not through all of them; without turns, none would do.
+    // The machine may let us sleep through a whole fan-out, but not through all of them; without
+    // turns, none would do.
     for n in 0..20 {
         alice.send_text(&large(n));
         expect_large(&mut crowd[0], n);

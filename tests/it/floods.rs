@@ -1,4 +1,5 @@
-//! Hostile heads are refused, and a gateway that is out of descriptors waits, serves who is in, and does not spin.
+//! Hostile heads are refused. A gateway that is out of descriptors waits, serves its connections,
+//! and does not spin.
 
 #![allow(clippy::unwrap_used)]
 
@@ -12,7 +13,7 @@ on_both_engines! {
     who_was_shown_the_door_and_stays_goes, who_closes_and_does_not_read_goes, strangers_take_no_places, out_of_descriptors_it_waits_and_does_not_spin,
 }
 
-/// Nobody agrees on what these mean, so that a proxy in front may have read another request.
+/// Implementations differ about these, so a proxy in front may have read another request.
 fn smuggled_heads_are_refused(engine: &str) {
     let gateway = Gateway::start(&["--engine", engine]);
     let good = upgrade_head("/ws?user=alice", "");
@@ -40,7 +41,8 @@ fn smuggled_heads_are_refused(engine: &str) {
         assert!((400..500).contains(&status), "{status} for {head:?}");
     }
     assert_eq!(gateway.stats()["connections"], 0);
-    // A line that ends without CR, and Upgrade given twice, mean the same to everybody who takes them.
+    // A line that ends without CR, and Upgrade given twice, mean the same to everybody who takes
+    // them.
     for head in [good.replace("\r\n", "\n"), with("Upgrade: websocket\r\n")] {
         let mut client = gateway.tcp();
         client.send_raw(head.as_bytes());
@@ -54,7 +56,7 @@ fn a_giant_head_is_refused(engine: &str) {
     let mut client = gateway.tcp();
     client.send_raw(b"GET /ws HTTP/1.1\r\nX: ");
     client.send_carelessly(&vec![b'x'; 1 << 20]);
-    // The answer may be lost with what was not read; that it is over may not.
+    // The answer may be lost with the unread bytes; the end may not.
     while !client.is_at_end() {
         client.read_response();
     }
@@ -64,7 +66,8 @@ fn a_giant_head_is_refused(engine: &str) {
     );
 }
 
-/// Sockets that say nothing are let go in the order in which they came: whoever comes has its time, and nobody is kept out.
+/// Silent sockets are closed in the order in which they came: each newcomer has its time, and none
+/// is kept out.
 fn the_oldest_unfinished_handshake_goes(engine: &str) {
     let gateway = Gateway::start(&["--engine", engine, "--shards", "1", "--limits-handshakes", "20"]);
     let mut alice = Peer::connect(&gateway, "alice");
@@ -73,7 +76,7 @@ fn the_oldest_unfinished_handshake_goes(engine: &str) {
         silent.push(Client::connect(gateway.addr));
         silent[n].expect_end();
     }
-    // A newcomer takes the place of one more until it is a connection.
+    // A newcomer takes the permit of one more until it is a connection.
     let _bob = Peer::connect(&gateway, "bob");
     silent[10].expect_end();
     for client in &mut silent[11..] {
@@ -86,7 +89,7 @@ fn the_oldest_unfinished_handshake_goes(engine: &str) {
     assert_eq!(alice.tell("bob", 1), "delivered");
 }
 
-/// A connection that is over and that the client keeps open is nobody's, either.
+/// A finished connection that the client keeps open takes no permit, either.
 fn who_was_shown_the_door_and_stays_goes(engine: &str) {
     let gateway = Gateway::start(&["--engine", engine, "--shards", "1", "--limits-handshakes", "20"]);
     let mut staying = Vec::new();
@@ -101,7 +104,8 @@ fn who_was_shown_the_door_and_stays_goes(engine: &str) {
     assert_eq!(gateway.stats()["connections"], 0);
 }
 
-/// A connection that its peer ended gives its place back. While our answer is not read its socket stays, and is counted.
+/// A connection that its peer ended gives its permit back. While our answer is not read its socket
+/// stays, and is counted.
 fn who_closes_and_does_not_read_goes(engine: &str) {
     let limits = ["--limits-connections", "6", "--limits-handshakes", "4"];
     let room = ["--limits-outbox-bytes", "16777216"];
@@ -123,7 +127,7 @@ fn who_closes_and_does_not_read_goes(engine: &str) {
     }
 }
 
-/// Whoever has not said who it is waits for as long as it may, and keeps nobody out who has.
+/// An unauthenticated client waits for as long as it may, and keeps no authenticated one out.
 fn strangers_take_no_places(engine: &str) {
     let limits = ["--limits-connections", "20", "--limits-handshakes", "10"];
     let gateway = Gateway::start(&[&["--engine", engine, "--shards", "2"], &limits[..]].concat());
@@ -167,7 +171,8 @@ fn out_of_descriptors_it_waits_and_does_not_spin(engine: &str) {
     let gateway = Gateway::try_spawn(command).unwrap();
     let mut alice = Peer::connect(&gateway, "alice");
     let lines = gateway.log_lines();
-    // Silent, and many times as many as there are descriptors. Each time when none is left the oldest 64 make room.
+    // Silent, and many times as many as there are descriptors. Each time when none is left the
+    // oldest 64 make room.
     let crowd: Vec<Client> = (0..1_000).map(|_| Client::connect(gateway.addr)).collect();
     gateway.wait_for_log_after(lines, "accepting paused");
     // Eight more tries are a second, of which spinning would take most.
@@ -178,7 +183,7 @@ fn out_of_descriptors_it_waits_and_does_not_spin(engine: &str) {
     }
     let spent = cpu_ticks(&gateway) - ticks;
     assert!(spent < 50, "{spent} ticks for eight tries");
-    // Who is in is served, and the silent keep nobody out.
+    // Connected clients are served, and silent ones keep none out.
     assert_eq!(alice.tell("alice", 1), "delivered");
     let mut client = Client::connect(gateway.addr);
     client.send_raw(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n");

@@ -1,4 +1,4 @@
-//! RFC 6455 as clients meet it: fragments, control frames, what is refused and with which code, and how it ends.
+//! RFC 6455 as clients meet it: fragments, control frames, refusals with their codes, and the end.
 
 #![allow(clippy::unwrap_used)]
 
@@ -107,7 +107,7 @@ fn protocol_errors_close_with_1002(engine: &str) {
         eprintln!("{what}");
         let mut client = gateway.connect("alice");
         client.send_raw(&bytes);
-        // What follows has no meaning and must do no harm.
+        // The bytes behind it have no meaning and must do no harm.
         client.send_carelessly(&text_bytes(r#"{"type":"heartbeat"}"#));
         client.expect_close(1002);
     }
@@ -128,7 +128,7 @@ fn invalid_utf8_closes_with_1007(engine: &str) {
         client.send_frame(FIN | TEXT, bytes);
         client.expect_close(1007);
     }
-    // In a fragment, told before the message ends.
+    // In a fragment, reported before the message ends.
     let mut client = gateway.connect("alice");
     client.send_frame(TEXT, b"ok");
     client.send_frame(0, b"\xff");

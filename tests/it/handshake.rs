@@ -228,7 +228,7 @@ fn origins_are_same_origin_by_default(engine: &str) {
     }
     // No browser, no Origin.
     assert_eq!(gateway.upgrade("/ws").stream.peer_addr().unwrap(), gateway.addr);
-    // Several: nobody can tell which one the page is of.
+    // Several: the page's origin is ambiguous.
     for two in [
         "Origin: http://localhost\r\nOrigin: http://localhost\r\n",
         "Origin: http://localhost\r\nOrigin: http://evil.example\r\n",
@@ -483,7 +483,7 @@ fn a_long_head_gets_431(engine: &str) {
 fn the_connection_limit_gets_503(engine: &str) {
     let gateway = Gateway::start(&["--engine", engine, "--limits-connections", "3"]);
     let mut clients = [gateway.connect("alice"), gateway.connect("bob")];
-    // One that has not said who it is takes no place.
+    // An unauthenticated connection takes no permit.
     let mut unknown = gateway.upgrade("/ws");
     assert_eq!(gateway.get("/readyz").status, 200);
     let last = gateway.connect("dave");
@@ -500,10 +500,10 @@ fn the_connection_limit_gets_503(engine: &str) {
         gateway.metric("shardgate_handshakes_refused_total", &["reason=\"connection_limit\""]),
         3.0
     );
-    // Whoever becomes known later hears the same by its close code.
+    // A client that authenticates later gets the same by its close code.
     unknown.send_json(&json!({"type": "auth", "userId": "carol"}));
     unknown.expect_close(3013);
-    // Those inside do not notice, and a place that is left is given away again.
+    // Connected clients do not notice, and a free permit is given away again.
     clients[0].send_message_expecting("bob", "1", "delivered");
     drop(last);
     common::eventually("a place is free", || gateway.stats()["connections"] == 2);
@@ -575,7 +575,7 @@ fn the_admission_rate_gets_503(engine: &str) {
     assert!(distinct.len() > 1, "jitter: {refused:?}");
     // Plain HTTP is not a handshake.
     assert_eq!(gateway.get("/readyz").status, 200);
-    // Who waits as long as told gets in, sooner or later.
+    // A client that waits as long as told gets in, sooner or later.
     common::eventually("admitted again", || {
         gateway.try_upgrade("/ws?user=bob", "").status == 101
     });

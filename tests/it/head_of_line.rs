@@ -1,4 +1,5 @@
-//! Nobody waits behind somebody else: not behind a flood, a fragment that never ends, or a crowd that connects.
+//! No client waits behind another: not behind a flood, a fragment that never ends, or a crowd that
+//! connects.
 
 #![allow(clippy::unwrap_used)]
 
@@ -11,7 +12,8 @@ use std::time::Instant;
 
 on_both_engines! { behind_floods, behind_unfinished_frames, behind_a_crowd }
 
-/// Conversations that must go on while the others do their worst: each step waits for its answer, up to the deadline.
+/// Conversations that must go on while the others do their worst. Each step waits for its answer,
+/// up to the deadline.
 fn talk(gateway: &Gateway, steps: usize) {
     let mut carol = gateway.connect("carol");
     let mut dave = gateway.connect("dave");

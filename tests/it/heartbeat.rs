@@ -1,4 +1,5 @@
-//! Signs of life: the server pings who is silent, closes who stays silent, and takes any frame as life.
+//! Heartbeats: the server pings silent clients, closes those that stay silent, and takes any frame
+//! as life.
 
 #![allow(clippy::unwrap_used)]
 

@@ -1,4 +1,5 @@
-//! HTTP on the gateway's port: every path, every method, kept-alive, pipelined, malformed, half-closed.
+//! HTTP on the gateway's port: every path, every method, kept-alive, pipelined, malformed,
+//! half-closed.
 
 #![allow(clippy::unwrap_used)]
 
@@ -69,7 +70,7 @@ fn head_has_no_body(engine: &str) {
         let answer = client.read_head();
         assert_eq!(answer.status, 200, "{path}");
         assert_ne!(answer.field("content-length"), Some("0"), "{path}");
-        // What comes next is the next answer, not a body.
+        // The next bytes are the next answer, not a body.
         client.send_raw(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
         assert_eq!(client.read_response().body.trim(), "OK", "{path}");
         client.expect_end();
@@ -130,7 +131,8 @@ fn pipelining(engine: &str) {
     }
 }
 
-/// Pages by the hundred wait for their turns, many at a time; nobody's is lost, and messages pass meanwhile.
+/// Pages by the hundred wait for their turns, many at a time. None is lost, and messages pass
+/// meanwhile.
 fn a_crowd_wants_pages(engine: &str) {
     const CROWD: usize = 50;
     const PAGES: usize = 60;
@@ -147,7 +149,7 @@ fn a_crowd_wants_pages(engine: &str) {
         sent < (CROWD * PAGES * 30_000) as f64,
         "{sent} bytes were sent before the message"
     );
-    // And nobody's is lost.
+    // And none is lost.
     for client in &mut crowd {
         for _ in 0..PAGES {
             assert_eq!(client.read_response().status, 200);
@@ -187,7 +189,7 @@ fn malformed_requests(engine: &str) {
 
 fn requests_with_a_body(engine: &str) {
     let gateway = Gateway::start(&["--engine", engine]);
-    // The answer comes; whether a connection with a body that nobody read goes on is up to the server.
+    // The answer comes. Whether a connection with an unread body goes on is up to the server.
     for body in [
         "Content-Length: 5\r\n\r\nhello",
         "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
@@ -234,7 +236,8 @@ fn a_half_closed_client_gets_its_answer(engine: &str) {
     client.expect_end();
 }
 
-/// Requests and then a handshake in one packet, more answers than an outbox holds: however it ends, no place is lost.
+/// Requests and then a handshake in one packet, more answers than an outbox holds: however it ends,
+/// no permit is lost.
 fn a_place_is_not_lost(engine: &str) {
     let gateway = Gateway::start(&[
         "--engine",
@@ -260,7 +263,8 @@ fn a_place_is_not_lost(engine: &str) {
     gateway.connect("bob").close();
 }
 
-/// RFC 9112, 3.2: on every path, with the first request of a connection and with later ones, on either listener.
+/// RFC 9112, 3.2: on every path, with the first request of a connection and with later ones, on
+/// either listener.
 fn the_host_is_named_once(engine: &str) {
     let admin = ["--admin-listen", "127.0.0.1:0"];
     let gateway = Gateway::start(&[&["--engine", engine], &admin[..]].concat());
@@ -367,7 +371,7 @@ fn stats(engine: &str) {
     clients[0].send_message_expecting("nobody", "1", "offline");
     let stats = gateway.stats();
     assert_eq!((&stats["connections"], &stats["users"]), (&json!(9), &json!(3)));
-    // One frame in, to three devices, and one for nobody.
+    // One frame in, to three devices, and one for an absent user.
     assert_eq!((&stats["messagesIn"], &stats["messagesOut"]), (&json!(2), &json!(3)));
     let sum = |key: &str| -> u64 {
         stats["shards"]

@@ -1,4 +1,5 @@
-//! Limits of one connection and one user: what is refused, what closes, what is forgiven, what zero means.
+//! Limits of one connection and one user: refusals, closes, what is forgiven, and the meaning of
+//! zero.
 
 #![allow(clippy::unwrap_used)]
 
@@ -51,7 +52,8 @@ fn over_the_rate_is_refused_then_closed(engine: &str) {
             "which one was refused: {error}"
         );
     }
-    // What passed arrived, and nothing else. The ack of what passed right before the close may be lost with it.
+    // Passed messages arrived, and nothing else. The ack of the last one before the close may be
+    // lost with it.
     let passed = gateway.stats()["messagesIn"].as_u64().unwrap();
     assert!((5 + acks as u64..100).contains(&passed), "{passed}");
     for _ in 0..passed {
@@ -184,7 +186,7 @@ fn connections_per_user_zero_is_no_limit(engine: &str) {
     assert_eq!(gateway.stats()["users"], 1);
 }
 
-/// Answers pings until it is told to stop; the close code, if one came.
+/// Answers pings until it is told to stop. Returns the close code, if one came.
 fn keep_answering(mut client: common::Client) -> impl FnOnce() -> Option<u16> {
     let stream = client.stream.try_clone().unwrap();
     let thread = std::thread::spawn(move || {
@@ -203,8 +205,8 @@ fn keep_answering(mut client: common::Client) -> impl FnOnce() -> Option<u16> {
     }
 }
 
-/// Half-open connections that a phone left behind go, the one that was silent longest first; a living desktop stays, although
-/// it is older, and by whichever way the newest comes in.
+/// Half-open connections that a phone left behind go, the longest silent one first. A living
+/// desktop stays, although it is older, and by whichever way the newest comes in.
 fn the_longest_silent_device_goes(engine: &str) {
     let limit = ["--limits-connections-per-user", "4", "--shards", "2"];
     let gateway = Gateway::start(&[&["--engine", engine], &limit[..]].concat());
@@ -237,7 +239,8 @@ fn the_longest_silent_device_goes(engine: &str) {
     assert_eq!(desktop(), None, "the desktop was closed");
 }
 
-/// When all have answered they are equally alive: the oldest goes, and nobody waits for the end of the time.
+/// When all have answered they are equally alive: the oldest goes, and none waits for the end of
+/// the time.
 fn answers_decide_at_once(engine: &str) {
     let gateway = Gateway::start(&["--engine", engine, "--limits-connections-per-user", "2"]);
     let mut oldest = gateway.connect("alice");
@@ -282,7 +285,7 @@ fn every_frame_counts(engine: &str) {
         &["kind=\"frame\"", "reason=\"rate_limited\""],
     );
     assert_eq!(dropped, 30.0);
-    // What is within the rate is answered.
+    // Messages within the rate are answered.
     let mut client = gateway.connect("bob");
     client.send_raw(&ping.repeat(4));
     for _ in 0..4 {
@@ -290,7 +293,7 @@ fn every_frame_counts(engine: &str) {
     }
 }
 
-/// Before it is known who somebody is, messages are short and little waits for them.
+/// Before authentication messages are short, and few bytes are queued for them.
 fn a_stranger_is_short(engine: &str) {
     let gateway = Gateway::start(&["--engine", engine, "--limits-messages-per-second", "0"]);
     let padded = |kind: &str, bytes: usize| {
@@ -302,7 +305,7 @@ fn a_stranger_is_short(engine: &str) {
     assert_eq!(client.recv_json()["type"], "welcome");
     client.send_text(&padded("heartbeat", 60_000));
     assert_eq!(client.recv_json()["type"], "heartbeat");
-    // Also in one packet with what shows who it is.
+    // Also in one packet with the credentials.
     let mut client = gateway.upgrade("/ws");
     let both = [
         text_bytes(&padded("auth", 100)),

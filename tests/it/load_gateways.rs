@@ -1,7 +1,8 @@
-//! The load generator with several gateways and with Redis: users are spread as it says, what crosses is counted, and
-//! what Redis did is told without the generator's own questions.
+//! The load generator with several gateways and with Redis. Users are spread as reported, messages
+//! between gateways are counted, and the work of Redis is reported without the generator's own
+//! questions.
 
-// A test's helpers are tests too: what they cannot do ends the test.
+// A test's helpers are tests too: a failure of theirs ends the test.
 #![allow(clippy::unwrap_used)]
 
 use crate::common;
@@ -68,7 +69,7 @@ fn idle_users_are_spread_evenly() {
     assert!(server["connectCpuMicrosPerConnection"].as_f64().unwrap() > 0.0);
 }
 
-/// Two gateways that know nothing of each other: a pair that is apart cannot talk.
+/// Two gateways that do not know each other: a pair that is apart cannot talk.
 #[test]
 fn pairs_are_apart() {
     let (a, b) = (gateway("a", &[]), gateway("b", &[]));
@@ -162,7 +163,7 @@ fn figures_that_make_no_sense_are_refused() {
     }
 }
 
-/// Who is where is known of publishers on other threads and in other processes as well.
+/// The users' locations are known for publishers on other threads and in other processes as well.
 #[test]
 fn publications_cross_two_gateways_whoever_has_the_publisher() {
     let redis = Redis::start();

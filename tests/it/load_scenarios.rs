@@ -1,7 +1,7 @@
-//! The load generator's storms, days of chat and several processes, against real gateways: everything is accounted for,
-//! and what is well is called well.
+//! The load generator's storms, days of chat and several processes, against real gateways:
+//! everything is accounted for, and what is well is called well.
 
-// A test's helpers are tests too: what they cannot do ends the test.
+// A test's helpers are tests too: a failure of theirs ends the test.
 #![allow(clippy::unwrap_used)]
 
 use crate::common;
@@ -206,7 +206,7 @@ fn a_drain_moves_its_users_to_the_other_gateway() {
     assert!(b.metric("shardgate_connections_accepted_total", &[]) >= 22.0);
 }
 
-/// As an administrator begins it, and told to go there.
+/// As an administrator begins it, with the address to go to.
 #[test]
 fn the_generator_asks_for_a_drain_and_for_the_end_of_users() {
     let admin = ["--admin-token", TOKEN, "--drain-timeout", "2s"];
@@ -323,7 +323,8 @@ fn a_day_of_chat_is_accounted_for() {
     it.wait_until_empty();
 }
 
-/// Whatever moment the run ends at, somebody is on the way back then, and nobody is asked for what nobody waits for.
+/// Whenever the run ends, some client is on the way back then, and it is asked for nothing that is
+/// not waited for.
 #[test]
 fn a_chat_ends_while_people_come_back() {
     let (it, dir) = (gateway(&[]), tempfile::tempdir().unwrap());
@@ -406,7 +407,8 @@ fn a_process_that_dies_is_an_error_that_is_said() {
     let pid = running.child.id();
     let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
     let child: i32 = children.split_whitespace().next().unwrap().parse().unwrap();
-    // SAFETY: kill takes no pointers; the process is a child that its parent, which waits in vain, has not reaped.
+    // SAFETY: kill takes no pointers; the process is a child that its parent, which waits in vain,
+    // has not reaped.
     assert_eq!(unsafe { libc::kill(child, libc::SIGKILL) }, 0);
     let ran = running.finish();
     assert_eq!((ran.code, &ran.report), (Some(2), &Value::Null));

@@ -1,10 +1,11 @@
-//! The load generator counts exactly: a real gateway behind a proxy that drops, doubles, swaps, holds and cuts what the
-//! gateway sends, by plan, and the report has to have each of these faults, as often as it was made and no more.
+//! The load generator counts exactly. A real gateway is behind a proxy that drops, doubles, swaps,
+//! holds and cuts the gateway's frames, by plan. The report has to have each of these faults, as
+//! often as it was made and no more.
 //!
-//! `load_generator` proves the same with a scripted server, fault by fault; here everything else goes on as it should, in
-//! every scenario, with hundreds of messages around the faults.
+//! `load_generator` proves the same with a scripted server, fault by fault. Here everything else
+//! goes on as it should, in every scenario, with hundreds of messages around the faults.
 
-// A test's helpers are tests too: what they cannot do ends the test.
+// A test's helpers are tests too: a failure of theirs ends the test.
 #![allow(clippy::unwrap_used)]
 
 use crate::common;
@@ -20,7 +21,7 @@ use common::Gateway;
 use common::gateway::{command, run_command};
 use serde_json::Value;
 
-/// What happens to a frame on its way to the client.
+/// The fate of a frame on its way to the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
     Drop,
@@ -33,7 +34,8 @@ enum Fault {
     Close(u16),
 }
 
-/// The faults of all connections together, by the number of the frame among those whose text begins so.
+/// The faults of all connections together, by the number of the frame among those whose text begins
+/// so.
 struct Plan {
     kind: &'static str,
     /// Frames of this kind so far.
@@ -41,7 +43,7 @@ struct Plan {
     faults: Vec<(u64, Fault)>,
     /// How long frames were held, as the proxy saw it.
     held: Mutex<Duration>,
-    /// The gateway never hears that a client is gone, as when the network in between went.
+    /// The gateway gets no notice of a client's end, as when the network in between went.
     hides_ends: bool,
 }
 
@@ -101,17 +103,17 @@ fn proxy(gateway: SocketAddr, plan: &Arc<Plan>) -> SocketAddr {
     address
 }
 
-/// What the client says passes as it is.
+/// The client's bytes pass unchanged.
 fn pass(mut from: TcpStream, mut to: TcpStream, hides_end: bool) {
     let _ = std::io::copy(&mut from, &mut to);
     if hides_end {
-        // Whatever the gateway sends is taken, and the test's end ends it.
+        // The gateway's bytes are read to the end, and the test's end ends it.
         let _ = std::io::copy(&mut to, &mut std::io::sink());
     }
     let _ = to.shutdown(std::net::Shutdown::Write);
 }
 
-/// What the gateway says suffers.
+/// The gateway's frames suffer the faults.
 fn spoil(mut from: TcpStream, mut to: TcpStream, plan: &Plan) -> std::io::Result<()> {
     let mut head = vec![];
     let mut byte = [0];
@@ -203,7 +205,8 @@ impl Ran {
         self.report[key].as_u64().unwrap()
     }
 
-    /// Asserts these counts, that all others are 0, that everything is accounted for, and the exit status.
+    /// Asserts these counts, that all others are 0, that everything is accounted for, and the exit
+    /// status.
     #[track_caller]
     fn expect(&self, counts: &[(&str, u64)]) {
         for key in ["lost", "duplicates", "reordered", "corrupted", "misrouted", "unsent"] {
@@ -246,7 +249,8 @@ fn deliveries_of_a_channel() {
     }
 }
 
-/// A subscriber whose connection ends takes what was under way to it along, and nobody waits for it.
+/// The publications under way to a subscriber whose connection ends are lost with it, and not
+/// waited for.
 #[test]
 fn deliveries_to_one_who_goes() {
     for how in [
@@ -281,7 +285,7 @@ fn messages_beside_a_storm() {
     }
 }
 
-/// Nobody comes or goes here, or what was dropped behind somebody's back would rightly be away.
+/// No client comes or goes here, or messages dropped unnoticed would rightly be away.
 fn chat(weights: &str) -> (tempfile::TempDir, String) {
     let dir = tempfile::tempdir().unwrap();
     let shipped = std::fs::read_to_string("benches/scenarios/chat.toml").unwrap();
@@ -301,8 +305,8 @@ fn messages_of_a_chat() {
     }
 }
 
-/// What a gateway cannot know yet is no fault of it: it says `delivered`, and that somebody is there, by connections whose
-/// network is gone, and what these took nobody else gets.
+/// The gateway is not at fault for what it cannot know yet. For connections whose network is gone
+/// it acks `delivered` and reports presence. Messages to these reach no other connection.
 #[test]
 fn a_chat_whose_networks_go_without_a_word() {
     let (dir, words) = chat("message = 50\npresence = 8\nvanish = 1");
@@ -327,7 +331,8 @@ fn publications_of_a_chat() {
         let plan = Plan::new("publication", fault, 40, 3);
         load(&format!("{words} --users 4"), &plan).expect(&[(what, 3)]);
     }
-    // Two that one connection hears one after the other may be of different publishers, whose order nobody promises.
+    // Two consecutive publications at one connection may be of different publishers, whose order is
+    // not promised.
     let plan = Plan::new("publication", Fault::Swap, 40, 3);
     let ran = load(&format!("{words} --users 2"), &plan);
     assert!(ran.number("reordered") <= 3, "{}", ran.report);
@@ -358,8 +363,8 @@ fn a_stall_is_in_every_latency_that_it_made() {
         max >= held_micros * 0.999,
         "{max} of {held_micros}: three digits are kept"
     );
-    // Every other message of 450 is to the one who was held, and 45 of them became due meanwhile: a tenth of all. Were they
-    // timed from when they could be sent, one would be slow.
+    // Every other message of 450 is to the held client, and 45 of them became due meanwhile: a
+    // tenth of all. Were they timed from when they could be sent, one would be slow.
     let p99 = ran.report["latencyMicros"]["p99"].as_f64().unwrap();
     assert!(p99 > held_micros / 2.0, "{}", ran.report["latencyMicros"]);
     let rows = ran.report["series"].as_array().unwrap();
@@ -377,7 +382,7 @@ fn who_is_told_to_stay_away_stays_away() {
         "storm --users 12 --cut sockets --calm 300ms --backoff 50ms --duration 5s",
         &plan,
     );
-    // 14 were welcome first; the first one that came back then was told to stay away.
+    // 14 were welcome first; the first one that came back then was refused for good.
     assert_eq!(ran.report["connections"]["ready"], 14, "{}", ran.report);
     assert_eq!(
         ran.report["connections"]["comebacks"]["refused"]["closed 3500"], 1,
@@ -391,7 +396,7 @@ fn who_is_told_to_stay_away_stays_away() {
 
 #[test]
 fn who_is_asked_to_reconnect_comes_back() {
-    // One of the pair is told so in the middle of its talk, when the others are back.
+    // One of the pair is closed with 3011 in the middle of its talk, when the others are back.
     let plan = Plan::new("message", Fault::Close(3011), 300, 1);
     let ran = load("storm --users 4 --cut sockets --calm 1s --backoff 50ms", &plan);
     assert_eq!(ran.code, Some(0), "{}", ran.text);

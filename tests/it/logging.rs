@@ -1,4 +1,4 @@
-//! The log holds nobody up, whoever reads it or does not, and says who came, who went and who was refused.
+//! The log holds nothing up, read or unread, and records which clients came, went and were refused.
 
 #![allow(clippy::unwrap_used)]
 
@@ -52,7 +52,7 @@ fn nobody_reads_the_log(engine: &str) {
     ]);
     let mut gateway = start(&args, writer.into());
     gateway.tls = Some(authority.client());
-    // A gateway that has just begun may not have heard its own probe yet.
+    // A gateway that has just begun may not have received its own probe yet.
     let mut first = gateway.connect("first");
     eventually("carol is reached", || {
         first.send_text(r#"{"type":"message","to":"carol","content":"first","id":"f"}"#);
@@ -88,7 +88,8 @@ fn a_full_disk_costs_lines_and_nothing_else() {
     assert_eq!(gateway.wait_for_exit(), 0);
 }
 
-/// A manager that does not read what it is told must not hold up the control thread, which tells it that the end has come.
+/// A manager that does not read its notices must not hold up the control thread, which notifies it
+/// of the end.
 #[test]
 fn systemd_that_does_not_read_holds_nobody_up() {
     let directory = tempfile::tempdir().unwrap();
@@ -107,7 +108,8 @@ fn systemd_that_does_not_read_holds_nobody_up() {
     drop(socket);
 }
 
-/// One object a line; and at `debug` who came, who went and why, who was refused, in our own words and without a token.
+/// One object a line. At `debug` it records which clients came, went and why, and which were
+/// refused, in our own words and without a token.
 #[test]
 fn json_lines_tell_of_connections() {
     let directory = tempfile::tempdir().unwrap();

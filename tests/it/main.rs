@@ -1,7 +1,9 @@
-//! The promises of the gateway, each held by the real program: one promise a file, one binary for all of them, as each
-//! binary compiles the harness and links the gateway anew. `cargo test --test it drain::` runs one file.
+//! The promises of the gateway, each held by the real program: one promise a file. All are one
+//! binary, as each binary compiles the harness and links the gateway anew. `cargo test --test it
+//! drain::` runs one file.
 //!
-//! Files that measure their own process, or that documents tell people to run, are binaries of their own beside this one.
+//! Files that measure their own process, or that documents tell people to run, are binaries of
+//! their own beside this one.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

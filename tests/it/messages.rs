@@ -1,4 +1,5 @@
-//! Messages, acks and presence: what arrives, at whom, byte for byte, and what each frame is answered with.
+//! Messages, acks and presence: which frames arrive at which client, byte for byte, and the answer
+//! to each frame.
 
 #![allow(clippy::unwrap_used)]
 
@@ -114,7 +115,7 @@ fn offline(engine: &str) {
         bob.close();
         alice.send_message_expecting(&user, "1", "offline");
     }
-    // A connection that has not said who it is takes nothing.
+    // An unauthenticated connection takes nothing.
     let mut unknown = gateway.upgrade("/ws");
     alice.send_message_expecting("unknown", "1", "offline");
     unknown.expect_silence();
@@ -358,7 +359,8 @@ fn unknown_and_double_keys(engine: &str) {
     // Keys count as written: other cases are unknown keys.
     alice.send_text(r#"{"Type":"message","type":"heartbeat"}"#);
     assert_eq!(alice.recv_json()["type"], "heartbeat");
-    // A double key of ours is no sane client: refused, so that nobody in between reads another one than we do.
+    // A double key of ours comes from no sane client. It is refused, so that no proxy in between
+    // reads another one than we do.
     alice.send_text(r#"{"type":"message","to":"alice","to":"bob","content":1}"#);
     alice.expect_error("badRequest");
     alice.send_text(r#"{"type":"message","to":"alice","content":1,"content":2}"#);
@@ -385,7 +387,7 @@ fn presence(engine: &str) {
     alice.send_json(&ask(&too_many));
     let error = alice.expect_error("limitExceeded");
     assert_eq!(error["id"], "c2");
-    // Nobody, oneself, one twice, one device of two.
+    // No receiver, oneself, one twice, one device of two.
     alice.send_json(&ask(&[]));
     assert_eq!(alice.recv_json()["users"], json!({}));
     alice.send_json(&ask(&["alice".into(), "nobody".into(), "alice".into()]));

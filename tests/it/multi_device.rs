@@ -1,4 +1,5 @@
-//! A user is online as long as one device is, wherever it is connected, and offline once the last has gone.
+//! A user is online as long as one device is, wherever it is connected, and offline once the last
+//! has gone.
 
 #![allow(clippy::unwrap_used)]
 
@@ -6,7 +7,8 @@ use crate::common;
 
 use common::{Fleet, Gateway, Peer, Redis, eventually};
 
-/// Far above what any step here takes: what comes true does so because somebody said it, not because time ran out.
+/// Far above the time of any step here: an expected event comes by its message, not because time
+/// ran out.
 const TTL: [&str; 2] = ["--presence-ttl", "10m"];
 
 fn system<const N: usize>(args: &[&str]) -> (Redis, Fleet, [Gateway; N]) {
@@ -63,7 +65,7 @@ fn online_until_the_last_device_leaves() {
     });
 }
 
-/// The last word wins, however quickly words follow each other.
+/// The last change wins, however quickly changes follow each other.
 fn flap(there: usize, back: usize) {
     let (redis, fleet, gateways) = system::<3>(&[]);
     let mut watcher = Peer::connect(&gateways[2], "watcher");

@@ -1,4 +1,5 @@
-//! Messages from one connection to one user arrive in the order sent, all of them, once, whatever shards lie between.
+//! Messages from one connection to one user arrive in the order sent, all of them, once, whatever
+//! shards lie between.
 
 #![allow(clippy::unwrap_used)]
 
@@ -36,7 +37,7 @@ fn many_senders_and_receivers_across_shards(engine: &str) {
                 for number in 0..PER_PAIR {
                     let mut bytes = Vec::new();
                     for to in 0..USERS {
-                        // Sizes on both sides of what is copied and what is shared.
+                        // Sizes on both sides of the limit between copied and shared bytes.
                         let padding = "x".repeat((number * 37 + to * 101 + n) % 3000);
                         bytes.extend(text_bytes(&format!(
                             r#"{{"type":"message","to":"user{to}","content":[{number},"{padding}"]}}"#
@@ -98,7 +99,8 @@ fn acks_come_in_order(engine: &str) {
     }
 }
 
-/// A receiver that reads in spurts: what waits for it is sent in pieces, shared and copied, and still in order.
+/// A receiver that reads in spurts: its queue is sent in pieces, shared and copied, and still in
+/// order.
 fn order_holds_over_a_growing_connection(engine: &str) {
     let gateway = Gateway::start(&[
         "--engine",

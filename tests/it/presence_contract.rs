@@ -1,8 +1,10 @@
-//! Presence is one contract with two implementations: what a gateway knows by itself, and what gateways know together
-//! through Redis. Every case here holds for both, asked from both shards of every gateway.
+//! Presence is one contract with two implementations: a gateway's own knowledge, and the knowledge
+//! that gateways share through Redis. Every case here holds for both, asked from both shards of
+//! every gateway.
 //!
-//! The gateway on which something happened knows it at once, and is asked once, without polling. Another one may need a
-//! few milliseconds, until the first has written all that it has to write: then it, too, is asked once.
+//! The gateway of a change knows it at once, and is asked once, without polling. Another one may
+//! need a few milliseconds, until the first has written all its changes. Then it, too, is asked
+//! once.
 
 #![allow(clippy::unwrap_used)]
 
@@ -16,7 +18,7 @@ use common::client::{BINARY, CLOSE};
 use common::{Client, Fleet, Gateway, Peer, Redis, SLOW_DRAIN, eventually};
 use serde_json::{Value, json};
 
-/// What keeps presence, and where it is asked for.
+/// The presence implementation, and where it is asked for.
 #[derive(Clone, Copy)]
 enum Kind {
     /// One gateway without Redis.
@@ -122,7 +124,7 @@ impl System {
         }
     }
 
-    /// A connection of nobody on this shard.
+    /// A connection without a user on this shard.
     #[track_caller]
     fn stranger(&self, at: usize, shard: usize) -> Client {
         for _ in 0..1000 {
@@ -145,14 +147,15 @@ impl System {
         });
     }
 
-    /// Waits until all that the gateways have heard of is written down.
+    /// Waits until all changes that the gateways know are written.
     #[track_caller]
     fn settle(&mut self) {
         if self._redis.is_none() {
             return;
         }
         for (at, gateway) in self.gateways.iter().enumerate() {
-            // Behind all that the shards have told the control thread, then behind all that this has told Redis.
+            // Behind all reports of the shards to the control thread, then behind all its writes to
+            // Redis.
             for asked in 0..2 {
                 for observer in self.observers.iter_mut().skip(at * SHARDS).take(SHARDS) {
                     observer.presence(&["nobody"]).unwrap();
@@ -194,7 +197,7 @@ fn places(system: &System) -> Vec<(usize, usize)> {
         .collect()
 }
 
-/// What each observer sees of a user while something is done, change by change.
+/// Each observer's view of a user during some steps, change by change.
 #[track_caller]
 fn watched(observers: &mut [Peer], user: &str, act: impl FnOnce()) -> Vec<Vec<bool>> {
     struct Over<'a>(&'a AtomicBool);
@@ -427,7 +430,7 @@ fn users_that_nobody_knows(kind: Kind) {
         system.is_now(0, "alice", true);
         let observer = &mut system.observers[at * SHARDS];
         let right: BTreeMap<String, bool> = unknown.iter().map(|user| ((*user).to_owned(), false)).collect();
-        // Asking about somebody does not make them known.
+        // A question about a user does not make the user known.
         for _ in 0..3 {
             assert_eq!(observer.presence(&unknown).unwrap(), right);
         }
@@ -539,7 +542,7 @@ fn only_who_said_who_they_are(kind: Kind) {
             device.close();
             system.is_now(at, &user, false);
             system.is_settled(&user, false);
-            // Who leaves before never was there.
+            // A connection that ends before then never was there.
             let stranger = system.stranger(at, accepted_by);
             stranger.close();
             system.is_settled(&user, false);
@@ -591,7 +594,7 @@ fn a_hand_over_does_not_flicker(kind: Kind) {
     }
 }
 
-/// Those who are still there are online for everybody, until they have gone.
+/// Connected users are online for all, until they have gone.
 fn while_draining(kind: Kind) {
     let mut system = System::with_args(kind, &SLOW_DRAIN);
     // A crowd comes first, and whom this is about connects behind it.

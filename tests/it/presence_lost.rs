@@ -1,4 +1,4 @@
-//! What Redis loses of who is here is found and written again, without anybody coming or leaving.
+//! Presence that Redis loses is found and written again, without any user coming or leaving.
 
 #![allow(clippy::unwrap_used)]
 
@@ -33,7 +33,7 @@ fn a_deleted_user_is_written_again() {
     let fleet = Fleet::new(redis.url()).with_args(&["--presence-ttl", TTL]);
     let [gw1, gw2] = fleet.start();
     let mut alice = Peer::connect(&gw1, "alice");
-    // Nobody ever asked for this one, so no gateway is told that it changes.
+    // This user was never asked for, so no gateway gets an invalidation.
     let quiet = Peer::connect(&gw2, "quiet");
     let bob = [Peer::connect(&gw2, "bob"), Peer::connect(&gw2, "bob")];
     alice.wait_to_see("bob", true);
@@ -61,7 +61,7 @@ fn a_deleted_user_is_written_again() {
     });
     gw2.wait_for_log("maxmemory-policy");
 
-    // Whoever leaves is not written again.
+    // A user that leaves is not written again.
     quiet.leave();
     for device in bob {
         device.leave();

@@ -1,5 +1,6 @@
-//! Questions of clients who is online do not touch what others do: with a real Redis, while 48 connections ask for 100 users at a
-//! time as fast as they may and faster, messages between two gateways go on, and so do leases and probes.
+//! Presence questions of clients do not touch other clients. With a real Redis, 48 connections ask
+//! for 100 users at a time, as fast as they may and faster. Meanwhile messages between two gateways
+//! go on, and so do leases and probes.
 
 #![allow(clippy::unwrap_used)]
 
@@ -12,7 +13,7 @@ use common::storm::{self, CONNECTIONS, FRAMES, Link, USERS};
 use common::{Fleet, Peer, Redis};
 use serde_json::Value;
 
-/// Messages of others, each after the answer to the one before: within the burst that everybody has.
+/// Messages of other clients, each after the answer to the one before: within every client's burst.
 const MESSAGES: usize = 95;
 const STORM_MAX: Duration = Duration::from_secs(20);
 
@@ -67,7 +68,8 @@ fn a_storm_of_questions_fails_nobodys_messages() {
         let began = Instant::now();
         for n in 0..MESSAGES {
             *statuses.entry(alice.tell("bob", n)).or_default() += 1;
-            // Others who are new to this gateway, so that their places have to be learned meanwhile.
+            // Other users that are new to this gateway, so that their locations have to be learned
+            // meanwhile.
             let status = alice.tell(&format!("nobody{n}"), n);
             assert_eq!(status, "offline", "{n}");
         }
@@ -83,7 +85,7 @@ fn a_storm_of_questions_fails_nobodys_messages() {
     }
 }
 
-/// Users who are here need no question, and whoever is known is not asked for again.
+/// Users who are here need no question, and known users are not asked for again.
 #[test]
 fn what_is_known_is_not_asked_for() {
     let redis = Redis::start();
@@ -97,7 +99,7 @@ fn what_is_known_is_not_asked_for() {
     names.push("nobody");
     alice.wait_to_see_all(&names[..20], true);
     let locates = || gw1.metric("shardgate_redis_operations_total", &["kind=\"locate\""]);
-    // After the last change of somebody's place everybody is known.
+    // After the last change of location every user is known.
     alice.presence(&names).unwrap();
     let before = locates();
     for _ in 0..20 {
@@ -106,12 +108,12 @@ fn what_is_known_is_not_asked_for() {
         assert!(!seen["nobody"]);
     }
     assert_eq!(locates(), before);
-    // What is remembered is given up when it changes.
+    // Remembered locations are given up when they change.
     for peer in there {
         peer.leave();
     }
     alice.wait_to_see_all(&names[10..20], false);
-    // Whoever is here is seen with Redis gone, too.
+    // Local users are seen with Redis gone, too.
     drop(redis);
     let seen = alice.presence(&names[..10]).unwrap();
     assert!(seen.values().all(|online| *online), "{seen:?}");

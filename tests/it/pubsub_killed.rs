@@ -1,5 +1,5 @@
-//! Connections to Redis are cut under traffic: they come back, and what was sent is in order, not doubled, and not said to
-//! be taken when it was not.
+//! Connections to Redis are cut under traffic. They come back. Messages are in order, not doubled,
+//! and not acked as taken when they were not.
 
 #![allow(clippy::unwrap_used)]
 

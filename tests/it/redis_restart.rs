@@ -1,5 +1,6 @@
-//! Redis goes away and comes back: no live connection is lost, what is local goes on, what is not is told at once, and
-//! presence and routing come back by themselves, whether Redis comes back empty or with old data.
+//! Redis goes away and comes back. No live connection is lost, local messages go on, and the others
+//! fail at once. Presence and routing come back by themselves, whether Redis comes back empty or
+//! with old data.
 
 #![allow(clippy::unwrap_used)]
 
@@ -27,7 +28,8 @@ fn within(limit: Duration, what: &str, mut happened: impl FnMut() -> bool) {
     }
 }
 
-/// What a gateway does while its Redis is away; `alice` and `local` are on it, `remote` was on another one.
+/// A gateway's behaviour while its Redis is away; `alice` and `local` are on it, `remote` was on
+/// another one.
 #[track_caller]
 fn assert_copes_without_redis(gateway: &Gateway, alice: &mut Peer, local: &Peer, remote: &str) {
     let mut readyz = gateway.get("/readyz");
@@ -75,7 +77,7 @@ fn back_empty() {
     redis.kill();
     assert_copes_without_redis(&gw1, &mut alice, &near_alice, "carol");
     assert_copes_without_redis(&gw2, &mut carol, &near_carol, "alice");
-    // Things happen meanwhile: somebody comes, somebody goes.
+    // Meanwhile one user comes and another goes.
     let dave = Peer::connect(&gw2, "dave");
     devices.truncate(499);
 
@@ -113,7 +115,7 @@ fn back_empty() {
     assert_eq!(alice.tell("user499", 1), "offline");
 }
 
-/// It comes back with what it last knew, which is not true any more.
+/// It comes back with its last data, which is not true any more.
 fn back_with_old_data(config: &[(&str, &str)]) {
     let mut redis = Redis::with_config(config);
     let fleet = Fleet::new(redis.url());
@@ -214,7 +216,7 @@ fn again_and_again() {
 fn it_may_come_up_after_the_gateway() {
     let mut redis = Redis::not_yet(&[]);
     let fleet = Fleet::new(redis.url()).with_args(&["--redis-start-timeout", "25s"]);
-    // The first attempt is seen here, and leads to nobody.
+    // The first attempt is seen here, and finds no user.
     let door = TcpListener::bind(("127.0.0.1", redis.port())).unwrap();
     std::thread::scope(|scope| {
         let starting = scope.spawn(|| fleet.gateway("gw1"));
@@ -243,7 +245,7 @@ fn no_redis_no_start() {
     assert_says(&ended.stderr, &[&format!("127.0.0.1:{}", redis.port()), "redis"]);
 }
 
-/// The last line says all of this.
+/// The last line reports all of this.
 #[track_caller]
 fn assert_says(text: &str, words: &[&str]) {
     let last = text.lines().last().unwrap_or_default().to_lowercase();
@@ -255,8 +257,9 @@ fn assert_says(text: &str, words: &[&str]) {
     }
 }
 
-/// Two servers behind one name, as behind a proxy, a Service or a primary endpoint. The replica is promoted, the name moves
-/// to it, and the old master becomes its replica and keeps its connections.
+/// Two servers behind one name, as behind a proxy, a Service or a primary endpoint. The replica is
+/// promoted, the name moves to it, and the old master becomes its replica and keeps its
+/// connections.
 #[test]
 fn a_name_moves_to_the_promoted_replica() {
     let (first, second) = (Redis::start(), Redis::start());
@@ -314,7 +317,8 @@ fn a_name_moves_to_the_promoted_replica() {
     assert_eq!(fleet.directory(&second).len(), 2);
 }
 
-/// Look-ups have connections of their own to the same servers, which do not make them look better than they are.
+/// Look-ups have connections of their own to the same servers, which do not make them look better
+/// than they are.
 #[test]
 fn servers_of_a_cluster_that_throw_presence_away_are_counted_once() {
     let cluster = Cluster::start();

@@ -1,4 +1,5 @@
-//! Redis under sentinels: when its master dies another takes over, and the gateways find it by themselves.
+//! Redis under sentinels: when its master dies another takes over, and the gateways find it by
+//! themselves.
 
 #![allow(clippy::unwrap_used)]
 
@@ -25,7 +26,7 @@ fn the_master_dies() {
 
     sentinels.kill_master();
     watcher.tell_until("bob", "nobody knows", "failed");
-    // Somebody comes and somebody goes while there is no master.
+    // Users come and go while there is no master.
     let comes = Peer::connect(&gw2, "comes");
     drop(devices.pop());
     sentinels.wait_for_master();
@@ -47,7 +48,7 @@ fn the_master_dies() {
         assert_eq!(watcher.tell(user, user.as_str()), "routed");
         assert_eq!(device.recv_json()["content"], **user);
     }
-    // What is new is written to the new master.
+    // New data is written to the new master.
     assert!(fleet.directory(sentinels.master()).len() == 2);
 }
 
@@ -76,7 +77,7 @@ fn a_name_that_no_sentinel_knows() {
     assert!(last.contains("othermaster"), "{ended:?}");
 }
 
-/// Nothing fails at the old master, which goes on; only who asks the sentinels again finds out.
+/// Nothing fails at the old master, which goes on; only a new question to the sentinels finds out.
 #[test]
 fn sentinels_name_another_master_while_the_old_one_goes_on() {
     let sentinels = Sentinels::start();
@@ -93,7 +94,7 @@ fn sentinels_name_another_master_while_the_old_one_goes_on() {
     for gateway in [&gw1, &gw2] {
         eventually("/readyz is 200", || gateway.get("/readyz").status == 200);
     }
-    // One that comes now finds the others there.
+    // A gateway that comes now finds the others there.
     let gw3 = fleet.gateway("gw3");
     let mut carol = Peer::connect(&gw3, "carol");
     carol.wait_to_see("bob", true);

@@ -37,7 +37,7 @@ impl Reloadable {
         }
     }
 
-    /// Replaces the file at once, so that nobody reads half of it.
+    /// Replaces the file at once, so that no reader gets half of it.
     fn write(&self, text: &str) {
         let new = self.file.with_extension("new");
         std::fs::write(&new, text).unwrap();
@@ -61,7 +61,7 @@ fn limits_change(engine: &str) {
     let long = format!(r#"{{"type":"heartbeat","x":"{}"}}"#, "x".repeat(1500));
     let mut old = it.gateway.connect("alice");
     it.reload("[limits]\nmessage_bytes = 2000\nconnections_per_user = 1\n", READ);
-    // Connections that are open go by it too. The shards hear of it a moment after the log does.
+    // Open connections go by it too. The shards get it a moment after the log.
     common::eventually("a longer message is taken", || {
         let mut client = it.gateway.connect("bob");
         client.send_text(&long);
@@ -89,7 +89,7 @@ fn limits_of_handshakes_change(engine: &str) {
         let long = format!("X: {}\r\n", "x".repeat(600));
         it.gateway.try_upgrade("/ws", &long).status == 431
     });
-    // Whoever comes closes those that are too many.
+    // A newcomer closes the connections above the limit.
     silent[..5].iter_mut().for_each(|client| client.expect_end());
     it.reload("limits.handshake_timeout = \"50ms\"\n", READ);
     common::eventually("silence is not waited for", || {
@@ -148,7 +148,7 @@ fn the_connection_limit_goes_both_ways(engine: &str) {
         more.len() == 2
     });
     assert_eq!(it.gateway.try_upgrade("/ws?user=carol", "").status, 503);
-    // Lowered: nobody is thrown out, nobody gets in.
+    // Lowered: no client is thrown out, and none gets in.
     it.reload("limits.connections = 1\n", READ);
     assert_eq!(it.gateway.try_upgrade("/ws?user=carol", "").status, 503);
     assert_eq!(it.gateway.stats()["connections"], 4);

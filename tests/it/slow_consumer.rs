@@ -1,4 +1,5 @@
-//! A client that does not read is closed with 3008, costs what `limits.outbox_bytes` allows and no more, and harms nobody.
+//! A client that does not read is closed with 3008, costs what `limits.outbox_bytes` allows and no
+//! more, and harms no other.
 
 #![allow(clippy::unwrap_used)]
 
@@ -94,7 +95,7 @@ fn lost(gateway: &Gateway) -> f64 {
     )
 }
 
-/// Each was `delivered`, and nobody read them: whether they wait in the client's host or in ours.
+/// Each was `delivered` and is unread, whether it is queued in the client's host or in ours.
 fn what_was_not_read_is_counted(engine: &str) {
     let gateway = start(engine);
     let mut alice = gateway.connect("alice");
@@ -116,7 +117,7 @@ fn what_was_not_read_is_counted(engine: &str) {
     gateway.wait_until_empty();
 }
 
-/// Who has read everything, or says goodbye, has lost nothing.
+/// A client that has read everything, or that sends a close frame, has lost nothing.
 fn what_was_read_is_not_counted(engine: &str) {
     let gateway = start(engine);
     let mut alice = gateway.connect("alice");
@@ -176,7 +177,8 @@ fn memory_is_bounded_and_given_back(engine: &str) {
         flood_round(&gateway, &mut alice, round);
     }
     let after_all = resident_kib(&gateway);
-    // 9 slow consumers at 2 MiB each; an allocator may keep some of what was given back, but not all of it.
+    // 9 slow consumers at 2 MiB each. An allocator may keep some of the freed memory, but not all
+    // of it.
     let grown = after_all.saturating_sub(after_first);
     assert!(grown < 9 * 2048 / 2, "{after_first} KiB, then {after_all} KiB");
     eventually("sockets are let go, too", || {
@@ -230,7 +232,8 @@ fn one_that_reads_again_in_time(engine: &str) {
     bob.expect_silence();
 }
 
-/// Each holds a piece of the numbers and not all of them, which are long where there are many shards.
+/// Each holds a piece of the numbers and not all of them, which are long where there are many
+/// shards.
 fn many_who_ask_for_numbers_and_do_not_read(engine: &str) {
     use std::io::Write;
     const CLIENTS: u64 = 150;

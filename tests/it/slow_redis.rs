@@ -1,5 +1,5 @@
-//! Redis is there and does not do what it should: it stalls, drops who reads too slowly, is full, is read-only, refuses
-//! the password, allows only some commands, or speaks TLS.
+//! Redis is there and misbehaves: it stalls, drops slow readers, is full, is read-only, refuses the
+//! password, allows only some commands, or speaks TLS.
 
 #![allow(clippy::unwrap_used)]
 
@@ -39,7 +39,8 @@ fn assert_works(fleet: &Fleet) -> [Gateway; 2] {
     gateways
 }
 
-/// While Redis stands still nobody waits for it for long; afterwards all is as before, in order and once.
+/// While Redis stands still no client waits for it for long; afterwards all is as before, in order
+/// and once.
 fn stalls(stall: impl Fn(&Redis), end: impl Fn(&Redis)) {
     let redis = Redis::start();
     let fleet = Fleet::new(redis.url());

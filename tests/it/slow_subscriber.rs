@@ -1,5 +1,5 @@
-//! A subscriber that does not read is closed with 3008 and its memory is given back; all others, and whoever keeps up with
-//! a burst of any size, lose nothing.
+//! A subscriber that does not read is closed with 3008 and its memory is freed. All others, and a
+//! subscriber that keeps up with a burst of any size, lose nothing.
 
 #![allow(clippy::unwrap_used)]
 
@@ -94,7 +94,8 @@ fn resident_kib(gateway: &Gateway) -> u64 {
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
-/// One frame is shared by all outboxes: 30 of them that lag by 4 MiB each cost that once, and then nothing.
+/// One frame is shared by all outboxes: 30 of them that lag by 4 MiB each cost that once, and then
+/// nothing.
 fn memory_is_given_back(engine: &str) {
     const SLOW: usize = 30;
     let gateway = start(engine, &["--limits-outbox-bytes", "4194304"]);
@@ -106,7 +107,8 @@ fn memory_is_given_back(engine: &str) {
             .collect();
         let goal = ((n + 1) * SLOW) as f64;
         for published in 0.. {
-            // Where nobody reads at all, publishers hear `failed` for a moment before the subscribers are closed.
+            // When no subscriber reads at all, publishers get `failed` for a moment before the
+            // subscribers are closed.
             alice.send_text(&publish_text("room", &content, Some("p")));
             assert_eq!(alice.recv_json()["type"], "ack");
             if closed_as_slow(&gateway) == goal {
@@ -135,7 +137,7 @@ fn memory_is_given_back(engine: &str) {
     });
 }
 
-/// Publications come faster than they can go out in one turn. Who reads is not slow.
+/// Publications come faster than they can go out in one turn. A subscriber that reads is not slow.
 fn a_burst_larger_than_the_limit_for_one_who_reads(engine: &str) {
     const BURST: usize = 600;
     for shards in ["1", "2"] {
@@ -167,7 +169,8 @@ fn a_burst_larger_than_the_limit_for_one_who_reads(engine: &str) {
     }
 }
 
-/// The same where each channel has a little of it: in frames that are sent together, and in frames that are sent one by one.
+/// The same where each channel has a little of it: in frames that are sent together, and in frames
+/// that are sent one by one.
 fn bursts_on_many_channels_for_one_who_reads(engine: &str) {
     for padding_bytes in [300, 1500] {
         burst_on_many_channels(engine, padding_bytes);
@@ -205,7 +208,8 @@ fn burst_on_many_channels(engine: &str, padding_bytes: usize) {
     assert_eq!(closed_as_slow(&gateway), 0.0);
 }
 
-/// Bytes count as they are, however many share them: 12 of 60 KB are less than 1 MiB, also with a hundred subscribers.
+/// Bytes count as they are, however many share them: 12 of 60 KB are less than 1 MiB, also with a
+/// hundred subscribers.
 fn a_lag_under_the_limit_is_forgiven(engine: &str) {
     let gateway = start(engine, &[]);
     let mut alice = gateway.connect("alice");
@@ -233,7 +237,8 @@ fn one_that_vanishes_within_a_fan_out(engine: &str) {
     let mut alice = gateway.connect("alice");
     let mut crowd = gateway.subscribers(1000, "room");
     for round in 0..10 {
-        // More than one turn's work; then one of those that it is for goes, the first ones and the last ones too.
+        // More than one turn's work; then one of those that it is for goes, the first ones and the
+        // last ones too.
         alice.send_raw(&frames(
             (0..3).map(|n| publish_text("room", &format!("[{round},{n}]"), None)),
         ));
@@ -258,7 +263,7 @@ fn one_that_vanishes_within_a_fan_out(engine: &str) {
     eventually("those that went have left", || gateway.stats()["subscriptions"] == 990);
 }
 
-/// Ends what others wait for, also when a test fails.
+/// Ends the waiting threads, also when a test fails.
 struct Done<'a>(&'a AtomicBool);
 
 impl Drop for Done<'_> {
@@ -267,10 +272,11 @@ impl Drop for Done<'_> {
     }
 }
 
-/// More is published than can be delivered: publishers hear `failed`, and nobody who reads is closed for it. A subscriber
-/// that reads nothing is.
+/// More is published than can be delivered: publishers get `failed`, and no reading subscriber is
+/// closed for it. A subscriber that reads nothing is.
 fn publishers_are_told_before_readers_are_closed(engine: &str) {
-    // Few, so that each of them has its turn on a small and busy machine: who does not run does not read.
+    // Few, so that each of them has its turn on a small and busy machine: a thread that does not
+    // run does not read.
     const READERS: usize = 4;
     const PUBLISHERS: usize = 2;
     const BURST: usize = 40;
@@ -321,7 +327,8 @@ fn publishers_are_told_before_readers_are_closed(engine: &str) {
                     }
                 });
             }
-            // Several times what the channel, an outbox and the kernel hold: without a word, readers would have been closed.
+            // Several times what the channel, an outbox and the kernel hold: without a word,
+            // readers would have been closed.
             eventually("publishers are refused", || refused.load(SeqCst) > 200);
             let before = published.load(SeqCst);
             eventually("readers go on", || published.load(SeqCst) > before + 100);
@@ -340,8 +347,8 @@ fn publishers_are_told_before_readers_are_closed(engine: &str) {
     }
 }
 
-/// Every tenth of 2,000 leaves while publications are on their way, by `unsubscribe`, a close and a reset: the others get
-/// all, and they what was published before they left.
+/// Every tenth of 2,000 leaves while publications are on their way, by `unsubscribe`, a close and a
+/// reset. The others get all publications, and those that leave get the ones from before.
 fn many_leave_during_fan_outs(engine: &str) {
     const CROWD: usize = 2000;
     const PUBLICATIONS: usize = 40;

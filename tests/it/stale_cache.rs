@@ -1,5 +1,5 @@
-//! A user moves from one gateway to another while somebody writes to them from a third one, which remembers where the user
-//! was: what it remembers must not outlive the truth.
+//! A user moves from one gateway to another while another user writes to them from a third gateway.
+//! The third remembers where the user was: its memory must not outlive the truth.
 
 #![allow(clippy::unwrap_used)]
 
@@ -17,7 +17,8 @@ fn numbers(messages: &[Value]) -> Vec<u64> {
     from_alice.filter_map(|message| message["content"].as_u64()).collect()
 }
 
-/// Bob moves back and forth; the statuses of what alice said, and what each of his connections got.
+/// Bob moves back and forth; the statuses of alice's messages, and the messages at each of his
+/// connections.
 fn moves(overlap: bool) -> (Vec<Option<String>>, Vec<Vec<u64>>) {
     let redis = Redis::start();
     let fleet = Fleet::new(redis.url()).with_args(&["--presence-ttl", "10m"]);
@@ -53,7 +54,7 @@ fn moves(overlap: bool) -> (Vec<Option<String>>, Vec<Vec<u64>>) {
     (said, got)
 }
 
-/// What was taken and reached no connection of bob.
+/// Acked messages that reached no connection of bob.
 fn missed(said: &[Option<String>], got: &[Vec<u64>]) -> Vec<usize> {
     let reached: BTreeSet<u64> = got.iter().flatten().copied().collect();
     let taken = |n: &usize| is_taken(said[*n].as_deref());
@@ -76,7 +77,8 @@ fn with_a_connection_at_all_times_nothing_is_missed() {
     assert!(missed.is_empty(), "{missed:?}");
 }
 
-/// As a careless one moves: what is in flight while nobody is there may be missed, and no more.
+/// As a careless client moves: messages in flight while no connection is there may be missed, and
+/// no more.
 #[test]
 fn after_a_gap_messages_arrive_at_the_new_place() {
     let (said, got) = moves(false);
@@ -91,7 +93,8 @@ fn after_a_gap_messages_arrive_at_the_new_place() {
     assert!(missed.len() <= MOVES, "{missed:?}");
 }
 
-/// What the sender's own gateway writes about a user must not make it deaf to what others write about them.
+/// The sender's own gateway's writes about a user must not make it miss the others' writes about
+/// them.
 #[test]
 fn a_user_who_is_here_too() {
     let redis = Redis::start();
@@ -101,7 +104,8 @@ fn a_user_who_is_here_too() {
     let mut watcher = Peer::connect(&gw1, "watcher");
     let there = Peer::connect(&gw2, "bob");
     watcher.tell_until_heard(&there, "there");
-    // Asks all the time where bob is, also in the instant in which gateway 1 writes that he is here.
+    // Asks all the time where bob is, also in the instant in which gateway 1 writes that he is
+    // here.
     let talk = Talk::start(alice, "bob");
     for n in 0..10 {
         let here = Peer::connect(&gw1, "bob");

@@ -96,7 +96,8 @@ fn what_comes_behind_the_handshake_in_one_packet(engine: &str) {
             }
         }
     }
-    // Records of a few bytes each, all in one packet; and the last record in two, with the hand-over between them.
+    // Records of a few bytes each, all in one packet; and the last record in two, with the
+    // hand-over between them.
     for n in 0..8 {
         let mut client = it.client(it.authority.client_with(&[&TLS13], None));
         let head = upgrade_head(&format!("/ws?user=crumbs{n}"), "");
@@ -150,7 +151,8 @@ fn the_first_flight_cut_anywhere(engine: &str) {
     assert_eq!(it.refused("tls"), 0.0);
 }
 
-/// A crowd that begins its handshakes at once, and what was said behind it: messages do not wait for all of them.
+/// A crowd that begins its handshakes at once, with messages behind it: messages do not wait for
+/// all of them.
 fn messages_overtake_handshakes(engine: &str) {
     const CROWD: usize = 300;
     let it = Secure::start(engine, &["--shards", "1"]);
@@ -185,7 +187,7 @@ fn messages_overtake_handshakes(engine: &str) {
         if before < CROWD {
             break;
         }
-        // A fast gateway, or a slow test, may be through with all of them before alice says a word.
+        // A fast gateway, or a slow test, may be through with all of them before alice sends.
         assert!(rounds < 20, "the message waited for everybody, every time");
     }
     assert_eq!(it.refused("tls"), 0.0);
@@ -280,7 +282,7 @@ fn pages_and_metrics(engine: &str) {
     assert_eq!(client.read_head().status, 101);
     assert_eq!(client.recv_json()["type"], "welcome");
     client.close();
-    // Whoever sends no more gets its answer, if it says so.
+    // A client that shuts down its sending side properly gets its answer.
     let mut client = it.gateway.tcp();
     client.send_raw(get.as_bytes());
     client.send_close_notify();
@@ -327,7 +329,7 @@ fn sessions_are_resumed(engine: &str) {
         kinds[1..].iter().all(|kind| *kind == HandshakeKind::Resumed),
         "{kinds:?}"
     );
-    // Reading the same files again forgets nobody.
+    // Reading the same files again forgets no session.
     let lines = it.gateway.log_lines();
     it.gateway.signal(SIGHUP);
     it.gateway.wait_for_log_after(lines, "configuration read again");
@@ -336,7 +338,7 @@ fn sessions_are_resumed(engine: &str) {
     assert_eq!(again, Some(HandshakeKind::Resumed));
 }
 
-/// Runs `openssl s_client`; what it wrote to both streams.
+/// Runs `openssl s_client`; returns its output on both streams.
 fn s_client(it: &Secure, args: &[&str], input: &str) -> String {
     let mut command = Command::new("openssl");
     command.args([
@@ -461,7 +463,8 @@ fn plain_http_on_the_tls_port(engine: &str) {
 fn what_is_no_tls(engine: &str) {
     let it = Secure::start(engine, &["--log-level", "debug"]);
     let zeros = [0; 4000];
-    // A handshake record with a ClientHello that is none; a record that is too long; no record at all; an alert.
+    // A handshake record with a ClientHello that is none; a record that is too long; no record at
+    // all; an alert.
     let hello = [&[0x16, 3, 1, 0, 8, 1, 0, 0, 4][..], b"junk"].concat();
     let long = [&[0x16, 3, 1, 0xff, 0xff][..], &zeros].concat();
     let fatal = [0x15, 3, 3, 0, 2, 2, 40];
@@ -526,7 +529,8 @@ fn ends(engine: &str) {
     client.expect_end();
     assert!(client.ended_well, "close_notify comes before FIN");
     assert_eq!((closed("1000"), closed("1006")), (1.0, 0.0));
-    // close_notify without a close frame; FIN without close_notify; reset; in the middle of a record.
+    // close_notify without a close frame; FIN without close_notify; reset; in the middle of a
+    // record.
     let mut client = it.gateway.connect("alice");
     client.send_close_notify();
     client.expect_end();
@@ -540,7 +544,7 @@ fn ends(engine: &str) {
     client.stream.write_all(&[0x17, 3, 3, 0x40, 0, 1, 2, 3]).unwrap();
     drop(client);
     eventually("4 abrupt ends", || closed("1006") == 4.0);
-    // A record that nobody sealed.
+    // A record that is not sealed.
     let mut client = it.gateway.connect("alice");
     client
         .stream
@@ -552,7 +556,7 @@ fn ends(engine: &str) {
         .read(&mut [0])
         .unwrap_err();
     assert!(said.to_string().contains("BadRecordMac"), "{said}");
-    // What it said before that counts.
+    // The bytes before that count.
     let mut bob = it.gateway.connect("bob");
     let mut client = it.gateway.connect("alice");
     let tls = client.tls.as_mut().unwrap();
@@ -572,14 +576,15 @@ fn ends(engine: &str) {
     it.gateway.wait_until_empty();
 }
 
-/// A connection whose TLS broke gives its place back. While its peer does not close, its socket stays, and is counted.
+/// A connection whose TLS broke gives its permit back. While its peer does not close, its socket
+/// stays, and is counted.
 fn who_breaks_tls_and_stays_goes(engine: &str) {
     let limits = ["--limits-connections", "20", "--limits-handshakes", "6"];
     let it = Secure::start(engine, &[&["--shards", "1"], &limits[..]].concat());
     let mut staying = Vec::new();
     for n in 0..60 {
         let mut client = it.gateway.connect(&format!("user{n}"));
-        // A record of the right kind that nobody sealed.
+        // A record of the right kind that is not sealed.
         client.stream.write_all(b"\x17\x03\x03\x00\x20").unwrap();
         client.stream.write_all(&[n; 32]).unwrap();
         staying.push(client);
@@ -591,7 +596,7 @@ fn who_breaks_tls_and_stays_goes(engine: &str) {
 
 fn nobody_floods_it(engine: &str) {
     let it = Secure::start(engine, &[]);
-    // Key updates that want an answer each, with nothing said between them: rustls takes 32.
+    // Key updates that want an answer each, with nothing between them: rustls takes 32.
     let mut client = it.client(it.authority.client_with(&[&TLS13], None));
     client.send_upgrade("/ws?user=alice", "");
     assert_eq!(client.read_head().status, 101);
@@ -659,7 +664,8 @@ fn origins_are_compared(engine: &str) {
     assert_eq!(status_at(&listed, "Origin: http://gateway.example\r\n"), 101);
 }
 
-/// Whoever measures must not be fooled: the load generator over TLS loses nothing, and says when it should not connect.
+/// A measurement must not be fooled: the load generator over TLS loses nothing, and reports when it
+/// should not connect.
 #[test]
 fn the_load_generator_speaks_it() {
     let it = Secure::start("epoll", &["--limits-messages-per-second", "0"]);

@@ -1,4 +1,5 @@
-//! The files of TLS: good ones are taken while the gateway runs, bad ones change nothing, or keep it from starting.
+//! The files of TLS: good ones are taken while the gateway runs, bad ones change nothing, or keep
+//! it from starting.
 
 #![allow(clippy::unwrap_used)]
 
@@ -32,7 +33,7 @@ fn sighup_brings_the_new_certificate(engine: &str) {
     let said = reload("TLS not changed");
     assert!(said.contains("cannot read tls.cert"), "{said}");
     assert_eq!(it.certificate(), seen);
-    // One that nobody would accept.
+    // A certificate that no client would accept.
     for (years, why) in [(2000..2001, "has expired"), (3000..3001, "is not valid yet")] {
         it.pair.replace_with(&it.authority.sign_with("other", |params| {
             params.not_before = rcgen::date_time_ymd(years.start, 1, 1);

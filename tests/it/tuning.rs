@@ -1,7 +1,7 @@
 //! `tuning/`: `check` sees what is wrong with a host, `apply` mends it once and puts it back.
 //!
-//! Hosts are trees of files below a directory (`--root`). One test sets sysctls of the kernel itself, in a network namespace
-//! of its own; where that is not permitted it fails and says so.
+//! Hosts are trees of files below a directory (`--root`). One test sets sysctls of the kernel
+//! itself, in a network namespace of its own. If that is not permitted it fails and reports it.
 
 #![allow(clippy::unwrap_used)]
 
@@ -31,7 +31,7 @@ fn config(name: &str) -> String {
 struct Host(tempfile::TempDir);
 
 impl Host {
-    /// One network card and the sysctls of a kernel that nobody touched, with 64 GiB.
+    /// One network card and the sysctls of an untouched kernel, with 64 GiB.
     fn stock(cpus: usize, card_queues: usize) -> Self {
         let host = Self(tempfile::tempdir().unwrap());
         for (name, value) in [
@@ -118,7 +118,8 @@ impl Host {
         self.put("proc/self/limits", &text);
     }
 
-    /// A card with an interrupt for its configuration and one per queue, from `first` on, that may go anywhere.
+    /// A card with an interrupt for its configuration and one per queue, from `first` on, that may
+    /// go anywhere.
     fn card(&self, name: &str, first: usize, queues: usize, node: i32) {
         let device = format!("sys/class/net/{name}");
         self.put(&format!("{device}/device/numa_node"), &node.to_string());
@@ -133,7 +134,7 @@ impl Host {
             self.put(&format!("proc/irq/{irq}/smp_affinity_list"), "0-63");
         }
         self.put("proc/interrupts", &interrupts);
-        // Another device's, which is nobody's business here.
+        // Another device's, which is not the program's business.
         self.put("proc/irq/7/smp_affinity_list", "0-63");
     }
 
@@ -156,7 +157,8 @@ impl Host {
                     folders.push(path.clone());
                     String::new()
                 } else {
-                    // The kernel writes tabs between numbers, and whatever way they are written means the same.
+                    // The kernel writes tabs between numbers, and whatever way they are written
+                    // means the same.
                     fs::read_to_string(&path).unwrap().replace('\t', " ")
                 };
                 all.insert(path, (mode, text));
@@ -221,7 +223,8 @@ fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// A script as root: as who we are, or as root of a namespace where only our own files can be changed.
+/// A script as root: as who we are, or as root of a namespace where only our own files can be
+/// changed.
 fn as_root(script: &str) -> Command {
     let script = repository().join("tuning").join(script);
     if is_root() {
@@ -415,7 +418,7 @@ fn what_is_applied_is_well_and_what_is_undone_was_never_there() {
     assert_eq!(again.stdout, "Nothing to change.\n");
     assert_eq!(host.snapshot(), once);
 
-    // Fewer: what is not needed any more is as it was.
+    // Fewer: settings that are not needed any more are as they were.
     host.apply(&["--config", &config, "--connections", "20000", "--yes"]);
     assert_eq!(host.get("proc/sys/net/netfilter/nf_conntrack_max"), "262144");
     assert_eq!(
@@ -471,13 +474,13 @@ fn a_file_that_is_read_later_is_named() {
     assert_eq!(ended.stderr.lines().count(), 1, "{ended:#?}");
 }
 
-/// Who logs in with a limit above `fs.nr_open` is turned away.
+/// A login with a limit above `fs.nr_open` is turned away.
 #[test]
 fn no_limit_that_the_kernel_does_not_allow() {
     let host = two_nodes();
     let before = host.snapshot();
     host.limits("4096", "65536");
-    // 65,536, and nobody may write it.
+    // 65,536, and it cannot be written.
     fs::remove_file(host.path("proc/sys/fs/nr_open")).unwrap();
     std::os::unix::fs::symlink("/proc/sys/kernel/ngroups_max", host.path("proc/sys/fs/nr_open")).unwrap();
     let ended = host.run("apply", &["--connections", "1000000", "--yes"]);
@@ -531,7 +534,7 @@ fn only_root_changes_a_host() {
     let host = two_nodes();
     fs::set_permissions(host.0.path(), fs::Permissions::from_mode(0o777)).unwrap();
     let before = host.snapshot();
-    // Nobody may not be let into this repository.
+    // The user `nobody` may not be let into this repository.
     let copy = tempfile::tempdir().unwrap();
     fs::set_permissions(copy.path(), fs::Permissions::from_mode(0o755)).unwrap();
     for name in ["apply", "wanted.sh", "lib.sh"] {

@@ -1,5 +1,5 @@
-//! With one Redis, two gateways are one system: what is sent on one arrives on the other, as it was sent and in the order
-//! sent, and both know who is online.
+//! With one Redis, two gateways are one system. A message sent on one arrives on the other,
+//! unchanged and in the order sent, and both know who is online.
 
 #![allow(clippy::unwrap_used)]
 
@@ -138,7 +138,7 @@ fn to_oneself() {
     let mut laptop = Peer::connect(&gw2, "alice");
     Peer::connect(&gw1, "watcher").wait_to_see("alice", true);
     Peer::connect(&gw2, "watcher").wait_to_see("alice", true);
-    // Both gateways are written down, or the first note of the other one would not arrive.
+    // Both gateways are in the directory, or the first note of the other one would not arrive.
     common::eventually("each hears the other", || {
         phone.tell("alice", "hello from the phone");
         laptop.tell("alice", "hello from the laptop");
@@ -240,7 +240,7 @@ fn other_prefix_other_system() {
     assert_eq!(alice.sees("bob"), Some(false));
     assert_eq!(alice.tell("bob", 1), "offline");
     assert!(bob.messages().is_empty());
-    // Whatever either wrote begins with its prefix.
+    // All keys of either begin with its prefix.
     let keys = redis.keys("");
     assert!(!keys.is_empty());
     let strays: Vec<_> = keys
@@ -250,7 +250,8 @@ fn other_prefix_other_system() {
     assert!(strays.is_empty(), "{strays:?}");
 }
 
-/// One server, one prefix, two databases: two systems, although pub/sub of Redis knows no databases.
+/// One server, one prefix, two databases: two systems, although pub/sub of Redis knows no
+/// databases.
 #[test]
 fn two_systems_in_two_databases_never_cross() {
     let redis = Redis::start();
@@ -266,7 +267,7 @@ fn two_systems_in_two_databases_never_cross() {
         (gw1, gw2, alice, bob)
     });
     let mut systems = [(here, "here"), (there, "there")];
-    // What crosses in the first round has come before what is said in the second.
+    // The messages that cross in the first round have come before those of the second.
     for round in ["first", "second"] {
         for ((_, _, _, bob), own) in &mut systems {
             bob.publish("room", format!("{round} {own}"));

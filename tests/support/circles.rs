@@ -1,7 +1,9 @@
-//! Circles of files inside a room: a file that names another one, which names the first, directly or through others.
+//! Circles of files inside a room: a file that names another one, which names the first, directly
+//! or through others.
 //!
-//! Paths count in `use` and in the code: `super::x`, `self::x`, `crate::room::x`, and `x::` of a child. A path leads to
-//! the file of its last module, or over the re-export of a module that only has children to the file behind that.
+//! Paths count in `use` and in the code: `super::x`, `self::x`, `crate::room::x`, and `x::` of a
+//! child. A path leads to the file of its last module. Over the re-export of a module that only has
+//! children it leads to the file behind that.
 
 use std::collections::{BTreeMap, BTreeSet};
 

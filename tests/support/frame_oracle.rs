@@ -1,16 +1,20 @@
-//! Our frame reader beside tungstenite's, on the same bytes. Shared by `tests/differential_frames.rs` and `fuzz/`.
+//! Our frame reader beside tungstenite's, on the same bytes. Shared by
+//! `tests/differential_frames.rs` and `fuzz/`.
 //!
 //! Where the two may differ, and why. Everything else is a mismatch:
 //!
-//! 1. *We tell a fault earlier.* A header that cannot be valid is refused when its byte arrives, and a message over the
-//!    limit when its length does; tungstenite waits for the whole frame. So a frame that tungstenite still waits for is
-//!    completed with zeros before the two are compared.
-//! 2. *One frame with several faults.* Each reader may name any of them. The faults are listed here by a third, slow reading.
-//! 3. *A length not in its shortest form* is a protocol error for us, as RFC 6455, 5.2 wants ("the minimal number of bytes
-//!    MUST be used"); tungstenite takes it.
-//! 4. *Close code 1014* (bad gateway) is in IANA's registry, and we take it; tungstenite calls it a protocol violation.
+//! 1. *We report a fault earlier.* A header that cannot be valid is refused when its byte arrives,
+//!    and a message over the limit when its length does. tungstenite waits for the whole frame. So
+//!    a frame that tungstenite still waits for is completed with zeros before the two are compared.
+//! 2. *One frame with several faults.* Each reader may name any of them. The faults are listed here
+//!    by a third, slow reading.
+//! 3. *A length not in its shortest form* is a protocol error for us, as RFC 6455, 5.2 wants ("the
+//!    minimal number of bytes MUST be used"); tungstenite takes it.
+//! 4. *Close code 1014* (bad gateway) is in IANA's registry, and we take it; tungstenite calls it a
+//!    protocol violation.
 //!
-//! Tungstenite turns a close code that may not be sent into a close frame `1002 "Protocol violation"`; that is a failure here.
+//! Tungstenite turns a close code that may not be sent into a close frame `1002 "Protocol
+//! violation"`; that is a failure here.
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
@@ -21,7 +25,7 @@ use async_tungstenite::tungstenite::{Message as TheirMessage, Utf8Bytes};
 use shardgate::wire::ws::close::CloseReason;
 use shardgate::wire::ws::frame::{CONTROL_BYTES_MAX, Decoder, Message};
 
-/// One whole thing that was said; a pong's payload does not matter to us.
+/// One whole message or control frame; a pong's payload does not matter to us.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Said {
     Text(String),
@@ -39,7 +43,7 @@ pub enum Fault {
     TooBig,
 }
 
-/// What a reader made of a stream, up to its failure or to a close frame.
+/// A reader's events of a stream, up to its failure or to a close frame.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Transcript {
     pub said: Vec<Said>,
@@ -83,7 +87,7 @@ pub fn ours(chunks: &[&[u8]], message_bytes_max: usize) -> Transcript {
                 Ok(Some(Message::Binary(bytes))) => Said::Binary(bytes.to_vec()),
                 Ok(Some(Message::Ping(payload))) => Said::Ping(payload.to_vec()),
                 Ok(Some(Message::Pong)) => Said::Pong,
-                // Theirs are told of as a whole only.
+                // tungstenite reports its fragments as a whole only.
                 Ok(Some(Message::Fragment)) => continue,
                 Ok(Some(Message::Close(code))) => {
                     transcript.said.push(Said::Close(code));
@@ -128,7 +132,8 @@ impl Write for Wire {
     }
 }
 
-/// The limit of a single frame that goes with a limit of messages: control frames do not count as messages.
+/// The limit of a single frame that goes with a limit of messages: control frames do not count as
+/// messages.
 fn frame_bytes_max(message_bytes_max: usize) -> usize {
     message_bytes_max.max(CONTROL_BYTES_MAX)
 }
@@ -180,13 +185,14 @@ pub fn theirs(chunks: &[&[u8]], message_bytes_max: usize) -> Transcript {
     transcript
 }
 
-/// What is wrong with the first frame of a stream that has anything wrong with it.
+/// The fault of the first faulty frame of a stream.
 #[derive(Debug, Default)]
 struct Survey {
     faults: Vec<Fault>,
     long_length: bool,
     bad_gateway: bool,
-    /// Where it ends; for one over the limit of frames, where its header ends, since nobody waits for more of it.
+    /// The end of the frame. For a frame over the limit it is the end of its header, since the rest
+    /// is not waited for.
     end: usize,
 }
 

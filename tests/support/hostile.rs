@@ -1,8 +1,10 @@
-//! A cluster's rules alone, between shards that ask in any order and a store where anything may come: answers of any kind and number,
-//! packets of anybody, connections that come and go.
+//! A cluster's rules alone, between shards that ask in any order and a store with arbitrary
+//! answers. Answers have any kind and number, packets come from any sender, and connections come
+//! and go.
 //!
-//! What must hold whatever comes: nothing panics, nobody is answered twice, whoever asks is answered once the store is lost, no bytes
-//! reach a shard that are no body of a message, and what is remembered of others is bounded.
+//! Some rules hold whatever comes. Nothing panics, and no request is answered twice. Every request
+//! is answered once the store is lost. No bytes reach a shard that are no body of a message. The
+//! memory of other gateways is bounded.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -33,14 +35,14 @@ use super::sim::chance::Chance;
 const SHARDS: u16 = 2;
 const MS: u64 = 1_000_000;
 
-/// What happened, so that a test sees that something does.
+/// Counts of events, so that a test sees that some happen.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Tally {
     /// Questions that were answered.
     pub answered: u64,
     /// Questions that were refused.
     pub refused: u64,
-    /// Messages and publications of others that reached a shard.
+    /// Messages and publications of peers that reached a shard.
     pub bodies: u64,
 }
 
@@ -63,12 +65,13 @@ struct Hostile<'a> {
     ticket: u32,
     /// Questions of shards that are not answered.
     questions: BTreeMap<(u16, u32), ()>,
-    /// Things that shards have to say back, by shard.
+    /// Replies that shards still have to send, by shard.
     owed: Vec<(u16, ToControl)>,
     tally: Tally,
 }
 
-/// Runs until the choices are used up, or for so many steps; then the store goes and everybody must have heard.
+/// Runs until the choices are used up, or for so many steps. Then the store goes and every request
+/// must have its answer.
 pub fn run(chance: &mut Chance, steps: usize) -> Tally {
     let mut hostile = Hostile::new(chance);
     for _ in 0..steps {
@@ -182,7 +185,7 @@ impl<'a> Hostile<'a> {
         body
     }
 
-    /// What somebody says on a channel: a packet of one to three items, as good as not broken on the way.
+    /// A packet on a channel, of one to three items, as good as not broken on the way.
     fn packet(&mut self, channel: &Channel) -> Bytes {
         let id = self.chance.pick(&["gw", "b", "c", ""]);
         let incarnation = self.incarnation();
@@ -230,13 +233,13 @@ impl<'a> Hostile<'a> {
             }
         };
         let mut packet = packet.close(sequence);
-        // As an older gateway says it, or as one that takes bodies for frames.
+        // In the form of an older gateway, or of one that takes bodies for frames.
         match self.chance.below(8) {
             0 | 1 => packet = for_older_gateways(packet),
             2 => packet[0] = FRAMES,
             _ => {}
         }
-        // Now and then by somebody without the key.
+        // Now and then from a sender without the key.
         let sealed = if self.chance.percent(10) {
             packet.into()
         } else {
@@ -318,7 +321,7 @@ impl<'a> Hostile<'a> {
         }
     }
 
-    /// What a store that works would say, more or less.
+    /// The answer of a working store, more or less.
     fn fitting_answer(&mut self, op: &Op) -> Answer {
         match op {
             Op::LeaseTake { .. } | Op::Claim { .. } | Op::KeepPresence { .. } => Answer::Taken(self.chance.percent(90)),
@@ -412,7 +415,7 @@ impl<'a> Hostile<'a> {
         };
         let (ticket, ops) = self.asked.remove(at);
         for op in &ops {
-            // What it says on a channel that it hears comes back to it.
+            // Its own packets on a channel that it subscribes to come back to it.
             if let Op::Publish { channel, payload } = op
                 && self.heard.contains(channel)
                 && self.chance.percent(95)
@@ -591,7 +594,7 @@ impl<'a> Hostile<'a> {
         }
     }
 
-    /// The store goes: whoever waits hears that.
+    /// The store goes: every waiting request gets that answer.
     fn end(mut self) -> Tally {
         self.turn();
         self.cluster.handle_event(StoreEvent::Lost("gone".into()));

@@ -1,4 +1,4 @@
-//! What is asked of the first gateway's admin API: to begin a drain, or to close the users' connections.
+//! Requests to the first gateway's admin API: to begin a drain, or to close the users' connections.
 
 use std::time::Duration;
 
@@ -40,7 +40,7 @@ type Answer = Result<ureq::http::Response<ureq::Body>, ureq::Error>;
 fn check(method: &str, url: &str, answer: Answer, wanted: u16) -> Result<(), String> {
     match answer {
         Ok(mut answer) if answer.status() == wanted => {
-            // What is not read keeps the connection from being used again.
+            // A connection with an unread body cannot be used again.
             let _ = answer.body_mut().read_to_vec();
             Ok(())
         }

@@ -1,17 +1,18 @@
 //! One channel whose subscribers come and go.
 //!
-//! Duty: say of every delivery whether it arrived, was lost, or was away. A subscriber must get what is published between
-//! `subscribed` and its wish to leave; what is under way then, or when its connection ends, may come or not, and so may
-//! what a publisher had not been told of when its own connection ended. Publications are numbered by channel, so that
-//! one list of numbers serves all subscribers; their order is watched by the publishers' connections, since that is what
-//! it is promised to. sent = received + lost + away. Pure.
+//! Duty: decide of every delivery whether it arrived, was lost, or was away. A subscriber must get
+//! all publications between `subscribed` and its wish to leave. Publications under way at that
+//! wish, or at the end of its connection, may come or not. The same goes for publications without
+//! an ack when their publisher's connection ended. Publications are numbered by channel, so one
+//! list of numbers serves all subscribers. Their order is promised to a publisher's connection, so
+//! the publishers' connections check it. sent = received + lost + away. Pure.
 
 use std::collections::HashMap;
 
 use crate::sequence::{Arrival, Sequence};
 use crate::stream::Missing;
 
-/// What the server said of a publication.
+/// The server's ack of a publication.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
     Open,
@@ -20,7 +21,7 @@ enum Fate {
     Doubtful,
 }
 
-/// Who publishes.
+/// The publisher.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Publisher {
     /// The user's number.
@@ -43,7 +44,7 @@ struct Member {
     newest: HashMap<Publisher, u32>,
 }
 
-/// What an arrival means.
+/// The meaning of an arrival.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Heard {
     InOrder,
@@ -149,7 +150,7 @@ impl Audience {
 
     fn has_all(&self, member: &Member) -> bool {
         let wanted = member.until.unwrap_or(self.count()) - member.from;
-        // What failed, or was never answered, may come or not.
+        // A publication that failed, or had no ack, may come or not.
         let is_doubtful = |number: u32| self.publications[(member.from + number) as usize].1 == Fate::Doubtful;
         member.received >= wanted || member.seen.missing(wanted).all(is_doubtful)
     }
@@ -163,7 +164,8 @@ impl Audience {
         missing
     }
 
-    /// What one subscriber misses: at the end of its subscription, or (not `cut`) at the end of everything.
+    /// The publications that one subscriber misses: at the end of its subscription, or (not `cut`)
+    /// at the end of everything.
     fn missing(&self, member: &Member, cut: bool) -> Missing {
         let mut missing = Missing::default();
         let until = member.until.unwrap_or(self.count());

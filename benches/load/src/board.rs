@@ -1,7 +1,7 @@
-//! What the coordinator and the generator threads tell each other while a run is on.
+//! The messages between the coordinator and the generator threads while a run is on.
 //!
-//! Duty: the phase and its times downwards, counters upwards, as atomics that nobody waits for, and one eventfd per
-//! thread to have a change noticed. Final results travel by value when a thread ends.
+//! Duty: the phase and its times downwards, counters upwards, as atomics that no thread waits for.
+//! One eventfd per thread signals a change. Final results travel by value when a thread ends.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::spread::Spread;
 
-/// What the run is doing. Phases only go forward.
+/// The phase of the run. Phases only go forward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Phase {
@@ -25,7 +25,8 @@ pub(crate) enum Phase {
     Warmup,
     /// Load, measured.
     Measure,
-    /// Load, measured, while everyone is cut off and comes back; storm only, the others pass through.
+    /// Load, measured, while everyone is cut off and comes back; storm only, the others pass
+    /// through.
     Storm,
     /// No new messages; those under way may arrive.
     Drain,
@@ -51,7 +52,8 @@ impl Phase {
     }
 }
 
-/// Written by the coordinator, read by all. Those of other processes have a copy, as [`Orders`] say.
+/// Written by the coordinator, read by all. Those of other processes have a copy, as [`Orders`]
+/// say.
 #[derive(Debug, Default)]
 pub(crate) struct Board {
     phase: AtomicU8,
@@ -238,7 +240,7 @@ impl Totals {
     }
 }
 
-/// What a thread, or a process for all of its own, tells the coordinator.
+/// The counters of a thread, or of a whole process, for the coordinator.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Note {

@@ -1,4 +1,4 @@
-//! What the users of `mixed` do: a file in TOML, checked.
+//! The users' actions in `mixed`: a file in TOML, checked.
 
 use std::path::Path;
 use std::time::Duration;
@@ -7,10 +7,10 @@ use serde::{Deserialize, Deserializer};
 
 use crate::duration;
 
-/// What there is without `--scenario`.
+/// The scenario without `--scenario`.
 const DEFAULT: &str = include_str!("../../scenarios/chat.toml");
 
-/// What a user does next.
+/// A user's next action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
     Message,
@@ -88,7 +88,7 @@ impl Chat {
     /// Reads and checks a file.
     ///
     /// # Errors
-    /// What is wrong with it, as one line.
+    /// The fault as one line.
     pub(crate) fn read(file: &Path) -> Result<Self, String> {
         let say = |why: String| format!("--scenario {}: {why}", file.display());
         let text = std::fs::read_to_string(file).map_err(|error| say(error.to_string()))?;
@@ -119,7 +119,7 @@ impl Chat {
         }
     }
 
-    /// What is done next.
+    /// The next action.
     pub(crate) fn draw(&self, random: &mut fastrand::Rng) -> Action {
         let all = self.weights.all();
         let mut left = random.u64(0..all.iter().map(|(_, weight)| u64::from(*weight)).sum());

@@ -1,9 +1,10 @@
 //! Several processes that are one generator.
 //!
-//! Duty: the first process starts the others with its own words and their number, tells them where its ledger is, sends them its board as lines of JSON on
-//! their standard input, and hears their notes, counters and at last their tally on their standard output. The other
-//! processes run threads as the first one does, and have no coordinator: they do as the board says. One that ends before
-//! its time ends the run, and one whose first process is gone ends itself.
+//! Duty: the first process starts the others with its own arguments and their number, and gives
+//! them the path of its ledger. It sends them its board as lines of JSON on their standard input.
+//! It receives their notes, counters and at last their tally from their standard output. The other
+//! processes run threads as the first one does, and have no coordinator: they follow the board. A
+//! process that ends early ends the run, and a process whose first process is gone ends itself.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -115,7 +116,7 @@ fn hear(
         }
     }
     if tally.is_none() {
-        // Whatever it does now, nobody hears it.
+        // Its output has no reader from now on.
         let _ = child.kill();
     }
     let status = child
@@ -128,7 +129,7 @@ fn hear(
     tally
 }
 
-/// What the other processes do, from their first line to their tally.
+/// The work of the other processes, from their first line to their tally.
 ///
 /// # Errors
 /// The first process is gone, or the kernel gives no thread.
@@ -149,14 +150,14 @@ pub(crate) fn serve(options: Options) -> Result<(), String> {
             board.follow(orders);
             followed.iter().for_each(|meter| meter.wake());
         }
-        // Nobody will tell us when to stop, and nobody wants to know what we found.
+        // No stop command can come any more, and no reader wants the results.
         std::process::exit(2);
     });
     let mut out = std::io::stdout().lock();
     loop {
         let line = match notes.recv_timeout(SHOW_EVERY) {
             Ok(note) => {
-                // What was counted goes first: who hears the note looks at it.
+                // Counters go before the note, as the reader of the note looks at them.
                 send(&mut out, &Line::Show(Totals::of(&meters))).map_err(|_| gone())?;
                 Line::Note(note)
             }

@@ -1,6 +1,7 @@
 //! One client connection's life, without its socket.
 //!
-//! Duty: bytes of the server in, events out. Pure: the driver owns the socket and does what the events ask for.
+//! Duty: bytes of the server in, events out. Pure: the driver owns the socket and carries out the
+//! events.
 //!
 //! ```text
 //! Connecting -> Handshaking -> Authenticating -> Ready -> Closing -> Closed
@@ -31,7 +32,7 @@ pub(crate) enum State {
     Closed,
 }
 
-/// What the server said.
+/// An event from the server.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Event<'a> {
     /// The handshake is done: the moment to authenticate in-band.
@@ -51,7 +52,7 @@ pub(crate) enum Event<'a> {
 /// Why a connection cannot go on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Failure {
-    /// What the report counts by.
+    /// The kind that the report counts by.
     pub(crate) why: String,
     /// When the server said that another attempt may do better.
     pub(crate) retry_after: Option<Duration>,
@@ -72,7 +73,8 @@ impl From<String> for Failure {
 }
 
 impl State {
-    /// Takes the first event from `input`: how many bytes it took, and what it was; `None` if more bytes are needed.
+    /// Takes the first event from `input`: how many bytes it took, and what it was; `None` if more
+    /// bytes are needed.
     ///
     /// # Errors
     /// The server refused us or broke the protocol.

@@ -1,6 +1,8 @@
-//! The run as a whole: starts threads and processes, leads them through the phases, samples the servers.
+//! The run as a whole: starts threads and processes, leads them through the phases, samples the
+//! servers.
 //!
-//! Duty: time and order. It waits on one channel of notes with a deadline, never sleeps, and touches no connection.
+//! Duty: time and order. It waits on one channel of notes with a deadline, never sleeps, and
+//! touches no connection.
 
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -22,7 +24,7 @@ use crate::tally::Tally;
 use crate::workers;
 
 const TICK_NS: u64 = 1_000_000_000;
-/// What the server allocated and frees again while it accepts is gone after this long.
+/// Memory that the server allocates while it accepts and then frees is gone after this long.
 const SETTLE_NS: u64 = 500_000_000;
 
 /// Everybody who works in a run, at one moment.
@@ -43,7 +45,8 @@ pub(crate) struct Moments {
     pub(crate) base: Moment,
     /// When the last one was ready.
     pub(crate) connected: Moment,
-    /// A moment later: memory is read here, and what gateways write down late about a new connection is in here.
+    /// A moment later: memory is read here, and what gateways write down late about a new
+    /// connection is in here.
     pub(crate) settled: Moment,
     /// When all are subscribed, and a moment later.
     pub(crate) subscribed: Moment,
@@ -96,13 +99,13 @@ struct Coordinator {
     redis_failure: Option<String>,
 }
 
-/// Who is waited for at the end.
+/// The threads and processes that are waited for at the end.
 struct Crew {
     threads: Vec<JoinHandle<Tally>>,
     helpers: Vec<JoinHandle<Option<Tally>>>,
 }
 
-/// What was received in the measured part, by second.
+/// Messages received in the measured part, by second.
 #[derive(Debug, Default)]
 struct Measured {
     begin: u64,
@@ -114,8 +117,8 @@ struct Measured {
 /// Runs what `options` say.
 ///
 /// # Errors
-/// A server's process cannot be looked at, Redis or a gateway cannot be asked, the kernel gives no thread, process or
-/// descriptor, or one of the processes died.
+/// A server's process cannot be looked at, Redis or a gateway cannot be asked, the kernel gives no
+/// thread, process or descriptor, or one of the processes died.
 pub(crate) fn run(options: Options) -> Result<Outcome, String> {
     let options = Arc::new(options);
     for pid in &options.output.pids {
@@ -273,10 +276,10 @@ impl Coordinator {
         }
     }
 
-    /// What all threads and processes counted.
+    /// The counters of all threads and processes.
     fn gather(&mut self, crew: Crew) -> Result<Tally, String> {
         if let Some(why) = self.died.take() {
-            // Those that are left see the end of their input.
+            // The remaining processes see the end of their input.
             self.helpers.clear();
             return Err(why);
         }
@@ -288,7 +291,7 @@ impl Coordinator {
                 told.ok_or_else(|| format!("a process of the generator (pid {pid}) died before it told its result"))?,
             );
         }
-        // What it may still have said about latencies.
+        // Latencies that it may have sent before.
         while let Ok(note) = self.notes.try_recv() {
             self.hear(note);
         }
@@ -303,7 +306,8 @@ impl Coordinator {
         self.wait_while_moving(|now| now.ready + now.failed, |c| c.connected == c.options.workers());
     }
 
-    /// Has the scenario do what it needs before load; false if it cannot. Load without it would measure something else.
+    /// Has the scenario do what it needs before load; false if it cannot. Load without it would
+    /// measure something else.
     fn prepare(&mut self, moments: &mut Moments) -> bool {
         self.enter(Phase::Prepare);
         let answered = self.wait_while_moving(|now| now.subscriptions, |c| c.prepared == c.options.workers());

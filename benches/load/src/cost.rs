@@ -1,7 +1,9 @@
-//! What a run cost the servers and Redis: the differences between its moments, per message and per connection.
+//! The cost of a run to the servers and Redis: the differences between its moments, per message and
+//! per connection.
 //!
-//! Duty: the parts `server` and `redis` of the report. Of several processes `server` is the sum, and `processes` has
-//! each of them with the same divisor, so that they add up. CPU time is in microseconds or seconds, as the name says.
+//! Duty: the parts `server` and `redis` of the report. Of several processes `server` is the sum.
+//! `processes` has each of them with the same divisor, so that they add up. CPU time is in
+//! microseconds or seconds, as the name says.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -22,7 +24,8 @@ pub(crate) struct Server {
     rss_bytes_per_connection: Option<f64>,
     /// The same of anonymous memory: the heap without the program's own pages.
     anon_bytes_per_connection: Option<f64>,
-    /// What all got heavier by between being connected and being subscribed. Null unless the scenario subscribes.
+    /// The servers' growth between being connected and being subscribed. Null unless the scenario
+    /// subscribes.
     rss_bytes_per_subscription: Option<f64>,
     rss_bytes: Option<u64>,
     anon_bytes: Option<u64>,
@@ -48,7 +51,7 @@ struct Process {
     anon_bytes: u64,
 }
 
-/// What some processes used.
+/// The use of some processes.
 #[derive(Clone, Copy, Debug, Default)]
 struct Used {
     connect_ns: u64,
@@ -97,7 +100,7 @@ impl Used {
     }
 }
 
-/// What figures are divided by.
+/// The divisors of the figures.
 #[derive(Clone, Copy)]
 struct Shares {
     messages: u64,
@@ -207,7 +210,8 @@ impl Server {
     }
 }
 
-/// What Redis did, our own questions left out. Figures are null when it was restarted or stopped answering.
+/// The work of Redis, without our own questions. Figures are null when it was restarted or stopped
+/// answering.
 #[derive(Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Redis {

@@ -1,7 +1,8 @@
-//! Servers that have a protocol of their own, for comparisons: how one connects and subscribes there, how a message is
-//! sent and how a received one is known.
+//! Servers with a protocol of their own, for comparisons: how a client connects, subscribes and
+//! sends there, and how it recognises a message.
 //!
-//! Duty: everything that differs from the gateway's contract, which is the default. The scheme of `--url` chooses:
+//! Duty: everything that differs from the gateway's contract, which is the default. The scheme of
+//! `--url` chooses:
 //!
 //! | scheme | server | a user's own address | a channel | a message |
 //! | --- | --- | --- | --- | --- |
@@ -10,8 +11,8 @@
 //! | `nats+ws` | NATS | subject, subscribed to before `PING` | subject, confirmed by `PONG` | `PUB` |
 //! | `nchan+ws` | Nchan (`compare/servers/nchan.conf`) | channel in the URL, as is the peer's | channel in the URL | the bare frame |
 //!
-//! None of the three says what became of a message, so there are no acks. The content is the contract's, inside a JSON
-//! object, so that loss, order and damage are seen as everywhere. Pure.
+//! None of the three reports what became of a message, so there are no acks. The content is the
+//! contract's, inside a JSON object, so loss, order and damage show as with the gateway. Pure.
 
 use crate::conn::{Event, Failure, State};
 use crate::kind::Kind;
@@ -20,7 +21,7 @@ use crate::wire;
 
 const BINARY: u8 = 2;
 
-/// What the server speaks.
+/// The protocol of the server.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Dialect {
     /// The contract.
@@ -34,7 +35,7 @@ pub(crate) enum Dialect {
     Nchan,
 }
 
-/// What to do about a frame.
+/// The reaction to a frame.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Heard {
     /// The scenario knows.
@@ -57,8 +58,8 @@ impl Dialect {
         })
     }
 
-    /// The query with which `user` connects, where it is not the contract's. Publishers of a fanout are numbered from
-    /// `users` on.
+    /// The query with which `user` connects, where it is not the contract's. Publishers of a fanout
+    /// are numbered from `users` on.
     pub(crate) fn query(self, kind: Kind, prefix: &str, users: usize, user: u32) -> Option<String> {
         let name = user_name(prefix, user);
         match self {
@@ -74,13 +75,14 @@ impl Dialect {
         }
     }
 
-    /// What `user` says once the handshake is done, where it is not the contract's.
+    /// The frame that `user` sends after the handshake, if it is not the contract's.
     pub(crate) fn greeting(self, name: &str) -> Option<String> {
         let connect = r#"CONNECT {"verbose":false,"pedantic":false,"protocol":1,"lang":"rust","version":"1"}"#;
         (self == Self::Nats).then(|| format!("{connect}\r\nSUB {name} 1\r\nPING\r\n"))
     }
 
-    /// Whether a connection is ready as soon as the handshake is done, as nothing is said to welcome it.
+    /// Whether a connection is ready as soon as the handshake is done, as nothing is said to
+    /// welcome it.
     pub(crate) fn is_silent(self) -> bool {
         self == Self::Nchan
     }
@@ -135,7 +137,7 @@ impl Dialect {
         frame.split_at_checked(bytes).unwrap_or((frame, b""))
     }
 
-    /// What to do about a message.
+    /// The reaction to a message.
     pub(crate) fn hear(self, text: &[u8]) -> Heard {
         match self {
             Self::SocketIo if text == b"2" => Heard::Answer(b"3"),
@@ -180,7 +182,8 @@ impl Dialect {
             .unwrap_or_else(|| Template::publish(prefix, payload_bytes, with_id))
     }
 
-    /// A frame to `name`; `None` for the contract's. The name's last digits are the first to come after `before`.
+    /// A frame to `name`; `None` for the contract's. The name's last digits are the first to come
+    /// after `before`.
     fn template(self, name: &str, bytes: usize, [event, key]: [&str; 2]) -> Option<Template> {
         let (before, after, tail) = match self {
             Self::Shardgate => return None,
@@ -212,7 +215,8 @@ impl Dialect {
         }
     }
 
-    /// Whether this confirms a subscription. The contract's frames are read elsewhere, as they may say no.
+    /// Whether this confirms a subscription. The contract's frames are read elsewhere, as they may
+    /// say no.
     pub(crate) fn is_subscribed(self, text: &[u8]) -> bool {
         match self {
             Self::Shardgate | Self::Nchan => false,

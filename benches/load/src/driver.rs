@@ -1,9 +1,9 @@
 //! One generator thread: an epoll set, its connections and a scenario.
 //!
-//! Duty: the loop. It makes connections at the allowed pace, reads, hands frames to the scenario, lets the scenario
-//! send what is due, and follows the phases of the board. One read buffer serves all connections; the clock is
-//! read once per read. Frames are handled where they lie in the buffer: only a frame cut by the end of a read is
-//! copied.
+//! Duty: the loop. It makes connections at the allowed pace, reads, hands frames to the scenario,
+//! lets the scenario send due messages, and follows the phases of the board. One read buffer serves
+//! all connections; the clock is read once per read. Frames are handled in the buffer: only a frame
+//! cut by the end of a read is copied.
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -48,7 +48,7 @@ pub(crate) struct Driver<S> {
     net: Net,
     scenario: S,
     buffer: Vec<u8>,
-    /// What `buffer` says, where that is TLS.
+    /// The plain bytes of `buffer`, with TLS.
     plain: Vec<u8>,
     phase: Phase,
     begun: usize,
@@ -127,7 +127,8 @@ impl<S: Scenario> Driver<S> {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => panic!("epoll_wait on our own descriptors: {error}"),
             }
-            // A new phase goes before what it caused: whoever ends a storm's connections announced it first.
+            // A new phase goes before what it caused: whoever ends a storm's connections announced
+            // it first.
             self.follow_board();
             self.turns.0 += 1;
             self.turns.1 += u64::from(events.is_empty());
@@ -287,7 +288,7 @@ impl<S: Scenario> Driver<S> {
         self.scenario.handle_phase(&mut self.net, phase, &self.post.board);
     }
 
-    /// What this thread was busy with, and what it waited for, in the measured part.
+    /// How long this thread worked and waited in the measured part.
     fn count_own_cost(&mut self) {
         let cpu_ns = sys::thread_cpu_ns() - self.cpu_ns;
         let wall_ns = (self.post.clock.now_ns() - self.measure_ns).max(1) as f64;
@@ -302,7 +303,7 @@ impl<S: Scenario> Driver<S> {
         };
     }
 
-    /// What is not ready by now counts as failed.
+    /// A connection that is not ready by now counts as failed.
     fn give_up_connecting(&mut self) {
         for index in 0..self.begun {
             if !matches!(

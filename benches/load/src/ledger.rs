@@ -1,12 +1,14 @@
-//! What the threads and processes of a `fanout` know of each other.
+//! The shared numbers of a `fanout`'s threads and processes.
 //!
-//! Duty: how much each publisher sent, who has left, what every thread still waits for, and how many subscribers a
-//! publication is still to reach, as atomics in memory that all processes have mapped. Nobody waits for anybody here: there is
-//! no lock, and a process that dies leaves none held.
+//! Duty: the count of each publisher, the departed subscribers, the deliveries that every thread
+//! still waits for, and how many subscribers a publication is still to reach. All are atomics in
+//! memory that all processes have mapped. No thread waits here: there is no lock, and a process
+//! that dies leaves none held.
 //!
-//! Who was subscribed when a publication left is what two threads can see differently. The subscriber's thread
-//! decides: with its end it writes down how many publications of every publisher it was still to get. A publisher that counted
-//! it for later ones, since it had not read that yet, takes these back.
+//! Two threads can differ about whether a subscriber was there when a publication left. The
+//! subscriber's thread decides: at the subscriber's end it writes down how many publications of
+//! every publisher were still due. A publisher may have counted the subscriber for later ones,
+//! before it read that. It takes these back.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -19,7 +21,8 @@ use crate::sys;
 
 /// Words of a cache line. What different threads write is that far apart.
 const LINE: usize = 8;
-/// Of all publishers together so many publications can be watched on their way to the last subscriber: 64 MiB.
+/// Of all publishers together so many publications can be watched on their way to the last
+/// subscriber: 64 MiB.
 const WATCHED_MAX: usize = 1 << 22;
 /// Of one publisher, open loop: no fewer and no more than these.
 const WATCHED_OF_ONE: (usize, usize) = (64, 1 << 20);
@@ -39,7 +42,8 @@ const COMPLETIONS: usize = 2;
 const SENT: usize = 0;
 const GATEWAY: usize = 1;
 const COMPLETED: usize = 2;
-/// The words of a publication under way: its number with how many it is still to reach, and when it reached the latest.
+/// The words of a publication under way: its number with how many it is still to reach, and when it
+/// reached the latest.
 const SLOT: usize = 2;
 
 /// The view of one process; all of its threads have a copy.
@@ -49,8 +53,9 @@ pub(crate) struct Ledger {
     workers: usize,
     users: usize,
     publishers: usize,
-    /// Slots of a publisher, a power of two. A publication that is still on its way when so many came after it is
-    /// watched no more: it counts as one that did not reach everybody, its deliveries count all the same.
+    /// Slots of a publisher, a power of two. A publication that is still under way when so many
+    /// came after it is watched no more. It counts as one that did not reach every subscriber; its
+    /// deliveries count all the same.
     window: usize,
     /// Open for as long as another process may want to open it.
     file: Arc<File>,
@@ -105,7 +110,7 @@ impl Ledger {
         &self.words[WORKERS + (self.workers + publisher) * LINE + word]
     }
 
-    /// The place of the `n`th who left.
+    /// The slot of the `n`th departed subscriber.
     fn gone_at(&self, n: usize) -> usize {
         WORKERS + (self.workers + self.publishers) * LINE + n
     }
@@ -118,8 +123,9 @@ impl Ledger {
         self.until_at(self.users, 0) + (publisher * self.window + (n as usize & (self.window - 1))) * SLOT
     }
 
-    /// What is due from `measure_ns` on is measured. Every thread says so, and the first one is heard by all: another
-    /// process may learn it only when such a publication has come.
+    /// Publications due from `measure_ns` on are measured. Every thread writes the time, and the
+    /// first write counts for all. Another process may read it only when such a publication has
+    /// come.
     pub(crate) fn set_measure_ns(&self, measure_ns: u64) {
         self.words[MEASURE].store(measure_ns, Release);
     }
@@ -136,7 +142,7 @@ impl Ledger {
         self.words[ENDED].fetch_add(1, AcqRel);
     }
 
-    /// What is in here will not change any more.
+    /// The ledger will not change any more.
     pub(crate) fn is_over(&self) -> bool {
         self.words[ENDED].load(Acquire) == self.workers as u64
     }
@@ -144,8 +150,8 @@ impl Ledger {
     /// `worker` is to wait for so many more, from `now_ns` on if it waited for nothing.
     pub(crate) fn expect(&self, worker: usize, count: u32, now_ns: u64) {
         if !self.waits(worker) {
-            // Before the count, or what another publisher sends meanwhile would seem to end a silence since long ago. Of two
-            // who find nothing waited for, the later time stays.
+            // Before the count, or what another publisher sends meanwhile would seem to end a
+            // silence since long ago. Of two who find nothing waited for, the later time stays.
             self.worker(worker, SINCE).fetch_max(now_ns, AcqRel);
         }
         self.worker(worker, WAITING).fetch_add(u64::from(count), AcqRel);
@@ -202,8 +208,8 @@ impl Ledger {
         self.publisher(publisher, SENT).load(Acquire) as u32
     }
 
-    /// Publication `n` reached one more at `now_ns`. If nobody else is to get it: when it reached the latest, which need not
-    /// be the one whose thread said so last.
+    /// Publication `n` reached one more subscriber at `now_ns`. After the last delivery it returns
+    /// the latest time, which need not be the time of the last caller.
     pub(crate) fn reach(&self, publisher: usize, n: u32, now_ns: u64) -> Option<u64> {
         let at = self.slot(publisher, n);
         if self.words[at].load(Acquire) >> 32 == u64::from(n) {
@@ -236,7 +242,8 @@ impl Ledger {
         self.publisher(publisher, COMPLETED).load(Acquire)
     }
 
-    /// The subscriber `user` leaves, once, and gets no more than the first `until(publisher)` publications of each.
+    /// The subscriber `user` leaves, once, and gets no more than the first `until(publisher)`
+    /// publications of each.
     pub(crate) fn leave(&self, user: usize, until: impl Fn(usize) -> u32) {
         for publisher in 0..self.publishers {
             self.words[self.until_at(user, publisher)].store(u64::from(until(publisher)), Release);

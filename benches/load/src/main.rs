@@ -31,7 +31,8 @@
 //!
 //! Imports between files have no circle; `tests/imports.rs` of the gateway checks it.
 //!
-//! One connection of the report is one user. Threads share nothing but a few counters and, in a fanout, the ledger.
+//! One connection of the report is one user. Threads share nothing but a few counters and, in a
+//! fanout, the ledger.
 
 mod admin;
 mod args;
@@ -123,7 +124,7 @@ fn run(options: args::Options) -> Result<bool, String> {
     let mut html = options.output.html.as_deref().map(create_page).transpose()?;
     let report = report::Report::new(&options, coordinator::run(options.clone())?);
     if !options.output.quiet {
-        // Whoever has gone, or has no room, does not want to read it: the verdict and the files count all the same.
+        // A closed or full output is no error: the verdict and the files count all the same.
         let _ = if options.output.json.as_deref() == Some("-") {
             write!(std::io::stderr(), "{}", report.summary())
         } else {

@@ -1,12 +1,12 @@
 //! Benchmark messages: one encoded frame whose numbers are patched, and the way back.
 //!
-//! Duty: the content of a message carries who sent it, its place in the sender's sequence and when it should have
-//! been sent; from those three the receiver knows losses, duplicates, order, misdelivery and latency without any
-//! table of messages in flight. Pure. All names of a run are equally long, so one frame serves all connections of a
-//! thread and stays in its cache.
+//! Duty: the content of a message carries its sender, its index in the sender's sequence and its
+//! due time. From those three the receiver knows losses, duplicates, order, misdelivery and
+//! latency, without any table of messages in flight. Pure. All names of a run are equally long, so
+//! one frame serves all connections of a thread and stays in its cache.
 //!
-//! Content: `SSSSSSSS` sequence, `UUUUUU` sender, `TTTTTTTTTTTTTT` intended time in nanoseconds of the run's clock,
-//! all in hexadecimal, then letters up to the payload's size.
+//! Content: `SSSSSSSS` sequence, `UUUUUU` sender, `TTTTTTTTTTTTTT` intended time in nanoseconds of
+//! the run's clock, all in hexadecimal, then letters up to the payload's size.
 
 use crate::wire::{self, MASK};
 
@@ -19,7 +19,7 @@ pub(crate) const PAYLOAD_BYTES_MIN: usize = SEQUENCE_DIGITS + SENDER_DIGITS + TI
 pub(crate) const USERS_MAX: usize = 1 << (4 * SENDER_DIGITS);
 /// Digits of a user's number in their name.
 const NAME_DIGITS: usize = 8;
-/// What tells channels from users.
+/// The prefix that tells channels from users.
 const ROOM: &str = "room-";
 const CONTENT_KEY: &[u8] = b"\"content\":\"";
 
@@ -39,7 +39,8 @@ pub(crate) fn channel_number(prefix: &str, name: &str) -> Option<u32> {
     user_number(ROOM, name.strip_prefix(prefix)?)
 }
 
-/// The name of channel `number`. The prefix is in it, so that generators beside each other do not meet.
+/// The name of channel `number`. The prefix is in it, so that generators beside each other do not
+/// meet.
 pub(crate) fn channel_name(prefix: &str, number: u32) -> String {
     user_name(&format!("{prefix}{ROOM}"), number)
 }
@@ -53,7 +54,8 @@ pub(crate) struct Numbers {
     pub(crate) intended_ns: u64,
 }
 
-/// An encoded, masked `message` or `publish` frame with places for the numbers. Owned by one generator thread.
+/// An encoded, masked `message` or `publish` frame with gaps for the numbers. Owned by one
+/// generator thread.
 #[derive(Debug)]
 pub(crate) struct Template {
     frame: Vec<u8>,
@@ -96,8 +98,8 @@ impl Template {
         Self::with_content(json, to_at, id_at, payload_bytes, b"\"}")
     }
 
-    /// A frame that is no JSON object of the contract: the first part ends with the name of whom it is for, the second
-    /// one where the content begins, and the third one ends it.
+    /// A frame that is no JSON object of the contract. The first part ends with the receiver's
+    /// name, the second one where the content begins, and the third one ends it.
     pub(crate) fn around([before, after, tail]: [&str; 3], payload_bytes: usize) -> Self {
         let text = [before, after].concat().into_bytes();
         Self::with_content(text, before.len() - NAME_DIGITS, None, payload_bytes, tail.as_bytes())
@@ -240,7 +242,7 @@ mod tests {
             assert_eq!(json["content"].as_str().unwrap().len(), payload);
             assert_eq!(json.get("id").and_then(|id| id.as_str()), with_id.then_some("deadbeef"));
             assert_eq!(template.read(text.as_bytes()), Ok(numbers));
-            // Another key order, another place.
+            // Another key order and position.
             let moved = format!(r#"{{"type":"message","content":{},"ts":1}}"#, json["content"]);
             assert_eq!(template.read(moved.as_bytes()), Ok(numbers));
         }

@@ -1,8 +1,8 @@
 //! The sockets of one generator thread.
 //!
-//! Duty: open, write, close and count; one place decides what the end of a connection means. Owns every socket and
-//! the epoll set; the driver reads. Writes are gathered per connection: what a scenario appends while it handles
-//! one read leaves in one `send`.
+//! Duty: open, write, close and count; one function decides what the end of a connection means.
+//! Owns every socket and the epoll set; the driver reads. Writes are gathered per connection: the
+//! messages that a scenario appends while it handles one read leave in one `send`.
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -47,7 +47,7 @@ pub(crate) struct Conn {
     tls: Option<Box<Tls>>,
     /// The beginning of a frame whose rest has not come.
     pub(crate) partial: Vec<u8>,
-    /// What the socket did not take.
+    /// Bytes that the socket did not take.
     pending: Vec<u8>,
     began_ns: u64,
     /// The gateway that said `welcome`, as numbered by [`Net`].
@@ -66,7 +66,8 @@ pub(crate) struct Net {
     /// The number of the first user of this thread.
     pub(crate) first_user: u32,
     pub(crate) tally: Tally,
-    /// Connections that ended after they were ready, and comebacks that failed, not told to the scenario yet.
+    /// Connections that ended after they were ready, and comebacks that failed, not told to the
+    /// scenario yet.
     pub(crate) gone: Vec<(usize, End)>,
     /// Ends belong to the scenario: they are counted as those of a storm and not as faults.
     pub(crate) storm: bool,
@@ -78,7 +79,7 @@ pub(crate) struct Net {
     tls: Option<Arc<ClientConfig>>,
     out: Vec<u8>,
     out_for: usize,
-    /// What `out` is sealed into.
+    /// The sealed bytes of `out`.
     wire: Vec<u8>,
 }
 
@@ -240,7 +241,8 @@ impl Net {
         }
     }
 
-    /// Connection `index` is authenticated, by the gateway with this id; one that does not say is known by its url.
+    /// Connection `index` is authenticated, by the gateway with this id. A server without an id is
+    /// known by its url.
     pub(crate) fn ready(&mut self, index: usize, gateway: Option<String>, now_ns: u64) {
         let gateway = gateway.unwrap_or_else(|| self.target(index).url.clone());
         let number = self.gateways.len() as u32;
@@ -259,7 +261,8 @@ impl Net {
         self.conns[one].gateway != self.conns[other].gateway
     }
 
-    /// A number for the gateway of `index`, which was ready once; the same in every thread and process of a run.
+    /// A number for the gateway of `index`, which was ready once; the same in every thread and
+    /// process of a run.
     pub(crate) fn gateway_mark(&self, index: usize) -> u64 {
         let number = self.conns[index].gateway;
         let gateway = self.gateways.iter().find(|(_, n)| **n == number);
@@ -288,7 +291,8 @@ impl Net {
         }
     }
 
-    /// Where to append bytes for `index`; they leave with the next [`Self::flush`] or when another one's turn comes.
+    /// Where to append bytes for `index`; they leave with the next [`Self::flush`] or when another
+    /// one's turn comes.
     pub(crate) fn out(&mut self, index: usize) -> &mut Vec<u8> {
         if self.out_for != index || self.out.len() >= GATHER_BYTES_MAX {
             self.flush();
@@ -326,7 +330,8 @@ impl Net {
         self.wire = wire;
     }
 
-    /// Appends to `plain` what received bytes say, and answers what TLS wants answered. False where they are plain.
+    /// Appends the plain text of received bytes to `plain`, and sends the replies that TLS needs.
+    /// False for a plain connection.
     ///
     /// # Errors
     /// The server's TLS is no good.
@@ -412,7 +417,8 @@ impl Net {
         self.conns[index].state = State::Closing;
     }
 
-    /// Resets the socket of `index`, as when the network in between goes: the server is told by nothing else.
+    /// Resets the socket of `index`, as when the network in between goes: the server gets no other
+    /// notice.
     pub(crate) fn cut(&mut self, index: usize) {
         self.flush();
         if let Some(socket) = &self.conns[index].socket {

@@ -1,7 +1,7 @@
-//! What the generator cost itself, and whether it, not the server, was the limit.
+//! The generator's own cost, and whether it, not the server, was the limit.
 //!
-//! Duty: the part `generator` of the report. A generator that is slow makes the server look slow, or idle; whatever says
-//! so is said in words.
+//! Duty: the part `generator` of the report. A slow generator makes the server look slow, or idle;
+//! every sign of that is reported in words.
 
 use std::fmt::Write;
 
@@ -35,7 +35,8 @@ pub(crate) struct Generator {
     saturated: bool,
     /// Why the server may be better than shown.
     limits: Vec<String>,
-    /// Open loop: how late messages were handed to the kernel or, if a socket was full, to its queue.
+    /// Open loop: how late messages were handed to the kernel or, if a socket was full, to its
+    /// queue.
     lag_micros: Quantiles,
 }
 
@@ -43,7 +44,8 @@ impl Generator {
     /// Of the measured part, which lasted for so many seconds; none if there was no load.
     pub(crate) fn new(options: &Options, tally: &Tally, user_ns: u64, received: u64, seconds: f64) -> Self {
         let per_message = |ns: u64| (received > 0).then(|| round(ns as f64 / 1e3 / received as f64, 3));
-        // Phases that a run without load only passes through last for no time, which any work exceeds.
+        // Phases that a run without load only passes through last for no time, which any work
+        // exceeds.
         let (busiest, starved) = if seconds > 0.0 {
             (tally.busiest, tally.starved)
         } else {

@@ -1,8 +1,9 @@
 //! One or more reports as a page that needs nothing but itself.
 //!
-//! Duty: the JSON of `--json` to HTML: figures beside each other, and plots of latency, rates, memory and CPU. It reads
-//! the JSON and not the report, so that a run of today and one of last year are shown alike; what an old one does not
-//! have is shown as missing. Pure. All text is escaped: names of files and errors of servers are anybody's.
+//! Duty: the JSON of `--json` to HTML: figures beside each other, and plots of latency, rates,
+//! memory and CPU. It reads the JSON and not the report, so a run of today and one of last year
+//! look alike. Figures that an old run lacks are shown as missing. Pure. All text is escaped: names
+//! of files and errors of servers are untrusted.
 
 use std::fmt::Write;
 

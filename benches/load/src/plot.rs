@@ -1,7 +1,7 @@
 //! Lines in a frame, as SVG that stands in a page.
 //!
-//! Duty: points to a drawing with axes, ticks and a title for each line. Pure. Colours are classes, which the page's style
-//! gives a colour by day and by night.
+//! Duty: points to a drawing with axes, ticks and a title for each line. Pure. Colours are classes,
+//! which the page's style gives a colour by day and by night.
 
 use std::fmt::Write;
 
@@ -27,7 +27,7 @@ pub(crate) struct Line {
     pub(crate) points: Vec<(f64, Option<f64>)>,
 }
 
-/// What an axis shows.
+/// The data of an axis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scale {
     /// From 0.

@@ -1,7 +1,8 @@
-//! What a process costs, read from `/proc`.
+//! The cost of a process, read from `/proc`.
 //!
-//! Duty: CPU time and memory of the server (and CPU time of ourselves) at one moment. `stat` counts in ticks of
-//! 10 ms; `schedstat` in nanoseconds, but loses threads that ended, so the larger of both is used.
+//! Duty: CPU time and memory of the server (and CPU time of ourselves) at one moment. `stat` counts
+//! in ticks of 10 ms; `schedstat` in nanoseconds, but loses threads that ended, so the larger of
+//! both is used.
 
 use std::fs;
 
@@ -26,7 +27,8 @@ impl Sample {
     pub(crate) fn cpu_ns_since(&self, before: &Self) -> u64 {
         let ticks = (self.user_ns + self.system_ns).saturating_sub(before.user_ns + before.system_ns);
         match self.sched_ns.checked_sub(before.sched_ns) {
-            // Fewer than the ticks by more than their rounding: a thread ended and took its count along.
+            // Fewer than the ticks by more than their rounding: a thread ended and took its count
+            // along.
             Some(sched) if sched > 0 && sched + 2 * NS_PER_TICK * self.threads.max(1) >= ticks => sched,
             _ => ticks,
         }
@@ -62,7 +64,8 @@ pub(crate) fn sample(pid: &str) -> Result<Sample, String> {
     })
 }
 
-/// The time that the calling thread could have run and waited for a CPU; 0 where the kernel does not count it.
+/// The time that the calling thread could have run and waited for a CPU; 0 where the kernel does
+/// not count it.
 pub(crate) fn starved_ns() -> u64 {
     let line = fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
     line.split_whitespace()
@@ -71,8 +74,8 @@ pub(crate) fn starved_ns() -> u64 {
         .unwrap_or(0)
 }
 
-/// Memory of process `pid` at a glance: the kernel's rough count, as the exact one of a large process takes
-/// milliseconds. `None` when it is gone.
+/// Memory of process `pid` at a glance: the kernel's rough count, as the exact one of a large
+/// process takes milliseconds. `None` when it is gone.
 pub(crate) fn rough_rss_bytes(pid: &str) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;

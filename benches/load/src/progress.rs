@@ -1,4 +1,5 @@
-//! What a person sees while a run lasts: one line, written over every second. Nothing where nobody looks.
+//! The progress of a run on a terminal: one line, written over every second. Without a terminal it
+//! is silent.
 
 use std::io::{IsTerminal, Write};
 

@@ -1,9 +1,10 @@
 //! When a client comes back.
 //!
-//! Duty: what a good client library does after the end of a connection. It waits a random time of up to `backoff`, twice
-//! that after each refusal, and never more than `backoff_max`; it adds that to a `Retry-After`, and keeps to
-//! `reconnectAfterMs`, which differs per client already. An attempt that takes too long is given up. Pure: times, and the
-//! random numbers' seed, are arguments. Owned by one generator thread.
+//! Duty: the return of a good client library after the end of a connection. It waits a random time
+//! of up to `backoff`, twice that after each refusal, and never more than `backoff_max`. It adds
+//! that to a `Retry-After`, and keeps to `reconnectAfterMs`, which differs per client already. An
+//! attempt that takes too long is given up. Pure: times, and the random numbers' seed, are
+//! arguments. Owned by one generator thread.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -11,13 +12,13 @@ use std::time::Duration;
 
 use crate::args::Options;
 
-/// Whether a client comes back after this close code: from 3500 on the server says that it would be no use, and from
-/// 4500 on applications do.
+/// Whether a client comes back after this close code. From 3500 on the server declares that
+/// pointless, and from 4500 on applications do.
 pub(crate) fn comes_back(code: u16) -> bool {
     !matches!(code, 3500..=3999 | 4500..=4999)
 }
 
-/// What is to be done now.
+/// The next step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Todo {
     /// Close the connection: the server said that it goes.
@@ -127,7 +128,7 @@ impl Returns {
         self.timers.peek().map(|Reverse((at_ns, ..))| *at_ns)
     }
 
-    /// What is to be done by now, one at a time.
+    /// The steps due by now, one at a time.
     pub(crate) fn poll(&mut self, now_ns: u64) -> Option<(usize, Todo)> {
         while self.next_ns().is_some_and(|at_ns| at_ns <= now_ns) {
             let Reverse((_, client, timer, todo)) = self.timers.pop()?;

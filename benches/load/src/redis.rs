@@ -1,8 +1,8 @@
-//! What Redis did, by its own account.
+//! The work of Redis, by its own account.
 //!
-//! Duty: `INFO all` over a plain connection at a few moments of a run, and the difference of two such answers. Two
-//! replies of the protocol are all that is needed, so the client here knows no others. Blocking, with a time limit;
-//! owned by the coordinator. Our own `INFO` is not counted.
+//! Duty: `INFO all` over a plain connection at a few moments of a run, and the difference of two
+//! such answers. The client here knows only the two replies of the protocol that this needs.
+//! Blocking, with a time limit; owned by the coordinator. Our own `INFO` is not counted.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -44,7 +44,7 @@ pub(crate) struct Sample {
     asked: u64,
 }
 
-/// What happened between two moments.
+/// The work between two moments.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Spent {
     /// Commands carried out, by name in lower case; none that is 0.
@@ -53,10 +53,11 @@ pub(crate) struct Spent {
 }
 
 impl Server {
-    /// Reads `HOST:PORT` or `redis://[[USER]:PASSWORD@]HOST[:PORT][/DB]`; `INFO` is the same in every database.
+    /// Reads `HOST:PORT` or `redis://[[USER]:PASSWORD@]HOST[:PORT][/DB]`; `INFO` is the same in
+    /// every database.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// The fault.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let rest = match text.split_once("://") {
             None => text,
@@ -228,7 +229,7 @@ fn parse_info(text: &str) -> Option<Sample> {
 }
 
 impl Sample {
-    /// What happened since `before`; `None` if Redis was restarted or its counters reset meanwhile.
+    /// The work since `before`; `None` if Redis was restarted or its counters reset meanwhile.
     pub(crate) fn since(&self, before: &Self) -> Option<Spent> {
         if self.run_id != before.run_id {
             return None;

@@ -1,7 +1,7 @@
 //! The result, for people and for programs.
 //!
-//! Duty: [`Outcome`] to the JSON that `--json` writes and to a summary. The first keys of the JSON are a contract with
-//! whoever compares runs; the others may grow.
+//! Duty: [`Outcome`] to the JSON that `--json` writes and to a summary. The first keys of the JSON
+//! are a contract with tools that compare runs; the others may grow.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -41,7 +41,7 @@ pub(crate) struct Report {
     latency_micros: Quantiles,
     connections: Connections,
     server: Server,
-    /// What users on different gateways said to each other.
+    /// The messages between users on different gateways.
     cross_gateway: CrossGateway,
     /// Null without `--redis`.
     redis: Option<Redis>,
@@ -60,7 +60,8 @@ pub(crate) struct Report {
     misrouted: u64,
     unsent: u64,
     drained: bool,
-    /// Without any message while some were under way; null in `storm` and `mixed`, where silences are honest.
+    /// Without any message while some were under way; null in `storm` and `mixed`, where silences
+    /// are honest.
     longest_silence_micros: Option<f64>,
     measured: Measured,
     per_second: Vec<u64>,
@@ -85,7 +86,7 @@ struct Point {
     micros: f64,
 }
 
-/// What only `fanout` has; its messages are deliveries.
+/// The part of `fanout`; its messages are deliveries.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Fanout {
@@ -107,7 +108,7 @@ struct Connections {
     /// Ready ones that ended although nobody asked them to.
     dropped: u64,
     failures: BTreeMap<String, u64>,
-    /// Those that came again after their first one ended.
+    /// The users that came again after their first connection ended.
     comebacks: Comebacks,
     /// From the begin of the connect to `welcome`.
     ready_micros: Quantiles,
@@ -168,7 +169,7 @@ struct Config {
     cpus: Vec<usize>,
     spin: bool,
     seed: u64,
-    /// What cut the clients of `storm` off.
+    /// The cause that cut the clients of `storm` off.
     cut: Option<String>,
     pairs: usize,
     calm_seconds: f64,
@@ -321,7 +322,7 @@ impl Report {
         self.ok
     }
 
-    /// What was run.
+    /// The run's parameters.
     pub(crate) fn name(&self) -> &'static str {
         self.scenario
     }

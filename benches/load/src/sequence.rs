@@ -1,7 +1,7 @@
-//! What happened to a stream of numbered messages, seen from its receiver.
+//! The fate of a stream of numbered messages, seen from its receiver.
 //!
-//! Duty: tell a loss, a duplicate and a re-ordering apart. Pure. Holds one number while nothing goes wrong; ranges of
-//! missing numbers only when something did.
+//! Duty: tell a loss, a duplicate and a re-ordering apart. Pure. Holds one number while nothing
+//! goes wrong; ranges of missing numbers only when something did.
 
 use std::ops::Range;
 
@@ -46,7 +46,7 @@ impl Sequence {
         Arrival::Reordered
     }
 
-    /// Those of the first `sent` numbers that never arrived.
+    /// The numbers below `sent` that never arrived.
     pub(crate) fn missing(&self, sent: u32) -> impl Iterator<Item = u32> {
         let below = self.missing.iter().cloned().flatten();
         below.filter(move |n| *n < sent).chain(self.next..sent)

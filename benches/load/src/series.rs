@@ -1,7 +1,7 @@
 //! The run second by second.
 //!
-//! Duty: one [`Row`] for each, from the counters of two ticks, a glance at the servers, and the latencies that threads
-//! hand in a little later. Owned by the coordinator.
+//! Duty: one [`Row`] for each second. It is made of the counters of two ticks, a glance at the
+//! servers, and the latencies that threads hand in a little later. Owned by the coordinator.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,8 @@ use crate::figures::round;
 use crate::procfs;
 use crate::spread::Spread;
 
-/// One second. Counts are those of this second, but for `ready`, `away`, `failed` and `dropped`, which are states.
+/// One second. Counts are those of this second, but for `ready`, `away`, `failed` and `dropped`,
+/// which are states.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Row {

@@ -1,19 +1,20 @@
 //! One direction of a pair whose ends come and go.
 //!
-//! Duty: say of every message whether it arrived, was lost, or was away: sent to somebody who was not there, refused by
-//! the server with an honest answer, or under way when one of the two connections ended, which is when messages may be
-//! lost. sent = received + lost + away. Order is promised to what one connection sends. Pure.
+//! Duty: decide of every message whether it arrived, was lost, or was away. A message is away if
+//! its receiver was absent, if the server refused it with an honest answer, or if it was under way
+//! when one of the two connections ended. sent = received + lost + away. Order is promised to the
+//! messages of one connection. Pure.
 
 use std::collections::VecDeque;
 
 use crate::sequence::{Arrival, Sequence};
 
-/// What is known of a message whose end is open.
+/// The record of a message whose end is open.
 #[derive(Clone, Copy, Debug, Default)]
 struct Fate {
     arrived: bool,
-    /// The receiver was connected when it left. If it was not, somebody may have taken it all the same: an earlier connection
-    /// of the receiver whose end the server had not noticed, and that is nobody's loss.
+    /// The receiver was connected when it left. If not, an earlier connection of the receiver may
+    /// have taken it, whose end the server had not noticed. That is no loss.
     present: bool,
     /// The server said that somebody took it.
     taken: bool,
@@ -21,7 +22,7 @@ struct Fate {
     refused: bool,
 }
 
-/// What became of messages that did not arrive.
+/// The fate of messages that did not arrive.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Missing {
     pub(crate) lost: u64,
@@ -79,7 +80,7 @@ impl Stream {
         }
         let arrival = match self.seen.arrive(number) {
             Arrival::Duplicate => return Some(Arrival::Duplicate),
-            // What it came behind is of another connection.
+            // The message before it is of another connection.
             Arrival::Reordered if number < self.in_order_from => Arrival::InOrder,
             arrival => arrival,
         };
@@ -113,7 +114,7 @@ impl Stream {
         self.close_front();
     }
 
-    /// The sender's connection ended: what it sends over the next one may overtake what it sent over this one.
+    /// The sender's connection ended: messages on the next one may overtake those on this one.
     pub(crate) fn interrupt_sender(&mut self) {
         self.interrupt();
         self.in_order_from = self.sent();
@@ -124,8 +125,8 @@ impl Stream {
         self.interrupt();
     }
 
-    /// The connection of one of the two ended. What was behind a message that did arrive had its chance: it is lost if the
-    /// receiver was there and the server said that somebody took it.
+    /// The connection of one of the two ended. A message ahead of one that did arrive had its
+    /// chance. It is lost if the receiver was there and the server acked that it was taken.
     fn interrupt(&mut self) {
         let last = self.open.iter().rposition(|fate| fate.arrived).unwrap_or(0);
         for (place, fate) in self.open.iter().enumerate().filter(|(_, fate)| !fate.arrived) {
@@ -220,7 +221,8 @@ mod tests {
         assert_eq!(stream.finish(), missing(0, 1));
     }
 
-    /// The receiver's network is gone, and the server does not know yet: the connection of before takes what comes.
+    /// The receiver's network is gone, and the server does not know yet: the connection of before
+    /// takes what comes.
     #[test]
     fn what_a_dead_connection_took_is_not_lost() {
         let mut stream = with_sent(&[false, false]);

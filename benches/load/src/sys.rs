@@ -1,4 +1,4 @@
-//! What the generator asks of the kernel beside reading and writing: sockets, pinning, limits, time.
+//! The generator's system calls beside reading and writing: sockets, pinning, limits, time.
 //!
 //! Duty: thin, checked wrappers; everything else in the generator is free of `unsafe`.
 
@@ -18,7 +18,8 @@ use serde::{Deserialize, Serialize};
 /// Descriptors beside the connections: standard streams, epoll, eventfds, /proc and report files.
 const DESCRIPTORS_RESERVED: u64 = 64;
 
-/// The run's clock: nanoseconds since it was started. Copied to every thread, and every process of this machine.
+/// The run's clock: nanoseconds since it was started. Copied to every thread, and every process of
+/// this machine.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 pub(crate) struct Clock {
     started_ns: u64,
@@ -49,7 +50,7 @@ pub(crate) fn source_address(number: usize, sources: usize) -> Option<Ipv4Addr> 
 /// Opens a socket and begins to connect it; it is writable once that is decided.
 ///
 /// # Errors
-/// What the kernel says, with no wait for the peer.
+/// The bytes that the kernel has, with no wait for the peer.
 pub(crate) fn begin_connect(target: SocketAddr, source: Option<Ipv4Addr>) -> io::Result<OwnedFd> {
     let family = if target.is_ipv4() {
         AddressFamily::INET
@@ -69,10 +70,12 @@ pub(crate) fn begin_connect(target: SocketAddr, source: Option<Ipv4Addr>) -> io:
     }
 }
 
-/// Leaves the choice of the port to `connect`: `bind` would take one that is free for every peer, and run out early.
+/// Leaves the choice of the port to `connect`: `bind` would take one that is free for every peer,
+/// and run out early.
 fn bind_address_no_port(socket: &OwnedFd) -> io::Result<()> {
     let one: libc::c_int = 1;
-    // SAFETY: the descriptor is open, and the value is an int that lives across the call, with its size.
+    // SAFETY: the descriptor is open, and the value is an int that lives across the call, with its
+    // size.
     let result = unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
@@ -126,8 +129,8 @@ pub(crate) fn nameless_file(label: &CStr) -> io::Result<File> {
     Ok(unsafe { File::from_raw_fd(fd) })
 }
 
-/// Makes `file` so many words long and maps them, until the process ends: every process that does so sees what any of them
-/// writes. Words that nobody wrote are 0, and cost no memory.
+/// Makes `file` so many words long and maps them, until the process ends. Every process that does
+/// so sees the writes of all. Unwritten words are 0, and cost no memory.
 ///
 /// # Errors
 /// They do not fit.
@@ -135,7 +138,7 @@ pub(crate) fn share_words(file: &File, words: usize) -> io::Result<&'static [Ato
     let too_many = || io::Error::from(io::ErrorKind::OutOfMemory);
     let bytes = words.checked_mul(size_of::<AtomicU64>()).ok_or_else(too_many)?;
     file.set_len(bytes as u64)?;
-    // SAFETY: a new mapping at a place that the kernel chooses touches no memory of ours.
+    // SAFETY: a new mapping at an address that the kernel chooses touches no memory of ours.
     let place = unsafe {
         libc::mmap(
             std::ptr::null_mut(),
@@ -149,8 +152,9 @@ pub(crate) fn share_words(file: &File, words: usize) -> io::Result<&'static [Ato
     if place == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the mapping is so long and on a page of its own, thus aligned; it is never unmapped, and no process makes the
-    // file shorter. All bits make a valid word, and all who write, here or in another process, do so as atomics.
+    // SAFETY: the mapping is so long and starts on a page of its own, thus aligned. It is never
+    // unmapped, and no process makes the file shorter. All bits make a valid word, and every
+    // writer, here or in another process, writes atomics.
     Ok(unsafe { std::slice::from_raw_parts(place.cast(), words) })
 }
 

@@ -1,4 +1,4 @@
-//! What one generator thread counted, and how several are added up.
+//! The counters of one generator thread, and their sum.
 
 use std::collections::BTreeMap;
 
@@ -18,7 +18,7 @@ pub(crate) struct Comebacks {
     pub(crate) refused: BTreeMap<String, u64>,
 }
 
-/// What `storm` counts besides.
+/// The extra counters of `storm`.
 #[derive(Debug, Default, Deserialize, Serialize)]
 pub(crate) struct Storm {
     /// When the first connection was lost.
@@ -37,10 +37,10 @@ pub(crate) struct Storm {
     pub(crate) beside: Vec<(u64, u64)>,
 }
 
-/// What `mixed` counts besides.
+/// The extra counters of `mixed`.
 #[derive(Debug, Default, Deserialize, Serialize)]
 pub(crate) struct Mixed {
-    /// What was done, by kind.
+    /// Actions, by kind.
     pub(crate) actions: BTreeMap<String, u64>,
     /// From the intended time of a request to its answer, by kind, measured part only.
     pub(crate) answers: BTreeMap<String, Spread>,
@@ -48,7 +48,8 @@ pub(crate) struct Mixed {
     pub(crate) extra: u64,
     /// Answers to `presence` about users who had long been there, or away, that said the opposite.
     pub(crate) presence_wrong: u64,
-    /// Acks that said `offline` of a user who had long been there, or `delivered` or `routed` of one long away.
+    /// Acks with `offline` for a user who had long been there, or `delivered` or `routed` for one
+    /// long away.
     pub(crate) status_wrong: u64,
     /// Attempts to come back that were refused or broke.
     pub(crate) refused: u64,
@@ -78,20 +79,22 @@ pub(crate) struct Tally {
 
     /// Subscriptions that the server confirmed.
     pub(crate) subscriptions: u64,
-    /// Those that it did not, by reason.
+    /// The refused ones, by reason.
     pub(crate) subscription_failures: BTreeMap<String, u64>,
     pub(crate) publications: u64,
-    /// From the intended time of a publication to its arrival at the last of its subscribers, measured part only.
+    /// From the intended time of a publication to its arrival at the last of its subscribers,
+    /// measured part only.
     pub(crate) last_subscriber: Spread,
 
-    /// What should arrive: messages, and of a publication one delivery for each subscriber.
+    /// Expected deliveries: messages, and of a publication one delivery for each subscriber.
     pub(crate) sent: u64,
     /// Distinct messages.
     pub(crate) received: u64,
     /// Of those, how many came from a user on another gateway.
     pub(crate) crossed: u64,
     pub(crate) lost: u64,
-    /// What did not arrive and need not have: its receiver was away, or one of the two connections ended meanwhile.
+    /// Missing deliveries without a fault: the receiver was away, or one of the two connections
+    /// ended meanwhile.
     pub(crate) away: u64,
     pub(crate) duplicates: u64,
     pub(crate) reordered: u64,
@@ -105,7 +108,8 @@ pub(crate) struct Tally {
     pub(crate) acks: BTreeMap<String, u64>,
     pub(crate) acks_missing: u64,
     pub(crate) acks_unexpected: u64,
-    /// From the intended time of sending to arrival, measured part only, of messages within a gateway.
+    /// From the intended time of sending to arrival, measured part only, of messages within a
+    /// gateway.
     pub(crate) local_latency: Spread,
     /// The same of messages from one gateway to another.
     pub(crate) crossed_latency: Spread,
@@ -125,7 +129,8 @@ pub(crate) struct Tally {
     pub(crate) cpu_ns: u64,
     /// The busiest thread's share of its core, while measuring.
     pub(crate) busiest: f64,
-    /// The share of the time that the thread that waited most for a CPU waited for it, while measuring.
+    /// The share of the time that the thread that waited most for a CPU waited for it, while
+    /// measuring.
     pub(crate) starved: f64,
 }
 

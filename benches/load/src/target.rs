@@ -1,8 +1,8 @@
 //! Where the gateways are, and who connects to which.
 //!
-//! Duty: the words of `--url` to [`Targets`]. The rule: user i connects to target `i % n`. So connections are spread
-//! evenly, and users with neighbouring numbers, as the two of a `direct` pair are, are never on the same target when
-//! there are several. Pure but for the resolver.
+//! Duty: the words of `--url` to [`Targets`]. The rule: user i connects to target `i % n`. So
+//! connections are spread evenly. Users with neighbouring numbers, as the two of a `direct` pair,
+//! are never on the same target when there are several. Pure but for the resolver.
 
 use std::net::SocketAddr;
 
@@ -20,11 +20,12 @@ pub(crate) struct Target {
     pub(crate) address: SocketAddr,
     /// `wss://`
     pub(crate) tls: bool,
-    /// What it speaks, by the scheme.
+    /// The protocol, by the scheme.
     pub(crate) dialect: Dialect,
 }
 
-/// All gateways of a run, in the order of the command line. Not empty, once the command line is checked.
+/// All gateways of a run, in the order of the command line. Not empty, once the command line is
+/// checked.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Targets(Vec<Target>);
 
@@ -32,7 +33,7 @@ impl Targets {
     /// Reads the values of all `--url` flags; one value may hold several, with commas between them.
     ///
     /// # Errors
-    /// What is wrong with which of them, as one line.
+    /// The faulty target and its fault, as one line.
     pub(crate) fn parse(values: &[String]) -> Result<Self, String> {
         let urls: Vec<&str> = values.iter().flat_map(|value| value.split(',')).collect();
         let first = urls
@@ -78,7 +79,7 @@ impl Targets {
         self.0.iter().map(|target| &*target.url).collect::<Vec<_>>().join(",")
     }
 
-    /// What all of them speak.
+    /// The protocol of all targets.
     pub(crate) fn dialect(&self) -> Dialect {
         self.0.first().map_or_else(Dialect::default, |target| target.dialect)
     }

@@ -1,7 +1,8 @@
 //! The client's side of TLS, for `wss://`.
 //!
-//! Duty: plain bytes to records and back, by rustls. No certificate is checked, which is why the command line must say
-//! so; and no session is resumed, so that every connection costs the server what a new client costs it.
+//! Duty: plain bytes to records and back, by rustls. No certificate is checked, so the command line
+//! must say so. No session is resumed, so every connection costs the server as much as a new
+//! client.
 
 use std::io::{ErrorKind, Read, Write};
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use rustls::crypto::{WebPkiSupportedAlgorithms, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, Error, SignatureScheme};
 
-/// What all connections of a thread begin with.
+/// The shared configuration of a thread's connections.
 pub(crate) fn config() -> Arc<ClientConfig> {
     let provider = aws_lc_rs::default_provider();
     let algorithms = provider.signature_verification_algorithms;
@@ -42,7 +43,7 @@ impl Tls {
         let name = name.trim_matches(['[', ']']).to_owned();
         let name = ServerName::try_from(name).map_err(|error| format!("{host}: {error}"))?;
         let mut tls = ClientConnection::new(Arc::clone(config), name).map_err(|error| error.to_string())?;
-        // What is said before the handshake is done waits in there.
+        // Bytes sent before the handshake is done wait in there.
         tls.set_buffer_limit(None);
         Ok(Self(tls))
     }

@@ -17,7 +17,7 @@ impl Tokens {
     /// Makes `count` tokens with the key that `spec` names as `ALG:FILE`.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// The fault.
     pub(crate) fn make(spec: &str, prefix: &str, count: usize) -> Result<Tokens, String> {
         let (name, file) = spec
             .split_once(':')

@@ -1,4 +1,4 @@
-//! What `storm` and `mixed` found besides messages.
+//! The findings of `storm` and `mixed` besides messages.
 //!
 //! Duty: the parts of the report with these names.
 
@@ -15,7 +15,8 @@ use crate::tally::{self, Comebacks, Tally};
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Storm {
-    /// Connections that ended, and by which close codes: 1006 none at all, 1000 we left as the gateway asked.
+    /// Connections that ended, and by which close codes: 1006 none at all, 1000 we left as the
+    /// gateway asked.
     cut: u64,
     cut_by_code: BTreeMap<u16, u64>,
     back: u64,
@@ -23,7 +24,8 @@ pub(crate) struct Storm {
     stayed_away: BTreeMap<String, u64>,
     /// Clients that tried until the end.
     missing: u64,
-    /// From the first connection lost until so many of those cut were back; null if they never were.
+    /// From the first connection lost until so many of those cut were back; null if they never
+    /// were.
     back_seconds: BackSeconds,
     attempts_per_client: Attempts,
     /// Latency of the pairs' messages, by when they were due.
@@ -165,7 +167,8 @@ pub(crate) struct Mixed {
     actions: BTreeMap<String, u64>,
     /// From the intended time of a request to its answer.
     answer_micros: BTreeMap<String, Quantiles>,
-    /// Publications that came although they need not, and do not count: from before `subscribed`, or while leaving.
+    /// Publications that came although they need not, and do not count: from before `subscribed`,
+    /// or while leaving.
     extra: u64,
     presence_wrong: u64,
     status_wrong: u64,

@@ -1,15 +1,17 @@
-//! What a server must know of where a user is.
+//! The server's required knowledge of where a user is.
 //!
-//! Duty: judge what the server says of a user ("there", "not there") by what it promises. Who has been there, or away, for
-//! so long that the server must know it may not be called the opposite. How long that is depends on how they came or
-//! went: a goodbye is known at once, a network that is gone only after `heartbeat.timeout`, a gateway that died after
-//! `presence.ttl`. While an attempt to come back is under way the server may have taken it, and nobody is wrong. Pure.
+//! Duty: judge the server's answers about a user ("there", "not there") by its promises. A user may
+//! have been there, or away, for so long that the server must know. The opposite answer is then
+//! wrong. How long that is depends on how the user came or went. A goodbye is known at once, a
+//! network that is gone only after `heartbeat.timeout`, a gateway that died after `presence.ttl`.
+//! During an attempt to come back the server may have taken it, and no answer is wrong. Pure.
 
 use crate::tally;
 
 /// A gateway may need this long to learn that somebody came or said goodbye on another one.
 const SETTLED_NS: u64 = 2_000_000_000;
-/// And this long to learn that somebody is gone without a word: `heartbeat.timeout` and `presence.ttl`, by default the same.
+/// The time to learn that a user is gone without a goodbye: `heartbeat.timeout` and `presence.ttl`,
+/// by default the same.
 const UNNOTICED_NS: u64 = 90_000_000_000;
 
 /// How a connection ended.
@@ -53,8 +55,8 @@ pub(crate) struct Whereabouts {
     settled_ns: u64,
     /// Until when the server may take a connection for alive that is not.
     unnoticed_ns: u64,
-    /// When requests were sent whose answers said that the user is away, while they were there by all that we knew. If the
-    /// server is just ending their connection, the answer was right.
+    /// When requests were sent that were answered "away" while the user was there as far as we
+    /// know. If the server is just ending the user's connection, the answer was right.
     denied: Vec<(u64, Word)>,
 }
 
@@ -99,7 +101,8 @@ impl Whereabouts {
     /// Their connection ended.
     pub(crate) fn handle_departure(&mut self, mixed: &mut tally::Mixed, how: Departure, now_ns: u64) {
         self.there = false;
-        // The server may have ended it a while before we hear of it, and what it said since then was true.
+        // The server may have ended it a while before we hear of it, and what it said since then
+        // was true.
         let is_ours = matches!(how, Departure::Left | Departure::Vanished);
         for (sent_ns, word) in std::mem::take(&mut self.denied) {
             if is_ours || sent_ns + SETTLED_NS <= now_ns {
@@ -123,7 +126,8 @@ impl Whereabouts {
         }
     }
 
-    /// The server said that they are `there`, or not, in answer to a request that was sent at `sent_ns`.
+    /// The server said that they are `there`, or not, in answer to a request that was sent at
+    /// `sent_ns`.
     pub(crate) fn handle_word(&mut self, mixed: &mut tally::Mixed, word: Word, there: bool, sent_ns: u64) {
         if self.there == there || self.settled_ns > sent_ns {
             return;

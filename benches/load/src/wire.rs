@@ -1,16 +1,17 @@
 //! The client's side of RFC 6455, as far as a load generator needs it.
 //!
-//! Duty: bytes in, frames out, and the other way round. Pure: no sockets, no clock. It is strict about what a server
-//! may not do (masked frames, reserved bits, fragmented control frames), because a generator that shrugs hides bugs,
-//! and it does not reassemble fragments: the gateway sends every message as one frame.
+//! Duty: bytes in, frames out, and the other way round. Pure: no sockets, no clock. It is strict
+//! about what a server may not do (masked frames, reserved bits, fragmented control frames),
+//! because a lenient generator hides bugs. It does not reassemble fragments: the gateway sends
+//! every message as one frame.
 
-/// The key that every connection sends. One key for all is fine for a generator: it proves that the server
-/// computed the answer, and lets it be checked by comparing bytes.
+/// The key that every connection sends. One key for all is fine for a generator: it proves that the
+/// server computed the answer, and lets it be checked by comparing bytes.
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 /// The answer to [`KEY`], from the example of RFC 6455, section 1.3.
 const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
-/// The mask of every frame. Fixed, since nothing between here and the server needs protection from our bytes,
-/// and not zero, so that a server cannot skip the work.
+/// The mask of every frame. Fixed, since nothing between here and the server needs protection from
+/// our bytes, and not zero, so that a server cannot skip the work.
 pub(crate) const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
 /// A response head longer than this is not one.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
@@ -29,7 +30,7 @@ pub(crate) fn write_request(out: &mut Vec<u8>, host: &str, path_and_query: &str)
     out.extend_from_slice(b"\r\nSec-WebSocket-Version: 13\r\n\r\n");
 }
 
-/// What the server answered to the upgrade request.
+/// The server's answer to the upgrade request.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Response {
     /// The head is not complete.
@@ -86,7 +87,7 @@ pub(crate) struct Frame<'a> {
 /// The first frame of `input`, `None` if it is not there whole.
 ///
 /// # Errors
-/// What the server may not send, in words.
+/// The server's violation of the protocol, in words.
 pub(crate) fn parse_frame(input: &[u8]) -> Result<Option<Frame<'_>>, &'static str> {
     let &[first, second, ref rest @ ..] = input else {
         return Ok(None);

@@ -45,7 +45,7 @@ pub(crate) fn start(
     Ok((meters, threads))
 }
 
-/// What they counted, together.
+/// The sum of their counters.
 ///
 /// # Errors
 /// One panicked.

@@ -1,8 +1,10 @@
-//! The load generator sees what goes wrong: a scripted server loses, doubles, swaps, holds, damages and misdelivers
-//! messages, closes connections and refuses them, and each has to be in the report and in the exit status.
+//! The load generator sees every fault. A scripted server loses, doubles, swaps, holds, damages and
+//! misdelivers messages, closes connections and refuses them. Each fault has to be in the report
+//! and in the exit status.
 //!
-//! Without this a green run of the generator proves nothing. The server acts on counts of messages, never on time, and
-//! the initial messages of a closed loop with 8 in flight are enough for every script.
+//! Without this a green run of the generator proves nothing. The server acts on counts of messages,
+//! never on time, and the initial messages of a closed loop with 8 in flight are enough for every
+//! script.
 
 // A test's helpers are tests too: what they cannot do ends the test.
 #![allow(clippy::unwrap_used)]
@@ -23,8 +25,8 @@ const HEAD: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nCo
 /// A generator that hangs is killed after this long.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// What the server does wrong, once, with message number [`VICTIM`] of user 0, or with publication number [`VICTIM`] on
-/// its way to the first subscriber.
+/// The server's one fault: with message number [`VICTIM`] of user 0, or with publication number
+/// [`VICTIM`] on its way to the first subscriber.
 #[derive(Clone, Copy, PartialEq)]
 enum Script {
     Behave,
@@ -50,7 +52,7 @@ enum Script {
 }
 
 const VICTIM: usize = 3;
-/// What the users of [`run_fanout`] subscribe to, together.
+/// The channels of [`run_fanout`]'s users, together.
 const FANOUT_SUBSCRIPTIONS: usize = 6;
 
 enum Input {
@@ -490,7 +492,8 @@ fn publications_reach_all_subscribers() {
     }
 }
 
-/// A fanout on one thread, on several, and in several processes, where the publisher and two of three users are apart.
+/// A fanout on one thread, on several, and in several processes, where the publisher and two of
+/// three users are apart.
 const FANOUT_HOW: [&str; 3] = [
     CLOSED,
     "--in-flight 8 --drain-timeout 200ms --threads 3",
@@ -525,7 +528,8 @@ fn publications_are_ordered_by_channel() {
 
 #[test]
 fn a_publication_has_arrived_when_the_last_subscriber_has_it() {
-    // One publication at a time, and one that does not arrive everywhere: the publisher waits for ever.
+    // One publication at a time, and one that does not arrive everywhere: the publisher waits for
+    // ever.
     for how in ["", "--threads 2", "--threads 3"] {
         let flags = format!("--in-flight 1 --drain-timeout 200ms {how}");
         let ran = run_scenario("fanout --users 3", 4, Script::Lose, &flags);

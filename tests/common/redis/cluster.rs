@@ -14,7 +14,7 @@ pub struct Cluster {
 impl Cluster {
     pub const SLOTS: u16 = 16_384;
 
-    /// Starts all, and waits until all say that all is well and the replicas are in sync.
+    /// Starts all, and waits until all report that all is well and the replicas are in sync.
     #[track_caller]
     pub fn start() -> Cluster {
         Cluster::start_with(Setup::default())
@@ -88,7 +88,7 @@ impl Cluster {
         self.setup.url_as(user, password, "cluster", &self.nodes)
     }
 
-    /// Waits until every node that runs says that all slots are served.
+    /// Waits until every running node reports that all slots are served.
     #[track_caller]
     pub fn wait_until_ok(&self) {
         eventually("cluster_state:ok everywhere", || {
@@ -113,7 +113,8 @@ impl Cluster {
         crc % Self::SLOTS
     }
 
-    /// Who serves a slot, by their own word; the one with the highest epoch, should two say so.
+    /// The owner of a slot by the nodes' reports; the one with the highest epoch, should two claim
+    /// it.
     fn owner_now(&self, slot: u16) -> Option<usize> {
         let mut best = None;
         for (n, node) in self.nodes.iter().enumerate().filter(|(_, node)| node.is_running()) {
@@ -151,7 +152,8 @@ impl Cluster {
             .expect("no other master")
     }
 
-    /// The first half of a migration: whoever asks `from` for a key of the slot that is not there is sent to `to` (ASK).
+    /// The first half of a migration: a question to `from` for an absent key of the slot is
+    /// redirected to `to` (ASK).
     #[track_caller]
     pub fn begin_migration(&self, slot: u16, from: usize, to: usize) {
         let slot = slot.to_string();
@@ -203,7 +205,8 @@ impl Cluster {
         self.finish_migration(slot, from, to);
     }
 
-    /// Kills who serves this slot, and waits until its replica does and all is well again; the index of the killed one.
+    /// Kills who serves this slot, and waits until its replica does and all is well again; the
+    /// index of the killed one.
     #[track_caller]
     pub fn kill_master_of(&mut self, slot: u16) -> usize {
         let old = self.owner_of(slot);
@@ -212,7 +215,7 @@ impl Cluster {
         old
     }
 
-    /// Waits until somebody who runs serves the slot, and all is well.
+    /// Waits until a running node serves the slot, and all is well.
     #[track_caller]
     pub fn wait_for_takeover(&self, slot: u16) {
         eventually("the replica took over", || self.owner_now(slot).is_some());

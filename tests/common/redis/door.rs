@@ -1,5 +1,5 @@
-//! A name in front of several servers, as HAProxy, a Service or a primary endpoint is one: new connections go where it leads
-//! now, and those that are open stay where they are.
+//! A name in front of several servers, as HAProxy, a Service or a primary endpoint is one. New
+//! connections go to its present target; open connections stay.
 
 use std::net::Shutdown;
 use std::sync::Mutex;

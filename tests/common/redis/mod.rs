@@ -1,9 +1,10 @@
-//! Real `redis-server` processes: one alone, one with TLS, a master under sentinels, a cluster of six.
+//! Real `redis-server` processes: one alone, one with TLS, a master under sentinels, a cluster of
+//! six.
 //!
-//! Each listens on 127.0.0.1 in a directory of its own and keeps nothing on disk unless told to. Ports lie below the range
-//! from which the kernel takes the ports of outgoing connections, and are claimed in the abstract socket namespace, so
-//! that tests which run at the same time stay apart, also while a server is down between [`Redis::kill`] and
-//! [`Redis::restart`].
+//! Each listens on 127.0.0.1 in a directory of its own and keeps nothing on disk unless told to.
+//! Ports lie below the range from which the kernel takes the ports of outgoing connections. They
+//! are claimed in the abstract socket namespace, so that tests which run at the same time stay
+//! apart. A claim also holds while a server is down between [`Redis::kill`] and [`Redis::restart`].
 
 mod cluster;
 mod door;
@@ -27,7 +28,8 @@ pub use door::ListenerKind;
 pub use resp::{Connection, Reply};
 pub use sentinels::Sentinels;
 
-/// A port that this test alone uses while it holds the claim; its cluster bus port (10,000 above) is free too.
+/// A port that this test alone uses while it holds the claim; its cluster bus port (10,000 above)
+/// is free too.
 struct Port {
     number: u16,
     _claim: UnixListener,
@@ -80,13 +82,15 @@ impl Redis {
         Redis::with_config(&[])
     }
 
-    /// Starts one with these lines in `redis.conf`, such as `("requirepass", "x")` or `("appendonly", "yes")`.
+    /// Starts one with these lines in `redis.conf`, such as `("requirepass", "x")` or
+    /// `("appendonly", "yes")`.
     #[track_caller]
     pub fn with_config(config: &[(&str, &str)]) -> Redis {
         Redis::launch(config, None, false)
     }
 
-    /// Starts one that speaks TLS on the port of [`Redis::url`], with a certificate by [`Redis::ca`].
+    /// Starts one that speaks TLS on the port of [`Redis::url`], with a certificate by
+    /// [`Redis::ca`].
     #[track_caller]
     pub fn start_tls() -> Redis {
         Redis::start_tls_with_config(&[])
@@ -185,7 +189,8 @@ impl Redis {
         let until = Instant::now() + DEADLINE;
         loop {
             let answer = self.try_cmd(&["PING"], Duration::from_secs(1));
-            // A server that wants a password, a permission or a master is there; one that loads is not yet.
+            // A server that wants a password, a permission or a master is there; one that loads is
+            // not yet.
             if answer.is_ok_and(|answer| !answer.is_error() || !answer.text().starts_with("LOADING")) {
                 return true;
             }
@@ -246,7 +251,7 @@ impl Redis {
         (&server.cert, &server.key)
     }
 
-    /// What the server wrote to its log.
+    /// The server's log.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
@@ -305,7 +310,7 @@ impl Redis {
         self.cmd(&words).good();
     }
 
-    /// Nobody was denied anything.
+    /// No command was denied to any user.
     #[track_caller]
     pub fn assert_nothing_denied(&self) {
         let denied = self.cmd(&["ACL", "LOG"]).good();
@@ -317,7 +322,8 @@ impl Redis {
         self.cmd(&["CONFIG", "SET", name, value]).good();
     }
 
-    /// Ends all connections of that type (`normal`, `pubsub`, `replica`, `master`) but its own; how many.
+    /// Ends all connections of that type (`normal`, `pubsub`, `replica`, `master`) but its own; how
+    /// many.
     #[track_caller]
     pub fn client_kill(&self, kind: &str) -> i64 {
         self.cmd(&["CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes"])
@@ -337,7 +343,8 @@ impl Redis {
         }
     }
 
-    /// Starts it again, after a kill if it runs, on the same port and directory. It comes back with what it wrote to disk.
+    /// Starts it again, after a kill if it runs, on the same port and directory. It comes back with
+    /// its data on disk.
     #[track_caller]
     pub fn restart(&mut self) {
         self.kill();
@@ -379,8 +386,9 @@ impl Drop for Redis {
     }
 }
 
-/// The user that `docs/cluster.md` tells operators to make, with this prefix and password instead of those shown there: the
-/// command for a server alone, that for a node of a cluster, which comes after, and that for a sentinel.
+/// The user that `docs/cluster.md` tells operators to make, with this prefix and password instead
+/// of those shown there. The commands are that for a server alone, the later one for a node of a
+/// cluster, and that for a sentinel.
 #[track_caller]
 pub fn documented_user(prefix: &str, password: &str) -> [Vec<String>; 3] {
     let document = include_str!("../../../docs/cluster.md");
@@ -394,7 +402,8 @@ pub fn documented_user(prefix: &str, password: &str) -> [Vec<String>; 3] {
     lines.try_into().expect("three commands")
 }
 
-/// The commands that rules of an access list allow in the end, as [`Redis::commandstats`] calls them.
+/// The commands that rules of an access list allow in the end, as [`Redis::commandstats`] calls
+/// them.
 pub fn allowed(rules: &[Vec<String>]) -> std::collections::BTreeSet<String> {
     let mut allowed = std::collections::BTreeSet::new();
     for rule in rules.iter().flatten() {
@@ -413,7 +422,7 @@ fn field(text: &str, name: &str) -> Option<String> {
     text.lines().find_map(value)
 }
 
-/// How the servers of a system talk, with others and with each other.
+/// The servers' connections to others and to each other.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Setup {
     /// With certificates by one authority.

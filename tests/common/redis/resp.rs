@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-/// What a server answered.
+/// A server's answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reply {
     Simple(String),
@@ -100,7 +100,7 @@ impl Connection {
         self.try_cmd(args).unwrap_or_else(|error| panic!("{args:?}: {error}"))
     }
 
-    /// The next answer, or what is said on a channel.
+    /// The next answer, or the next push on a channel.
     pub fn read(&mut self) -> std::io::Result<Reply> {
         let mut line = String::new();
         if self.stream.read_line(&mut line)? == 0 {

@@ -88,7 +88,7 @@ impl Sentinels {
         }
     }
 
-    /// The port of the master, as the first sentinel that runs says.
+    /// The port of the master, by the first running sentinel.
     #[track_caller]
     pub fn master_addr(&self) -> u16 {
         let sentinel = self.sentinels.iter().find(|s| s.is_running()).expect("no sentinel");
@@ -96,7 +96,7 @@ impl Sentinels {
         answer.array()[1].text().parse().unwrap()
     }
 
-    /// The master, as the first sentinel that runs says.
+    /// The master, by the first running sentinel.
     #[track_caller]
     pub fn master(&self) -> &Redis {
         let port = self.master_addr();
@@ -112,7 +112,8 @@ impl Sentinels {
         at
     }
 
-    /// Waits until a node that runs is the master by its own word and by that of every sentinel that runs.
+    /// Waits until a node that runs is the master by its own word and by that of every sentinel
+    /// that runs.
     #[track_caller]
     pub fn wait_for_master(&self) {
         eventually("a node took over", || {

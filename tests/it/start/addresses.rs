@@ -47,7 +47,7 @@ fn an_address_of_another_host() {
     );
 }
 
-/// A port that only root may have, and nobody else.
+/// A port that only root may have.
 #[test]
 fn a_port_below_1024() {
     let first = std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap_or_default();
@@ -111,7 +111,7 @@ fn a_stranger_who_holds_the_name_of_an_address() {
     drop((gateway, squatter));
 }
 
-/// As many as start at the same instant: one serves, all others say that the address is in use.
+/// As many as start at the same instant: one serves, all others report that the address is in use.
 #[test]
 fn of_many_that_start_at_once_one_serves() {
     let addr = SocketAddr::from(([127, fastrand::u8(1..), fastrand::u8(..), fastrand::u8(1..255)], 8080));
@@ -205,7 +205,7 @@ fn clients_come_by_a_unix_socket() {
             listed.contains("\"userId\":\"user1\"") && listed.contains("\"remoteAddr\":null"),
             "{listed}"
         );
-        // Nobody else gets there, and the first one does not notice.
+        // No other process gets there, and the first one does not notice.
         let pid = gateway.pid().to_string();
         assert_refused(&run_command(start()), 1, &[&listen, "in use by process", &pid]);
         assert!(ask("GET /livez").starts_with("HTTP/1.1 200"));

@@ -1,4 +1,4 @@
-//! What is configured: files, variables, flags, and what is printed of them.
+//! The configuration: files, variables, flags, and its printed form.
 
 use super::{PROGRAM, assert_refused};
 use crate::common::Gateway;
@@ -125,7 +125,7 @@ fn check_config_prints_and_opens_nothing() {
         "{}",
         ended.stdout
     );
-    // What it prints is a file that says the same.
+    // Its output is a file with the same meaning.
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("printed.toml");
     std::fs::write(&file, &ended.stdout).unwrap();
@@ -157,7 +157,7 @@ fn help_and_version() {
     assert!(version.stdout.contains(env!("CARGO_PKG_VERSION")), "{}", version.stdout);
 }
 
-/// Who reads only the beginning, and who has no room, gets no panic.
+/// A reader that stops early, or an output without room, causes no panic.
 #[test]
 fn what_cannot_be_printed() {
     for args in ["--help", "--version", "--check-config", "token --help"] {
@@ -173,7 +173,7 @@ fn what_cannot_be_printed() {
         let ended = run_command(closed);
         assert_eq!((ended.stdout.trim(), ended.stderr.as_str()), ("1", ""), "{args}");
     }
-    // The same of what is said on standard error: the exit code tells all the same.
+    // The same for standard error: the exit code is the same.
     let mut full = command("sh");
     full.arg("-c").arg(format!("{PROGRAM} --bogus 2>/dev/full"));
     assert_eq!(run_command(full).code, Some(2));

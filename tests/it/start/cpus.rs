@@ -60,7 +60,7 @@ fn no_sys_is_no_reason_to_panic() {
     }
 }
 
-/// Whether this user may make mounts of their own; says so if not.
+/// Whether this user may make mounts of their own; prints if not.
 fn can_mount() -> bool {
     let mut probe = command("unshare");
     probe.args(["--mount", "mount", "-t", "tmpfs", "none", "/sys"]);
@@ -99,7 +99,7 @@ impl Drop for CpuGroup {
     }
 }
 
-/// A quota says how much there is, whatever the host has; nested, the smallest does.
+/// A quota limits the CPUs, whatever the host has; nested, the smallest does.
 #[test]
 fn a_cpu_quota_bounds_the_number_of_shards() {
     for quota_us in [50_000, 100_000] {
@@ -123,7 +123,7 @@ fn a_cpu_quota_bounds_the_number_of_shards() {
     }
 }
 
-/// The second gateway of a host does not pin to the same CPUs, and says why.
+/// The second gateway of a host does not pin to the same CPUs, and logs why.
 #[test]
 fn two_gateways_on_one_host() {
     // Only CPUs that no other gateway of this host has: a name per CPU, kept here so that no other

@@ -1,4 +1,4 @@
-//! What the host allows: memory, descriptors, threads, system calls.
+//! The host's limits: memory, descriptors, threads, system calls.
 
 use std::process::Command;
 

@@ -1,7 +1,7 @@
 //! What keeps a gateway from starting: one clear line with the cause and the remedy, exit 1 or 2,
 //! and nothing opened.
 
-// A test's helpers are tests too: what they cannot do ends the test.
+// A test's helpers are tests too: a failure of theirs ends the test.
 #![allow(clippy::unwrap_used)]
 
 mod addresses;
@@ -117,7 +117,7 @@ impl Drop for Starting {
     }
 }
 
-/// What systemd is told, by a gateway that asks it to listen there.
+/// The notices to systemd, by a gateway that asks it to listen there.
 struct Notified {
     directory: tempfile::TempDir,
     socket: UnixDatagram,

@@ -1,4 +1,4 @@
-//! When a gateway says that it is ready, and what systemd hears.
+//! When a gateway is ready, and its notices to systemd.
 
 use super::Notified;
 use crate::common::Gateway;
@@ -16,7 +16,7 @@ fn ready_comes_when_all_shards_accept() {
     }
 }
 
-/// Of the end whoever wishes it, and once, however often.
+/// The end has one notice, whoever asks for it and however often.
 #[test]
 fn systemd_is_told() {
     type TokenArgs = fn(&Gateway);
@@ -56,10 +56,10 @@ fn systemd_hears_that_the_gateway_lives() {
     assert_eq!(alice.recv_json()["type"], "shutdown");
     while !notified.next().contains("STOPPING=1") {}
     assert!(notified.next().contains("WATCHDOG=1"));
-    // A gateway whose shards stand still is none: systemd hears nothing more.
+    // A gateway whose shards stand still is none: systemd gets no more notices.
     alice.close();
     assert_eq!(gateway.wait_for_exit(), 0);
-    // For another process, nobody feeds it.
+    // It is for another process, so no watchdog is fed.
     let notified = Notified::new();
     let path = notified.path();
     let env = [

@@ -1,4 +1,4 @@
-//! A start that waits for Redis: nobody is let in before, and it can be given up.
+//! A start that waits for Redis: no client is let in before, and it can be given up.
 
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -39,7 +39,7 @@ fn nobody_listens_before_redis_is_there() {
     let door = TcpListener::bind(("127.0.0.1", redis.port())).unwrap();
     std::thread::scope(|scope| {
         let starting = scope.spawn(|| Gateway::try_spawn(command));
-        // Somebody who takes connections, and says nothing; then nobody at all.
+        // A server that takes connections and stays silent; then no server at all.
         let silent = door.accept().unwrap();
         assert_not_ready();
         drop((silent, door));
@@ -58,7 +58,7 @@ fn nobody_listens_before_redis_is_there() {
     });
 }
 
-/// Whatever it waits for, it does not wait for it after it was told to end.
+/// It waits for nothing after a signal to end.
 #[test]
 fn a_start_can_be_given_up() {
     for signal in [libc::SIGTERM, libc::SIGINT] {
@@ -67,7 +67,7 @@ fn a_start_can_be_given_up() {
             let door = TcpListener::bind(("127.0.0.1", redis.port())).unwrap();
             let (addr, command) = with_redis(&redis);
             let mut starting = Starting::spawn(command);
-            // It waits now: for an answer that does not come, or for somebody to connect to.
+            // It waits now: for an answer that does not come, or for a server to connect to.
             let held = (door.accept().unwrap(), door);
             let held = silent.then_some(held);
             starting.signal(signal);

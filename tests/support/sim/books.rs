@@ -1,4 +1,4 @@
-//! The books in which clients write down what was said to whom, and what must have come of it.
+//! The books of clients: the messages sent, their acks, and the required outcome.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -39,7 +39,7 @@ pub struct Broadcast {
     pub received_by: Vec<usize>,
 }
 
-/// What was said, what came of it, and what may come.
+/// The messages, their outcomes, and the possible ones.
 #[derive(Debug, Default)]
 pub struct Books {
     pub users: Vec<String>,
@@ -115,7 +115,8 @@ impl Books {
             match (message.ack.as_deref(), message.refused.as_deref()) {
                 (Some("delivered"), None) => {
                     assert!(missed.is_none(), "{}", say("was delivered and not received"));
-                    // At least one connection took it. If none received it, it was one that has ended since.
+                    // At least one connection took it. If none received it, it was one that has
+                    // ended since.
                     let taken = !message.received_by.is_empty()
                         || clients
                             .iter()
@@ -144,7 +145,7 @@ impl Books {
                     );
                 }
                 (None, None) if sender_lives && message.wants_ack => panic!("{}", say("has no ack")),
-                // Nobody asked, and nobody was refused anything: then it must have arrived.
+                // No request is open, and none was refused: then it must have arrived.
                 (None, None) if sender_lives && !self.rate_limited && !self.lanes_full => {
                     assert!(missed.is_none(), "{}", say("was lost"));
                 }

@@ -1,15 +1,19 @@
-//! What clients subscribe to and publish, what they hear of it, and what must have come of it. For both simulations.
+//! The clients' subscriptions and publications, the frames they get, and the required outcome. For
+//! both simulations.
 //!
-//! A client *sits* in a channel from the `subscribed` that it hears until it asks to leave: what is sent and acked in that
-//! time must come. Until it hears `unsubscribed`, it may come. At no other time may anything.
+//! A client *sits* in a channel from the `subscribed` that it gets until it asks to leave. All
+//! publications sent and acked in that time must come. Until it gets `unsubscribed`, they may come.
+//! At no other time may any come.
 //!
-//! A *stay* is what the gateway sees of that: from `subscribed` to `unsubscribed`. Most have one sitting. Who has asked to
-//! leave before it hears `subscribed` is owed nothing and does not sit, yet what it hears belongs to that stay and says
-//! nothing of the one before.
+//! A *stay* is the gateway's view of that: from `subscribed` to `unsubscribed`. Most have one
+//! sitting. A client that has asked to leave before it gets `subscribed` is owed nothing and does
+//! not sit. Yet the publications that it gets belong to that stay and prove nothing about the one
+//! before.
 //!
-//! An ack says that every shard with subscribers was given the publication, not that it has looked: so a sitting that
-//! somebody ends counts only until their shard was last done with all it was given, and what is on its way while they
-//! leave may stay away, if nothing comes that is behind it.
+//! An ack means that every shard with subscribers was given the publication, not that the shard has
+//! looked. So a sitting that another party ends counts only until the client's shard last finished
+//! everything it was given. Publications on their way at a leave may be missed, if no later one
+//! comes.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -39,7 +43,7 @@ pub struct Request {
     pub sent_ns: u64,
 }
 
-/// Somebody sat in a channel from one time to another.
+/// A client sat in a channel from one time to another.
 #[derive(Debug, Clone, Copy)]
 pub struct Sitting {
     pub from_ns: u64,
@@ -58,7 +62,7 @@ pub struct Seat {
     /// How often it came.
     stays: usize,
     sittings: Vec<Sitting>,
-    /// The last publication heard from each publisher, and the same by stay.
+    /// The last publication from each publisher, and the same by stay.
     heard: BTreeMap<usize, usize>,
     heard_in: BTreeMap<(usize, usize), usize>,
 }
@@ -75,7 +79,7 @@ impl Seat {
     }
 }
 
-/// A publication, and somebody whom it did not reach.
+/// A publication, and a client that it did not reach.
 #[derive(Debug)]
 pub struct Missed<'a> {
     pub number: usize,
@@ -92,14 +96,15 @@ pub struct ChannelBooks {
     /// By client and channel.
     seats: BTreeMap<(usize, usize), Seat>,
     requests: usize,
-    /// Where somebody has just sat down.
+    /// The channels where a client has just sat down.
     pub opened: Option<usize>,
-    /// When requests were made and answered, since somebody last looked.
+    /// When requests were made and answered, since the last look.
     pub waits: Vec<(u64, u64)>,
     /// Codes with which requests may be refused.
     pub refusals: BTreeSet<&'static str>,
     checked: usize,
-    /// When subscriptions to a channel were last ordered to end. It may end some that begin before the order arrives.
+    /// When subscriptions to a channel were last ordered to end. It may end some that begin before
+    /// the order arrives.
     ended_ns: BTreeMap<usize, u64>,
     /// Subscriptions that others ended.
     pub ended: u64,
@@ -113,8 +118,8 @@ impl ChannelBooks {
         }
     }
 
-    /// The frame of somebody who asks to be in a channel, or not any more. Their shard was done with all it was given at
-    /// `done_ns`.
+    /// The frame of a client that asks to be in a channel, or not any more. Its shard had finished
+    /// everything at `done_ns`.
     pub fn ask(&mut self, client: usize, channel: usize, subscribes: bool, done_ns: u64) -> String {
         let number = self.requests;
         self.requests += 1;
@@ -132,20 +137,21 @@ impl ChannelBooks {
         format!(r#"{{"type":"{kind}","channel":"{name}","id":"s{number}"}}"#)
     }
 
-    /// An administrator, or new settings, end subscriptions to a channel, whoever has them when the order arrives.
+    /// An administrator, or new settings, end subscriptions to a channel: all those that exist when
+    /// the command arrives.
     pub fn order_end(&mut self, channel: usize) {
         self.ended_ns.insert(channel, self.now_ns);
     }
 
-    /// An order of [`ChannelBooks::order_end`] may end this one. The client's shard was done with all it was given at
-    /// `done_ns`.
+    /// An order of [`ChannelBooks::order_end`] may end this one. The client's shard was done with
+    /// all it was given at `done_ns`.
     pub fn end(&mut self, client: usize, channel: usize, done_ns: u64) {
         if let Some(seat) = self.seats.get_mut(&(client, channel)) {
             seat.stand_up(done_ns);
         }
     }
 
-    /// A subscription ended, and not because its client asked.
+    /// A subscription ended without its client's wish.
     fn hear_end(&mut self, client: usize, said: &Value) {
         let channel = self.channel(said);
         let seat = self.seats.get_mut(&(client, channel)).expect("it asked once");
@@ -184,7 +190,7 @@ impl ChannelBooks {
         text
     }
 
-    /// A client hears this. Returns false if it is not about channels.
+    /// Gives a frame to the client. Returns false if it is not about channels.
     pub fn hear(&mut self, client: usize, said: &Value, text: &str) -> bool {
         match said["type"].as_str() {
             Some("subscribed") => self.hear_answer(client, said, true),
@@ -232,7 +238,7 @@ impl ChannelBooks {
         seat.stays += usize::from(subscribed && !seat.open);
         seat.open = subscribed;
         self.waits.push((asked.sent_ns, now_ns));
-        // Who has asked to leave already is owed nothing.
+        // A client that has already asked to leave is owed nothing.
         let leaves = seat.asked.iter().any(|asked| !asked.subscribes);
         if subscribed && !leaves && !seat.sits() {
             self.opened = Some(channel);
@@ -301,13 +307,13 @@ impl ChannelBooks {
         acks.filter(|(ack, _)| ack == status).count()
     }
 
-    /// Who is in which channel, by what they heard: client and channel.
+    /// The members of channels, by the frames they got: client and channel.
     pub fn seated(&self) -> impl Iterator<Item = (usize, usize)> {
         let seats = self.seats.iter();
         seats.filter(|(_, seat)| seat.open).map(|(key, _)| *key)
     }
 
-    /// Requests without an answer: who asked, and when.
+    /// Requests without an answer: the client, and when.
     pub fn unanswered(&self) -> impl Iterator<Item = (usize, &Request)> {
         let seats = self.seats.iter();
         seats.flat_map(|((client, _), seat)| seat.asked.iter().map(|asked| (*client, asked)))
@@ -322,7 +328,8 @@ impl ChannelBooks {
         self.checked = self.publications.len();
     }
 
-    /// Those who sat from before a publication was sent until after it was acked, or until now.
+    /// The clients that sat from before a publication was sent until after it was acked, or until
+    /// now.
     pub fn sitters<'a>(
         &'a self,
         publication: &'a Publication,
@@ -339,12 +346,12 @@ impl ChannelBooks {
         })
     }
 
-    /// Those of them whom it did not reach. It must have, had nothing happened to it.
+    /// The clients of these that it did not reach. It must have, had nothing happened to it.
     pub fn missed<'a>(&'a self, number: usize, live: &'a BTreeSet<usize>) -> impl Iterator<Item = Missed<'a>> {
         let publication = &self.publications[number];
         let sitters = self.sitters(publication, live);
         let missed = sitters.filter(|(client, _)| !publication.received_by.contains(client));
-        // What is on its way while somebody leaves may stay away, but then so does all that is behind it.
+        // A publication on its way at a leave may be missed, but then so are all later ones.
         let missed = missed.filter(move |(client, sitting)| {
             let seat = &self.seats[&(*client, publication.channel)];
             let last = seat.heard_in.get(&(sitting.stay, publication.publisher));
@@ -358,8 +365,8 @@ impl ChannelBooks {
         })
     }
 
-    /// One gateway, and all is quiet: what was promised must have happened. Returns how many publications did not reach
-    /// everybody, which had better been counted.
+    /// One gateway, and all is quiet: all promises must be kept. Returns how many publications did
+    /// not reach every member, which must have been counted.
     pub fn check(&mut self, live: &BTreeSet<usize>, lanes_full: bool) -> usize {
         for (client, request) in self.unanswered() {
             assert!(!live.contains(&client), "{client} has no answer to {request:?}");
@@ -395,7 +402,7 @@ impl ChannelBooks {
 }
 
 impl Publication {
-    /// Everybody must be told the same id.
+    /// All must get the same id.
     fn note_id(&mut self, id: &Value) {
         let id = id.as_str().expect("an id");
         let known = self.id.get_or_insert_with(|| id.to_owned());

@@ -1,4 +1,4 @@
-//! What must hold when all is quiet, and when all have gone.
+//! The conditions that hold when all is quiet, and when all have gone.
 
 use std::collections::BTreeSet;
 
@@ -29,7 +29,8 @@ impl World {
         assert_eq!(self.shared.users(), users.len() as u64, "users");
         let accepted = self.metric("shardgate_connections_accepted_total", "");
         let upgraded = self.wires.iter().filter(|wire| wire.said.status == Some(101)).count();
-        // Where strangers are few, one may have to go before its `101` has left.
+        // With a small limit before authentication, a connection may have to go before its `101`
+        // has left.
         let lost = accepted.checked_sub(upgraded as u64);
         assert!(
             lost == Some(0) || self.books.places_limited && lost.is_some(),
@@ -37,7 +38,7 @@ impl World {
         );
         let closed = self.metric("shardgate_connections_closed_total", "");
         assert_eq!(accepted - closed, self.shared.connections(), "closed");
-        // Somebody asks who is there.
+        // A client sends a presence query.
         if let Some(asker) = live.first() {
             let client = &mut self.clients[*asker];
             let query = client.ask_all(&mut self.books, &mut self.chance);
@@ -73,7 +74,7 @@ impl World {
         );
     }
 
-    /// Nobody is there any more, and nothing reminds of them.
+    /// No client is there any more, and nothing is left of them.
     pub fn check_empty(&self) {
         assert_eq!((self.shared.connections(), self.shared.users()), (0, 0));
         for shard in &self.shards {

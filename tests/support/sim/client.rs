@@ -26,7 +26,7 @@ pub enum Plan {
     Auth(usize),
     /// `auth` right behind the head.
     HastyAuth(usize),
-    /// Never says who it is.
+    /// Never authenticates.
     Nameless,
     Echo,
     Http,
@@ -89,7 +89,7 @@ pub struct Client {
     /// Said anything at all as its last words.
     raw: bool,
     pub shutdowns: usize,
-    /// The last message heard from each sender.
+    /// The last message from each sender.
     heard: BTreeMap<usize, usize>,
     last_broadcast: Option<usize>,
     /// The client's end of the token: its end of file tells that the gateway has dropped the other.
@@ -157,7 +157,7 @@ impl Client {
         client
     }
 
-    /// Neither side will say more.
+    /// Neither side will send more.
     pub fn is_over(&self) -> bool {
         self.ended || (self.gone && !self.reading)
     }
@@ -536,7 +536,7 @@ impl Client {
             Said::Ping => {}
             Said::Pong(_) if self.raw && self.pings.is_empty() => {}
             Said::Pong(payload) if books.rate_limited => {
-                // Those before it were refused.
+                // The ones before it were refused.
                 let place = self.pings.iter().position(|ping| ping == payload);
                 self.pings.drain(..=place.expect("a pong"));
             }
@@ -571,7 +571,7 @@ impl Client {
             return;
         }
         let expected = match self.plan {
-            // Whoever dawdles.
+            // The slow clients.
             _ if status == 408 => true,
             Plan::Http => {
                 books.http += 1;
@@ -597,7 +597,7 @@ impl Client {
         {
             self.auth(user, books, chance);
         }
-        // Those who dawdle may come too late.
+        // Slow clients may come too late.
         if matches!(self.plan, Plan::Auth(_) | Plan::HastyAuth(_)) {
             self.earned.insert(3502);
         }
@@ -714,7 +714,8 @@ impl Client {
         }
     }
 
-    /// A connection that is over for the gateway is over for its descriptor, and the other way round.
+    /// A connection that is over for the gateway is over for its descriptor, and the other way
+    /// round.
     pub fn check_token(&self, wire: &Wire) {
         let mut byte = [0];
         let dropped = matches!((&self.token).read(&mut byte), Ok(0));

@@ -1,5 +1,5 @@
-//! An engine in memory: the contract of `shardgate::engine::Engine`, with all the freedom that the contract leaves used
-//! at random. Breaking the contract panics.
+//! An engine in memory: the contract of `shardgate::engine::Engine`, with all the freedom that the
+//! contract leaves used at random. Breaking the contract panics.
 //!
 //! [`Sockets`] is what the kernel holds for one shard. For a turn it is lent, with the wires, as a [`ModelEngine`].
 
@@ -65,9 +65,9 @@ pub struct Sockets {
     accept_paused: bool,
     accept_held: bool,
     events: VecDeque<Happened>,
-    /// What bulk senders sent, a line for each; and what came behind it.
+    /// The bytes of bulk senders, a queue for each, and the bytes behind them.
     bulk: VecDeque<(SocketKey, VecDeque<Happened>)>,
-    /// What the owner looks at.
+    /// The bytes that the owner looks at.
     shown: Vec<u8>,
     syscalls: u64,
 }
@@ -95,8 +95,8 @@ impl Sockets {
         self.len() == 0 && self.backlog.is_empty()
     }
 
-    /// Sockets that are not being closed and whose peer is there, with their wires; true: a send is in flight, as far as
-    /// the owner knows.
+    /// Sockets that are not being closed and whose peer is there, with their wires; true: a send is
+    /// in flight, as far as the owner knows.
     pub fn open(&self) -> impl Iterator<Item = (usize, bool)> {
         let sending = self.sending();
         self.sockets.iter().filter_map(move |socket| {
@@ -118,7 +118,8 @@ impl Sockets {
         accepts || !self.events.is_empty() || !self.bulk.is_empty() || self.sockets.iter().any(|s| s.has_work(wires))
     }
 
-    /// Wires of sockets with a send in flight as far as the owner knows, also where the peer has ended its side.
+    /// Wires of sockets with a send in flight as far as the owner knows, also where the peer has
+    /// ended its side.
     fn sending(&self) -> Vec<usize> {
         let sockets = self.sockets.iter().filter(|socket| socket.sending.is_some());
         let unheard = self.events.iter().filter_map(|event| match event {
@@ -176,7 +177,8 @@ impl Sockets {
         self.bulk.iter().any(|(sender, _)| *sender == key)
     }
 
-    /// Puts what a bulk sender sent, and what comes behind it, into its line, which it gets if `fills` says so.
+    /// Puts the bytes of a bulk sender, and those behind them, into its queue. `fills` gives a
+    /// connection its queue.
     fn put_in_line(&mut self, event: Happened, fills: impl FnOnce() -> bool) -> Option<Happened> {
         let (Happened::Received(key, _) | Happened::Ended(key, _)) = event else {
             return Some(event);
@@ -251,10 +253,10 @@ pub struct ModelEngine<'a> {
     pub reach: &'a mut Reach,
     pub mood: Mood,
     pub now_ms: u64,
-    /// What the core says, as it leaves for the engine, by wire.
+    /// The core's output, as it leaves for the engine, by wire.
     pub said: Vec<(usize, Said)>,
     pub pinged: Vec<Pinged>,
-    /// Anything moved, or was asked for.
+    /// True if bytes moved, or a request was made.
     pub moved: bool,
     was_sending: Vec<usize>,
     /// When peers had last been seen as the turn began, and as deadlines were looked at.
@@ -371,7 +373,8 @@ impl<'a> ModelEngine<'a> {
             }
         } else if wire.reset && !socket.closing {
             self.moved = true;
-            // `Ended` comes at most once: after it, and before that of a bulk sender, a send that fails comes back as sent.
+            // `Ended` comes at most once: after it, and before that of a bulk sender, a send that
+            // fails comes back as sent.
             let had_ended = socket.ended;
             if let Some((payload, _)) = socket.sending.take()
                 && (had_ended || is_bulk)
@@ -396,7 +399,7 @@ impl<'a> ModelEngine<'a> {
         wire.to_gateway.clear();
         wire.gateway_fin = true;
         wire.reset = true;
-        // The slot is free when the owner has heard of it.
+        // The slot is free when the owner has the event of it.
         let socket = &mut self.sockets.sockets[key.slot as usize];
         socket.wire = None;
         if let Some(token) = socket.token.take() {

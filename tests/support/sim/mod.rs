@@ -1,8 +1,10 @@
-//! A gateway in one thread: real cores, real lanes, a model of the engine, of the clients and of time.
+//! A gateway in one thread: real cores, real lanes, a model of the engine, of the clients and of
+//! time.
 //!
-//! Everything that happens follows from [`chance::Chance`], so a run can be had again from its seed (or from a fuzzer's
-//! bytes). [`World`] lets the shards have their turns, moves bytes, and lets clients act. The clients know what they
-//! may be told, and panic when they hear something else. [`World::check`] looks at the books when all is quiet.
+//! Everything follows from [`chance::Chance`], so a run can be repeated from its seed (or from a
+//! fuzzer's bytes). [`World`] lets the shards have their turns, moves bytes, and lets clients act.
+//! The clients know which frames may come, and panic at any other. [`World::check`] looks at the
+//! books when all is quiet.
 
 pub mod books;
 pub mod chance;
@@ -50,7 +52,7 @@ use engine::{ModelEngine, Mood, Pinged, Sockets, Tokens};
 use reach::Reach;
 use wire::Wire;
 
-/// What a run is about.
+/// The parameters of a run.
 #[derive(Debug, Clone)]
 pub struct Setup {
     pub shards: u16,
@@ -69,7 +71,8 @@ pub struct Setup {
     pub reloads: bool,
 }
 
-/// Nobody is starved for longer than this many steps, or who answers every ping in time would be too late.
+/// No client is starved for longer than this many steps, or one that answers every ping in time
+/// would be too late.
 const PATIENCE: u32 = 16;
 
 /// A shard and its part of the kernel.
@@ -230,7 +233,8 @@ impl World {
         self.clients.len() - 1
     }
 
-    /// Messages right behind the head or the `auth`, before anything came back: they must follow a hand-over.
+    /// Messages right behind the head or the `auth`, before anything came back: they must follow a
+    /// hand-over.
     fn speak_early(&mut self, client: usize) {
         if matches!(self.clients[client].plan, Plan::Query(_) | Plan::HastyAuth(_)) {
             for _ in 0..self.chance.below(4) {
@@ -317,7 +321,7 @@ impl World {
         }
     }
 
-    /// Whatever clients do, and whether they read: there are no more sockets than the limits say.
+    /// Whatever clients do, and whether they read: there are no more sockets than the limits allow.
     fn check_held(&self) {
         if self.drain_until_ms.is_some() {
             return;
@@ -329,7 +333,8 @@ impl World {
         }
     }
 
-    /// Nobody is silent for longer than the heartbeat allows, to within a tick and the time between turns.
+    /// No client is silent for longer than the heartbeat allows, to within a tick and the time
+    /// between turns.
     fn check_silence(&self, shard: usize, gap_ms: u64) {
         if self.drain_until_ms.is_some() {
             return;
@@ -460,8 +465,8 @@ impl World {
 
     fn advance(&mut self) {
         self.now_ns += 1000 * (1 + self.chance.below(2000) as u64);
-        // Now and then nothing happens until the next deadline; never while somebody is owed an answer, or clients that
-        // do all they should would be taken for silent ones.
+        // Now and then nothing happens until the next deadline. This never happens while an answer
+        // is due, or well-behaved clients would be taken for silent ones.
         if self.chance.percent(5)
             && self
                 .clients
@@ -526,11 +531,11 @@ impl World {
         Encoded::new(&body)
     }
 
-    /// Fills a lane with what means nothing, until its receiver turns.
+    /// Fills a lane with meaningless items, until its receiver turns.
     fn clog(&mut self, from: usize, to: usize, items: u32) {
         let mut lanes = self.mailboxes.lanes(ShardId(from as u16), &self.shared.depths);
         for _ in 0..items {
-            // Nobody has so many questions.
+            // No client has so many questions.
             let answer = PresenceToShard::Answer {
                 ticket: u32::MAX,
                 online: 0,
@@ -541,7 +546,7 @@ impl World {
         lanes.flush();
     }
 
-    /// Lets a client ask who is there.
+    /// Lets a client send a presence query.
     pub fn ask(&mut self, client: usize, users: &[usize]) -> usize {
         let users = users.iter().copied().collect();
         self.clients[client].ask(client, users, &mut self.books, &mut self.chance)
@@ -567,7 +572,8 @@ impl World {
             .count()
     }
 
-    /// Everybody reads and answers, nobody does anything new, until nothing moves any more. Deadlines pass for `more_ms`.
+    /// All clients read and answer, and none starts anything new, until nothing moves any more.
+    /// Deadlines pass for `more_ms`.
     pub fn settle(&mut self, more_ms: u64) {
         for client in &mut self.clients {
             client.behave();
@@ -618,7 +624,8 @@ impl World {
         self.metric("shardgate_connections_closed_total", "") - drained
     }
 
-    /// Is the drain over, as `shard::run` finds out? With who left and who was closed.
+    /// Is the drain over, as `shard::run` finds out? Returns how many left and how many were
+    /// closed.
     pub fn drained(&self) -> Option<(u64, u64)> {
         let mut sum = (0, 0);
         for shard in &self.shards {
@@ -639,7 +646,7 @@ impl World {
         }
     }
 
-    /// How often the run came to what happens rarely.
+    /// How often the run reached the rare events.
     pub fn reach(&self) -> Reach {
         Reach {
             tokens: self.books.tokens,

@@ -1,4 +1,4 @@
-//! Whether the simulation is awake: how often it came to what happens rarely.
+//! Whether the simulation is awake: how often it reached the rare events.
 
 use std::fmt;
 use std::ops::Add;
@@ -51,7 +51,7 @@ reach! {
     keys_fetched,
     /// Requests of administrators
     asked,
-    /// Replies of shards to what the control thread asked
+    /// Replies of shards to the control thread's queries
     replied,
     /// Answers to administrators
     answered,

@@ -1,4 +1,5 @@
-//! One connection between a client and the gateway, as two kernels would hold it; and what the gateway says on it.
+//! One connection between a client and the gateway, as two kernels would hold it; and the gateway's
+//! frames on it.
 
 use std::collections::VecDeque;
 
@@ -37,7 +38,7 @@ impl Wire {
         }
     }
 
-    /// True once the gateway has said who the client is.
+    /// True once the gateway has sent the client its identity.
     pub fn said_welcome(&self) -> bool {
         self.said.welcomed
     }
@@ -47,7 +48,7 @@ impl Wire {
     }
 }
 
-/// Something whole that the gateway said.
+/// A whole frame or answer of the gateway.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Said {
     /// A response head: its status.
@@ -76,10 +77,10 @@ impl Stream {
         self.status == Some(101) && self.closed.is_none()
     }
 
-    /// What is whole by now.
+    /// The whole frames so far.
     ///
     /// # Panics
-    /// The gateway said something that it may not say.
+    /// The gateway sent a forbidden frame.
     pub fn push(&mut self, bytes: &[u8]) -> Vec<Said> {
         self.bytes.extend_from_slice(bytes);
         let mut said = Vec::new();

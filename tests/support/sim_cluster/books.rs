@@ -1,4 +1,5 @@
-//! What was said to whom, when each gateway could be reached, and what may follow from that.
+//! The messages and their receivers, when each gateway could be reached, and the possible
+//! consequences.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,7 +12,8 @@ use super::sim::channels::ChannelBooks;
 pub const RECOVERY_NS: u64 = 7_000 * MS;
 /// News of a new connection is with everybody after this time.
 pub const NEWS_NS: u64 = 400 * MS;
-/// Whoever asked has an answer by then: a place to be learned, a packet to be confirmed, and a little.
+/// By then every request has an answer: time for a location to be learned, a packet to be
+/// confirmed, and a little.
 pub const ANSWER_MAX_NS: u64 = 6_500 * MS;
 
 #[derive(Debug)]
@@ -41,7 +43,7 @@ pub struct Client {
     pub life: u64,
     pub welcomed_ns: Option<u64>,
     pub ended_ns: Option<u64>,
-    /// The last message heard from each sender.
+    /// The last message from each sender.
     heard: BTreeMap<usize, usize>,
     /// Told to go elsewhere.
     pub told_to_go: bool,
@@ -88,10 +90,10 @@ impl Soundness {
 #[derive(Debug, Default)]
 pub struct Tally {
     pub acks: BTreeMap<String, u64>,
-    /// Taken by a connection that ended before it could say so.
+    /// Taken by a connection that ended before it could report it.
     pub taken_by_the_dead: u64,
     pub unavailable: u64,
-    /// Publications of other gateways that had to come, and did.
+    /// Publications of peers that had to come, and did.
     pub came_from_elsewhere: u64,
 }
 
@@ -106,8 +108,8 @@ pub struct Books {
     pub soundness: Vec<Soundness>,
     /// Spells in which gateways stood still, or Redis let everybody wait.
     pub frozen: Vec<(u64, u64)>,
-    /// Users whose key Redis lost, and until when that may be seen: other trouble may keep it from being found for a while. That it is
-    /// found is checked at the end.
+    /// Users whose key Redis lost, and until when that may show. Other trouble may delay its
+    /// discovery for a while. The end of the run checks that it was found.
     pub lost: Vec<(usize, u64, u64)>,
     pub tally: Tally,
     pub checked_messages: usize,
@@ -213,7 +215,8 @@ impl Books {
         }
         (0..self.clients.len()).find(|index| {
             let client = &self.clients[*index];
-            // Who is told to go is closed soon, and its gateway knows that before it does.
+            // A client with notice is closed soon, and its gateway knows that before the client
+            // does.
             let lived_ns = to_ns + if client.told_to_go { NEWS_NS } else { 0 };
             client.user == user && client.lived_through(news_ns, lived_ns) && sound(client.slot)
         })
@@ -292,7 +295,7 @@ impl Books {
                 }
                 other => panic!("message {number} is {other}"),
             }
-            // Nobody gets less than all of it while all is well.
+            // No client gets less than all of it while all is well.
             if let Some(witness) = witness
                 && self.all_sound(sent_ns, at_ns + 2_000 * MS)
                 && self.clients[witness]

@@ -1,7 +1,8 @@
-//! Channels between gateways: what clients do there, and what must have come of it.
+//! Channels between gateways: the clients' actions there, and the required outcome.
 //!
-//! Whoever has heard `subscribed` misses nothing that is published afterwards and acked `published`, on whichever gateway,
-//! as long as no trouble touches the two; and never anything that is published on their own gateway.
+//! A client with `subscribed` misses no later publication that is acked `published`, on whichever
+//! gateway, as long as no trouble touches the two. It never misses a publication of its own
+//! gateway.
 
 use std::collections::BTreeSet;
 
@@ -19,7 +20,7 @@ const SPREAD_NS: u64 = 2_000 * MS;
 impl World {
     /// A client asks to be in a channel, or not any more.
     pub fn ask_channel(&mut self, client: usize, channel: usize, subscribes: bool) {
-        // What it was to hear by then has come.
+        // All publications due by then have come.
         let done_ns = self.now_ns.saturating_sub(SPREAD_NS);
         let text = self.books.channels.ask(client, channel, subscribes, done_ns);
         self.frame(client, 0x81, text.as_bytes());
@@ -52,7 +53,7 @@ impl World {
         }
     }
 
-    /// Gateways hear the partitions in which somebody sits there, and no others.
+    /// Gateways subscribe to the partitions in which a client sits there, and to no others.
     pub fn check_partitions(&self) {
         let homes = HomeMap::new(1, [0; 16]);
         for (slot, place) in self.slots.iter().enumerate() {
@@ -149,7 +150,7 @@ impl Books {
         self.channels.checked();
     }
 
-    /// Who missed it sits on the publisher's gateway, and is there yet.
+    /// The client that missed it sits on the publisher's gateway, and is there yet.
     fn is_neighbour(&self, missed: &Missed<'_>) -> bool {
         let [publisher, client] = [missed.publication.publisher, missed.client].map(|index| &self.clients[index]);
         (publisher.slot, publisher.life) == (client.slot, client.life)

@@ -1,4 +1,4 @@
-//! What can go wrong.
+//! The faults.
 
 use super::World;
 use super::link::MS;
@@ -7,7 +7,7 @@ use super::link::MS;
 pub enum Fault {
     /// Redis starts again without data.
     RestartEmpty,
-    /// Redis starts again with what it had a moment ago.
+    /// Redis starts again with its data of a moment ago.
     RestartOld,
     /// Discovery leads to another master, a replica that has not got the last writes. Half of the gateways hear of it later.
     Move,
@@ -17,7 +17,7 @@ pub enum Fault {
     CutLookups,
     /// One gateway's connection for subscriptions breaks and stays away.
     Deaf,
-    /// The same, and nobody notices for a while.
+    /// The same, unnoticed for a while.
     HalfDead,
     /// Packets to one gateway get lost.
     Lossy,
@@ -39,7 +39,7 @@ pub enum Fault {
     Stall,
     /// A shard stands still.
     StallShard,
-    /// Redis loses a user's key: somebody deletes it, or it is evicted.
+    /// Redis loses a user's key: it is deleted or evicted.
     LoseUser,
     /// All shards of a gateway stand still until faults end. Not among those that come by chance.
     StallShards,
@@ -93,7 +93,7 @@ impl Fault {
     }
 }
 
-/// What ends later.
+/// The ends of lasting faults.
 #[derive(Debug, Clone, Copy)]
 pub enum Later {
     Fast(usize),
@@ -124,7 +124,7 @@ impl World {
         }
     }
 
-    /// All that lasts ends; who is gone comes back soon.
+    /// All lasting faults end; gateways that are gone come back soon.
     pub fn end_faults(&mut self) {
         let now_ns = self.now_ns;
         self.redis.oom = false;

@@ -40,7 +40,7 @@ pub struct ModelShard {
     pub stalled_until_ns: u64,
 }
 
-/// Something that a core said on a wire.
+/// A frame of a core on a wire.
 pub type Spoken = (usize, Said);
 
 pub struct Gateway {
@@ -174,7 +174,7 @@ impl Gateway {
             .min(inbox.max(self.frozen_until_ns))
     }
 
-    /// Other threads have something to say to the control thread.
+    /// Other threads have mail for the control thread.
     fn has_mail(&self) -> bool {
         !self.turn.is_inbox_empty() || self.drain_ordered.is_some()
     }

@@ -1,10 +1,13 @@
-//! One gateway's connections to Redis, as `shardgate::redis` keeps them: order, delays, time limits, trouble.
+//! One gateway's connections to Redis, as `shardgate::redis` keeps them: order, delays, time
+//! limits, trouble.
 //!
-//! A [`Line`] is a model of `redis::Broker`: a connection for commands, with invalidations coming back on it, and one for
-//! subscriptions. What travels on one of them stays in order; an invalidation may overtake answers that were given before
-//! it, but never comes behind one given after it. A [`Link`] is production's pair of two lines: look-ups have their own.
+//! A [`Line`] is a model of `redis::Broker`: a connection for commands, with invalidations coming
+//! back on it, and one for subscriptions. The bytes on one of them stay in order. An invalidation
+//! may overtake answers that were given before it, but never comes behind one given after it. A
+//! [`Link`] is production's pair of two lines: look-ups have their own.
 //!
-//! The control thread's turn only leaves calls with a line. [`Link::work`] carries them out, as the driver's task does.
+//! The control thread's turn only leaves calls with a line. [`Link::work`] carries them out, as the
+//! driver's task does.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -99,7 +102,7 @@ struct Ears {
     orders: Pipe<(bool, Channel)>,
     said: Pipe<Said>,
     wanted: BTreeMap<Channel2, Wanted>,
-    /// Nothing comes through, and nobody has noticed yet.
+    /// Nothing comes through, unnoticed so far.
     dead_since_ns: Option<u64>,
 }
 
@@ -115,7 +118,7 @@ fn name(channel: &Channel) -> Channel2 {
     }
 }
 
-/// What the control thread wants of a line.
+/// The control thread's requests to a line.
 #[derive(Debug)]
 enum Call {
     Submit(Request),
@@ -124,7 +127,7 @@ enum Call {
     Renew,
 }
 
-/// Both connections of one broker, and what they have to say.
+/// Both connections of one broker, and their pending events.
 #[derive(Debug, Default)]
 pub struct Line {
     calls: VecDeque<Call>,
@@ -134,11 +137,11 @@ pub struct Line {
     ears: Ears,
     pending: BTreeMap<u64, Pending>,
     events: VecDeque<StoreEvent>,
-    /// Wanted channels, and whether they are heard, as the broker's owner knows it.
+    /// Wanted channels, and whether they are confirmed, as the broker's owner knows it.
     channels: BTreeMap<Channel2, (Channel, bool)>,
     told_down: bool,
     was_up: bool,
-    /// Nobody gets through to Redis before this time.
+    /// No connection reaches Redis before this time.
     cut_until_ns: u64,
     /// The same for subscriptions alone.
     deaf_until_ns: u64,
@@ -265,7 +268,7 @@ impl Line {
         assert!(self.pending.insert(ticket, pending).is_none(), "a ticket twice");
         for (place, op) in ops.into_iter().enumerate() {
             if chance.percent(5) {
-                // The pipeline comes in pieces, and others' commands between them.
+                // The pipeline comes in pieces, with commands of others between them.
                 due_ns += self.delay(chance);
             }
             let step = Step::Op(op);
@@ -302,7 +305,7 @@ impl Line {
         }
     }
 
-    /// What reached the server by now is carried out.
+    /// Carries out the commands that reached the server by now.
     fn serve(&mut self, redis: &mut Redis, now_ns: u64, chance: &mut Chance, effects: &mut Vec<Effect>) -> bool {
         if now_ns < redis.frozen_until_ns {
             return false;
@@ -369,7 +372,7 @@ impl Line {
         true
     }
 
-    /// What reached the gateway by now becomes events; connections that are away are tried again.
+    /// Data that reached the gateway by now becomes events; lost connections are tried again.
     fn work(&mut self, redis: &mut Redis, now_ns: u64, chance: &mut Chance) {
         while let Some(user) = self.commands.pushes.pop(now_ns) {
             self.events.push_back(StoreEvent::Forget(vec![user]));
@@ -420,7 +423,8 @@ impl Line {
         }
     }
 
-    /// The connection for commands breaks: some of what is under way is still carried out, nothing is answered.
+    /// The connection for commands breaks: some commands under way are still carried out, none is
+    /// answered.
     fn lose_commands(&mut self, redis: &mut Redis, now_ns: u64, chance: &mut Chance) {
         if !self.close_commands(redis, now_ns, chance) {
             return;
@@ -433,7 +437,7 @@ impl Line {
         self.tell_down();
     }
 
-    /// The same, and nobody is told. Returns false if there was no connection.
+    /// The same without notice. Returns false if there was no connection.
     fn close_commands(&mut self, redis: &mut Redis, now_ns: u64, chance: &mut Chance) -> bool {
         let Some(conn) = self.commands.conn.take() else {
             return false;
@@ -470,7 +474,7 @@ impl Line {
         }
     }
 
-    /// Nothing comes through any more, which nobody notices for a while: the server goes on counting us.
+    /// Nothing comes through any more, unnoticed for a while: the server goes on counting us.
     fn lose_hearing(&mut self, now_ns: u64) {
         if self.ears.conn.is_some() && self.ears.dead_since_ns.is_none() {
             self.ears.dead_since_ns = Some(now_ns);
@@ -638,7 +642,7 @@ impl Link {
         main.due_ns().min(lookups.due_ns())
     }
 
-    /// What reached the server by now is carried out.
+    /// Carries out the commands that reached the server by now.
     pub fn serve(&mut self, redis: &mut Redis, now_ns: u64, chance: &mut Chance, effects: &mut Vec<Effect>) -> bool {
         let [main, lookups] = self.pair.lines_mut();
         main.serve(redis, now_ns, chance, effects) | lookups.serve(redis, now_ns, chance, effects)
@@ -650,7 +654,8 @@ impl Link {
         main.take_effect(effect, now_ns, chance) || lookups.take_effect(effect, now_ns, chance)
     }
 
-    /// What the control thread wanted is done; what reached the gateway by now becomes events.
+    /// Carries out the control thread's requests; data that reached the gateway by now becomes
+    /// events.
     pub fn work(&mut self, redis: &mut Redis, now_ns: u64, chance: &mut Chance) {
         for line in self.pair.lines_mut() {
             line.follow_calls(redis, now_ns, chance);
@@ -694,7 +699,7 @@ impl Link {
         }
     }
 
-    /// Nothing comes through to subscriptions any more, which nobody notices for a while.
+    /// Nothing comes through to subscriptions any more, unnoticed for a while.
     pub fn lose_hearing(&mut self, now_ns: u64) {
         self.main_mut().lose_hearing(now_ns);
     }
@@ -716,7 +721,7 @@ impl Link {
         }
     }
 
-    /// Whatever keeps the connections from working ends.
+    /// All obstacles to the connections end.
     pub fn end_faults(&mut self) {
         for line in self.pair.lines_mut() {
             line.slow_ns = 0;

@@ -1,8 +1,8 @@
 //! Several gateways in one thread over a model of Redis, in virtual time.
 //!
-//! Everything follows from a seed. Clients are simple: they connect, send, ask and go; what is said to them is checked
-//! where the gateway queues it ([`books`]). Clients that misbehave, slow ones and heartbeats are the business of the
-//! simulation of one gateway.
+//! Everything follows from a seed. Clients are simple: they connect, send, ask and go. Frames for
+//! them are checked where the gateway queues them ([`books`]). Misbehaving clients, slow ones and
+//! heartbeats are the business of the simulation of one gateway.
 
 pub mod books;
 pub mod channels;
@@ -33,7 +33,7 @@ use store::{Common, Effect, Redis};
 
 const KEY: &str = "Host: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
 
-/// What a run is about.
+/// The parameters of a run.
 #[derive(Debug, Clone)]
 pub struct Setup {
     pub gateways: usize,
@@ -44,11 +44,11 @@ pub struct Setup {
     pub ttl_ms: u64,
     /// The mean time between two things that clients do.
     pub pace_ns: u64,
-    /// In percent of what clients do: come or go.
+    /// In percent of the clients' actions: come or go.
     pub moves: usize,
 }
 
-/// The place of a gateway, over its lives.
+/// The index of a gateway, over its lives.
 pub struct Slot {
     pub gateway: Option<Gateway>,
     pub life: u64,
@@ -73,7 +73,7 @@ pub struct World {
     next_action_ns: u64,
     pub next_fault_ns: u64,
     next_snapshot_ns: u64,
-    /// What is to happen later.
+    /// The scheduled events.
     pub agenda: BTreeMap<(u64, u64), faults::Later>,
     pub agenda_count: u64,
     pub faults: Vec<faults::Fault>,
@@ -257,7 +257,7 @@ impl World {
             self.fault();
             self.next_fault_ns = now_ns + (500 + self.chance.below(9_000) as u64) * MS;
         }
-        // What is published at once is the first to be lost.
+        // Publications made at once are the first to be lost.
         if let Some(channel) = self.books.channels.opened.take()
             && self.next_action_ns < u64::MAX
         {
@@ -433,7 +433,7 @@ impl World {
         out.extend(payload);
     }
 
-    /// Sends a message that wants to hear.
+    /// Sends a message that wants an ack.
     pub fn message(&mut self, client: usize, to: usize) -> usize {
         self.long_message(client, to, 0)
     }
@@ -456,7 +456,7 @@ impl World {
         number
     }
 
-    /// Asks who is there.
+    /// Sends a presence query.
     pub fn ask(&mut self, client: usize, asked: BTreeSet<usize>) -> usize {
         let number = self.books.queries.len();
         let names: Vec<String> = asked
@@ -475,7 +475,7 @@ impl World {
         number
     }
 
-    /// The gateway said goodbye: so does the client.
+    /// The gateway closed: so does the client.
     fn hang_up(&mut self, client: usize) {
         self.books.end(client, self.now_ns);
         if !self.wires[client].client_fin {
@@ -508,7 +508,7 @@ impl World {
     /// One client does something.
     fn act(&mut self) {
         let live = self.live_clients();
-        // Whoever was told to go goes, most of them.
+        // Clients with notice go, most of them.
         let leaver = live
             .iter()
             .copied()
@@ -555,7 +555,7 @@ impl World {
 
     // The end.
 
-    /// Faults are over and nobody does anything new: after a while all is as it should be.
+    /// Faults are over and clients start nothing new: after a while all is as it should be.
     pub fn settle(&mut self) {
         self.end_faults();
         self.run_until(self.now_ns + (self.setup.ttl_ms + 12_000) * MS);
@@ -580,7 +580,7 @@ impl World {
         self.check_partitions();
         self.check_presence();
         if self.has_dead() {
-            // Who claimed the sweep did not finish it: others may after a minute.
+            // The gateway with the claim did not finish the sweep: others may after a minute.
             self.slow_sweeps += 1;
             self.run_until(self.now_ns + 70_000 * MS);
         }
@@ -699,7 +699,7 @@ impl World {
         for client in self.live_clients() {
             self.leave(client);
         }
-        // Partitions are heard for ten seconds longer than they are wanted.
+        // Partitions stay subscribed for ten seconds longer than they are wanted.
         self.run_until(self.now_ns + 12_000 * MS);
         self.check();
         for slot in &self.slots {

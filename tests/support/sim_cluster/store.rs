@@ -1,10 +1,11 @@
-//! Redis as one server, as far as a cluster needs it: data, leases that expire, who reads what, who listens.
+//! Redis as one server, as far as a cluster needs it: data, leases that expire, tracked reads, and
+//! subscriptions.
 //!
 //! Several systems may share one server, each in a database or under a prefix of its own: data are apart by their keys,
 //! and what a server has for all of them together is [`Common`].
 //!
-//! Operations are carried out one at a time. What comes of one for others (packets, invalidations) is given back and
-//! travels on the others' connections.
+//! Operations are carried out one at a time. The effects on other connections (packets,
+//! invalidations) are returned and travel on those connections.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -39,7 +40,7 @@ pub struct Common {
     foreign: Vec<Effect>,
 }
 
-/// What is written down.
+/// The stored data.
 #[derive(Debug, Clone, Default)]
 pub struct Data {
     pub users: BTreeMap<Arc<str>, BTreeMap<Incarnation, u32>>,
@@ -62,7 +63,7 @@ pub enum Outcome {
     Then(Step),
 }
 
-/// What an operation brings to others.
+/// The effects of an operation on other connections.
 #[derive(Debug)]
 pub enum Effect {
     /// On a connection for commands.
@@ -93,19 +94,19 @@ pub struct Redis {
     /// Lent to the system that runs.
     pub common: Common,
     pub data: Data,
-    /// What a restart with data comes back with.
+    /// The data after a restart.
     pub snapshot: Data,
     /// Writes are refused: out of memory.
     pub oom: bool,
-    /// Nobody can connect before this time.
+    /// No client can connect before this time.
     pub down_until_ns: u64,
     /// Publishing in partitions is refused before this time.
     pub silent_until_ns: u64,
     /// Nothing is carried out before this time.
     pub frozen_until_ns: u64,
-    /// Effects of what was carried out on connections that broke.
+    /// Effects of commands on connections that broke.
     pub late: Vec<Effect>,
-    /// Users asked for.
+    /// Users that were read.
     pub locates: u64,
 }
 
@@ -214,7 +215,7 @@ impl Redis {
         self.heard(conn).any(|heard| heard == channel)
     }
 
-    /// What a connection hears.
+    /// The pushes to a connection.
     pub fn heard(&self, conn: ConnId) -> impl Iterator<Item = &Channel> {
         let heard = self.common.subscribers.iter().filter(move |(c, ..)| *c == conn);
         heard.map(|(.., channel)| channel)
@@ -226,7 +227,7 @@ impl Redis {
     }
 
     fn changed(&mut self, user: &Arc<str>, effects: &mut Vec<Effect>) {
-        // Once for each reading, and those who change something are told as well.
+        // Once for each reading, and the writer gets one as well.
         let readers = self.common.readers.remove(user).unwrap_or_default();
         effects.extend(
             readers
@@ -235,7 +236,7 @@ impl Redis {
         );
     }
 
-    /// A user's key is deleted by somebody who has no business there, or evicted.
+    /// A user's key is deleted by a foreign client, or evicted.
     pub fn lose_user(&mut self, user: &Arc<str>, effects: &mut Vec<Effect>) {
         if self.data.users.remove(user).is_some() {
             self.changed(user, effects);

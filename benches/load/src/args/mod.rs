@@ -1,7 +1,7 @@
 //! The command line.
 //!
-//! Duty: words to one checked [`Options`]; what is wrong is refused by name, with what would be right. Pure, but for the
-//! files that flags name: keys and scenarios.
+//! Duty: words to one checked [`Options`]. Wrong flags are refused by name, with the correct form.
+//! Pure, but for the files that flags name: keys and scenarios.
 
 mod values;
 
@@ -21,7 +21,8 @@ use crate::target::Targets;
 use crate::tokens::Tokens;
 use values::{CpuList, count_to, cpu_list, payload_bytes, per_second, user_prefix};
 
-/// A source address carries so many connections: the ephemeral ports are 28,232 by default, and some are taken.
+/// A source address carries so many connections: the ephemeral ports are 28,232 by default, and
+/// some are taken.
 pub(crate) const CONNECTIONS_PER_SOURCE: usize = 20_000;
 
 /// One publisher's order in one channel at one subscriber is 32 bytes: 512 MiB.
@@ -29,7 +30,7 @@ const STREAMS_MAX: usize = 1 << 24;
 
 /// Messages per second of an open loop that was asked for without a rate.
 const RATE: f64 = 1000.0;
-/// What a storm does to others is seen from few messages, and more would be load of their own.
+/// Few messages show a storm's effect on others, and more would be load of their own.
 const RATE_BESIDE_STORM: f64 = 200.0;
 
 const AFTER_HELP: &str = "\
@@ -68,9 +69,10 @@ pub(crate) struct Options {
     #[arg(value_enum, value_name = "SCENARIO")]
     pub(crate) kind: Kind,
 
-    /// Where a gateway is, like ws://127.0.0.1:8080/ws. Several: again, or with commas between them (a comma in a path:
-    /// %2C). User i connects to gateway i % n, so that the two of a pair are on different ones. Instead of ws://, to
-    /// compare (idle, direct, fanout): socketio+ws://, nats+ws://, nchan+ws://
+    /// Where a gateway is, like ws://127.0.0.1:8080/ws. Several: again, or with commas between them
+    /// (a comma in a path: %2C). User i connects to gateway i % n, so that the two of a pair are on
+    /// different ones. Instead of ws://, to compare (idle, direct, fanout): socketio+ws://,
+    /// nats+ws://, nchan+ws://
     #[arg(long = "url", value_name = "URL")]
     urls: Vec<String>,
     #[arg(skip)]
@@ -116,12 +118,12 @@ pub(crate) struct Load {
     /// Connections, one user each; of fanout those that subscribe, of storm those that are cut
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = count_to(USERS_MAX))]
     pub(crate) users: usize,
-    /// Open loop: messages, publications or actions per second in all, each due at its time whatever became of those
-    /// before it [default: 1000; storm 200; mixed as its file says]
+    /// Open loop: messages, publications or actions per second in all, each due at its time
+    /// whatever became of those before it [default: 1000; storm 200; mixed as its file says]
     #[arg(long = "rate", value_name = "R", value_parser = per_second)]
     rate: Option<f64>,
-    /// Closed loop: so many under way per connection, or per publisher; the next one leaves when one has arrived (at
-    /// all its subscribers), or was answered (mixed)
+    /// Closed loop: so many under way per connection, or per publisher; the next one leaves when
+    /// one has arrived (at all its subscribers), or was answered (mixed)
     #[arg(long = "in-flight", value_name = "N", value_parser = count_to(100_000), conflicts_with = "rate")]
     pub(crate) in_flight: Option<usize>,
     /// Bytes of content of each message
@@ -130,7 +132,8 @@ pub(crate) struct Load {
     /// Give every message and publication an id and check the acks (storm and mixed always do)
     #[arg(long)]
     pub(crate) ack: bool,
-    /// How long to measure, like 10s, 500ms, 2m; of storm, how long to wait for everybody [default: 10s; storm 60s]
+    /// How long to measure, like 10s, 500ms, 2m; of storm, how long to wait for everybody [default:
+    /// 10s; storm 60s]
     #[arg(long = "duration", value_name = "TIME", value_parser = time)]
     duration: Option<Duration>,
     /// Load before the measurement
@@ -147,7 +150,8 @@ struct FanoutFlags {
     /// Connections that publish, besides the users [default: 1]
     #[arg(long, value_name = "N", value_parser = count_to(USERS_MAX))]
     publishers: Option<usize>,
-    /// Users divide them among each other, round and round; publishers take them in turn [default: 1]
+    /// Users divide them among each other, round and round; publishers take them in turn [default:
+    /// 1]
     #[arg(long, value_name = "N", value_parser = count_to(USERS_MAX))]
     channels: Option<usize>,
     /// Each user subscribes to so many, one behind the other [default: 1]
@@ -210,7 +214,8 @@ pub(crate) struct Connect {
     /// Connections being set up, or subscriptions not answered, at the same time
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = count_to(usize::MAX))]
     pub(crate) connecting_max: usize,
-    /// Give up when nothing connects, or no subscription is answered, for so long; and one attempt of coming back
+    /// Give up when nothing connects, or no subscription is answered, for so long; and one attempt
+    /// of coming back
     #[arg(long, value_name = "TIME", default_value = "20s", value_parser = time)]
     pub(crate) connect_timeout: Duration,
     /// Connect so many before memory and CPU of connecting are measured
@@ -232,7 +237,8 @@ pub(crate) struct Generator {
     /// Threads of each process; they divide users, publishers and rate among each other
     #[arg(long, visible_alias = "shards", value_name = "N", default_value_t = 1, value_parser = count_to(256))]
     pub(crate) threads: usize,
-    /// Processes: for more connections than one may hold. The first starts the others. fanout takes no --in-flight with them
+    /// Processes: for more connections than one may hold. The first starts the others. fanout takes
+    /// no --in-flight with them
     #[arg(long, value_name = "P", default_value_t = 1, value_parser = count_to(64))]
     pub(crate) processes: usize,
     /// Pin the generator, like 1 or 0-3,6: each thread to one of them in turn
@@ -249,10 +255,12 @@ pub(crate) struct Generator {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Report")]
 pub(crate) struct Output {
-    /// The servers' processes: measures their CPU and memory. With several --url give one per gateway, in the same order
+    /// The servers' processes: measures their CPU and memory. With several --url give one per
+    /// gateway, in the same order
     #[arg(long = "pid", value_name = "PID", value_delimiter = ',')]
     pub(crate) pids: Vec<u32>,
-    /// Redis behind the gateways, or redis://:PASSWORD@HOST:PORT: its commands and CPU per message and per connection
+    /// Redis behind the gateways, or redis://:PASSWORD@HOST:PORT: its commands and CPU per message
+    /// and per connection
     #[arg(long, value_name = "HOST:PORT", value_parser = redis::Server::parse)]
     pub(crate) redis: Option<redis::Server>,
     /// Write the report as JSON, - for standard output
@@ -371,7 +379,7 @@ pub(crate) fn parse(words: impl IntoIterator<Item = String>) -> Result<Options, 
     }
 }
 
-/// What only shows when all flags are known.
+/// Checks that need all flags.
 fn check(options: &mut Options) -> Result<(), String> {
     options.targets = Targets::parse(&options.urls)?;
     only_for(options)?;

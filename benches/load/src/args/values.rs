@@ -1,4 +1,4 @@
-//! What may stand behind a flag: text to a value, or what would be right. Pure.
+//! The values of flags: text to a value, or the correct form. Pure.
 
 use crate::message::PAYLOAD_BYTES_MIN;
 

@@ -1,4 +1,4 @@
-//! What a server said about the messages of one connection.
+//! The server's acks of the messages of one connection.
 
 use std::borrow::Cow;
 
@@ -24,7 +24,8 @@ pub(crate) struct Acks {
 }
 
 impl Acks {
-    /// Counts one ack; true if it was waited for by a connection that sent so many messages with ids.
+    /// Counts one ack; true if it was waited for by a connection that sent so many messages with
+    /// ids.
     pub(crate) fn handle(&mut self, text: &[u8], sent: u32, tally: &mut Tally) -> bool {
         let (number, status) = read(text);
         let known = number.filter(|number| *number < sent);
@@ -33,7 +34,7 @@ impl Acks {
                 tally.acks_unexpected += 1;
                 false
             }
-            // Nobody promises an order of acks.
+            // The order of acks is not promised.
             Some(Arrival::InOrder | Arrival::Reordered) => {
                 self.count += 1;
                 match tally.acks.get_mut(&*status) {

@@ -1,13 +1,13 @@
 //! `direct`: users 2k and 2k+1 send messages to each other.
 //!
-//! Closed loop: each connection keeps N messages to its peer under way, and sends its next one when one of them has
-//! arrived there; both ends of a pair are on one thread, which sees the arrival. (Were the receiver to answer instead,
-//! the messages of a pair would soon travel in one bunch, and N = 1 would measure batches of two.) A message that is
-//! lost is not replaced: a server that loses all of them is seen standing still.
-//! Open loop: message k is due at `begin + k / rate`, the senders taking turns. A message is late from the moment
-//! when it was due, not from when it could be sent: while a socket takes no more, what is due for it waits in a
-//! queue with its due time.
-//! In both, `sent` and `received` count the same things, warm-up included: sent = received + lost.
+//! Closed loop: each connection keeps N messages to its peer under way, and sends its next one when
+//! one of them has arrived there. Both ends of a pair are on one thread, which sees the arrival.
+//! (If the receiver answered instead, the messages of a pair would soon travel in one bunch, and N
+//! = 1 would measure batches of two.) A lost message is not replaced: a server that loses all of
+//! them is seen standing still. Open loop: message k is due at `begin + k / rate`, the senders
+//! taking turns. A message is late from the moment when it was due, not from when it could be sent.
+//! While a socket takes no more, its due messages wait in a queue with their due times. In both,
+//! `sent` and `received` count the same things, warm-up included: sent = received + lost.
 
 use std::collections::VecDeque;
 
@@ -48,7 +48,8 @@ pub(crate) struct Direct {
     /// `None` for closed loop.
     schedule: Option<Schedule>,
     measure_ns: u64,
-    /// From the begin of the warm-up; closed loop until the drain, open loop until the end, to send what was due.
+    /// From the begin of the warm-up; closed loop until the drain, open loop until the end, to send
+    /// what was due.
     running: bool,
     /// Users whose pair is connected.
     live: usize,
@@ -103,7 +104,7 @@ impl Direct {
         }
         self.waiting += 1 + u64::from(self.ack);
         if self.schedule.is_some() && intended_ns >= self.measure_ns {
-            // What waits for the socket from here on waits for the server.
+            // Bytes that wait for the socket from here on wait for the server.
             net.tally.lag.record(now_ns.saturating_sub(intended_ns));
         }
         if net.is_blocked(index) {
@@ -180,7 +181,7 @@ impl Direct {
         }
     }
 
-    /// What the pair of `index` still waits for.
+    /// The messages that the pair of `index` still waits for.
     fn pair_waiting(&self, index: usize) -> u64 {
         let (a, b) = (&self.users[index], &self.users[index ^ 1]);
         let one = |from: &User, to: &User| {
@@ -298,7 +299,8 @@ impl Scenario for Direct {
 
     fn handle_gone(&mut self, _net: &mut Net, index: usize, _end: &End, _now_ns: u64) {
         if self.users[index].live {
-            // Nobody will wait for what was under way here: it is lost, and counted so at the end.
+            // The messages under way here will not be waited for: they are lost, and counted so at
+            // the end.
             self.waiting = self.waiting.saturating_sub(self.pair_waiting(index));
             self.users[index].live = false;
             self.users[index ^ 1].live = false;

@@ -1,25 +1,27 @@
 //! `fanout`: users subscribe to channels, and others publish to them.
 //!
-//! Of C channels, user i subscribes to number i * K % C and the K - 1 behind it, K being `--per-user`. The publishers are
-//! connections of their own; publication n of publisher j goes to channel (n + j) % C, so n / C is its place in the order
-//! of that publisher in that channel, and every subscriber knows what it should get.
+//! Of C channels, user i subscribes to number i * K % C and the K - 1 behind it, K being
+//! `--per-user`. The publishers are connections of their own. Publication n of publisher j goes to
+//! channel (n + j) % C. So n / C is its index in the order of that publisher in that channel, and
+//! every subscriber knows its expected publications.
 //!
-//! Before the load all have to be subscribed. If one subscription is refused or not answered there is no load: half
-//! an audience is another measurement.
-//! Closed loop: each publisher keeps N publications under way, and its next one leaves when one of them has arrived at
-//! all its subscribers. Open loop: publication k is due at `begin + k / rate`, the publishers taking turns, and is late
-//! from then on, as in `direct`.
+//! Before the load all have to be subscribed. If one subscription is refused or not answered there
+//! is no load: half an audience is another measurement. Closed loop: each publisher keeps N
+//! publications under way, and its next one leaves when one of them has arrived at all its
+//! subscribers. Open loop: publication k is due at `begin + k / rate`, the publishers taking turns,
+//! and is late from then on, as in `direct`.
 //!
-//! What is counted are deliveries. A publication adds to `sent` as many as its channel has live subscribers when it
-//! leaves, to `received` each of them that arrives, once, and to `lost` those that never do, those included that were
-//! under way to a subscriber whose connection ended: sent = received + lost. Latency is that of each delivery, and
-//! apart from that the time until the last subscriber has it; a publication that was lost on its way to somebody is not
-//! in the latter.
+//! The counters count deliveries. A publication adds to `sent` as many as its channel has live
+//! subscribers when it leaves. It adds to `received` each delivery that arrives, once, and to
+//! `lost` those that never do. Deliveries under way to a subscriber whose connection ended are
+//! lost: sent = received + lost. Latency is that of each delivery and, apart from that, the time
+//! until the last subscriber has it. A publication with a lost delivery is not in the latter.
 //!
-//! Threads and processes divide users and publishers among each other ([`Plan`]). Each watches what its own subscribers
-//! get, from whatever publisher, and what they know of each other is in the [`Ledger`]: how much every publisher sent, so that
-//! a loss is one whoever sent it, who has left, and how many a publication is still to reach. In a closed loop the thread
-//! of the last subscriber wakes that of the publisher, which only a thread of the same process can.
+//! Threads and processes divide users and publishers among each other ([`Plan`]). Each watches the
+//! deliveries to its own subscribers, from all publishers. Their shared numbers are in the
+//! [`Ledger`]: how much every publisher sent, so that any thread sees a loss; who has left; and how
+//! many deliveries a publication still needs. In a closed loop the thread of the last subscriber
+//! wakes that of the publisher, which only a thread of the same process can.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -59,12 +61,14 @@ struct Publisher {
     acks: Acks,
     /// Due times of publications that the socket did not take yet.
     owed: VecDeque<u64>,
-    /// Closed loop: of its publications that reached everybody last on another thread, those that it replaced.
+    /// Closed loop: of its publications that reached everybody last on another thread, those that
+    /// it replaced.
     replaced: u64,
     live: bool,
 }
 
-/// One thread's users and publishers. Both are counted from its first one here, where [`Plan`] and [`Ledger`] count all.
+/// One thread's users and publishers. Both are counted from its first one here, where [`Plan`] and
+/// [`Ledger`] count all.
 #[derive(Debug)]
 pub(crate) struct Fanout {
     plan: Plan,
@@ -84,10 +88,11 @@ pub(crate) struct Fanout {
     /// Open loop, if there are publishers here.
     schedule: Option<Schedule>,
     measure_ns: u64,
-    /// From the begin of the warm-up; closed loop until the drain, open loop until the end, to send what was due.
+    /// From the begin of the warm-up; closed loop until the drain, open loop until the end, to send
+    /// what was due.
     running: bool,
 
-    /// Those of this thread, by their numbers among all.
+    /// The publishers of this thread, by their numbers among all.
     users: Range<usize>,
     subscribers: Vec<Subscriber>,
     /// By [`Plan::stream`].
@@ -103,7 +108,8 @@ pub(crate) struct Fanout {
     /// The number of the first publisher among all.
     first_publisher: usize,
     publishers: Vec<Publisher>,
-    /// Live subscribers of each channel by worker, as far as is known here. Empty before the load, and without publishers.
+    /// Live subscribers of each channel by worker, as far as is known here. Empty before the load,
+    /// and without publishers.
     audience: Vec<u32>,
     /// How many of those who left are taken out of it.
     gone: usize,
@@ -189,8 +195,8 @@ impl Fanout {
         }
     }
 
-    /// All are subscribed who will be. It is not left to the begin of the load, which another process may hear of
-    /// earlier and publish.
+    /// All users are subscribed. This is not left to the begin of the load, which another process
+    /// may see earlier and publish.
     fn seat(&mut self, net: &Net) {
         self.prepared = true;
         for (user, subscriber) in self.subscribers.iter_mut().enumerate() {
@@ -232,7 +238,7 @@ impl Fanout {
     /// Publishes what was due at `intended_ns`, or remembers that it is owed.
     fn publish(&mut self, net: &mut Net, publisher: usize, intended_ns: u64, now_ns: u64) {
         if !self.closed && intended_ns >= self.measure_ns {
-            // What waits for the socket from here on waits for the server.
+            // Bytes that wait for the socket from here on wait for the server.
             net.tally.lag.record(now_ns.saturating_sub(intended_ns));
         }
         if net.is_blocked(self.users.len() + publisher) {
@@ -315,8 +321,8 @@ impl Fanout {
         }
     }
 
-    /// Whose publication this is, its number, and which subscription of connection `index` it came by; `None` if it
-    /// should not have come there.
+    /// Whose publication this is, its number, and which subscription of connection `index` it came
+    /// by; `None` if it should not have come there.
     fn place(&self, index: usize, numbers: Numbers) -> Option<(usize, u32, usize)> {
         let j = self.plan.publisher(numbers.sender as usize)?;
         let n = Some(numbers.sequence).filter(|n| *n < self.ledger.sent(j))?;
@@ -327,7 +333,8 @@ impl Fanout {
         Some((j, n, k))
     }
 
-    /// A publication has arrived everywhere: in a closed loop its publisher, on whatever thread, sends another.
+    /// A publication has arrived everywhere: in a closed loop its publisher, on whatever thread,
+    /// sends another.
     fn complete(&mut self, net: &mut Net, j: usize, now_ns: u64) {
         if !self.closed {
             return;
@@ -404,10 +411,10 @@ impl Fanout {
         self.turn = 0;
     }
 
-    /// What was under way to `user` is lost: nobody waits for it any more.
+    /// Deliveries under way to `user` are lost and not waited for any more.
     fn forget_subscriber(&mut self, net: &mut Net, user: usize, now_ns: u64) {
         self.subscribers[user].live = false;
-        // What leaves after this look at a publisher is for it to take back.
+        // A publisher takes back what it counted after this look at it.
         let until: Vec<u32> = (0..self.plan.publishers).map(|j| self.ledger.sent(j)).collect();
         for (j, sent) in until.iter().enumerate() {
             self.count_lost(&mut net.tally, user, j, *sent);
@@ -431,8 +438,8 @@ impl Fanout {
         }
     }
 
-    /// Takes those who left out of the audience, and back what was sent to them since. The publishers whose publication
-    /// has arrived everywhere by that, once for each.
+    /// Takes those who left out of the audience, and back what was sent to them since. The
+    /// publishers whose publication has arrived everywhere by that, once for each.
     fn take_back(&mut self, tally: &mut Tally) -> Vec<usize> {
         let mut done = vec![];
         if self.audience.is_empty() {
@@ -591,7 +598,7 @@ impl Scenario for Fanout {
         if let Some(i) = index.checked_sub(self.users.len()) {
             let publisher = &mut self.publishers[i];
             if std::mem::take(&mut publisher.live) {
-                // What it published may still arrive; what it did not, and its acks, will not.
+                // Its publications may still arrive; its unsent ones and its acks will not.
                 self.owed -= publisher.owed.len() as u64;
                 self.ledger.give_up(self.worker, self.missing_acks(i));
             }
@@ -611,7 +618,7 @@ impl Scenario for Fanout {
     }
 
     fn is_drained(&self) -> bool {
-        // Whoever is the last to say so has seen what all the others sent arrive.
+        // The last thread to report has seen the arrival of everything that the others sent.
         self.owed == 0 && self.next_due_ns().is_none() && self.ledger.is_still()
     }
 
@@ -622,7 +629,7 @@ impl Scenario for Fanout {
     fn finish(&mut self, tally: &mut Tally, now_ns: u64) {
         self.take_back(tally);
         if self.unanswered > 0 {
-            // Those that wait for their turn behind them will have none either.
+            // Publishers that wait for their turn behind them will have none either.
             let unasked = (self.users.len() - self.next) * self.plan.per_user;
             let reason = "no answer".to_owned();
             tally

@@ -1,14 +1,15 @@
 //! `mixed`: a day of chat, as a scenario file says.
 //!
-//! Open loop: an action is due every 1 / rate; what, and who does it, is drawn. Closed loop: each user does the next thing
-//! when one was answered. Every request has an id and must be answered; every message and publication is accounted for,
-//! by pair ([`Stream`]) and by channel ([`Audience`]), while both ends come and go: what was sent to somebody who was
-//! away is `away`, not `lost`.
+//! Open loop: an action is due every 1 / rate; its kind and its user are drawn. Closed loop: each
+//! user takes the next action when one was answered. Every request has an id and must be answered.
+//! Every message and publication is accounted for, by pair ([`Stream`]) and by channel
+//! ([`Audience`]), while both ends come and go. A message to an absent user is `away`, not `lost`.
 //!
-//! The server's word is checked, too: of somebody of whom it must know, an ack or `presence` may not say the opposite. What
-//! it must know, and from when on, is [`Whereabouts`]'s business.
+//! The server's answers are checked, too: an ack or `presence` must not contradict what the server
+//! must know of a user. [`Whereabouts`] decides what it must know, and from when on.
 //!
-//! The users of a thread know each other and have channels of their own, so that one place sees both ends of everything.
+//! The users of a thread know each other and have channels of their own, so one thread sees both
+//! ends of everything.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -36,7 +37,7 @@ const DRAWS_MAX: usize = 16;
 /// A server answers about so many users at most.
 const PRESENCE_USERS_MAX: usize = 100;
 
-/// What was asked and is not answered.
+/// A request without an answer yet.
 #[derive(Clone, Copy, Debug)]
 struct Request {
     intended_ns: u64,
@@ -608,7 +609,7 @@ impl Scenario for Mixed {
     fn handle_ready(&mut self, net: &mut Net, index: usize, now_ns: u64) {
         self.returns.ready(index);
         let user = &mut self.users[index];
-        // Those who come for the first time were not away.
+        // Users that come for the first time were not away.
         let comes_back = user.visit > 0;
         self.away -= u64::from(comes_back);
         self.attempting -= usize::from(comes_back);

@@ -1,6 +1,7 @@
-//! What a generator can do: each scenario is one implementation of [`Scenario`].
+//! The scenarios of the generator: each is one implementation of [`Scenario`].
 //!
-//! A new one is a file here, a variant of [`Kind`](crate::kind::Kind) and an arm in `workers`, which starts the threads.
+//! A new one is a file here, a variant of [`Kind`](crate::kind::Kind) and an arm in `workers`,
+//! which starts the threads.
 
 mod acks;
 mod behaviour;

@@ -1,8 +1,8 @@
-//! Who subscribes to what, who publishes where, and on which thread, in `fanout`.
+//! The division of `fanout`: each user's channels, each publisher's channels, and their threads.
 //!
-//! Duty: numbers to numbers, so that every thread knows what every other one does without asking. Pure. Users and publishers
-//! are counted from 0 here. Each worker has its part of both, its publishers numbered behind its users; what a
-//! connection is called and where it connects to goes by its number among all.
+//! Duty: numbers to numbers, so every thread can compute the part of every other one. Pure. Users
+//! and publishers are counted from 0 here. Each worker has its part of both, its publishers
+//! numbered behind its users. A connection's name and target go by its number among all.
 
 use std::ops::Range;
 
@@ -85,13 +85,13 @@ impl Plan {
         (sent as usize).saturating_sub(first).div_ceil(self.channels) as u32
     }
 
-    /// The number of the publication that has this place in the order of a publisher in this channel.
+    /// The number of the publication with this index in the order of a publisher in this channel.
     pub(super) fn number(&self, publisher: usize, channel: usize, place: u32) -> u32 {
         (self.first_to(publisher, channel) + place as usize * self.channels) as u32
     }
 
-    /// Where the order of one publisher in one subscription of one user is watched, the user counted from the first of
-    /// the worker.
+    /// Where the order of one publisher in one subscription of one user is watched, the user
+    /// counted from the first of the worker.
     pub(super) fn stream(&self, user: usize, publisher: usize, k: usize) -> usize {
         (user * self.publishers + publisher) * self.per_user + k
     }

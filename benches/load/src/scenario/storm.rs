@@ -1,13 +1,16 @@
 //! `storm`: everyone is cut off at once and comes back, as clients do.
 //!
-//! The users do nothing but be there. Users 2k and 2k+1 of the first few, `--pairs` of them, are the pairs beside: they
-//! send messages to each other all the time, at a rate, and tell what the storm does to others. `--cut sockets` spares
-//! them; when a gateway goes, they are in the storm like everybody, and come back first of all.
+//! The users only stay connected. Users 2k and 2k+1 of the first few, `--pairs` of them, are the
+//! pairs beside. They send messages to each other all the time, at a rate, and show the storm's
+//! effect on others. `--cut sockets` spares them; when a gateway goes, they are in the storm like
+//! the rest, and come back first of all.
 //!
-//! After the cut every client goes by [`Returns`]: back-off with jitter, `Retry-After`, `reconnectAfterMs`, and by what
-//! its close code says. With several gateways each attempt goes to the next one, as behind a balancer.
+//! After the cut every client goes by [`Returns`]: back-off with jitter, `Retry-After`,
+//! `reconnectAfterMs`, and its close code. With several gateways each attempt goes to the next one,
+//! as behind a balancer.
 //!
-//! A message of a pair is lost only if both of its users stayed connected until the end; see [`Stream`].
+//! A message of a pair is lost only if both of its users stayed connected until the end; see
+//! [`Stream`].
 
 use std::time::Duration;
 
@@ -27,7 +30,8 @@ use crate::tally::{Tally, count};
 /// Answers to a handshake that another attempt would not change.
 const FOR_GOOD: [&str; 3] = ["http 400", "http 401", "http 403"];
 
-/// Connections that we closed because the server asked for it, among the codes of those that the server closed.
+/// The code that counts connections which we closed at the server's request, among the codes of
+/// those that the server closed.
 const LEFT: u16 = 1000;
 
 /// Where a client is.
@@ -217,7 +221,8 @@ impl Scenario for Storm {
         while let Some((index, todo)) = self.returns.poll(now_ns) {
             match todo {
                 Todo::Leave if net.is_ready(index) => {
-                    // As the server asked: this is an end like any other of the storm, and its time to come back is now.
+                    // As the server asked: this is an end like any other of the storm, and its time
+                    // to come back is now.
                     *net.tally.storm.cuts.entry(LEFT).or_default() += 1;
                     net.say_close(index);
                     self.lose(net, index, None, now_ns);
