@@ -31,8 +31,8 @@ macro_rules! close_codes {
     ($($code:literal)+) => {
         const CLOSE_CODES: [u16; [$($code),+].len()] = [$($code),+];
 
-        /// Labels of `shardgate_connections_closed_total`: our codes, those of the RFC that peers
-        /// send, 1005 for a close frame without a code, 1006 for an end without a close frame.
+        /// Labels of `shardgate_connections_closed_total`: our codes and those of the RFC that
+        /// peers send. 1005 is a close frame without a code, 1006 an end without a close frame.
         pub const CLOSE_LABELS: [&str; CLOSE_CODES.len() + 1] = [$(stringify!($code),)+ "other"];
     };
 }

@@ -7,7 +7,7 @@
 //! **Order.** Orders come through one channel. For each, in turn, the future that sends its
 //! pipeline is polled once before the next order is looked at. That first poll packs the commands
 //! and puts them into the connection's own channel, or into the first-come-first-served queue for
-//! it. The poll runs outside of tokio's budget for cooperation: with the budget spent, a first poll
+//! it. The poll runs outside of tokio's budget for cooperation. With the budget spent, a first poll
 //! would return without having queued anything, and the next order could overtake. From that
 //! channel one task writes to one socket.
 

@@ -8,7 +8,7 @@
 //! The push that names a channel confirms its subscription, not the reply that the crate hands out.
 //! When a slot moves away, a server sends `sunsubscribe` by itself. The crate takes that for the
 //! reply to the command under way, and from then on replies belong to the command before. The crate
-//! never subscribes again by itself here: it would do so silently, and in a cluster it fails as
+//! never subscribes again by itself here. It would do so silently, and in a cluster it fails as
 //! soon as the channels of one server lie in two slots.
 //!
 //! There may be thousands of channels. They are subscribed in pipelines of one command each: in a

@@ -1,8 +1,7 @@
 //! The state that every thread of a gateway may read: its identity, clock, counters and drain flag.
 //!
-//! One [`Shared`] per gateway, shared by `Arc`. It holds no table and no queue: counters with one
-//! writer each, one flag, the one word of the admission rate, and numbers as text that was rendered
-//! for all.
+//! One [`Shared`] per gateway, shared by `Arc`. It holds no table and no queue. It has counters
+//! with one writer each, one flag, the one word of the admission rate, and rendered documents.
 
 pub mod clock;
 mod cluster;
@@ -23,7 +22,8 @@ pub use cluster::{ClusterHealth, ClusterView};
 pub use gate::Gate;
 pub use rendering::{Claim, RENDER_INTERVAL_MS, Reading, Rendering, Renderings};
 
-/// A shard or control thread that has not turned for this long does not live: parked shards turn once a second.
+/// A shard or control thread that has not turned for this long does not live: parked shards turn
+/// once a second.
 pub const STALLED_AFTER: Duration = Duration::from_secs(5);
 
 /// The backlog that a late shard may catch up with when it notifies clients of a drain. Shards wake
@@ -73,7 +73,8 @@ impl NotAdmitted {
         }
     }
 
-    /// Bounds of `Retry-After`, seconds; a random number between them keeps clients from coming back together.
+    /// Bounds of `Retry-After`, seconds; a random number between them keeps clients from coming
+    /// back together.
     pub fn retry_after_range(self) -> (u64, u64) {
         match self {
             NotAdmitted::Draining | NotAdmitted::AdmissionRate | NotAdmitted::LaneFull | NotAdmitted::Unverified => {
@@ -127,10 +128,11 @@ pub struct Shared {
     pub control_turn_ms: Counter,
     draining: AtomicBool,
     last_health_check_ms: AtomicU64,
-    /// Permits taken of `limits.connections`: from when the user is known to the end, also on the way between shards,
-    /// where no shard's gauge counts a connection.
+    /// Permits taken of `limits.connections`: from when the user is known to the end, also on the
+    /// way between shards, where no shard's gauge counts a connection.
     permits: AtomicU64,
-    /// When the next handshake is due by the admission rate, nanoseconds of the gateway's clock (GCRA).
+    /// When the next handshake is due by the admission rate, nanoseconds of the gateway's clock
+    /// (GCRA).
     admission_due_ns: AtomicU64,
     /// When the next client may be notified of a drain, nanoseconds of the gateway's clock (GCRA).
     drain_due_ns: AtomicU64,
@@ -186,7 +188,8 @@ impl Shared {
     /// # Errors
     /// When to try again, nanoseconds of the gateway's clock.
     pub fn may_tell(&self, now_ns: u64, every_ns: u64) -> Result<(), u64> {
-        // One by one where there is time between two: a limit of ten per second is a tenth of a second each.
+        // One by one where there is time between two: a limit of ten per second is a tenth of a
+        // second each.
         let slack_ns = if every_ns < TELL_SLACK_NS { TELL_SLACK_NS } else { 0 };
         let earliest_ns = now_ns.saturating_sub(slack_ns);
         let next = |due: u64| (due.max(earliest_ns) <= now_ns).then(|| due.max(earliest_ns) + every_ns);
@@ -200,7 +203,8 @@ impl Shared {
         self.shards.iter().map(|shard| shard.connections.get()).sum()
     }
 
-    /// Permits taken of `limits.connections`: connections of all shards, and those on their way between two.
+    /// Permits taken of `limits.connections`: connections of all shards, and those on their way
+    /// between two.
     pub fn permits(&self) -> u64 {
         self.permits.load(Ordering::Relaxed)
     }
@@ -215,7 +219,8 @@ impl Shared {
         Some(self.last_health_check_ms.load(Ordering::Relaxed)).filter(|ms| *ms > 0)
     }
 
-    /// May one more handshake go on now? If so it counts against the admission rate. Its permit is another matter: see
+    /// May one more handshake go on now? If so it counts against the admission rate. Its permit is
+    /// another matter: see
     /// [`Shared::take_permit`].
     ///
     /// # Errors
@@ -251,7 +256,8 @@ impl Shared {
         }
     }
 
-    /// Takes a permit of `limits.connections`, to be given back with [`Shared::release`]. False if all are taken.
+    /// Takes a permit of `limits.connections`, to be given back with [`Shared::release`]. False if
+    /// all are taken.
     pub fn take_permit(&self, settings: &Settings) -> bool {
         let limit = settings.connections_max as u64;
         let more = |taken| (taken < limit).then_some(taken + 1);

@@ -101,7 +101,7 @@ fn acks_come_in_order(engine: &str) {
         let n = n.to_string();
         publish_text(&(n.parse::<u32>().unwrap() % 4).to_string(), &n, Some(&n))
     })));
-    // Those of one channel come in the order sent, and each publication has one.
+    // Acks of one channel come in the order sent, and each publication has one.
     let mut last = [None; 4];
     let mut ids = std::collections::BTreeMap::new();
     for _ in 0..400 {

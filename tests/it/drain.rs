@@ -342,8 +342,8 @@ fn an_administrator_who_does_not_read_cannot_hold_it_up(engine: &str) {
     assert!(gateway.log().contains("requests of administrators are not answered"));
 }
 
-/// Without clients the drain is over at once, and the answer still comes: over a connection that
-/// stays open, which does not hold it up, and over one that does not.
+/// Without clients the drain is over at once, and the answer still comes. It comes over a
+/// connection that stays open, which does not hold the drain up, and over one that does not.
 fn whoever_asks_for_it_is_answered(engine: &str) {
     for last in ["", "Connection: close\r\n"] {
         let args = ["--engine", engine, "--drain-timeout", "10m", "--admin-token", TOKEN];

@@ -11,7 +11,7 @@ use common::{Cluster, Fleet, Gateway, Peer, Redis, at_once_when, eventually};
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
-/// What a user notices as "at once": far below the time after which a client gives up.
+/// A user notices this as "at once": far below the time after which a client gives up.
 const AT_ONCE: Duration = Duration::from_secs(3);
 /// How soon all must be as before, once Redis is back.
 const BACK: Duration = Duration::from_secs(5);

@@ -624,7 +624,7 @@ fn a_unit_that_would_cut_a_drain_short_is_noticed() {
     host.apply(&["--config", &long, "--yes"]);
     assert_eq!(host.check(&["--config", &long]).row(name).1, "130");
     host.apply(&["--undo", "--yes"]);
-    // However it is written, and where it is not: systemd waits for 90 s.
+    // systemd waits for 90 s, however the setting is written, and also without it.
     let folder = "etc/systemd/system/shardgate.service.d";
     for (line, seconds, state) in [
         ("TimeoutStopSec=2min 5s", "125", "CHANGE"),

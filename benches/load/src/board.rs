@@ -52,8 +52,7 @@ impl Phase {
     }
 }
 
-/// Written by the coordinator, read by all. Those of other processes have a copy, as [`Orders`]
-/// say.
+/// Written by the coordinator, read by all. Threads of other processes have a copy, see [`Orders`].
 #[derive(Debug, Default)]
 pub(crate) struct Board {
     phase: AtomicU8,

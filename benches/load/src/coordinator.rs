@@ -117,8 +117,8 @@ struct Measured {
 /// Runs what `options` say.
 ///
 /// # Errors
-/// A server's process cannot be looked at, Redis or a gateway cannot be asked, the kernel gives no
-/// thread, process or descriptor, or one of the processes died.
+/// A server's process cannot be looked at, or Redis or a gateway does not answer. Or the kernel
+/// gives no thread, process or descriptor, or one of the processes died.
 pub(crate) fn run(options: Options) -> Result<Outcome, String> {
     let options = Arc::new(options);
     for pid in &options.output.pids {

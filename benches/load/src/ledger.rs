@@ -19,7 +19,7 @@ use std::sync::atomic::Ordering::{AcqRel, Acquire, Release};
 use crate::args::Options;
 use crate::sys;
 
-/// Words of a cache line. What different threads write is that far apart.
+/// Words of a cache line. Words with different writing threads are that far apart.
 const LINE: usize = 8;
 /// Of all publishers together so many publications can be watched on their way to the last
 /// subscriber: 64 MiB.

@@ -1,9 +1,9 @@
 //! One direction of a pair whose ends come and go.
 //!
 //! Duty: decide of every message whether it arrived, was lost, or was away. A message is away if
-//! its receiver was absent, if the server refused it with an honest answer, or if it was under way
-//! when one of the two connections ended. sent = received + lost + away. Order is promised to the
-//! messages of one connection. Pure.
+//! its receiver was absent, or if the server refused it with an honest answer. It is also away if
+//! it was under way when one of the two connections ended. sent = received + lost + away. Order is
+//! promised to the messages of one connection. Pure.
 
 use std::collections::VecDeque;
 

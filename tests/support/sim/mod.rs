@@ -321,7 +321,8 @@ impl World {
         }
     }
 
-    /// Whatever clients do, and whether they read: there are no more sockets than the limits allow.
+    /// There are no more sockets than the limits allow, whatever clients do and whether they read
+    /// or not.
     fn check_held(&self) {
         if self.drain_until_ms.is_some() {
             return;

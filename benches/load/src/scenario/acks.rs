@@ -9,7 +9,7 @@ use crate::tally::Tally;
 
 /// How a frame begins that is for [`Acks::handle`].
 pub(crate) const ACK: &[u8] = br#"{"type":"ack","id":""#;
-/// How acks end, commonly. Whatever else they say is read the slow way.
+/// The common end of an ack. Other acks are read the slow way.
 const COMMON: [(&[u8], &str); 3] = [
     (br#""status":"delivered"}"#, "delivered"),
     (br#""status":"routed"}"#, "routed"),

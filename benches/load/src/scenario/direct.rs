@@ -1,9 +1,9 @@
 //! `direct`: users 2k and 2k+1 send messages to each other.
 //!
-//! Closed loop: each connection keeps N messages to its peer under way, and sends its next one when
+//! Closed loop: each connection keeps N messages to its peer under way. It sends its next one when
 //! one of them has arrived there. Both ends of a pair are on one thread, which sees the arrival.
-//! (If the receiver answered instead, the messages of a pair would soon travel in one bunch, and N
-//! = 1 would measure batches of two.) A lost message is not replaced: a server that loses all of
+//! (If the receiver answered instead, the messages of a pair would soon travel in one bunch. N = 1
+//! would then measure batches of two.) A lost message is not replaced: a server that loses all of
 //! them is seen standing still. Open loop: message k is due at `begin + k / rate`, the senders
 //! taking turns. A message is late from the moment when it was due, not from when it could be sent.
 //! While a socket takes no more, its due messages wait in a queue with their due times. In both,

@@ -19,9 +19,9 @@
 //!
 //! Threads and processes divide users and publishers among each other ([`Plan`]). Each watches the
 //! deliveries to its own subscribers, from all publishers. Their shared numbers are in the
-//! [`Ledger`]: how much every publisher sent, so that any thread sees a loss; who has left; and how
-//! many deliveries a publication still needs. In a closed loop the thread of the last subscriber
-//! wakes that of the publisher, which only a thread of the same process can.
+//! [`Ledger`]. It has how much every publisher sent, so that any thread sees a loss, who has left,
+//! and how many deliveries a publication still needs. In a closed loop the thread of the last
+//! subscriber wakes that of the publisher, which only a thread of the same process can.
 
 use std::collections::VecDeque;
 use std::ops::Range;
