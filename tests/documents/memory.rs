@@ -102,7 +102,7 @@ fn the_worst_case_follows_from_the_keys() {
         ),
         (
             "requests of administrators, each shard",
-            constant("src/shard/admin.rs", "REQUESTS_MAX") * limits.message_bytes,
+            constant("src/shard/admission/inquiries.rs", "REQUESTS_MAX") * limits.message_bytes,
         ),
         ("a lane between two threads", LANE_BYTES_MAX),
         (
