@@ -71,7 +71,7 @@ pub(super) const TABLE: &[Row<dyn GatewayNumbers>] = &[
     Row::counter(
         "shardgate_log_lines_dropped_total",
         "Lines of the log that nobody read in time, or that could not be written.",
-        |_| crate::logging::lines_dropped(),
+        |gateway| gateway.process().log_lines_dropped.get(),
     ),
     Row::seconds("shardgate_uptime_seconds", "Seconds since the start.", |gateway| {
         Some(gateway.uptime_ms() as f64 / 1000.0)

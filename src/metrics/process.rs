@@ -11,6 +11,8 @@ pub struct ProcessMetrics {
     pub resident_bytes: Counter,
     /// Open descriptors.
     pub open_fds: Counter,
+    /// Lines of the log that were dropped.
+    pub log_lines_dropped: Counter,
 }
 
 /// Of the process.

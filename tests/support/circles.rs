@@ -30,7 +30,7 @@ fn is_word(c: char) -> bool {
 }
 
 /// The paths that begin here: more than one where they end in braces.
-fn paths(code: &str) -> Vec<Vec<String>> {
+pub fn paths(code: &str) -> Vec<Vec<String>> {
     let code = code.trim_start();
     if let Some(rest) = code.strip_prefix('{') {
         let (mut depth, mut begin, mut found) = (0, 0, Vec::new());
@@ -70,6 +70,22 @@ fn paths(code: &str) -> Vec<Vec<String>> {
     }
 }
 
+/// Code without its re-exports.
+fn without_exports(code: &str) -> String {
+    let mut left = String::new();
+    let mut in_export = false;
+    for line in code.lines() {
+        let begin = line.trim_start();
+        in_export |= begin.starts_with("pub") && begin.contains(" use ") && !begin.contains("fn ");
+        if !in_export {
+            left.push_str(line);
+            left.push('\n');
+        }
+        in_export &= !line.contains(';');
+    }
+    left
+}
+
 impl Files {
     /// Of these files of a room, with their code without comments and unit tests.
     pub fn new<'a>(files: impl Iterator<Item = (&'a str, &'a str)>) -> Self {
@@ -88,7 +104,12 @@ impl Files {
                 for path in paths(&code[at + word.len()..]) {
                     let inner = path.strip_prefix(&["self".to_owned()][..]).unwrap_or(&path);
                     if let [.., name] = inner {
-                        exports.insert(name.clone(), [&module[..], &inner[..inner.len() - 1]].concat());
+                        let behind = &inner[..inner.len() - 1];
+                        let behind = match behind.strip_prefix(&["crate".to_owned()][..]) {
+                            Some(behind) => behind.to_vec(),
+                            None => [&module[..], behind].concat(),
+                        };
+                        exports.insert(name.clone(), behind);
                     }
                 }
             }
@@ -130,7 +151,10 @@ impl Files {
 
     /// The files that a file names.
     fn named(&self, module: &Module) -> BTreeSet<Module> {
-        let code = &self.code[module];
+        self.named_in(module, &self.code[module])
+    }
+
+    fn named_in(&self, module: &Module, code: &str) -> BTreeSet<Module> {
         let children = self
             .code
             .keys()
@@ -151,6 +175,14 @@ impl Files {
         }
         named.remove(module);
         named
+    }
+
+    /// The files that a file names, by their modules. A re-export is followed and names nothing itself.
+    pub fn names(&self, file: &str) -> BTreeSet<String> {
+        let module = module_of(file);
+        let code = without_exports(&self.code[&module]);
+        let named = self.named_in(&module, &code);
+        named.into_iter().map(|module| module.join("/")).collect()
     }
 
     /// A circle, as the names of its files; the first one stands at the end once more.
