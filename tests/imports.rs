@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use circles::Files;
 
 /// Rooms in which no file names one that names it back, directly or through others.
-const NO_CIRCLES: &[&str] = &["cluster", "config", "control", "metrics", "redis", "wire"];
+const NO_CIRCLES: &[&str] = &["cluster", "config", "control", "metrics", "redis", "shard", "wire"];
 
 /// One row of the map.
 #[derive(Debug, PartialEq, Eq)]
@@ -447,6 +447,29 @@ fn files_import_in_one_direction() {
 }
 
 /// The load generator has no rooms: none of its files names one that names it back.
+/// What concerns two services of a shard goes through its core.
+#[test]
+fn services_of_a_shard_name_no_other_service() {
+    const SERVICES: &[&str] = &["admission", "channels", "lifecycle", "messages", "presence"];
+    let mut seen = BTreeSet::new();
+    for (file, _, code) in tree() {
+        let Some(service) = SERVICES.iter().find(|service| {
+            file.strip_prefix("shard/")
+                .and_then(|rest| rest.strip_prefix(**service))
+                .is_some_and(|rest| rest.starts_with('/') || rest == ".rs")
+        }) else {
+            continue;
+        };
+        seen.insert(*service);
+        for other in SERVICES.iter().chain(&["core", "dispatch"]).filter(|other| *other != service) {
+            for path in [format!("shard::{other}"), format!("super::{other}::")] {
+                assert!(!code.contains(&path), "src/{file} names {path}");
+            }
+        }
+    }
+    assert_eq!(seen.len(), SERVICES.len(), "a service has moved: {seen:?}");
+}
+
 #[test]
 fn files_of_the_load_generator_import_in_one_direction() {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/load/src");

@@ -29,7 +29,6 @@ use crate::wire::ws::server_frame;
 
 use super::admission::Admission;
 use super::channels::Channels;
-pub use super::checks::Outstanding;
 pub use super::kernel::Command;
 use super::kernel::{CLOSE_TIMEOUT_MS, Happened, Kernel};
 use super::lifecycle::{DrainCount, Lifecycle};

@@ -40,12 +40,5 @@ pub mod run;
 mod tests;
 pub mod turn;
 
-pub use kernel::wheel;
-
-use crate::http::HttpConn;
-
-/// One connection of a shard.
-pub type Connection = crate::session::Connection<HttpConn>;
-
-/// Where it is in its life.
-pub type Stage = crate::session::Stage<HttpConn>;
+pub use checks::Outstanding;
+pub use kernel::{Connection, Stage, wheel};

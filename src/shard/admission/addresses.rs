@@ -10,6 +10,7 @@
 use core::net::{IpAddr, SocketAddr};
 
 use super::Admission;
+use super::tables::ClientBytes;
 use crate::address::limits::AddressLimits;
 use crate::address::proxy::{self, Header};
 use crate::metrics::RefusalReason;
@@ -19,17 +20,6 @@ use crate::wire::ws::head::{self, Upgrade};
 
 /// Bounds of `Retry-After`, seconds: the limits are per second, or end with a handshake.
 const RETRY_AFTER_S: (u64, u64) = (1, 5);
-
-/// The client's own bytes among the first ones of a connection.
-#[derive(Debug, PartialEq, Eq)]
-pub(in crate::shard) enum ClientBytes<'a> {
-    /// These.
-    Here(&'a mut [u8]),
-    /// These, which were kept because they might have been a PROXY header.
-    Kept(Vec<u8>),
-    /// Nothing yet, or the connection was refused.
-    None,
-}
 
 impl Admission {
     /// A connection that was accepted from here. False if this address has too many.

@@ -13,12 +13,12 @@
 //!
 //! Invariant *one at a time*: a connection has at most one token that is not decided on.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::Admission;
 use super::budget::TOKEN_US;
-use crate::auth::{Cache, Identity, Token, TokenError};
+use super::tables::Shown;
+use crate::auth::{Identity, Token, TokenError};
 use crate::engine::SocketKey;
 use crate::lanes::LifecycleToControl;
 use crate::metrics::TokenResult;
@@ -32,51 +32,6 @@ use crate::wire::ws::head::{self, Upgrade};
 /// The most tokens that wait for a fetch of keys; at 8 KiB each they take 8 MiB. A token
 /// beyond them is refused at once.
 const UNKNOWN_MAX: usize = 1024;
-
-/// A token that a connection shows.
-#[derive(Debug)]
-struct Shown {
-    by: SocketKey,
-    token: Token,
-    /// Keys were fetched for it: a key that is unknown now stays so.
-    last: bool,
-}
-
-/// Tokens that are not decided on, and those that were found good.
-#[derive(Debug, Default)]
-pub(super) struct Credentials {
-    queue: VecDeque<Shown>,
-    /// Signed with a key that is not known yet.
-    unknown: Vec<Shown>,
-    cache: Cache,
-    /// The control thread was told that keys are wanted, and has not answered.
-    asked: bool,
-}
-
-impl Credentials {
-    /// Tokens that are not decided on.
-    pub(super) fn len(&self) -> usize {
-        self.queue.len() + self.unknown.len()
-    }
-
-    /// Tokens that the next turns can decide on.
-    pub(super) fn waiting(&self) -> usize {
-        self.queue.len()
-    }
-
-    /// Keys may have changed: no decision by the old ones holds.
-    pub(super) fn forget(&mut self) {
-        self.cache.clear();
-        self.queue.extend(self.unknown.drain(..));
-    }
-
-    /// Keys were fetched: each token that waited for them is verified once more.
-    fn look_again(&mut self) {
-        self.asked = false;
-        let last = |shown| Shown { last: true, ..shown };
-        self.queue.extend(self.unknown.drain(..).map(last));
-    }
-}
 
 /// The reason tells the client whether to come back: with a new token if the old one has expired,
 /// and not at all if it is bad.

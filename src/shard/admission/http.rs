@@ -5,8 +5,6 @@
 //! one answer each time. A connection with more to do waits in a queue: it is in the queue at most
 //! once, and nothing is received from it meanwhile.
 
-use std::collections::VecDeque;
-
 use super::Admission;
 use super::budget::ANSWER_US;
 use super::inquiries::ANSWER_TIMEOUT_MS;
@@ -14,20 +12,6 @@ use crate::engine::SocketKey;
 use crate::http::{HttpConn, HttpProgress};
 use crate::session::Stage;
 use crate::shard::kernel::Kernel;
-
-/// A shard's plain HTTP connections with something to do.
-#[derive(Debug, Default)]
-pub(super) struct Requests {
-    /// In the order in which they got something to do.
-    waiting: VecDeque<SocketKey>,
-}
-
-impl Requests {
-    /// Connections that wait for their turn.
-    pub(super) fn waiting(&self) -> usize {
-        self.waiting.len()
-    }
-}
 
 impl Admission {
     /// Bytes of a plain HTTP connection.

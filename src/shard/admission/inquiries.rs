@@ -16,22 +16,6 @@ const REQUESTS_MAX: usize = 64;
 /// How long a connection may wait for an answer. The control thread gives up sooner, and says so.
 pub(super) const ANSWER_TIMEOUT_MS: u64 = 60_000;
 
-/// Administrators' requests of a shard.
-#[derive(Debug, Default)]
-pub(super) struct Inquiries {
-    /// Requests that the control thread has not answered.
-    waiting: usize,
-    /// Connections whose answer has not left whole, once for each answer.
-    leaving: Vec<SocketKey>,
-}
-
-impl Inquiries {
-    /// Requests whose answers have not left.
-    pub(super) fn len(&self) -> usize {
-        self.waiting + self.leaving.len()
-    }
-}
-
 impl Admission {
     /// Passes a request to the control thread.
     ///

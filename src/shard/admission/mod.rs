@@ -26,6 +26,7 @@ mod head;
 mod http;
 mod inquiries;
 mod pending;
+mod tables;
 mod tls;
 
 use core::net::SocketAddr;
@@ -40,18 +41,19 @@ use crate::settings::Settings;
 use crate::shared::{NotAdmitted, Now, Shared};
 use crate::wire::ws::close::CloseReason;
 
-pub(super) use addresses::ClientBytes;
 pub(super) use budget::Queue;
+pub(super) use tables::ClientBytes;
+use tables::{Credentials, Handshakes, Inquiries, Requests};
 
 /// A shard's connections on their way in.
 #[derive(Debug)]
 pub(super) struct Admission {
     http: Rc<HttpContext>,
     budget: budget::Budget,
-    handshakes: tls::Handshakes,
-    requests: http::Requests,
-    credentials: credentials::Credentials,
-    inquiries: inquiries::Inquiries,
+    handshakes: Handshakes,
+    requests: Requests,
+    credentials: Credentials,
+    inquiries: Inquiries,
 }
 
 impl Admission {
@@ -96,7 +98,7 @@ impl Admission {
         }
         self.budget.spend(budget::ACCEPT_US);
         kernel.count_as(slot, Tally::Pending);
-        kernel.conn(slot).tls = tls::begin(&kernel.settings);
+        kernel.conn(slot).tls = tables::begin(&kernel.settings);
         let timeout_ms = kernel.settings.limits.handshake_timeout.as_millis() as u64;
         kernel.wheel.set(slot, kernel.now.mono_ms() + timeout_ms);
         true

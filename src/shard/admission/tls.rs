@@ -4,81 +4,19 @@
 //! opened before anything looks at it, and what leaves is sealed when it is sent. Outboxes, limits
 //! and hand-overs go by plain bytes.
 
-use std::collections::VecDeque;
-
 use super::Admission;
 use super::budget::TLS_STEP_US;
+use super::tables::Records;
 use crate::engine::SocketKey;
 use crate::metrics::RefusalReason;
 use crate::session::Stage;
-use crate::settings::Settings;
 use crate::shard::kernel::Kernel;
-use crate::tls::{Tls, TlsError, looks_like_http};
+use crate::tls::{TlsError, looks_like_http};
 
 /// The operator gets a hint about a wrong peer this often at most.
 const HINT_EVERY_MS: u64 = 10_000;
 /// The scratch buffer is kept at this size: what one receive completes.
 const SCRATCH_BYTES_MAX: usize = 32 * 1024;
-
-/// Bytes that came for more steps, in order: those of one receive for each pending socket, which
-/// receives nothing meanwhile.
-type Waiting = VecDeque<(SocketKey, Vec<u8>)>;
-
-/// A shard's state for TLS besides its connections' own.
-#[derive(Debug, Default)]
-pub(super) struct Handshakes {
-    /// Steps so far. The last bit says whose step is next.
-    steps: u32,
-    /// Handshakes that were answered. They are among the oldest: behind a flood of handshakes that
-    /// begin, they would be closed for their age before their turn, and the answers would have been
-    /// for nothing.
-    answered: Waiting,
-    /// Handshakes that begin.
-    begun: Waiting,
-    /// The plain bytes of one receive; kept for its capacity.
-    plain: Vec<u8>,
-    hint_due_ms: u64,
-}
-
-impl Handshakes {
-    /// The next step. Both lines have their turns, so that neither keeps the other out.
-    fn next_waiting(&mut self) -> Option<(SocketKey, Vec<u8>)> {
-        let (first, second) = match self.steps % 2 {
-            0 => (&mut self.answered, &mut self.begun),
-            _ => (&mut self.begun, &mut self.answered),
-        };
-        first.pop_front().or_else(|| second.pop_front())
-    }
-
-    /// Handshakes whose next step waits.
-    pub(super) fn waiting(&self) -> usize {
-        self.answered.len() + self.begun.len()
-    }
-}
-
-/// The outcome of opening one receive.
-#[derive(Debug)]
-pub(in crate::shard) struct Records {
-    /// Plain bytes, which count even if `result` is an error. They go back to
-    /// [`Admission::recycle_plain`].
-    pub(in crate::shard) plain: Vec<u8>,
-    /// True if the receive found the handshake unfinished.
-    pub(in crate::shard) handshaking: bool,
-    /// True if the peer has said that it sends no more.
-    pub(in crate::shard) closed: bool,
-    /// Whether the peer's TLS is sound.
-    pub(in crate::shard) result: Result<(), TlsError>,
-}
-
-/// The TLS state of a new connection; `None` where clients speak plain text.
-pub(super) fn begin(settings: &Settings) -> Option<Box<Tls>> {
-    let server = settings.tls.as_ref()?;
-    match Tls::new(server) {
-        Ok(tls) => Some(Box::new(tls)),
-        // Only a configuration of ours could be the reason.
-        Err(error) => unreachable!("TLS cannot begin: {error}"),
-    }
-}
 
 impl Admission {
     /// True if these bytes are kept for a later turn, because others wait or the budget is spent. A

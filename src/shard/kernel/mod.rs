@@ -19,6 +19,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::engine::SocketKey;
+use crate::http::HttpConn;
 use crate::ids::{IdSource, ShardId};
 use crate::lanes::{Handoff, Lanes};
 use crate::metrics::ShardMetrics;
@@ -27,7 +28,6 @@ use crate::router::users::Users;
 use crate::session::outbox::Spares;
 use crate::session::{End, Tally};
 use crate::settings::Settings;
-use crate::shard::{Connection, Stage};
 use crate::shared::{Now, Shared};
 use crate::wire::ws::close::CloseReason;
 use wheel::Wheel;
@@ -35,9 +35,16 @@ use wheel::Wheel;
 pub(super) use addresses::Addresses;
 use journal::Journal;
 pub(super) use peers::Peers;
-pub(super) use send::OVERLOADED;
 pub(super) use tally::Pending;
 
+/// One connection of a shard.
+pub type Connection = crate::session::Connection<HttpConn>;
+
+/// Where it is in its life.
+pub type Stage = crate::session::Stage<HttpConn>;
+
+/// What a client hears whose request found a lane or a table full.
+pub(super) const OVERLOADED: &str = "overloaded: try again";
 /// How long a peer may take to read our last words and answer them.
 pub(super) const CLOSE_TIMEOUT_MS: u64 = 5_000;
 

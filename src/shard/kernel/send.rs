@@ -20,9 +20,6 @@ use crate::wire::ws::server_frame::Header;
 /// What may wait for a client whose user is not known: it is told of its mistakes and answered its pings, no more.
 const PRE_AUTH_OUTBOX_BYTES_MAX: usize = 16 * 1024;
 
-/// What a client hears whose request found a lane or a table full.
-pub(in crate::shard) const OVERLOADED: &str = "overloaded: try again";
-
 impl Kernel {
     /// Frames the body of a message and queues it for one connection. Returns false for a consumer that cannot take it,
     /// which is marked to be closed with 3008, and for one that is marked already.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use shardgate::shard::core::Outstanding;
+use shardgate::shard::Outstanding;
 
 use super::World;
 
