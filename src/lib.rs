@@ -1,7 +1,8 @@
 //! shardgate: a sharded WebSocket gateway for instant messaging and live updates.
 //!
-//! The modules are the rooms of the map in `ARCHITECTURE.md`, at the root of the repository. Its table says what each room
-//! does and which rooms it imports, the lowest first. `tests/imports.rs` compares it with these modules and their imports.
+//! The modules are the rooms of the map in `ARCHITECTURE.md`, at the root of the repository. Its
+//! table says what each room does and which rooms it imports, the lowest first. `tests/imports.rs`
+//! compares it with these modules and their imports.
 
 pub mod address;
 pub mod admin;

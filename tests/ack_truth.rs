@@ -1,5 +1,5 @@
-//! An ack is the truth: what was said to be taken by somebody arrived, once and in order, whatever dies meanwhile, except
-//! what was in flight at that moment.
+//! An ack is the truth: what was said to be taken by somebody arrived, once and in order, whatever
+//! dies meanwhile, except what was in flight at that moment.
 //!
 //! Three gateways, pairs of users across them, and deaths by chance but from a seed:
 //! `ACK_SEED=… ACK_KILLS=… cargo test --test ack_truth -- --nocapture` repeats or prolongs a run.
@@ -27,7 +27,8 @@ fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap())
 }
 
-/// What became of a message: its number, its status, and which of the receiver's lives it was meant for.
+/// What became of a message: its number, its status, and which of the receiver's lives it was meant
+/// for.
 struct Said {
     number: u64,
     status: Option<String>,
@@ -236,7 +237,8 @@ fn judge(users: &[User], by_name: &BTreeMap<String, usize>, kills: usize) {
     assert!(taken * 2 > sent, "most were taken: {taken} of {sent}");
 }
 
-/// Whether it is in the last window before a death: acked, and perhaps on its way to a receiver who died.
+/// Whether it is in the last window before a death: acked, and perhaps on its way to a receiver who
+/// died.
 fn near_the_end_of_a_calm(user: &User, said: &Said) -> bool {
     let next = user.said.get(said.number as usize + WINDOW);
     next.is_none_or(|next| next.deaths.1 != said.deaths.0)

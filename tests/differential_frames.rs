@@ -1,5 +1,6 @@
-//! We read frames ourselves because tungstenite's context costs more than all the rest of a small message. This is what
-//! that freedom is paid with: on any bytes, cut anywhere, both say the same and fail for the same reason.
+//! We read frames ourselves because tungstenite's context costs more than all the rest of a small
+//! message. This is what that freedom is paid with: on any bytes, cut anywhere, both say the same
+//! and fail for the same reason.
 //!
 //! The differences that are allowed are listed, with their reasons, in `support/frame_oracle.rs`.
 

@@ -1,5 +1,6 @@
-//! The map of rooms in `ARCHITECTURE.md` is true: it names every module of `lib.rs`, imports point up in it, and each row
-//! lists exactly the rooms that the code imports. Pure files reach pure files only.
+//! The map of rooms in `ARCHITECTURE.md` is true: it names every module of `lib.rs`, imports point
+//! up in it, and each row lists exactly the rooms that the code imports. Pure files reach pure
+//! files only.
 //!
 //! To change an import, change the row. A failure prints the row as the code has it.
 
@@ -34,8 +35,8 @@ enum Pure {
     AllBut(Vec<String>),
 }
 
-/// The rows of the table that follows the heading `## Map`: `` | `room` | duty | pure | rooms, by commas | ``. Pure is `yes`, is
-/// `` but `file.rs` `` with several files by commas, or is empty.
+/// The rows of the table that follows the heading `## Map`: `` | `room` | duty | pure | rooms, by
+/// commas | ``. Pure is `yes`, is `` but `file.rs` `` with several files by commas, or is empty.
 fn parse(text: &str) -> Vec<Room> {
     let section = text.split_once("\n## Map\n").expect("the heading ## Map").1;
     let section = section.split("\n## ").next().unwrap();
@@ -81,10 +82,11 @@ const PURE_FILES: &[&str] = &[
     "engine/contract.rs",
 ];
 
-/// What pure code may use of other crates. Whatever is not here is impure, so nothing has to be thought of in advance.
+/// What pure code may use of other crates. Whatever is not here is impure, so nothing has to be
+/// thought of in advance.
 ///
-/// hyper writes the `Date` field by a clock of its own, and rustls draws random numbers; nothing that a core decides
-/// follows from either.
+/// hyper writes the `Date` field by a clock of its own, and rustls draws random numbers; nothing
+/// that a core decides follows from either.
 const CRATES: &[&str] = &[
     "arc_swap",
     "async_tungstenite",
@@ -318,7 +320,8 @@ fn is_allowed(path: &str) -> bool {
     })
 }
 
-/// What the code of a file uses of other crates that pure code may not use. `crates` are all that there are.
+/// What the code of a file uses of other crates that pure code may not use. `crates` are all that
+/// there are.
 fn foreign(code: &str, crates: &[String]) -> Vec<String> {
     let mut wrong = Vec::new();
     for root in crates.iter().map(String::as_str).chain(["std", "core"]) {
@@ -357,9 +360,9 @@ fn crates() -> Vec<String> {
     names.map(|(name, _)| name.trim().replace('-', "_")).collect()
 }
 
-/// A pure file uses nothing of other crates but what is allowed, and of ours nothing but pure files. So whatever it can
-/// reach, through values and their methods as well, is pure: a type that reads a clock is in a file that it cannot name,
-/// and neither can any file that it names.
+/// A pure file uses nothing of other crates but what is allowed, and of ours nothing but pure
+/// files. So whatever it can reach, through values and their methods as well, is pure: a type that
+/// reads a clock is in a file that it cannot name, and neither can any file that it names.
 #[test]
 fn pure_files_reach_pure_files_only() {
     let (map, tree, crates) = (map(), tree(), crates());
@@ -461,7 +464,11 @@ fn services_of_a_shard_name_no_other_service() {
             continue;
         };
         seen.insert(*service);
-        for other in SERVICES.iter().chain(&["core", "dispatch"]).filter(|other| *other != service) {
+        for other in SERVICES
+            .iter()
+            .chain(&["core", "dispatch"])
+            .filter(|other| *other != service)
+        {
             for path in [format!("shard::{other}"), format!("super::{other}::")] {
                 assert!(!code.contains(&path), "src/{file} names {path}");
             }

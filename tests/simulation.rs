@@ -1,8 +1,10 @@
-//! Whole gateways in one thread and in virtual time: shards, lanes and hostile clients, with a model that knows what may
-//! happen. Each run follows from its seed; `SEED=n` repeats one, `SEEDS=n` asks for more of them.
+//! Whole gateways in one thread and in virtual time: shards, lanes and hostile clients, with a
+//! model that knows what may happen. Each run follows from its seed; `SEED=n` repeats one,
+//! `SEEDS=n` asks for more of them.
 //!
-//! Promised here: nothing lost but what was said to be lost, nothing twice, everything in order; acks and presence tell
-//! the truth; limits hold; heartbeats come in time; drains end; and when everybody has gone, nothing is left.
+//! Promised here: nothing lost but what was said to be lost, nothing twice, everything in order;
+//! acks and presence tell the truth; limits hold; heartbeats come in time; drains end; and when
+//! everybody has gone, nothing is left.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -49,8 +51,8 @@ fn seeds(usual: u64, one: impl Fn(&mut World)) {
     }
 }
 
-/// A simulation that falls asleep proves nothing: over the usual seeds, or more, each of the counts that `wanted` names
-/// is one of something that happened.
+/// A simulation that falls asleep proves nothing: over the usual seeds, or more, each of the counts
+/// that `wanted` names is one of something that happened.
 fn check_awake(reach: Reach, usual: u64, wanted: impl Fn(&str) -> bool) {
     println!("{reach}");
     if number("SEED").is_none() && number("SEEDS").is_none_or(|seeds| seeds >= usual) {
@@ -159,7 +161,8 @@ fn drains_end() {
     });
 }
 
-/// Channels with more people in them than one turn reaches: who comes, goes or publishes meanwhile gets what is theirs.
+/// Channels with more people in them than one turn reaches: who comes, goes or publishes meanwhile
+/// gets what is theirs.
 #[test]
 fn crowds_get_what_is_theirs() {
     const USUAL: u64 = 5;
@@ -255,7 +258,8 @@ fn dropped(world: &World, kind: &str) -> u64 {
     )
 }
 
-/// A shard that does not turn: whoever wants something of it hears so at once, and all is well when it turns again.
+/// A shard that does not turn: whoever wants something of it hears so at once, and all is well when
+/// it turns again.
 #[test]
 fn a_full_lane_is_told_counted_and_forgotten() {
     let (mut world, users, clients) = two_shards(1 << 26);
@@ -296,7 +300,8 @@ fn a_full_lane_is_told_counted_and_forgotten() {
     world.check_empty();
 }
 
-/// A publication that a full lane does not take has failed, for its channel's home as for those with subscribers.
+/// A publication that a full lane does not take has failed, for its channel's home as for those
+/// with subscribers.
 #[test]
 fn publications_that_do_not_fit_fail() {
     let (mut world, _, clients) = two_shards(1 << 26);
@@ -364,7 +369,8 @@ fn lanes_that_are_full_both_ways_come_free() {
     world.check();
 }
 
-/// The message that closes a slow consumer was not delivered, nor was any after it; all before it were queued.
+/// The message that closes a slow consumer was not delivered, nor was any after it; all before it
+/// were queued.
 #[test]
 fn what_does_not_fit_into_an_outbox_is_offline() {
     const OUTBOX: usize = 4096;
@@ -407,7 +413,8 @@ fn what_does_not_fit_into_an_outbox_is_offline() {
     world.check();
 }
 
-/// Nobody waits for a deadline at the end of a conversation: who has said goodbye and heard it is let go at once.
+/// Nobody waits for a deadline at the end of a conversation: who has said goodbye and heard it is
+/// let go at once.
 #[test]
 fn goodbyes_take_no_time() {
     let (mut world, users, clients) = two_shards(1 << 20);
@@ -424,7 +431,8 @@ fn goodbyes_take_no_time() {
     world.check_empty();
 }
 
-/// A client reads its `101` at the last moment, in the turn in which the hand-over's deadline comes: it moves all the same.
+/// A client reads its `101` at the last moment, in the turn in which the hand-over's deadline
+/// comes: it moves all the same.
 #[test]
 fn a_hand_over_that_is_ready_has_no_deadline() {
     let (mut world, users, _) = two_shards(1 << 20);

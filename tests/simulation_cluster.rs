@@ -1,8 +1,10 @@
-//! Several whole gateways in one thread and in virtual time, over a model of Redis that fails in every way we know of.
-//! Each run follows from its seed; `SEED=n` repeats one, `SEEDS=n` asks for more of them.
+//! Several whole gateways in one thread and in virtual time, over a model of Redis that fails in
+//! every way we know of. Each run follows from its seed; `SEED=n` repeats one, `SEEDS=n` asks for
+//! more of them.
 //!
-//! Promised here: presence converges on every gateway and nothing of the dead stays; nothing comes twice or out of order;
-//! acks tell the truth and come in time; nothing fails while all is well; nothing is left over.
+//! Promised here: presence converges on every gateway and nothing of the dead stays; nothing comes
+//! twice or out of order; acks tell the truth and come in time; nothing fails while all is well;
+//! nothing is left over.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -122,7 +124,8 @@ fn a_known_place_costs_nothing() {
     });
 }
 
-/// A shard that does not turn while others send to its users: they hear `failed` in time, and all is well afterwards.
+/// A shard that does not turn while others send to its users: they hear `failed` in time, and all
+/// is well afterwards.
 #[test]
 fn a_full_lane_fails_in_time() {
     seeds(1, |chance| {
@@ -191,7 +194,8 @@ fn anything_may_fail() {
     seeds(4, |chance| run(chance, &Fault::ALL, 2, 20_000));
 }
 
-/// Discovery changes its mind, and changes it back: recent writes are lost, and for a while gateways are at two masters.
+/// Discovery changes its mind, and changes it back: recent writes are lost, and for a while
+/// gateways are at two masters.
 #[test]
 fn discovery_changes_its_mind() {
     seeds(3, |chance| {
@@ -296,7 +300,8 @@ fn two_systems_on_one_server() {
     });
 }
 
-/// With the same names what one system says does reach the other one: so that it does not otherwise, proves something.
+/// With the same names what one system says does reach the other one: so that it does not
+/// otherwise, proves something.
 #[test]
 fn two_systems_of_the_same_names_would_cross() {
     let mut systems = Together::new(&mut Chance::seeded(1), [("sg:", 0), ("sg:", 0)], &[]);

@@ -1,12 +1,14 @@
-//! The floor: what one core pays at the least when every publication is one `send` to every subscriber.
+//! The floor: what one core pays at the least when every publication is one `send` to every
+//! subscriber.
 //!
-//! It is a relay of bytes on a bare epoll loop, written for this comparison: it answers the handshake, says `welcome`
-//! and `subscribed`, and for each publication builds one frame and sends it with one call per subscriber, as such
-//! relays do; what a socket does not take is kept for it until it does.
-//! It is not a gateway. It knows one channel, whatever its name, and tells a subscriber from a publisher by the first
-//! bytes of a frame. It parses no JSON and checks no UTF-8, has no users, limits, acks, heartbeats or slow-consumer
-//! handling, and trusts its peers: a frame that is not from our generator gets whatever comes of it. A server that
-//! does those things and is near it does them for nearly nothing; one that is below it makes fewer system calls.
+//! It is a relay of bytes on a bare epoll loop, written for this comparison: it answers the
+//! handshake, says `welcome` and `subscribed`, and for each publication builds one frame and sends
+//! it with one call per subscriber, as such relays do; what a socket does not take is kept for it
+//! until it does. It is not a gateway. It knows one channel, whatever its name, and tells a
+//! subscriber from a publisher by the first bytes of a frame. It parses no JSON and checks no
+//! UTF-8, has no users, limits, acks, heartbeats or slow-consumer handling, and trusts its peers: a
+//! frame that is not from our generator gets whatever comes of it. A server that does those things
+//! and is near it does them for nearly nothing; one that is below it makes fewer system calls.
 
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -71,7 +73,8 @@ fn write_frame(out: &mut Vec<u8>, opcode: u8, parts: &[&[u8]]) {
     parts.iter().for_each(|part| out.extend_from_slice(part));
 }
 
-/// The opcode of the first frame of `input`, where its payload is, unmasked, and where it ends; `None` if it is not there whole.
+/// The opcode of the first frame of `input`, where its payload is, unmasked, and where it ends;
+/// `None` if it is not there whole.
 fn read_frame(input: &mut [u8]) -> Option<(u8, std::ops::Range<usize>)> {
     let (opcode, length) = (input.first()? & 0x0f, input.get(1)? & 0x7f);
     let (start, length) = match length {
@@ -93,7 +96,8 @@ fn find(text: &[u8], what: &[u8]) -> Option<usize> {
     text.windows(what.len()).position(|window| window == what)
 }
 
-/// The answer to an upgrade request, with the `welcome` behind it; `None` if the request is not there whole.
+/// The answer to an upgrade request, with the `welcome` behind it; `None` if the request is not
+/// there whole.
 fn answer(request: &[u8]) -> Option<Vec<u8>> {
     find(request, b"\r\n\r\n")?;
     let head = String::from_utf8_lossy(request);

@@ -1,9 +1,10 @@
 //! The opponent of one gateway on tokio, hyper and fastwebsockets.
 //!
-//! Duty: [`Transport`] by that library. It is used as its documentation does for connections that others write to:
-//! hyper shakes hands, the socket is split into owned halves, and one future of the task reads while another one
-//! writes, as reading a frame cannot be broken off without losing bytes. On purpose: the socket is taken back out of
-//! hyper, so that no call goes through a box; and what is waiting for a connection leaves by one flush.
+//! Duty: [`Transport`] by that library. It is used as its documentation does for connections that
+//! others write to: hyper shakes hands, the socket is split into owned halves, and one future of
+//! the task reads while another one writes, as reading a frame cannot be broken off without losing
+//! bytes. On purpose: the socket is taken back out of hyper, so that no call goes through a box;
+//! and what is waiting for a connection leaves by one flush.
 
 mod local;
 mod opponent;

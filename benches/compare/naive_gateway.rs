@@ -1,13 +1,14 @@
 //! The opponent of several gateways: the classic design with Redis, on tokio and tungstenite.
 //!
-//! Duty: the part of [`opponent`] that differs. `SET` where a user is when they connect; for each message one `GET` of
-//! the receiver's place and one `PUBLISH` to their gateway, which holds one `SUBSCRIBE`. It is done well: one
-//! multiplexed connection without Nagle's delay and with room for all connections' commands, so that commands of
-//! different connections travel together; no reply is waited for longer than it takes; a message for a user of this
-//! gateway is not published; what is published is the finished frame. Messages of one connection are carried out one
-//! after the other, which is what keeps their order.
-//! What it does not have: leases, so the places of a dead gateway stay; users on several gateways at once; a new
-//! try after the connection to Redis was lost.
+//! Duty: the part of [`opponent`] that differs. `SET` where a user is when they connect; for each
+//! message one `GET` of the receiver's place and one `PUBLISH` to their gateway, which holds one
+//! `SUBSCRIBE`. It is done well: one multiplexed connection without Nagle's delay and with room for
+//! all connections' commands, so that commands of different connections travel together; no reply
+//! is waited for longer than it takes; a message for a user of this gateway is not published; what
+//! is published is the finished frame. Messages of one connection are carried out one after the
+//! other, which is what keeps their order. What it does not have: leases, so the places of a dead
+//! gateway stay; users on several gateways at once; a new try after the connection to Redis was
+//! lost.
 
 mod opponent;
 mod tungstenite;
@@ -58,8 +59,9 @@ impl Classic {
 }
 
 impl Route for Classic {
-    /// Carrying out a message takes two round trips: what came for this connection meanwhile is written in between. With 64,
-    /// as without Redis, CPU per message was the same within noise, and p99 with 8 in flight 90 to 100 ms instead of 20 to 40.
+    /// Carrying out a message takes two round trips: what came for this connection meanwhile is
+    /// written in between. With 64, as without Redis, CPU per message was the same within noise,
+    /// and p99 with 8 in flight 90 to 100 ms instead of 20 to 40.
     const READ_BATCH_MAX: usize = 1;
 
     fn gateway_id(&self) -> &str {

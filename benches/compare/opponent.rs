@@ -1,11 +1,13 @@
-//! What the opponents have in common: the gateway's wire contract, as far as the benchmark uses it, on tokio. Two parts
-//! differ: where a message goes ([`Route`]), and which library speaks WebSocket ([`Transport`]).
+//! What the opponents have in common: the gateway's wire contract, as far as the benchmark uses it,
+//! on tokio. Two parts differ: where a message goes ([`Route`]), and which library speaks WebSocket
+//! ([`Transport`]).
 //!
-//! Duty: to be the server that a competent user of tokio would write for one core, so that a comparison with
-//! shardgate says something. What it does for speed and memory, on purpose: one task per connection, a frame is
-//! encoded once for all connections of a user, the envelope is parsed with borrows and the content is spliced through,
-//! and message ids come without a system call. A publication is encoded once, too, and all queues of a channel share it.
-//! What it does not have: authentication, limits per connection, metrics, presence, channels beyond one process.
+//! Duty: to be the server that a competent user of tokio would write for one core, so that a
+//! comparison with shardgate says something. What it does for speed and memory, on purpose: one
+//! task per connection, a frame is encoded once for all connections of a user, the envelope is
+//! parsed with borrows and the content is spliced through, and message ids come without a system
+//! call. A publication is encoded once, too, and all queues of a channel share it. What it does not
+//! have: authentication, limits per connection, metrics, presence, channels beyond one process.
 
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -35,7 +37,8 @@ pub(crate) type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 /// Finds the connections that a message is for, and is told who is here.
 pub(crate) trait Route: 'static {
-    /// How many frames one connection may read before its own messages are written and the others get their turn.
+    /// How many frames one connection may read before its own messages are written and the others
+    /// get their turn.
     #[allow(dead_code, reason = "for transports that can try to read")]
     const READ_BATCH_MAX: usize;
 
@@ -191,7 +194,8 @@ fn new_id(now_ms: u64) -> uuid::Uuid {
     uuid::Builder::from_unix_timestamp_millis(now_ms, &random).into_uuid()
 }
 
-/// A frame with a new id, and the id: `before`, which ends where the id goes, then who wrote it, `after`, what and when.
+/// A frame with a new id, and the id: `before`, which ends where the id goes, then who wrote it,
+/// `after`, what and when.
 fn encode(before: &str, from: &str, after: [&str; 2], content: &str) -> (uuid::Uuid, Utf8Bytes) {
     let ts = now_ms();
     let id = new_id(ts);
@@ -218,7 +222,8 @@ fn json_string(text: &str) -> String {
     serde_json::to_string(text).unwrap_or_else(|_| "\"\"".to_owned())
 }
 
-/// What one connection is to the others: its user once that is known, its queue, its channels. Owned by its task.
+/// What one connection is to the others: its user once that is known, its queue, its channels.
+/// Owned by its task.
 pub(crate) struct Session<R: Route> {
     hub: Rc<Hub<R>>,
     id: uuid::Uuid,
@@ -398,8 +403,8 @@ pub(crate) fn arguments<const N: usize>(names: [&str; N]) -> Result<[Option<Stri
     Ok(values)
 }
 
-/// Serves `address` for ever on one thread, pinned to `cpu` if there is one; `route` is made on that thread, before
-/// anybody can connect.
+/// Serves `address` for ever on one thread, pinned to `cpu` if there is one; `route` is made on
+/// that thread, before anybody can connect.
 ///
 /// # Errors
 /// What keeps it from listening.

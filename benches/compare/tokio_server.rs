@@ -1,4 +1,5 @@
-//! The opponent of one gateway: the same wire contract on tokio and tungstenite, all users in one process.
+//! The opponent of one gateway: the same wire contract on tokio and tungstenite, all users in one
+//! process.
 //!
 //! Duty: to put [`opponent`], [`local`] and [`tungstenite`] together.
 

@@ -1,8 +1,9 @@
 //! The opponents' WebSocket by tungstenite.
 //!
-//! Duty: [`Transport`]. For speed and memory, on purpose: no split of the stream (no lock between halves), a read buffer
-//! of 4 KiB instead of 128, everything that is ready is handled before one flush, and the future of the handshake is
-//! boxed so that it does not stay in the connection's task.
+//! Duty: [`Transport`]. For speed and memory, on purpose: no split of the stream (no lock between
+//! halves), a read buffer of 4 KiB instead of 128, everything that is ready is handled before one
+//! flush, and the future of the handshake is boxed so that it does not stay in the connection's
+//! task.
 
 use std::rc::Rc;
 

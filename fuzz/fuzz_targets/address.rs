@@ -1,5 +1,5 @@
-//! Any bytes as what proxies say: the PROXY header is read the same however it arrives, and takes no byte of the client's; by
-//! `X-Forwarded-For` nobody is named but who a believed proxy named.
+//! Any bytes as what proxies say: the PROXY header is read the same however it arrives, and takes
+//! no byte of the client's; by `X-Forwarded-For` nobody is named but who a believed proxy named.
 
 #![no_main]
 

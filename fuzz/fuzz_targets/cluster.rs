@@ -1,4 +1,5 @@
-//! A cluster's rules, where the fuzzer says what shards ask, what the store answers, and what is heard on its channels.
+//! A cluster's rules, where the fuzzer says what shards ask, what the store answers, and what is
+//! heard on its channels.
 
 #![no_main]
 

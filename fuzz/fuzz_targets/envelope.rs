@@ -1,5 +1,5 @@
-//! Any text as a client's frame: what is understood agrees with a slow reading of the same JSON, what is refused is
-//! refused for a reason, and content leaves as it came.
+//! Any text as a client's frame: what is understood agrees with a slow reading of the same JSON,
+//! what is refused is refused for a reason, and content leaves as it came.
 
 #![no_main]
 

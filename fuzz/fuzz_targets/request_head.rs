@@ -1,4 +1,5 @@
-//! Any bytes as a request head: the decision does not depend on how they arrive, nor on what comes behind.
+//! Any bytes as a request head: the decision does not depend on how they arrive, nor on what comes
+//! behind.
 
 #![no_main]
 

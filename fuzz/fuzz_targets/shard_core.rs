@@ -1,5 +1,6 @@
-//! A gateway of one to three shards in virtual time, where the fuzzer makes all choices: who connects how, who says what,
-//! how bytes are cut, which shard turns, what breaks. The model of `tests/simulation.rs` watches.
+//! A gateway of one to three shards in virtual time, where the fuzzer makes all choices: who
+//! connects how, who says what, how bytes are cut, which shard turns, what breaks. The model of
+//! `tests/simulation.rs` watches.
 
 #![no_main]
 

@@ -1,5 +1,5 @@
-//! Any text as a token, as claims, as a JWKS, and as a key: nothing panics, nothing verifies that was not signed, and claims
-//! that were are read or refused.
+//! Any text as a token, as claims, as a JWKS, and as a key: nothing panics, nothing verifies that
+//! was not signed, and claims that were are read or refused.
 
 #![no_main]
 

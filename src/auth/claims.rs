@@ -29,8 +29,8 @@ impl Claims {
     /// Reads the payload of a verified token.
     ///
     /// # Errors
-    /// [`TokenError::Claims`]: it is no object, has a claim twice, or one that we read is of another type: a limit that cannot be
-    /// read must not become no limit.
+    /// [`TokenError::Claims`]: it is no object, has a claim twice, or one that we read is of
+    /// another type: a limit that cannot be read must not become no limit.
     pub(super) fn parse(payload: &[u8]) -> Result<Claims, TokenError> {
         let members = Members::parse(payload).map_err(|_| TokenError::Claims)?;
         let user = claim::<String>(&members, "sub")?.filter(|user| is_valid_user_id(user));

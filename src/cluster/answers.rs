@@ -199,7 +199,8 @@ impl Cluster {
             }
         };
         for (purpose, answers) in self.deferred.take() {
-            // A gateway that is not in the directory now is dead, and has been swept. Without one, nobody knows.
+            // A gateway that is not in the directory now is dead, and has been swept. Without one,
+            // nobody knows.
             let answers = if read { answers } else { Vec::new() };
             match purpose {
                 Purpose::Locate(users) => self.handle_located(&users, &answers),

@@ -1,11 +1,13 @@
 //! A slow walk over our own users, which finds what the store has lost.
 //!
-//! Pure; owned by the control thread. Presence is written when it changes. A key that the store loses in between (a deletion by
-//! hand, an eviction) would stay lost until the user's next change. So all users are written once more in turn, where they are
-//! missing: every one within `presence.ttl`, or at `USERS_PER_SECOND` where there are more than that allows. A user whose key was
-//! changed by somebody else is looked at sooner, at the same pace.
+//! Pure; owned by the control thread. Presence is written when it changes. A key that the store
+//! loses in between (a deletion by hand, an eviction) would stay lost until the user's next change.
+//! So all users are written once more in turn, where they are missing: every one within
+//! `presence.ttl`, or at `USERS_PER_SECOND` where there are more than that allows. A user whose key
+//! was changed by somebody else is looked at sooner, at the same pace.
 //!
-//! The cost is one command per user and `presence.ttl`, which changes nothing where nothing is missing.
+//! The cost is one command per user and `presence.ttl`, which changes nothing where nothing is
+//! missing.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -14,7 +16,8 @@ use super::store::{Answer, FailureKind, Incarnation, Op};
 
 /// How often the log says that the store had lost something.
 const REPAIRED_EVERY_MS: u64 = 60_000;
-/// How often the log says that the store does not let us look after that: until somebody changes its rules.
+/// How often the log says that the store does not let us look after that: until somebody changes
+/// its rules.
 const UNKEPT_EVERY_MS: u64 = 600_000;
 /// Places of one shard that one step looks at.
 const PLACES: u32 = 256;
@@ -120,7 +123,8 @@ impl Audit {
         })
     }
 
-    /// A shard told the users at the places that it was asked for: so many, of so many users of this gateway.
+    /// A shard told the users at the places that it was asked for: so many, of so many users of
+    /// this gateway.
     pub fn handle_looked(&mut self, next: Option<u32>, looked: usize, users: u64, now_ms: u64) {
         if !std::mem::take(&mut self.asked) {
             return;
@@ -156,7 +160,8 @@ impl Audit {
         std::iter::once(index).chain(users.into_iter().map(keep)).collect()
     }
 
-    /// The answers to [`Audit::keep`]. Returns of how many users the store had lost that they are here.
+    /// The answers to [`Audit::keep`]. Returns of how many users the store had lost that they are
+    /// here.
     pub fn handle_kept(&mut self, answers: &[Answer], now_ms: u64) -> u64 {
         let refused = answers.iter().find_map(|answer| match answer {
             Answer::Failed(failure) if failure.kind == FailureKind::Refused => Some(failure),

@@ -1,6 +1,8 @@
-//! Commands for the shards of all gateways: those of this gateway on their way out, and those of others on their way in.
+//! Commands for the shards of all gateways: those of this gateway on their way out, and those of
+//! others on their way in.
 //!
-//! Pure; owned by the control thread. Broadcasts, closing of users and ends of subscriptions travel on the channel of all.
+//! Pure; owned by the control thread. Broadcasts, closing of users and ends of subscriptions travel
+//! on the channel of all.
 
 use std::collections::VecDeque;
 
@@ -75,8 +77,8 @@ impl Commands {
             .collect()
     }
 
-    /// The others cannot be told now, and what was meant for now must not happen at some later time. Returns how many
-    /// commands that were.
+    /// The others cannot be told now, and what was meant for now must not happen at some later
+    /// time. Returns how many commands that were.
     pub(super) fn fail(&mut self) -> u64 {
         std::mem::take(&mut self.outgoing).len() as u64
     }

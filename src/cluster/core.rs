@@ -1,7 +1,9 @@
-//! The cluster as one gateway sees it: its parts, what they have in common, and what may be asked of it.
+//! The cluster as one gateway sees it: its parts, what they have in common, and what may be asked
+//! of it.
 //!
-//! Pure; owned by the control thread. Each part owns its tables, and none names another. What concerns two parts is in
-//! `effects` and in the four files above it: `mail` and `received` (what comes in), `answers` and `turn` (what goes out).
+//! Pure; owned by the control thread. Each part owns its tables, and none names another. What
+//! concerns two parts is in `effects` and in the four files above it: `mail` and `received` (what
+//! comes in), `answers` and `turn` (what goes out).
 
 use std::sync::Arc;
 
@@ -124,8 +126,8 @@ impl Cluster {
         self.directory.was_read()
     }
 
-    /// Another gateway that divides channels into another number of partitions, and that number: we do not hear each
-    /// other's publications.
+    /// Another gateway that divides channels into another number of partitions, and that number: we
+    /// do not hear each other's publications.
     pub fn odd_one(&self) -> Option<&(Arc<str>, u16)> {
         self.mismatch.odd_partitions()
     }
@@ -150,8 +152,9 @@ impl Cluster {
         self.membership.is_watching()
     }
 
-    /// Leaves: nobody is here any more, and what is still written down of us is taken away. Packets still go both ways, as
-    /// others wait for answers. A gateway that drains does this last: to the others it is one like any other until then.
+    /// Leaves: nobody is here any more, and what is still written down of us is taken away. Packets
+    /// still go both ways, as others wait for answers. A gateway that drains does this last: to the
+    /// others it is one like any other until then.
     pub fn leave(&mut self) {
         self.membership.leave();
     }
@@ -161,8 +164,8 @@ impl Cluster {
         self.sweeps.has_left()
     }
 
-    /// The end: gives the lease back if it is still ours; [`Cluster::is_idle`] tells when that is done. What is still
-    /// written down then is swept by others.
+    /// The end: gives the lease back if it is still ours; [`Cluster::is_idle`] tells when that is
+    /// done. What is still written down then is swept by others.
     pub fn finish(&mut self) {
         if let Some(op) = self.membership.finish() {
             self.request(Purpose::LastLook, vec![op]);
@@ -206,7 +209,8 @@ impl Cluster {
         self.now = now;
     }
 
-    /// Tells the other gateways what this one's shards were told. Returns false if they cannot be told now.
+    /// Tells the other gateways what this one's shards were told. Returns false if they cannot be
+    /// told now.
     pub fn forward(&mut self, command: &ShardCommand) -> bool {
         // Health is judged at the end of a turn, and Redis may have gone in this one.
         if !self.is_up() || !self.is_member() {

@@ -1,4 +1,5 @@
-//! Answers that name gateways which are not in the directory: they wait until it was read once more.
+//! Answers that name gateways which are not in the directory: they wait until it was read once
+//! more.
 //!
 //! Pure; owned by the control thread.
 

@@ -1,6 +1,7 @@
 //! The gateways of the cluster: who lives, who is gone, and how sure that is.
 //!
-//! Pure. A gateway gets a [`PeerId`] when it is first heard of, which names it for shards and is never used again.
+//! Pure. A gateway gets a [`PeerId`] when it is first heard of, which names it for shards and is
+//! never used again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -10,14 +11,16 @@ use crate::router::locations::PeerId;
 
 /// The directory is not read more often than this, however many packets give a reason to.
 const REST_MS: u64 = 20;
-/// A gateway that nobody listens for is taken for dead after this time, although its lease still lasts: it has had the
-/// time to subscribe again. Until then messages for it have `failed`, afterwards their receivers are `offline`.
+/// A gateway that nobody listens for is taken for dead after this time, although its lease still
+/// lasts: it has had the time to subscribe again. Until then messages for it have `failed`,
+/// afterwards their receivers are `offline`.
 const DEAF_MS: u64 = 5_000;
-/// After Redis came back, gateways that were there before may take this long to come back, too; until then a user who is
-/// not found may be on one of them.
+/// After Redis came back, gateways that were there before may take this long to come back, too;
+/// until then a user who is not found may be on one of them.
 const RETURN_MS: u64 = 5_000;
 
-/// Gateways that may be heard of without being in the directory: more than begin at once. Anybody who can publish can make some up.
+/// Gateways that may be heard of without being in the directory: more than begin at once. Anybody
+/// who can publish can make some up.
 const HEARD_OF_MAX: usize = 1_024;
 
 /// One other gateway.
@@ -57,7 +60,8 @@ pub struct Directory {
     /// Gateways that no reading of the directory had yet.
     heard_of: usize,
     peers: u32,
-    /// Ids of gateways that were there before Redis went away and have not been seen since, and until when they may come.
+    /// Ids of gateways that were there before Redis went away and have not been seen since, and
+    /// until when they may come.
     missing: Vec<Arc<str>>,
     missing_until_ms: u64,
     /// Incarnations that had no lease when the directory was last read.
@@ -113,7 +117,8 @@ impl Directory {
         self.was_read
     }
 
-    /// The gateway of this name; a new one is entered as heard of. `None` if too many are, that nobody has seen in the directory.
+    /// The gateway of this name; a new one is entered as heard of. `None` if too many are, that
+    /// nobody has seen in the directory.
     pub fn hear_of(&mut self, id: &str, incarnation: Incarnation) -> Option<PeerId> {
         if let Some(peer) = self.find(incarnation) {
             return Some(peer);
@@ -177,7 +182,8 @@ impl Directory {
         self.gateways.values().filter(|gateway| gateway.state.is_some()).count()
     }
 
-    /// True if this gateway reads packets with bodies. One that was only heard of may be an older one.
+    /// True if this gateway reads packets with bodies. One that was only heard of may be an older
+    /// one.
     pub fn reads_bodies(&self, peer: PeerId) -> bool {
         self.gateways.get(&peer).is_some_and(|gateway| gateway.reads_bodies)
     }
@@ -200,7 +206,8 @@ impl Directory {
         }
     }
 
-    /// Nobody took what was said to this gateway. Returns true if that has gone on for so long that it must be dead.
+    /// Nobody took what was said to this gateway. Returns true if that has gone on for so long that
+    /// it must be dead.
     pub fn deaf(&mut self, peer: PeerId, now_ms: u64) -> bool {
         let Some(gateway) = self.gateways.get_mut(&peer) else {
             return true;
@@ -209,7 +216,8 @@ impl Directory {
         now_ms.saturating_sub(since) >= DEAF_MS
     }
 
-    /// Redis came back, perhaps with nothing in it: who was there before is missing until seen again.
+    /// Redis came back, perhaps with nothing in it: who was there before is missing until seen
+    /// again.
     pub fn redis_returned(&mut self, now_ms: u64) {
         // Twice in a row: who has not come back since the first time is missed still.
         if now_ms >= self.missing_until_ms {
@@ -245,7 +253,8 @@ impl Directory {
         for line in registered.iter().filter(|line| line.incarnation != me) {
             let lease = line.lease.filter(|lease| lease.incarnation == line.incarnation);
             let Some(lease) = lease else {
-                // Twice without a lease: one reading may fall between the writing of lease and directory.
+                // Twice without a lease: one reading may fall between the writing of lease and
+                // directory.
                 if self.lapsed.contains(&line.incarnation) {
                     changes.to_sweep.push(line.incarnation);
                 }
@@ -265,7 +274,7 @@ impl Directory {
                 gateway.renewals = lease.renewals;
                 gateway.reads_bodies = lease.reads_bodies;
                 let counted = matches!(gateway.state, Some(LeaseState::Syncing | LeaseState::Synced));
-                let counts = lease.state != LeaseState::Migrating;
+                let counts = lease.state != LeaseState::Leaving;
                 changes.changed |= counted != counts;
                 gateway.state = Some(lease.state);
             }
@@ -323,7 +332,7 @@ mod tests {
         assert_eq!(directory.counts(ME), None);
         assert_eq!(directory.len(), 1);
 
-        let changes = directory.read(&[line("b", 2, Some(LeaseState::Migrating))], ME);
+        let changes = directory.read(&[line("b", 2, Some(LeaseState::Leaving))], ME);
         assert!(changes.changed && changes.gone.is_empty());
         assert_eq!(directory.counts(Incarnation(2)), None);
         assert_eq!(directory.find(Incarnation(2)), Some(b));

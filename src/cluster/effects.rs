@@ -1,7 +1,8 @@
-//! What concerns several parts at once: a change of membership, a store that is away or back, users who moved.
+//! What concerns several parts at once: a change of membership, a store that is away or back, users
+//! who moved.
 //!
-//! Pure; owned by the control thread. It is called by the files that take events in and by the end of the turn, and calls
-//! none of them.
+//! Pure; owned by the control thread. It is called by the files that take events in and by the end
+//! of the turn, and calls none of them.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -21,7 +22,8 @@ use crate::router::locations::PeerSet;
 const CLEARED_MAX: usize = 1_000;
 
 impl Cluster {
-    /// Subscribes to the channel of this incarnation, and to no other; is a member once it is subscribed.
+    /// Subscribes to the channel of this incarnation, and to no other; is a member once it is
+    /// subscribed.
     pub(super) fn follow_membership(&mut self) {
         let standing = self.membership.standing();
         if standing.has_lease() && self.subscriptions.follow(self.membership.channel()) {
@@ -38,8 +40,8 @@ impl Cluster {
         }
     }
 
-    /// Everything that is written down of our users is written again. Returns the users who may be written down under the
-    /// incarnation before, if it was another.
+    /// Everything that is written down of our users is written again. Returns the users who may be
+    /// written down under the incarnation before, if it was another.
     pub(super) fn rebuild_presence(&mut self) -> BTreeSet<Arc<str>> {
         self.metrics().rebuilds.inc();
         self.audit.restart(self.now.mono_ms());
@@ -47,8 +49,9 @@ impl Cluster {
         self.presence.rebuild(incarnation, self.now.mono_ms())
     }
 
-    /// The lease was lost. What was written under the earlier incarnation may have come behind the sweep by somebody who
-    /// saw that first, and behind its end nobody looks there any more: so we clear it, too.
+    /// The lease was lost. What was written under the earlier incarnation may have come behind the
+    /// sweep by somebody who saw that first, and behind its end nobody looks there any more: so we
+    /// clear it, too.
     pub(super) fn clear_past(&mut self, past: Incarnation) {
         let users = self.rebuild_presence();
         let clear = |user| Op::ClearPresence { user, owner: past };

@@ -1,11 +1,13 @@
-//! What comes from other gateways: packets whose messages are with the shards, and what to say of them.
+//! What comes from other gateways: packets whose messages are with the shards, and what to say of
+//! them.
 //!
-//! Pure; owned by the control thread. A packet that comes behind a later one of the same gateway is refused as a whole:
-//! so nothing is delivered twice or out of order, whatever happens on the way (two connections while a slot of a Redis
-//! Cluster moves), and its senders hear `failed`.
+//! Pure; owned by the control thread. A packet that comes behind a later one of the same gateway is
+//! refused as a whole: so nothing is delivered twice or out of order, whatever happens on the way
+//! (two connections while a slot of a Redis Cluster moves), and its senders hear `failed`.
 //!
-//! That is also what keeps anybody from saying again what was heard: a sender's numbers are remembered beyond its end, for the
-//! last `RETIRED_MAX` gateways that are gone. Orders to all have numbers where packets are sealed, and are refused likewise.
+//! That is also what keeps anybody from saying again what was heard: a sender's numbers are
+//! remembered beyond its end, for the last `RETIRED_MAX` gateways that are gone. Orders to all have
+//! numbers where packets are sealed, and are refused likewise.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -68,8 +70,8 @@ impl Inbound {
         self.last_to_all.len()
     }
 
-    /// We are heard on another channel from now on: the others begin to count anew there, and what is still said on the
-    /// old one is not heard.
+    /// We are heard on another channel from now on: the others begin to count anew there, and what
+    /// is still said on the old one is not heard.
     pub fn begin_channel(&mut self) {
         self.last.clear();
     }
@@ -85,7 +87,8 @@ impl Inbound {
         }
     }
 
-    /// A packet whose messages go to `parts` shards, at least one. Its name for them; `None` if too many are open.
+    /// A packet whose messages go to `parts` shards, at least one. Its name for them; `None` if too
+    /// many are open.
     pub fn open(&mut self, from: PeerId, parts: u16, confirm: Confirm) -> Option<u32> {
         let open = Some(Open { from, parts, confirm });
         match self.free.pop() {

@@ -5,10 +5,12 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-/// Other gateways where a user is, and how many connections there; `None`: that could not be learned.
+/// Other gateways where a user is, and how many connections there; `None`: that could not be
+/// learned.
 pub type Whereabouts = Option<Vec<(Arc<str>, u32)>>;
 
-/// Questions that are not answered yet, and answers that nobody has fetched. Owned by the control thread.
+/// Questions that are not answered yet, and answers that nobody has fetched. Owned by the control
+/// thread.
 #[derive(Debug, Default)]
 pub(super) struct Inquiries {
     waiting: Vec<(u32, Arc<str>)>,

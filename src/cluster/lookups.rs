@@ -1,11 +1,13 @@
-//! Where users are, asked of the store: each name once at a time, for messages first, and for questions of clients never too many
-//! at once.
+//! Where users are, asked of the store: each name once at a time, for messages first, and for
+//! questions of clients never too many at once.
 //!
-//! Pure; owned by the control thread. A shard that holds messages for a user waits for one look-up: that goes with the next turn.
-//! The names in `presence` frames wait in line, one line for each asking user, and the lines take turns. Whoever asks for a name
-//! that is being looked up already shares the answer.
+//! Pure; owned by the control thread. A shard that holds messages for a user waits for one look-up:
+//! that goes with the next turn. The names in `presence` frames wait in line, one line for each
+//! asking user, and the lines take turns. Whoever asks for a name that is being looked up already
+//! shares the answer.
 //!
-//! Invariant: a question is in `questions` as long as a name of it is in `asking`, so every question is answered or given up.
+//! Invariant: a question is in `questions` as long as a name of it is in `asking`, so every
+//! question is answered or given up.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -14,8 +16,8 @@ use crate::ids::ShardId;
 
 /// Names in one request.
 const REQUEST_NAMES_MAX: usize = 1_000;
-/// Names that questions may have under way: a fraction of a millisecond of the store's time, which a message's look-up may have to
-/// wait for.
+/// Names that questions may have under way: a fraction of a millisecond of the store's time, which
+/// a message's look-up may have to wait for.
 const UNDER_WAY_MAX: usize = 256;
 /// Names that one asking user may have in line: sixteen questions of the largest size.
 const LINE_NAMES_MAX: usize = 1_600;
@@ -64,7 +66,8 @@ pub struct Answered {
     pub shard: ShardId,
     /// The shard's name for the question.
     pub ticket: u32,
-    /// Bit `n` is set if the user at place `n` is on another gateway; `None`: that could not be learned of all.
+    /// Bit `n` is set if the user at place `n` is on another gateway; `None`: that could not be
+    /// learned of all.
     pub online: Option<u128>,
 }
 
@@ -140,7 +143,8 @@ impl Lookups {
         }
     }
 
-    /// A client asks who of these users is online; each with its place in the question, no two alike.
+    /// A client asks who of these users is online; each with its place in the question, no two
+    /// alike.
     ///
     /// # Errors
     /// The asking user, or all of them, have too many names in line.
@@ -283,7 +287,8 @@ impl Lookups {
         self.answers.pop_front()
     }
 
-    /// Nothing can be learned at the moment: every question is answered so. Returns the users for whom messages are held.
+    /// Nothing can be learned at the moment: every question is answered so. Returns the users for
+    /// whom messages are held.
     pub fn give_up(&mut self) -> Vec<Arc<str>> {
         self.urgent.clear();
         self.lines.clear();
@@ -393,7 +398,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is asked in whatever order, every question is answered once, and no name is asked for twice at a time.
+        /// Whatever is asked in whatever order, every question is answered once, and no name is
+        /// asked for twice at a time.
         #[test]
         fn every_question_is_answered(steps in prop::collection::vec((0u8..6, 0u64..4, 0usize..12), 1..200)) {
             let mut lookups = Lookups::default();

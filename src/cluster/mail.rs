@@ -74,7 +74,8 @@ impl Cluster {
                     self.shards.refuse_presence(batch.from, ticket, up);
                 }
             }
-            // Without Redis, and when we leave, nothing is written; afterwards everything is written again.
+            // Without Redis, and when we leave, nothing is written; afterwards everything is
+            // written again.
             PresenceToControl::Changed { user, connections } => {
                 if self.is_connected() && !self.membership.is_leaving() {
                     self.presence.set(batch.text(user), connections);
@@ -113,8 +114,8 @@ impl Cluster {
         }
     }
 
-    /// Users who are here, as a shard has just said: what is missing of them is written. This goes out before what shards said
-    /// later, so nobody who has left since is written for good.
+    /// Users who are here, as a shard has just said: what is missing of them is written. This goes
+    /// out before what shards said later, so nobody who has left since is written for good.
     fn handle_reviewed(&mut self, round: u32, page: Option<Option<u32>>, users: Vec<(Arc<str>, u32)>) {
         if let Some(next) = page {
             let all = self.shared.shards.iter().map(|shard| shard.users.get()).sum();

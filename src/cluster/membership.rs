@@ -10,11 +10,12 @@
 //!   └── Redis goes, from anywhere
 //! ```
 //!
-//! Whoever finds the lease taken watches its holder: one that renews it lives. One whose channel nobody hears
-//! and that does not renew is dead, and its id is taken over.
+//! Whoever finds the lease taken watches its holder: one that renews it lives. One whose channel
+//! nobody hears and that does not renew is dead, and its id is taken over.
 //!
-//! Rules: a lease that was lost is never taken up again under the same incarnation, as others may have swept what was
-//! written under it. A gateway writes its lease only after it has read it as its own.
+//! Rules: a lease that was lost is never taken up again under the same incarnation, as others may
+//! have swept what was written under it. A gateway writes its lease only after it has read it as
+//! its own.
 
 use std::sync::Arc;
 
@@ -23,16 +24,16 @@ use bytes::Bytes;
 use super::packet::{Origin, PacketBuilder};
 use super::store::{Answer, Channel, Incarnation, Lease, LeaseState, Op, Task};
 
-/// A holder that nobody hears and that does not renew for this long is dead. A live one that lost its subscription has
-/// it back sooner.
+/// A holder that nobody hears and that does not renew for this long is dead. A live one that lost
+/// its subscription has it back sooner.
 const TAKE_OVER_MS: u64 = 1_500;
 /// Time between two looks at somebody else's lease.
 const WATCH_MS: u64 = 250;
 /// How long a claim to a dead gateway's id lasts.
 const CLAIM_MS: u64 = 5_000;
 
-/// Times that follow from `presence.ttl`: a dead gateway's lease lasts two thirds of it, and the others need up to a
-/// ninth to see that it is gone.
+/// Times that follow from `presence.ttl`: a dead gateway's lease lasts two thirds of it, and the
+/// others need up to a ninth to see that it is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LeaseTimes {
     /// How long a lease lasts, milliseconds.
@@ -130,7 +131,8 @@ pub struct Membership {
 }
 
 impl Membership {
-    /// A gateway that is not a member yet. The seed makes incarnations differ that begin in the same millisecond.
+    /// A gateway that is not a member yet. The seed makes incarnations differ that begin in the
+    /// same millisecond.
     pub fn new(id: &str, times: LeaseTimes, seed: u64, now_wall_ms: u64) -> Self {
         let mut seed = fastrand::Rng::with_seed(seed);
         let first = next_incarnation(&mut seed, now_wall_ms);
@@ -188,7 +190,8 @@ impl Membership {
         self.incarnation
     }
 
-    /// True if this is one of our incarnations. What we said before we lost our lease may come back when we have another.
+    /// True if this is one of our incarnations. What we said before we lost our lease may come back
+    /// when we have another.
     pub fn is_own(&self, origin: &Origin<'_>) -> bool {
         *origin.id == *self.id && (self.first..=self.incarnation).contains(&origin.incarnation)
     }
@@ -206,7 +209,7 @@ impl Membership {
     /// Our users do not count from now on.
     pub fn leave(&mut self) {
         self.leaves = true;
-        self.set_state(LeaseState::Migrating);
+        self.set_state(LeaseState::Leaving);
     }
 
     /// True from [`Membership::leave`] on.
@@ -303,7 +306,7 @@ impl Membership {
     /// Writes into the lease how far we are.
     pub fn set_state(&mut self, state: LeaseState) {
         // Who leaves does not come back.
-        if self.state != state && self.state != LeaseState::Migrating {
+        if self.state != state && self.state != LeaseState::Leaving {
             self.state = state;
             self.state_changed = true;
             self.due_ms = 0;
@@ -312,7 +315,7 @@ impl Membership {
 
     /// True if everybody can see that we leave.
     pub fn has_left(&self) -> bool {
-        self.written.is_some_and(|(_, state)| state == LeaseState::Migrating)
+        self.written.is_some_and(|(_, state)| state == LeaseState::Leaving)
     }
 
     /// True once for each change that the others should look at.
@@ -591,7 +594,7 @@ mod tests {
         assert_eq!(asked, ["read", "write"]);
         assert_eq!(membership.lease().renewals, ours.renewals + 1);
         // Changes of state are written at once; a challenge is answered by a renewal.
-        membership.set_state(LeaseState::Migrating);
+        membership.set_state(LeaseState::Leaving);
         let asked = drive(&mut membership, TIMES.renew_ms + 1, |op| match op {
             Op::LeaseRead { .. } => Answer::Lease(Some(ours)),
             _ => Answer::Done,

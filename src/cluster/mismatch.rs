@@ -45,8 +45,8 @@ impl Mismatch {
         self.look_at_keys(registered);
     }
 
-    /// All gateways must agree on the number of partitions. At the start this one gives way; later, when two have begun at
-    /// the same instant, nothing is left but to say so.
+    /// All gateways must agree on the number of partitions. At the start this one gives way; later,
+    /// when two have begun at the same instant, nothing is left but to say so.
     fn look_at_partitions(&mut self, registered: &[Registered], serves: bool) {
         let ours = self.partitions;
         let odd = registered.iter().find_map(|line| {

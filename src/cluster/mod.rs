@@ -1,10 +1,13 @@
-//! Many gateways as one system: what each knows of the others, sends to them and receives from them.
+//! Many gateways as one system: what each knows of the others, sends to them and receives from
+//! them.
 //!
-//! Pure: [`Cluster`] is data and rules, owned by the control thread. Batches of shards and events of the store come in
-//! through `handle_*`; requests to the store and subscriptions come out of `poll_*`, and mail to shards goes into the
-//! control thread's lanes. The store is Redis, or a model of it in simulations; time comes as an argument.
+//! Pure: [`Cluster`] is data and rules, owned by the control thread. Batches of shards and events
+//! of the store come in through `handle_*`; requests to the store and subscriptions come out of
+//! `poll_*`, and mail to shards goes into the control thread's lanes. The store is Redis, or a
+//! model of it in simulations; time comes as an argument.
 //!
-//! Each part owns its tables and names no other part. What concerns two goes through the files at the end of the table.
+//! Each part owns its tables and names no other part. What concerns two goes through the files at
+//! the end of the table.
 //!
 //! | file | duty |
 //! | --- | --- |

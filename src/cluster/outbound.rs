@@ -1,11 +1,12 @@
-//! What goes to other gateways: one open packet per gateway, packets that wait to be confirmed, senders who want to hear.
+//! What goes to other gateways: one open packet per gateway, packets that wait to be confirmed,
+//! senders who want to hear.
 //!
-//! Pure; owned by the control thread. Everything for one gateway in one turn is one packet. While `PACKETS_UNDER_WAY`
-//! packets have not been answered by Redis, what comes is gathered in the next one: so packets grow with load, and a
-//! message costs fewer commands the more there are.
+//! Pure; owned by the control thread. Everything for one gateway in one turn is one packet. While
+//! `PACKETS_UNDER_WAY` packets have not been answered by Redis, what comes is gathered in the next
+//! one: so packets grow with load, and a message costs fewer commands the more there are.
 //!
-//! A message is `routed` when the other gateway said that a connection took it; `offline` when it said that nobody did;
-//! `failed` when it could not be sent, or when nothing was heard in time.
+//! A message is `routed` when the other gateway said that a connection took it; `offline` when it
+//! said that nobody did; `failed` when it could not be sent, or when nothing was heard in time.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -21,14 +22,15 @@ use crate::wire::message::AckStatus;
 
 /// Packets to one gateway that Redis has not answered yet; two keep the pipe full.
 const PACKETS_UNDER_WAY: u8 = 2;
-/// A packet that has reached this size is closed. Redis' default limit for a subscriber that lags is 8 MiB for a minute.
+/// A packet that has reached this size is closed. Redis' default limit for a subscriber that lags
+/// is 8 MiB for a minute.
 const PACKET_BYTES_MAX: usize = 256 * 1024;
 /// Messages in one packet; places are 16 bits.
 const PACKET_MESSAGES_MAX: u16 = 8_192;
 /// What may wait for one gateway; what does not fit has failed.
 const WAITING_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// A packet that is not confirmed after this time has failed. A round trip takes a millisecond; a gateway that stalls for
-/// longer than this is no help to its users either.
+/// A packet that is not confirmed after this time has failed. A round trip takes a millisecond; a
+/// gateway that stalls for longer than this is no help to its users either.
 const CONFIRM_MS: u64 = 3_000;
 
 /// Names an entry of [`Acks`].
@@ -177,16 +179,17 @@ pub struct Outbound {
     destinations: BTreeMap<PeerId, Destination>,
     /// Those that a packet may go to now.
     ready: BTreeSet<PeerId>,
-    /// The highest number of a packet to a gateway that is gone. Should one come back whom we had taken for dead, it
-    /// still knows the numbers of before, and takes none twice: all who are new begin here.
+    /// The highest number of a packet to a gateway that is gone. Should one come back whom we had
+    /// taken for dead, it still knows the numbers of before, and takes none twice: all who are new
+    /// begin here.
     used: u32,
     acks: Acks,
     verdicts: Vec<Verdict>,
 }
 
 impl Outbound {
-    /// Adds a message for the gateways at `peers`, not empty. Returns how many of them could not take it, which counts as
-    /// failed there.
+    /// Adds a message for the gateways at `peers`, not empty. Returns how many of them could not
+    /// take it, which counts as failed there.
     pub fn message(
         &mut self,
         origin: Origin<'_>,
@@ -281,8 +284,8 @@ impl Outbound {
         })
     }
 
-    /// Redis took a packet, or did not: then nobody will confirm it. `offline`: the gateway is dead, so are its
-    /// connections.
+    /// Redis took a packet, or did not: then nobody will confirm it. `offline`: the gateway is
+    /// dead, so are its connections.
     pub fn handle_published(&mut self, peer: PeerId, sequence: u32, result: Result<(), Lost>) {
         let Some(destination) = self.destinations.get_mut(&peer) else {
             return;
@@ -358,13 +361,14 @@ impl Outbound {
         fronts.map(|sent| sent.sent_ms + CONFIRM_MS).min()
     }
 
-    /// A gateway is gone: what was not sent finds nobody, and what was may have arrived before. Returns the messages that
-    /// were not sent.
+    /// A gateway is gone: what was not sent finds nobody, and what was may have arrived before.
+    /// Returns the messages that were not sent.
     pub fn gone(&mut self, peer: PeerId) -> u64 {
         self.drop_destination(peer, Fate::Missed)
     }
 
-    /// Redis is away: nothing that is under way will be confirmed. Returns the messages that were not even sent.
+    /// Redis is away: nothing that is under way will be confirmed. Returns the messages that were
+    /// not even sent.
     pub fn redis_away(&mut self) -> u64 {
         let peers: Vec<PeerId> = self.destinations.keys().copied().collect();
         peers

@@ -1,4 +1,5 @@
-//! What gateways say to each other: packets of length-prefixed items. Content passes through untouched.
+//! What gateways say to each other: packets of length-prefixed items. Content passes through
+//! untouched.
 //!
 //! Pure. Numbers are little-endian.
 //!
@@ -23,16 +24,17 @@
 //! | 3 | the body of the message, as its codec made it | |
 //! | 4 | the body of the message, as its codec made it | a tag of 16 bytes |
 //!
-//! Gateways before version 3 read 1 and 2 only, and send those. A packet without a body is of version 1, so every
-//! gateway reads it. A packet with a body is built as version 3; [`for_older_gateways`] makes version 1 of it where a
-//! receiver's lease does not say that it reads bodies.
+//! Gateways before version 3 read 1 and 2 only, and send those. A packet without a body is of
+//! version 1, so every gateway reads it. A packet with a body is built as version 3;
+//! [`for_older_gateways`] makes version 1 of it where a receiver's lease does not say that it reads
+//! bodies.
 //!
-//! A gateway that meets a kind that it does not know drops the rest of the packet. A kind that older gateways lack,
-//! which is 9, goes in a packet of its own.
+//! A gateway that meets a kind that it does not know drops the rest of the packet. A kind that
+//! older gateways lack, which is 9, goes in a packet of its own.
 //!
-//! A message's index is its number among the messages of its packet, from 0. Sequence numbers rise by one per packet
-//! from one gateway to another, and from one gateway in one partition; packets to all have 0, or, where they are sealed,
-//! numbers of their own.
+//! A message's index is its number among the messages of its packet, from 0. Sequence numbers rise
+//! by one per packet from one gateway to another, and from one gateway in one partition; packets to
+//! all have 0, or, where they are sealed, numbers of their own.
 use super::store::Incarnation;
 use crate::ids::{CHANNEL_BYTES_MAX, USER_ID_BYTES_MAX, is_valid_channel, is_valid_user_id};
 use crate::wire::framing::Framing;
@@ -183,7 +185,8 @@ impl PacketBuilder {
         self.short_text(user);
     }
 
-    /// Adds the wish to end the subscriptions of a user to a channel. Not to a packet that holds something else.
+    /// Adds the wish to end the subscriptions of a user to a channel. Not to a packet that holds
+    /// something else.
     pub fn end_subscription(&mut self, origin: Origin<'_>, user: &str, channel: &str) {
         debug_assert!(self.is_empty(), "older gateways drop what else is in the packet");
         self.begin(origin);
@@ -365,7 +368,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// `frames`: it is in a frame. One in bytes that are no frame is empty, and no body of a message is.
+    /// `frames`: it is in a frame. One in bytes that are no frame is empty, and no body of a
+    /// message is.
     fn body(&mut self, frames: bool) -> Result<&'a [u8], PacketError> {
         let len = u32::from_le_bytes(self.array()?);
         let bytes = self.take(len as usize)?;

@@ -1,12 +1,13 @@
 //! Publications between gateways: which partitions of channels are heard, and what is said in them.
 //!
-//! Pure; owned by the control thread. A partition is heard while a shard wants it, and some time longer. Everything for one
-//! partition in one turn is one packet, and while `PACKETS_UNDER_WAY` packets have not been answered by Redis, what
-//! comes is gathered in the next one, as for messages: a publication costs fewer commands the more there are.
+//! Pure; owned by the control thread. A partition is heard while a shard wants it, and some time
+//! longer. Everything for one partition in one turn is one packet, and while `PACKETS_UNDER_WAY`
+//! packets have not been answered by Redis, what comes is gathered in the next one, as for
+//! messages: a publication costs fewer commands the more there are.
 //!
-//! A publication is `published` when Redis took its packet, and `failed` when it could not be asked. Nobody confirms more:
-//! a gateway whose connection for subscriptions breaks misses what is said meanwhile. Packets are numbered per partition,
-//! so it knows and counts that.
+//! A publication is `published` when Redis took its packet, and `failed` when it could not be
+//! asked. Nobody confirms more: a gateway whose connection for subscriptions breaks misses what is
+//! said meanwhile. Packets are numbered per partition, so it knows and counts that.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -19,13 +20,15 @@ use crate::wire::message::AckStatus;
 
 /// Packets of one partition that Redis has not answered yet; two keep the pipe full.
 const PACKETS_UNDER_WAY: u8 = 2;
-/// A packet that has reached this size is closed. Redis' default limit for a subscriber that lags is 8 MiB for a minute.
+/// A packet that has reached this size is closed. Redis' default limit for a subscriber that lags
+/// is 8 MiB for a minute.
 const PACKET_BYTES_MAX: usize = 256 * 1024;
 /// What may wait for Redis, of all partitions together; what does not fit has failed.
 const WAITING_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// How long a partition is heard that nobody wants: users who reload a page cost no command.
 const LINGER_MS: u64 = 10_000;
-/// Whoever subscribes waits no longer than this for Redis to confirm; the gateway's own subscribers do without it.
+/// Whoever subscribes waits no longer than this for Redis to confirm; the gateway's own subscribers
+/// do without it.
 const CONFIRM_MS: u64 = 2_000;
 
 /// One partition as it is heard.
@@ -333,8 +336,8 @@ impl Partitions {
         }
     }
 
-    /// Redis is away: nothing that waits or is under way will be heard of, and nobody shall wait to be subscribed.
-    /// Returns the publications that were not even sent.
+    /// Redis is away: nothing that waits or is under way will be heard of, and nobody shall wait to
+    /// be subscribed. Returns the publications that were not even sent.
     pub fn redis_away(&mut self) -> u64 {
         let mut unsent = 0;
         for interactive in self.interactive.values_mut() {

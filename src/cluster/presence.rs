@@ -1,11 +1,13 @@
-//! Writing down who is here: changes, the list by which they can be swept, and both again after trouble.
+//! Writing down who is here: changes, the list by which they can be swept, and both again after
+//! trouble.
 //!
-//! Pure. Says what to write ([`PresenceWriter::poll_ops`]) and which users to ask the shards for ([`PresenceWriter::poll_step`]);
-//! owns what is not written yet. Cost is in the changes: an idle user causes nothing.
+//! Pure. Says what to write ([`PresenceWriter::poll_ops`]) and which users to ask the shards for
+//! ([`PresenceWriter::poll_step`]); owns what is not written yet. Cost is in the changes: an idle
+//! user causes nothing.
 //!
-//! Rules: a user has at most one write under way, and what comes meanwhile is merged, so the last word wins; after any
-//! doubt (trouble with Redis, a full lane) everything is written again, paced, and then what is written is compared with
-//! who is here.
+//! Rules: a user has at most one write under way, and what comes meanwhile is merged, so the last
+//! word wins; after any doubt (trouble with Redis, a full lane) everything is written again, paced,
+//! and then what is written is compared with who is here.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -14,21 +16,23 @@ use super::store::{Answer, Failure, FailureKind, Incarnation, Op};
 
 /// Users written in one request: a few milliseconds of Redis' time.
 const WRITE_USERS_MAX: usize = 1_000;
-/// Writes are not closer together than this: in a rush many users share one command for the list by which they can be
-/// swept, and a connection costs little more than one command.
+/// Writes are not closer together than this: in a rush many users share one command for the list by
+/// which they can be swept, and a connection costs little more than one command.
 const WRITE_EVERY_MS: u64 = 2;
-/// Users are taken off that list in one command for many, as nothing is wrong while they are still on it.
+/// Users are taken off that list in one command for many, as nothing is wrong while they are still
+/// on it.
 const UNLIST_EVERY_MS: u64 = 50;
 /// Users listed or compared in one step when everything is written again ...
 const STEP_USERS: u32 = 500;
-/// ... and the time between two steps: 20,000 users per second, a few per cent of what Redis can do.
+/// ... and the time between two steps: 20,000 users per second, a few per cent of what Redis can
+/// do.
 const STEP_MS: u64 = 25;
 /// After a refused or failed write everything is written again, but not at once.
 const RETRY_MS: u64 = 1_000;
 
-/// Users that were written within the last one to two times of this length are remembered: when the store has lost what
-/// it was told last, or did not take it, they may be written down without being in the index. Longer than an answer may
-/// take, and than a replica lags.
+/// Users that were written within the last one to two times of this length are remembered: when the
+/// store has lost what it was told last, or did not take it, they may be written down without being
+/// in the index. Longer than an answer may take, and than a replica lags.
 const RECENT_MS: u64 = 4_000;
 
 /// How far the writing of everything is.
@@ -88,7 +92,8 @@ pub struct PresenceWriter {
     /// Users who were written lately when trouble came.
     doubtful: BTreeSet<Arc<str>>,
     rebuild: Rebuild,
-    /// Counts the times that everything was to be written: a late answer is not taken for one to a later question.
+    /// Counts the times that everything was to be written: a late answer is not taken for one to a
+    /// later question.
     round: u32,
     /// The entries of an earlier time may be in the store, and some of them wrong.
     check_wanted: bool,
@@ -158,8 +163,9 @@ impl PresenceWriter {
         self.recent.iter().any(|recent| recent.contains(user))
     }
 
-    /// Writes everything again under this incarnation. What waited is part of that. Returns the users who may be written
-    /// down under the incarnation before, if it was another one, without being in its index.
+    /// Writes everything again under this incarnation. What waited is part of that. Returns the
+    /// users who may be written down under the incarnation before, if it was another one, without
+    /// being in its index.
     pub fn rebuild(&mut self, me: Incarnation, now_ms: u64) -> BTreeSet<Arc<str>> {
         self.doubt_recent();
         let same = me == self.me;
@@ -251,7 +257,8 @@ impl PresenceWriter {
     pub fn handle_written(&mut self, answers: &[Answer], now_ms: u64) {
         self.writing = false;
         let failure = answers.iter().find_map(|answer| match answer {
-            // Somebody else's key stands where one user's should: that is no reason to write the others again.
+            // Somebody else's key stands where one user's should: that is no reason to write the
+            // others again.
             Answer::Failed(failure) if failure.text.contains("WRONGTYPE") => {
                 log::warn!("a user's presence cannot be written: {}", failure.text);
                 None
@@ -282,7 +289,8 @@ impl PresenceWriter {
                 };
             }
             Rebuild::Writing if self.pending.is_empty() && !self.writing => {
-                // A write that was taken meanwhile proved nothing: deletions are not refused for lack of memory.
+                // A write that was taken meanwhile proved nothing: deletions are not refused for
+                // lack of memory.
                 self.refused = None;
                 self.rebuild = if std::mem::take(&mut self.check_wanted) {
                     Rebuild::Checking {

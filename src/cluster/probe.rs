@@ -1,7 +1,8 @@
-//! Does what is said on our own channel reach us? A ping on a command connection proves nothing about pub/sub.
+//! Does what is said on our own channel reach us? A ping on a command connection proves nothing
+//! about pub/sub.
 //!
-//! Pure; owned by the control thread. One probe is under way at a time. One that does not come back is lost, and stays so until
-//! one does: a new subscription alone proves nothing either.
+//! Pure; owned by the control thread. One probe is under way at a time. One that does not come back
+//! is lost, and stays so until one does: a new subscription alone proves nothing either.
 
 use crate::shared::Now;
 
@@ -49,8 +50,8 @@ impl Probe {
         late
     }
 
-    /// The probe under way will not come back. The next one comes in its time: sooner, it would only repeat a remedy that
-    /// had none yet.
+    /// The probe under way will not come back. The next one comes in its time: sooner, it would
+    /// only repeat a remedy that had none yet.
     pub fn give_up(&mut self, now: Now) {
         self.lost = true;
         self.sent_ns = None;

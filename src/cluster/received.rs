@@ -1,4 +1,5 @@
-//! Packets of other gateways: who they are from, whether they count, and where what is in them goes.
+//! Packets of other gateways: who they are from, whether they count, and where what is in them
+//! goes.
 //!
 //! Pure; owned by the control thread.
 
@@ -128,8 +129,8 @@ impl Cluster {
         }
     }
 
-    /// The gateway that a packet is from. One that is only heard of should be in the directory; where too many are, the packet is
-    /// dropped.
+    /// The gateway that a packet is from. One that is only heard of should be in the directory;
+    /// where too many are, the packet is dropped.
     fn hear_of(&mut self, packet: &Packet<'_>) -> Option<PeerId> {
         let from = self.directory.hear_of(packet.origin.id, packet.origin.incarnation);
         if from.is_none() {
@@ -244,7 +245,8 @@ impl Cluster {
         }
     }
 
-    /// All messages are with their shards: when those have answered, the other gateway is to hear what was missed.
+    /// All messages are with their shards: when those have answered, the other gateway is to hear
+    /// what was missed.
     fn finish_packet(&mut self, from: PeerId, sequence: u32, parts: Parts) {
         if !parts.wants_confirm {
             return;
@@ -255,7 +257,8 @@ impl Cluster {
             missed: Vec::new(),
             failed: parts.failed,
         };
-        // Where it cannot be said what became of all, nothing is said, and the senders hear `failed` in time.
+        // Where it cannot be said what became of all, nothing is said, and the senders hear
+        // `failed` in time.
         if parts.shards.is_empty() && !parts.broken {
             return self.outbound.confirm(self.membership.origin(), from, &confirm);
         }

@@ -1,6 +1,7 @@
 //! What was asked of the store and is not answered yet, and how the store is.
 //!
-//! Pure; owned by the control thread. Each request has a ticket and a purpose, which tells what its answers mean.
+//! Pure; owned by the control thread. Each request has a ticket and a purpose, which tells what its
+//! answers mean.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -120,8 +121,9 @@ impl Requests {
         self.queue.is_empty() && self.sent.is_empty()
     }
 
-    /// Nobody waits any more for what clients wait for. A late answer must not pass for one to the same question asked
-    /// again: what it says may have changed since, and the store has told so already.
+    /// Nobody waits any more for what clients wait for. A late answer must not pass for one to the
+    /// same question asked again: what it says may have changed since, and the store has told so
+    /// already.
     pub(super) fn abandon(&mut self) -> Vec<Purpose> {
         let clients = |purpose: &Purpose| {
             matches!(

@@ -1,10 +1,13 @@
-//! Tags of packets: who may publish in Redis and does not have `cluster.key` cannot speak as a gateway.
+//! Tags of packets: who may publish in Redis and does not have `cluster.key` cannot speak as a
+//! gateway.
 //!
-//! Pure; owned by the control thread. A sealed packet says so in its version byte and ends with the first 16 bytes of an HMAC-SHA256
-//! over the channel and the packet. The channel is part of it, so a packet that was heard in one place is no good in another; the
-//! key that is used follows from `cluster.key` and `redis.prefix`, so neither is one of another cluster with the same key.
+//! Pure; owned by the control thread. A sealed packet says so in its version byte and ends with the
+//! first 16 bytes of an HMAC-SHA256 over the channel and the packet. The channel is part of it, so
+//! a packet that was heard in one place is no good in another; the key that is used follows from
+//! `cluster.key` and `redis.prefix`, so neither is one of another cluster with the same key.
 //!
-//! What was heard can be said again in its place. Sequence numbers refuse that, see [`super::inbound`].
+//! What was heard can be said again in its place. Sequence numbers refuse that, see
+//! [`super::inbound`].
 
 use std::fmt;
 
@@ -157,7 +160,8 @@ impl Seals {
         self.keyring.seal(channel, packet)
     }
 
-    /// As [`Keyring::open`]. The log tells of packets that are not believed, at once and then once in a while.
+    /// As [`Keyring::open`]. The log tells of packets that are not believed, at once and then once
+    /// in a while.
     pub(super) fn open<'a>(
         &mut self,
         channel: &Channel,

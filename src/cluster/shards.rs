@@ -1,6 +1,8 @@
-//! This gateway's shards, as the cluster speaks to them: which shard a user or a channel lives on, and the lanes there.
+//! This gateway's shards, as the cluster speaks to them: which shard a user or a channel lives on,
+//! and the lanes there.
 //!
-//! Pure; owned by the control thread. Before [`Shards::attach`] there are none, and nothing is sent.
+//! Pure; owned by the control thread. Before [`Shards::attach`] there are none, and nothing is
+//! sent.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -117,8 +119,9 @@ impl Shards {
         }
     }
 
-    /// Hands a message of another gateway to the receiver's home shard. Returns which one that is; `None` if it takes no
-    /// more. `index`: of the message in its packet, if the sender wants to hear.
+    /// Hands a message of another gateway to the receiver's home shard. Returns which one that is;
+    /// `None` if it takes no more. `index`: of the message in its packet, if the sender wants to
+    /// hear.
     pub(super) fn deliver(&mut self, to: &str, body: &[u8], index: Option<u16>, received_ns: u64) -> Option<ShardId> {
         let (home, hash) = self.home_of(to);
         let message = Incoming {

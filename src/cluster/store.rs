@@ -1,10 +1,12 @@
-//! What a cluster asks of its store, and what it hears from it: the contract between [`crate::cluster`], which decides,
-//! and a [`Store`], which carries it out: Redis in the gateway, a model in simulations.
+//! What a cluster asks of its store, and what it hears from it: the contract between
+//! [`crate::cluster`], which decides, and a [`Store`], which carries it out: Redis in the gateway,
+//! a model in simulations.
 //!
-//! Pure data, but for the trait. A request is a list of operations that are sent together; its answers come together, in the same order.
-//! Requests reach each server in the order in which they were made, so two packets for one gateway never overtake
-//! each other. No operation is tried twice behind the asker's back, except that a server which says "not mine" is
-//! replaced by the right one for operations that may be repeated (everything but `Publish`).
+//! Pure data, but for the trait. A request is a list of operations that are sent together; its
+//! answers come together, in the same order. Requests reach each server in the order in which they
+//! were made, so two packets for one gateway never overtake each other. No operation is tried twice
+//! behind the asker's back, except that a server which says "not mine" is replaced by the right one
+//! for operations that may be repeated (everything but `Publish`).
 
 use std::fmt;
 use std::str::FromStr;
@@ -12,8 +14,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-/// One life of a gateway: the id stays over restarts, the incarnation does not. Made of time and chance, so that it
-/// is unique in practice and rises with time.
+/// One life of a gateway: the id stays over restarts, the incarnation does not. Made of time and
+/// chance, so that it is unique in practice and rises with time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Incarnation(pub u64);
 
@@ -41,8 +43,8 @@ impl FromStr for Incarnation {
     }
 }
 
-/// First byte of what a store says to itself on a channel, to see that what is said comes. Nobody else's payload begins
-/// with it, and nobody is handed what does.
+/// First byte of what a store says to itself on a channel, to see that what is said comes. Nobody
+/// else's payload begins with it, and nobody is handed what does.
 pub const PROBE: u8 = 0;
 
 /// Where gateways hear each other.
@@ -86,14 +88,14 @@ pub enum LeaseState {
     /// All its users are written down.
     Synced,
     /// It drains: its users do not count any more.
-    Migrating,
+    Leaving,
 }
 
 impl LeaseState {
     const WORDS: [(LeaseState, &'static str); 3] = [
         (LeaseState::Syncing, "syncing"),
         (LeaseState::Synced, "synced"),
-        (LeaseState::Migrating, "leaving"),
+        (LeaseState::Leaving, "leaving"),
     ];
 }
 
@@ -154,7 +156,8 @@ pub enum Op {
         /// At least 1.
         connections: u32,
     },
-    /// The same, if nothing is written of this user and gateway (HSETNX; `Taken`: true if nothing was).
+    /// The same, if nothing is written of this user and gateway (HSETNX; `Taken`: true if nothing
+    /// was).
     KeepPresence {
         /// The user.
         user: Arc<str>,
@@ -170,13 +173,14 @@ pub enum Op {
         /// The gateway.
         owner: Incarnation,
     },
-    /// Where is this user? The store tells with [`StoreEvent::Forget`] when the answer is no longer true, once (HGETALL
-    /// with tracking; `Places`).
+    /// Where is this user? The store tells with [`StoreEvent::Forget`] when the answer is no longer
+    /// true, once (HGETALL with tracking; `Places`).
     Locate {
         /// The user.
         user: Arc<str>,
     },
-    /// Adds users to the list by which a gateway's presence is swept after its death (SADD; `Done`).
+    /// Adds users to the list by which a gateway's presence is swept after its death (SADD;
+    /// `Done`).
     IndexAdd {
         /// The gateway.
         owner: Incarnation,
@@ -197,7 +201,8 @@ pub enum Op {
         /// 0, or what the last answer gave.
         cursor: u64,
     },
-    /// Says something on a channel (PUBLISH or SPUBLISH; `Count` of those who took it). Never repeated.
+    /// Says something on a channel (PUBLISH or SPUBLISH; `Count` of those who took it). Never
+    /// repeated.
     Publish {
         /// Where.
         channel: Channel,
@@ -275,11 +280,13 @@ pub enum Answer {
     Taken(bool),
     /// How many.
     Count(u64),
-    /// Gateways where a user is, and how many connections they have there. May name gateways that are dead.
+    /// Gateways where a user is, and how many connections they have there. May name gateways that
+    /// are dead.
     Places(Vec<(Incarnation, u32)>),
     /// The lease, if there is one.
     Lease(Option<Lease>),
-    /// Some users of an index, and where to go on; cursor 0: that was the end. A user may come twice.
+    /// Some users of an index, and where to go on; cursor 0: that was the end. A user may come
+    /// twice.
     Users {
         /// Where to go on.
         cursor: u64,
@@ -315,10 +322,11 @@ pub struct Failure {
 /// What a failure means for the asker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FailureKind {
-    /// The server cannot be reached, did not answer in time, is loading, lost its master, or its slot has moved: whether
-    /// it was carried out is not known.
+    /// The server cannot be reached, did not answer in time, is loading, lost its master, or its
+    /// slot has moved: whether it was carried out is not known.
     Unavailable,
-    /// The server refused it and will refuse it again until somebody helps: out of memory, no permission, read-only.
+    /// The server refused it and will refuse it again until somebody helps: out of memory, no
+    /// permission, read-only.
     Refused,
 }
 
@@ -334,9 +342,11 @@ pub struct Request {
 /// What the store says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StoreEvent {
-    /// Every server can be asked (again). What was learned before may not be true any more, and nobody told.
+    /// Every server can be asked (again). What was learned before may not be true any more, and
+    /// nobody told.
     Connected,
-    /// A server cannot be asked. Requests under way to it fail by themselves. Comes once until the next `Connected`.
+    /// A server cannot be asked. Requests under way to it fail by themselves. Comes once until the
+    /// next `Connected`.
     Lost(Arc<str>),
     /// A request is through.
     Answered {
@@ -347,10 +357,11 @@ pub enum StoreEvent {
     },
     /// What is said on this channel is heard from now on.
     Subscribed(Channel),
-    /// It is not heard any more; the store tries again by itself, and what is said meanwhile is lost.
+    /// It is not heard any more; the store tries again by itself, and what is said meanwhile is
+    /// lost.
     Unsubscribed(Channel),
-    /// A server refused a subscription, in its words and with the channel's name. The store tries again by itself. Comes once
-    /// per channel and reason until the channel is heard.
+    /// A server refused a subscription, in its words and with the channel's name. The store tries
+    /// again by itself. Comes once per channel and reason until the channel is heard.
     Refused(Arc<str>),
     /// Somebody said something on a channel.
     Received(Channel, Bytes),
@@ -362,8 +373,8 @@ pub enum StoreEvent {
 
 /// A store as the control thread's turn sees it. Owned by the control thread; nothing here waits.
 pub trait Store {
-    /// Sends a request. It is answered once by [`StoreEvent::Answered`]: with [`FailureKind::Unavailable`] where no server
-    /// can be asked.
+    /// Sends a request. It is answered once by [`StoreEvent::Answered`]: with
+    /// [`FailureKind::Unavailable`] where no server can be asked.
     fn submit(&mut self, request: Request);
 
     /// Subscribes to a channel, until [`Store::unsubscribe`], over lost connections.
@@ -372,10 +383,12 @@ pub trait Store {
     /// Ends a subscription. No event follows.
     fn unsubscribe(&mut self, channel: &Channel);
 
-    /// The channel is subscribed, but its packets do not come: the connections of its server are made anew.
+    /// The channel is subscribed, but its packets do not come: the connections of its server are
+    /// made anew.
     fn renew(&mut self, channel: &Channel);
 
-    /// Makes all connections anew. Requests under way are not answered any more, and earlier events do not come.
+    /// Makes all connections anew. Requests under way are not answered any more, and earlier events
+    /// do not come.
     fn restart(&mut self);
 
     /// The next event, if there is one already.

@@ -1,4 +1,5 @@
-//! Channels of gateways that this one is subscribed to: its own, and that of all. Those of partitions pass through.
+//! Channels of gateways that this one is subscribed to: its own, and that of all. Those of
+//! partitions pass through.
 //!
 //! Pure; owned by the control thread.
 
@@ -13,7 +14,8 @@ pub enum Subscription {
     Begin(Channel),
     /// No more.
     End(Channel),
-    /// The channel is subscribed, but its packets do not come: the store is to make its connections anew.
+    /// The channel is subscribed, but its packets do not come: the store is to make its connections
+    /// anew.
     Renew(Channel),
 }
 
@@ -27,7 +29,8 @@ pub(super) struct Subscriptions {
 }
 
 impl Subscriptions {
-    /// Subscribes to the channel of this incarnation, and to no earlier one. Returns true if it is another.
+    /// Subscribes to the channel of this incarnation, and to no earlier one. Returns true if it is
+    /// another.
     pub(super) fn follow(&mut self, channel: Channel) -> bool {
         if self.own.as_ref() == Some(&channel) {
             return false;
@@ -65,7 +68,8 @@ impl Subscriptions {
         self.own.as_ref() == Some(channel)
     }
 
-    /// Our own channel seems to be subscribed, but nothing comes: the store makes its connections anew, at its own pace.
+    /// Our own channel seems to be subscribed, but nothing comes: the store makes its connections
+    /// anew, at its own pace.
     pub(super) fn doubt(&mut self) {
         if let Some(own) = self.own.as_ref().filter(|own| self.active.contains(own)) {
             self.changes.push_back(Subscription::Renew(own.clone()));

@@ -1,6 +1,8 @@
-//! Which gateway's presence is cleared: ours when we leave, what is left of our earlier incarnations, or a dead gateway's.
+//! Which gateway's presence is cleared: ours when we leave, what is left of our earlier
+//! incarnations, or a dead gateway's.
 //!
-//! Pure; owned by the control thread. One at a time. A dead gateway's is claimed first, so that one gateway does it.
+//! Pure; owned by the control thread. One at a time. A dead gateway's is claimed first, so that one
+//! gateway does it.
 
 use std::sync::Arc;
 
@@ -67,7 +69,8 @@ impl Sweep {
             }
             return Ok(Vec::new());
         }
-        // Taking members out while scanning may hide others from this pass: there is one more after it.
+        // Taking members out while scanning may hide others from this pass: there is one more after
+        // it.
         self.found = true;
         let mut ops: Vec<Op> = users
             .iter()

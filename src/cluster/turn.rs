@@ -158,7 +158,8 @@ impl Cluster {
     fn send_packets(&mut self, now_ms: u64) {
         while let Some(packet) = self.outbound.poll_packet(now_ms) {
             let Some((id, incarnation)) = self.directory.name(packet.peer) else {
-                // It was taken out of the directory after the shard had asked, or had sent what is answered now.
+                // It was taken out of the directory after the shard had asked, or had sent what is
+                // answered now.
                 self.metrics()
                     .dropped(ClusterDrop::MessageGatewayGone, packet.messages.into());
                 self.outbound

@@ -270,9 +270,9 @@ pub(super) static KEYS: &[Key] = &[
         "Channels are spread over so many partitions between gateways; the same number on all gateways of a cluster"),
 
     row(MESSAGES, "messages.send", Kind::Patterns, Value("*"), LIVE,
-        "Users that every user may write to, in patterns as for channels; a token's write_to takes its from"),
+        "Users that every user may write to, in patterns as for channels; a token's write_to takes its place"),
     row(MESSAGES, "messages.presence", Kind::Patterns, Value("*"), LIVE,
-        "Users of whom every user may know whether they are there; a token's see takes its from"),
+        "Users of whom every user may know whether they are there; a token's see takes its place"),
 
     row(ADMIN, "admin.token", Kind::Secret, Unset("none: no /admin"), LIVE,
         "Bearer token of /admin, at least 16 bytes of visible ASCII, or @FILE"),

@@ -28,7 +28,8 @@ use crate::shared::Shared;
 use crate::shared::clock::Clock;
 use crate::tls::Certificates;
 
-/// How long the rings of a start that failed may be on their way out, and how often it is looked whether they have gone.
+/// How long the rings of a start that failed may be on their way out, and how often it is looked
+/// whether they have gone.
 const RINGS_GO: Duration = Duration::from_secs(1);
 const TRY_AGAIN: Duration = Duration::from_millis(50);
 
@@ -138,7 +139,8 @@ impl Start<'_> {
 }
 
 impl Gateway {
-    /// Starts a gateway and returns when all its shards accept, as one of the cluster if there is one.
+    /// Starts a gateway and returns when all its shards accept, as one of the cluster if there is
+    /// one.
     ///
     /// # Errors
     /// What keeps it from running; nothing is left behind then.
@@ -146,9 +148,10 @@ impl Gateway {
         Gateway::start_with(config, |_| {}, || {})
     }
 
-    /// Like [`Gateway::start`]; `told` gets the handle before anything is waited for, so that a start can be given up:
-    /// it may wait for Redis for as long as `redis.start_timeout`. `on_drain` is called once, when a drain is first asked for,
-    /// before it begins: by whatever thread asks, which is the control thread if an administrator does, so it must be quick.
+    /// Like [`Gateway::start`]; `told` gets the handle before anything is waited for, so that a
+    /// start can be given up: it may wait for Redis for as long as `redis.start_timeout`.
+    /// `on_drain` is called once, when a drain is first asked for, before it begins: by whatever
+    /// thread asks, which is the control thread if an administrator does, so it must be quick.
     ///
     /// # Errors
     /// What keeps it from running, [`StartError::GivenUp`] among it; nothing is left behind then.

@@ -57,7 +57,8 @@ impl Handle {
         self.waker.wake();
     }
 
-    /// Begins a drain; a second call changes nothing. A gateway that is not in its cluster yet does not start.
+    /// Begins a drain; a second call changes nothing. A gateway that is not in its cluster yet does
+    /// not start.
     pub fn drain(&self) {
         if !self.ending.swap(true, Ordering::AcqRel) {
             (self.on_drain.0)();
@@ -76,8 +77,9 @@ impl Handle {
         self.order(Order::Reload(Box::new(config)));
     }
 
-    /// Carries out a request of the admin API, with no token asked for: sends, publishes, lists and closes. The answer can be
-    /// awaited, or waited for with `blocking_recv`; it is an error if the gateway has ended.
+    /// Carries out a request of the admin API, with no token asked for: sends, publishes, lists and
+    /// closes. The answer can be awaited, or waited for with `blocking_recv`; it is an error if the
+    /// gateway has ended.
     pub fn administer(&self, request: Request) -> oneshot::Receiver<AdminReply> {
         let (sender, answer) = oneshot::channel();
         self.order(Order::Administer(request, sender));
@@ -89,7 +91,8 @@ impl Handle {
         self.order(Order::Everywhere(ShardCommand::Broadcast(message)));
     }
 
-    /// Closes all connections of a user on every gateway. Nothing happens for what is no user id: nobody has it.
+    /// Closes all connections of a user on every gateway. Nothing happens for what is no user id:
+    /// nobody has it.
     pub fn close_user(&self, user: &str, reason: CloseReason) {
         // The others would not understand it, nor what else is in the same packet.
         if !is_valid_user_id(user) {

@@ -1,8 +1,9 @@
 //! Keys from a URL: a thread that fetches them, so that nobody else waits for a network.
 //!
-//! The thread knows nothing of keys. It fetches at once, then again in the background, and sooner when it is asked to, but not
-//! more often than every few seconds however often that is. What it gets, or why it got nothing, goes to the control thread.
-//! It ends when the [`Fetcher`] is dropped; a fetch under way then is nobody's business any more and ends by its own limit.
+//! The thread knows nothing of keys. It fetches at once, then again in the background, and sooner
+//! when it is asked to, but not more often than every few seconds however often that is. What it
+//! gets, or why it got nothing, goes to the control thread. It ends when the [`Fetcher`] is
+//! dropped; a fetch under way then is nobody's business any more and ends by its own limit.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,15 +22,16 @@ use crate::runtime::StartError;
 use crate::shared::Shared;
 use crate::shared::clock::Clock;
 
-/// How often keys are fetched when nothing else happens, less up to a tenth by chance, so that the gateways of a cluster do
-/// not ask together. A key that its owner withdrew is believed for as long.
+/// How often keys are fetched when nothing else happens, less up to a tenth by chance, so that the
+/// gateways of a cluster do not ask together. A key that its owner withdrew is believed for as
+/// long.
 const REFRESH: Duration = Duration::from_secs(300);
 /// How soon after a failure.
 const RETRY: Duration = Duration::from_secs(15);
 /// The same while there are no keys at all.
 const RETRY_AT_START: Duration = Duration::from_millis(500);
-/// How soon at the most, whoever asks: unknown keys are easily made up. Shorter than `auth.timeout`'s default, so that who
-/// shows a token right after a rotation is let in.
+/// How soon at the most, whoever asks: unknown keys are easily made up. Shorter than
+/// `auth.timeout`'s default, so that who shows a token right after a rotation is let in.
 const GAP: Duration = Duration::from_secs(2);
 /// How long a fetch may take.
 const FETCH_MAX: Duration = Duration::from_secs(5);
@@ -147,7 +149,8 @@ impl FetchedKeys {
         }
     }
 
-    /// Goes by what was fetched; if that is no good, by what there was. Returns true if the keys have changed.
+    /// Goes by what was fetched; if that is no good, by what there was. Returns true if the keys
+    /// have changed.
     pub(super) fn handle_fetched(&mut self, fetched: Fetched, config: &Config, shared: (&Shared, Clock)) -> bool {
         match self.take(fetched, config, shared) {
             Ok(changed) => {

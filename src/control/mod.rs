@@ -1,8 +1,8 @@
-//! The control thread of one gateway: it starts the shards, watches them, drains and stops them, and owns everything that
-//! is Redis.
+//! The control thread of one gateway: it starts the shards, watches them, drains and stops them,
+//! and owns everything that is Redis.
 //!
-//! Owns the join handles of the shards and everything that concerns the gateway as a whole. Shards never wait for it.
-//! Two gateways in one process share nothing.
+//! Owns the join handles of the shards and everything that concerns the gateway as a whole. Shards
+//! never wait for it. Two gateways in one process share nothing.
 //!
 //! | file | duty |
 //! | --- | --- |

@@ -13,15 +13,17 @@ pub(super) fn read(into: &ProcessMetrics) {
     into.log_lines_dropped.set(crate::logging::lines_dropped());
 }
 
-/// `VmRSS` of `/proc/self/status`: in kB, where `statm` counts in pages of a size that it does not say.
+/// `VmRSS` of `/proc/self/status`: in kB, where `statm` counts in pages of a size that it does not
+/// say.
 fn resident_bytes(status: &str) -> Option<u64> {
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kib.checked_mul(1024)
 }
 
-/// Linux 6.2 and later give the number as the size of the directory. Before that the size is 0, and listing a name per
-/// connection would hold the shard up that answers: then the number is not known.
+/// Linux 6.2 and later give the number as the size of the directory. Before that the size is 0, and
+/// listing a name per connection would hold the shard up that answers: then the number is not
+/// known.
 fn open_fds() -> Option<u64> {
     let fds = fs::metadata("/proc/self/fd").ok()?.len();
     (fds > 0).then_some(fds)

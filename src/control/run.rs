@@ -1,7 +1,8 @@
 //! The control thread while the gateway runs: turns, and waits for what makes the next one due.
 //!
-//! Owns the thread, inside a tokio runtime of one thread. The turn itself is [`turn`](super::turn)'s; orders, requests,
-//! keys and certificates are taken here, between its two halves.
+//! Owns the thread, inside a tokio runtime of one thread. The turn itself is
+//! [`turn`](super::turn)'s; orders, requests, keys and certificates are taken here, between its two
+//! halves.
 
 use std::fs::File;
 use std::rc::Rc;
@@ -37,7 +38,8 @@ use crate::tls::Certificates;
 
 /// How often the control thread looks at the shards when nothing else happens.
 const WATCH_EVERY_MS: u64 = 500;
-/// How often it looks at the files of TLS: who renews a certificate does not wait for it, and three looks cost nothing.
+/// How often it looks at the files of TLS: who renews a certificate does not wait for it, and three
+/// looks cost nothing.
 const CERTIFICATES_EVERY_MS: u64 = 2_000;
 
 /// What the control thread starts with.
@@ -157,7 +159,8 @@ impl Turns {
         }
     }
 
-    /// Until the gateway has ended and left its cluster. The shards are stopped and joined when `self` goes.
+    /// Until the gateway has ended and left its cluster. The shards are stopped and joined when
+    /// `self` goes.
     pub(super) async fn live(mut self) -> Exit {
         while !self.turn.is_over() {
             self.woken.set_running();
@@ -258,7 +261,8 @@ impl Turns {
         }
     }
 
-    /// Takes what the fetcher brought; the shards hear of it in any case, because somebody may wait for it.
+    /// Takes what the fetcher brought; the shards hear of it in any case, because somebody may wait
+    /// for it.
     fn take_keys(&mut self) {
         let Some(keys) = &mut self.keys else {
             return;
@@ -304,8 +308,8 @@ impl Turns {
         self.turn.post_all(|| LifecycleToShard::Settings(Arc::clone(&settings)));
     }
 
-    /// Reads the files of TLS, if there are any. What is no good changes nothing: a new certificate and its key are two
-    /// files, and one of them is written first. True if something changed.
+    /// Reads the files of TLS, if there are any. What is no good changes nothing: a new certificate
+    /// and its key are two files, and one of them is written first. True if something changed.
     fn read_certificates(&mut self) -> bool {
         let Some(files) = &self.config.tls else {
             return self.certificates.take().is_some();
@@ -343,7 +347,8 @@ impl Turns {
         }
     }
 
-    /// Speaks when a shard stops turning, and when it turns again; wakes it, as a last resort against a lost wake.
+    /// Speaks when a shard stops turning, and when it turns again; wakes it, as a last resort
+    /// against a lost wake.
     fn watch_shards(&mut self, now_ms: u64) {
         let limit = STALLED_AFTER.as_millis() as u64;
         for (shard, age) in self.shared.turn_ages(now_ms) {
@@ -360,8 +365,8 @@ impl Turns {
     }
 }
 
-/// Turns once, without orders and reports: while there are no shards yet, or nobody carries out anything any more. Waits
-/// until `until_ms` at the longest.
+/// Turns once, without orders and reports: while there are no shards yet, or nobody carries out
+/// anything any more. Waits until `until_ms` at the longest.
 pub(super) async fn turn_alone(turn: &mut ControlTurn<Pair<Broker>>, clock: &Clock, until_ms: u64) {
     let busy = turn.begin(clock.now());
     let due_ms = turn.end().map_or(until_ms, |due| due.min(until_ms));

@@ -46,7 +46,8 @@ pub(super) struct Shards {
 }
 
 impl Shards {
-    /// Starts every shard and waits until all accept. On failure those that run are stopped and joined.
+    /// Starts every shard and waits until all accept. On failure those that run are stopped and
+    /// joined.
     ///
     /// # Errors
     /// What the first shard that did not start says; out of memlock is told as that.
@@ -117,7 +118,8 @@ impl Shards {
         Ok(())
     }
 
-    /// The error with the cause that its thread kept, where the executor could not be made. Joins all threads.
+    /// The error with the cause that its thread kept, where the executor could not be made. Joins
+    /// all threads.
     fn explain(mut self, error: StartError, engine: EngineKind, count: usize) -> StartError {
         let StartError::Shard { shard, cause } = error else {
             return error;
@@ -178,7 +180,8 @@ fn ended_early(shard: ShardId, result: io::Result<()>) -> StartError {
     }
 }
 
-/// Waits for each shard's waker. A shard that fails drops the others' mailboxes, and they end by themselves.
+/// Waits for each shard's waker. A shard that fails drops the others' mailboxes, and they end by
+/// themselves.
 fn collect_wakers(startup: &Receiver<Startup>, shards: u16) -> Result<Vec<Waker>, StartError> {
     let mut wakers = BTreeMap::new();
     while wakers.len() < usize::from(shards) {
@@ -194,8 +197,9 @@ fn collect_wakers(startup: &Receiver<Startup>, shards: u16) -> Result<Vec<Waker>
     Ok(wakers.into_values().collect())
 }
 
-/// Tells that a shard has ended, also when it ends in a panic or its executor cannot be made: the thread that starts the
-/// shards, and the control thread, as the shard does not know which of them still waits.
+/// Tells that a shard has ended, also when it ends in a panic or its executor cannot be made: the
+/// thread that starts the shards, and the control thread, as the shard does not know which of them
+/// still waits.
 struct EndReport {
     shard: ShardId,
     startup: Sender<Startup>,

@@ -1,4 +1,5 @@
-//! The control thread from its start to its end: it fetches keys, joins the cluster, waits for its shards, runs, leaves.
+//! The control thread from its start to its end: it fetches keys, joins the cluster, waits for its
+//! shards, runs, leaves.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -20,8 +21,8 @@ use crate::redis::pair::Pair;
 use crate::runtime::{StartError, cpus};
 use crate::shared::clock::Clock;
 
-/// A control thread that has joined its cluster, if there is one, and waits for its shards. Should it not get them, it
-/// leaves the cluster, and dropping this waits until it has.
+/// A control thread that has joined its cluster, if there is one, and waits for its shards. Should
+/// it not get them, it leaves the cluster, and dropping this waits until it has.
 pub(super) struct Joined {
     thread: Option<JoinHandle<Exit>>,
     keys: Option<Arc<KeySet>>,

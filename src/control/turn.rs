@@ -1,8 +1,9 @@
-//! The control thread's turn: what shards say, what the store says, time; then requests to the store and batches to the
-//! shards. It joins the cluster, serves, drains and leaves.
+//! The control thread's turn: what shards say, what the store says, time; then requests to the
+//! store and batches to the shards. It joins the cluster, serves, drains and leaves.
 //!
-//! Pure, and generic over the store: `run` turns it over Redis, with orders and requests between [`ControlTurn::begin`] and
-//! [`ControlTurn::end`]; the simulation turns it over a model, in virtual time. Owned by the control thread.
+//! Pure, and generic over the store: `run` turns it over Redis, with orders and requests between
+//! [`ControlTurn::begin`] and [`ControlTurn::end`]; the simulation turns it over a model, in
+//! virtual time. Owned by the control thread.
 //!
 //! ```text
 //!             attach          begin_drain              clients gone           cleared, or 2 s
@@ -26,13 +27,15 @@ use crate::lanes::{
 use crate::session::drain::DrainPlan;
 use crate::shared::{Now, Shared};
 
-/// What a drain takes at the most if `drain.timeout` is less: `shutdown` and the close frames need time to leave.
+/// What a drain takes at the most if `drain.timeout` is less: `shutdown` and the close frames need
+/// time to leave.
 const FAREWELL_MS: u64 = 1_000;
 /// How long the clearing of presence may take when the clients have gone.
 const LEAVE_MAX_MS: u64 = 2_000;
 /// How long giving back the lease may take.
 const FINISH_MAX_MS: u64 = 500;
-/// How often the turn looks whether the last connection between two shards has arrived, and the last answer has left.
+/// How often the turn looks whether the last connection between two shards has arrived, and the
+/// last answer has left.
 const LAST_THINGS_EVERY_MS: u64 = 20;
 /// Lane items taken in one turn, so that packets leave while more comes.
 const INBOX_ITEMS_PER_TURN: usize = 4_096;
@@ -62,7 +65,8 @@ pub enum Stage {
     Joining,
     /// It serves clients.
     Serving,
-    /// Its clients are told to go. It stays a member until the last one has gone, so every user is reachable until then.
+    /// Its clients are told to go. It stays a member until the last one has gone, so every user is
+    /// reachable until then.
     Draining {
         /// Those who stay are closed then, in milliseconds of the gateway's clock.
         until_ms: u64,
@@ -117,7 +121,8 @@ struct Link<S> {
     store: S,
 }
 
-/// The state of the control thread, as far as it follows from its arguments. `S` is the store of the cluster.
+/// The state of the control thread, as far as it follows from its arguments. `S` is the store of
+/// the cluster.
 #[derive(Debug)]
 pub struct ControlTurn<S> {
     shared: Arc<Shared>,
@@ -235,8 +240,8 @@ impl<S: Store> ControlTurn<S> {
         self.inbox.is_empty()
     }
 
-    /// Begins a turn: takes what shards and the store said, as much as one turn may. Returns true if there was anything:
-    /// the next turn is due at once then.
+    /// Begins a turn: takes what shards and the store said, as much as one turn may. Returns true
+    /// if there was anything: the next turn is due at once then.
     pub fn begin(&mut self, now: Now) -> bool {
         self.now = now;
         self.shared.control_turn_ms.set(now.mono_ms());
@@ -316,8 +321,8 @@ impl<S: Store> ControlTurn<S> {
         events > 0
     }
 
-    /// Ends a turn: what came of it goes out. Returns when the next turn is due although nothing happens, in milliseconds
-    /// of the gateway's clock.
+    /// Ends a turn: what came of it goes out. Returns when the next turn is due although nothing
+    /// happens, in milliseconds of the gateway's clock.
     pub fn end(&mut self) -> Option<u64> {
         while let Some(command) = self.cluster_mut().and_then(Cluster::poll_command) {
             self.post_all(|| command.clone());
@@ -371,7 +376,8 @@ impl<S: Store> ControlTurn<S> {
         self.stage = Stage::Draining { until_ms };
     }
 
-    /// Ends the gateway: it gives back its lease. What is written down of its clients is cleared by others.
+    /// Ends the gateway: it gives back its lease. What is written down of its clients is cleared by
+    /// others.
     pub fn finish(&mut self, exit: Exit) {
         if self.is_over() {
             return;
@@ -422,8 +428,8 @@ impl<S: Store> ControlTurn<S> {
     fn clients_gone(&self, until_ms: u64) -> Result<Exit, u64> {
         let now_ms = self.now.mono_ms();
         let shards_done = self.drained.shards == self.shared.shards.len();
-        // A connection between two shards has a permit, though no shard knows it. Administrators who still wait for an
-        // answer, such as the one who asked for this drain, get it.
+        // A connection between two shards has a permit, though no shard knows it. Administrators
+        // who still wait for an answer, such as the one who asked for this drain, get it.
         let over = shards_done && self.shared.permits() == 0 && self.shared.gate.try_close();
         if !over && now_ms < until_ms {
             let look_ms = if shards_done {

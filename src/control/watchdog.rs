@@ -1,4 +1,5 @@
-//! What systemd hears while the gateway lives (`WatchdogSec=`): as long as `/livez` would say so, and no longer.
+//! What systemd hears while the gateway lives (`WatchdogSec=`): as long as `/livez` would say so,
+//! and no longer.
 //!
 //! Owned by the control thread, so that a control thread that stands still says nothing either.
 

@@ -82,9 +82,9 @@ pub struct EngineStats {
 /// `None`).
 pub trait Engine {
     /// Submits collected calls and reaps completed ones; waits up to `wait` if there is nothing
-    /// (`None`: does not wait). A wait also ends when [`super::Waker::wake`] is called. It may end early
-    /// for reasons outside the engine: a signal, or a completion of the executor's own ring. After
-    /// a wait the engine's waker is set to running.
+    /// (`None`: does not wait). A wait also ends when [`super::Waker::wake`] is called. It may end
+    /// early for reasons outside the engine: a signal, or a completion of the executor's own ring.
+    /// After a wait the engine's waker is set to running.
     ///
     /// # Errors
     /// Only for faults of the engine itself, after which the shard cannot go on.

@@ -1,4 +1,5 @@
-//! Plain HTTP: health, statistics, metrics, the pages (dashboard, try-it, admin), and the way in for administrators.
+//! Plain HTTP: health, statistics, metrics, the pages (dashboard, try-it, admin), and the way in
+//! for administrators.
 //!
 //! A connection that is not a WebSocket upgrade becomes an [`HttpConn`]: hyper's HTTP/1.1 server
 //! over a pipe in memory. The shard pushes received bytes in and sends the bytes that come out.
@@ -158,11 +159,13 @@ impl HttpConn {
         };
         let connection = http1::Builder::new()
             .half_close(true)
-            // hyper insists on 8 KiB of buffer at least; later heads are held to the limit as the first one is.
+            // hyper insists on 8 KiB of buffer at least; later heads are held to the limit as the
+            // first one is.
             .max_buf_size(header_bytes.max(8192))
             .max_header_size(header_bytes)
-            // Not `pipeline_flush`: it would keep answers back while a request waits, and they would be lost when
-            // that request is an upgrade or malformed. The pipe gathers them anyway.
+            // Not `pipeline_flush`: it would keep answers back while a request waits, and they
+            // would be lost when that request is an upgrade or malformed. The pipe gathers them
+            // anyway.
             .serve_connection(pipe.clone(), routes);
         HttpConn {
             connection: Some(connection),
@@ -183,7 +186,8 @@ impl HttpConn {
         self.pipe.end();
     }
 
-    /// True if there is more to do than was done at once: [`HttpConn::go_on`] when the socket has taken what it got.
+    /// True if there is more to do than was done at once: [`HttpConn::go_on`] when the socket has
+    /// taken what it got.
     pub fn is_blocked(&self) -> bool {
         self.pipe.is_blocked()
     }
@@ -278,7 +282,8 @@ impl Service<Request<Incoming>> for Routes {
                 routes::Outcome::Answer(answer) => Ok(answer),
                 routes::Outcome::Render(route) => Ok(route.render(&context, &pipe).await),
                 routes::Outcome::Upgrade(accepted) => {
-                    // The shard takes the connection out of hyper's hands and writes the 101 itself.
+                    // The shard takes the connection out of hyper's hands and writes the 101
+                    // itself.
                     *upgrade.borrow_mut() = Some(accepted);
                     pending().await
                 }

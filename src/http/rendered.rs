@@ -1,7 +1,8 @@
 //! Documents that are rendered for everybody, and bodies of answers made of them.
 //!
-//! Rendering takes milliseconds with many shards, and a turn has no milliseconds. So a document is rendered slice by slice:
-//! each time that a connection which waits for it has its turn, another slice. One thread at a time renders one document.
+//! Rendering takes milliseconds with many shards, and a turn has no milliseconds. So a document is
+//! rendered slice by slice: each time that a connection which waits for it has its turn, another
+//! slice. One thread at a time renders one document.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -59,8 +60,8 @@ impl std::fmt::Debug for Workshop {
 }
 
 impl Document {
-    /// The document as it was at most [`crate::shared::RENDER_INTERVAL_MS`] before this call. All that wait for it on this
-    /// thread render together, each a slice when it has its turn.
+    /// The document as it was at most [`crate::shared::RENDER_INTERVAL_MS`] before this call. All
+    /// that wait for it on this thread render together, each a slice when it has its turn.
     pub(super) async fn get(
         &'static self,
         (shared, now): (&Arc<Shared>, &Rc<Cell<Now>>),

@@ -1,7 +1,8 @@
-//! Mail about administrators' requests: queries to shards, their replies, and commands to all shards.
+//! Mail about administrators' requests: queries to shards, their replies, and commands to all
+//! shards.
 //!
-//! Plain data. Each [`ShardQuery`] has a ticket and gets one [`ShardReply`]. None keeps a shard for long: a walk
-//! through its connections is many queries.
+//! Plain data. Each [`ShardQuery`] has a ticket and gets one [`ShardReply`]. None keeps a shard for
+//! long: a walk through its connections is many queries.
 
 use core::net::SocketAddr;
 use std::sync::Arc;
@@ -76,7 +77,8 @@ pub enum ShardQuery {
         /// At most so many.
         limit: usize,
     },
-    /// The connection with this id, looked for from this slot on. [`ShardReply::Page`] of one, or none.
+    /// The connection with this id, looked for from this slot on. [`ShardReply::Page`] of one, or
+    /// none.
     Find {
         /// The id.
         id: Uuid,
@@ -99,8 +101,8 @@ pub enum ShardQuery {
         /// The first slot to look at.
         from: u32,
     },
-    /// Carry out a command. [`ShardReply::Count`] of the connections that took a broadcast, once all have been offered
-    /// it; else of what was closed or ended.
+    /// Carry out a command. [`ShardReply::Count`] of the connections that took a broadcast, once
+    /// all have been offered it; else of what was closed or ended.
     Command(ShardCommand),
     /// A message for a user who lives on the shard. [`ShardReply::Status`], once it is known.
     Message {
@@ -113,7 +115,8 @@ pub enum ShardQuery {
         /// When the gateway took it, nanoseconds of its clock.
         received_ns: u64,
     },
-    /// A publication on a channel whose home is the shard. [`ShardReply::Status`], once it is known.
+    /// A publication on a channel whose home is the shard. [`ShardReply::Status`], once it is
+    /// known.
     Publish {
         /// The channel.
         channel: Arc<str>,

@@ -20,7 +20,8 @@ impl Span {
     }
 }
 
-/// Items on their way from one thread to another. `M` is [`super::ToShard`] or [`super::ToControl`].
+/// Items on their way from one thread to another. `M` is [`super::ToShard`] or
+/// [`super::ToControl`].
 #[derive(Debug)]
 pub struct Batch<M> {
     /// The sending thread.

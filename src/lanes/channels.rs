@@ -1,7 +1,7 @@
 //! Mail about channels: publications, subscribers on other shards, partitions.
 //!
-//! A channel's home is the shard that all its publications of this gateway pass. The home knows the shards with
-//! subscribers; the control thread forwards to other gateways, partition by partition.
+//! A channel's home is the shard that all its publications of this gateway pass. The home knows the
+//! shards with subscribers; the control thread forwards to other gateways, partition by partition.
 
 use super::{AckTo, AckToSpan, Batch, LANE_ITEMS_MAX, LANE_ITEMS_RESERVED, LaneFull, Lanes, Span, ToShard};
 use crate::ids::ShardId;
@@ -25,7 +25,8 @@ pub enum ChannelToShard {
         /// The channel.
         channel: ChannelName,
     },
-    /// To the channel's home: the sending shard has too much on its way to the channel's subscribers, or no longer has.
+    /// To the channel's home: the sending shard has too much on its way to the channel's
+    /// subscribers, or no longer has.
     Crowded {
         /// The channel.
         channel: ChannelName,
@@ -41,8 +42,8 @@ pub enum ChannelToShard {
     Publication(PublicationItem),
     /// From the control thread to the channel's home: a publication of another gateway.
     Published(PublicationItem),
-    /// From the control thread to the partition's home: the gateway is subscribed to the partition from now on, or
-    /// the subscription is lost.
+    /// From the control thread to the partition's home: the gateway is subscribed to the partition
+    /// from now on, or the subscription is lost.
     PartitionSubscribed {
         /// The partition.
         partition: Partition,

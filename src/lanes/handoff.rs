@@ -23,7 +23,8 @@ pub struct Handoff {
     pub hash: UserHash,
     /// What the user's token permits; `None` in development mode.
     pub grant: Option<Arc<Grant>>,
-    /// The handshake that still wants its `101`; `None` if it was sent and the user came with `auth`.
+    /// The handshake that still wants its `101`; `None` if it was sent and the user came with
+    /// `auth`.
     pub upgrade: Option<Upgrade>,
     /// What arrived behind the request head or the `auth` frame.
     pub rest: Vec<u8>,

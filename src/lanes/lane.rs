@@ -1,7 +1,8 @@
 //! The sending end: one [`Lane`] to each other thread, and [`Lanes`], all of one thread.
 //!
-//! The methods that send are with the mail of each service. A method named `try_` refuses when the lane holds enough.
-//! Answers always go: there is at most one per request, and requests are bounded.
+//! The methods that send are with the mail of each service. A method named `try_` refuses when the
+//! lane holds enough. Answers always go: there is at most one per request, and requests are
+//! bounded.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -93,7 +94,8 @@ impl<M> Lane<M> {
         if pending.items.is_empty() {
             return false;
         }
-        // As much room as this turn took, so that a steady stream allocates twice per batch and no more.
+        // As much room as this turn took, so that a steady stream allocates twice per batch and no
+        // more.
         let next = Batch::with_capacity(pending.from, pending.items.len(), pending.bytes.len());
         let batch = std::mem::replace(pending, next);
         let depth = self.depths.of(batch.from, self.to);
@@ -186,7 +188,8 @@ impl Lanes {
         }
     }
 
-    /// Sends this turn's items: one batch per thread that there is something for. Each of these is to be woken.
+    /// Sends this turn's items: one batch per thread that there is something for. Each of these is
+    /// to be woken.
     pub fn flush(&mut self) {
         for lane in &mut self.shards {
             if lane.flush() {

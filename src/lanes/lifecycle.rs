@@ -21,8 +21,8 @@ pub enum LifecycleToShard {
 /// What a shard tells the control thread of its life.
 #[derive(Debug)]
 pub enum LifecycleToControl {
-    /// A client shows a token that is signed with an unknown key. [`LifecycleToShard::KeysFetched`] is the answer,
-    /// whatever came of it.
+    /// A client shows a token that is signed with an unknown key. [`LifecycleToShard::KeysFetched`]
+    /// is the answer, whatever came of it.
     KeysWanted,
     /// The drain is over here.
     Drained {

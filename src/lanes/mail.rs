@@ -1,7 +1,7 @@
 //! The two kinds of mail: [`ToShard`] and [`ToControl`].
 //!
-//! Each is a sum of what the services say. A receiver matches it without a catch-all arm, so a new variant does not
-//! compile before its receiver knows it.
+//! Each is a sum of what the services say. A receiver matches it without a catch-all arm, so a new
+//! variant does not compile before its receiver knows it.
 
 use super::admin::{AdminToControl, AdminToShard, ShardCommand};
 use super::channels::{ChannelToControl, ChannelToShard};

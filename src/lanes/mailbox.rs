@@ -1,7 +1,7 @@
 //! The way into an inbox from any thread: its sending end, and the waker of its thread.
 //!
-//! A wake may be a system call. So [`Lanes`] have no wakers: they tell whom to wake, and the thread does it
-//! ([`Mailboxes::wake`]).
+//! A wake may be a system call. So [`Lanes`] have no wakers: they tell whom to wake, and the thread
+//! does it ([`Mailboxes::wake`]).
 
 use std::sync::Arc;
 
@@ -28,7 +28,8 @@ impl<M> Clone for Mailbox<M> {
 }
 
 impl<M> Mailbox<M> {
-    /// Puts one item in, over no lane, and wakes the thread. For the control thread: rare things, never refused.
+    /// Puts one item in, over no lane, and wakes the thread. For the control thread: rare things,
+    /// never refused.
     pub fn post(&self, from: ShardId, item: impl Into<M>) {
         // The only error is that the receiving thread has ended, and then nobody needs to hear.
         let _ = self.sender.send(Batch::posted(from, item.into()));
@@ -83,7 +84,8 @@ impl Mailboxes {
 }
 
 impl Senders {
-    /// The address of the control thread's inbox, for those who need it before all wakers are known.
+    /// The address of the control thread's inbox, for those who need it before all wakers are
+    /// known.
     pub fn control(&self, waker: Waker) -> Mailbox<ToControl> {
         Mailbox {
             sender: self.control.clone(),
@@ -92,7 +94,8 @@ impl Senders {
     }
 }
 
-/// Puts senders and wakers together, in the same order. Without the control thread's waker nothing is sent there.
+/// Puts senders and wakers together, in the same order. Without the control thread's waker nothing
+/// is sent there.
 pub fn mailboxes(senders: Senders, wakers: Vec<Waker>, control: Option<Waker>) -> Mailboxes {
     let shards = senders.shards.into_iter().zip(wakers);
     Mailboxes {

@@ -1,4 +1,5 @@
-//! Mail about direct messages: on their way to a shard or to other gateways, and what became of them.
+//! Mail about direct messages: on their way to a shard or to other gateways, and what became of
+//! them.
 
 use uuid::Uuid;
 
@@ -27,7 +28,8 @@ pub enum MessageToShard {
         /// When this gateway got it, nanoseconds of the gateway's clock.
         received_ns: u64,
     },
-    /// From the control thread: the shard has all its messages of a packet, and says which it missed.
+    /// From the control thread: the shard has all its messages of a packet, and says which it
+    /// missed.
     PacketEnd {
         /// Names the packet.
         packet: u32,
@@ -52,7 +54,8 @@ pub enum MessageToShard {
     ForgetAll,
 }
 
-/// Mail for a shard whose connection sent a message or a publication, from another shard or from the control thread.
+/// Mail for a shard whose connection sent a message or a publication, from another shard or from
+/// the control thread.
 #[derive(Debug)]
 pub struct AckToShard {
     /// The connection, and its ids.
@@ -123,8 +126,8 @@ pub struct RouteItem {
     pub ack_to: Option<(ShardId, AckToSpan)>,
 }
 
-/// The receiver of an ack: a sender that gave its message or publication an `id`. As a batch carries it; the shard is
-/// said by what it lies in. [`AckTo`] is the same with its text at hand.
+/// The receiver of an ack: a sender that gave its message or publication an `id`. As a batch
+/// carries it; the shard is said by what it lies in. [`AckTo`] is the same with its text at hand.
 #[derive(Debug, Clone, Copy)]
 pub struct AckToSpan {
     /// The sender's connection.

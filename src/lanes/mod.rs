@@ -1,11 +1,13 @@
 //! Lanes: how shards and the control thread pass things to each other.
 //!
-//! Every shard has one inbox, and so has the control thread. All that one thread sends to another in a turn is one
-//! [`Batch`], one send and one wake, whatever the number of items; the bytes of all items lie in one buffer. Nobody
-//! ever waits: a lane that holds [`LANE_ITEMS_MAX`] items takes no new requests, and the sender acts on that at once.
+//! Every shard has one inbox, and so has the control thread. All that one thread sends to another
+//! in a turn is one [`Batch`], one send and one wake, whatever the number of items; the bytes of
+//! all items lie in one buffer. Nobody ever waits: a lane that holds [`LANE_ITEMS_MAX`] items takes
+//! no new requests, and the sender acts on that at once.
 //!
-//! Ownership: [`Lanes`] and [`Inbox`] belong to one thread; a batch belongs to the thread that holds it. The only
-//! memory that two threads see is the depth of a lane, one counter per ordered pair.
+//! Ownership: [`Lanes`] and [`Inbox`] belong to one thread; a batch belongs to the thread that
+//! holds it. The only memory that two threads see is the depth of a lane, one counter per ordered
+//! pair.
 //!
 //! Why answers may always be sent: there is at most one per request, and requests are bounded.
 //!
@@ -52,9 +54,11 @@ pub use presence::{PresenceQuery, PresenceToControl, PresenceToShard, RosterToSh
 
 /// Items that may be under way on one lane. At 200 bytes each, 3 MB for the slowest pair of shards.
 pub const LANE_ITEMS_MAX: u32 = 16_384;
-/// Items that only hand-overs, presence queries and joins may add to that: a flood of messages does not keep others out.
+/// Items that only hand-overs, presence queries and joins may add to that: a flood of messages does
+/// not keep others out.
 pub const LANE_ITEMS_RESERVED: u32 = 4_096;
-/// Bytes that may be under way on one lane; the last message that fits may pass it by its own length.
+/// Bytes that may be under way on one lane; the last message that fits may pass it by its own
+/// length.
 pub const LANE_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// The control thread's id among the threads that lanes lead between: behind the last shard's.
@@ -106,8 +110,8 @@ pub struct Inbox<M> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LaneFull;
 
-/// All inboxes of a gateway, made before its threads start, and what their sending ends are made of once all wakers
-/// are known.
+/// All inboxes of a gateway, made before its threads start, and what their sending ends are made of
+/// once all wakers are known.
 #[derive(Debug)]
 pub struct Inboxes {
     /// The shards'.
@@ -148,7 +152,8 @@ pub fn inboxes(shards: u16) -> Inboxes {
 }
 
 fn inbox<M>(me: ShardId, depths: &Arc<Depths>) -> (Sender<Batch<M>>, Inbox<M>) {
-    // Unbounded as a queue, bounded by the depth that each sender may reach: memory is taken only when used.
+    // Unbounded as a queue, bounded by the depth that each sender may reach: memory is taken only
+    // when used.
     let (sender, receiver) = crossbeam_channel::unbounded();
     let inbox = Inbox {
         me,
@@ -159,7 +164,8 @@ fn inbox<M>(me: ShardId, depths: &Arc<Depths>) -> (Sender<Batch<M>>, Inbox<M>) {
 }
 
 impl<M> Inbox<M> {
-    /// The next batch, if there is one. Call [`Inbox::done`] with its room when it has been carried out.
+    /// The next batch, if there is one. Call [`Inbox::done`] with its room when it has been carried
+    /// out.
     pub fn try_next(&self) -> Option<Batch<M>> {
         self.receiver.try_recv().ok()
     }

@@ -76,7 +76,8 @@ pub enum PresenceToControl {
     },
     /// Changes did not fit into the lane; all users must be listed again.
     Lost,
-    /// As many users as [`RosterToShard::List`] asked for have been told; go on here, if there are more.
+    /// As many users as [`RosterToShard::List`] asked for have been told; go on here, if there are
+    /// more.
     Listed {
         /// As asked.
         round: u32,
@@ -175,7 +176,8 @@ impl Lanes {
         }
     }
 
-    /// Names several users of a shard to it: for [`RosterToShard::ReviewUsers`] and [`RosterToShard::Check`].
+    /// Names several users of a shard to it: for [`RosterToShard::ReviewUsers`] and
+    /// [`RosterToShard::Check`].
     pub fn push_users<'a>(
         &mut self,
         to: ShardId,

@@ -1,7 +1,8 @@
-//! Packets that were read from Redis and not yet taken by the control thread: how many there may be.
+//! Packets that were read from Redis and not yet taken by the control thread: how many there may
+//! be.
 //!
-//! Shared by the connections' tasks, which let packets in, and the [`Broker`](super::Broker), which takes them out.
-//! A [`PROBE`](crate::cluster::store::PROBE) is no packet.
+//! Shared by the connections' tasks, which let packets in, and the [`Broker`](super::Broker), which
+//! takes them out. A [`PROBE`](crate::cluster::store::PROBE) is no packet.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -30,7 +31,8 @@ impl Backlog {
         }
     }
 
-    /// Whether a packet of that size may wait too; one that may not is counted. An empty backlog takes any packet.
+    /// Whether a packet of that size may wait too; one that may not is counted. An empty backlog
+    /// takes any packet.
     pub(super) fn admit(&self, bytes: usize) -> bool {
         let waiting = self.packets.load(Relaxed);
         // All connections' tasks run on one thread, so nothing comes between look and addition.

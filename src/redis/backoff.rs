@@ -7,8 +7,8 @@ const LONGEST: Duration = Duration::from_secs(1);
 /// A connection that lasted this long was no failed attempt.
 const GOOD: Duration = Duration::from_millis(250);
 
-/// Doubles from 50 ms to at most 1 s. Each delay is up to half shorter, by chance, so that gateways which lost the same
-/// server do not come back in step.
+/// Doubles from 50 ms to at most 1 s. Each delay is up to half shorter, by chance, so that gateways
+/// which lost the same server do not come back in step.
 #[derive(Debug)]
 pub(super) struct Backoff {
     next: Duration,

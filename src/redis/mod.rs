@@ -33,7 +33,8 @@
 //! Invariants:
 //! - *answered once*: every request is answered exactly once and within 2.5 s, see `gather` and
 //!   `node`.
-//! - *order*: operations for one server are sent in the order of [`Store::submit`](crate::cluster::store::Store::submit), see `node`.
+//! - *order*: operations for one server are sent in the order of
+//!   [`Store::submit`](crate::cluster::store::Store::submit), see `node`.
 //! - *no invalidation is lost*: each becomes an event. An invalidation that overtakes the reply to
 //!   a read comes before it in the queue, which shows the reader that the reply is stale.
 //! - *no secret*: credentials are in no event, log line or `Debug`.

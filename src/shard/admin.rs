@@ -1,6 +1,7 @@
 //! What the control thread asks of a shard for administrators.
 //!
-//! Owned by the shard. Nothing here takes long: who looks for connections is told where to go on, and asks again.
+//! Owned by the shard. Nothing here takes long: who looks for connections is told where to go on,
+//! and asks again.
 
 use super::core::Core;
 use crate::admin::ConnectionInfo;
@@ -113,7 +114,8 @@ impl Core {
         self.carry_out_command(command, None);
     }
 
-    /// `ticket`: to be replied to with the number of connections or subscriptions that it concerned.
+    /// `ticket`: to be replied to with the number of connections or subscriptions that it
+    /// concerned.
     fn carry_out_command(&mut self, command: ShardCommand, ticket: Option<u32>) {
         let count = match command {
             // It goes on from turn to turn, and replies then.
@@ -137,7 +139,8 @@ impl Core {
         slots.len() as u64
     }
 
-    /// Ends the subscriptions to a channel of a user who lives here, as an administrator wished. Returns how many there were.
+    /// Ends the subscriptions to a channel of a user who lives here, as an administrator wished.
+    /// Returns how many there were.
     fn end_subscriptions(&mut self, user: &str, channel: &str) -> u64 {
         let slots = self.kernel.devices(user);
         let ended = slots.into_iter().filter(|slot| {

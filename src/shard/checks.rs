@@ -4,7 +4,8 @@ use super::core::Core;
 use crate::session::{Stage, Tally};
 
 impl Core {
-    /// Asserts that the tables agree with each other. Debug builds do it on a sample of turns, simulations after each.
+    /// Asserts that the tables agree with each other. Debug builds do it on a sample of turns,
+    /// simulations after each.
     ///
     /// # Panics
     /// They do not, which is a fault of ours.

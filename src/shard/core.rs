@@ -1,11 +1,13 @@
 //! All state of one shard, and what happens to it.
 //!
-//! Owned by the shard's thread. Events come in through `handle_*`; effects are left in outboxes, lanes and
-//! [`Core::poll_command`], and the turn carries them out at its end. Nothing here blocks, sleeps, or touches a descriptor's
-//! bytes; descriptors only pass through on their way to another shard.
+//! Owned by the shard's thread. Events come in through `handle_*`; effects are left in outboxes,
+//! lanes and [`Core::poll_command`], and the turn carries them out at its end. Nothing here blocks,
+//! sleeps, or touches a descriptor's bytes; descriptors only pass through on their way to another
+//! shard.
 //!
-//! Invariants (checked by `check_invariants` in debug builds): a connection with a user is in that user's list; each socket is
-//! counted by exactly one limit (`Tally`); an outbox exists only while it holds bytes.
+//! Invariants (checked by `check_invariants` in debug builds): a connection with a user is in that
+//! user's list; each socket is counted by exactly one limit (`Tally`); an outbox exists only while
+//! it holds bytes.
 
 use core::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -125,7 +127,8 @@ impl Core {
         self.channels.poll_probe()
     }
 
-    /// The peer of a socket has not acknowledged so many bytes that the kernel has taken; `None` if that is not known.
+    /// The peer of a socket has not acknowledged so many bytes that the kernel has taken; `None` if
+    /// that is not known.
     pub fn handle_probed(&mut self, key: SocketKey, unacknowledged: Option<usize>) {
         self.channels.handle_probed(&mut self.kernel, key, unacknowledged);
     }
@@ -135,7 +138,8 @@ impl Core {
         self.kernel.turn.interactive
     }
 
-    /// True if there is more to do of what is spread over turns, so that nobody else waits for all of it.
+    /// True if there is more to do of what is spread over turns, so that nobody else waits for all
+    /// of it.
     pub fn has_more(&self) -> bool {
         self.channels.has_fan_out() || self.has_pre_auth()
     }
@@ -146,7 +150,8 @@ impl Core {
         self.settle();
     }
 
-    /// So many bytes of an abandoned connection has the kernel taken, and the peer not acknowledged.
+    /// So many bytes of an abandoned connection has the kernel taken, and the peer not
+    /// acknowledged.
     pub fn handle_unacknowledged(&mut self, key: SocketKey, bytes: usize) {
         if bytes > 0 && self.kernel.connection(key).is_some() {
             self.kernel.count_doubtful(key.slot);
@@ -193,8 +198,9 @@ impl Core {
         }
     }
 
-    /// Takes the connection out of all tables and counts its end, once. Its permit is free; the socket is counted by
-    /// `limits.handshakes` until it is closed. In a drain, which closes thousands that shall all hear why, no limit counts it.
+    /// Takes the connection out of all tables and counts its end, once. Its permit is free; the
+    /// socket is counted by `limits.handshakes` until it is closed. In a drain, which closes
+    /// thousands that shall all hear why, no limit counts it.
     pub(super) fn end(&mut self, slot: u32, ending: CloseCause) {
         let conn = &mut self.kernel.connections[slot as usize];
         // A handshake whose 101 is still owed was never accepted, so it does not count as closed.
@@ -242,9 +248,9 @@ impl Core {
         }
     }
 
-    /// Does what the event that is through has brought for others than the service that was at work. Connections that are
-    /// marked leave all tables here and nowhere else, each once, so that no walk through a table meets one that left it
-    /// meanwhile.
+    /// Does what the event that is through has brought for others than the service that was at
+    /// work. Connections that are marked leave all tables here and nowhere else, each once, so that
+    /// no walk through a table meets one that left it meanwhile.
     pub(super) fn settle(&mut self) {
         while let Some(happened) = self.kernel.next_event() {
             match happened {
@@ -368,7 +374,8 @@ impl Core {
             Stage::Head(_) | Stage::Authenticating | Stage::Verifying(_) => {
                 self.admission.handle_deadline(&mut self.kernel, slot);
             }
-            // Everything was sent in this very turn, and the socket is about to be taken out of the engine.
+            // Everything was sent in this very turn, and the socket is about to be taken out of the
+            // engine.
             Stage::Migrating(_) if all_sent => {
                 self.kernel
                     .wheel
@@ -457,7 +464,8 @@ impl Core {
 
     /// Ends the turn: records how long deliveries took.
     ///
-    /// `began_ns`: when the turn's work began, which is before the engine submitted what the turn before left.
+    /// `began_ns`: when the turn's work began, which is before the engine submitted what the turn
+    /// before left.
     pub fn end_turn(&mut self, began_ns: u64, now_ns: u64) {
         self.admission.settle_answers(&mut self.kernel);
         self.kernel.close_journal();
@@ -522,7 +530,8 @@ impl Core {
         };
         let (messages_in, rate, tls) = (conn.messages_in, conn.rate, conn.tls.take());
         let connected_at_ms = conn.connected_at_ms;
-        // Where the shard was told to stop meanwhile, the connection has ended, and its socket is dropped here.
+        // Where the shard was told to stop meanwhile, the connection has ended, and its socket is
+        // dropped here.
         let stage = match conn.stage {
             Stage::Closed => Stage::Closed,
             _ => self.kernel.go(key.slot, Stage::Closed),

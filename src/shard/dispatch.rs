@@ -1,6 +1,7 @@
 //! Mail of other threads, to the service that carries it out.
 //!
-//! Owned by the shard. Every match is exhaustive: a new kind of mail does not compile before it has its service.
+//! Owned by the shard. Every match is exhaustive: a new kind of mail does not compile before it has
+//! its service.
 
 use super::core::{Command, Core};
 use crate::lanes::{

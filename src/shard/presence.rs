@@ -1,7 +1,8 @@
-//! Presence: which of some users are online, as far as other shards and the cluster have to be asked.
+//! Presence: which of some users are online, as far as other shards and the cluster have to be
+//! asked.
 //!
-//! Owned by the shard. A question goes to the home shard of each user, and then to the cluster for those whose location no
-//! shard knows.
+//! Owned by the shard. A question goes to the home shard of each user, and then to the cluster for
+//! those whose location no shard knows.
 
 use super::kernel::{Kernel, OVERLOADED};
 use crate::engine::SocketKey;
@@ -18,8 +19,8 @@ const QUESTIONS_MAX: usize = 4096;
 
 /// Presence questions that wait for answers of other shards.
 ///
-/// A ticket is an index and how often it was used, so that an answer to a question that was given up never counts for the
-/// next one with that index.
+/// A ticket is an index and how often it was used, so that an answer to a question that was given
+/// up never counts for the next one with that index.
 #[derive(Debug, Default)]
 struct Questions {
     entries: Vec<Entry>,
@@ -113,8 +114,8 @@ impl Presence {
         self.questions.len()
     }
 
-    /// A `presence` frame: asks every shard on which one of these users lives, and then the cluster for those of whom no shard
-    /// knows where they are.
+    /// A `presence` frame: asks every shard on which one of these users lives, and then the cluster
+    /// for those of whom no shard knows where they are.
     pub(super) fn ask_presence(
         &mut self,
         kernel: &mut Kernel,
@@ -178,7 +179,8 @@ impl Presence {
         }
     }
 
-    /// All shards have said what they know of a question: it is answered, or goes to the cluster for the rest.
+    /// All shards have said what they know of a question: it is answered, or goes to the cluster
+    /// for the rest.
     fn finish_presence(&mut self, kernel: &mut Kernel, ticket: u32) {
         let Some(question) = self.questions.get(ticket) else {
             return;

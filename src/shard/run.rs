@@ -1,11 +1,11 @@
 //! The thread of one shard, inside its glommio executor: engine, clock, and parking.
 //!
-//! Owns the shard's thread. What a turn does is in [`super::turn`]; this decides when the next one comes.
-//! All sends of a turn leave with the next turn's one system call, or by one of their own before pre-auth work and bulk
-//! senders have theirs.
+//! Owns the shard's thread. What a turn does is in [`super::turn`]; this decides when the next one
+//! comes. All sends of a turn leave with the next turn's one system call, or by one of their own
+//! before pre-auth work and bulk senders have theirs.
 //!
-//! The task never relies on the executor's preemption: it looks at its inbox every turn and yields by its own clock
-//! (see `docs/decisions/0001-glommio.md`).
+//! The task never relies on the executor's preemption: it looks at its inbox every turn and yields
+//! by its own clock (see `docs/decisions/0001-glommio.md`).
 
 use std::future::poll_fn;
 use std::os::fd::OwnedFd;
@@ -28,12 +28,14 @@ use crate::settings::Settings;
 use crate::shared::clock::Clock;
 use crate::shared::{Now, Shared};
 
-/// The longest wait inside the engine before the shard parks in the executor. Waiting there halves the cost of low and
-/// middling load; a millisecond is what a foreign task of the executor may have to wait.
+/// The longest wait inside the engine before the shard parks in the executor. Waiting there halves
+/// the cost of low and middling load; a millisecond is what a foreign task of the executor may have
+/// to wait.
 const ENGINE_WAIT: Duration = Duration::from_millis(1);
 /// A parked shard turns this often all the same, so that its age tells whether it lives.
 const PARK_MAX: Duration = Duration::from_secs(1);
-/// The executor gets a look at its reactor this often under load. Nothing but the park timer lives there.
+/// The executor gets a look at its reactor this often under load. Nothing but the park timer lives
+/// there.
 const YIELD_EVERY_NS: u64 = 10_000_000;
 /// Everything that a shard needs to start.
 #[derive(Debug)]

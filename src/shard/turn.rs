@@ -1,6 +1,8 @@
-//! One turn of a shard: the same for the shard's thread, both simulations, the fuzzer and unit tests.
+//! One turn of a shard: the same for the shard's thread, both simulations, the fuzzer and unit
+//! tests.
 //!
-//! Owned by the shard's thread. A turn is generic over the engine and its surroundings, so the calls are static.
+//! Owned by the shard's thread. A turn is generic over the engine and its surroundings, so the
+//! calls are static.
 //!
 //! 1. The engine submits what the turn before left, and reaps what completed.
 //! 2. The core sees what happened to sockets, what other threads sent, and deadlines.
@@ -20,11 +22,12 @@ use crate::ids::ShardId;
 use crate::lanes::{Inbox, LifecycleToControl, ToShard};
 use crate::shared::Now;
 
-/// A turn goes on to take what bulk senders sent until it has lasted this long. A turn by itself costs a few
-/// microseconds, which is little of this; and a message beside a bulk sender waits for about as long.
+/// A turn goes on to take what bulk senders sent until it has lasted this long. A turn by itself
+/// costs a few microseconds, which is little of this; and a message beside a bulk sender waits for
+/// about as long.
 const BULK_UNTIL_NS: u64 = 100_000;
-/// A turn that was long for other reasons takes bulk data for at least this long. A sender of messages larger than a
-/// buffer is a bulk sender, and must not wait while others are busy.
+/// A turn that was long for other reasons takes bulk data for at least this long. A sender of
+/// messages larger than a buffer is a bulk sender, and must not wait while others are busy.
 const BULK_AT_LEAST_NS: u64 = 25_000;
 /// How long the last sockets may take to close when the shard shall end.
 const STOP_MAX_NS: u64 = 1_000_000_000;
@@ -53,9 +56,10 @@ pub struct Pace {
 }
 
 impl Default for Pace {
-    /// A flood of small messages is 2,500 of them in 256 KiB: a millisecond or two of work, and well within what a lane
-    /// holds. Less would not do: that a reader has taken what was sent stands behind a burst's bytes in the engine's
-    /// queue. A burst that takes many turns would make its reader pass for one who does not read.
+    /// A flood of small messages is 2,500 of them in 256 KiB: a millisecond or two of work, and
+    /// well within what a lane holds. Less would not do: that a reader has taken what was sent
+    /// stands behind a burst's bytes in the engine's queue. A burst that takes many turns would
+    /// make its reader pass for one who does not read.
     fn default() -> Self {
         Pace {
             inbox_items: 4096,
@@ -123,7 +127,8 @@ impl Shard {
         around: &impl Surroundings,
         wait: Option<Duration>,
     ) -> std::io::Result<Turned> {
-        // Without a wait the call into the kernel is work: it carries out all sends of the turn before.
+        // Without a wait the call into the kernel is work: it carries out all sends of the turn
+        // before.
         let began_ns = wait.is_none().then(|| around.mono_ns());
         engine.turn(wait)?;
         let now = around.now();
@@ -168,7 +173,8 @@ impl Shard {
             .min()
     }
 
-    /// Tells the control thread what became of the shard's clients, once, when a drain is over here.
+    /// Tells the control thread what became of the shard's clients, once, when a drain is over
+    /// here.
     fn tell_drained(&mut self) {
         if !self.reported_drained
             && let Some(DrainCount { open: 0, left, closed }) = self.core.drain_count()
@@ -242,7 +248,8 @@ impl Shard {
         items > 0
     }
 
-    /// Does what the core wants done: commands first, since they may bring more bytes to send, and the other way round.
+    /// Does what the core wants done: commands first, since they may bring more bytes to send, and
+    /// the other way round.
     fn carry_out<E: Engine>(&mut self, engine: &mut E) {
         let mut commands = std::mem::take(&mut self.commands);
         loop {

@@ -6,7 +6,8 @@ use super::message::ServerMessage;
 
 /// The codec of a connection.
 ///
-/// Bodies that many receivers share, and those on their way between threads and gateways, are made once, in
+/// Bodies that many receivers share, and those on their way between threads and gateways, are made
+/// once, in
 /// [`Codec::Json`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Codec {

@@ -1,8 +1,8 @@
 //! How the body of a message becomes bytes of a connection's stream.
 //!
-//! Pure. A message travels between threads, through the logs of channels and between gateways as a body. It is framed
-//! when its bytes enter an outbox. Each connection has a [`Framing`]; an [`Encoded`] body that many receivers share is
-//! framed once.
+//! Pure. A message travels between threads, through the logs of channels and between gateways as a
+//! body. It is framed when its bytes enter an outbox. Each connection has a [`Framing`]; an
+//! [`Encoded`] body that many receivers share is framed once.
 
 use bytes::Bytes;
 
@@ -12,8 +12,8 @@ use super::ws::server_frame::{self, Header};
 /// The framing of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Framing {
-    /// One unfragmented WebSocket text frame per message. A server's frame is not masked, so it is a header and the
-    /// body as it is.
+    /// One unfragmented WebSocket text frame per message. A server's frame is not masked, so it is
+    /// a header and the body as it is.
     #[default]
     WebSocketText,
 }
@@ -29,8 +29,9 @@ impl Framing {
 
 /// The body of a message, as its receivers share it.
 ///
-/// The framed form is made with the body, in one buffer: the body is its end. So a share of either costs no copy.
-/// A second framing or codec gets a buffer of its own here, made once for each message.
+/// The framed form is made with the body, in one buffer: the body is its end. So a share of either
+/// costs no copy. A second framing or codec gets a buffer of its own here, made once for each
+/// message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Encoded {
     web_socket_text: Bytes,

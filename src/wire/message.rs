@@ -1,6 +1,7 @@
 //! What the gateway says to a client: values, before a codec and a framing make bytes of them.
 //!
-//! Pure. A new kind of message begins here, and does not compile before each codec and the metrics know it.
+//! Pure. A new kind of message begins here, and does not compile before each codec and the metrics
+//! know it.
 
 use uuid::Uuid;
 

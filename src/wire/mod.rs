@@ -7,8 +7,8 @@
 //! | [`framing`] | how a body becomes bytes of a stream |
 //! | [`ws`] | WebSocket |
 //!
-//! Pure: no sockets, clock, random source or executor. Every function works on bytes that it is given.
-//! The gateway, the tests and the fuzzers all call the same code.
+//! Pure: no sockets, clock, random source or executor. Every function works on bytes that it is
+//! given. The gateway, the tests and the fuzzers all call the same code.
 
 pub mod codec;
 pub mod framing;

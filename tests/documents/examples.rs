@@ -28,7 +28,8 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    /// Inside a namespace: addresses, names, `/etc/shardgate` with a secret and a certificate, an identity provider.
+    /// Inside a namespace: addresses, names, `/etc/shardgate` with a secret and a certificate, an
+    /// identity provider.
     pub(crate) fn new() -> Host {
         let folder = tempfile::tempdir().unwrap();
         namespace::own_etc(folder.path());
@@ -93,8 +94,8 @@ fn algorithm(example: &str) -> Algorithm {
         .unwrap_or_else(|| panic!("{example} pins no algorithm"))
 }
 
-/// Checks the promises of an example with a key. A good token lets its user in and nothing else does;
-/// numbers are for the operator.
+/// Checks the promises of an example with a key. A good token lets its user in and nothing else
+/// does; numbers are for the operator.
 #[track_caller]
 fn is_closed_to_strangers(example: &str, gateway: &Gateway) {
     for path in ["/metrics", "/stats", "/dashboard", "/", "/admin/", "/echo"] {

@@ -1,4 +1,5 @@
-//! Links of documents lead to files and headings that are there. Those to other hosts are not followed.
+//! Links of documents lead to files and headings that are there. Those to other hosts are not
+//! followed.
 
 use std::path::{Path, PathBuf};
 

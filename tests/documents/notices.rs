@@ -45,8 +45,8 @@ struct Package {
 }
 
 impl Package {
-    /// The licences that hold: all that are joined by AND, and the first of [`CHOICE`] of those that
-    /// are joined by OR.
+    /// The licences that hold: all that are joined by AND, and the first of [`CHOICE`] of those
+    /// that are joined by OR.
     fn chosen(&self) -> Vec<&str> {
         let all = self.licence.split(" AND ").map(|part| {
             let offered: Vec<&str> = part.trim_matches(['(', ')']).split(" OR ").collect();

@@ -1,5 +1,5 @@
-//! `https://id.example.com`, the identity provider of the documents and examples. It serves keys and
-//! signs tokens with them, inside a namespace, where that name can be ours.
+//! `https://id.example.com`, the identity provider of the documents and examples. It serves keys
+//! and signs tokens with them, inside a namespace, where that name can be ours.
 
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -92,7 +92,8 @@ fn der(algorithm: Algorithm) -> Vec<u8> {
     STANDARD.decode(base64).unwrap()
 }
 
-/// The modulus of 2,048 bits stands before the exponent, which ends the key and is five bytes with its head.
+/// The modulus of 2,048 bits stands before the exponent, which ends the key and is five bytes with
+/// its head.
 fn rsa(kid: &str) -> Value {
     let der = der(Algorithm::Rs256);
     assert!(der.ends_with(&[2, 3, 1, 0, 1]), "the exponent is 65537");

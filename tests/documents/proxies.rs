@@ -1,5 +1,5 @@
-//! nginx and HAProxy as `docs/tuning.md` shows them: a rolling deploy of both gateways while clients
-//! connect. No handshake fails, and each gateway knows the addresses of its clients.
+//! nginx and HAProxy as `docs/tuning.md` shows them: a rolling deploy of both gateways while
+//! clients connect. No handshake fails, and each gateway knows the addresses of its clients.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -85,7 +85,8 @@ impl Deploy<'_> {
         self.host.start(self.example, &[&flags[..], &free].concat())
     }
 
-    /// Connects one more client. Returns the gateway that took it. A rolling deploy shows only `101`.
+    /// Connects one more client. Returns the gateway that took it. A rolling deploy shows only
+    /// `101`.
     #[track_caller]
     fn enter(&mut self) -> (Client, String) {
         let mut client = Client::connect(PUBLIC.parse().unwrap()).over_tls(self.host.provider.authority.client());

@@ -1,4 +1,5 @@
-//! Sentences are short enough to be read once. A part that a colon or a semicolon ends counts as one.
+//! Sentences are short enough to be read once. A part that a colon or a semicolon ends counts as
+//! one.
 
 use std::path::Path;
 
@@ -9,7 +10,8 @@ const WORDS: usize = 30;
 
 const OTHERS: [&str; 2] = ["CHANGELOG.md", "THIRD-PARTY-NOTICES.md"];
 
-/// Paragraphs and items of lists, with the lines where they begin. Headings, tables and comments are left out.
+/// Paragraphs and items of lists, with the lines where they begin. Headings, tables and comments
+/// are left out.
 fn paragraphs(text: &str) -> Vec<(usize, String)> {
     let mut paragraphs: Vec<(usize, String)> = Vec::new();
     let mut open = false;

@@ -1,9 +1,9 @@
 //! A reader with a terminal: types the commands of a document one after the other, in a copy of the
 //! tree.
 //!
-//! The differences from a reader's machine: the programs are the debug build, `cargo run` and `cargo
-//! build` find them built, the load generator takes fewer users and less time, and `wscat` is the
-//! client of these tests.
+//! The differences from a reader's machine: the programs are the debug build, `cargo run` and
+//! `cargo build` find them built, the load generator takes fewer users and less time, and `wscat`
+//! is the client of these tests.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -193,8 +193,8 @@ impl Session {
         }
     }
 
-    /// Types one command. A gateway stays, and this waits until it is ready. A gateway without `&` keeps
-    /// the terminal, so earlier ones are ended first.
+    /// Types one command. A gateway stays, and this waits until it is ready. A gateway without `&`
+    /// keeps the terminal, so earlier ones are ended first.
     ///
     /// # Errors
     /// The fault, for a reader of the document. `exits` are the codes that are right.

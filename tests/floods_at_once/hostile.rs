@@ -37,8 +37,8 @@ impl Target {
         }
     }
 
-    /// Opens so many sockets that all stay, and in the place of the oldest further ones. All of them stay until the gateway has
-    /// closed the one with the number `early`.
+    /// Opens so many sockets that all stay, and in the place of the oldest further ones. All of
+    /// them stay until the gateway has closed the one with the number `early`.
     pub(crate) fn crowd(&self, size: usize, early: usize, mut open: impl FnMut(usize) -> Option<TcpStream>) {
         let mut staying = VecDeque::new();
         self.repeat(size, |n| {
@@ -163,7 +163,8 @@ impl Hostile {
         read.unwrap_or(0)
     }
 
-    /// What remains of it is the socket: nobody speaks TLS there any more, and the gateway is not told so.
+    /// What remains of it is the socket: nobody speaks TLS there any more, and the gateway is not
+    /// told so.
     pub(crate) fn into_socket(self) -> TcpStream {
         self.stream
     }

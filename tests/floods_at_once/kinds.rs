@@ -36,15 +36,16 @@ pub(crate) const FLOODS: [Flood; 14] = [
     flood("numbers that are read half", unread_numbers),
 ];
 
-/// What one connection asks at once: as many frames as `limits.burst` has by default, though names cost more there.
+/// What one connection asks at once: as many frames as `limits.burst` has by default, though names
+/// cost more there.
 const STORM_FRAMES: usize = 200;
 /// Sockets that send garbage: more than the gateway may hold of all kinds.
 const GARBAGE: usize = 3_000;
 /// Sockets that leave the answers with numbers unread.
 const READERS: usize = 400;
 
-/// Five times what the gateway holds of such. When it has closed one in the middle it has taken most of them from the
-/// listeners' queues.
+/// Five times what the gateway holds of such. When it has closed one in the middle it has taken
+/// most of them from the listeners' queues.
 fn half_open(target: &Target) {
     target.crowd(5 * HANDSHAKES, 2 * HANDSHAKES, |_| TcpStream::connect(target.addr).ok());
 }
@@ -152,7 +153,8 @@ fn pages(target: &Target) {
     });
 }
 
-/// As many connections as three ordinary users may have ask for a hundred names in each frame, and come again.
+/// As many connections as three ordinary users may have ask for a hundred names in each frame, and
+/// come again.
 fn presence_storm(target: &Target) {
     std::thread::scope(|scope| {
         for connection in 0..storm::USERS * storm::CONNECTIONS {
@@ -170,7 +172,8 @@ fn presence_storm(target: &Target) {
     });
 }
 
-/// Bytes that are wrong at any stage, of peers that leave their sockets open and do not read why they were refused.
+/// Bytes that are wrong at any stage, of peers that leave their sockets open and do not read why
+/// they were refused.
 fn garbage(target: &Target) {
     // A TLS record that nobody can decrypt, a request that is none, a frame with a reserved bit.
     let record = [b"\x17\x03\x03\x02\x00".as_slice(), &[b'x'; 512]].concat();
@@ -191,8 +194,8 @@ fn garbage(target: &Target) {
     });
 }
 
-/// Many requests for the largest answer that strangers get, on connections that stop reading in the middle of the first and
-/// stay.
+/// Many requests for the largest answer that strangers get, on connections that stop reading in the
+/// middle of the first and stay.
 fn unread_numbers(target: &Target) {
     let requests = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(100);
     target.crowd(READERS, READERS, |_| {

@@ -10,13 +10,14 @@ use crate::HANDSHAKES;
 use crate::common::gateway::run_command;
 use crate::common::{Gateway, Redis};
 
-/// What messages of those who behave take: quiet, beside floods that are none of their gateway's business, and under floods.
-/// `docs/testing.md` has the command.
+/// What messages of those who behave take: quiet, beside floods that are none of their gateway's
+/// business, and under floods. `docs/testing.md` has the command.
 ///
-/// With `GATEWAY_CPUS` the gateway has those CPUs and nobody else has. On the others floods get only what its users leave, and
-/// so does a second gateway: what messages take while floods go there is what floods do to the machine, and the rest is what
-/// they do to the gateway. What counts is the middle one of the p99 of all seconds of all rounds: a machine that stands still for
-/// fifty milliseconds spoils one second, and p99 of the whole run as well.
+/// With `GATEWAY_CPUS` the gateway has those CPUs and nobody else has. On the others floods get
+/// only what its users leave, and so does a second gateway: what messages take while floods go
+/// there is what floods do to the machine, and the rest is what they do to the gateway. What counts
+/// is the middle one of the p99 of all seconds of all rounds: a machine that stands still for fifty
+/// milliseconds spoils one second, and p99 of the whole run as well.
 #[test]
 #[ignore = "measures, for release builds; docs/testing.md has the command"]
 fn latency_under_flood() {
@@ -149,8 +150,8 @@ impl Bench {
     }
 }
 
-/// Lets a thread, or the calling one, run on these CPUs only, and there only when nobody else wants to. Without any it stays as
-/// it is.
+/// Lets a thread, or the calling one, run on these CPUs only, and there only when nobody else wants
+/// to. Without any it stays as it is.
 fn make_way(thread: Option<rustix::process::Pid>, cpus: &[usize]) {
     if cpus.is_empty() {
         return;

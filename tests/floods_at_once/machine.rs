@@ -1,5 +1,6 @@
-//! Whether it was the machine. A Redis that nobody uses is asked all the time: when even that one does not answer, the machine
-//! or its loopback network stands still, and that gateways did not hear from theirs says nothing about them.
+//! Whether it was the machine. A Redis that nobody uses is asked all the time: when even that one
+//! does not answer, the machine or its loopback network stands still, and that gateways did not
+//! hear from theirs says nothing about them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};

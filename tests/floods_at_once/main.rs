@@ -1,8 +1,9 @@
-//! Hostile clients, each kind by itself and all at once: the gateway holds no more sockets and memory than its configuration
-//! says, and who behaves is served throughout, every message in order.
+//! Hostile clients, each kind by itself and all at once: the gateway holds no more sockets and
+//! memory than its configuration says, and who behaves is served throughout, every message in
+//! order.
 //!
-//! Every flood is a bounded loop; while it lasts, good users talk. Nothing is held to a time: [`latency_under_flood`] measures
-//! that, and runs only when it is asked for.
+//! Every flood is a bounded loop; while it lasts, good users talk. Nothing is held to a time:
+//! [`latency_under_flood`] measures that, and runs only when it is asked for.
 
 #![allow(clippy::unwrap_used)]
 
@@ -28,7 +29,8 @@ use machine::Machine;
 
 on_both_engines! { each_by_itself, each_by_itself_over_tls, all_at_once, all_at_once_over_tls }
 
-/// Good users talk in pairs, several messages at a time: pairs of this gateway, and of this one and another.
+/// Good users talk in pairs, several messages at a time: pairs of this gateway, and of this one and
+/// another.
 const PAIRS: usize = 4;
 const FAR_PAIRS: usize = 2;
 const IN_A_ROW: u64 = 5;
@@ -42,7 +44,8 @@ const OUTBOX_BYTES: usize = 128 * 1024;
 /// Most that a TLS handshake may have sent before it is finished, and what its state takes.
 const TLS_BYTES: usize = 96 * 1024;
 
-/// Besides what every gateway of a fleet has: so many shards, and no rate, which is not what keeps a flood from others.
+/// Besides what every gateway of a fleet has: so many shards, and no rate, which is not what keeps
+/// a flood from others.
 fn arguments() -> Vec<String> {
     [
         ("limits-handshakes", HANDSHAKES),
@@ -56,19 +59,21 @@ fn arguments() -> Vec<String> {
     .collect()
 }
 
-/// Sockets besides those that limits count: accepted and not looked at yet, and closes under way, which take a turn to be asked for
-/// and one to be done, of a turn's completions each, per shard.
+/// Sockets besides those that limits count: accepted and not looked at yet, and closes under way,
+/// which take a turn to be asked for and one to be done, of a turn's completions each, per shard.
 const SOCKETS_BETWEEN: usize = SHARDS * (8 + 2 * 1024);
 /// What one run of floods may make the gateway write to its log: peers must not fill a disk.
 const LOG_LINES: usize = 50;
 /// Descriptors that are no sockets of clients: rings, listeners, eventfds, logs.
 const FILES: usize = 124;
-/// What a shard has besides its connections: receive buffers, spare buffers, rings, tables as they grow; of a debug build.
+/// What a shard has besides its connections: receive buffers, spare buffers, rings, tables as they
+/// grow; of a debug build.
 const SHARD_BYTES: usize = 16 << 20;
 
-/// The most that the gateway may grow by, from what is configured: half a head and a receive's bytes for each pending socket, a
-/// message and an outbox (and what that was copied from, while it grows) for each connection. Answers that are not read and
-/// questions for presence may take more (`SECURITY.md`), but so few clients have such that they find room in this.
+/// The most that the gateway may grow by, from what is configured: half a head and a receive's
+/// bytes for each pending socket, a message and an outbox (and what that was copied from, while it
+/// grows) for each connection. Answers that are not read and questions for presence may take more
+/// (`SECURITY.md`), but so few clients have such that they find room in this.
 fn bytes_max(pending_bytes: usize) -> usize {
     HANDSHAKES * (pending_bytes + 4096) + CONNECTIONS * (MESSAGE_BYTES + 2 * OUTBOX_BYTES) + SHARDS * SHARD_BYTES
 }
@@ -153,7 +158,8 @@ struct Good {
 
 struct Pair {
     thread: JoinHandle<()>,
-    /// Rounds whose messages all came to whom they were for, in order, and whose senders were told so.
+    /// Rounds whose messages all came to whom they were for, in order, and whose senders were told
+    /// so.
     rounds: Arc<AtomicUsize>,
 }
 
@@ -239,8 +245,9 @@ struct Way {
     last: Option<u64>,
 }
 
-/// Several messages one behind the other: each is acked once with the status that is due, and comes in its turn. Acks of another
-/// gateway come in any order. A message that could not be sent for a good excuse may be missing.
+/// Several messages one behind the other: each is acked once with the status that is due, and comes
+/// in its turn. Acks of another gateway come in any order. A message that could not be sent for a
+/// good excuse may be missing.
 fn talk([from, to]: [&mut Client; 2], way: &mut Way, round: u64, excused: &dyn Fn() -> bool) {
     let numbers = round * IN_A_ROW..(round + 1) * IN_A_ROW;
     for n in numbers.clone() {
@@ -305,7 +312,8 @@ impl Drop for Over {
     }
 }
 
-/// Lets these floods loose together and holds the gateways to their promises until the last of them is done.
+/// Lets these floods loose together and holds the gateways to their promises until the last of them
+/// is done.
 fn under(site: &Site, floods: &[Flood], pending_bytes: usize) {
     let what: Vec<&str> = floods.iter().map(|flood| flood.name).collect();
     let target = Target {
@@ -376,8 +384,9 @@ fn let_loose<'scope>(
     let spawn = |flood: &Flood| {
         let (run, target) = (flood.run, target.clone());
         scope.spawn(move || {
-            // Floods come from elsewhere: here they must not take the CPU from Redis and from the kernel's own threads, which take
-            // packets from one socket of this machine to the other. Linux counts this for the thread and for those that it makes.
+            // Floods come from elsewhere: here they must not take the CPU from Redis and from the
+            // kernel's own threads, which take packets from one socket of this machine to the
+            // other. Linux counts this for the thread and for those that it makes.
             rustix::process::setpriority_process(None, 5).unwrap();
             run(&target);
         })
@@ -408,7 +417,8 @@ fn each(site: &Site, pending_bytes: usize) {
     }
     assert!(site.refused("handshake_limit") >= HANDSHAKES as f64);
     assert!(site.refused("head_too_large") >= 1.0);
-    // Redis was asked for many of those who were asked for. Where too many were, the client heard so.
+    // Redis was asked for many of those who were asked for. Where too many were, the client heard
+    // so.
     let asked = site.count("shardgate_redis_operations_total", "kind=\"locate\"");
     assert!(asked >= 10_000.0, "{asked}");
     site.assert_links_held();

@@ -1,5 +1,5 @@
-//! Publications of one connection to one channel reach every subscriber in the order sent, all of them, once, whatever
-//! shards lie between.
+//! Publications of one connection to one channel reach every subscriber in the order sent, all of
+//! them, once, whatever shards lie between.
 
 #![allow(clippy::unwrap_used)]
 
@@ -29,8 +29,8 @@ fn start(engine: &str, shards: &str) -> Gateway {
     ])
 }
 
-/// Every publisher publishes to every channel, interleaved; everybody else subscribes to all, and reads on a thread of
-/// its own.
+/// Every publisher publishes to every channel, interleaved; everybody else subscribes to all, and
+/// reads on a thread of its own.
 fn many_publishers_and_subscribers_across_shards(engine: &str) {
     for shards in ["1", "3"] {
         let gateway = start(engine, shards);

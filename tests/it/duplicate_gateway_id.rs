@@ -1,4 +1,5 @@
-//! A gateway's id is its own: a second one does not start while the first lives, and does soon after the first has died.
+//! A gateway's id is its own: a second one does not start while the first lives, and does soon
+//! after the first has died.
 
 #![allow(clippy::unwrap_used)]
 

@@ -197,7 +197,8 @@ fn a_url_of_the_wrong_kind_is_told_the_right_one() {
     });
 }
 
-/// A server of a Redis Cluster has a part of the keys only, which would be noticed by some users and not by others.
+/// A server of a Redis Cluster has a part of the keys only, which would be noticed by some users
+/// and not by others.
 #[test]
 fn a_server_of_a_cluster_is_no_store_by_itself() {
     let cluster = Cluster::start();

@@ -123,7 +123,8 @@ fn keys_are_found_while_their_slot_moves_and_after() {
     });
 }
 
-/// A server that gives a slot away invalidates the keys that it had, but not those that somebody read in vain.
+/// A server that gives a slot away invalidates the keys that it had, but not those that somebody
+/// read in vain.
 #[test]
 fn who_was_nowhere_is_forgotten_when_the_slot_moves() {
     let cluster = Cluster::start();
@@ -145,7 +146,8 @@ fn who_was_nowhere_is_forgotten_when_the_slot_moves() {
         assert!(moved.elapsed() < Duration::from_secs(10), "{:?}", moved.elapsed());
         assert_eq!(store.ask_one(locate("{x}ann")).await, Answer::Places(vec![(ME, 1)]));
 
-        // Found out by asking for somebody else in that slot: told before the answer, as nothing may be asked later.
+        // Found out by asking for somebody else in that slot: told before the answer, as nothing
+        // may be asked later.
         assert_eq!(store.ask_one(locate("{x}bob")).await, Answer::Places(vec![]));
         store.unread.clear();
         cluster.migrate_slot(slot, to, from);

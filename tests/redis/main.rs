@@ -1,4 +1,5 @@
-//! The broker against real Redis servers: every operation, order, and what it says when servers fail.
+//! The broker against real Redis servers: every operation, order, and what it says when servers
+//! fail.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

@@ -1,5 +1,6 @@
-//! Discovery that changes its mind: a name, a proxy or sentinels lead elsewhere, while the old server still answers. Both
-//! connections of a broker are together on the new one soon, and what it costs until then is bounded.
+//! Discovery that changes its mind: a name, a proxy or sentinels lead elsewhere, while the old
+//! server still answers. Both connections of a broker are together on the new one soon, and what it
+//! costs until then is bounded.
 
 use std::time::Duration;
 
@@ -40,7 +41,8 @@ async fn listening(url: &str) -> Store {
     store
 }
 
-/// What is written and published reaches this server, and what is published there is heard, within five seconds.
+/// What is written and published reaches this server, and what is published there is heard, within
+/// five seconds.
 async fn comes_together_on(store: &mut Store, server: &Redis) {
     let began = Instant::now();
     loop {
@@ -79,7 +81,8 @@ fn a_name_moves_to_the_promoted_replica_and_the_old_master_becomes_its_replica()
     });
 }
 
-/// The subscriptions alone are dialled anew and find another master; commands do not notice anything.
+/// The subscriptions alone are dialled anew and find another master; commands do not notice
+/// anything.
 #[test]
 fn commands_follow_subscriptions() {
     let (first, second) = (Redis::start(), Redis::start());

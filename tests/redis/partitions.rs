@@ -15,7 +15,8 @@ use crate::store::*;
 
 /// More than one round of questions, and more than the crate lets wait in one connection.
 const MANY: u16 = 2_000;
-/// Longer than it takes to find out that a silent connection is deaf: silence, and the answer's time.
+/// Longer than it takes to find out that a silent connection is deaf: silence, and the answer's
+/// time.
 const LONG: Duration = Duration::from_secs(9);
 
 fn heard(event: &StoreEvent) -> Option<(u16, bool)> {
@@ -99,8 +100,8 @@ fn many_channels_are_heard_at_once_and_again_in_a_cluster() {
     });
 }
 
-/// A way to a server on which, while it is `deaf`, publications get lost: there they go where nobody is, as sharded ones.
-/// Everything else is answered and confirmed.
+/// A way to a server on which, while it is `deaf`, publications get lost: there they go where
+/// nobody is, as sharded ones. Everything else is answered and confirmed.
 fn way_to(redis: &Redis, deaf: &Arc<AtomicBool>) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("redis://{}", listener.local_addr().unwrap());

@@ -40,8 +40,8 @@ fn what_is_changed_is_to_be_forgotten_whoever_did_it() {
         other.ask(vec![set("ann", ME, 1)]).await;
         store.until_forgotten("ann").await;
         assert_eq!(store.ask_one(locate("ann")).await, Answer::Places(vec![(ME, 1)]));
-        // What we change ourselves, too: the server forgets the reading with it. With NOLOOP that would happen in silence,
-        // and so would the next change by another client.
+        // What we change ourselves, too: the server forgets the reading with it. With NOLOOP that
+        // would happen in silence, and so would the next change by another client.
         store.ask(vec![set("ann", ME, 2)]).await;
         store.until_forgotten("ann").await;
         assert_eq!(store.ask_one(locate("ann")).await, Answer::Places(vec![(ME, 2)]));
@@ -54,8 +54,8 @@ fn what_is_changed_is_to_be_forgotten_whoever_did_it() {
     });
 }
 
-/// A read may be answered after the invalidation of what it read, never instead of it: after each answer, or between
-/// question and answer, the invalidation of that answer is there.
+/// A read may be answered after the invalidation of what it read, never instead of it: after each
+/// answer, or between question and answer, the invalidation of that answer is there.
 #[test]
 fn no_invalidation_is_lost_between_reads_and_writes_at_full_speed() {
     let redis = Redis::start();
@@ -262,7 +262,8 @@ fn what_an_access_list_forbids_is_refused() {
     });
 }
 
-/// A server that takes connections and says nothing, as one behind a broken network or a stopped process does.
+/// A server that takes connections and says nothing, as one behind a broken network or a stopped
+/// process does.
 #[test]
 fn a_server_that_never_says_anything_is_lost_and_no_request_hangs() {
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -292,7 +293,8 @@ fn a_password_of_odd_characters_gets_through() {
     });
 }
 
-/// Keys belong to a database and channels to the whole server, so the number is part of their names.
+/// Keys belong to a database and channels to the whole server, so the number is part of their
+/// names.
 #[test]
 fn two_systems_in_two_databases_of_one_server_never_cross() {
     let redis = Redis::start();

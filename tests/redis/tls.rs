@@ -41,7 +41,8 @@ fn a_server_with_a_certificate_by_anybody_is_refused() {
 
 const PASSWORD: Option<&str> = Some("s3cret");
 
-/// Works, and does so again after the server of `t:all` went: `break_it` ends it and waits for the next one.
+/// Works, and does so again after the server of `t:all` went: `break_it` ends it and waits for the
+/// next one.
 async fn works_before_and_after(mut store: Store, break_it: impl FnOnce()) {
     store.until_connected().await;
     every_operation(&mut store).await;

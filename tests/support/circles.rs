@@ -177,7 +177,8 @@ impl Files {
         named
     }
 
-    /// The files that a file names, by their modules. A re-export is followed and names nothing itself.
+    /// The files that a file names, by their modules. A re-export is followed and names nothing
+    /// itself.
     pub fn names(&self, file: &str) -> BTreeSet<String> {
         let module = module_of(file);
         let code = without_exports(&self.code[&module]);

@@ -277,7 +277,7 @@ impl<'a> Hostile<'a> {
                 LeaseState::Synced,
                 LeaseState::Synced,
                 LeaseState::Syncing,
-                LeaseState::Migrating,
+                LeaseState::Leaving,
             ]),
             renewals: self.chance.below(5) as u64,
             partitions: self.chance.pick(&[0, 64, 64, 8]),

@@ -1,6 +1,7 @@
 //! How times are spread: a histogram that travels.
 //!
-//! Duty: one set of bounds for all times of a run, so that what threads and processes recorded can be added up. Pure.
+//! Duty: one set of bounds for all times of a run, so that what threads and processes recorded can
+//! be added up. Pure.
 
 use hdrhistogram::Histogram;
 use serde::de::Error as _;

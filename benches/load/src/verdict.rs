@@ -1,11 +1,12 @@
 //! Why a run is no success, in words.
 //!
-//! Duty: from the JSON of a report what happened that must not. It reads the JSON and not the report, so that a report of
-//! last year has its reasons too. Pure.
+//! Duty: from the JSON of a report what happened that must not. It reads the JSON and not the
+//! report, so that a report of last year has its reasons too. Pure.
 
 use serde_json::Value;
 
-/// Where faults are counted in the JSON, and what they are, the worst first. An object is counts by kind.
+/// Where faults are counted in the JSON, and what they are, the worst first. An object is counts by
+/// kind.
 const FAULTS: &[(&str, &str)] = &[
     ("/lost", "lost"),
     ("/duplicates", "came twice"),
@@ -47,7 +48,8 @@ pub(crate) fn reasons(report: &Value) -> Vec<String> {
         reasons.push("nobody was cut off".to_owned());
     }
     if reasons.is_empty() {
-        // Such as clients that were told to stay away and should not have been, or the other way round.
+        // Such as clients that were told to stay away and should not have been, or the other way
+        // round.
         reasons.push("not everybody is where they should be".to_owned());
     }
     reasons

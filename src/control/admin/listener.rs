@@ -1,7 +1,8 @@
 //! `admin.listen`: the same HTTP as on the public port, over sockets of the control thread.
 //!
-//! Anybody who reaches the socket may connect and say nothing. So there are only so many places, and whoever comes gets one: the
-//! oldest silent connection goes. Some places are kept for those who have shown the token.
+//! Anybody who reaches the socket may connect and say nothing. So there are only so many places,
+//! and whoever comes gets one: the oldest silent connection goes. Some places are kept for those
+//! who have shown the token.
 
 use std::cell::RefCell;
 use std::net::SocketAddr;
@@ -151,7 +152,8 @@ impl Guests {
         }
     }
 
-    /// Closes the one that was silent longest, a stranger if there is one. False if all are being served.
+    /// Closes the one that was silent longest, a stranger if there is one. False if all are being
+    /// served.
     fn close_oldest(&mut self) -> bool {
         let silent = self.all.iter().enumerate().filter(|(_, seat)| !seat.busy);
         let oldest = silent.min_by_key(|(_, seat)| (seat.known, seat.heard));
@@ -221,7 +223,8 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
     let mut output = Vec::new();
     // Bytes that trickle in do not buy time.
     let mut until = Instant::now() + SILENCE_MAX;
-    // Held until the answer has left; if it is the last one, until the peer's end, as what it has not read may be destroyed by ours.
+    // Held until the answer has left; if it is the last one, until the peer's end, as what it has
+    // not read may be destroyed by ours.
     let mut expected = None;
     loop {
         match timeout_at(until, stream.read(&mut input)).await?? {
@@ -244,7 +247,8 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
                 progress = http.answer(answer, &mut output);
             }
             if output.is_empty() {
-                // What is rendered slice by slice takes the thread no longer than a slice at a time.
+                // What is rendered slice by slice takes the thread no longer than a slice at a
+                // time.
                 tokio::task::yield_now().await;
             } else {
                 timeout(SILENCE_MAX, stream.write_all(&output)).await??;

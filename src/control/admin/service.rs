@@ -1,7 +1,8 @@
 //! Administrators' requests, carried out.
 //!
-//! Lives on the control thread. A request comes from a shard, over whose public port it came, or from `listener`; each is
-//! a task of its own, which asks shards and the cluster, waits for what they say, and makes an answer of it.
+//! Lives on the control thread. A request comes from a shard, over whose public port it came, or
+//! from `listener`; each is a task of its own, which asks shards and the cluster, waits for what
+//! they say, and makes an answer of it.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -118,7 +119,8 @@ impl AdminService {
         self.shared.gate.expect().then(|| Expected(Arc::clone(&self.shared)))
     }
 
-    /// Carries out what came over a connection of a shard, and brings the answer there. The shard expects it.
+    /// Carries out what came over a connection of a shard, and brings the answer there. The shard
+    /// expects it.
     pub(in crate::control) fn take(
         self: &Rc<Self>,
         shard: ShardId,

@@ -10,7 +10,8 @@ use super::*;
 use crate::engine::Waker;
 use crate::lanes;
 
-/// What asks shards, and what asks the cluster; each gets its answer, and leaves nothing that waits.
+/// What asks shards, and what asks the cluster; each gets its answer, and leaves nothing that
+/// waits.
 #[test]
 fn who_is_not_answered_in_time_hears_so() {
     let (orders, _nobody_takes_orders) = crossbeam_channel::unbounded();

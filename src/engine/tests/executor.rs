@@ -1,5 +1,6 @@
-//! A shard's loop inside glommio, under everything at once: sockets, foreign wakes, timers. The loop here is the smallest
-//! one that keeps the rules; the real one does the same with sessions in between.
+//! A shard's loop inside glommio, under everything at once: sockets, foreign wakes, timers. The
+//! loop here is the smallest one that keeps the rules; the real one does the same with sessions in
+//! between.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
@@ -172,8 +173,9 @@ const NEVER: Duration = Duration::from_secs(3600);
 
 #[test]
 fn a_shard_on_the_ring_does_not_hang() {
-    // Never delete: glommio 0.9.0 parks with runnable tasks if its preempt timer fires at a bad moment. This is the setting
-    // that avoids it, under a load that shows the defect with short timers (`short_preempt_timers_hang`).
+    // Never delete: glommio 0.9.0 parks with runnable tasks if its preempt timer fires at a bad
+    // moment. This is the setting that avoids it, under a load that shows the defect with short
+    // timers (`short_preempt_timers_hang`).
     let name = "engine::tests::executor::a_shard_on_the_ring_does_not_hang";
     alone(name, || {
         if ring_usable() {
@@ -198,7 +200,8 @@ fn a_shard_on_epoll_does_not_hang() {
 #[test]
 #[ignore = "shows a race of glommio 0.9.0, which takes some time and some luck; run it when glommio is upgraded"]
 fn short_preempt_timers_hang() {
-    // Never delete: when this fails, glommio may have been mended, and the preempt timer may become a short one again.
+    // Never delete: when this fails, glommio may have been mended, and the preempt timer may become
+    // a short one again.
     alone("engine::tests::executor::short_preempt_timers_hang", || {
         let runs = 12;
         let hangs = (0..runs)

@@ -244,7 +244,8 @@ mod tests {
         }
     }
 
-    /// A shard that is told to stop in the turn in which a connection leaves it closes the connection.
+    /// A shard that is told to stop in the turn in which a connection leaves it closes the
+    /// connection.
     #[test]
     fn a_connection_that_was_closed_does_not_leave() {
         let conn = SocketKey { slot: 0, generation: 1 };

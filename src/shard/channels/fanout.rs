@@ -10,10 +10,11 @@ use crate::session::Stage;
 use crate::shard::kernel::Kernel;
 use crate::wire::framing::Encoded;
 
-/// Outboxes that one turn may fill with publications and broadcasts: at 4 to 5 µs each, nearly all the kernel's, this is
-/// how long a client waits that says something meanwhile. A turn in which somebody did fills few, each one after it some
-/// more: so whoever talks waits for a tenth of a millisecond, the first one after a silence for half of one, and where
-/// nobody talks a delivery costs a twelfth less (4.0 µs with 128 in a turn, 4.1 with 64, 4.3 with 32).
+/// Outboxes that one turn may fill with publications and broadcasts: at 4 to 5 µs each, nearly all
+/// the kernel's, this is how long a client waits that says something meanwhile. A turn in which
+/// somebody did fills few, each one after it some more: so whoever talks waits for a tenth of a
+/// millisecond, the first one after a silence for half of one, and where nobody talks a delivery
+/// costs a twelfth less (4.0 µs with 128 in a turn, 4.1 with 64, 4.3 with 32).
 const FANOUT_LEAST: u32 = 8;
 const FANOUT_STEP: u32 = 4;
 const FANOUT_MOST: u32 = 128;
@@ -101,8 +102,9 @@ impl Channels {
         self.table.is_busy() || !self.fan_out.broadcasts.is_empty() || self.reviews.is_busy()
     }
 
-    /// True if this much would fill more than half of an outbox that the kernel takes from at the end of this turn. Who
-    /// keeps up is no slow consumer, however much is published in a turn; the other half is for what cannot wait.
+    /// True if this much would fill more than half of an outbox that the kernel takes from at the
+    /// end of this turn. Who keeps up is no slow consumer, however much is published in a turn; the
+    /// other half is for what cannot wait.
     fn is_about_to_send(&mut self, kernel: &mut Kernel, slot: u32, bytes: usize) -> bool {
         let half = kernel.settings.limits.outbox_bytes / 2;
         let conn = kernel.conn(slot);
@@ -122,7 +124,8 @@ impl Channels {
         }
     }
 
-    /// Before an administrator closes a connection: what was broadcast before that wish comes before the close.
+    /// Before an administrator closes a connection: what was broadcast before that wish comes
+    /// before the close.
     pub(in crate::shard) fn settle_broadcasts(&mut self, kernel: &mut Kernel, slot: u32) {
         let mut broadcasts = std::mem::take(&mut self.fan_out.broadcasts);
         for broadcast in broadcasts.iter_mut().filter(|broadcast| broadcast.next <= slot) {

@@ -40,8 +40,8 @@ impl Channels {
         Ok(())
     }
 
-    /// A shard has its first subscriber of a channel whose home is here. Returns true if nothing will be missed from now
-    /// on; else that is told later.
+    /// A shard has its first subscriber of a channel whose home is here. Returns true if nothing
+    /// will be missed from now on; else that is told later.
     fn handle_join(
         &mut self,
         kernel: &mut Kernel,
@@ -131,8 +131,9 @@ impl Channels {
         self.tell_wanted(kernel, partition, change);
     }
 
-    /// A publication of this gateway, at its channel's home: to the subscribers here and on other shards, and to the other
-    /// gateways. Returns what became of it; `None` if that is not known yet, and the publisher will be told.
+    /// A publication of this gateway, at its channel's home: to the subscribers here and on other
+    /// shards, and to the other gateways. Returns what became of it; `None` if that is not known
+    /// yet, and the publisher will be told.
     pub(in crate::shard) fn distribute(
         &mut self,
         kernel: &mut Kernel,
@@ -162,7 +163,8 @@ impl Channels {
         if here { None } else { Some(AckStatus::Failed) }
     }
 
-    /// To all shards of this gateway that have subscribers. Returns false if one of them could not take it.
+    /// To all shards of this gateway that have subscribers. Returns false if one of them could not
+    /// take it.
     fn distribute_here(&mut self, kernel: &mut Kernel, publication: &OutgoingPublication<'_>) -> bool {
         let OutgoingPublication {
             channel: (hash, name),
@@ -180,7 +182,8 @@ impl Channels {
         taken
     }
 
-    /// Puts a publication on its way to the subscribers of this shard. Returns false if too much is on its way already.
+    /// Puts a publication on its way to the subscribers of this shard. Returns false if too much is
+    /// on its way already.
     pub(in crate::shard) fn queue_publication(
         &mut self,
         kernel: &mut Kernel,
@@ -192,7 +195,8 @@ impl Channels {
         let Some(channel) = found.filter(|channel| !self.joins.is_joining(*channel)) else {
             return true;
         };
-        // The log of a channel holds what its subscribers get, one behind the other: in the one form that there is.
+        // The log of a channel holds what its subscribers get, one behind the other: in the one
+        // form that there is.
         let framed = message.framed(Framing::WebSocketText).clone();
         let queued = self.table.publish(channel, framed, received_ns);
         if queued.is_err() {

@@ -1,14 +1,17 @@
 //! What is done when more is published than subscribers can be given.
 //!
-//! Owned by the shard. A channel is held, and nothing more of it goes into outboxes, while most of its subscribers are
-//! behind, and while a single one that reads is about to be closed for it. What is published meanwhile waits in the channel,
-//! up to its bound; beyond that its publishers hear `failed`. So publishers are slowed before anybody who reads is closed
-//! with 3008, which is for a subscriber whose own socket does not move.
+//! Owned by the shard. A channel is held, and nothing more of it goes into outboxes, while most of
+//! its subscribers are behind, and while a single one that reads is about to be closed for it. What
+//! is published meanwhile waits in the channel, up to its bound; beyond that its publishers hear
+//! `failed`. So publishers are slowed before anybody who reads is closed with 3008, which is for a
+//! subscriber whose own socket does not move.
 //!
-//! While a channel is held the turn asks the kernel how far a few of the sockets are (`poll_probe`), which shows sooner than
-//! the end of a send that somebody reads. Where none of them moves there is nothing to wait for, and nothing is held.
+//! While a channel is held the turn asks the kernel how far a few of the sockets are
+//! (`poll_probe`), which shows sooner than the end of a send that somebody reads. Where none of
+//! them moves there is nothing to wait for, and nothing is held.
 //!
-//! A channel's home on another shard is told when much waits here, so that it refuses before something is lost.
+//! A channel's home on another shard is told when much waits here, so that it refuses before
+//! something is lost.
 
 use super::Channels;
 use super::tables::Probe;
@@ -17,13 +20,15 @@ use crate::router::ChannelHash;
 use crate::router::channels::ChannelIndex;
 use crate::shard::kernel::Kernel;
 
-/// A subscriber is behind when its outbox holds more than this share of `limits.outbox_bytes`. The rest of it is for the
-/// differences between subscribers, and for what else they are told.
+/// A subscriber is behind when its outbox holds more than this share of `limits.outbox_bytes`. The
+/// rest of it is for the differences between subscribers, and for what else they are told.
 const BEHIND_SHARE: usize = 4;
-/// A subscriber that is alone behind is waited for when its outbox would hold more than three of this many shares.
+/// A subscriber that is alone behind is waited for when its outbox would hold more than three of
+/// this many shares.
 const STRAGGLER_SHARE: usize = 4;
-/// ... as long as it has taken something in this time, a payload of 64 KiB or [`PROGRESS_BYTES`] of one: whoever vanished
-/// holds up a busy channel for no longer, and whoever reads on purpose slowly does not slow it to less.
+/// ... as long as it has taken something in this time, a payload of 64 KiB or [`PROGRESS_BYTES`] of
+/// one: whoever vanished holds up a busy channel for no longer, and whoever reads on purpose slowly
+/// does not slow it to less.
 const STRAGGLER_STUCK_MS: u64 = 500;
 /// What a peer has to acknowledge between two looks to count as one who reads.
 const PROGRESS_BYTES: usize = 16 * 1024;
@@ -49,7 +54,8 @@ impl Channels {
         Some(probe.key)
     }
 
-    /// The peer of a socket has not acknowledged so many bytes that the kernel has taken; `None` if that is not known.
+    /// The peer of a socket has not acknowledged so many bytes that the kernel has taken; `None` if
+    /// that is not known.
     pub(in crate::shard) fn handle_probed(
         &mut self,
         kernel: &mut Kernel,
@@ -77,7 +83,8 @@ impl Channels {
         }
     }
 
-    /// Decides, before a subscriber gets so many bytes, whether its channel waits for it or for all of them.
+    /// Decides, before a subscriber gets so many bytes, whether its channel waits for it or for all
+    /// of them.
     pub(in crate::shard) fn must_wait(
         &mut self,
         kernel: &mut Kernel,
@@ -112,7 +119,8 @@ impl Channels {
         })
     }
 
-    /// Decides whether the channel waits for its subscribers, because more than half of them are behind.
+    /// Decides whether the channel waits for its subscribers, because more than half of them are
+    /// behind.
     fn is_slow(&mut self, kernel: &mut Kernel, channel: ChannelIndex) -> bool {
         let overload = &mut self.overload;
         if !overload.waits(kernel.now.mono_ms()) {
@@ -171,8 +179,8 @@ impl Channels {
         self.table.release_held();
     }
 
-    /// True if a publication of this size has no room on its way to the subscribers here, or is known to have none on
-    /// another shard of this gateway.
+    /// True if a publication of this size has no room on its way to the subscribers here, or is
+    /// known to have none on another shard of this gateway.
     pub(in crate::shard) fn is_overloaded(
         &self,
         kernel: &Kernel,

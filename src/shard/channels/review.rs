@@ -1,16 +1,18 @@
 //! Subscriptions that end because their right has.
 //!
-//! Owned by the shard. `publish`, `message` and `presence` ask each time. A subscription is permitted once and then lasts, so it is
-//! looked at again when its connection shows a new token, or when the configuration changes for everybody:
+//! Owned by the shard. `publish`, `message` and `presence` ask each time. A subscription is
+//! permitted once and then lasts, so it is looked at again when its connection shows a new token,
+//! or when the configuration changes for everybody:
 //!
 //! ```text
 //! new token ─────> review of one connection ──┐
 //! new settings ──> one after the other ───────┴─> a few subscriptions per turn ──> `unsubscribed`, `notPermitted`
 //! ```
 //!
-//! Invariant *looked at*: after a change of rights, each subscription that was there before is looked at once or more. A connection
-//! keeps its subscriptions in a list; the review goes from its end to its beginning, and whatever moves in between moves towards the
-//! beginning, or was permitted by the new rights.
+//! Invariant *looked at*: after a change of rights, each subscription that was there before is
+//! looked at once or more. A connection keeps its subscriptions in a list; the review goes from its
+//! end to its beginning, and whatever moves in between moves towards the beginning, or was
+//! permitted by the new rights.
 
 use super::Channels;
 use crate::shard::kernel::Kernel;
@@ -22,7 +24,8 @@ const REVIEWS_PER_TURN: usize = 64;
 const SLOTS_PER_TURN: usize = 4_096;
 
 impl Channels {
-    /// Ends a subscription that the client did not end, and tells it. Returns false if there was none.
+    /// Ends a subscription that the client did not end, and tells it. Returns false if there was
+    /// none.
     pub(in crate::shard) fn end_subscription(
         &mut self,
         kernel: &mut Kernel,

@@ -6,11 +6,13 @@ use crate::engine::SocketKey;
 use crate::router::channels::ChannelIndex;
 use crate::wire::framing::Encoded;
 
-/// Where none of the sockets that are looked at has taken anything for so long, nobody reads. What is published meanwhile
-/// has room in the channel, so that publishers need not hear `failed` for subscribers that have vanished.
+/// Where none of the sockets that are looked at has taken anything for so long, nobody reads. What
+/// is published meanwhile has room in the channel, so that publishers need not hear `failed` for
+/// subscribers that have vanished.
 const NOBODY_MOVES_MS: u64 = 300;
 
-/// A channel that waits for its home's confirmation. Its subscribers are in the table; what is published comes later.
+/// A channel that waits for its home's confirmation. Its subscribers are in the table; what is
+/// published comes later.
 #[derive(Debug)]
 pub(super) struct Joining {
     pub(super) ticket: u64,
@@ -119,7 +121,8 @@ pub(super) struct Overload {
     pub(super) held_ms: u64,
     /// Sockets have moved since channels began to be held: there is more to send than they take.
     pub(super) real: bool,
-    /// When a socket with much to take last took something, or a channel was held after a while without.
+    /// When a socket with much to take last took something, or a channel was held after a while
+    /// without.
     pub(super) moved_ms: u64,
     /// No socket has moved although a channel was held for it: none is, until one does.
     pub(super) nobody_moves: bool,

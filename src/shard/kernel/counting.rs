@@ -8,8 +8,8 @@ use crate::engine::SocketKey;
 use crate::session::Tally;
 
 impl Kernel {
-    /// Where a connection comes from: the client, as far as proxies that we believe name it. The port is 0 where only the
-    /// address is known.
+    /// Where a connection comes from: the client, as far as proxies that we believe name it. The
+    /// port is 0 where only the address is known.
     pub(crate) fn remote_addr(&self, slot: u32) -> Option<SocketAddr> {
         self.addresses.get(slot)
     }
@@ -24,8 +24,9 @@ impl Kernel {
         self.addresses.forget(slot);
     }
 
-    /// From now on the socket is counted like this: the only function that writes a tally. The caller takes and gives
-    /// back permits of the gateway, as a connection on its way between shards keeps its permit.
+    /// From now on the socket is counted like this: the only function that writes a tally. The
+    /// caller takes and gives back permits of the gateway, as a connection on its way between
+    /// shards keeps its permit.
     pub(in crate::shard) fn count_as(&mut self, slot: u32, tally: Tally) {
         let key = self.key(slot);
         let before = std::mem::replace(&mut self.conn(slot).tally, tally);
@@ -47,7 +48,8 @@ impl Kernel {
         }
     }
 
-    /// Keys of sockets that are counted otherwise by now cost memory: they are dropped before they are many.
+    /// Keys of sockets that are counted otherwise by now cost memory: they are dropped before they
+    /// are many.
     fn forget_stale(&mut self) {
         if self.pending.came.len() + self.pending.ended.len() <= 2 * self.pending.count + STALE_MAX {
             return;

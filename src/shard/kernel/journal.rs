@@ -1,9 +1,11 @@
 //! What the log tells of connections at `debug`: who came, who went and why, who was refused.
 //!
-//! Owned by the shard. Peers cause these lines, so there are only so many per second; how many more there were is said as well. With
-//! `debug` off they cost one comparison. No line has anything of a token.
+//! Owned by the shard. Peers cause these lines, so there are only so many per second; how many more
+//! there were is said as well. With `debug` off they cost one comparison. No line has anything of a
+//! token.
 
-/// Lines per second and shard about connections, and as many about refusals: those come in floods, and must not keep the others out.
+/// Lines per second and shard about connections, and as many about refusals: those come in floods,
+/// and must not keep the others out.
 const LINES_PER_SECOND: u32 = 100;
 
 /// Lines of one second.

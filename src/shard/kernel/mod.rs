@@ -1,8 +1,10 @@
-//! What all services of a shard stand on: the table of connections, and what is done to one of them.
+//! What all services of a shard stand on: the table of connections, and what is done to one of
+//! them.
 //!
-//! Owned by the shard's thread. The kernel is the only owner of a connection's entry. Services get it lent for a call and name
-//! no other service; what happened to a connection that concerns another service waits in `events` for [`super::core`].
-//! Nothing here blocks, reads a clock, or touches a descriptor's bytes.
+//! Owned by the shard's thread. The kernel is the only owner of a connection's entry. Services get
+//! it lent for a call and name no other service; what happened to a connection that concerns
+//! another service waits in `events` for [`super::core`]. Nothing here blocks, reads a clock, or
+//! touches a descriptor's bytes.
 
 mod addresses;
 mod counting;
@@ -61,11 +63,14 @@ pub enum Command {
     Close(SocketKey),
     /// Close now, by a reset.
     Reset(SocketKey),
-    /// Tell [`Core::handle_unacknowledged`](super::core::Core::handle_unacknowledged) what the peer has not acknowledged, and close now.
+    /// Tell [`Core::handle_unacknowledged`](super::core::Core::handle_unacknowledged) what the peer
+    /// has not acknowledged, and close now.
     Abandon(SocketKey),
-    /// Take the socket out of the engine and call [`Core::handle_detached`](super::core::Core::handle_detached).
+    /// Take the socket out of the engine and call
+    /// [`Core::handle_detached`](super::core::Core::handle_detached).
     Detach(SocketKey),
-    /// Put the socket into the engine and call [`Core::handle_adopted`](super::core::Core::handle_adopted).
+    /// Put the socket into the engine and call
+    /// [`Core::handle_adopted`](super::core::Core::handle_adopted).
     Adopt(Box<Handoff>),
 }
 
@@ -75,8 +80,8 @@ pub(in crate::shard) struct ThisTurn {
     pub(super) local: u64,
     pub(super) from_lanes: Vec<u64>,
     pub(super) from_gateways: Vec<u64>,
-    /// A client said something, since the last turn's fan-out, or is to hear something that another shard or gateway says:
-    /// somebody waits for this turn.
+    /// A client said something, since the last turn's fan-out, or is to hear something that another
+    /// shard or gateway says: somebody waits for this turn.
     pub(super) interactive: bool,
 }
 
@@ -89,7 +94,8 @@ pub(super) enum Happened {
     HttpFlushed(u32),
     /// The user is known and lives here: the connection is one more of this user's.
     Opened(u32),
-    /// The connection's frames are looked at from now on. `rest`: the first of them, which came already.
+    /// The connection's frames are looked at from now on. `rest`: the first of them, which came
+    /// already.
     FramesDue { key: SocketKey, rest: Vec<u8> },
     /// A user who was known showed a new token, and it was found good.
     Refreshed { slot: u32, rights_changed: bool },
@@ -153,7 +159,8 @@ impl Kernel {
         }
     }
 
-    /// Something happened that concerns more than the service at work; see [`super::core::Core::settle`].
+    /// Something happened that concerns more than the service at work; see
+    /// [`super::core::Core::settle`].
     pub(super) fn happened(&mut self, event: Happened) {
         self.events.push_back(event);
     }
@@ -230,7 +237,8 @@ impl Kernel {
         let Some(conn) = self.connection(key) else {
             return;
         };
-        // Who asks and asks without waiting for answers, or without reading them, shall not fill our memory.
+        // Who asks and asks without waiting for answers, or without reading them, shall not fill
+        // our memory.
         if matches!(&conn.stage, Stage::Http(http) if http.is_waiting() || http.is_blocked() || http.put_off || !conn.is_flushed())
         {
             return;
@@ -252,8 +260,9 @@ impl Kernel {
         }
     }
 
-    /// Closes a connection whose peer has gone without a goodbye. What waits here is counted when the socket has closed; what the kernel
-    /// had taken is in doubt. `broken`: by a reset, say, after which nothing tells what of it was read.
+    /// Closes a connection whose peer has gone without a goodbye. What waits here is counted when
+    /// the socket has closed; what the kernel had taken is in doubt. `broken`: by a reset, say,
+    /// after which nothing tells what of it was read.
     pub(super) fn abandon(&mut self, slot: u32, broken: bool) {
         let conn = &self.connections[slot as usize];
         let has_said_goodbye = matches!(conn.stage, Stage::Closing { peer_closed: true });
@@ -346,7 +355,8 @@ impl Kernel {
         self.command(command(key));
     }
 
-    /// Marks a connection to be closed from our side: the close frame is the last thing that it gets.
+    /// Marks a connection to be closed from our side: the close frame is the last thing that it
+    /// gets.
     pub(super) fn begin_close(&mut self, slot: u32, reason: CloseReason) {
         self.doom(slot, End::Close(reason));
     }
@@ -361,8 +371,8 @@ impl Kernel {
         self.doom(slot, End::Fail(reason));
     }
 
-    /// Marks a connection to end when the event that is under way is through; see [`super::core::Core::settle`]. One that is marked, or has
-    /// ended, is left as it is.
+    /// Marks a connection to end when the event that is under way is through; see
+    /// [`super::core::Core::settle`]. One that is marked, or has ended, is left as it is.
     pub(super) fn doom(&mut self, slot: u32, end: End) {
         let is_open = match &self.conn(slot).stage {
             Stage::Authenticating | Stage::Open | Stage::Echo => true,
@@ -405,7 +415,8 @@ impl Kernel {
         self.flushed(slot);
     }
 
-    /// The field that says when to come again: some second from the first to the last, or all would come at once.
+    /// The field that says when to come again: some second from the first to the last, or all would
+    /// come at once.
     pub(super) fn retry_after(&mut self, (least, most): (u64, u64)) -> String {
         let seconds = least + self.ids.jitter(most - least + 1);
         format!("Retry-After: {seconds}\r\n")
@@ -416,8 +427,9 @@ impl Kernel {
             .is_some_and(|conn| matches!(conn.stage, Stage::Open))
     }
 
-    /// Looks at an open connection at this time of the gateway's clock, or when its token ends, whichever is sooner. Tokens go
-    /// by the wall clock; should that jump, the next heartbeat notices.
+    /// Looks at an open connection at this time of the gateway's clock, or when its token ends,
+    /// whichever is sooner. Tokens go by the wall clock; should that jump, the next heartbeat
+    /// notices.
     pub(super) fn look_again(&mut self, slot: u32, due_ms: u64) {
         let expires = self.conn(slot).grant.as_ref().map(|grant| grant.expires_at_ms);
         let due_ms = expires.map_or(due_ms, |expires| {

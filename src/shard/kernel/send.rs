@@ -1,6 +1,8 @@
-//! What is queued for one connection: frames within its bounds, acks, and what the control thread is told.
+//! What is queued for one connection: frames within its bounds, acks, and what the control thread
+//! is told.
 //!
-//! Sending never ends a connection. One that cannot take more is marked, and ends when the event is through.
+//! Sending never ends a connection. One that cannot take more is marked, and ends when the event is
+//! through.
 
 use bytes::Bytes;
 
@@ -17,18 +19,21 @@ use crate::wire::ws::close::CloseReason;
 use crate::wire::ws::frame::Opcode;
 use crate::wire::ws::server_frame::Header;
 
-/// What may wait for a client whose user is not known: it is told of its mistakes and answered its pings, no more.
+/// What may wait for a client whose user is not known: it is told of its mistakes and answered its
+/// pings, no more.
 const PRE_AUTH_OUTBOX_BYTES_MAX: usize = 16 * 1024;
 
 impl Kernel {
-    /// Frames the body of a message and queues it for one connection. Returns false for a consumer that cannot take it,
-    /// which is marked to be closed with 3008, and for one that is marked already.
+    /// Frames the body of a message and queues it for one connection. Returns false for a consumer
+    /// that cannot take it, which is marked to be closed with 3008, and for one that is marked
+    /// already.
     pub(in crate::shard) fn append(&mut self, slot: u32, body: &[u8], kind: SentKind) -> bool {
         let header = self.conn(slot).framing.header(body.len());
         self.append_frame(slot, header, body, kind)
     }
 
-    /// Queues a WebSocket frame that is no message: a ping, a pong, an echo. Returns as [`Kernel::append`].
+    /// Queues a WebSocket frame that is no message: a ping, a pong, an echo. Returns as
+    /// [`Kernel::append`].
     pub(in crate::shard) fn append_opcode(
         &mut self,
         slot: u32,
@@ -107,8 +112,8 @@ impl Kernel {
         true
     }
 
-    /// The outbox is full: what waits is dropped, so that the close frame is the next thing the peer reads; and so are the frames
-    /// that found no room.
+    /// The outbox is full: what waits is dropped, so that the close frame is the next thing the
+    /// peer reads; and so are the frames that found no room.
     fn overflow(&mut self, slot: u32, frames: u32) {
         let waited = self.drop_waiting(slot);
         self.metrics()
@@ -116,7 +121,8 @@ impl Kernel {
         self.begin_close(slot, CloseReason::SlowConsumer);
     }
 
-    /// Drops what waits and need not arrive. Returns how many frames that were; they are the caller's to count.
+    /// Drops what waits and need not arrive. Returns how many frames that were; they are the
+    /// caller's to count.
     pub(in crate::shard) fn drop_waiting(&mut self, slot: u32) -> u32 {
         let spares = &mut self.spares;
         let mut frames = 0;

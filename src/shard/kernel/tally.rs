@@ -1,8 +1,9 @@
 //! By which limit each socket is counted, and the order in which those without a permit came.
 //!
-//! Invariant *tally*: each socket of the shard is counted by exactly one limit, which `Connection::tally` names. So a shard's
-//! sockets are at most its permits of `limits.connections` and its share of `limits.handshakes`, whatever peers do, and those
-//! that ended in this turn. They go with the next, when their close frames have left.
+//! Invariant *tally*: each socket of the shard is counted by exactly one limit, which
+//! `Connection::tally` names. So a shard's sockets are at most its permits of `limits.connections`
+//! and its share of `limits.handshakes`, whatever peers do, and those that ended in this turn. They
+//! go with the next, when their close frames have left.
 
 use std::collections::VecDeque;
 
@@ -17,8 +18,8 @@ pub(super) const STALE_MAX: usize = 64;
 pub(in crate::shard) struct Pending {
     /// In the order in which they came; among them some that have a permit by now, or have gone.
     pub(super) came: Line,
-    /// In the order in which they ended; among them some that have gone. A line of its own, or one that ended just now would
-    /// pass for as old as its accept.
+    /// In the order in which they ended; among them some that have gone. A line of its own, or one
+    /// that ended just now would pass for as old as its accept.
     pub(super) ended: Line,
     /// Numbers both lines, so that the oldest of both is known.
     pub(super) next: u64,

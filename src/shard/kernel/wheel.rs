@@ -1,15 +1,18 @@
 //! One deadline per connection: a timing wheel whose cost is O(expired).
 //!
-//! Pure; owned by one shard. Activity on a connection does not touch the wheel: its owner looks at the connection
-//! when the deadline fires and sets the next one. Deadlines past the horizon are looked at once per turn of the wheel.
+//! Pure; owned by one shard. Activity on a connection does not touch the wheel: its owner looks at
+//! the connection when the deadline fires and sets the next one. Deadlines past the horizon are
+//! looked at once per turn of the wheel.
 //!
-//! The wheel counts ticks in 64 bits and a slot keeps the low 32 of them, which are compared by their distance to now. So a
-//! gateway may run for ever, and a slot takes 12 bytes. A deadline more than `AHEAD_MAX` ticks away fires after that time;
-//! its owner looks, and sets it again.
+//! The wheel counts ticks in 64 bits and a slot keeps the low 32 of them, which are compared by
+//! their distance to now. So a gateway may run for ever, and a slot takes 12 bytes. A deadline more
+//! than `AHEAD_MAX` ticks away fires after that time; its owner looks, and sets it again.
 //!
-//! Invariant: a slot is in the list of bucket `due % BUCKETS` while it has a deadline, and nowhere else.
+//! Invariant: a slot is in the list of bucket `due % BUCKETS` while it has a deadline, and nowhere
+//! else.
 
-/// One step of the wheel. Heartbeats, handshakes and drains are counted in seconds; a step late is early enough.
+/// One step of the wheel. Heartbeats, handshakes and drains are counted in seconds; a step late is
+/// early enough.
 pub const TICK_MS: u64 = 32;
 /// Buckets; with the tick a horizon of 32 s, past the heartbeat interval of 25 s.
 const BUCKETS: usize = 1024;
@@ -66,14 +69,16 @@ impl Wheel {
         self.armed == 0
     }
 
-    /// Sets the one deadline of `slot`, in milliseconds of the shard's clock; replaces an earlier one.
+    /// Sets the one deadline of `slot`, in milliseconds of the shard's clock; replaces an earlier
+    /// one.
     pub fn set(&mut self, slot: u32, due_ms: u64) {
         self.cancel(slot);
         let index = slot as usize;
         if index >= self.links.len() {
             self.links.resize(index + 1, UNLINKED);
         }
-        // Rounded up: never early. At least the next tick, or it would wait for a whole turn of the wheel.
+        // Rounded up: never early. At least the next tick, or it would wait for a whole turn of the
+        // wheel.
         let due = due_ms.div_ceil(TICK_MS).clamp(self.tick + 1, self.tick + AHEAD_MAX);
         self.links[index].due = due as u32;
         self.link(slot);
@@ -88,7 +93,8 @@ impl Wheel {
         }
     }
 
-    /// Appends the slots whose deadline is not after `now_ms` to `expired` and takes their deadlines away.
+    /// Appends the slots whose deadline is not after `now_ms` to `expired` and takes their
+    /// deadlines away.
     pub fn expire(&mut self, now_ms: u64, expired: &mut Vec<u32>) {
         let now = now_ms / TICK_MS;
         if now <= self.tick {
@@ -104,8 +110,9 @@ impl Wheel {
             let mut slot = self.heads[tick as usize % BUCKETS];
             while slot != NONE {
                 let link = self.links[slot as usize];
-                // What is due lies at most half a round of 32 bits behind: whoever sleeps longer finds it ahead, and fires it
-                // when it comes round. No machine sleeps for two years.
+                // What is due lies at most half a round of 32 bits behind: whoever sleeps longer
+                // finds it ahead, and fires it when it comes round. No machine sleeps for two
+                // years.
                 if (now as u32).wrapping_sub(link.due) <= u32::MAX / 2 {
                     self.unlink(slot);
                     self.armed -= 1;
@@ -116,7 +123,8 @@ impl Wheel {
         }
     }
 
-    /// The earliest time, in milliseconds of the shard's clock, at which something may be due; `None` if nothing is.
+    /// The earliest time, in milliseconds of the shard's clock, at which something may be due;
+    /// `None` if nothing is.
     pub fn next_due_ms(&self) -> Option<u64> {
         if self.armed == 0 {
             return None;
@@ -190,7 +198,8 @@ mod tests {
         }
     }
 
-    /// A gateway that runs for years: no deadline is lost and none comes early where the low bits wrap.
+    /// A gateway that runs for years: no deadline is lost and none comes early where the low bits
+    /// wrap.
     #[test]
     fn deadlines_hold_for_ever() {
         const YEAR_MS: u64 = 366 * 86_400_000;
@@ -220,7 +229,8 @@ mod tests {
                 expired.clear();
             }
         }
-        // One that is farther away than the low bits tell apart fires, so that its owner sets it again.
+        // One that is farther away than the low bits tell apart fires, so that its owner sets it
+        // again.
         let now_ms = 101 * YEAR_MS;
         let mut wheel = Wheel::default();
         wheel.expire(now_ms, &mut expired);

@@ -1,9 +1,10 @@
 //! How many connections a user may have here, and which one goes when there are more.
 //!
-//! Owned by the shard. A new connection is let in, and the one that was silent longest goes. A phone that changed networks leaves
-//! half-open connections behind, which look like others until they are asked. So connections that were silent for a while are
-//! pinged, and have a moment to answer. Those that do not answer go before those that do. When all have answered they are equally
-//! alive, and the oldest goes.
+//! Owned by the shard. A new connection is let in, and the one that was silent longest goes. A
+//! phone that changed networks leaves half-open connections behind, which look like others until
+//! they are asked. So connections that were silent for a while are pinged, and have a moment to
+//! answer. Those that do not answer go before those that do. When all have answered they are
+//! equally alive, and the oldest goes.
 //!
 //! Meanwhile the user has more connections than allowed, but never more than twice as many.
 
@@ -23,7 +24,8 @@ use crate::wire::ws::frame::Opcode;
 const SILENT_MS: u64 = 1_000;
 /// How long a ping may take to be answered: a packet may have to be sent again, twice.
 const ANSWER_MS: u64 = 1_500;
-/// With more connections than these, answers are not looked at as they come, but when the time is over.
+/// With more connections than these, answers are not looked at as they come, but when the time is
+/// over.
 const WATCHED_MAX: usize = 64;
 
 impl Lifecycle {
@@ -93,8 +95,8 @@ impl Lifecycle {
         }
     }
 
-    /// Closes connections of a user until so many are left. First the ones that said nothing since `heard_since_ms`, the
-    /// longest silent before the others; then the oldest.
+    /// Closes connections of a user until so many are left. First the ones that said nothing since
+    /// `heard_since_ms`, the longest silent before the others; then the oldest.
     fn close_silent(&mut self, kernel: &mut Kernel, user: UserIndex, limit: usize, heard_since_ms: u64) {
         let mut slots = std::mem::take(&mut kernel.scratch_slots);
         slots.clear();

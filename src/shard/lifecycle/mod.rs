@@ -1,4 +1,5 @@
-//! What time does to open connections: heartbeats, the drain, and how many connections a user keeps.
+//! What time does to open connections: heartbeats, the drain, and how many connections a user
+//! keeps.
 //!
 //! Owned by the shard.
 
@@ -19,7 +20,8 @@ use asked::Asked;
 #[derive(Debug)]
 struct Draining {
     plan: DrainPlan,
-    /// Whoever is in a slot before this one was told to go, and whoever comes into one is told at once.
+    /// Whoever is in a slot before this one was told to go, and whoever comes into one is told at
+    /// once.
     next: u32,
     /// When the next one may be told; `None` if nobody is left to be told.
     tell_due_ms: Option<u64>,
@@ -119,8 +121,8 @@ impl Lifecycle {
         })
     }
 
-    /// Pings a connection that was silent for an interval, closes one that was silent for too long. Activity only
-    /// writes the time down; this looks at it once per interval and connection.
+    /// Pings a connection that was silent for an interval, closes one that was silent for too long.
+    /// Activity only writes the time down; this looks at it once per interval and connection.
     pub(super) fn handle_silence(&mut self, kernel: &mut Kernel, slot: u32) {
         let interval = kernel.settings.heartbeat.interval.as_millis() as u64;
         let timeout = kernel.settings.heartbeat.timeout.as_millis() as u64;
@@ -137,7 +139,8 @@ impl Lifecycle {
         }
     }
 
-    /// Tells as many clients to go as the gateway's pace permits. When time is up, closes those that are still there.
+    /// Tells as many clients to go as the gateway's pace permits. When time is up, closes those
+    /// that are still there.
     pub(super) fn go_on_draining(&mut self, kernel: &mut Kernel) {
         let now_ms = kernel.now.mono_ms();
         while let Some(draining) = &mut self.draining

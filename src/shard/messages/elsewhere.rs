@@ -14,7 +14,8 @@ use crate::shard::kernel::Kernel;
 use crate::wire::message::AckStatus;
 
 impl Messages {
-    /// Sends a message for a user of this shard to the gateways where the user is too. `here`: a connection here has it.
+    /// Sends a message for a user of this shard to the gateways where the user is too. `here`: a
+    /// connection here has it.
     pub(super) fn send_elsewhere(
         &mut self,
         kernel: &mut Kernel,
@@ -116,7 +117,8 @@ impl Messages {
         }
     }
 
-    /// A message of another gateway for a user of this shard. `index`: in its packet, if the sender wants to hear.
+    /// A message of another gateway for a user of this shard. `index`: in its packet, if the sender
+    /// wants to hear.
     pub(in crate::shard) fn handle_from_gateway(
         &mut self,
         kernel: &mut Kernel,

@@ -1,6 +1,7 @@
 //! Direct messages: from a user id to outboxes here, to another shard, or to other gateways.
 //!
-//! Owned by the shard. All messages to one user pass the user's home shard, so that they come in order everywhere.
+//! Owned by the shard. All messages to one user pass the user's home shard, so that they come in
+//! order everywhere.
 
 mod elsewhere;
 mod parked;
@@ -31,7 +32,8 @@ impl Messages {
         self.parked.asked()
     }
 
-    /// Queues a `message` frame for every connection of a user who lives here. Returns true if one took it.
+    /// Queues a `message` frame for every connection of a user who lives here. Returns true if one
+    /// took it.
     pub(super) fn deliver(&mut self, kernel: &mut Kernel, (hash, to): (UserHash, &str), body: &[u8]) -> bool {
         let Some(user) = kernel.users.find(hash, to) else {
             return false;
@@ -55,8 +57,8 @@ impl Messages {
         taken
     }
 
-    /// A message for a user of this shard: to the connections here, and to those on other gateways. Returns what became
-    /// of it; `None` if that is not known yet, and the sender will be told.
+    /// A message for a user of this shard: to the connections here, and to those on other gateways.
+    /// Returns what became of it; `None` if that is not known yet, and the sender will be told.
     pub(super) fn dispatch(&mut self, kernel: &mut Kernel, message: &OutgoingMessage<'_>) -> Option<AckStatus> {
         let here = self.deliver(kernel, (message.hash, message.to), message.body);
         let status = if kernel.peers.is_some() {

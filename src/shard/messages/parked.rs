@@ -1,9 +1,11 @@
 //! Messages for users who may be on other gateways, parked until it is known where.
 //!
-//! All messages to one user pass their home shard here, and from there the control thread, in one order. A message that comes
-//! while the location is being asked for waits behind those that came before.
+//! All messages to one user pass their home shard here, and from there the control thread, in one
+//! order. A message that comes while the location is being asked for waits behind those that came
+//! before.
 //!
-//! Invariant: a user whose messages are parked is being asked for, so each parked message has an end.
+//! Invariant: a user whose messages are parked is being asked for, so each parked message has an
+//! end.
 
 use hashbrown::HashTable;
 use uuid::Uuid;
@@ -13,7 +15,8 @@ use crate::ids::ShardId;
 use crate::lanes::AckTo;
 use crate::router::UserHash;
 
-/// Messages that one shard may hold for users whose location is being asked for, which takes a round trip to Redis.
+/// Messages that one shard may hold for users whose location is being asked for, which takes a
+/// round trip to Redis.
 const HELD_MAX: usize = 16_384;
 /// Bytes of them.
 const HELD_BYTES_MAX: usize = 16 * 1024 * 1024;

@@ -1,7 +1,7 @@
 //! What clients say: one JSON object per text frame.
 //!
-//! Only the envelope is read. `content` stays the bytes that the client sent: its JSON grammar is checked
-//! (serde_json walks over it), it is never built up and never written anew.
+//! Only the envelope is read. `content` stays the bytes that the client sent: its JSON grammar is
+//! checked (serde_json walks over it), it is never built up and never written anew.
 
 use std::borrow::Cow;
 
@@ -156,8 +156,8 @@ pub struct Refusal<'a> {
     pub message: Cow<'static, str>,
 }
 
-/// The keys that some frame has. A key matters only to the types that know it: `{"type":"heartbeat","to":5}` is a
-/// heartbeat with an unknown extra key.
+/// The keys that some frame has. A key matters only to the types that know it:
+/// `{"type":"heartbeat","to":5}` is a heartbeat with an unknown extra key.
 #[derive(Deserialize)]
 struct Envelope<'a> {
     #[serde(borrow, default, rename = "type")]

@@ -56,9 +56,9 @@ pub fn encode(out: &mut Vec<u8>, message: &ServerMessage<'_>) {
     }
 }
 
-/// True if these bytes are the body of a message of this `type`, as far as a client's stream depends on it: one JSON
-/// object in valid UTF-8. The grammar of what is inside is not checked again. For bodies of other gateways, which come
-/// over Redis, where others may write too.
+/// True if these bytes are the body of a message of this `type`, as far as a client's stream
+/// depends on it: one JSON object in valid UTF-8. The grammar of what is inside is not checked
+/// again. For bodies of other gateways, which come over Redis, where others may write too.
 pub fn is_body_of(kind: &str, body: &[u8]) -> bool {
     let inside = body
         .strip_prefix(br#"{"type":""#)
@@ -69,8 +69,8 @@ pub fn is_body_of(kind: &str, body: &[u8]) -> bool {
 
 /// Appends a JSON string.
 fn string(out: &mut Vec<u8>, value: &str) {
-    // Plain text, which nearly all of it is, is copied; the rest is serde_json's work. No early exit: the loop is
-    // then a few vector instructions.
+    // Plain text, which nearly all of it is, is copied; the rest is serde_json's work. No early
+    // exit: the loop is then a few vector instructions.
     let special = value
         .bytes()
         .fold(false, |special, b| special | (b < 0x20) | (b == b'"') | (b == b'\\'));

@@ -1,6 +1,7 @@
 //! Why a connection ends: one table from reason to close code, text, and metric label.
 
-/// Why the gateway closes a connection. The one place where peer faults, limits and our own decisions get their code.
+/// Why the gateway closes a connection. The one place where peer faults, limits and our own
+/// decisions get their code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum CloseReason {
     /// RFC 6455 was broken.
@@ -65,15 +66,16 @@ impl CloseReason {
         Self::ALL.into_iter().find(|reason| reason.code() == code)
     }
 
-    /// The reason for which an administrator closes with this code: those from 3000 to 4999 are applications' to use
-    /// (RFC 6455, 7.4.2), and below 4000 they have their meaning for clients.
+    /// The reason for which an administrator closes with this code: those from 3000 to 4999 are
+    /// applications' to use (RFC 6455, 7.4.2), and below 4000 they have their meaning for clients.
     pub fn by_order(code: u16) -> Option<Self> {
         let reason = Self::by_code(code).unwrap_or(CloseReason::Ordered(code));
         (3000..=4999).contains(&code).then_some(reason)
     }
 
     /// The code that goes into the close frame: RFC 6455 below 3000; 3000 to 3499 means come back,
-    /// 3500 to 3999 means do not come back unchanged (Centrifugo's ranges, which its clients already know).
+    /// 3500 to 3999 means do not come back unchanged (Centrifugo's ranges, which its clients
+    /// already know).
     pub fn code(self) -> u16 {
         self.row().0
     }

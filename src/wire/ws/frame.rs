@@ -1,10 +1,13 @@
-//! RFC 6455 frames as a server reads them: header, unmasking, fragments put together, UTF-8 checked.
+//! RFC 6455 frames as a server reads them: header, unmasking, fragments put together, UTF-8
+//! checked.
 //!
-//! [`Decoder`] keeps nothing between whole messages (eight bytes, null): a connection that is idle has no buffer.
-//! Bytes that arrive whole are unmasked in place and handed out from the receive buffer; only what arrives in pieces is copied.
+//! [`Decoder`] keeps nothing between whole messages (eight bytes, null): a connection that is idle
+//! has no buffer. Bytes that arrive whole are unmasked in place and handed out from the receive
+//! buffer; only what arrives in pieces is copied.
 //!
-//! Invariants: a payload is never handed out before it is whole, unmasked and, for text, valid UTF-8;
-//! memory of one decoder stays under the message limit plus one header and one control frame.
+//! Invariants: a payload is never handed out before it is whole, unmasked and, for text, valid
+//! UTF-8; memory of one decoder stays under the message limit plus one header and one control
+//! frame.
 
 use super::close::{CloseReason, is_valid_peer_code};
 
@@ -184,7 +187,8 @@ pub enum Message<'a> {
     Fragment,
 }
 
-/// Puts one connection's frames together. Owned by the connection's shard; null while nothing is half-way.
+/// Puts one connection's frames together. Owned by the connection's shard; null while nothing is
+/// half-way.
 #[derive(Debug, Default)]
 pub struct Decoder {
     partial: Option<Box<Partial>>,
@@ -231,7 +235,8 @@ enum Consumed {
     Fragments,
 }
 
-/// Hands out the messages in one input, one by one, and tells of each fragment that is not the last of its message. When it gives `None`, all input is taken.
+/// Hands out the messages in one input, one by one, and tells of each fragment that is not the last
+/// of its message. When it gives `None`, all input is taken.
 pub struct Reader<'a> {
     decoder: &'a mut Decoder,
     input: &'a mut [u8],
@@ -251,7 +256,8 @@ impl Reader<'_> {
     )]
     pub fn next(&mut self) -> Result<Option<Message<'_>>, FrameError> {
         self.let_go();
-        // A frame that began in an earlier input is finished in `raw`; all others are read where they lie.
+        // A frame that began in an earlier input is finished in `raw`; all others are read where
+        // they lie.
         let (header, in_raw) = if self.decoder.partial.as_ref().is_some_and(|p| !p.raw.is_empty()) {
             match self.fill_raw()? {
                 Some(header) => (header, true),
@@ -377,7 +383,8 @@ impl Reader<'_> {
     fn put_aside(&mut self, frame_bytes: usize) {
         let rest = &self.input[self.position..];
         let partial = self.decoder.partial.get_or_insert_default();
-        // A peer that only announces a large frame gets no memory for it: double what really came, up to the frame.
+        // A peer that only announces a large frame gets no memory for it: double what really came,
+        // up to the frame.
         partial.raw.reserve_exact(frame_bytes.min(2 * rest.len()));
         partial.raw.extend_from_slice(rest);
         self.position = self.input.len();

@@ -1,7 +1,7 @@
 //! Request heads: is this a WebSocket upgrade that we take, and for whom?
 //!
-//! Anything that is not goes to the `http` room with its bytes untouched. Here the `101` is written, and the last response to
-//! heads that never became a request. Pure.
+//! Anything that is not goes to the `http` room with its bytes untouched. Here the `101` is
+//! written, and the last response to heads that never became a request. Pure.
 
 use core::net::IpAddr;
 use std::borrow::Cow;
@@ -55,13 +55,16 @@ pub struct Upgrade {
     pub subprotocol: bool,
     /// The user of `?user=`, in development mode.
     pub user: Option<String>,
-    /// The client's address by `X-Forwarded-For`; to be believed only if it came from a proxy of ours.
+    /// The client's address by `X-Forwarded-For`; to be believed only if it came from a proxy of
+    /// ours.
     pub forwarded_for: Option<IpAddr>,
     /// What shall show who the user is, outside development mode; taken out when it is looked at.
     pub token: Option<Token>,
-    /// A browser, which sees no status of a refused handshake: a credential is refused by a close code.
+    /// A browser, which sees no status of a refused handshake: a credential is refused by a close
+    /// code.
     pub browser: bool,
-    /// The credential is none: the connection is closed at once. Only with `browser`; others are refused before.
+    /// The credential is none: the connection is closed at once. Only with `browser`; others are
+    /// refused before.
     pub refused: bool,
 }
 
@@ -248,7 +251,8 @@ fn check(request: &Request<'_>, endpoint: Endpoint, query: &str, policy: &impl P
     })
 }
 
-/// The value of `user` in a query; refused when it is there and is not a user id, or is there twice.
+/// The value of `user` in a query; refused when it is there and is not a user id, or is there
+/// twice.
 fn query_user(query: &str, policy: &impl Policy) -> Result<Option<String>, Refusal> {
     let mut users = form_urlencoded::parse(query.as_bytes()).filter(|(name, _)| name == "user");
     let Some((_, user)) = users.next() else {
@@ -283,7 +287,8 @@ pub fn switching_protocols(out: &mut Vec<u8>, accept: &str, subprotocol: bool) {
     out.extend_from_slice(b"\r\n\r\n");
 }
 
-/// Appends a short response after which the connection is closed: for heads that never became a request.
+/// Appends a short response after which the connection is closed: for heads that never became a
+/// request.
 pub fn final_response(out: &mut Vec<u8>, status_line: &str, extra: &str, body: &str) {
     out.extend_from_slice(
         format!(
@@ -372,7 +377,8 @@ mod tests {
         assert_eq!(token("token=a%2Eb", ""), some("a.b"));
     }
 
-    /// Also when a good one comes behind it: who shows a token twice does not know which one they mean.
+    /// Also when a good one comes behind it: who shows a token twice does not know which one they
+    /// mean.
     #[test]
     fn a_first_token_that_is_none_is_refused() {
         let long = format!("Authorization: Bearer {}\r\n", "x".repeat(TOKEN_BYTES_MAX + 1));

@@ -77,8 +77,9 @@ pub fn close_reply(out: &mut Vec<u8>, code: Option<u16>) {
     }
 }
 
-/// The payload, if these bytes are one whole text frame as [`Header`] begins it: shortest length, no mask. Other
-/// gateways of an earlier version send such frames over Redis, where others may write too.
+/// The payload, if these bytes are one whole text frame as [`Header`] begins it: shortest length,
+/// no mask. Other gateways of an earlier version send such frames over Redis, where others may
+/// write too.
 pub fn text_payload(frame: &[u8]) -> Option<&[u8]> {
     let payload = frame.get(header_bytes(frame)..)?;
     let header = Header::new(Opcode::Text, payload.len());

@@ -1,5 +1,5 @@
-//! The control thread of a gateway of its own, as a model: it fetches keys, carries out what administrators ask, reads
-//! the configuration again, and ends the gateway.
+//! The control thread of a gateway of its own, as a model: it fetches keys, carries out what
+//! administrators ask, reads the configuration again, and ends the gateway.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;

@@ -1,7 +1,8 @@
 //! An engine in memory: the contract of `shardgate::engine::Engine`, with all the freedom that the
 //! contract leaves used at random. Breaking the contract panics.
 //!
-//! [`Sockets`] is what the kernel holds for one shard. For a turn it is lent, with the wires, as a [`ModelEngine`].
+//! [`Sockets`] is what the kernel holds for one shard. For a turn it is lent, with the wires, as a
+//! [`ModelEngine`].
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;

@@ -9,7 +9,8 @@ pub enum Fault {
     RestartEmpty,
     /// Redis starts again with its data of a moment ago.
     RestartOld,
-    /// Discovery leads to another master, a replica that has not got the last writes. Half of the gateways hear of it later.
+    /// Discovery leads to another master, a replica that has not got the last writes. Half of the
+    /// gateways hear of it later.
     Move,
     /// One gateway's connection for commands, or both, break and stay away.
     Cut,

@@ -1,4 +1,5 @@
-//! One gateway: real cores, real lanes, the real turn of the control thread; the engine and the way to Redis are models.
+//! One gateway: real cores, real lanes, the real turn of the control thread; the engine and the way
+//! to Redis are models.
 //!
 //! Shards have production's own turn, too.
 

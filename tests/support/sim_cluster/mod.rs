@@ -62,7 +62,8 @@ pub struct World {
     pub now_ns: u64,
     /// The master.
     pub redis: Redis,
-    /// The server that was the master before, and is still there for gateways that have not heard of the change.
+    /// The server that was the master before, and is still there for gateways that have not heard
+    /// of the change.
     pub old: Redis,
     /// The number of the master, counted from the first one.
     pub master: u64,
@@ -153,7 +154,8 @@ impl World {
         }
     }
 
-    /// Runs for this long with what a server has for all systems, which another system had until now.
+    /// Runs for this long with what a server has for all systems, which another system had until
+    /// now.
     pub fn run_with(&mut self, common: &mut Common, for_ms: u64) {
         std::mem::swap(&mut self.redis.common, common);
         self.run_until(self.now_ns + for_ms * MS);

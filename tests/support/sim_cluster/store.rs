@@ -1,8 +1,8 @@
 //! Redis as one server, as far as a cluster needs it: data, leases that expire, tracked reads, and
 //! subscriptions.
 //!
-//! Several systems may share one server, each in a database or under a prefix of its own: data are apart by their keys,
-//! and what a server has for all of them together is [`Common`].
+//! Several systems may share one server, each in a database or under a prefix of its own: data are
+//! apart by their keys, and what a server has for all of them together is [`Common`].
 //!
 //! Operations are carried out one at a time. The effects on other connections (packets,
 //! invalidations) are returned and travel on those connections.
@@ -32,7 +32,8 @@ pub struct ConnId {
 /// What all systems on a server share.
 #[derive(Debug, Default)]
 pub struct Common {
-    /// Connections with the names of the channels that they are subscribed to, and what these mean to them.
+    /// Connections with the names of the channels that they are subscribed to, and what these mean
+    /// to them.
     subscribers: Vec<(ConnId, String, Channel)>,
     readers: BTreeMap<Arc<str>, BTreeSet<ConnId>>,
     last_conn: u64,

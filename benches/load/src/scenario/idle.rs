@@ -1,4 +1,5 @@
-//! `idle`: connections that do nothing. The driver makes and holds them, answers pings and counts who leaves.
+//! `idle`: connections that do nothing. The driver makes and holds them, answers pings and counts
+//! who leaves.
 
 use crate::net::Net;
 use crate::scenario::behaviour::Scenario;

@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-/// Something is due `rate` times per second from the begin of the load to its end, and some of it here. Owned by one generator thread.
+/// Something is due `rate` times per second from the begin of the load to its end, and some of it
+/// here. Owned by one generator thread.
 #[derive(Debug)]
 pub(crate) struct Schedule {
     rate: f64,
@@ -17,12 +18,14 @@ pub(crate) struct Schedule {
 }
 
 impl Schedule {
-    /// Of `threads` threads that make `rate` messages per second together, the part of number `thread`.
+    /// Of `threads` threads that make `rate` messages per second together, the part of number
+    /// `thread`.
     pub(crate) fn new(rate: f64, thread: usize, threads: usize) -> Self {
         Self::among(rate, thread..thread + 1, threads)
     }
 
-    /// Of `all` who make `rate` messages per second together, in turn, those with the numbers `own`, of whom there are some.
+    /// Of `all` who make `rate` messages per second together, in turn, those with the numbers
+    /// `own`, of whom there are some.
     pub(crate) fn among(rate: f64, own: Range<usize>, all: usize) -> Self {
         Self {
             rate,
