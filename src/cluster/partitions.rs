@@ -79,7 +79,7 @@ struct Open {
     acks: Vec<Verdict>,
 }
 
-/// One partition as it is interactive in.
+/// The publications that go out in one partition.
 #[derive(Debug, Default)]
 struct Spoken {
     closed: VecDeque<Open>,

@@ -40,7 +40,7 @@ use inquiry::Inquiry;
 use pipe::Pipe;
 use rendered::{Content, Workshop};
 
-/// Which listener_kind a request came in by.
+/// The listener that a request came in by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ListenerKind {
     /// The public listener of this shard.

@@ -6,7 +6,7 @@
 pub enum CloseReason {
     /// RFC 6455 was broken.
     Protocol,
-    /// A binary frame where only text is interactive.
+    /// A binary frame where only text is understood.
     Unsupported,
     /// A text frame that is not UTF-8.
     InvalidUtf8,
