@@ -384,6 +384,31 @@ mod tests {
         assert!(directory.is_complete(1_700));
     }
 
+    /// A cluster is updated gateway by gateway: a packet has bodies when all its receivers read them.
+    #[test]
+    fn packets_have_bodies_once_every_receiver_reads_them() {
+        let synced = Some(LeaseState::Synced);
+        let mut older = line("c", 3, synced);
+        older.lease.as_mut().unwrap().reads_bodies = false;
+        let mut directory = Directory::default();
+        assert!(!directory.all_read_bodies(0), "nothing was read yet");
+        directory.read(&[line("me", 1, synced), line("b", 2, synced), older], ME);
+        let [b, c] = [2, 3].map(|n| directory.find(Incarnation(n)).unwrap());
+        assert!(directory.reads_bodies(b) && !directory.reads_bodies(c));
+        assert!(!directory.all_read_bodies(0), "one is older");
+        directory.read(&[line("b", 2, synced), line("c", 4, synced)], ME);
+        directory.read(&[line("b", 2, synced), line("c", 4, synced)], ME);
+        assert!(directory.all_read_bodies(0), "it was updated");
+        let heard_of = directory.hear_of("d", Incarnation(5)).unwrap();
+        assert!(!directory.reads_bodies(heard_of) && !directory.all_read_bodies(0));
+        directory.redis_returned(1_000);
+        directory.read(&[line("b", 2, synced)], ME);
+        assert!(
+            !directory.all_read_bodies(1_500),
+            "one may come back, perhaps as it was before"
+        );
+    }
+
     #[test]
     fn the_deaf_are_dead_after_a_while() {
         let mut directory = Directory::default();
