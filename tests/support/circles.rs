@@ -134,7 +134,7 @@ impl Files {
             rest = behind;
         }
         for name in rest {
-            let child = [&at[..], &[name.clone()]].concat();
+            let child = [&at[..], std::slice::from_ref(name)].concat();
             if self.code.contains_key(&child) || at.is_empty() {
                 at = child;
                 continue;
