@@ -44,13 +44,13 @@ pub struct Plan {
     pub shard: ShardId,
     /// Its listener, bound and listening.
     pub listener: OwnedFd,
-    /// What comes to it.
+    /// Mail of other threads.
     pub inbox: Inbox<ToShard>,
     /// The gateway's clock.
     pub clock: Clock,
     /// What all threads may read.
     pub shared: Arc<Shared>,
-    /// What it goes by at first.
+    /// The first settings.
     pub settings: Arc<Settings>,
     /// The user-to-shard lookup.
     pub homes: HomeMap,

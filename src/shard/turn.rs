@@ -11,7 +11,7 @@
 //! 5. Pre-auth work gets its share, then bulk senders get theirs.
 //! 6. Commands are carried out, bytes go to the engine, batches go to the other threads.
 //!
-//! What the control thread shall hear goes into its lane as well.
+//! Mail to the control thread goes into its lane as well.
 
 use std::time::Duration;
 
@@ -338,7 +338,7 @@ impl Shard {
             return false;
         }
         let since_ns = *self.stopping_since_ns.get_or_insert(now_ns);
-        // What the kernel does not let go by then goes with the engine.
+        // Sockets that the kernel still holds by then go with the engine.
         engine.sockets() == 0 || now_ns - since_ns > STOP_MAX_NS
     }
 }

@@ -153,7 +153,7 @@ impl Channels {
             kernel.metrics().dropped(DropReason::PublicationRedisAway);
             return Some(AckStatus::Failed);
         }
-        // Whoever has `failed` already waits for nothing.
+        // A publisher that has `failed` already waits for nothing.
         let ack_to = publication.ack_to.filter(|_| here);
         let outgoing = OutgoingPublication { ack_to, ..*publication };
         if kernel.lanes.try_forward(partition, &outgoing).is_err() {

@@ -172,7 +172,7 @@ impl Channels {
                 self.send_subscribed(kernel, slot, channel, client_id.as_deref());
             }
         }
-        // Whoever goes is not closed for what it does not want any more.
+        // A subscriber that leaves is not closed for bytes that it does not want any more.
         let room = kernel
             .settings
             .limits

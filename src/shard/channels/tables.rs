@@ -16,7 +16,7 @@ const NOBODY_MOVES_MS: u64 = 300;
 #[derive(Debug)]
 pub(super) struct Joining {
     pub(super) ticket: u64,
-    /// Who is to hear `subscribed` then.
+    /// The connections that hear `subscribed` then, with the ids of their requests.
     pub(super) waiting: Vec<(SocketKey, Option<Box<str>>)>,
 }
 
@@ -64,7 +64,7 @@ pub(super) struct Broadcast {
     pub(super) next: u32,
     /// Connections that took it.
     pub(super) taken: u64,
-    /// Who wants to know how many.
+    /// The query whose reply is the number of connections.
     pub(super) ticket: Option<u32>,
 }
 

@@ -35,7 +35,7 @@ impl Second {
     }
 }
 
-/// What was told of late. Owned by the shard.
+/// The lines of the current second. Owned by the shard.
 #[derive(Debug, Default)]
 pub(in crate::shard) struct Journal {
     pub(super) connections: Second,

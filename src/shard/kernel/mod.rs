@@ -224,7 +224,7 @@ impl Kernel {
         let conn = std::mem::take(&mut self.connections[slot as usize]);
         debug_assert!(conn.user.is_none(), "vacated with a user");
         if let Some(outbox) = conn.outbox {
-            // Nobody will send that any more.
+            // These frames will not be sent any more.
             self.count_lost(outbox.frames());
             self.spares.recycle_outbox(outbox);
         }
@@ -237,8 +237,7 @@ impl Kernel {
         let Some(conn) = self.connection(key) else {
             return;
         };
-        // Who asks and asks without waiting for answers, or without reading them, shall not fill
-        // our memory.
+        // A client that sends requests without reading the answers must not fill the memory.
         if matches!(&conn.stage, Stage::Http(http) if http.is_waiting() || http.is_blocked() || http.put_off || !conn.is_flushed())
         {
             return;

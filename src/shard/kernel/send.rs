@@ -19,8 +19,7 @@ use crate::wire::ws::close::CloseReason;
 use crate::wire::ws::frame::Opcode;
 use crate::wire::ws::server_frame::Header;
 
-/// What may wait for a client whose user is not known: it is told of its mistakes and answered its
-/// pings, no more.
+/// Bytes that may wait for a client whose user is not known. It gets errors and pongs, no more.
 const PRE_AUTH_OUTBOX_BYTES_MAX: usize = 16 * 1024;
 
 impl Kernel {

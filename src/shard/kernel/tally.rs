@@ -24,7 +24,7 @@ pub(in crate::shard) struct Pending {
     /// Numbers both lines, so that the oldest of both is known.
     pub(super) next: u64,
     pub(super) count: usize,
-    /// Those whose next receive is due.
+    /// Sockets whose next receive is due.
     pub(in crate::shard) to_arm: VecDeque<SocketKey>,
 }
 

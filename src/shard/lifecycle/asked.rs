@@ -16,7 +16,7 @@ pub(super) struct Asked {
 pub(super) struct Question {
     /// How many connections the user may have.
     pub(super) limit: usize,
-    /// Who was heard from then on is there.
+    /// A connection that was heard since then counts as alive.
     pub(super) heard_since_ms: u64,
     pub(super) due_ms: u64,
 }

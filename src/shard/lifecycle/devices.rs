@@ -20,7 +20,7 @@ use crate::shard::kernel::Kernel;
 use crate::wire::ws::close::CloseReason;
 use crate::wire::ws::frame::Opcode;
 
-/// Who was heard so recently is there, and is not asked.
+/// A connection that was heard so recently counts as alive and gets no ping.
 const SILENT_MS: u64 = 1_000;
 /// How long a ping may take to be answered: a packet may have to be sent again, twice.
 const ANSWER_MS: u64 = 1_500;

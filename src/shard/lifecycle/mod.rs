@@ -20,8 +20,8 @@ use asked::Asked;
 #[derive(Debug)]
 struct Draining {
     plan: DrainPlan,
-    /// Whoever is in a slot before this one was told to go, and whoever comes into one is told at
-    /// once.
+    /// Connections in slots before this one were told to go. A connection that comes into such a
+    /// slot is told at once.
     next: u32,
     /// When the next one may be told; `None` if nobody is left to be told.
     tell_due_ms: Option<u64>,
