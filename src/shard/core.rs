@@ -32,7 +32,7 @@ use crate::wire::ws::server_frame;
 use super::admission::Admission;
 use super::channels::Channels;
 pub use super::kernel::Command;
-use super::kernel::{CLOSE_TIMEOUT_MS, Happened, Kernel};
+use super::kernel::{Happened, Kernel};
 use super::lifecycle::{DrainCount, Lifecycle};
 use super::messages::Messages;
 use super::presence::Presence;
@@ -215,11 +215,10 @@ impl Core {
         }
         let user = self.kernel.conn(slot).user.take();
         if let Some(user) = user {
+            let others = self.kernel.users.devices(user).len() - 1;
             // Before, as the name goes with the last connection.
-            self.kernel
-                .tell_presence(user, self.kernel.users.devices(user).len() - 1);
-            self.lifecycle
-                .device_left(user, self.kernel.users.devices(user).len() - 1);
+            self.kernel.tell_presence(user, others);
+            self.lifecycle.device_left(user, others);
             self.kernel.users.leave(user, slot);
             self.channels.leave_channels(&mut self.kernel, slot);
             self.kernel.metrics().users.set(self.kernel.users.len() as u64);
@@ -282,10 +281,14 @@ impl Core {
         conn.user.filter(|_| matches!(conn.stage, Stage::Open))
     }
 
-    /// The most connections that the user on `slot` may have; 0: any number.
-    fn connections_limit(&self, slot: u32) -> usize {
+    /// Holds the user to the most connections that the one on `slot` permits.
+    fn limit_devices(&mut self, slot: u32, user: UserIndex) {
         let grant = self.kernel.connections[slot as usize].grant.as_ref();
-        self.lifecycle.connections_limit(&self.kernel, grant)
+        let limit = self.lifecycle.connections_limit(&self.kernel, grant);
+        // 0: any number.
+        if limit > 0 {
+            self.lifecycle.limit_devices(&mut self.kernel, user, limit);
+        }
     }
 
     /// A user has one connection more.
@@ -293,10 +296,7 @@ impl Core {
         let Some(user) = self.open_user(slot) else {
             return;
         };
-        let limit = self.connections_limit(slot);
-        if limit > 0 {
-            self.lifecycle.limit_devices(&mut self.kernel, user, limit);
-        }
+        self.limit_devices(slot, user);
         self.lifecycle.drain_newcomer(&mut self.kernel, slot);
     }
 
@@ -312,10 +312,7 @@ impl Core {
         if rights_changed {
             self.channels.review(slot);
         }
-        let limit = self.connections_limit(slot);
-        if limit > 0 {
-            self.lifecycle.limit_devices(&mut self.kernel, user, limit);
-        }
+        self.limit_devices(slot, user);
     }
 
     fn carry_out_end(&mut self, slot: u32, end: End) {
@@ -329,15 +326,7 @@ impl Core {
         };
         self.end(slot, CloseCause::Ours(reason));
         self.kernel.go(slot, stage);
-        let mut frame = std::mem::take(&mut self.kernel.scratch);
-        frame.clear();
-        server_frame::close(&mut frame, reason);
-        self.kernel.append_unlimited(slot, &frame);
-        self.kernel.scratch = frame;
-        self.kernel.metrics().sent(crate::metrics::SentKind::Close);
-        self.kernel
-            .wheel
-            .set(slot, self.kernel.now.mono_ms() + super::kernel::CLOSE_TIMEOUT_MS);
+        self.kernel.send_close(slot, |out| server_frame::close(out, reason));
         let key = self.kernel.key(slot);
         self.kernel.rearm(key);
     }
@@ -377,9 +366,7 @@ impl Core {
             // Everything was sent in this very turn, and the socket is about to be taken out of the
             // engine.
             Stage::Migrating(_) if all_sent => {
-                self.kernel
-                    .wheel
-                    .set(slot, self.kernel.now.mono_ms() + CLOSE_TIMEOUT_MS);
+                self.kernel.await_close(slot);
             }
             Stage::Http(_) | Stage::Migrating(_) | Stage::Closing { .. } | Stage::Lingering { .. } => {
                 self.end(slot, CloseCause::Abrupt);

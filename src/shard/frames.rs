@@ -107,15 +107,7 @@ impl Core {
             Message::Close(code) => {
                 self.end(slot, CloseCause::Peer(code));
                 self.kernel.go(slot, Stage::Closing { peer_closed: true });
-                self.kernel
-                    .wheel
-                    .set(slot, self.kernel.now.mono_ms() + super::kernel::CLOSE_TIMEOUT_MS);
-                let mut frame = std::mem::take(&mut self.kernel.scratch);
-                frame.clear();
-                server_frame::close_reply(&mut frame, code);
-                self.kernel.append_unlimited(slot, &frame);
-                self.kernel.scratch = frame;
-                self.kernel.metrics().sent(SentKind::Close);
+                self.kernel.send_close(slot, |out| server_frame::close_reply(out, code));
                 return Flow::Stop;
             }
             Message::Text(text) => return self.handle_text(slot, text),

@@ -140,10 +140,10 @@ impl Admission {
             return true;
         }
         let retry = kernel.retry_after(RETRY_AFTER_S);
-        let mut response = Vec::new();
         let text = "too many connections from this address: try again later";
-        head::final_response(&mut response, "429 Too Many Requests", &retry, text);
-        kernel.append_unlimited(slot, &response);
+        kernel.append_written(slot, |out| {
+            head::final_response(out, "429 Too Many Requests", &retry, text);
+        });
         debug_assert!(matches!(kernel.conn(slot).stage, Stage::Head(_) | Stage::Http(_)));
         kernel.linger(slot);
         false

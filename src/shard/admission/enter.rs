@@ -17,7 +17,7 @@ use crate::lanes::Handoff;
 use crate::metrics::{DropReason, RefusalReason};
 use crate::router::UserHash;
 use crate::session::{Migrating, Stage, Tally};
-use crate::shard::kernel::{CLOSE_TIMEOUT_MS, Command, Happened, Kernel};
+use crate::shard::kernel::{Command, Happened, Kernel};
 use crate::shared::NotAdmitted;
 use crate::wire::ws::close::CloseReason;
 use crate::wire::ws::head::Policy;
@@ -132,7 +132,7 @@ impl Admission {
     pub(in crate::shard) fn begin_migrating(&mut self, kernel: &mut Kernel, slot: u32, migrating: Box<Migrating>) {
         kernel.settle_address(slot);
         kernel.go(slot, Stage::Migrating(migrating));
-        kernel.wheel.set(slot, kernel.now.mono_ms() + CLOSE_TIMEOUT_MS);
+        kernel.await_close(slot);
         kernel.flushed(slot);
     }
 

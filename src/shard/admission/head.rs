@@ -12,7 +12,7 @@ use super::budget::HEAD_BYTES_PER_US;
 use crate::http::HttpConn;
 use crate::metrics::RefusalReason;
 use crate::session::{Migrating, Stage, Tally};
-use crate::shard::kernel::{CLOSE_TIMEOUT_MS, Kernel};
+use crate::shard::kernel::Kernel;
 use crate::shared::NotAdmitted;
 use crate::tls::looks_like_tls;
 use crate::wire::ws::close::CloseReason;
@@ -113,13 +113,8 @@ impl Admission {
         reason: RefusalReason,
     ) {
         kernel.count_refused(slot, reason);
-        let mut response = std::mem::take(&mut kernel.scratch);
-        response.clear();
-        head::final_response(&mut response, status_line, "", text);
-        kernel.append_unlimited(slot, &response);
-        kernel.scratch = response;
-        kernel.go(slot, Stage::Lingering { finished: false });
-        kernel.wheel.set(slot, kernel.now.mono_ms() + CLOSE_TIMEOUT_MS);
+        kernel.append_written(slot, |out| head::final_response(out, status_line, "", text));
+        kernel.linger(slot);
     }
 
     fn become_http(&mut self, kernel: &mut Kernel, slot: u32, head: &[u8], refused: Option<NotAdmitted>) {
@@ -191,11 +186,9 @@ impl Admission {
     /// Queues the `101`.
     pub(super) fn switch_protocols(&mut self, kernel: &mut Kernel, slot: u32, upgrade: &Upgrade) {
         kernel.metrics().accepted.inc();
-        let mut response = std::mem::take(&mut kernel.scratch);
-        response.clear();
-        head::switching_protocols(&mut response, &upgrade.accept, upgrade.subprotocol);
-        kernel.append_unlimited(slot, &response);
-        kernel.scratch = response;
+        kernel.append_written(slot, |out| {
+            head::switching_protocols(out, &upgrade.accept, upgrade.subprotocol);
+        });
         if let Some(outbox) = &mut kernel.conn(slot).outbox {
             outbox.keep_waiting();
         }
@@ -221,9 +214,7 @@ impl Admission {
             kernel.shared.release();
             kernel.count_as(slot, Tally::Ended);
         }
-        let mut response = Vec::new();
-        head::final_response(&mut response, status_line, extra, text);
-        kernel.append_unlimited(slot, &response);
+        kernel.append_written(slot, |out| head::final_response(out, status_line, extra, text));
         kernel.linger(slot);
         let key = kernel.key(slot);
         kernel.rearm(key);

@@ -48,7 +48,7 @@ pub type Stage = crate::session::Stage<HttpConn>;
 /// What a client hears whose request found a lane or a table full.
 pub(super) const OVERLOADED: &str = "overloaded: try again";
 /// How long a peer may take to read our last words and answer them.
-pub(super) const CLOSE_TIMEOUT_MS: u64 = 5_000;
+const CLOSE_TIMEOUT_MS: u64 = 5_000;
 
 /// What the turn must do with the engine.
 #[derive(Debug)]
@@ -339,7 +339,7 @@ impl Kernel {
         self.close_by(slot, Command::Close);
     }
 
-    /// As [`Core::close_now`], by [`Command::Close`] or [`Command::Reset`].
+    /// As [`Kernel::close_now`], by [`Command::Close`] or [`Command::Reset`].
     pub(super) fn close_by(&mut self, slot: u32, command: fn(SocketKey) -> Command) {
         let key = self.key(slot);
         let conn = self.conn(slot);
@@ -410,8 +410,13 @@ impl Kernel {
     /// Everything queued is sent, then FIN.
     pub(super) fn linger(&mut self, slot: u32) {
         self.go(slot, Stage::Lingering { finished: false });
-        self.wheel.set(slot, self.now.mono_ms() + CLOSE_TIMEOUT_MS);
+        self.await_close(slot);
         self.flushed(slot);
+    }
+
+    /// The peer may take [`CLOSE_TIMEOUT_MS`] from now on.
+    pub(super) fn await_close(&mut self, slot: u32) {
+        self.wheel.set(slot, self.now.mono_ms() + CLOSE_TIMEOUT_MS);
     }
 
     /// The field that says when to come again: some second from the first to the last, or all would

@@ -64,6 +64,22 @@ impl Kernel {
         true
     }
 
+    /// As [`Kernel::append_unlimited`], for bytes that `write` writes.
+    pub(in crate::shard) fn append_written(&mut self, slot: u32, write: impl FnOnce(&mut Vec<u8>)) {
+        let mut bytes = std::mem::take(&mut self.scratch);
+        bytes.clear();
+        write(&mut bytes);
+        self.append_unlimited(slot, &bytes);
+        self.scratch = bytes;
+    }
+
+    /// Queues a close frame that `write` writes. The peer has a moment to read it and to answer.
+    pub(in crate::shard) fn send_close(&mut self, slot: u32, write: impl FnOnce(&mut Vec<u8>)) {
+        self.append_written(slot, write);
+        self.metrics().sent(SentKind::Close);
+        self.await_close(slot);
+    }
+
     /// Queues bytes that are bounded by something else, and that nobody misses.
     pub(in crate::shard) fn append_unlimited(&mut self, slot: u32, bytes: &[u8]) {
         self.push(slot, &[], bytes, 0);
