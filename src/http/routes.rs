@@ -49,7 +49,8 @@ pub(super) fn answer(context: &HttpContext, refused: Option<NotAdmitted>, reques
     context.metrics().requests.inc();
     let settings = context.settings.borrow().clone();
     let hosts = request.headers.get_all(header::HOST).iter().map(HeaderValue::as_bytes);
-    if !names_host(hosts, u8::from(request.version >= hyper::Version::HTTP_11)) {
+    let minor_version = u8::from(request.version >= hyper::Version::HTTP_11);
+    if !names_host(hosts, minor_version) {
         if let ListenerKind::Public(shard) = context.listener_kind {
             context.refuse(shard, RefusalReason::Malformed);
         }
@@ -64,7 +65,7 @@ pub(super) fn answer(context: &HttpContext, refused: Option<NotAdmitted>, reques
     let head = Head {
         method: request.method.as_str(),
         target: &target,
-        minor_version: u8::from(request.version >= hyper::Version::HTTP_11),
+        minor_version,
         headers: &headers,
     };
     let local_only = match context.listener_kind {
@@ -103,8 +104,6 @@ fn refuse(context: &HttpContext, head: &Head<'_>, refusal: Refusal) -> Answer {
     if let ListenerKind::Public(shard) = context.listener_kind {
         context.refuse(shard, refusal.into());
     }
-    let said = |field| head.values(field).next().unwrap_or_default().escape_ascii().to_string();
-    let (host, origin) = (said("host"), said("origin"));
     let cause = match refusal {
         Refusal::Host => Some((0, "development mode answers to localhost and loopback addresses only")),
         Refusal::Origin => Some((1, "this page is none of those that may connect: see origins")),
@@ -116,6 +115,8 @@ fn refuse(context: &HttpContext, head: &Head<'_>, refusal: Refusal) -> Answer {
         } else {
             log::Level::Warn
         };
+        let said = |field| head.values(field).next().unwrap_or_default().escape_ascii().to_string();
+        let (host, origin) = (said("host"), said("origin"));
         log::log!(
             level,
             "a request was refused (Host {host:.200?}, Origin {origin:.200?}): {words}"
