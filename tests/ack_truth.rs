@@ -4,7 +4,10 @@
 //! Three gateways, pairs of users across them, and deaths by chance but from a seed:
 //! `ACK_SEED=… ACK_KILLS=… cargo test --test ack_truth -- --nocapture` repeats or prolongs a run.
 
-#![allow(clippy::unwrap_used)]
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test's helpers are tests too: what they cannot do ends the test"
+)]
 
 mod common;
 

@@ -2,7 +2,10 @@
 //! and what an administrator may order, broadcasts and closing a user's connections, reaches all of
 //! it exactly once.
 
-#![allow(clippy::unwrap_used)]
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test's helpers are tests too: what they cannot do ends the test"
+)]
 
 mod common;
 

@@ -134,8 +134,10 @@ impl<R: Route> Connection<R> {
     }
 }
 
-// The error type is what tungstenite's callback asks for.
-#[allow(clippy::result_large_err)]
+#[allow(
+    clippy::result_large_err,
+    reason = "the error type is what tungstenite's callback asks for"
+)]
 async fn accept(socket: TcpStream) -> Result<(WebSocketStream<TcpStream>, Option<String>)> {
     let config = WebSocketConfig::default()
         .read_buffer_size(4096)

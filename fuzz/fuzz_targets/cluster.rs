@@ -7,7 +7,7 @@
 mod hostile;
 
 #[path = "../../tests/support/sim/chance.rs"]
-#[allow(dead_code)]
+#[allow(dead_code, reason = "tests use the rest of it")]
 mod chance;
 
 mod sim {

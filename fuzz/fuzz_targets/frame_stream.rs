@@ -5,7 +5,7 @@
 #![no_main]
 
 #[path = "../../tests/support/frame_oracle.rs"]
-#[allow(dead_code)]
+#[allow(dead_code, reason = "tests use the rest of it")]
 mod frame_oracle;
 
 use libfuzzer_sys::fuzz_target;

@@ -5,7 +5,7 @@
 #![no_main]
 
 #[path = "../../tests/support/sim/mod.rs"]
-#[allow(dead_code)]
+#[allow(dead_code, reason = "tests use the rest of it")]
 mod sim;
 
 use std::time::Duration;

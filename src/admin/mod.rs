@@ -1,8 +1,8 @@
 //! The admin API as data: the routes, the requests and the answers.
 //!
-//! Pure. A request comes in as it is ([`Request`]) and becomes an [`Action`] or the
-//! [`AdminReply`] that refuses it. The control thread carries actions out. [`ROUTES`] and
-//! `openapi.json` agree, and a test keeps them so.
+//! Pure. A request comes in as it is ([`Request`]) and becomes an [`Action`] or the [`AdminReply`]
+//! that refuses it. The control thread carries actions out. [`ROUTES`] and `openapi.json` agree,
+//! and a test keeps them so.
 //!
 //! | file | duty |
 //! | --- | --- |

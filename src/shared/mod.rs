@@ -220,8 +220,7 @@ impl Shared {
     }
 
     /// May one more handshake go on now? If so it counts against the admission rate. Its permit is
-    /// another matter: see
-    /// [`Shared::take_permit`].
+    /// another matter: see [`Shared::take_permit`].
     ///
     /// # Errors
     /// The reason to refuse it.

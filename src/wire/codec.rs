@@ -7,8 +7,7 @@ use super::message::ServerMessage;
 /// The codec of a connection.
 ///
 /// Bodies that many receivers share, and those on their way between threads and gateways, are made
-/// once, in
-/// [`Codec::Json`].
+/// once, in [`Codec::Json`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Codec {
     /// One JSON object per message.

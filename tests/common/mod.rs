@@ -5,7 +5,12 @@
 //! [`DEADLINE`]. A child is killed by its own process id and always reaped.
 
 #![allow(dead_code, unused_imports, reason = "every test file uses another part of it")]
-#![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
+#![allow(
+    clippy::unwrap_used,
+    missing_docs,
+    unreachable_pub,
+    reason = "helpers of tests are tests too, and no library"
+)]
 
 pub mod admin;
 pub mod authority;

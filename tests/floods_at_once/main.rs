@@ -5,7 +5,10 @@
 //! Every flood is a bounded loop; while it lasts, good users talk. Nothing is held to a time:
 //! [`latency_under_flood`] measures that, and runs only when it is asked for.
 
-#![allow(clippy::unwrap_used)]
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test's helpers are tests too: what they cannot do ends the test"
+)]
 
 #[path = "../common/mod.rs"]
 mod common;

@@ -6,8 +6,10 @@
 //! never on time, and the initial messages of a closed loop with 8 in flight are enough for every
 //! script.
 
-// A test's helpers are tests too: what they cannot do ends the test.
-#![allow(clippy::unwrap_used)]
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test's helpers are tests too: what they cannot do ends the test"
+)]
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
