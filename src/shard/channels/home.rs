@@ -264,9 +264,7 @@ impl Channels {
             received_ns: publish.received_ns,
         };
         let status = self.distribute(kernel, kernel.homes.partition(name), &publication);
-        if let (Some(status), Some(ack_to)) = (status, &ack_to) {
-            kernel.answer(ack_to, status);
-        }
+        kernel.answer_if_known(ack_to.as_ref(), status);
     }
 
     /// Publications of this partition do not come from other gateways any more.

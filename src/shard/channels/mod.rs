@@ -21,7 +21,7 @@ mod tables;
 use super::kernel::{Kernel, OVERLOADED};
 use crate::engine::SocketKey;
 use crate::ids::CHANNEL_BYTES_MAX;
-use crate::lanes::{AckTo, OutgoingPublication};
+use crate::lanes::OutgoingPublication;
 use crate::metrics::DropReason;
 use crate::router::channels::{ChannelIndex, ChannelTable as Table};
 use crate::router::interests::Interests;
@@ -220,12 +220,7 @@ impl Channels {
         Codec::Json.encode(&mut body, &ServerMessage::Publication(publication));
         let message = Encoded::new(&body);
         kernel.scratch = body;
-        let ack_to = client_id.map(|client_id| AckTo {
-            shard: kernel.me,
-            conn: kernel.key(slot),
-            client_id,
-            message_id: id,
-        });
+        let ack_to = kernel.ack_to(slot, client_id, id);
         let publication = OutgoingPublication {
             channel: (kernel.homes.channel_hash(channel), channel),
             message: &message,
@@ -242,9 +237,7 @@ impl Channels {
             kernel.metrics().dropped(DropReason::PublicationLaneFull);
             Some(AckStatus::Failed)
         };
-        if let (Some(status), Some(ack_to)) = (status, &ack_to) {
-            kernel.answer(ack_to, status);
-        }
+        kernel.answer_if_known(ack_to.as_ref(), status);
     }
 }
 

@@ -5,6 +5,7 @@
 //! through.
 
 use bytes::Bytes;
+use uuid::Uuid;
 
 use super::Kernel;
 use crate::auth::Grant;
@@ -176,6 +177,28 @@ impl Kernel {
     /// Queues an `error`.
     pub(in crate::shard) fn send_error(&mut self, slot: u32, id: Option<&str>, code: ErrorCode, message: &str) {
         self.send(slot, &ServerMessage::Error { id, code, message });
+    }
+
+    /// The receiver of the ack for what the connection on `slot` sent, if it gave an `id`.
+    pub(in crate::shard) fn ack_to<'a>(
+        &self,
+        slot: u32,
+        client_id: Option<&'a str>,
+        message_id: Uuid,
+    ) -> Option<AckTo<'a>> {
+        client_id.map(|client_id| AckTo {
+            shard: self.me,
+            conn: self.key(slot),
+            client_id,
+            message_id,
+        })
+    }
+
+    /// As [`Kernel::answer`], if the sender gave an `id` and the status is known by now.
+    pub(in crate::shard) fn answer_if_known(&mut self, ack_to: Option<&AckTo<'_>>, status: Option<AckStatus>) {
+        if let (Some(ack_to), Some(status)) = (ack_to, status) {
+            self.answer(ack_to, status);
+        }
     }
 
     /// Tells a sender what became of its message.

@@ -7,7 +7,7 @@ mod elsewhere;
 mod parked;
 
 use super::kernel::Kernel;
-use crate::lanes::{AckTo, Batch, LaneFull, MessageItem, OutgoingMessage, ToShard};
+use crate::lanes::{Batch, LaneFull, MessageItem, OutgoingMessage, ToShard};
 use crate::metrics::{DropReason, SentKind};
 use crate::router::UserHash;
 use crate::wire::codec::Codec;
@@ -103,12 +103,7 @@ impl Messages {
         Codec::Json.encode(&mut body, &ServerMessage::Message(message));
         let hash = kernel.homes.hash(to);
         let home = kernel.homes.home(hash);
-        let ack_to = client_id.map(|client_id| AckTo {
-            shard: kernel.me,
-            conn: kernel.key(slot),
-            client_id,
-            message_id,
-        });
+        let ack_to = kernel.ack_to(slot, client_id, message_id);
         let outgoing = OutgoingMessage {
             hash,
             to,
@@ -130,9 +125,7 @@ impl Messages {
             }
         };
         kernel.scratch = body;
-        if let (Some(status), Some(ack_to)) = (status, &ack_to) {
-            kernel.answer(ack_to, status);
-        }
+        kernel.answer_if_known(ack_to.as_ref(), status);
     }
 
     /// A message for a user of this shard from another one.
@@ -149,8 +142,6 @@ impl Messages {
         if status == Some(AckStatus::Delivered) {
             kernel.turn.from_lanes.push(message.received_ns);
         }
-        if let (Some(status), Some(ack_to)) = (status, &ack_to) {
-            kernel.answer(ack_to, status);
-        }
+        kernel.answer_if_known(ack_to.as_ref(), status);
     }
 }
