@@ -386,22 +386,29 @@ impl AdminService {
     async fn end_subscription(&self, user: Arc<str>, channel: Arc<str>) -> Result<AdminReply, AdminReply> {
         let home = self.home(&user);
         let command = ShardCommand::EndSubscription { user, channel };
-        let told = self.forward(command.clone()).await;
-        let closed = self.ask_count(home, ShardQuery::Command(command)).await?;
-        if !told {
-            let words = format!("{closed} subscriptions of this gateway were ended, {NOT_TOLD}");
-            return Err(AdminReply::refuse(AdminError::Unavailable, &words));
-        }
-        Ok(AdminReply::json(&ClosedInfo { closed }))
+        self.close_everywhere(home, command, "subscriptions of this gateway were ended")
+            .await
     }
 
     async fn close_user(&self, user: Arc<str>, reason: CloseReason) -> Result<AdminReply, AdminReply> {
         let home = self.home(&user);
         let command = ShardCommand::CloseUser { user, reason };
+        self.close_everywhere(home, command, "connections of this gateway were closed")
+            .await
+    }
+
+    /// Has the user's home shard and the other gateways do this. `done`: what of this gateway's
+    /// came of it, for a client that hears only of that.
+    async fn close_everywhere(
+        &self,
+        home: ShardId,
+        command: ShardCommand,
+        done: &str,
+    ) -> Result<AdminReply, AdminReply> {
         let told = self.forward(command.clone()).await;
         let closed = self.ask_count(home, ShardQuery::Command(command)).await?;
         if !told {
-            let words = format!("{closed} connections of this gateway were closed, {NOT_TOLD}");
+            let words = format!("{closed} {done}, {NOT_TOLD}");
             return Err(AdminReply::refuse(AdminError::Unavailable, &words));
         }
         Ok(AdminReply::json(&ClosedInfo { closed }))
